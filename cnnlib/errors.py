@@ -1,0 +1,25 @@
+"""The errors a user can cause or mend: one clear line each, exit code 2 on the command line."""
+
+
+class UserError(Exception):
+    """Bad input or a missing thing; the message names the thing, the place and the choices."""
+
+
+class ConfigError(UserError):
+    """The configuration asks for something that cannot be."""
+
+
+class DataError(UserError):
+    """A data file is missing, damaged or not what it claims to be."""
+
+
+class DeviceError(UserError):
+    """The machine lacks something a device needs: driver, toolkit, PyCUDA or a compiler."""
+
+
+class DoesNotFit(DeviceError):
+    """The device has not enough memory for what was asked."""
+
+
+class Unsupported(UserError):
+    """A stage has no operator for a layer, or its operator cannot take these sizes."""
