@@ -1,0 +1,161 @@
+"""The experiment as typed settings: config.yaml read, checked and completed with defaults.
+
+An unknown key, a wrong type or an impossible network is a ConfigError that names it; nothing is
+ever executed or unpickled from a config file.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cnnlib.datasets import DatasetSpec
+from cnnlib.errors import ConfigError
+from cnnlib.network import Network, first_problem, parse_layers
+
+PositiveInt = Annotated[int, Field(gt=0)]
+# Names become folders and wildcards of the workflow.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Section(BaseModel):
+    """A part of the config: no unknown keys, no silent conversions, fixed once read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Training(Section):
+    """Plain mini-batch gradient descent: v <- momentum v + gradient, w <- w - learning_rate v."""
+
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    epochs: PositiveInt
+    seed: int = Field(default=1, ge=0)
+
+
+class Sweep(Section):
+    """What is measured: every combination of these."""
+
+    datasets: list[Name] = Field(min_length=1)
+    networks: list[Name] = Field(min_length=1)
+    stages: list[Name] = Field(min_length=1)
+    batch_sizes: list[PositiveInt] = Field(min_length=1)
+    repeats: PositiveInt
+    device: Literal["auto", "cuda", "host"] = "auto"
+
+
+class Measuring(Section):
+    """How it is measured; see cnnlib.measure."""
+
+    warmup_seconds: float = Field(default=0.5, gt=0)
+    """Training before the clock starts, at least one step."""
+    latency_steps: PositiveInt = 50
+    """Steps timed one by one after the epochs."""
+    budget_seconds: float = Field(default=5.0, gt=0)
+    """A run whose epochs would take longer is timed this long and scaled (`extrapolated`)."""
+    budget_images: PositiveInt = 8
+    """Images timed at the least when a run is scaled."""
+    full: bool = False
+    """Run everything in full, however long it takes."""
+    resident_images: PositiveInt | Literal["auto"] = "auto"
+    """Images that the GPU holds per load; auto: as many as fit."""
+
+
+class Config(Section):
+    """Everything a user can change."""
+
+    results: str = Field(default="results", min_length=1)
+    datasets: dict[Name, DatasetSpec]
+    networks: dict[Name, list[Any]]
+    training: Training
+    sweep: Sweep
+    measuring: Measuring = Measuring()
+    figures: list[Name] | None = None
+    """Names of workflow/figures/NAME.py to draw; all of them if not given."""
+
+    def dataset(self, name: str, place: str) -> DatasetSpec:
+        """The data set's settings; ConfigError naming `place` and the choices if unknown."""
+        return lookup(self.datasets, name, "data set", place)
+
+    def network(self, name: str, dataset: str, place: str) -> Network:
+        """The network for the images of `dataset`; ConfigError if they do not go together."""
+        layers = lookup(self.networks, name, "network", place)
+        data = self.dataset(dataset, place)
+        return Network(name, tuple(data.shape), data.classes, parse_layers(name, layers))
+
+
+T = TypeVar("T")
+
+
+def lookup(choices: Mapping[str, T], name: str, what: str, place: str) -> T:
+    """choices[name], or a ConfigError that names the thing, the place and the choices."""
+    if name not in choices:
+        raise ConfigError(f"unknown {what} {name!r} in {place}; known: {', '.join(choices)}")
+    return choices[name]
+
+
+def parse_config(settings: Any, place: str = "config") -> Config:
+    """Settings (nested dicts, as YAML gives them) -> Config, checked; ConfigError otherwise."""
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{place} must be a mapping of settings, not {type(settings).__name__}")
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(first_problem(error, place, _model_at(error))) from None
+    sweep = config.sweep
+    for values, name in (
+        (sweep.datasets, "datasets"), (sweep.networks, "networks"), (sweep.stages, "stages"),
+        (sweep.batch_sizes, "batch_sizes"),
+    ):  # fmt: skip
+        repeated = [value for i, value in enumerate(values) if value in values[:i]]
+        if repeated:
+            raise ConfigError(f"{repeated[0]!r} stands twice in sweep.{name}")
+    for dataset in sweep.datasets:
+        images = config.dataset(dataset, "sweep.datasets").train_count
+        for batch_size in sweep.batch_sizes:
+            if images is not None and batch_size > images:
+                raise ConfigError(
+                    f"batch size {batch_size} in sweep.batch_sizes is larger than data set "
+                    f"'{dataset}' ({images} training images)"
+                )
+        for network in sweep.networks:
+            config.network(network, dataset, "sweep.networks")
+    return config
+
+
+def load_config(paths: Iterable[Path | str]) -> Config:
+    """Read YAML files, later ones over earlier ones key by key, as Snakemake's --configfile does."""
+    settings: dict[str, Any] = {}
+    place = ""
+    for path in paths:
+        place = str(path)
+        try:
+            part = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(part, dict):
+            raise ConfigError(f"{path} must hold a mapping of settings")
+        merge(settings, part)
+    return parse_config(settings, place)
+
+
+def merge(settings: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Put `changes` into `settings` in place, mappings merged and anything else replaced."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(settings.get(key), dict):
+            merge(settings[key], value)
+        else:
+            settings[key] = value
+
+
+def _model_at(error: ValidationError) -> type[BaseModel] | None:
+    """The section in which the first problem lies, so that its known keys can be listed."""
+    path = error.errors()[0]["loc"][:-1]
+    sections = {"training": Training, "sweep": Sweep, "measuring": Measuring}
+    if not path:
+        return Config
+    return sections.get(str(path[0])) if len(path) == 1 else None

@@ -1,0 +1,183 @@
+"""What a stage is, which of its operators serves which layers, and what every engine can do.
+
+A Stage is a frozen record of choices, so that the differences between stages read as text. An
+Engine trains one network by one stage at one batch size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from cnnlib.device import Device
+from cnnlib.errors import Unsupported
+from cnnlib.layers import Array, Layer, Shape
+from cnnlib.network import Network
+
+Bytes = NDArray[np.uint8]
+Order = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained and how: all that an engine needs besides its stage.
+
+    Images come as bytes; an engine computes with (byte - mean) / deviation.
+    """
+
+    network: Network
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.0
+    mean: float = 0.0
+    deviation: float = 1.0
+    resident_images: int | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rung of the ladder.
+
+    `operators` maps a run of layer kinds to the operator that serves it; the plan takes the longest
+    match, so fusing is a longer key.
+    """
+
+    name: str
+    title: str
+    """For figures and tables."""
+    change: str
+    """What is different from the stage before, in one sentence."""
+    runs_on: Literal["cpu", "gpu"]
+    engine: type["Engine"]
+    operators: Mapping[tuple[type[Layer], ...], Any] = field(default_factory=dict)
+    dtype: DTypeLike = np.float32
+    threads: int | None = None
+    """CPU threads; None: all cores."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further choices that the stage's own operators read, for variants of one stage."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Operator `operator` serves `network.layers[start:stop]`."""
+
+    operator: Any
+    network: Network
+    start: int
+    stop: int
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.network.layers[self.start : self.stop]
+
+    @property
+    def name(self) -> str:
+        """The names of the layers served, joined by +."""
+        return "+".join(self.network.layer_names[self.start : self.stop])
+
+    @property
+    def source_shape(self) -> Shape:
+        return self.network.shapes[self.start]
+
+    @property
+    def target_shape(self) -> Shape:
+        return self.network.shapes[self.stop]
+
+    @property
+    def is_first(self) -> bool:
+        """The first operator's source is the images: nobody wants their error."""
+        return self.start == 0
+
+
+def plan(stage: Stage, network: Network) -> tuple[Planned, ...]:
+    """Cover the network's layers from the input on, always by the longest run the stage knows.
+
+    Raises Unsupported naming the stage, the layer and what the stage can do.
+    """
+    planned: list[Planned] = []
+    start = 0
+    while start < len(network.layers):
+        kinds = tuple(type(layer) for layer in network.layers[start:])
+        runs = [key for key in stage.operators if kinds[: len(key)] == key]
+        if not runs:
+            known = ", ".join(
+                "+".join(layer.kind for layer in key) for key in stage.operators
+            )
+            raise Unsupported(
+                f"stage '{stage.name}' has no operator for {network.layer_names[start]} of "
+                f"network '{network.name}'; it knows: {known or 'nothing'}"
+            )
+        run = max(runs, key=len)
+        planned.append(Planned(stage.operators[run], network, start, start + len(run)))
+        start += len(run)
+    return tuple(planned)
+
+
+class Engine(ABC):
+    """Trains `setup.network` by `stage`: mini-batches of `setup.batch_size`, plain SGD.
+
+    The first images of `order` make the first batch, and so on; what is left over is dropped. The
+    gradient is that of the mean loss over the batch. After `load`, `train` is all that is timed.
+    """
+
+    kind: ClassVar[Literal["cpu", "gpu"]]
+
+    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
+        self.stage = stage
+        self.setup = setup
+        self.network = setup.network
+        self.plan = plan(stage, setup.network)
+
+    @abstractmethod
+    def load(self, images: Bytes, labels: Bytes) -> None:
+        """Make images (N, C, H, W) and labels (N,) the training set; not timed."""
+
+    @abstractmethod
+    def train(self, order: Order) -> float:
+        """Train on the batches of `order` (indices into the training set); mean loss of them.
+
+        Returns when the last update is visible to the host.
+        """
+
+    @abstractmethod
+    def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
+        """(mean loss, flat gradient) over up to batch_size images, parameters unchanged."""
+
+    @abstractmethod
+    def backward(self, images: Bytes, output_error: Array) -> Array:
+        """Flat gradient for a given derivative by the logits (n, classes), n up to batch_size."""
+
+    @abstractmethod
+    def logits(self, images: Bytes) -> Array:
+        """(n, classes) for any number n of images."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> Array:
+        """Copy of the flat parameter vector."""
+
+    @parameters.setter
+    @abstractmethod
+    def parameters(self, vector: Array) -> None: ...
+
+    @property
+    @abstractmethod
+    def velocity(self) -> Array:
+        """Copy of the momentum's flat vector (zeros at the start); with the parameters and the
+        position in the order it is the whole state of a training."""
+
+    @velocity.setter
+    @abstractmethod
+    def velocity(self, vector: Array) -> None: ...
+
+    def close(self) -> None:  # noqa: B027 - most engines hold nothing that must be let go
+        """Give back what the engine holds on its device."""
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

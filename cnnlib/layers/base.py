@@ -1,0 +1,71 @@
+"""What every layer kind says of itself."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+Shape = tuple[int, ...]
+Array = NDArray[Any]
+Views = dict[str, Array]
+
+
+class Layer(BaseModel, ABC):
+    """One layer of a network: its formula as plain loops over one image, and its shapes.
+
+    The loops are stage `naive` and, in float64, the reference every other stage is compared with,
+    so they are written to be read, not to be fast. Arrays hold one image: (C, H, W) or (N,).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    kind: ClassVar[str]
+    """The layer's key in config.yaml."""
+    shorthand: ClassVar[str]
+    """The field that a bare value sets: `dense: 84` is `dense: {units: 84}`."""
+
+    @abstractmethod
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of the target map; ValueError with the reason if `shape` cannot be taken."""
+
+    def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:
+        """Name -> shape of each parameter, for a source map of `shape`."""
+        return {}
+
+    def fan_in(self, shape: Shape) -> int:
+        """Number of inputs each unit sums over; 0 for layers without weights."""
+        return 0
+
+    def forward_flops(self, shape: Shape) -> int:
+        """Floating-point operations of one image's forward pass, a multiply-add counting two.
+
+        Only the products that dominate are counted (as is usual for rooflines): additions of a
+        bias, comparisons and activation functions are not.
+        """
+        return 0
+
+    @abstractmethod
+    def forward(self, parameters: Views, source: Array) -> Array:
+        """Target map of one image, as a new array of the source's dtype."""
+
+    @abstractmethod
+    def backward(
+        self, parameters: Views, source: Array, target: Array, target_error: Array
+    ) -> tuple[Array, Views]:
+        """(source_error, gradients): derivatives of the loss by the source and the parameters.
+
+        `target` is what `forward` returned for `source`, `target_error` the derivative of the loss
+        by it. New arrays throughout; gradients have the keys and shapes of `parameters`.
+        """
+
+
+def steps(length: int, window: int, stride: int) -> int:
+    """Number of windows of `window` elements, `stride` apart, that fit in `length` elements."""
+    return (length - window) // stride + 1
+
+
+def like(array: Array, shape: Shape) -> Array:
+    """Zeros of `shape` in the dtype of `array`."""
+    return np.zeros(shape, dtype=array.dtype)

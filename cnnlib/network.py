@@ -1,0 +1,175 @@
+"""A network is a tuple of layers: shapes, one flat parameter vector, and its arithmetic."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+from pydantic import ValidationError
+
+from cnnlib.errors import ConfigError
+from cnnlib.layers import KINDS, Activation, Array, Layer, Shape, Views
+
+# Variance of a unit's output over that of its inputs, by the activation that follows: He et al.
+# 2015 for relu, LeCun et al. 1998 for the functions that are near the identity at 0.
+GAIN = {"relu": 2.0, "tanh": 1.0, "sigmoid": 1.0}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One named view of the flat parameter vector."""
+
+    name: str
+    layer: int
+    key: str
+    offset: int
+    shape: Shape
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Network:
+    """`layers` applied to images of `input_shape` (C, H, W), ending in `classes` logits.
+
+    Raises ConfigError, naming the layer and its shapes, when the layers do not fit together.
+    """
+
+    name: str
+    input_shape: Shape
+    classes: int
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shapes) - 1 == 0 or math.prod(self.shapes[-1]) != self.classes:
+            raise ConfigError(
+                f"network '{self.name}' ends in shape {self.shapes[-1]}, "
+                f"but the data set has {self.classes} classes"
+            )
+
+    @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """conv1, activation1, subsample1, conv2, ...: the kind and its count from the input on."""
+        seen: Counter[str] = Counter()
+        names = []
+        for layer in self.layers:
+            seen[layer.kind] += 1
+            names.append(f"{layer.kind}{seen[layer.kind]}")
+        return tuple(names)
+
+    @cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shape of the input and of every layer's target, one image: len(layers) + 1 of them."""
+        shapes = [self.input_shape]
+        for name, layer in zip(self.layer_names, self.layers, strict=True):
+            try:
+                shapes.append(layer.output_shape(shapes[-1]))
+            except ValueError as error:
+                raise ConfigError(
+                    f"network '{self.name}': {name} cannot take its source of shape "
+                    f"{shapes[-1]}: {error}"
+                ) from None
+        return tuple(shapes)
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The named views, in the order they lie in the flat vector."""
+        parameters, offset = [], 0
+        for i, layer in enumerate(self.layers):
+            for key, shape in layer.parameter_shapes(self.shapes[i]).items():
+                parameters.append(Parameter(f"{self.layer_names[i]}.{key}", i, key, offset, shape))
+                offset += parameters[-1].size
+        return tuple(parameters)
+
+    @cached_property
+    def parameter_count(self) -> int:
+        return sum(parameter.size for parameter in self.parameters)
+
+    def views(self, vector: Array) -> list[Views]:
+        """For each layer its parameters as views (not copies) of the flat `vector`."""
+        views: list[Views] = [{} for _ in self.layers]
+        for p in self.parameters:
+            views[p.layer][p.key] = vector[p.offset : p.offset + p.size].reshape(p.shape)
+        return views
+
+    def initial_parameters(self, seed: int, dtype: DTypeLike = np.float32) -> Array:
+        """Flat vector of initial weights: uniform with variance gain / fan-in; biases are zero.
+
+        Drawn in float32 whatever the `dtype`, so that every stage starts from the same numbers.
+        """
+        generator = np.random.default_rng(seed)
+        vector = np.zeros(self.parameter_count, dtype=np.float32)
+        for i, views in enumerate(self.views(vector)):
+            if "weight" in views:
+                bound = math.sqrt(3 * self._gain(i) / self.layers[i].fan_in(self.shapes[i]))
+                views["weight"][...] = generator.uniform(-bound, bound, views["weight"].shape)
+        return vector.astype(dtype)
+
+    def _gain(self, layer: int) -> float:
+        following = self.layers[layer + 1 : layer + 2]
+        if following and isinstance(following[0], Activation):
+            return GAIN[following[0].function]
+        return 1.0
+
+    @cached_property
+    def forward_flops(self) -> tuple[int, ...]:
+        """Floating-point operations of each layer's forward pass, one image."""
+        return tuple(
+            layer.forward_flops(shape)
+            for layer, shape in zip(self.layers, self.shapes, strict=False)
+        )
+
+    @cached_property
+    def training_flops(self) -> tuple[int, ...]:
+        """Operations of each layer to train on one image: forward, weight gradient, source error.
+
+        The first layer with weights owes its source no error, so it counts twice, not three times.
+        """
+        first = next((i for i, flops in enumerate(self.forward_flops) if flops), None)
+        return tuple(
+            flops * (2 if i == first else 3) for i, flops in enumerate(self.forward_flops)
+        )
+
+
+def parse_layers(name: str, specs: Any) -> tuple[Layer, ...]:
+    """Layers from config.yaml's list: each entry `kind: {field: value}` or `kind: value`.
+
+    Raises ConfigError naming the network, the position, the field and the choices.
+    """
+    if not isinstance(specs, Sequence) or isinstance(specs, str) or not specs:
+        raise ConfigError(f"networks.{name} must be a list of layers, not {specs!r}")
+    return tuple(_parse_layer(f"networks.{name}[{i}]", spec) for i, spec in enumerate(specs))
+
+
+def _parse_layer(place: str, spec: Any) -> Layer:
+    known = ", ".join(KINDS)
+    if not isinstance(spec, dict) or len(spec) != 1:
+        raise ConfigError(f"{place} must be one `kind: settings` pair, not {spec!r}; known: {known}")
+    ((kind, settings),) = spec.items()
+    if kind not in KINDS:
+        raise ConfigError(f"unknown layer kind {kind!r} in {place}; known: {known}")
+    if not isinstance(settings, dict):
+        settings = {KINDS[kind].shorthand: settings}
+    try:
+        return KINDS[kind].model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(first_problem(error, f"{place}.{kind}", KINDS[kind])) from None
+
+
+def first_problem(error: ValidationError, place: str, model: type[Any] | None = None) -> str:
+    """One line for the first thing pydantic found wrong: where, what, and the known fields."""
+    problem = error.errors()[0]
+    # pydantic puts tags of unions and "function-..." steps into the path: only keys help a reader
+    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        fields = f"; known: {', '.join(model.model_fields)}" if model else ""
+        return f"unknown key '{problem['loc'][-1]}' in {place}{where.rpartition('.')[0]}{fields}"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    given = "" if problem["type"] == "missing" else f", not {problem['input']!r}"
+    return f"{place}{where}: {message}{given}"

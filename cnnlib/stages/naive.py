@@ -1,0 +1,129 @@
+"""Stage 1: one thread, one image at a time, plain loops, a new array for every result.
+
+The way a student writes it first, in numpy's default float64. The loops are the layers' own
+(cnnlib/layers): they are also the reference that every other stage is compared with.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from cnnlib.device import Device
+from cnnlib.engine import Bytes, Engine, Order, Setup, Stage
+from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample, Views, cross_entropy
+
+
+class Loops:
+    """Applies one layer's own loops to one image."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+
+    def forward(self, parameters: Views, source: Array) -> Array:
+        return self.layer.forward(parameters, source)
+
+    def backward(
+        self, parameters: Views, source: Array, target: Array, target_error: Array
+    ) -> tuple[Array, Views]:
+        return self.layer.backward(parameters, source, target, target_error)
+
+
+class OneByOne(Engine):
+    """Trains image by image; the whole gradient is added up before the batch's one update."""
+
+    kind = "cpu"
+
+    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
+        super().__init__(stage, setup, device)
+        self.operators = [p.operator(p.layers[0]) for p in self.plan]
+        self._parameters = np.zeros(self.network.parameter_count, stage.dtype)
+        self._velocity = np.zeros_like(self._parameters)
+
+    def load(self, images: Bytes, labels: Bytes) -> None:
+        self._images, self._labels = images, labels
+
+    def train(self, order: Order) -> float:
+        size = self.setup.batch_size
+        losses = []
+        for start in range(0, len(order) - size + 1, size):
+            batch = order[start : start + size]
+            loss, gradient = self.gradient(self._images[batch], self._labels[batch])
+            self.update(gradient)
+            losses.append(loss)
+        return float(np.mean(losses))
+
+    def update(self, gradient: Array) -> None:
+        """One step of gradient descent on the flat parameter vector."""
+        self._velocity = self.setup.momentum * self._velocity + gradient
+        self._parameters = self._parameters - self.setup.learning_rate * self._velocity
+
+    def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
+        total, loss_sum = np.zeros_like(self._parameters), 0.0
+        for image, label in zip(images, labels, strict=True):
+            maps = list(self._forward(image))
+            loss, error = cross_entropy(maps[-1].reshape(-1), int(label))
+            total = total + self._backward(maps, error)
+            loss_sum += loss
+        return loss_sum / len(images), total / len(images)
+
+    def backward(self, images: Bytes, output_error: Array) -> Array:
+        total = np.zeros_like(self._parameters)
+        for image, error in zip(images, output_error, strict=True):
+            total = total + self._backward(list(self._forward(image)), error)
+        return total
+
+    def logits(self, images: Bytes) -> Array:
+        outputs = np.empty((len(images), self.network.classes), self.stage.dtype)
+        for output, image in zip(outputs, images, strict=True):
+            *_, last = self._forward(image)
+            output[:] = last.reshape(-1)
+        return outputs
+
+    def _forward(self, image: Bytes) -> Iterator[Array]:
+        """The map before the first layer and after each one."""
+        dtype = self._parameters.dtype.type
+        maps = (image - dtype(self.setup.mean)) / dtype(self.setup.deviation)
+        yield maps
+        parameters = self.network.views(self._parameters)
+        for operator, views in zip(self.operators, parameters, strict=True):
+            maps = operator.forward(views, maps)
+            yield maps
+
+    def _backward(self, maps: list[Array], output_error: Array) -> Array:
+        """Flat gradient of one image from its maps and the derivative by its logits."""
+        gradient = np.zeros_like(self._parameters)
+        parameters, gradients = self.network.views(self._parameters), self.network.views(gradient)
+        error = output_error.astype(self._parameters.dtype).reshape(maps[-1].shape)
+        for i in reversed(range(len(self.operators))):
+            error, found = self.operators[i].backward(parameters[i], maps[i], maps[i + 1], error)
+            for key, values in found.items():
+                gradients[i][key][...] = values
+        return gradient
+
+    @property
+    def parameters(self) -> Array:
+        return self._parameters.copy()
+
+    @parameters.setter
+    def parameters(self, vector: Array) -> None:
+        self._parameters = np.array(vector, dtype=self.stage.dtype)
+
+    @property
+    def velocity(self) -> Array:
+        return self._velocity.copy()
+
+    @velocity.setter
+    def velocity(self, vector: Array) -> None:
+        self._velocity = np.array(vector, dtype=self.stage.dtype)
+
+
+STAGE = Stage(
+    name="naive",
+    title="1 naive",
+    change="plain loops over maps and positions in numpy, one image at a time, one thread",
+    runs_on="cpu",
+    engine=OneByOne,
+    operators={(kind,): Loops for kind in (Conv, Activation, Subsample, Dense)},
+    dtype=np.float64,
+    threads=1,
+)
