@@ -4,6 +4,7 @@ A Stage is a frozen record of choices, so that the differences between stages re
 Engine trains one network by one stage at one batch size.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,7 +124,10 @@ class Engine(ABC):
     gradient is that of the mean loss over the batch. After `load`, `train` is all that is timed.
     """
 
-    kind: ClassVar[Literal["cpu", "gpu"]]
+    image_by_image: ClassVar[bool] = False
+    """Whether the time per image is the same at every batch size, because images do not meet."""
+    event_seconds: float = math.nan
+    """The last `train` by the device's own events; nan where there are none."""
 
     def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
         self.stage = stage
@@ -172,6 +176,10 @@ class Engine(ABC):
     @velocity.setter
     @abstractmethod
     def velocity(self, vector: Array) -> None: ...
+
+    def time_update(self) -> float:
+        """Seconds of one update alone, for image-by-image engines; the parameters may change."""
+        raise NotImplementedError
 
     def close(self) -> None:  # noqa: B027 - most engines hold nothing that must be let go
         """Give back what the engine holds on its device."""

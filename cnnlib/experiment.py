@@ -1,0 +1,76 @@
+"""The runs that a config asks for, and where each one's files lie."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnlib.config import Config, load_config, parse_config
+from cnnlib.engine import Stage, plan
+from cnnlib.stages import find_stage
+
+__all__ = ["Run", "check_experiment", "load_experiment", "runs"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement: a stage training a network at one batch size, the repeat-th time."""
+
+    dataset: str
+    network: str
+    stage: str
+    batch_size: int
+    repeat: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie, relative to the results folder."""
+        return (
+            Path("runs") / self.dataset / self.network / self.stage
+            / f"b{self.batch_size}" / f"r{self.repeat}"
+        )  # fmt: skip
+
+
+def runs(config: Config) -> list[Run]:
+    """Every run of the sweep; repeats outermost, so that slow drift of a machine hits all alike."""
+    sweep = config.sweep
+    return [
+        Run(dataset, network, stage, batch_size, repeat)
+        for repeat in range(1, sweep.repeats + 1)
+        for dataset in sweep.datasets
+        for network in sweep.networks
+        for batch_size in sweep.batch_sizes
+        for stage in sweep.stages
+    ]
+
+
+def seed_of(config: Config, repeat: int) -> int:
+    """Repeat r starts from seed + r - 1 in every stage, so that a spread over seeds is seen."""
+    return config.training.seed + repeat - 1
+
+
+def check_experiment(config: Config) -> Config:
+    """Check what config.py alone cannot: that stages exist and can serve the networks."""
+    for name in config.sweep.stages:
+        stage: Stage = find_stage(name, "sweep.stages")
+        for dataset in config.sweep.datasets:
+            for network in config.sweep.networks:
+                plan(stage, config.network(network, dataset, "sweep.networks"))
+    return config
+
+
+def load_experiment(paths: Iterable[Path | str]) -> Config:
+    """Read config files, later over earlier, and check the whole experiment; ConfigError if bad."""
+    return check_experiment(load_config(paths))
+
+
+def parse_experiment(settings: object) -> Config:
+    """The same for settings that have been read already (Snakemake's `config`)."""
+    return check_experiment(parse_config(settings))
+
+
+def digest(config: Config) -> str:
+    """Short hash of every setting, for provenance."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,219 @@
+"""One measurement: validate, warm up, time epochs and single steps, write the rows.
+
+An epoch runs from before its order is drawn until its last update is visible to the host:
+shuffling, gathering, every transfer the stage needs, compute, update. Compiling, loading the data
+set into host memory, validation, warm-up and evaluation are outside.
+"""
+
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cnnlib import records
+from cnnlib.config import Config
+from cnnlib.datasets import Dataset
+from cnnlib.engine import Engine, Stage
+from cnnlib.errors import DoesNotFit
+from cnnlib.experiment import Run, digest, seed_of
+from cnnlib.files import write_whole
+from cnnlib.machine import cpu_description, provenance
+from cnnlib.stages import find_stage
+from cnnlib.training import accuracy, epoch_order, open_engine, start, train_epochs
+from cnnlib.validate import ValidationFailed, validate
+
+Row = dict[str, Any]
+
+# Rows of an extrapolated run: blocks are timed until their spread is this small (or time is up).
+ENOUGH_BLOCKS = 5
+SMALL_SPREAD = 0.02
+
+
+@dataclass
+class Rows:
+    """The rows of one run, each completed with the run's identity and standing."""
+
+    run: Run
+    seed: int
+    device: str = ""
+    device_kind: str = "cpu"
+    validated: bool = False
+    extrapolated: bool = False
+
+    def __post_init__(self) -> None:
+        self.epochs: list[Row] = []
+        self.steps: list[Row] = []
+
+    def _complete(self, row: Row, status: str) -> Row:
+        return {
+            "dataset": self.run.dataset,
+            "network": self.run.network,
+            "stage": self.run.stage,
+            "device": self.device,
+            "batch_size": self.run.batch_size,
+            "seed": self.seed,
+            "repeat": self.run.repeat,
+            **row,
+            "device_kind": self.device_kind,
+            "status": status,
+            "validated": self.validated,
+            "extrapolated": self.extrapolated,
+        }
+
+    def epoch(self, status: str = "ok", **values: Any) -> None:
+        row = dict(
+            epoch=len(self.epochs) + 1, images=0, epoch_seconds=math.nan, event_seconds=math.nan,
+            loss=math.nan, test_accuracy=math.nan,
+        )  # fmt: skip
+        self.epochs.append(self._complete(row | values, status))
+
+    def step(self, seconds: float) -> None:
+        row = {"step": len(self.steps) + 1, "step_seconds": seconds}
+        self.steps.append(self._complete(row, "ok"))
+
+
+def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
+    """Measure `run` and write epochs.csv, steps.csv and run.json into `folder`; returns it.
+
+    A batch that does not fit the device gives one `does_not_fit` row, a loss that is not finite
+    ends the run with a `diverged` row; both are results. Raises ValidationFailed (nothing is
+    written) when the stage computes wrong gradients.
+    """
+    stage = find_stage(run.stage, "--stage")
+    network = config.network(run.network, run.dataset, "--network")
+    rows = Rows(run, seed_of(config, run.repeat), cpu_description(stage.threads))
+    began = datetime.now(UTC)
+    described: dict[str, Any] = {}
+    try:
+        with open_engine(stage, config, network, dataset, _engine_batch(config, run, stage)) as (
+            engine,
+            rows.device,
+            rows.device_kind,
+        ):
+            described = {"plan": [f"{p.name}: {p.operator.__name__}" for p in engine.plan]}
+            _measure(config, rows, engine, dataset)
+    except DoesNotFit as error:
+        described["does_not_fit"] = str(error)
+        rows.epoch("does_not_fit")
+    records.write(folder / "epochs.csv", "epochs", rows.epochs)
+    records.write(folder / "steps.csv", "steps", rows.steps)
+    facts = {
+        "run": vars(run),
+        "seed": rows.seed,
+        "device": rows.device,
+        "device_kind": rows.device_kind,
+        "status": rows.epochs[-1]["status"],
+        "started": began.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - began).total_seconds(), 3),
+        "config": digest(config),
+        **described,
+        **provenance(),
+    }
+    # Written last: where run.json stands, the run is complete.
+    with write_whole(folder / "run.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def _engine_batch(config: Config, run: Run, stage: Stage) -> int:
+    """The batch the engine is built for: the run's, or a part of it for an image-by-image stage.
+
+    Stage 1's time per image does not depend on the batch (only its update does, which is timed
+    apart), so within a budget it need not train on 4096 images to tell how long they would take.
+    """
+    if stage.engine.image_by_image and not config.measuring.full:
+        return min(run.batch_size, config.measuring.budget_images)
+    return run.batch_size
+
+
+def _measure(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> None:
+    size = engine.setup.batch_size
+    start(engine, rows.seed)
+    validate(engine, dataset.train_images[:size], dataset.train_labels[:size])
+    rows.validated = True
+    start(engine, rows.seed)
+    seconds_per_image = _warm_up(config, engine, dataset, rows.seed)
+    start(engine, rows.seed)
+    whole = seconds_per_image * len(dataset.train_labels) * config.training.epochs
+    if whole > config.measuring.budget_seconds and not config.measuring.full:
+        rows.extrapolated = True
+        _time_blocks(config, rows, engine, dataset)
+    else:
+        _time_epochs(config, rows, engine, dataset)
+
+
+def _warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> float:
+    """Train for warmup_seconds, at least one step; seconds per image of the last steps."""
+    size = engine.setup.batch_size
+    order = epoch_order(len(dataset.train_labels), seed, 0)
+    ends = time.perf_counter() + config.measuring.warmup_seconds
+    steps = 1
+    while True:
+        began = time.perf_counter()
+        engine.train(order[: steps * size])
+        now = time.perf_counter()
+        if now >= ends:
+            return (now - began) / (steps * size)
+        steps = min(2 * steps, len(order) // size)
+
+
+def _time_epochs(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> None:
+    count, size = len(dataset.train_labels), engine.setup.batch_size
+    for done in train_epochs(engine, count, config.training.epochs, rows.seed):
+        rows.epoch(
+            "diverged" if done.diverged else "ok",
+            images=done.images,
+            epoch_seconds=done.seconds,
+            event_seconds=engine.event_seconds,
+            loss=done.loss,
+            test_accuracy=accuracy(engine, dataset.test_images, dataset.test_labels),
+        )
+        if done.diverged:
+            return
+    order = epoch_order(count, rows.seed, config.training.epochs + 1)
+    for step in range(min(config.measuring.latency_steps, count // size)):
+        began = time.perf_counter()
+        engine.train(order[step * size : (step + 1) * size])
+        rows.step(time.perf_counter() - began)
+
+
+def _time_blocks(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> None:
+    """Time single steps until their spread is small or the budget is spent; scale each one.
+
+    A block is one step of the engine. For an image-by-image stage the engine's batch may be smaller
+    than the run's; the time of its update is measured apart and counted once a real step.
+    """
+    count, size = len(dataset.train_labels), engine.setup.batch_size
+    batch_size = rows.run.batch_size
+    steps = count // batch_size
+    order = epoch_order(count, rows.seed, 1)
+    update_seconds = engine.time_update() if size < batch_size else 0.0
+    times: list[float] = []
+    ends = time.perf_counter() + config.measuring.budget_seconds
+    while len(times) < count // size:
+        block = order[len(times) * size : (len(times) + 1) * size]
+        began = time.perf_counter()
+        loss = engine.train(block)
+        now = time.perf_counter()
+        times.append(now - began)
+        step_seconds = (times[-1] - update_seconds) * batch_size / size + update_seconds
+        status = "ok" if math.isfinite(loss) else "diverged"
+        rows.epoch(status, images=size, epoch_seconds=step_seconds * steps, loss=loss)
+        rows.step(step_seconds)
+        if status == "diverged" or now > ends or _settled(times):
+            return
+
+
+def _settled(times: list[float]) -> bool:
+    """Whether the median is known within SMALL_SPREAD: quartile distance over root n, as usual."""
+    if len(times) < ENOUGH_BLOCKS:
+        return False
+    lower, middle, upper = statistics.quantiles(times, n=4)
+    return (upper - lower) / math.sqrt(len(times)) < SMALL_SPREAD * middle
+
+
+__all__ = ["ValidationFailed", "measure"]

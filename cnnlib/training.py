@@ -1,0 +1,205 @@
+"""The only training loop, its checkpoints, and how an engine is opened for it."""
+
+import math
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from cnnlib.config import Config
+from cnnlib.datasets import Dataset
+from cnnlib.device import Device, open_device
+from cnnlib.engine import Bytes, Engine, Order, Setup, Stage
+from cnnlib.errors import DataError
+from cnnlib.files import write_whole
+from cnnlib.machine import cpu_description
+from cnnlib.network import Network
+
+CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch (counted from 1) did: wall-clock seconds, images trained on, mean loss."""
+
+    epoch: int
+    seconds: float
+    images: int
+    loss: float
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.loss)
+
+
+@dataclass
+class State:
+    """Where a training stands: everything needed to go on bit for bit."""
+
+    epoch: int = 1
+    step: int = 0
+    """Steps of this epoch already done."""
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    """Sum of the mean losses of the steps done."""
+
+
+@contextmanager
+def open_engine(
+    stage: Stage, config: Config, network: Network, dataset: Dataset, batch_size: int
+) -> Iterator[tuple[Engine, str, str]]:
+    """(engine, device name, device kind) with the training set loaded and threads limited.
+
+    Raises DeviceError when the device asked for is not there, DoesNotFit when the batch is too
+    large for it. Parameters are not set yet.
+    """
+    setup = Setup(
+        network=network,
+        batch_size=batch_size,
+        learning_rate=config.training.learning_rate,
+        momentum=config.training.momentum,
+        mean=dataset.mean,
+        deviation=dataset.deviation,
+        resident_images=config.measuring.resident_images,
+    )
+    device: Device | None = None
+    name, kind = cpu_description(stage.threads), "cpu"
+    if stage.runs_on == "gpu":
+        device = open_device(config.sweep.device)
+        name, kind = device.name, device.kind
+    try:
+        with threadpool_limits(stage.threads), stage.engine(stage, setup, device) as engine:
+            engine.load(dataset.train_images, dataset.train_labels)
+            yield engine, name, kind
+    finally:
+        if device is not None:
+            device.close()
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Order:
+    """The order in which epoch `epoch` visits `count` images: the same in every stage."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def start(engine: Engine, seed: int) -> None:
+    """Initial weights of `seed`, no momentum."""
+    engine.parameters = engine.network.initial_parameters(seed)
+    engine.velocity = np.zeros(engine.network.parameter_count, np.float32)
+
+
+def train_epochs(
+    engine: Engine,
+    count: int,
+    epochs: int,
+    seed: int,
+    *,
+    checkpoint: Path | None = None,
+    report: Callable[[State, int], None] | None = None,
+    seconds_between: float = CHECKPOINT_SECONDS,
+) -> Iterator[Epoch]:
+    """Train on the `count` images loaded, from the engine's current state; one Epoch each.
+
+    Ends early, after the epoch in question, when the loss is no longer finite. An epoch's clock
+    runs from before its order is drawn until its last update is visible to the host. With
+    `checkpoint` or `report` an epoch is done in blocks of about a second; in between, `report` is
+    called with the state and the steps per epoch, and the state is saved every `seconds_between`
+    seconds (and at each epoch's end), off the clock. An existing checkpoint is gone on from.
+    """
+    size = engine.setup.batch_size
+    steps = count // size
+    state = State()
+    if checkpoint is not None and checkpoint.exists():
+        state = load_checkpoint(checkpoint, engine, seed)
+    saved = time.monotonic()
+    block = steps if checkpoint is None and report is None else 1
+    while state.epoch <= epochs:
+        began = time.perf_counter()
+        order = epoch_order(count, seed, state.epoch)
+        while state.step < steps:
+            # Blocks end at fixed multiples, so that a resumed epoch sees the same batches.
+            end = min(state.step + block, steps)
+            loss = engine.train(order[state.step * size : end * size])
+            now = time.perf_counter()
+            elapsed, began = now - began, now
+            state.seconds += elapsed
+            state.loss_sum += loss * (end - state.step)
+            state.step = end
+            if not math.isfinite(loss):
+                break
+            if block < steps:
+                block = max(1, min(steps, int(block / max(elapsed, 1e-3)) or 1, 2 * block))
+            if report is not None:
+                report(state, steps)
+            if checkpoint is not None and time.monotonic() - saved > seconds_between:
+                save_checkpoint(checkpoint, engine, seed, state)
+                saved = time.monotonic()
+            began = time.perf_counter()
+        done = Epoch(
+            state.epoch, state.seconds, state.step * size, state.loss_sum / max(state.step, 1)
+        )
+        state = State(epoch=state.epoch + 1)
+        if checkpoint is not None and not done.diverged:
+            save_checkpoint(checkpoint, engine, seed, state)
+            saved = time.monotonic()
+        yield done
+        if done.diverged:
+            return
+
+
+def accuracy(engine: Engine, images: Bytes, labels: Bytes) -> float:
+    """Share of `images` whose most probable class is the label; nan if any logit is not finite."""
+    logits = engine.logits(images)
+    if not np.isfinite(logits).all():
+        return math.nan
+    return float(np.mean(logits.argmax(axis=1) == labels))
+
+
+def save_checkpoint(path: Path, engine: Engine, seed: int, state: State) -> None:
+    """Parameters, velocity and position, as a whole file; the old one stays until it is there."""
+    with write_whole(path) as temporary, open(temporary, "wb") as out:
+        np.savez(
+            out,
+            stage=engine.stage.name,
+            network=engine.network.name,
+            batch_size=engine.setup.batch_size,
+            seed=seed,
+            parameters=engine.parameters,
+            velocity=engine.velocity,
+            **vars(state),
+        )
+
+
+def load_checkpoint(path: Path, engine: Engine, seed: int) -> State:
+    """Put a checkpoint's parameters and velocity into `engine` and return its position.
+
+    Raises DataError naming the file when it is damaged or belongs to another training.
+    """
+    wanted: dict[str, Any] = {
+        "stage": engine.stage.name,
+        "network": engine.network.name,
+        "batch_size": engine.setup.batch_size,
+        "seed": seed,
+    }
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            found = {key: saved[key].item() for key in wanted}
+            parameters, velocity = saved["parameters"], saved["velocity"]
+            state = State(**{key: saved[key].item() for key in vars(State())})
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"checkpoint {path} is damaged ({error}); remove it to start again"
+        ) from None
+    if found != wanted or parameters.shape != (engine.network.parameter_count,):
+        raise DataError(
+            f"checkpoint {path} belongs to another training ({found}, not {wanted}); "
+            f"remove it to start again"
+        )
+    engine.parameters = parameters
+    engine.velocity = velocity
+    return state
