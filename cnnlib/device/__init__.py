@@ -1,0 +1,60 @@
+"""Devices that run kernels: a GPU through PyCUDA, or this machine's processor."""
+
+import warnings
+
+from cnnlib.device.api import (
+    Argument,
+    Device,
+    DeviceArray,
+    Event,
+    Extent,
+    Kernel,
+    KernelError,
+    Module,
+    Resources,
+)
+from cnnlib.device.compiler import sanitizer_environment
+from cnnlib.errors import DeviceError
+
+__all__ = [
+    "CHOICES",
+    "Argument",
+    "Device",
+    "DeviceArray",
+    "Event",
+    "Extent",
+    "Kernel",
+    "KernelError",
+    "Module",
+    "Resources",
+    "open_device",
+    "sanitizer_environment",
+]
+
+CHOICES = ("auto", "cuda", "host")
+
+
+def open_device(choice: str = "auto") -> Device:
+    """Open the device of that name; 'auto' takes cuda when it works, else host.
+
+    Raises DeviceError saying what is missing: driver, toolkit or PyCUDA for cuda, a C++ compiler for
+    host.
+    """
+    if choice not in CHOICES:
+        raise DeviceError(f"unknown device '{choice}'; known: {', '.join(CHOICES)}")
+    if choice in ("auto", "cuda"):
+        from cnnlib.device import cuda
+
+        if choice == "cuda":
+            return cuda.CudaDevice()
+        missing = cuda.missing_parts()
+        if not missing:
+            return cuda.CudaDevice()
+        if cuda.gpu_present():
+            warnings.warn(
+                f"there is a GPU but {'; '.join(missing)}: using the host instead",
+                stacklevel=2,
+            )
+    from cnnlib.device import host
+
+    return host.HostDevice()

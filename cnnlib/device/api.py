@@ -1,0 +1,175 @@
+"""What a device is: the promises that `cuda` and `host` both keep."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from cnnlib.errors import DeviceError
+
+Extent = int | Sequence[int]
+"""A grid (in blocks) or a block (in threads): an int, or up to three, x first."""
+
+
+class KernelError(DeviceError):
+    """A kernel was launched wrongly, or went wrong: divergent barrier, lost shuffle partner."""
+
+
+class Resources(NamedTuple):
+    """What the compiler gave a kernel."""
+
+    registers: int  # per thread
+    shared_bytes: int  # per block, arrays of fixed size
+    local_bytes: int  # per thread, spills included
+
+
+class DeviceArray(Protocol):
+    """A C-contiguous array in the device's memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> "np.dtype[Any]": ...
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def set(self, source: np.ndarray) -> None:
+        """Copy `source` (same shape and dtype, else DeviceError) to the device.
+
+        Asynchronous if `source` came from `Device.pinned`: it must then stay as it is until the
+        device is synchronised.
+        """
+
+    def get(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Copy to `out` (same shape and dtype, C-contiguous) or to a new array, and wait for it."""
+
+    def part(self, start: int, shape: int | Sequence[int]) -> "DeviceArray":
+        """The elements from flat element `start` on, as an array of `shape` in the same memory."""
+
+    def fill_bytes(self, value: int = 0xFF) -> None:
+        """Set every byte; 0xFF makes floats NaN and integers -1 (or the largest unsigned)."""
+
+    def free(self) -> None:
+        """Give the memory back now. Any later use, of a part too, is a DeviceError."""
+
+
+Argument = DeviceArray | int | float
+
+
+class Kernel(Protocol):
+    """A compiled kernel, to be launched on the device's one in-order stream."""
+
+    name: str
+
+    def __call__(self, grid: Extent, block: Extent, *args: Argument) -> None:
+        """Launch. An array is passed as a pointer, an int as a C int, a float as a C float.
+
+        Raises KernelError for a wrong number or kind of arguments or an impossible grid or block.
+        """
+
+    def resources(self) -> Resources | None:
+        """Registers and memory it uses; None where the device has no such notion (host)."""
+
+
+class Module(Protocol):
+    """Kernels compiled from one source."""
+
+    name: str
+
+    def kernel(self, name: str) -> Kernel: ...
+
+
+class Event(Protocol):
+    """A moment on the device's stream."""
+
+    def record(self) -> None: ...
+
+    def seconds_since(self, earlier: "Event") -> float:
+        """Seconds between two recorded events; waits until the device has passed both."""
+
+
+class Device(Protocol):
+    """One device with one in-order stream."""
+
+    kind: str  # 'cuda' | 'host'
+    name: str
+    multiprocessors: (
+        int  # blocks that run side by side, at least; OS threads on the host
+    )
+
+    def array(
+        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
+    ) -> DeviceArray:
+        """A new array, every byte 0xFF. Raises DoesNotFit, which names the bytes wanted and free."""
+
+    def pinned(
+        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
+    ) -> np.ndarray:
+        """A host array that the device can copy from asynchronously (page-locked on cuda)."""
+
+    def compile(
+        self, source: str, name: str, kernels: Sequence[str], flags: Sequence[str] = ()
+    ) -> Module:
+        """Compile a translation unit that #includes files of kernels/; `name` is for messages.
+
+        Cached by content, in memory and on disk. Raises DeviceError with the compiler's first error.
+        """
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for so far is done."""
+
+    def event(self) -> Event: ...
+
+    def free_bytes(self) -> int:
+        """Bytes that arrays may still take."""
+
+    def used_bytes(self) -> int:
+        """Bytes held by this device's arrays."""
+
+    def close(self) -> None:
+        """Free everything. Arrays, modules and events of this device are of no use afterwards."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def extent(value: Extent, what: str) -> tuple[int, int, int]:
+    """`value` as three positive ints."""
+    sizes = (value,) if isinstance(value, (int, np.integer)) else tuple(value)
+    if not 1 <= len(sizes) <= 3 or any(int(size) < 1 for size in sizes):
+        raise KernelError(f"{what} {value!r}: expected one to three positive ints")
+    x, y, z = (*(int(size) for size in sizes), 1, 1)[:3]
+    return x, y, z
+
+
+def shape_tuple(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """`shape` as a tuple of non-negative ints."""
+    sizes = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    result = tuple(int(size) for size in sizes)
+    if any(size < 0 for size in result):
+        raise DeviceError(f"array of shape {result}: a size is negative")
+    return result
+
+
+def check_copy(
+    where: str, shape: tuple[int, ...], dtype: "np.dtype[Any]", array: np.ndarray
+) -> None:
+    """Raise DeviceError unless `array` can be copied bit by bit from or to a device array."""
+    if array.shape != shape or array.dtype != dtype:
+        raise DeviceError(
+            f"{where}: device array is {dtype}{list(shape)}, host array is "
+            f"{array.dtype}{list(array.shape)}"
+        )
+
+
+def check_part(shape: tuple[int, ...], start: int, size: int, whole: int) -> None:
+    """Raise DeviceError unless elements start..start+size lie within `whole` elements."""
+    if start < 0 or start + size > whole:
+        raise DeviceError(
+            f"part of shape {list(shape)} from element {start}: the array has {whole} elements"
+        )

@@ -1,0 +1,77 @@
+"""Compiled code on disk, known by the content it was made from."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from cnnlib.files import write_whole
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+"""The folder of kernel sources, which every compiler gets as an include path."""
+
+_MARK = b"\ncnnlib sha256 "
+
+
+def cache_folder() -> Path:
+    """$CNNLIB_CACHE, or .cache/cnnlib in the home folder (or below $XDG_CACHE_HOME)."""
+    chosen = os.environ.get("CNNLIB_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "cnnlib"
+
+
+def kernel_files(*patterns: str) -> list[Path]:
+    """Files of kernels/ that match, in a fixed order."""
+    return sorted(path for pattern in patterns for path in KERNELS.glob(pattern))
+
+
+def content_key(parts: Iterable[str | bytes], files: Iterable[Path] = ()) -> str:
+    """A name for what comes out of these texts and files: 40 hexadecimal digits."""
+    digest = hashlib.sha256()
+
+    def add(data: bytes) -> None:
+        digest.update(str(len(data)).encode() + b":" + data)
+
+    for part in parts:
+        add(part.encode() if isinstance(part, str) else part)
+    for path in files:
+        add(path.name.encode())
+        add(path.read_bytes())
+    return digest.hexdigest()[:40]
+
+
+def cached(key: str, suffix: str, build: Callable[[Path], None]) -> Path:
+    """The file made by `build(path)`, kept under `key`.
+
+    A digest follows the content, so that a damaged entry is seen and built again (loaders of shared
+    libraries and cubins do not read so far). Two processes may build at once: each renames a whole file
+    into place and either will do.
+    """
+    target = cache_folder() / f"{key}{suffix}"
+    if not _is_whole(target):
+        with write_whole(target) as path:
+            build(path)
+            content = path.read_bytes()
+            with open(path, "ab") as stream:
+                stream.write(_MARK + hashlib.sha256(content).hexdigest().encode())
+    return target
+
+
+def content_of(path: Path) -> bytes:
+    """What `build` wrote to a cached file, without the digest."""
+    return path.read_bytes()[: -len(_MARK) - 64]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    content, mark, digest = (
+        data[: -len(_MARK) - 64],
+        data[-len(_MARK) - 64 : -64],
+        data[-64:],
+    )
+    return mark == _MARK and hashlib.sha256(content).hexdigest().encode() == digest

@@ -1,0 +1,205 @@
+"""The machine's C++ compiler, for the host device."""
+
+import functools
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from cnnlib.errors import DeviceError
+
+SANITIZERS = ("address", "undefined")
+
+
+class Compiler(NamedTuple):
+    """A C++ compiler and how it is called here."""
+
+    command: tuple[str, ...]
+    version: str  # its first line about itself
+    label: str  # e.g. 'g++ 12.2.0'
+
+    @property
+    def is_clang(self) -> bool:
+        return "clang" in self.version
+
+
+def find_compiler() -> Compiler:
+    """$CXX, else g++, clang++ or c++ from PATH; DeviceError with the remedy when there is none."""
+    chosen = os.environ.get("CXX", "").strip()
+    if chosen:
+        command = tuple(shlex.split(chosen))
+        if shutil.which(command[0]) is None:
+            raise DeviceError(
+                f"device host: CXX={chosen}: no such program; set CXX to a C++17 compiler "
+                "(g++ or clang++) or unset it"
+            )
+        return _describe(command, os.environ.get("PATH", ""))
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return _describe((name,), os.environ.get("PATH", ""))
+    raise DeviceError(
+        "device host: no C++ compiler (looked for g++, clang++ and c++ on PATH); install one, "
+        "e.g. the package g++, or set CXX"
+    )
+
+
+@functools.cache
+def _describe(command: tuple[str, ...], path: str) -> Compiler:
+    del path  # part of the cache's key: another PATH may mean another program
+    try:
+        shown = subprocess.run(
+            [*command, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise DeviceError(
+            f"device host: '{shlex.join(command)} --version' fails: {error}"
+        ) from error
+    lines = shown.splitlines() or ["unknown"]
+    numbers = [word for word in lines[0].split() if word[:1].isdigit() and "." in word]
+    label = f"{Path(command[0]).name} {numbers[-1] if numbers else ''}".strip()
+    return Compiler(command, lines[0], label)
+
+
+@functools.cache
+def cpu_model() -> tuple[str, str]:
+    """The processor's name, and all that decides what code 'native' makes."""
+    name, features = platform.processor() or platform.machine(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            field, _, value = line.partition(":")
+            if field.strip() == "model name":
+                name = value.strip()
+            elif field.strip() in ("flags", "Features"):
+                features = " ".join(sorted(value.split()))
+                break
+    except OSError:
+        pass
+    return name, f"{platform.machine()} {name} {features}"
+
+
+def sanitizers() -> tuple[str, ...]:
+    """What CNNLIB_SANITIZE asks for, e.g. 'address,undefined'; DeviceError for an unknown one."""
+    wanted = [name.strip() for name in os.environ.get("CNNLIB_SANITIZE", "").split(",")]
+    names = tuple(name for name in wanted if name)
+    for name in names:
+        if name not in SANITIZERS:
+            raise DeviceError(
+                f"unknown sanitizer '{name}' in CNNLIB_SANITIZE; known: {', '.join(SANITIZERS)}"
+            )
+    return names
+
+
+def compile_flags(compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
+    """Flags of every host build: the same arithmetic as on a GPU, nothing that drops a NaN."""
+    native = (
+        "-march=native"
+        if platform.machine() in ("x86_64", "AMD64", "i686")
+        else "-mcpu=native"
+    )
+    flags = [
+        "-std=gnu++17",
+        native,
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        "-pthread",
+    ]
+    # products and sums are fused as nvcc does; no kernel reads errno or the exception flags
+    flags += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+    flags += ["-w" if compiler.is_clang else "-Wno-unknown-pragmas"]
+    if sanitize:
+        flags += [
+            "-O1",
+            "-g",
+            f"-fsanitize={','.join(sanitize)}",
+            "-fno-omit-frame-pointer",
+        ]
+        if "undefined" in sanitize:
+            flags += ["-fno-sanitize-recover=undefined"]
+        if compiler.is_clang:
+            flags += ["-shared-libsan"]
+    else:
+        flags += ["-O3"]
+    if platform.system() == "Darwin":
+        flags += ["-undefined", "dynamic_lookup"]
+    return flags
+
+
+def run_compiler(command: list[str], what: str, folder: Path) -> None:
+    """Run it in `folder`; DeviceError with its first error line when it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd=folder,
+            check=False,
+        )
+    except OSError as error:
+        raise DeviceError(f"{what}: cannot run {command[0]}: {error}") from error
+    if done.returncode:
+        raise DeviceError(
+            f"{what} does not compile: {first_error(done.stderr + done.stdout)}"
+        )
+
+
+def first_error(output: str) -> str:
+    """The first line of a compiler's output that reports an error."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for line in lines:
+        if "error" in line.lower() and not line.startswith("In file included"):
+            return line
+    return lines[0] if lines else "the compiler gave no reason"
+
+
+def sanitizer_environment(sanitize: str = "address,undefined") -> dict[str, str]:
+    """Environment for a Python process whose host kernels are to be built with sanitizers.
+
+    AddressSanitizer's library must be loaded before Python's own allocations, hence LD_PRELOAD. Leaks
+    are not looked for: Python itself keeps memory until the end. Use it as
+    `subprocess.run([sys.executable, ...], env={**os.environ, **sanitizer_environment()})`, or from a
+    shell: `env $(python -m cnnlib.device.compiler) python -m pytest tests/device`.
+    Raises DeviceError when the compiler has no such library.
+    """
+    compiler = find_compiler()
+    result = {"CNNLIB_SANITIZE": sanitize}
+    if "address" in sanitize.split(","):
+        machine = platform.machine()
+        names = (
+            (f"libclang_rt.asan-{machine}.so", "libclang_rt.asan.so")
+            if compiler.is_clang
+            else ("libasan.so",)
+        )
+        for name in names:
+            found = subprocess.run(
+                [*compiler.command, f"-print-file-name={name}"],
+                capture_output=True,
+                text=True,
+                check=False,
+            ).stdout.strip()
+            if os.path.isabs(found) and os.path.exists(found):
+                result["LD_PRELOAD"] = os.path.realpath(found)
+                break
+        else:
+            raise DeviceError(
+                f"{compiler.label} has no AddressSanitizer library ({' or '.join(names)}); "
+                "install it (e.g. the package libasan) or set CNNLIB_SANITIZE=undefined"
+            )
+        result["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=0:exitcode=86"
+    if "undefined" in sanitize.split(","):
+        result["UBSAN_OPTIONS"] = "print_stacktrace=1"
+    return result
+
+
+if __name__ == "__main__":
+    print(
+        " ".join(f"{name}={value}" for name, value in sanitizer_environment().items())
+    )

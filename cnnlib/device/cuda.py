@@ -1,0 +1,480 @@
+"""The GPU, through PyCUDA. The only file that imports pycuda, and only when a device is opened."""
+
+import atexit
+import ctypes
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import weakref
+from collections.abc import Sequence
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from cnnlib.device.api import (
+    Argument,
+    Event,
+    Extent,
+    KernelError,
+    Resources,
+    check_copy,
+    check_part,
+    extent,
+    shape_tuple,
+)
+from cnnlib.device.cache import KERNELS, cached, content_key, content_of, kernel_files
+from cnnlib.device.compiler import run_compiler
+from cnnlib.errors import DeviceError, DoesNotFit
+
+_ALIGNMENT = 512  # of the driver's own allocations; sizes are rounded up to it
+
+
+def gpu_present() -> bool:
+    """Whether the driver is there and sees a GPU; needs neither PyCUDA nor the toolkit."""
+    return not _driver_problem()
+
+
+def missing_parts() -> list[str]:
+    """What keeps the cuda device from working here, in words; empty when nothing does."""
+    parts = []
+    problem = _driver_problem()
+    if problem:
+        parts.append(problem)
+    if find_nvcc() is None:
+        parts.append("no CUDA toolkit (nvcc is neither on PATH nor in $CUDA_HOME/bin)")
+    if importlib.util.find_spec("pycuda") is None:
+        parts.append("no PyCUDA (pip install pycuda)")
+    return parts
+
+
+def find_nvcc() -> str | None:
+    """nvcc from PATH, $CUDA_HOME, $CUDA_PATH or the usual place."""
+    found = shutil.which("nvcc")
+    if found:
+        return found
+    for root in (
+        os.environ.get("CUDA_HOME"),
+        os.environ.get("CUDA_PATH"),
+        "/usr/local/cuda",
+    ):
+        if root and (program := Path(root) / "bin" / "nvcc").is_file():
+            return str(program)
+    return None
+
+
+def compile_cubin(
+    source: str, name: str, architecture: str, flags: Sequence[str] = ()
+) -> bytes:
+    """Machine code of `source` for `architecture` (e.g. 'sm_90'); needs nvcc, but no GPU.
+
+    Cached on disk by the content of the source, of kernels/*.cuh, the flags and nvcc's version. Raises
+    DeviceError with the compiler's first error.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise DeviceError(
+            "device cuda: no CUDA toolkit (nvcc is neither on PATH nor in $CUDA_HOME/bin)"
+        )
+    label = name.replace("\\", "/").replace('"', "'").replace("\n", " ")
+    text = f'#line 1 "{label}"\n{source}'
+    options = [
+        "-cubin",
+        f"-arch={architecture}",
+        "-O3",
+        "-std=c++17",
+        "-lineinfo",
+        *flags,
+    ]
+    key = content_key([text, _nvcc_version(nvcc), *options], kernel_files("**/*.cuh"))
+
+    def build(path: Path) -> None:
+        unit = path.with_suffix(".cu")
+        try:
+            unit.write_text(text)
+            command = [nvcc, *options, "-I", str(KERNELS), "-o", path.name, unit.name]
+            run_compiler(command, f"module {name}", path.parent)
+        finally:
+            unit.unlink(missing_ok=True)
+
+    return content_of(cached(key, ".cubin", build))
+
+
+class CudaArray:
+    """An array in the GPU's memory (see api.DeviceArray)."""
+
+    __slots__ = ("_memory", "address", "dtype", "nbytes", "shape", "size")
+
+    def __init__(
+        self,
+        memory: "_Memory",
+        address: int,
+        shape: tuple[int, ...],
+        dtype: "np.dtype[Any]",
+    ) -> None:
+        self._memory = memory
+        self.address = address
+        self.shape = shape
+        self.dtype = dtype
+        self.size = prod(shape)
+        self.nbytes = self.size * dtype.itemsize
+
+    def _device(self) -> "CudaDevice":
+        device = self._memory.device
+        if device is None:
+            raise DeviceError(
+                f"use of a freed device array {self.dtype}{list(self.shape)}"
+            )
+        return device
+
+    def set(self, source: np.ndarray) -> None:
+        device = self._device()
+        check_copy("set", self.shape, self.dtype, source)
+        if self.nbytes:
+            # pageable memory is staged by the driver before the call returns
+            contiguous = np.ascontiguousarray(source)
+            device.driver.memcpy_htod_async(self.address, contiguous, device.stream)
+
+    def get(self, out: np.ndarray | None = None) -> np.ndarray:
+        device = self._device()
+        if out is None:
+            out = np.empty(self.shape, self.dtype)
+        check_copy("get", self.shape, self.dtype, out)
+        target = out if out.flags.c_contiguous else np.empty(self.shape, self.dtype)
+        if self.nbytes:
+            device.driver.memcpy_dtoh_async(target, self.address, device.stream)
+        device.synchronize()
+        if target is not out:
+            np.copyto(out, target)
+        return out
+
+    def part(self, start: int, shape: int | Sequence[int]) -> "CudaArray":
+        self._device()
+        sizes = shape_tuple(shape)
+        check_part(sizes, start, prod(sizes), self.size)
+        return CudaArray(
+            self._memory, self.address + start * self.dtype.itemsize, sizes, self.dtype
+        )
+
+    def fill_bytes(self, value: int = 0xFF) -> None:
+        device = self._device()
+        if self.nbytes:
+            device.driver.memset_d8_async(
+                self.address, value, self.nbytes, device.stream
+            )
+
+    def free(self) -> None:
+        self._memory.free()
+
+
+class _Memory:
+    """One allocation, given back to its device's pool when the last array in it goes."""
+
+    def __init__(self, device: "CudaDevice", nbytes: int) -> None:
+        self.device: CudaDevice | None = None
+        self.nbytes = max(1, -(-nbytes // _ALIGNMENT)) * _ALIGNMENT
+        self.allocation = device.allocate(self.nbytes)
+        self.address = int(self.allocation)
+        self.device = device
+
+    def free(self) -> None:
+        device, self.device = self.device, None
+        if device is not None:
+            device.recycle(self)
+
+    __del__ = free
+
+
+class CudaKernel:
+    """A kernel on the GPU (see api.Kernel). The first launch decides the kinds of its arguments."""
+
+    def __init__(self, device: "CudaDevice", name: str, function: Any) -> None:
+        self.name = name
+        self._device = device
+        self._function = function
+        self._kinds: str | None = None
+        self._sizes: tuple[Extent, Extent] | None = None
+        self._grid: tuple[int, int, int] = (1, 1, 1)
+        self._block: tuple[int, int, int] = (1, 1, 1)
+
+    def __call__(self, grid: Extent, block: Extent, *args: Argument) -> None:
+        if self._sizes != (grid, block):
+            self._grid = extent(grid, f"kernel {self.name}: grid")
+            self._block = extent(block, f"kernel {self.name}: block")
+            self._sizes = (grid, block)
+        kinds = ""
+        values: list[int | float] = []
+        for argument in args:
+            if isinstance(argument, CudaArray):
+                argument._device()
+                kinds += "P"
+                values.append(argument.address)
+            elif isinstance(argument, (int, np.integer)):
+                kinds += "i"
+                values.append(int(argument))
+            elif isinstance(argument, (float, np.floating)):
+                kinds += "f"
+                values.append(float(argument))
+            else:
+                raise KernelError(
+                    f"kernel {self.name}: argument {len(kinds)} is a {type(argument).__name__}; "
+                    "expected an array of this device, an int or a float"
+                )
+        if kinds != self._kinds:
+            if self._kinds is not None:
+                raise KernelError(
+                    f"kernel {self.name}: arguments of kinds {kinds}, at its first launch "
+                    f"{self._kinds} (P array, i int, f float)"
+                )
+            self._function.prepare(kinds)
+            self._kinds = kinds
+        driver = self._device.driver
+        try:
+            self._function.prepared_async_call(
+                self._grid, self._block, self._device.stream, *values
+            )
+        except (driver.Error, OverflowError, ValueError) as error:
+            raise KernelError(
+                f"kernel {self.name}, grid {self._grid}, block {self._block}: {error}"
+            ) from error
+
+    def resources(self) -> Resources | None:
+        function = self._function
+        return Resources(
+            function.num_regs, function.shared_size_bytes, function.local_size_bytes
+        )
+
+
+class CudaModule:
+    """A cubin on the GPU (see api.Module)."""
+
+    def __init__(self, device: "CudaDevice", name: str, module: Any) -> None:
+        self.name = name
+        self._device = device
+        self._module = module
+        self._kernels: dict[str, CudaKernel] = {}
+
+    def kernel(self, name: str) -> CudaKernel:
+        if name not in self._kernels:
+            try:
+                function = self._module.get_function(name)
+            except self._device.driver.Error as error:
+                raise DeviceError(
+                    f"module {self.name} has no kernel {name}: {error}"
+                ) from error
+            self._kernels[name] = CudaKernel(self._device, name, function)
+        return self._kernels[name]
+
+
+class CudaEvent:
+    """A CUDA event on the device's stream (see api.Event)."""
+
+    def __init__(self, device: "CudaDevice") -> None:
+        self._device = device
+        self._event = device.driver.Event()
+        self._recorded = False
+
+    def record(self) -> None:
+        self._event.record(self._device.stream)
+        self._recorded = True
+
+    def seconds_since(self, earlier: Event) -> float:
+        if not isinstance(earlier, CudaEvent):
+            raise DeviceError("event: the earlier event is of another device")
+        if not (self._recorded and earlier._recorded):
+            raise DeviceError("event: seconds_since before record")
+        self._device.wait_for(self._event)
+        return float(self._event.time_since(earlier._event)) * 1e-3
+
+
+class CudaDevice:
+    """The first GPU that CUDA_VISIBLE_DEVICES leaves (see api.Device).
+
+    Raises DeviceError saying which of driver, toolkit and PyCUDA is missing. Freed memory is kept for
+    arrays of the same size, and handed back to the driver when something else does not fit.
+    """
+
+    kind = "cuda"
+
+    def __init__(self) -> None:
+        missing = missing_parts()
+        if missing:
+            raise DeviceError(f"device cuda does not work here: {'; '.join(missing)}")
+        try:
+            driver: Any = importlib.import_module("pycuda.driver")
+        except ImportError as error:
+            raise DeviceError(f"device cuda: PyCUDA does not load: {error}") from error
+        self.driver = driver
+        self._open = False
+        try:
+            driver.init()
+            gpu = driver.Device(0)
+            self._context: Any = gpu.retain_primary_context()
+            self._context.push()
+        except driver.Error as error:
+            raise DeviceError(
+                f"device cuda: the GPU cannot be used: {error}"
+            ) from error
+        self._open = True
+        self.name: str = gpu.name()
+        self.multiprocessors: int = gpu.get_attribute(
+            driver.device_attribute.MULTIPROCESSOR_COUNT
+        )
+        major, minor = gpu.compute_capability()
+        self.architecture = f"sm_{major}{minor}"
+        self.stream: Any = driver.Stream()
+        self._taken = 0
+        self._pool: dict[int, list[Any]] = {}
+        self._modules: dict[str, CudaModule] = {}
+        # A context left on the stack makes PyCUDA abort the process when it ends.
+        self._at_exit = weakref.WeakMethod(self.close)
+        atexit.register(_close_at_exit, self._at_exit)
+
+    def array(
+        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
+    ) -> CudaArray:
+        sizes, kind = shape_tuple(shape), np.dtype(dtype)
+        memory = _Memory(self, prod(sizes) * kind.itemsize)
+        result = CudaArray(memory, memory.address, sizes, kind)
+        result.fill_bytes()
+        return result
+
+    def pinned(
+        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
+    ) -> np.ndarray:
+        sizes, kind = shape_tuple(shape), np.dtype(dtype)
+        if not prod(sizes):
+            return np.empty(sizes, kind)
+        try:
+            return self.driver.pagelocked_empty(sizes, kind)
+        except (self.driver.MemoryError, MemoryError) as error:
+            raise DoesNotFit(
+                f"device cuda: {prod(sizes) * kind.itemsize} bytes of page-locked memory wanted: "
+                f"{error}"
+            ) from error
+
+    def compile(
+        self, source: str, name: str, kernels: Sequence[str], flags: Sequence[str] = ()
+    ) -> CudaModule:
+        key = content_key([source, *flags], kernel_files("**/*.cuh"))
+        if key not in self._modules:
+            cubin = compile_cubin(source, name, self.architecture, flags)
+            try:
+                module = CudaModule(self, name, self.driver.module_from_buffer(cubin))
+            except self.driver.Error as error:
+                raise DeviceError(
+                    f"module {name} does not load on {self.name}: {error}"
+                ) from error
+            self._modules[key] = module
+        module = self._modules[key]
+        for kernel in kernels:
+            module.kernel(kernel)
+        return module
+
+    def synchronize(self) -> None:
+        self.wait_for(self.stream)
+
+    def wait_for(self, thing: Any) -> None:
+        """Synchronise with a stream or an event; a kernel's fault is a KernelError."""
+        try:
+            thing.synchronize()
+        except self.driver.Error as error:
+            raise KernelError(
+                f"device cuda: a kernel launched before has failed: {error}"
+            ) from error
+
+    def event(self) -> CudaEvent:
+        return CudaEvent(self)
+
+    def free_bytes(self) -> int:
+        pooled = sum(size * len(blocks) for size, blocks in self._pool.items())
+        return int(self.driver.mem_get_info()[0]) + pooled
+
+    def used_bytes(self) -> int:
+        return self._taken
+
+    def allocate(self, nbytes: int) -> Any:
+        """`nbytes` of device memory, from the pool or the driver. Raises DoesNotFit."""
+        kept = self._pool.get(nbytes)
+        if kept:
+            allocation = kept.pop()
+        else:
+            try:
+                allocation = self.driver.mem_alloc(nbytes)
+            except self.driver.MemoryError:
+                self._release_pool()
+                try:
+                    allocation = self.driver.mem_alloc(nbytes)
+                except self.driver.MemoryError as error:
+                    raise DoesNotFit(
+                        f"device cuda: {nbytes} bytes wanted, {self.free_bytes()} free "
+                        f"on {self.name}"
+                    ) from error
+        self._taken += nbytes
+        return allocation
+
+    def recycle(self, memory: _Memory) -> None:
+        """Keep freed memory. Whoever gets it next comes later in the one stream."""
+        self._taken -= memory.nbytes
+        if self._open:
+            self._pool.setdefault(memory.nbytes, []).append(memory.allocation)
+
+    def _release_pool(self) -> None:
+        self.synchronize()
+        for blocks in self._pool.values():
+            for allocation in blocks:
+                allocation.free()
+        self._pool.clear()
+
+    def close(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        atexit.unregister(_close_at_exit)
+        try:
+            self._release_pool()
+        finally:
+            self._modules.clear()
+            self._context.pop()
+            self._context.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _close_at_exit(method: "weakref.WeakMethod[Any]") -> None:
+    close = method()
+    if close is not None:
+        close()
+
+
+@cache
+def _nvcc_version(nvcc: str) -> str:
+    try:
+        return subprocess.run(
+            [nvcc, "--version"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise DeviceError(f"device cuda: '{nvcc} --version' fails: {error}") from error
+
+
+@cache
+def _driver_problem() -> str:
+    """Why the driver does not show a GPU; empty when it does."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1)"
+    count = ctypes.c_int(0)
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if code:
+        return f"the NVIDIA driver sees no GPU (CUDA error {code})"
+    return "" if count.value else "the NVIDIA driver sees no GPU"

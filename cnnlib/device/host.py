@@ -1,0 +1,451 @@
+"""The kernels on the machine's own processor: built by its C++ compiler, one fiber per CUDA thread.
+
+Settings, all from the environment:
+  CXX                  the compiler (default: g++, clang++ or c++ from PATH)
+  CNNLIB_CACHE         folder of compiled code (default: .cache/cnnlib in the home folder)
+  CNNLIB_HOST_THREADS  OS threads that share a launch's blocks (default: the usable cores)
+  CNNLIB_HOST_MEMORY   bytes that arrays may take (default: the memory free when the device is opened)
+  CNNLIB_FIBER_ORDER   forward or reverse: in which order a block's threads, and the blocks, run
+  CNNLIB_SANITIZE      address,undefined: see `compiler.sanitizer_environment`
+"""
+
+import ctypes
+import os
+import struct
+import time
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from cnnlib.device.api import (
+    Argument,
+    Event,
+    Extent,
+    KernelError,
+    Resources,
+    check_copy,
+    check_part,
+    extent,
+    shape_tuple,
+)
+from cnnlib.device.cache import KERNELS, cached, content_key, kernel_files
+from cnnlib.device.compiler import (
+    Compiler,
+    compile_flags,
+    cpu_model,
+    find_compiler,
+    run_compiler,
+    sanitizers,
+)
+from cnnlib.device.source import with_launchers
+from cnnlib.errors import DeviceError, DoesNotFit
+
+FIBER_ORDERS = ("forward", "reverse")
+
+# Kinds of kernel arguments, one letter each, as kernels/host/threads.hpp knows them.
+_ARRAY_LETTERS = {
+    "float32": "F",
+    "float64": "D",
+    "int32": "I",
+    "uint32": "U",
+    "int8": "b",
+    "uint8": "B",
+    "int16": "h",
+    "uint16": "H",
+    "int64": "L",
+    "uint64": "Q",
+}
+_MESSAGE_BYTES = 512
+
+
+class _Launch(ctypes.Structure):
+    """HostLaunch of kernels/host/threads.hpp."""
+
+    _fields_ = (
+        ("kernel", ctypes.c_char_p),
+        ("body", ctypes.c_void_p),
+        ("arguments", ctypes.c_char_p),
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("reverse", ctypes.c_int),
+        ("workers", ctypes.c_int),
+        ("message", ctypes.c_void_p),
+    )
+
+
+class _Memory:
+    """One block of memory, given back when the last array in it goes."""
+
+    def __init__(self, device: "HostDevice", nbytes: int) -> None:
+        self.device: HostDevice | None = None
+        address = device.runtime.host_allocate(max(nbytes, 1))
+        if not address:
+            raise DoesNotFit(
+                f"device host: {nbytes} bytes wanted, {device.free_bytes()} free: "
+                "the machine gave none"
+            )
+        self.address: int = address
+        self.nbytes = nbytes
+        self.device = device
+        device.taken += nbytes
+
+    def free(self) -> None:
+        device, self.device = self.device, None
+        if device is not None:
+            device.taken -= self.nbytes
+            device.runtime.host_free(self.address)
+
+    __del__ = free
+
+
+class HostArray:
+    """An array in main memory (see api.DeviceArray)."""
+
+    __slots__ = (
+        "_memory",
+        "_values",
+        "address",
+        "dtype",
+        "letter",
+        "nbytes",
+        "shape",
+        "size",
+    )
+
+    def __init__(
+        self,
+        memory: _Memory,
+        address: int,
+        shape: tuple[int, ...],
+        dtype: "np.dtype[Any]",
+    ) -> None:
+        self._memory = memory
+        self.address = address
+        self.shape = shape
+        self.dtype = dtype
+        self.size = prod(shape)
+        self.nbytes = self.size * dtype.itemsize
+        self.letter = _ARRAY_LETTERS.get(dtype.name, "*")
+        # `memory` outlives this view, which is never handed out
+        buffer = (ctypes.c_char * self.nbytes).from_address(address)
+        self._values: np.ndarray = np.ndarray(shape, dtype, buffer=buffer)
+
+    def _check_alive(self) -> None:
+        if self._memory.device is None:
+            raise DeviceError(
+                f"use of a freed device array {self.dtype}{list(self.shape)}"
+            )
+
+    def set(self, source: np.ndarray) -> None:
+        self._check_alive()
+        check_copy("set", self.shape, self.dtype, source)
+        np.copyto(self._values, source)
+
+    def get(self, out: np.ndarray | None = None) -> np.ndarray:
+        self._check_alive()
+        if out is None:
+            return self._values.copy()
+        check_copy("get", self.shape, self.dtype, out)
+        np.copyto(out, self._values)
+        return out
+
+    def part(self, start: int, shape: int | Sequence[int]) -> "HostArray":
+        self._check_alive()
+        sizes = shape_tuple(shape)
+        check_part(sizes, start, prod(sizes), self.size)
+        return HostArray(
+            self._memory, self.address + start * self.dtype.itemsize, sizes, self.dtype
+        )
+
+    def fill_bytes(self, value: int = 0xFF) -> None:
+        self._check_alive()
+        ctypes.memset(self.address, value, self.nbytes)
+
+    def free(self) -> None:
+        self._memory.free()
+
+
+class HostKernel:
+    """A kernel of a shared library (see api.Kernel). A launch returns when it is done."""
+
+    def __init__(self, device: "HostDevice", name: str, function: Any) -> None:
+        self.name = name
+        self._device = device
+        self._function = function
+        self._message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        self._launch = _Launch(
+            kernel=name.encode(), message=ctypes.addressof(self._message)
+        )
+        self._launch.reverse = device.fiber_order == "reverse"
+        self._launch.workers = device.multiprocessors
+        self._pointer = ctypes.byref(self._launch)
+        self._sizes: tuple[Extent, Extent] | None = None
+        self._packers: dict[str, tuple[struct.Struct, bytes]] = {}
+
+    def __call__(self, grid: Extent, block: Extent, *args: Argument) -> None:
+        if self._sizes != (grid, block):
+            self._launch.grid = extent(grid, f"kernel {self.name}: grid")
+            self._launch.block = extent(block, f"kernel {self.name}: block")
+            self._sizes = (grid, block)
+        letters = ""
+        values: list[int | float] = []
+        for argument in args:
+            kind = type(argument)
+            if kind is HostArray:
+                if argument._memory.device is None:  # type: ignore[union-attr]
+                    argument._check_alive()  # type: ignore[union-attr]
+                letters += argument.letter  # type: ignore[union-attr]
+                values.append(argument.address)  # type: ignore[union-attr]
+            elif kind is int:
+                letters += "i"
+                values.append(argument)  # type: ignore[arg-type]
+            elif kind is float:
+                letters += "f"
+                values.append(argument)  # type: ignore[arg-type]
+            elif isinstance(argument, (np.integer, bool)):
+                letters += "i"
+                values.append(int(argument))
+            elif isinstance(argument, np.floating):
+                letters += "f"
+                values.append(float(argument))
+            else:
+                raise KernelError(
+                    f"kernel {self.name}: argument {len(letters)} is a {kind.__name__}; "
+                    "expected an array of this device, an int or a float"
+                )
+        packer = self._packers.get(letters)
+        if packer is None:
+            slots = {"i": "i4x", "f": "f4x"}
+            layout = "<" + "".join(slots.get(letter, "Q") for letter in letters)
+            packer = self._packers[letters] = (struct.Struct(layout), letters.encode())
+        try:
+            self._launch.arguments = packer[0].pack(*values)
+        except (struct.error, OverflowError) as error:
+            raise KernelError(
+                f"kernel {self.name}: arguments {values}: {error}"
+            ) from error
+        if self._function(self._pointer, packer[1]):
+            raise KernelError(self._message.value.decode(errors="replace"))
+
+    def resources(self) -> Resources | None:
+        return None
+
+
+class HostModule:
+    """A shared library of kernels (see api.Module)."""
+
+    def __init__(self, device: "HostDevice", name: str, library: ctypes.CDLL) -> None:
+        self.name = name
+        self._device = device
+        self._library = library
+        self._kernels: dict[str, HostKernel] = {}
+
+    def kernel(self, name: str) -> HostKernel:
+        if name not in self._kernels:
+            try:
+                function = getattr(self._library, f"launch_{name}")
+            except AttributeError:
+                raise DeviceError(
+                    f"module {self.name} was compiled without kernel {name}"
+                ) from None
+            function.restype = ctypes.c_int
+            function.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
+            self._kernels[name] = HostKernel(self._device, name, function)
+        return self._kernels[name]
+
+
+class HostEvent:
+    """A moment of the host's monotonic clock (see api.Event)."""
+
+    def __init__(self) -> None:
+        self._nanoseconds: int | None = None
+
+    def record(self) -> None:
+        self._nanoseconds = time.perf_counter_ns()
+
+    def seconds_since(self, earlier: Event) -> float:
+        if not isinstance(earlier, HostEvent):
+            raise DeviceError("event: the earlier event is of another device")
+        if self._nanoseconds is None or earlier._nanoseconds is None:
+            raise DeviceError("event: seconds_since before record")
+        return (self._nanoseconds - earlier._nanoseconds) * 1e-9
+
+
+class HostDevice:
+    """The machine's processor (see api.Device). Raises DeviceError when there is no compiler.
+
+    fiber_order: 'forward' or 'reverse' (default: $CNNLIB_FIBER_ORDER, else forward)
+    threads: OS threads that share a launch's blocks (default: $CNNLIB_HOST_THREADS, else the cores)
+    memory: bytes that arrays may take (default: $CNNLIB_HOST_MEMORY, else what is free now)
+    """
+
+    kind = "host"
+
+    def __init__(
+        self,
+        fiber_order: str | None = None,
+        threads: int | None = None,
+        memory: int | None = None,
+    ) -> None:
+        order = fiber_order or os.environ.get("CNNLIB_FIBER_ORDER") or "forward"
+        if order not in FIBER_ORDERS:
+            raise DeviceError(
+                f"unknown fiber order '{order}' (CNNLIB_FIBER_ORDER); "
+                f"known: {', '.join(FIBER_ORDERS)}"
+            )
+        self.fiber_order = order
+        self.multiprocessors = (
+            threads or _positive("CNNLIB_HOST_THREADS") or usable_cores()
+        )
+        self.memory = memory or _positive("CNNLIB_HOST_MEMORY") or available_memory()
+        self._sanitize = sanitizers()
+        self._compiler = find_compiler()
+        self._flags = compile_flags(self._compiler, self._sanitize)
+        _check_sanitizer_loaded(self._sanitize)
+        self.taken = 0
+        self.name = f"{cpu_model()[0]} (kernels built by {self._compiler.label})"
+        self._modules: dict[str, HostModule] = {}
+        self.runtime = self._load_runtime()
+
+    def array(
+        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
+    ) -> HostArray:
+        sizes, kind = shape_tuple(shape), np.dtype(dtype)
+        nbytes = prod(sizes) * kind.itemsize
+        if nbytes > self.free_bytes():
+            raise DoesNotFit(
+                f"device host: {nbytes} bytes wanted, {self.free_bytes()} of {self.memory} free"
+            )
+        memory = _Memory(self, nbytes)
+        result = HostArray(memory, memory.address, sizes, kind)
+        result.fill_bytes()
+        return result
+
+    def pinned(
+        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
+    ) -> np.ndarray:
+        return np.empty(shape_tuple(shape), dtype)
+
+    def compile(
+        self, source: str, name: str, kernels: Sequence[str], flags: Sequence[str] = ()
+    ) -> HostModule:
+        text = with_launchers(source, name, kernels)
+        key = self._key(text, flags)
+        if key not in self._modules:
+
+            def build(path: Path) -> None:
+                self._build(text, f"module {name}", path, flags)
+
+            library = _load(cached(key, ".so", build), ctypes.RTLD_LOCAL)
+            self._modules[key] = HostModule(self, name, library)
+        return self._modules[key]
+
+    def synchronize(self) -> None:
+        pass
+
+    def event(self) -> HostEvent:
+        return HostEvent()
+
+    def free_bytes(self) -> int:
+        return max(0, self.memory - self.taken)
+
+    def used_bytes(self) -> int:
+        return self.taken
+
+    def close(self) -> None:
+        self._modules.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _key(self, text: str, flags: Sequence[str]) -> str:
+        compiler: Compiler = self._compiler
+        parts = [
+            text,
+            *compiler.command,
+            compiler.version,
+            *self._flags,
+            *flags,
+            cpu_model()[1],
+        ]
+        return content_key(parts, kernel_files("**/*.cuh", "host/*.hpp", "host/*.cpp"))
+
+    def _build(self, text: str, what: str, path: Path, flags: Sequence[str]) -> None:
+        command = [*self._compiler.command, *self._flags, *flags, "-I", str(KERNELS)]
+        source = path.with_suffix(".cpp")
+        try:
+            source.write_text(text)
+            run_compiler([*command, source.name, "-o", path.name], what, path.parent)
+        finally:
+            source.unlink(missing_ok=True)
+
+    def _load_runtime(self) -> ctypes.CDLL:
+        text = '#include "host/runtime.cpp"\n'
+
+        def build(path: Path) -> None:
+            self._build(text, "the host device's runtime", path, ())
+
+        # its functions and the thread-local context are what every module links to
+        runtime = _load(cached(self._key(text, ()), ".so", build), ctypes.RTLD_GLOBAL)
+        runtime.host_allocate.restype = ctypes.c_void_p
+        runtime.host_allocate.argtypes = (ctypes.c_size_t,)
+        runtime.host_free.restype = None
+        runtime.host_free.argtypes = (ctypes.c_void_p,)
+        return runtime
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes the machine can still give without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _positive(variable: str) -> int | None:
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise DeviceError(f"{variable}={value}: expected a positive whole number")
+    return int(value)
+
+
+def _load(path: Path, mode: int) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path), mode=mode)
+    except OSError as error:
+        raise DeviceError(f"device host: cannot load compiled code: {error}") from error
+
+
+def _check_sanitizer_loaded(sanitize: tuple[str, ...]) -> None:
+    # Loaded late, the library ends the process at once: better to say what is missing.
+    if "address" not in sanitize:
+        return
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return
+    if "asan" not in maps:
+        raise DeviceError(
+            "CNNLIB_SANITIZE=address needs AddressSanitizer loaded before Python: run "
+            "env $(python -m cnnlib.device.compiler) python ..."
+        )

@@ -1,0 +1,33 @@
+"""The text that a host build compiles."""
+
+import re
+from collections.abc import Sequence
+
+from cnnlib.errors import DeviceError
+
+_NAMESPACE = re.compile(r"^\s*namespace\s+([A-Za-z_][\w:]*)\s*\{", re.MULTILINE)
+_KERNEL_NAME = re.compile(r"[A-Za-z_]\w*\Z")
+
+
+def with_launchers(source: str, name: str, kernels: Sequence[str]) -> str:
+    """`source`, then for each kernel a C function that launches it with any arguments.
+
+    Kernels stand in namespaces, which have to be opened for a launcher to find them. Compiler messages
+    name the source `name`.
+    """
+    for kernel in kernels:
+        if not _KERNEL_NAME.match(kernel):
+            raise DeviceError(
+                f"module {name}: '{kernel}' cannot be the name of a kernel"
+            )
+    opened = dict.fromkeys(_NAMESPACE.findall(source))
+    label = name.replace("\\", "/").replace('"', "'").replace("\n", " ")
+    lines = [
+        f'#line 1 "{label}"',
+        source.rstrip("\n"),
+        f'#line 1 "launchers of {label}"',
+    ]
+    lines += ['#include "portable.cuh"']
+    lines += [f"using namespace {each};" for each in opened]
+    lines += [f"HOST_LAUNCHER({kernel})" for kernel in kernels]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,765 @@
+// Runs the blocks of a launch: a fiber for each CUDA thread that has to wait, blocks spread over OS threads.
+//
+// A block's threads run one after another on one fiber, as a plain loop, for as long as none waits. A thread
+// that waits keeps its fiber and the loop goes on upon another one; so a kernel without barriers never
+// switches. Within a block the order is fixed (ascending, or descending with `reverse`), so a block gives
+// the same bits on every run, and two orders that differ betray a missing barrier.
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "threads.hpp"
+
+#undef threadIdx
+#undef blockIdx
+#undef blockDim
+#undef gridDim
+
+#if defined(__SANITIZE_ADDRESS__)
+#define HOST_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define HOST_ASAN 1
+#endif
+#endif
+#ifndef HOST_ASAN
+#define HOST_ASAN 0
+#endif
+
+#if HOST_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#if !defined(__x86_64__) && !(defined(__aarch64__) && !defined(__APPLE__))
+#define HOST_UCONTEXT 1
+#include <ucontext.h>
+#else
+#define HOST_UCONTEXT 0
+#endif
+
+extern "C" {
+HOST_THREAD_LOCAL HostContext host_context = {};
+}
+
+namespace {
+
+constexpr int MAX_THREADS = 1024;             // per block, CUDA's limit
+constexpr int WARP = 32;
+constexpr int MAX_WARPS = MAX_THREADS / WARP;
+constexpr size_t SHARED_LIMIT = 48 * 1024;    // CUDA's limit for arrays of fixed size
+constexpr size_t STACK = (HOST_ASAN ? 512 : 128) * 1024;
+constexpr size_t PAGE = 4096;
+constexpr size_t RED_ZONE = HOST_ASAN ? 64 : 0;  // between SHARED arrays
+constexpr int GUARDED_FIBERS = 16384;         // a guard page each would use up the kernel's limit of mappings
+constexpr int MAX_SHARED_ARRAYS = 64;
+
+// ---- switching stacks -----------------------------------------------------------------------------------
+
+#if HOST_UCONTEXT
+struct Registers { ucontext_t state; };
+#else
+struct Registers { void* stack_pointer; };
+
+// void host_switch_stacks(void** save, void* load): what a C function must preserve, and nothing else.
+// It returns with an ordinary `ret`: every fiber is suspended at the same call, so the processor's
+// return-address prediction holds.
+extern "C" void host_switch_stacks(void** save, void* load);
+
+#if defined(__APPLE__)
+#define ASM_NAME "_host_switch_stacks"
+#else
+#define ASM_NAME "host_switch_stacks"
+#endif
+
+#if defined(__x86_64__)
+constexpr int SAVED_WORDS = 6;
+asm(".text\n.p2align 4\n.globl " ASM_NAME "\n" ASM_NAME ":\n"
+    "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
+    "  movq %rsp, (%rdi)\n"
+    "  movq %rsi, %rsp\n"
+    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"
+    "  ret\n");
+#else  // aarch64: x19-x30, d8-d15
+constexpr int SAVED_WORDS = 20;
+asm(".text\n.p2align 4\n.globl " ASM_NAME "\n" ASM_NAME ":\n"
+    "  sub sp, sp, #160\n"
+    "  stp x19, x20, [sp, #0]\n  stp x21, x22, [sp, #16]\n  stp x23, x24, [sp, #32]\n"
+    "  stp x25, x26, [sp, #48]\n  stp x27, x28, [sp, #64]\n  stp x29, x30, [sp, #80]\n"
+    "  stp d8, d9, [sp, #96]\n  stp d10, d11, [sp, #112]\n  stp d12, d13, [sp, #128]\n"
+    "  stp d14, d15, [sp, #144]\n"
+    "  mov x9, sp\n  str x9, [x0]\n  mov sp, x1\n"
+    "  ldp x19, x20, [sp, #0]\n  ldp x21, x22, [sp, #16]\n  ldp x23, x24, [sp, #32]\n"
+    "  ldp x25, x26, [sp, #48]\n  ldp x27, x28, [sp, #64]\n  ldp x29, x30, [sp, #80]\n"
+    "  ldp d8, d9, [sp, #96]\n  ldp d10, d11, [sp, #112]\n  ldp d12, d13, [sp, #128]\n"
+    "  ldp d14, d15, [sp, #144]\n"
+    "  add sp, sp, #160\n  ret\n");
+#endif
+#endif
+
+struct Fiber {
+    Registers registers;
+    Fiber* next_free;
+    char* stack;       // lowest usable byte
+    size_t stagger;    // so that the tops of stacks do not all fall on the same cache lines
+    void* fake_stack;  // AddressSanitizer's
+};
+
+struct Worker;
+thread_local Worker* this_worker = nullptr;
+std::atomic<int> fibers_made{0};
+
+void fiber_main();
+
+void prepare(Fiber& fiber) {
+    char* top = fiber.stack + STACK - fiber.stagger;
+#if HOST_ASAN
+    // what an abandoned kernel left poisoned
+    __asan_unpoison_memory_region(fiber.stack, STACK);
+#endif
+    fiber.fake_stack = nullptr;
+#if HOST_UCONTEXT
+    getcontext(&fiber.registers.state);
+    fiber.registers.state.uc_stack.ss_sp = fiber.stack;
+    fiber.registers.state.uc_stack.ss_size = static_cast<size_t>(top - fiber.stack);
+    fiber.registers.state.uc_link = nullptr;
+    makecontext(&fiber.registers.state, fiber_main, 0);
+#else
+    void** words = reinterpret_cast<void**>(top);
+#if defined(__x86_64__)
+    *--words = nullptr;  // fiber_main is entered as if called: the stack 8 off a multiple of 16
+    *--words = reinterpret_cast<void*>(fiber_main);
+    for (int i = 0; i < SAVED_WORDS; ++i) *--words = nullptr;
+#else
+    words -= SAVED_WORDS;
+    for (int i = 0; i < SAVED_WORDS; ++i) words[i] = nullptr;
+    words[11] = reinterpret_cast<void*>(fiber_main);  // x30
+#endif
+    fiber.registers.stack_pointer = words;
+#endif
+}
+
+// ---- one block ------------------------------------------------------------------------------------------
+
+struct Warp {
+    uint32_t ready;      // lanes that can run (or run); all others have ended or wait
+    uint32_t suspended;  // lanes that stopped in the middle and own a fiber
+    uint32_t ended;
+    uint32_t in_barrier;  // lanes that wait for the whole block
+};
+
+// Lanes meeting at a warp operation: a group is known by the lowest lane of its mask.
+struct Meeting {
+    uint32_t mask, arrived, ballot;
+    const char* file;
+    int line;
+};
+
+struct SharedArray {
+    const void* site;
+    char* at;
+};
+
+struct Launch {
+    const HostLaunch* wanted;
+    uint64_t blocks;
+    uint64_t chunk;
+    std::atomic<uint64_t> next{0};
+    std::atomic<bool> failed{false};
+    std::mutex message_lock;
+};
+
+struct Worker {
+    // the block that runs
+    void (*body)(const void*);
+    const void* arguments;
+    Launch* launch;
+    int threads, warps;
+    int current;   // thread that runs
+    int alive;     // threads that have not ended
+    int arrived;   // at the block's barrier
+    int votes, result;
+    bool reverse, abandoned;
+    const char* file;
+    int line;
+    uint32_t last_warp;  // its lanes that exist
+    Warp warp[MAX_WARPS];
+    HostIndex index[MAX_THREADS];   // threadIdx of each thread
+    HostIndex index_of{0, 0, 0};    // the blockDim it was made for
+    Fiber* fiber[MAX_THREADS];      // of suspended threads
+    uint64_t value[MAX_THREADS];    // brought to, then given by, a warp operation
+    int source[MAX_THREADS];
+    Meeting meeting[MAX_THREADS] = {};   // [warp * 32 + lowest lane of the mask]
+
+    // shared memory
+    char* arena;
+    size_t arena_used = 0;
+    int arrays = 0, hint = 0;
+    SharedArray array[MAX_SHARED_ARRAYS];
+
+    // fibers
+    Fiber home;  // the OS thread's own stack
+    Fiber* running = nullptr;
+    Fiber* free_fibers = nullptr;
+    std::vector<Fiber*> all_fibers;
+    const void* home_bottom = nullptr;
+    size_t home_size = 0;
+
+    Worker() {
+        arena = static_cast<char*>(aligned_alloc(4096, arena_bytes()));
+        if (!arena) abort();
+    }
+    Worker(const Worker&) = delete;
+    ~Worker() {
+        for (Fiber* fiber : all_fibers) {
+            munmap(fiber->stack - PAGE, STACK + PAGE);
+            delete fiber;
+            --fibers_made;
+        }
+        free(arena);
+    }
+    static constexpr size_t arena_bytes() {
+        return (SHARED_LIMIT + 4096 + (MAX_SHARED_ARRAYS + 1) * RED_ZONE + 4095) / 4096 * 4096;
+    }
+
+    // ---- order of threads
+    static int first_lane(uint32_t lanes) { return __builtin_ctz(lanes); }
+    static int last_lane(uint32_t lanes) { return 31 - __builtin_clz(lanes); }
+    int pick(uint32_t lanes) const { return reverse ? last_lane(lanes) : first_lane(lanes); }
+
+    // The next thread after `thread` that can run, in order and around; -1 if none can.
+    int after(int thread) const {
+        const int w = thread / WARP, lane = thread % WARP;
+        if (!reverse) {
+            const uint32_t rest = warp[w].ready & (~0u << lane) & ~(1u << lane);
+            if (rest) return w * WARP + first_lane(rest);
+            for (int i = w + 1; i < warps; ++i)
+                if (warp[i].ready) return i * WARP + first_lane(warp[i].ready);
+            for (int i = 0; i <= w; ++i)
+                if (warp[i].ready) return i * WARP + first_lane(warp[i].ready);
+        } else {
+            const uint32_t rest = warp[w].ready & ((1u << lane) - 1);
+            if (rest) return w * WARP + last_lane(rest);
+            for (int i = w - 1; i >= 0; --i)
+                if (warp[i].ready) return i * WARP + last_lane(warp[i].ready);
+            for (int i = warps - 1; i >= w; --i)
+                if (warp[i].ready) return i * WARP + last_lane(warp[i].ready);
+        }
+        return -1;
+    }
+
+    uint32_t lanes_of(int w) const { return w == warps - 1 ? last_warp : ~0u; }
+
+    void enter(int thread) {
+        current = thread;
+        host_context.threadIdx = index[thread];
+    }
+
+    // ---- fibers
+    Fiber* take_fiber() {
+        if (Fiber* fiber = free_fibers) {
+            free_fibers = fiber->next_free;
+            return fiber;
+        }
+        const int number = fibers_made++;
+        char* memory = static_cast<char*>(mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE,
+                                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        if (memory == MAP_FAILED) {
+            fprintf(stderr, "host device: no memory for the stacks of a block's threads\n");
+            abort();
+        }
+        if (number < GUARDED_FIBERS) mprotect(memory, PAGE, PROT_NONE);
+#ifdef MADV_NOHUGEPAGE
+        madvise(memory, STACK + PAGE, MADV_NOHUGEPAGE);  // each stack touches a page or two
+#endif
+        Fiber* fiber = new Fiber{};
+        fiber->stack = memory + PAGE;
+        fiber->stagger = static_cast<size_t>(number) * 192 % 4096;
+        prepare(*fiber);
+        all_fibers.push_back(fiber);
+        return fiber;
+    }
+    void give_fiber(Fiber* fiber) {
+        fiber->next_free = free_fibers;
+        free_fibers = fiber;
+    }
+
+    void jump(Fiber* from, Fiber* to) {
+        running = to;
+#if HOST_ASAN
+        const bool homeward = to == &home;
+        __sanitizer_start_switch_fiber(&from->fake_stack, homeward ? home_bottom : to->stack,
+                                       homeward ? home_size : STACK);
+#endif
+#if HOST_UCONTEXT
+        swapcontext(&from->registers.state, &to->registers.state);
+#else
+        host_switch_stacks(&from->registers.stack_pointer, to->registers.stack_pointer);
+#endif
+#if HOST_ASAN
+        __sanitizer_finish_switch_fiber(from->fake_stack, nullptr, nullptr);
+#endif
+    }
+
+    // From the running fiber, whose thread waits, to `thread`.
+    void switch_to(int thread) {
+        Fiber* from = running;
+        Warp& mine = warp[current / WARP];
+        mine.suspended |= 1u << (current % WARP);
+        fiber[current] = from;
+        Warp& its = warp[thread / WARP];
+        const uint32_t bit = 1u << (thread % WARP);
+        Fiber* to;
+        if (its.suspended & bit) {
+            its.suspended &= ~bit;
+            to = fiber[thread];
+        } else {
+            to = take_fiber();
+        }
+        enter(thread);
+        if (to != from) jump(from, to);
+    }
+
+    // ---- failing
+    __attribute__((format(printf, 2, 3))) void report(const char* format, ...) {
+        std::lock_guard<std::mutex> guard(launch->message_lock);
+        if (launch->failed) return;
+        char detail[384];
+        va_list list;
+        va_start(list, format);
+        vsnprintf(detail, sizeof detail, format, list);
+        va_end(list);
+        const HostIndex& b = host_context.blockIdx;
+        snprintf(launch->wanted->message, HOST_MESSAGE_BYTES, "kernel %s, block (%u,%u,%u): %s",
+                 launch->wanted->kernel, b.x, b.y, b.z, detail);
+        launch->failed = true;
+    }
+
+    // Leaves the block as it is; never returns.
+    [[noreturn]] void abandon() {
+        abandoned = true;
+        jump(running, &home);
+        abort();
+    }
+
+    [[noreturn]] void stuck() {
+        int ended = 0, in_barrier = 0, in_warp = 0;
+        const Meeting* open = nullptr;
+        int open_warp = 0;
+        for (int w = 0; w < warps; ++w) {
+            ended += __builtin_popcount(warp[w].ended);
+            in_barrier += __builtin_popcount(warp[w].in_barrier);
+            for (int lane = 0; lane < WARP; ++lane) {
+                const Meeting& m = meeting[w * WARP + lane];
+                if (!m.arrived) continue;
+                in_warp += __builtin_popcount(m.arrived);
+                if (!open) open = &m, open_warp = w;
+            }
+        }
+        char barrier[160] = "";
+        if (in_barrier) snprintf(barrier, sizeof barrier, ", %d wait at the barrier %s:%d", in_barrier, base(file), line);
+        if (open) {
+            report("warp operation at %s:%d waits for lanes that do not come: mask %08x, come %08x, warp %d "
+                   "(of %d threads %d wait for their warp%s, %d have ended)",
+                   base(open->file), open->line, open->mask, open->arrived, open_warp, threads, in_warp, barrier, ended);
+        } else {
+            report("divergent barrier: of %d threads%s, %d have ended", threads, barrier + 1, ended);
+        }
+        abandon();
+    }
+
+    static const char* base(const char* path) {
+        const char* slash = path ? strrchr(path, '/') : nullptr;
+        return slash ? slash + 1 : path ? path : "?";
+    }
+
+    // The running thread, its ready bit cleared, gives way.
+    void wait() {
+        const int next = after(current);
+        if (next < 0) stuck();
+        switch_to(next);
+    }
+
+    // ---- a block from beginning to end
+    void run_block(uint64_t number) {
+        const HostIndex& grid = host_context.gridDim;
+        host_context.blockIdx = {static_cast<unsigned>(number % grid.x),
+                                 static_cast<unsigned>(number / grid.x % grid.y),
+                                 static_cast<unsigned>(number / grid.x / grid.y)};
+        for (int w = 0; w < warps; ++w) warp[w] = {~0u, 0, 0, 0};
+        warp[warps - 1].ready = last_warp;
+        alive = threads;
+        arrived = votes = 0;
+        hint = 0;
+        poison_arrays();
+        abandoned = false;
+        Fiber* fiber = take_fiber();
+        enter(reverse ? threads - 1 : 0);
+        jump(&home, fiber);
+        if (abandoned) {
+            free_fibers = nullptr;
+            for (Fiber* each : all_fibers) {
+                prepare(*each);
+                give_fiber(each);
+            }
+            for (Meeting& m : meeting) m.arrived = 0;
+        }
+    }
+
+    void start(Launch& with) {
+        launch = &with;
+        const HostLaunch& wanted = *with.wanted;
+        body = wanted.body;
+        arguments = wanted.arguments;
+        reverse = wanted.reverse != 0;
+        host_context.gridDim = wanted.grid;
+        host_context.blockDim = wanted.block;
+        const HostIndex& b = wanted.block;
+        threads = static_cast<int>(b.x * b.y * b.z);
+        warps = (threads + WARP - 1) / WARP;
+        last_warp = threads % WARP ? (1u << (threads % WARP)) - 1 : ~0u;
+        if (memcmp(&index_of, &b, sizeof b) != 0) {
+            index_of = b;
+            int t = 0;
+            for (unsigned z = 0; z < b.z; ++z)
+                for (unsigned y = 0; y < b.y; ++y)
+                    for (unsigned x = 0; x < b.x; ++x) index[t++] = {x, y, z};
+        }
+        arrays = 0;
+        arena_used = 0;
+#if HOST_ASAN
+        __asan_poison_memory_region(arena, arena_bytes());
+#endif
+        this_worker = this;
+    }
+
+    void run(Launch& with) {
+        bool started = false;
+        while (!with.failed.load(std::memory_order_relaxed)) {
+            const uint64_t from = with.next.fetch_add(with.chunk, std::memory_order_relaxed);
+            if (from >= with.blocks) break;
+            if (!started) start(with), started = true;
+            const uint64_t to = from + with.chunk < with.blocks ? from + with.chunk : with.blocks;
+            for (uint64_t i = from; i < to && !with.failed.load(std::memory_order_relaxed); ++i)
+                run_block(reverse ? with.blocks - 1 - i : i);
+        }
+    }
+
+    // ---- shared memory
+    size_t array_bytes[MAX_SHARED_ARRAYS];
+
+    void poison_arrays() {
+        for (int i = 0; i < arrays; ++i) memset(array[i].at, 0xFF, array_bytes[i]);
+    }
+
+    void* shared(const void* site, size_t bytes, size_t alignment, const char* name) {
+        // A thread's declarations come in the order in which the first thread made them, mostly.
+        if (hint < arrays && array[hint].site == site) return array[hint++].at;
+        for (int i = 0; i < arrays; ++i)
+            if (array[i].site == site) {
+                hint = i + 1;
+                return array[i].at;
+            }
+        size_t used = 0;
+        for (int i = 0; i < arrays; ++i) used += array_bytes[i];
+        if (used + bytes > SHARED_LIMIT || arrays == MAX_SHARED_ARRAYS) {
+            report("shared array %s of %zu bytes beside %zu others: a block has %zu", name, bytes, used, SHARED_LIMIT);
+            abandon();
+        }
+        const size_t step = alignment < 16 ? 16 : alignment;
+        size_t at = arena_used + RED_ZONE;
+        at = (at + step - 1) / step * step;
+        if (at + bytes > arena_bytes()) {
+            report("shared array %s does not fit beside %d others", name, arrays);
+            abandon();
+        }
+        arena_used = at + bytes;
+#if HOST_ASAN
+        __asan_unpoison_memory_region(arena + at, bytes);
+#endif
+        memset(arena + at, 0xFF, bytes);
+        array[arrays] = {site, arena + at};
+        array_bytes[arrays] = bytes;
+        hint = ++arrays;
+        return arena + at;
+    }
+
+    // ---- waiting
+    int barrier(int predicate, const char* at_file, int at_line) {
+        const int me = current;
+        if (arrived == 0) {
+            file = at_file;
+            line = at_line;
+        } else if (line != at_line || (file != at_file && strcmp(file, at_file) != 0)) {
+            report("divergent barrier: of %d threads %d wait at %s:%d and one comes to %s:%d", threads, arrived,
+                   base(file), line, base(at_file), at_line);
+            abandon();
+        }
+        votes += predicate;
+        Warp& mine = warp[me / WARP];
+        const uint32_t bit = 1u << (me % WARP);
+        if (++arrived < threads) {
+            mine.ready &= ~bit;
+            mine.in_barrier |= bit;
+            wait();
+            return result;
+        }
+        result = votes;
+        arrived = votes = 0;
+        for (int w = 0; w < warps; ++w) {
+            warp[w].ready = lanes_of(w);
+            warp[w].in_barrier = 0;
+        }
+        const int next = reverse ? threads - 1 : 0;
+        if (next != me) switch_to(next);
+        return result;
+    }
+
+    // Returns true when the running thread completes the meeting: it must then call `release`.
+    Meeting& come(unsigned wanted, const char* at_file, int at_line, bool& complete) {
+        const int w = current / WARP;
+        const uint32_t bit = 1u << (current % WARP);
+        const uint32_t mask = wanted & lanes_of(w);  // lanes beyond the block do not exist
+        if (!(mask & bit)) {
+            report("warp operation at %s:%d: lane %d is not in its own mask %08x", base(at_file), at_line,
+                   current % WARP, wanted);
+            abandon();
+        }
+        Meeting& m = meeting[w * WARP + first_lane(mask)];
+        if (!m.arrived) {
+            m.mask = mask;
+            m.ballot = 0;
+            m.file = at_file;
+            m.line = at_line;
+        } else if (m.mask != mask || m.line != at_line || (m.file != at_file && strcmp(m.file, at_file) != 0)) {
+            report("warp operation at %s:%d (mask %08x): a lane of it comes to %s:%d (mask %08x) instead",
+                   base(m.file), m.line, m.mask, base(at_file), at_line, mask);
+            abandon();
+        }
+        m.arrived |= bit;
+        complete = m.arrived == m.mask;
+        return m;
+    }
+
+    void release(Meeting& m) {
+        const int w = current / WARP;
+        m.arrived = 0;
+        warp[w].ready |= m.mask;
+        const int next = w * WARP + pick(m.mask);
+        if (next != current) switch_to(next);
+    }
+
+    void wait_for_warp() {
+        warp[current / WARP].ready &= ~(1u << (current % WARP));
+        wait();
+    }
+
+    uint64_t exchange(unsigned mask, int lane, uint64_t brought, const char* at_file, int at_line) {
+        const int me = current;
+        bool complete;
+        Meeting& m = come(mask, at_file, at_line, complete);
+        value[me] = brought;
+        source[me] = lane;
+        if (complete) {
+            const int base_thread = me / WARP * WARP;
+            uint64_t values[WARP];
+            memcpy(values, value + base_thread, sizeof values);
+            for (uint32_t lanes = m.mask; lanes; lanes &= lanes - 1) {
+                const int l = first_lane(lanes);
+                const int from = source[base_thread + l] & 31;
+                value[base_thread + l] = m.mask >> from & 1 ? values[from] : ~uint64_t{0};
+            }
+            release(m);
+        } else {
+            wait_for_warp();
+        }
+        return value[me];
+    }
+
+    unsigned ballot(unsigned mask, int predicate, const char* at_file, int at_line) {
+        const int me = current;
+        bool complete;
+        Meeting& m = come(mask, at_file, at_line, complete);
+        if (predicate) m.ballot |= 1u << (me % WARP);
+        if (complete) {
+            for (uint32_t lanes = m.mask; lanes; lanes &= lanes - 1)
+                value[me / WARP * WARP + first_lane(lanes)] = m.ballot;
+            release(m);
+        } else {
+            wait_for_warp();
+        }
+        return static_cast<unsigned>(value[me]);
+    }
+};
+
+// A fiber runs threads from the first to the last that are not suspended in the middle of something.
+void fiber_main() {
+    Worker& w = *this_worker;
+    Fiber* self = w.running;
+#if HOST_ASAN
+    {
+        const void* bottom;
+        size_t size;
+        __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
+        if (!w.home_size) w.home_bottom = bottom, w.home_size = size;
+    }
+#endif
+    for (;;) {
+        Fiber* to;
+        for (;;) {
+            w.hint = 0;
+            w.body(w.arguments);
+            const int ended = w.current;
+            Warp& mine = w.warp[ended / WARP];
+            const uint32_t bit = 1u << (ended % WARP);
+            mine.ready &= ~bit;
+            mine.ended |= bit;
+            if (--w.alive == 0) {
+                to = &w.home;
+                break;
+            }
+            const int next = w.after(ended);
+            if (next < 0) w.stuck();
+            w.enter(next);
+            Warp& its = w.warp[next / WARP];
+            const uint32_t next_bit = 1u << (next % WARP);
+            if (its.suspended & next_bit) {
+                its.suspended &= ~next_bit;
+                to = w.fiber[next];
+                break;
+            }
+        }
+        w.give_fiber(self);
+        w.jump(self, to);
+    }
+}
+
+// ---- OS threads -----------------------------------------------------------------------------------------
+
+struct Pool {
+    std::mutex running;  // one launch at a time
+    std::mutex lock;
+    std::condition_variable wake, done;
+    Launch* open = nullptr;  // helpers may join it
+    uint64_t generation = 0;
+    int wanted = 0;          // helpers that may still join
+    int inside = 0;          // helpers at work on it
+    int helpers = 0;         // OS threads made
+
+    void help() {
+        Worker worker;
+        uint64_t seen = 0;
+        std::unique_lock<std::mutex> guard(lock);
+        for (;;) {
+            wake.wait(guard, [&] { return open && generation != seen && wanted > 0; });
+            seen = generation;
+            --wanted;
+            ++inside;
+            Launch* launch = open;
+            guard.unlock();
+            worker.run(*launch);
+            guard.lock();
+            if (--inside == 0) done.notify_one();
+        }
+    }
+
+    void run(Launch& launch, int workers) {
+        std::lock_guard<std::mutex> one(running);
+        const int others = static_cast<int>(
+            static_cast<uint64_t>(workers - 1) < launch.blocks - 1 ? static_cast<uint64_t>(workers - 1) : launch.blocks - 1);
+        if (others > 0) {
+            std::lock_guard<std::mutex> guard(lock);
+            while (helpers < others) {
+                ++helpers;
+                std::thread([this] { help(); }).detach();
+            }
+            open = &launch;
+            wanted = others;
+            ++generation;
+            wake.notify_all();
+        }
+        // A worker stays with its OS thread: the compiler may keep the address of a thread-local variable
+        // across a switch of stacks, so a fiber must not wander from one OS thread to another.
+        static thread_local std::unique_ptr<Worker> caller;
+        if (!caller) caller = std::make_unique<Worker>();
+        caller->run(launch);
+        if (others > 0) {
+            std::unique_lock<std::mutex> guard(lock);
+            open = nullptr;
+            done.wait(guard, [&] { return inside == 0; });
+        }
+    }
+};
+
+std::atomic<Pool*> the_pool{nullptr};
+
+// After a fork the helpers are gone: the child starts with a new pool, the old one is left alone.
+void forget_pool() { the_pool = nullptr; }
+
+Pool& pool() {
+    Pool* found = the_pool;
+    if (found) return *found;
+    static std::mutex making;
+    std::lock_guard<std::mutex> guard(making);
+    if (!the_pool) {
+        static bool registered = false;
+        if (!registered) pthread_atfork(nullptr, nullptr, forget_pool), registered = true;
+        the_pool = new Pool;  // never deleted: detached helpers wait on it until the process ends
+    }
+    return *the_pool;
+}
+
+}  // namespace
+
+extern "C" {
+
+void* host_shared(const void* site, size_t bytes, size_t alignment, const char* name) {
+    return this_worker->shared(site, bytes, alignment, name);
+}
+int host_barrier(int predicate, const char* file, int line) { return this_worker->barrier(predicate, file, line); }
+uint64_t host_exchange(unsigned mask, int source, uint64_t value, const char* file, int line) {
+    return this_worker->exchange(mask, source, value, file, line);
+}
+unsigned host_ballot(unsigned mask, int predicate, const char* file, int line) {
+    return this_worker->ballot(mask, predicate, file, line);
+}
+
+int host_run(const HostLaunch* wanted) {
+    const HostIndex &grid = wanted->grid, &block = wanted->block;
+    const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+    if (threads == 0 || threads > MAX_THREADS || block.z > 64) {
+        snprintf(wanted->message, HOST_MESSAGE_BYTES, "kernel %s: block (%u,%u,%u) is not 1 to %d threads",
+                 wanted->kernel, block.x, block.y, block.z, MAX_THREADS);
+        return 1;
+    }
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+        snprintf(wanted->message, HOST_MESSAGE_BYTES, "kernel %s: grid (%u,%u,%u) is not within (2^31-1,65535,65535)",
+                 wanted->kernel, grid.x, grid.y, grid.z);
+        return 1;
+    }
+    Launch launch;
+    launch.wanted = wanted;
+    launch.blocks = uint64_t{grid.x} * grid.y * grid.z;
+    const uint64_t workers = wanted->workers > 0 ? static_cast<uint64_t>(wanted->workers) : 1;
+    const uint64_t chunk = launch.blocks / (workers * 16);
+    launch.chunk = chunk < 1 ? 1 : chunk > 64 ? 64 : chunk;
+    pool().run(launch, static_cast<int>(workers));
+    return launch.failed ? 1 : 0;
+}
+
+// Memory of device arrays: a block each, so that AddressSanitizer sees their ends. Null when there is none.
+HOST_EXPORT void* host_allocate(size_t bytes) {
+    void* at = nullptr;
+    return posix_memalign(&at, 256, bytes) == 0 ? at : nullptr;
+}
+HOST_EXPORT void host_free(void* at) { free(at); }
+
+}  // extern "C"

@@ -1,0 +1,80 @@
+// What a kernel file may use beyond plain CUDA: the same text is built by nvcc for a GPU and, where
+// there is none, by the machine's C++ compiler (host/threads.hpp then plays CUDA's part).
+// The rules that make this possible stand in README.md.
+#pragma once
+
+#ifdef __CUDACC__
+
+// An array shared by the threads of a block. Only in entry points; pass it down as a pointer.
+#define SHARED(type, name, n) __shared__ type name[n]
+#define UNROLL _Pragma("unroll")
+
+#else
+
+#include "host/threads.hpp"
+
+#define SHARED(type, name, n)                              \
+    static char name##_site;                               \
+    type(&name)[n] = *static_cast<type(*)[n]>(::host_shared( \
+        &name##_site, sizeof(type) * (n), alignof(type), #name))
+#define UNROLL _Pragma("GCC unroll 32")
+
+#endif
+
+#define PORTABLE_JOIN_(layer, name) layer##_##name
+#define PORTABLE_JOIN(layer, name) PORTABLE_JOIN_(layer, name)
+
+// ENTRY(forward)(const float* x, int n) { ... } defines the kernel LAYER_forward, where the source that
+// includes the kernel file has #defined LAYER, so that one file serves several layers of a network.
+#define ENTRY(name) extern "C" __global__ void PORTABLE_JOIN(LAYER, name)
+// The same with the largest number of threads a block may have, so that registers are given out by it.
+#define ENTRY_BOUNDED(name, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) PORTABLE_JOIN(LAYER, name)
+
+// for (int i : grid_range(n)): each i in [0, n) once over all threads of a one-dimensional grid of any size.
+// for (int i : block_range(n)): likewise over the threads of a block (of any number of dimensions).
+// On a GPU neighbours in the block take neighbouring i (coalesced); on the host each thread takes a run of
+// neighbouring i (vectorised, cache lines touched once). So no thread may count on getting the i it had in
+// a range of another length: a barrier stands between.
+struct IndexRange {
+    int first, last, step;
+
+    struct Iterator {
+        int index, step;
+        __device__ __forceinline__ int operator*() const { return index; }
+        __device__ __forceinline__ void operator++() { index += step; }
+        // `last` may be jumped over by a stride, so "not yet past" takes the place of "not equal"
+        __device__ __forceinline__ bool operator!=(const Iterator& other) const { return index < other.index; }
+    };
+    __device__ __forceinline__ Iterator begin() const { return {first, step}; }
+    __device__ __forceinline__ Iterator end() const { return {last, step}; }
+};
+
+// Member `member` of `members` gets its part of [0, n). n + members must fit an int.
+__device__ __forceinline__ IndexRange index_range(int member, int members, int n) {
+#ifdef __CUDACC__
+    return {member, n, members};
+#else
+    const int share = (n + members - 1) / members;
+    const int first = member * static_cast<long long>(share) < n ? member * share : n;
+    return {first, n - first < share ? n : first + share, 1};
+#endif
+}
+
+__device__ __forceinline__ int thread_in_block() {
+    return static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
+}
+
+__device__ __forceinline__ int threads_in_block() {
+    return static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+}
+
+__device__ __forceinline__ IndexRange block_range(int n) {
+    return index_range(thread_in_block(), threads_in_block(), n);
+}
+
+__device__ __forceinline__ IndexRange grid_range(int n) {
+    const int threads = threads_in_block();
+    return index_range(static_cast<int>(blockIdx.x) * threads + thread_in_block(),
+                       static_cast<int>(gridDim.x) * threads, n);
+}
