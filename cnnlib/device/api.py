@@ -98,18 +98,12 @@ class Device(Protocol):
 
     kind: str  # 'cuda' | 'host'
     name: str
-    multiprocessors: (
-        int  # blocks that run side by side, at least; OS threads on the host
-    )
+    multiprocessors: int  # blocks that run side by side, at least; OS threads on the host
 
-    def array(
-        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
-    ) -> DeviceArray:
+    def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
         """A new array, every byte 0xFF. Raises DoesNotFit, which names the bytes wanted and free."""
 
-    def pinned(
-        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
-    ) -> np.ndarray:
+    def pinned(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
         """A host array that the device can copy from asynchronously (page-locked on cuda)."""
 
     def compile(

@@ -99,9 +99,7 @@ def sanitizers() -> tuple[str, ...]:
 def compile_flags(compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
     """Flags of every host build: the same arithmetic as on a GPU, nothing that drops a NaN."""
     native = (
-        "-march=native"
-        if platform.machine() in ("x86_64", "AMD64", "i686")
-        else "-mcpu=native"
+        "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
     )
     flags = [
         "-std=gnu++17",
@@ -146,9 +144,7 @@ def run_compiler(command: list[str], what: str, folder: Path) -> None:
     except OSError as error:
         raise DeviceError(f"{what}: cannot run {command[0]}: {error}") from error
     if done.returncode:
-        raise DeviceError(
-            f"{what} does not compile: {first_error(done.stderr + done.stdout)}"
-        )
+        raise DeviceError(f"{what} does not compile: {first_error(done.stderr + done.stdout)}")
 
 
 def first_error(output: str) -> str:
@@ -200,6 +196,4 @@ def sanitizer_environment(sanitize: str = "address,undefined") -> dict[str, str]
 
 
 if __name__ == "__main__":
-    print(
-        " ".join(f"{name}={value}" for name, value in sanitizer_environment().items())
-    )
+    print(" ".join(f"{name}={value}" for name, value in sanitizer_environment().items()))

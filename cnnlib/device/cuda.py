@@ -68,9 +68,7 @@ def find_nvcc() -> str | None:
     return None
 
 
-def compile_cubin(
-    source: str, name: str, architecture: str, flags: Sequence[str] = ()
-) -> bytes:
+def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str] = ()) -> bytes:
     """Machine code of `source` for `architecture` (e.g. 'sm_90'); needs nvcc, but no GPU.
 
     Cached on disk by the content of the source, of kernels/*.cuh, the flags and nvcc's version. Raises
@@ -127,9 +125,7 @@ class CudaArray:
     def _device(self) -> "CudaDevice":
         device = self._memory.device
         if device is None:
-            raise DeviceError(
-                f"use of a freed device array {self.dtype}{list(self.shape)}"
-            )
+            raise DeviceError(f"use of a freed device array {self.dtype}{list(self.shape)}")
         return device
 
     def set(self, source: np.ndarray) -> None:
@@ -164,9 +160,7 @@ class CudaArray:
     def fill_bytes(self, value: int = 0xFF) -> None:
         device = self._device()
         if self.nbytes:
-            device.driver.memset_d8_async(
-                self.address, value, self.nbytes, device.stream
-            )
+            device.driver.memset_d8_async(self.address, value, self.nbytes, device.stream)
 
     def free(self) -> None:
         self._memory.free()
@@ -245,9 +239,7 @@ class CudaKernel:
 
     def resources(self) -> Resources | None:
         function = self._function
-        return Resources(
-            function.num_regs, function.shared_size_bytes, function.local_size_bytes
-        )
+        return Resources(function.num_regs, function.shared_size_bytes, function.local_size_bytes)
 
 
 class CudaModule:
@@ -264,9 +256,7 @@ class CudaModule:
             try:
                 function = self._module.get_function(name)
             except self._device.driver.Error as error:
-                raise DeviceError(
-                    f"module {self.name} has no kernel {name}: {error}"
-                ) from error
+                raise DeviceError(f"module {self.name} has no kernel {name}: {error}") from error
             self._kernels[name] = CudaKernel(self._device, name, function)
         return self._kernels[name]
 
@@ -317,14 +307,10 @@ class CudaDevice:
             self._context: Any = gpu.retain_primary_context()
             self._context.push()
         except driver.Error as error:
-            raise DeviceError(
-                f"device cuda: the GPU cannot be used: {error}"
-            ) from error
+            raise DeviceError(f"device cuda: the GPU cannot be used: {error}") from error
         self._open = True
         self.name: str = gpu.name()
-        self.multiprocessors: int = gpu.get_attribute(
-            driver.device_attribute.MULTIPROCESSOR_COUNT
-        )
+        self.multiprocessors: int = gpu.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT)
         major, minor = gpu.compute_capability()
         self.architecture = f"sm_{major}{minor}"
         self.stream: Any = driver.Stream()
@@ -335,18 +321,14 @@ class CudaDevice:
         self._at_exit = weakref.WeakMethod(self.close)
         atexit.register(_close_at_exit, self._at_exit)
 
-    def array(
-        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
-    ) -> CudaArray:
+    def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> CudaArray:
         sizes, kind = shape_tuple(shape), np.dtype(dtype)
         memory = _Memory(self, prod(sizes) * kind.itemsize)
         result = CudaArray(memory, memory.address, sizes, kind)
         result.fill_bytes()
         return result
 
-    def pinned(
-        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
-    ) -> np.ndarray:
+    def pinned(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
         sizes, kind = shape_tuple(shape), np.dtype(dtype)
         if not prod(sizes):
             return np.empty(sizes, kind)
@@ -367,9 +349,7 @@ class CudaDevice:
             try:
                 module = CudaModule(self, name, self.driver.module_from_buffer(cubin))
             except self.driver.Error as error:
-                raise DeviceError(
-                    f"module {name} does not load on {self.name}: {error}"
-                ) from error
+                raise DeviceError(f"module {name} does not load on {self.name}: {error}") from error
             self._modules[key] = module
         module = self._modules[key]
         for kernel in kernels:

@@ -132,13 +132,11 @@ class HostArray:
         self.letter = _ARRAY_LETTERS.get(dtype.name, "*")
         # `memory` outlives this view, which is never handed out
         buffer = (ctypes.c_char * self.nbytes).from_address(address)
-        self._values: np.ndarray = np.ndarray(shape, dtype, buffer=buffer)
+        self._values: np.ndarray = np.ndarray(shape, dtype, buffer=memoryview(buffer))
 
     def _check_alive(self) -> None:
         if self._memory.device is None:
-            raise DeviceError(
-                f"use of a freed device array {self.dtype}{list(self.shape)}"
-            )
+            raise DeviceError(f"use of a freed device array {self.dtype}{list(self.shape)}")
 
     def set(self, source: np.ndarray) -> None:
         self._check_alive()
@@ -177,9 +175,7 @@ class HostKernel:
         self._device = device
         self._function = function
         self._message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        self._launch = _Launch(
-            kernel=name.encode(), message=ctypes.addressof(self._message)
-        )
+        self._launch = _Launch(kernel=name.encode(), message=ctypes.addressof(self._message))
         self._launch.reverse = device.fiber_order == "reverse"
         self._launch.workers = device.multiprocessors
         self._pointer = ctypes.byref(self._launch)
@@ -225,9 +221,7 @@ class HostKernel:
         try:
             self._launch.arguments = packer[0].pack(*values)
         except (struct.error, OverflowError) as error:
-            raise KernelError(
-                f"kernel {self.name}: arguments {values}: {error}"
-            ) from error
+            raise KernelError(f"kernel {self.name}: arguments {values}: {error}") from error
         if self._function(self._pointer, packer[1]):
             raise KernelError(self._message.value.decode(errors="replace"))
 
@@ -298,9 +292,7 @@ class HostDevice:
                 f"known: {', '.join(FIBER_ORDERS)}"
             )
         self.fiber_order = order
-        self.multiprocessors = (
-            threads or _positive("CNNLIB_HOST_THREADS") or usable_cores()
-        )
+        self.multiprocessors = threads or _positive("CNNLIB_HOST_THREADS") or usable_cores()
         self.memory = memory or _positive("CNNLIB_HOST_MEMORY") or available_memory()
         self._sanitize = sanitizers()
         self._compiler = find_compiler()
@@ -311,9 +303,7 @@ class HostDevice:
         self._modules: dict[str, HostModule] = {}
         self.runtime = self._load_runtime()
 
-    def array(
-        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
-    ) -> HostArray:
+    def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> HostArray:
         sizes, kind = shape_tuple(shape), np.dtype(dtype)
         nbytes = prod(sizes) * kind.itemsize
         if nbytes > self.free_bytes():
@@ -325,9 +315,7 @@ class HostDevice:
         result.fill_bytes()
         return result
 
-    def pinned(
-        self, shape: int | Sequence[int], dtype: DTypeLike = np.float32
-    ) -> np.ndarray:
+    def pinned(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
         return np.empty(shape_tuple(shape), dtype)
 
     def compile(

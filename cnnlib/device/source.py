@@ -17,9 +17,7 @@ def with_launchers(source: str, name: str, kernels: Sequence[str]) -> str:
     """
     for kernel in kernels:
         if not _KERNEL_NAME.match(kernel):
-            raise DeviceError(
-                f"module {name}: '{kernel}' cannot be the name of a kernel"
-            )
+            raise DeviceError(f"module {name}: '{kernel}' cannot be the name of a kernel")
     opened = dict.fromkeys(_NAMESPACE.findall(source))
     label = name.replace("\\", "/").replace('"', "'").replace("\n", " ")
     lines = [

@@ -64,15 +64,13 @@ constexpr int MAX_SHARED_ARRAYS = 64;
 
 // ---- switching stacks -----------------------------------------------------------------------------------
 
-#if HOST_UCONTEXT
-struct Registers { ucontext_t state; };
-#else
-struct Registers { void* stack_pointer; };
+// CAREFUL: a switch must know the fibers it goes from and to. Otherwise a stack pointer is all there is.
+#define HOST_CAREFUL (HOST_ASAN || HOST_UCONTEXT)
 
-// void host_switch_stacks(void** save, void* load): what a C function must preserve, and nothing else.
-// It returns with an ordinary `ret`: every fiber is suspended at the same call, so the processor's
-// return-address prediction holds.
-extern "C" void host_switch_stacks(void** save, void* load);
+#if !HOST_UCONTEXT
+// Saves what a C function must preserve, and nothing else. It returns with an ordinary `ret`: fibers that
+// follow one another are mostly suspended at the same call, so the processor's prediction of it holds.
+extern "C" __attribute__((visibility("hidden"))) void host_switch_stacks(void** save, void* load);
 
 #if defined(__APPLE__)
 #define ASM_NAME "_host_switch_stacks"
@@ -105,16 +103,30 @@ asm(".text\n.p2align 4\n.globl " ASM_NAME "\n" ASM_NAME ":\n"
 #endif
 #endif
 
+struct Fiber;
+#if HOST_CAREFUL
+using Place = Fiber*;
+#else
+using Place = void*;  // a suspended stack pointer
+#endif
+
 struct Fiber {
-    Registers registers;
+    Place place;       // where to go on, while it is free
     Fiber* next_free;
     char* stack;       // lowest usable byte
     size_t stagger;    // so that the tops of stacks do not all fall on the same cache lines
-    void* fake_stack;  // AddressSanitizer's
+#if HOST_ASAN
+    void* fake_stack;
+#endif
+#if HOST_UCONTEXT
+    ucontext_t state;
+#elif HOST_CAREFUL
+    void* stack_pointer;
+#endif
 };
 
 struct Worker;
-thread_local Worker* this_worker = nullptr;
+HOST_THREAD_LOCAL Worker* this_worker = nullptr;
 std::atomic<int> fibers_made{0};
 
 void fiber_main();
@@ -125,13 +137,15 @@ void prepare(Fiber& fiber) {
     // what an abandoned kernel left poisoned
     __asan_unpoison_memory_region(fiber.stack, STACK);
 #endif
+#if HOST_ASAN
     fiber.fake_stack = nullptr;
+#endif
 #if HOST_UCONTEXT
-    getcontext(&fiber.registers.state);
-    fiber.registers.state.uc_stack.ss_sp = fiber.stack;
-    fiber.registers.state.uc_stack.ss_size = static_cast<size_t>(top - fiber.stack);
-    fiber.registers.state.uc_link = nullptr;
-    makecontext(&fiber.registers.state, fiber_main, 0);
+    getcontext(&fiber.state);
+    fiber.state.uc_stack.ss_sp = fiber.stack;
+    fiber.state.uc_stack.ss_size = static_cast<size_t>(top - fiber.stack);
+    fiber.state.uc_link = nullptr;
+    makecontext(&fiber.state, fiber_main, 0);
 #else
     void** words = reinterpret_cast<void**>(top);
 #if defined(__x86_64__)
@@ -143,24 +157,28 @@ void prepare(Fiber& fiber) {
     for (int i = 0; i < SAVED_WORDS; ++i) words[i] = nullptr;
     words[11] = reinterpret_cast<void*>(fiber_main);  // x30
 #endif
-    fiber.registers.stack_pointer = words;
+#if HOST_CAREFUL
+    fiber.stack_pointer = words;
+#else
+    fiber.place = words;
+#endif
+#endif
+#if HOST_CAREFUL
+    fiber.place = &fiber;
 #endif
 }
 
 // ---- one block ------------------------------------------------------------------------------------------
 
 struct Warp {
-    uint32_t ready;      // lanes that can run (or run); all others have ended or wait
-    uint32_t suspended;  // lanes that stopped in the middle and own a fiber
+    uint32_t ready;  // lanes that can run (or run); all others have ended or wait
     uint32_t ended;
-    uint32_t in_barrier;  // lanes that wait for the whole block
 };
 
 // Lanes meeting at a warp operation: a group is known by the lowest lane of its mask.
 struct Meeting {
     uint32_t mask, arrived, ballot;
-    const char* file;
-    int line;
+    const HostSite* site;
 };
 
 struct SharedArray {
@@ -183,18 +201,16 @@ struct Worker {
     const void* arguments;
     Launch* launch;
     int threads, warps;
-    int current;   // thread that runs
     int alive;     // threads that have not ended
     int arrived;   // at the block's barrier
     int votes, result;
     bool reverse, abandoned;
-    const char* file;
-    int line;
+    const HostSite* site;  // of the barrier, while arrived > 0
     uint32_t last_warp;  // its lanes that exist
     Warp warp[MAX_WARPS];
     HostIndex index[MAX_THREADS];   // threadIdx of each thread
     HostIndex index_of{0, 0, 0};    // the blockDim it was made for
-    Fiber* fiber[MAX_THREADS];      // of suspended threads
+    Place place[MAX_THREADS] = {};  // where a thread goes on that stopped in the middle; else null
     uint64_t value[MAX_THREADS];    // brought to, then given by, a warp operation
     int source[MAX_THREADS];
     Meeting meeting[MAX_THREADS] = {};   // [warp * 32 + lowest lane of the mask]
@@ -206,8 +222,12 @@ struct Worker {
     SharedArray array[MAX_SHARED_ARRAYS];
 
     // fibers
-    Fiber home;  // the OS thread's own stack
-    Fiber* running = nullptr;
+    Place home_place;  // on the OS thread's own stack
+#if HOST_CAREFUL
+    Fiber home{};
+    Fiber* running = &home;
+#endif
+    Fiber* taken = nullptr;  // last
     Fiber* free_fibers = nullptr;
     std::vector<Fiber*> all_fibers;
     const void* home_bottom = nullptr;
@@ -258,8 +278,9 @@ struct Worker {
 
     uint32_t lanes_of(int w) const { return w == warps - 1 ? last_warp : ~0u; }
 
+    // The thread that runs is host_context.thread.
     void enter(int thread) {
-        current = thread;
+        host_context.thread = thread;
         host_context.threadIdx = index[thread];
     }
 
@@ -267,7 +288,7 @@ struct Worker {
     Fiber* take_fiber() {
         if (Fiber* fiber = free_fibers) {
             free_fibers = fiber->next_free;
-            return fiber;
+            return taken = fiber;
         }
         const int number = fibers_made++;
         char* memory = static_cast<char*>(mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE,
@@ -285,47 +306,42 @@ struct Worker {
         fiber->stagger = static_cast<size_t>(number) * 192 % 4096;
         prepare(*fiber);
         all_fibers.push_back(fiber);
-        return fiber;
+        return taken = fiber;
     }
     void give_fiber(Fiber* fiber) {
         fiber->next_free = free_fibers;
         free_fibers = fiber;
     }
 
-    void jump(Fiber* from, Fiber* to) {
+    // Leaves the running stack, to go on there when somebody jumps to `from`, and goes on at `to`.
+    void jump(Place& from, Place to) {
+#if HOST_CAREFUL
+        Fiber* const self = from = running;
         running = to;
 #if HOST_ASAN
         const bool homeward = to == &home;
-        __sanitizer_start_switch_fiber(&from->fake_stack, homeward ? home_bottom : to->stack,
+        __sanitizer_start_switch_fiber(&self->fake_stack, homeward ? home_bottom : to->stack,
                                        homeward ? home_size : STACK);
 #endif
 #if HOST_UCONTEXT
-        swapcontext(&from->registers.state, &to->registers.state);
+        swapcontext(&self->state, &to->state);
 #else
-        host_switch_stacks(&from->registers.stack_pointer, to->registers.stack_pointer);
+        host_switch_stacks(&self->stack_pointer, to->stack_pointer);
 #endif
 #if HOST_ASAN
-        __sanitizer_finish_switch_fiber(from->fake_stack, nullptr, nullptr);
+        __sanitizer_finish_switch_fiber(self->fake_stack, nullptr, nullptr);
+#endif
+#else
+        host_switch_stacks(&from, to);
 #endif
     }
 
-    // From the running fiber, whose thread waits, to `thread`.
+    // From the running thread, which waits, to `thread`.
     void switch_to(int thread) {
-        Fiber* from = running;
-        Warp& mine = warp[current / WARP];
-        mine.suspended |= 1u << (current % WARP);
-        fiber[current] = from;
-        Warp& its = warp[thread / WARP];
-        const uint32_t bit = 1u << (thread % WARP);
-        Fiber* to;
-        if (its.suspended & bit) {
-            its.suspended &= ~bit;
-            to = fiber[thread];
-        } else {
-            to = take_fiber();
-        }
+        Place& from = place[host_context.thread];
+        const Place to = place[thread] ? place[thread] : take_fiber()->place;
         enter(thread);
-        if (to != from) jump(from, to);
+        jump(from, to);
     }
 
     // ---- failing
@@ -346,17 +362,17 @@ struct Worker {
     // Leaves the block as it is; never returns.
     [[noreturn]] void abandon() {
         abandoned = true;
-        jump(running, &home);
+        Place nowhere;
+        jump(nowhere, home_place);
         abort();
     }
 
     [[noreturn]] void stuck() {
-        int ended = 0, in_barrier = 0, in_warp = 0;
+        int ended = 0, in_warp = 0;
         const Meeting* open = nullptr;
         int open_warp = 0;
         for (int w = 0; w < warps; ++w) {
             ended += __builtin_popcount(warp[w].ended);
-            in_barrier += __builtin_popcount(warp[w].in_barrier);
             for (int lane = 0; lane < WARP; ++lane) {
                 const Meeting& m = meeting[w * WARP + lane];
                 if (!m.arrived) continue;
@@ -365,15 +381,20 @@ struct Worker {
             }
         }
         char barrier[160] = "";
-        if (in_barrier) snprintf(barrier, sizeof barrier, ", %d wait at the barrier %s:%d", in_barrier, base(file), line);
+        if (arrived) snprintf(barrier, sizeof barrier, " %d wait at the barrier %s:%d,", arrived, base(site->file), site->line);
         if (open) {
-            report("warp operation at %s:%d waits for lanes that do not come: mask %08x, come %08x, warp %d "
-                   "(of %d threads %d wait for their warp%s, %d have ended)",
-                   base(open->file), open->line, open->mask, open->arrived, open_warp, threads, in_warp, barrier, ended);
+            report("warp operation at %s:%d waits for lanes that do not come: warp %d, mask %08x, come %08x "
+                   "(of %d threads %d wait for their warp,%s %d have ended)",
+                   base(open->site->file), open->site->line, open_warp, open->mask, open->arrived, threads, in_warp,
+                   barrier, ended);
         } else {
-            report("divergent barrier: of %d threads%s, %d have ended", threads, barrier + 1, ended);
+            report("divergent barrier: of %d threads%s %d have ended", threads, barrier, ended);
         }
         abandon();
+    }
+
+    static bool same(const HostSite* a, const HostSite* b) {
+        return a == b || (a->line == b->line && strcmp(a->file, b->file) == 0);
     }
 
     static const char* base(const char* path) {
@@ -381,9 +402,11 @@ struct Worker {
         return slash ? slash + 1 : path ? path : "?";
     }
 
-    // The running thread, its ready bit cleared, gives way.
+    // The running thread gives way until somebody makes it ready.
     void wait() {
-        const int next = after(current);
+        const int me = host_context.thread;
+        warp[me / WARP].ready &= ~(1u << (me % WARP));
+        const int next = after(me);
         if (next < 0) stuck();
         switch_to(next);
     }
@@ -394,16 +417,16 @@ struct Worker {
         host_context.blockIdx = {static_cast<unsigned>(number % grid.x),
                                  static_cast<unsigned>(number / grid.x % grid.y),
                                  static_cast<unsigned>(number / grid.x / grid.y)};
-        for (int w = 0; w < warps; ++w) warp[w] = {~0u, 0, 0, 0};
+        for (int w = 0; w < warps; ++w) warp[w] = {~0u, 0};
         warp[warps - 1].ready = last_warp;
         alive = threads;
         arrived = votes = 0;
         hint = 0;
         poison_arrays();
         abandoned = false;
-        Fiber* fiber = take_fiber();
+        const Place first = take_fiber()->place;
         enter(reverse ? threads - 1 : 0);
-        jump(&home, fiber);
+        jump(home_place, first);
         if (abandoned) {
             free_fibers = nullptr;
             for (Fiber* each : all_fibers) {
@@ -411,6 +434,7 @@ struct Worker {
                 give_fiber(each);
             }
             for (Meeting& m : meeting) m.arrived = 0;
+            for (Place& p : place) p = nullptr;
         }
     }
 
@@ -439,6 +463,10 @@ struct Worker {
         __asan_poison_memory_region(arena, arena_bytes());
 #endif
         this_worker = this;
+        host_context.values = value;
+#if HOST_CAREFUL
+        home_place = &home;
+#endif
     }
 
     void run(Launch& with) {
@@ -493,55 +521,45 @@ struct Worker {
     }
 
     // ---- waiting
-    int barrier(int predicate, const char* at_file, int at_line) {
-        const int me = current;
+    int barrier(int predicate, const HostSite* at) {
         if (arrived == 0) {
-            file = at_file;
-            line = at_line;
-        } else if (line != at_line || (file != at_file && strcmp(file, at_file) != 0)) {
+            site = at;
+        } else if (!same(site, at)) {
             report("divergent barrier: of %d threads %d wait at %s:%d and one comes to %s:%d", threads, arrived,
-                   base(file), line, base(at_file), at_line);
+                   base(site->file), site->line, base(at->file), at->line);
             abandon();
         }
         votes += predicate;
-        Warp& mine = warp[me / WARP];
-        const uint32_t bit = 1u << (me % WARP);
         if (++arrived < threads) {
-            mine.ready &= ~bit;
-            mine.in_barrier |= bit;
             wait();
             return result;
         }
         result = votes;
         arrived = votes = 0;
-        for (int w = 0; w < warps; ++w) {
-            warp[w].ready = lanes_of(w);
-            warp[w].in_barrier = 0;
-        }
+        for (int w = 0; w < warps; ++w) warp[w].ready = lanes_of(w);
         const int next = reverse ? threads - 1 : 0;
-        if (next != me) switch_to(next);
+        if (next != host_context.thread) switch_to(next);
         return result;
     }
 
-    // Returns true when the running thread completes the meeting: it must then call `release`.
-    Meeting& come(unsigned wanted, const char* at_file, int at_line, bool& complete) {
-        const int w = current / WARP;
-        const uint32_t bit = 1u << (current % WARP);
+    // The running thread comes to a meeting. If that makes it complete, it must `release` it, else wait.
+    Meeting& come(unsigned wanted, const HostSite* at, bool& complete) {
+        const int me = host_context.thread, w = me / WARP;
+        const uint32_t bit = 1u << (me % WARP);
         const uint32_t mask = wanted & lanes_of(w);  // lanes beyond the block do not exist
         if (!(mask & bit)) {
-            report("warp operation at %s:%d: lane %d is not in its own mask %08x", base(at_file), at_line,
-                   current % WARP, wanted);
+            report("warp operation at %s:%d: lane %d is not in its own mask %08x", base(at->file), at->line,
+                   me % WARP, wanted);
             abandon();
         }
         Meeting& m = meeting[w * WARP + first_lane(mask)];
         if (!m.arrived) {
             m.mask = mask;
             m.ballot = 0;
-            m.file = at_file;
-            m.line = at_line;
-        } else if (m.mask != mask || m.line != at_line || (m.file != at_file && strcmp(m.file, at_file) != 0)) {
+            m.site = at;
+        } else if (m.mask != mask || !same(m.site, at)) {
             report("warp operation at %s:%d (mask %08x): a lane of it comes to %s:%d (mask %08x) instead",
-                   base(m.file), m.line, m.mask, base(at_file), at_line, mask);
+                   base(m.site->file), m.site->line, m.mask, base(at->file), at->line, mask);
             abandon();
         }
         m.arrived |= bit;
@@ -550,22 +568,17 @@ struct Worker {
     }
 
     void release(Meeting& m) {
-        const int w = current / WARP;
+        const int me = host_context.thread, w = me / WARP;
         m.arrived = 0;
         warp[w].ready |= m.mask;
         const int next = w * WARP + pick(m.mask);
-        if (next != current) switch_to(next);
+        if (next != me) switch_to(next);
     }
 
-    void wait_for_warp() {
-        warp[current / WARP].ready &= ~(1u << (current % WARP));
-        wait();
-    }
-
-    uint64_t exchange(unsigned mask, int lane, uint64_t brought, const char* at_file, int at_line) {
-        const int me = current;
+    void exchange(unsigned mask, int lane, uint64_t brought, const HostSite* at) {
+        const int me = host_context.thread;
         bool complete;
-        Meeting& m = come(mask, at_file, at_line, complete);
+        Meeting& m = come(mask, at, complete);
         value[me] = brought;
         source[me] = lane;
         if (complete) {
@@ -579,31 +592,29 @@ struct Worker {
             }
             release(m);
         } else {
-            wait_for_warp();
+            wait();
         }
-        return value[me];
     }
 
-    unsigned ballot(unsigned mask, int predicate, const char* at_file, int at_line) {
-        const int me = current;
+    void ballot(unsigned mask, int predicate, const HostSite* at) {
+        const int me = host_context.thread;
         bool complete;
-        Meeting& m = come(mask, at_file, at_line, complete);
+        Meeting& m = come(mask, at, complete);
         if (predicate) m.ballot |= 1u << (me % WARP);
         if (complete) {
             for (uint32_t lanes = m.mask; lanes; lanes &= lanes - 1)
                 value[me / WARP * WARP + first_lane(lanes)] = m.ballot;
             release(m);
         } else {
-            wait_for_warp();
+            wait();
         }
-        return static_cast<unsigned>(value[me]);
     }
 };
 
 // A fiber runs threads from the first to the last that are not suspended in the middle of something.
 void fiber_main() {
     Worker& w = *this_worker;
-    Fiber* self = w.running;
+    Fiber* self = w.taken;
 #if HOST_ASAN
     {
         const void* bottom;
@@ -613,32 +624,27 @@ void fiber_main() {
     }
 #endif
     for (;;) {
-        Fiber* to;
+        Place to;
         for (;;) {
             w.hint = 0;
             w.body(w.arguments);
-            const int ended = w.current;
+            const int ended = host_context.thread;
             Warp& mine = w.warp[ended / WARP];
             const uint32_t bit = 1u << (ended % WARP);
             mine.ready &= ~bit;
             mine.ended |= bit;
+            w.place[ended] = nullptr;
             if (--w.alive == 0) {
-                to = &w.home;
+                to = w.home_place;
                 break;
             }
             const int next = w.after(ended);
             if (next < 0) w.stuck();
             w.enter(next);
-            Warp& its = w.warp[next / WARP];
-            const uint32_t next_bit = 1u << (next % WARP);
-            if (its.suspended & next_bit) {
-                its.suspended &= ~next_bit;
-                to = w.fiber[next];
-                break;
-            }
+            if ((to = w.place[next])) break;
         }
         w.give_fiber(self);
-        w.jump(self, to);
+        w.jump(self->place, to);
     }
 }
 
@@ -724,13 +730,63 @@ extern "C" {
 void* host_shared(const void* site, size_t bytes, size_t alignment, const char* name) {
     return this_worker->shared(site, bytes, alignment, name);
 }
-int host_barrier(int predicate, const char* file, int line) { return this_worker->barrier(predicate, file, line); }
-uint64_t host_exchange(unsigned mask, int source, uint64_t value, const char* file, int line) {
-    return this_worker->exchange(mask, source, value, file, line);
+int host_barrier_count(int predicate, const HostSite* site) { return this_worker->barrier(predicate, site); }
+void host_ballot(unsigned mask, int predicate, const HostSite* site) { this_worker->ballot(mask, predicate, site); }
+
+// Out of line, so that the functions below have no registers to save.
+static __attribute__((noinline)) void any_barrier(const HostSite* site) { this_worker->barrier(0, site); }
+static __attribute__((noinline)) void any_exchange(unsigned mask, int source, uint64_t value, const HostSite* site) {
+    this_worker->exchange(mask, source, value, site);
 }
-unsigned host_ballot(unsigned mask, int predicate, const char* file, int line) {
-    return this_worker->ballot(mask, predicate, file, line);
+
+#if HOST_CAREFUL
+void host_barrier(const HostSite* site) { any_barrier(site); }
+void host_exchange(unsigned mask, int source, uint64_t value, const HostSite* site) {
+    any_exchange(mask, source, value, site);
 }
+#else
+// The common case of a wait: a thread that is neither the first nor the last to come, and whose successor in
+// the same warp has been here before. The switch is then a tail call: registers are saved once, by it.
+static inline __attribute__((always_inline)) Place successor(Worker& w, int me, uint32_t& ready, int& next) {
+    const uint32_t bit = 1u << (me % WARP);
+    ready = w.warp[me / WARP].ready & ~bit;
+    const uint32_t rest = w.reverse ? ready & (bit - 1) : ready & ~(bit - 1);
+    if (!rest) return nullptr;
+    next = (me & ~(WARP - 1)) + w.pick(rest);
+    return w.place[next];
+}
+
+void host_barrier(const HostSite* site) {
+    Worker& w = *this_worker;
+    const int me = host_context.thread;
+    uint32_t ready;
+    int next;
+    const Place to = successor(w, me, ready, next);
+    if (!to || !w.arrived || w.site != site || w.arrived + 1 >= w.threads) return any_barrier(site);
+    w.arrived++;
+    w.warp[me / WARP].ready = ready;
+    w.enter(next);
+    return host_switch_stacks(&w.place[me], to);
+}
+
+void host_exchange(unsigned mask, int source, uint64_t value, const HostSite* site) {
+    Worker& w = *this_worker;
+    const int me = host_context.thread;
+    Meeting& m = w.meeting[me & ~(WARP - 1)];
+    const uint32_t arrived = m.arrived | 1u << (me % WARP);
+    uint32_t ready;
+    int next;
+    const Place to = successor(w, me, ready, next);
+    if (!to || !(mask & 1) || !(mask >> (me % WARP) & 1) || !m.arrived || m.mask != mask || m.site != site || arrived == mask)
+        return any_exchange(mask, source, value, site);
+    w.value[me] = value;
+    w.source[me] = source;
+    m.arrived = arrived;
+    w.warp[me / WARP].ready = ready;
+    w.enter(next);
+    return host_switch_stacks(&w.place[me], to);
+}
+#endif
 
 int host_run(const HostLaunch* wanted) {
     const HostIndex &grid = wanted->grid, &block = wanted->block;

@@ -50,6 +50,8 @@ struct HostIndex {
 // One per OS thread; whoever switches fibers rewrites threadIdx. Read as the built-in variables below.
 struct HostContext {
     HostIndex threadIdx, blockIdx, blockDim, gridDim;
+    int thread;        // the same as threadIdx, as one number
+    uint64_t* values;  // [thread]: what the thread was given by a warp operation
 };
 
 #if defined(__linux__) && defined(__GLIBC__)
@@ -66,14 +68,20 @@ extern HOST_EXPORT HOST_THREAD_LOCAL HostContext host_context;
 
 // The block's array of this site; the first thread to come makes it, every byte 0xFF.
 HOST_EXPORT void* host_shared(const void* site, size_t bytes, size_t alignment, const char* name);
-// Waits for all threads of the block, who must come to the same file and line; returns how many of them
-// brought a true `predicate`.
-HOST_EXPORT int host_barrier(int predicate, const char* file, int line);
-// Waits for the lanes of `mask`; returns the `value` that lane `source` brought (all bits set if that lane
-// is not in `mask` or does not exist).
-HOST_EXPORT uint64_t host_exchange(unsigned mask, int source, uint64_t value, const char* file, int line);
-// Waits for the lanes of `mask`; returns the lanes that brought a true `predicate`.
-HOST_EXPORT unsigned host_ballot(unsigned mask, int predicate, const char* file, int line);
+// Where in the source a thread waits: threads that meet at different lines have diverged.
+struct HostSite {
+    const char* file;
+    int line;
+};
+// Waits for all threads of the block, who must come to the same site.
+HOST_EXPORT void host_barrier(const HostSite* site);
+// Likewise; returns how many of them brought a true `predicate`.
+HOST_EXPORT int host_barrier_count(int predicate, const HostSite* site);
+// Waits for the lanes of `mask`; gives the thread the `value` that lane `source` brought (all bits set if
+// that lane is not in `mask` or does not exist).
+HOST_EXPORT void host_exchange(unsigned mask, int source, uint64_t value, const HostSite* site);
+// Waits for the lanes of `mask`; gives the thread the lanes that brought a true `predicate`.
+HOST_EXPORT void host_ballot(unsigned mask, int predicate, const HostSite* site);
 
 struct HostLaunch {
     const char* kernel;
@@ -96,59 +104,66 @@ HOST_EXPORT int host_run(const HostLaunch* launch);
 #define warpSize 32
 
 // ---- barriers and warps -------------------------------------------------------------------------------
-// Macros, so that a wait knows its line: threads that meet at different lines have diverged.
-#define __syncthreads() ((void)::host_barrier(0, __FILE__, __LINE__))
-#define __syncthreads_count(predicate) (::host_barrier((predicate) ? 1 : 0, __FILE__, __LINE__))
-#define __syncthreads_or(predicate) (::host_barrier((predicate) ? 1 : 0, __FILE__, __LINE__) != 0)
-#define __syncthreads_and(predicate) (::host_barrier((predicate) ? 0 : 1, __FILE__, __LINE__) == 0)
+// Macros, so that a wait knows its line.
+#define HOST_SITE (__extension__({ static const ::HostSite site_ = {__FILE__, __LINE__}; &site_; }))
+#define __syncthreads() (::host_barrier(HOST_SITE))
+#define __syncthreads_count(predicate) (::host_barrier_count((predicate) ? 1 : 0, HOST_SITE))
+#define __syncthreads_or(predicate) (::host_barrier_count((predicate) ? 1 : 0, HOST_SITE) != 0)
+#define __syncthreads_and(predicate) (::host_barrier_count((predicate) ? 0 : 1, HOST_SITE) == 0)
 
-#define HOST_SYNCWARP_(mask, ...) ((void)::host_ballot(mask, 0, __FILE__, __LINE__))
+#define HOST_SYNCWARP_(mask, ...) (::host_ballot(mask, 0, HOST_SITE))
 #define __syncwarp(...) HOST_SYNCWARP_(__VA_ARGS__ __VA_OPT__(, ) 0xffffffffu)
-#define __ballot_sync(mask, predicate) (::host_ballot(mask, (predicate) ? 1 : 0, __FILE__, __LINE__))
-#define __any_sync(mask, predicate) (::host_ballot(mask, (predicate) ? 1 : 0, __FILE__, __LINE__) != 0)
-#define __all_sync(mask, predicate) (::host_ballot(mask, (predicate) ? 0 : 1, __FILE__, __LINE__) == 0)
+#define __ballot_sync(mask, predicate) (::host::ballot(mask, (predicate) ? 1 : 0, HOST_SITE))
+#define __any_sync(mask, predicate) (::host::ballot(mask, (predicate) ? 1 : 0, HOST_SITE) != 0)
+#define __all_sync(mask, predicate) (::host::ballot(mask, (predicate) ? 0 : 1, HOST_SITE) == 0)
 
 namespace host {
 
-inline int lane() {
-    return static_cast<int>((threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31u);
+inline int lane() { return host_context.thread & 31; }
+
+inline unsigned ballot(unsigned mask, int predicate, const HostSite* site) {
+    const int me = host_context.thread;
+    host_ballot(mask, predicate, site);
+    return static_cast<unsigned>(host_context.values[me]);
 }
 
 template <typename T>
-T exchange(unsigned mask, T value, int source, const char* file, int line) {
+T exchange(unsigned mask, T value, int source, const HostSite* site) {
     static_assert(sizeof(T) <= 8 && std::is_trivially_copyable<T>::value, "a shuffle moves up to 8 bytes");
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof(T));
-    bits = host_exchange(mask, source, bits, file, line);
+    const int me = host_context.thread;
+    host_exchange(mask, source, bits, site);
+    bits = host_context.values[me];
     memcpy(&value, &bits, sizeof(T));
     return value;
 }
 
 // Source lanes as the CUDA programming guide gives them; a source outside the segment means oneself.
 template <typename T>
-T shuffle(unsigned mask, T value, int source, int width, const char* file, int line) {
-    return exchange(mask, value, (lane() & ~(width - 1)) | (source & (width - 1)), file, line);
+T shuffle(unsigned mask, T value, int source, int width, const HostSite* site) {
+    return exchange(mask, value, (lane() & ~(width - 1)) | (source & (width - 1)), site);
 }
 template <typename T>
-T shuffle_up(unsigned mask, T value, unsigned delta, int width, const char* file, int line) {
+T shuffle_up(unsigned mask, T value, unsigned delta, int width, const HostSite* site) {
     const int me = lane(), source = me - static_cast<int>(delta);
-    return exchange(mask, value, source < (me & ~(width - 1)) ? me : source, file, line);
+    return exchange(mask, value, source < (me & ~(width - 1)) ? me : source, site);
 }
 template <typename T>
-T shuffle_down(unsigned mask, T value, unsigned delta, int width, const char* file, int line) {
+T shuffle_down(unsigned mask, T value, unsigned delta, int width, const HostSite* site) {
     const int me = lane(), source = me + static_cast<int>(delta);
-    return exchange(mask, value, source > (me | (width - 1)) ? me : source, file, line);
+    return exchange(mask, value, source > (me | (width - 1)) ? me : source, site);
 }
 template <typename T>
-T shuffle_xor(unsigned mask, T value, int bits, int width, const char* file, int line) {
+T shuffle_xor(unsigned mask, T value, int bits, int width, const HostSite* site) {
     const int me = lane(), source = me ^ bits;
-    return exchange(mask, value, source > (me | (width - 1)) ? me : source, file, line);
+    return exchange(mask, value, source > (me | (width - 1)) ? me : source, site);
 }
 
 }  // namespace host
 
 #define HOST_SHUFFLE_(function, mask, value, other, width, ...) \
-    (::host::function(mask, value, other, width, __FILE__, __LINE__))
+    (::host::function(mask, value, other, width, HOST_SITE))
 #define __shfl_sync(mask, value, ...) HOST_SHUFFLE_(shuffle, mask, value, __VA_ARGS__, 32, 0)
 #define __shfl_up_sync(mask, value, ...) HOST_SHUFFLE_(shuffle_up, mask, value, __VA_ARGS__, 32, 0)
 #define __shfl_down_sync(mask, value, ...) HOST_SHUFFLE_(shuffle_down, mask, value, __VA_ARGS__, 32, 0)
