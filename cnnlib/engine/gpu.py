@@ -1,0 +1,426 @@
+"""The engine of the GPU stages: device buffers, generated source, and a step as a list of launches.
+
+Everything happens on the device: forward, loss, backward, update. Images go up as bytes, one loss
+an epoch comes down. Stages differ in their operators alone.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from cnnlib.device import Device, DeviceArray, Kernel, Module
+from cnnlib.engine.base import Bytes, Engine, Order, Planned, Setup, Stage
+from cnnlib.errors import DoesNotFit, Unsupported
+from cnnlib.layers import Array
+
+THREADS = 256
+"""Threads a block; kernels that keep to another size say so in their operator."""
+BLOCKS_PER_MULTIPROCESSOR = 8
+"""Upper bound of a grid: 2048 resident threads fill a multiprocessor, grids stride over the rest."""
+MAX_ELEMENTS = 2**31 - 1
+"""Kernels index with 32-bit integers."""
+GATHER_IMAGES = 4096
+"""Images gathered and uploaded at a time: enough to use the bus, few enough to overlap."""
+
+
+class Launch(NamedTuple):
+    """One kernel launch: everything but the moment."""
+
+    name: str
+    kernel: Kernel
+    grid: int
+    block: int
+    args: tuple[Any, ...]
+
+
+@dataclass
+class Buffers:
+    """Where one operator reads and writes on the device.
+
+    source (batch, *source_shape), target (batch, *target_shape) and their errors of the same sizes;
+    `source_errors` is None for the first operator. `parameters` and `gradients` map the operator's
+    parameters ("weight", "bias", by layer index) to parts of the two flat vectors.
+    """
+
+    source: DeviceArray
+    target: DeviceArray
+    source_errors: DeviceArray | None
+    target_errors: DeviceArray
+    parameters: list[dict[str, DeviceArray]]
+    gradients: list[dict[str, DeviceArray]]
+    partials: DeviceArray | None
+    """(groups, parameters) for an operator that leaves its gradient as partial sums."""
+
+
+def device_array(
+    device: Device, shape: tuple[int, ...], dtype: Any = np.float32
+) -> DeviceArray:
+    """A device array; DoesNotFit also when it has more elements than kernels can index."""
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise DoesNotFit(f"an array of {shape} elements is beyond 32-bit indices")
+    return device.array(shape, dtype)
+
+
+class GpuOperator(ABC):
+    """Serves a run of layers by kernels of one file of kernels/.
+
+    A subclass names its `file`, the `kernels` in it and the constants the file needs, and says which
+    launches make a forward and a backward pass over `count` images.
+    """
+
+    file: ClassVar[str]
+    kernels: ClassVar[tuple[str, ...]]
+
+    def __init__(self, planned: Planned, stage: Stage) -> None:
+        self.planned = planned
+        self.stage = stage
+        self.layer: Any = planned.layers[0]
+        self.label = planned.network.layer_names[planned.start]
+        self.check()
+
+    def check(self) -> None:
+        """Raise Unsupported, naming the layer and the limit, for sizes this operator cannot take."""
+
+    @abstractmethod
+    def constants(self) -> Mapping[str, int | str]:
+        """Name -> value of each constant of the kernel file; strings are enumerators."""
+
+    def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
+        return device_array(self.device, shape, dtype)
+
+    def partial_groups(self, device: Device, batch_size: int) -> int:
+        """Partial sums that the backward pass leaves of the gradient; 0: it writes the whole."""
+        return 0
+
+    def allocate(self, batch_size: int) -> None:
+        """Make the operator's own scratch arrays on the device."""
+
+    @abstractmethod
+    def forward(self, count: int) -> list[Launch]: ...
+
+    @abstractmethod
+    def backward(self, count: int) -> list[Launch]: ...
+
+    def bind(self, device: Device, module: Module, buffers: Buffers, batch_size: int) -> None:
+        """Take the compiled kernels and the buffers; called once, before any launch is made."""
+        self.device, self.module, self.buffers = device, module, buffers
+        self.allocate(batch_size)
+
+    def source(self) -> str:
+        """This operator's part of the generated translation unit."""
+        return kernel_source(self.label, self.file, self.constants())
+
+    def entry_points(self) -> list[str]:
+        return [f"{self.label}_{kernel}" for kernel in self.kernels]
+
+    def launch(self, kernel: str, elements: int, *args: Any, threads: int = THREADS) -> Launch:
+        """Launch of `kernel` with enough blocks for one thread per element, up to a full device."""
+        blocks = math.ceil(elements / threads)
+        return self.launch_blocks(kernel, blocks, *args, threads=threads)
+
+    def launch_blocks(
+        self, kernel: str, blocks: int, *args: Any, threads: int = THREADS
+    ) -> Launch:
+        """Launch of `kernel` with `blocks` blocks, up to a full device: kernels stride over more."""
+        grid = max(1, min(blocks, self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR))
+        name = f"{self.label}_{kernel}"
+        return Launch(name, self.module.kernel(name), grid, threads, args)
+
+    def unsupported(self, reason: str) -> Unsupported:
+        return Unsupported(
+            f"stage '{self.stage.name}' cannot take {self.planned.name} of network "
+            f"'{self.planned.network.name}': {reason}"
+        )
+
+
+def kernel_source(label: str, file: str, constants: Mapping[str, int | str]) -> str:
+    """One kernel file with its constants, in a namespace of its own."""
+    lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
+    return "\n".join(
+        [f"#define LAYER {label}", f"namespace {label} {{", *lines, f'#include "{file}"', "}",
+         "#undef LAYER", ""]
+    )  # fmt: skip
+
+
+# Included once, outside every namespace, before the kernel files that say they need them.
+HEADERS = ("portable.cuh", "layers.cuh", "matmul.cuh", "conv.cuh")
+
+
+class GpuEngine(Engine):
+    """Buffers in a chain, one map and one error map between every two operators."""
+
+    BATCH = "batch"
+    BATCH_KERNELS = (
+        "normalize_images", "softmax_cross_entropy", "update_parameters", "sum_and_update",
+    )  # fmt: skip
+
+    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
+        super().__init__(stage, setup, device)
+        assert device is not None, "a GPU stage needs a device"
+        self.device = device
+        self.operators: list[GpuOperator] = [p.operator(p, stage) for p in self.plan]
+        self.module = self._compile()
+        self._allocate()
+        self._step_launches: list[Launch] | None = None
+        self._resident = 0
+
+    # Building
+
+    def _compile(self) -> Module:
+        network = self.network
+        constants = {"IMAGE_SIZE": math.prod(network.input_shape), "CLASSES": network.classes}
+        parts = [f'#include "{header}"\n' for header in HEADERS]
+        parts.append(kernel_source(self.BATCH, "batch.cuh", constants))
+        parts += [operator.source() for operator in self.operators]
+        kernels = [f"{self.BATCH}_{kernel}" for kernel in self.BATCH_KERNELS]
+        for operator in self.operators:
+            kernels += operator.entry_points()
+        return self.device.compile("".join(parts), f"{self.stage.name}_{network.name}", kernels)
+
+    def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
+        return device_array(self.device, shape, dtype)
+
+    def _allocate(self) -> None:
+        batch, network = self.setup.batch_size, self.network
+        self._parameters = self.array((network.parameter_count,))
+        self._velocity = self.array((network.parameter_count,))
+        self._gradient = self.array((network.parameter_count,))
+        self._losses = self.array((batch,))
+        self._batch_images = self.array((batch, *network.input_shape), np.uint8)
+        self._batch_labels = self.array((batch,), np.uint8)
+        shapes = [p.source_shape for p in self.plan] + [self.plan[-1].target_shape]
+        maps = [self.array((batch, *shape)) for shape in shapes]
+        errors = [None, *self._error_maps(shapes[1:])]
+        self._first, self._last, self._last_errors = maps[0], maps[-1], errors[-1]
+        partials = self._allocate_partials()
+        for i, (planned, operator) in enumerate(zip(self.plan, self.operators, strict=True)):
+            target_errors = errors[i + 1]
+            assert target_errors is not None
+            buffers = Buffers(
+                maps[i], maps[i + 1], errors[i], target_errors,
+                self._parts(self._parameters, planned), self._parts(self._gradient, planned),
+                partials[i],
+            )  # fmt: skip
+            operator.bind(self.device, self.module, buffers, batch)
+
+    def _allocate_partials(self) -> list[DeviceArray | None]:
+        """One array for all partial sums, a part of it for each operator that leaves some."""
+        segments: list[tuple[int, int, int, int]] = []
+        places: list[tuple[int, tuple[int, int]] | None] = []
+        start = 0
+        for planned, operator in zip(self.plan, self.operators, strict=True):
+            groups = operator.partial_groups(self.device, self.setup.batch_size)
+            own = [p for p in self.network.parameters if planned.start <= p.layer < planned.stop]
+            if not groups or not own:
+                places.append(None)
+                continue
+            size = sum(p.size for p in own)
+            segments.append((own[0].offset, size, groups, start))
+            places.append((start, (groups, size)))
+            start += groups * size
+        self._segment_count = len(segments)
+        if not segments:
+            return [None] * len(places)
+        self._segments = self.array((len(segments), 4), np.int32)
+        self._segments.set(np.array(segments, np.int32))
+        self._partials = self.array((start,))
+        return [place and self._partials.part(*place) for place in places]
+
+    def _error_maps(self, shapes: Sequence[tuple[int, ...]]) -> list[DeviceArray]:
+        """Arrays (batch, *shape) for the errors of every operator's target."""
+        return [self.array((self.setup.batch_size, *shape)) for shape in shapes]
+
+    def _parts(self, vector: DeviceArray, planned: Planned) -> list[dict[str, DeviceArray]]:
+        parts: list[dict[str, DeviceArray]] = [{} for _ in planned.layers]
+        for p in self.network.parameters:
+            if planned.start <= p.layer < planned.stop:
+                parts[p.layer - planned.start][p.key] = vector.part(p.offset, p.shape)
+        return parts
+
+    # Launches
+
+    def _launch(self, kernel: str, elements: int, *args: Any) -> Launch:
+        limit = self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR
+        grid = max(1, min(math.ceil(elements / THREADS), limit))
+        name = f"{self.BATCH}_{kernel}"
+        return Launch(name, self.module.kernel(name), grid, THREADS, args)
+
+    def _normalize(self, images: DeviceArray, count: int) -> Launch:
+        elements = count * math.prod(self.network.input_shape)
+        mean, deviation = float(self.setup.mean), float(self.setup.deviation)
+        return self._launch(
+            "normalize_images", elements, images, self._first, mean, deviation, count
+        )
+
+    def _loss(self, labels: DeviceArray, count: int) -> Launch:
+        return self._launch(
+            "softmax_cross_entropy", count,
+            self._last, labels, self._last_errors, self._losses, count,
+        )  # fmt: skip
+
+    def _forward(self, count: int) -> list[Launch]:
+        return [launch for operator in self.operators for launch in operator.forward(count)]
+
+    def _backward(self, count: int) -> list[Launch]:
+        return [
+            launch for operator in reversed(self.operators) for launch in operator.backward(count)
+        ]
+
+    def _update(self, apply: bool = True) -> list[Launch]:
+        """Make the gradient whole and, if `apply`, go one step down it."""
+        count = self.network.parameter_count
+        rate, momentum = float(self.setup.learning_rate), float(self.setup.momentum)
+        if self._segment_count:
+            return [
+                self._launch(
+                    "sum_and_update", count * 8,
+                    self._parameters, self._velocity, self._gradient, self._partials,
+                    self._segments, self._segment_count, rate, momentum, int(apply), count,
+                )
+            ]  # fmt: skip
+        if not apply:
+            return []
+        return [
+            self._launch(
+                "update_parameters", count,
+                self._parameters, self._velocity, self._gradient, rate, momentum, count,
+            )
+        ]  # fmt: skip
+
+    def _run(self, launches: Sequence[Launch]) -> None:
+        for launch in launches:
+            launch.kernel(launch.grid, launch.block, *launch.args)
+
+    # Engine
+
+    def load(self, images: Bytes, labels: Bytes) -> None:
+        self._images, self._labels = images, labels
+        bytes_each = math.prod(self.network.input_shape) + 1
+        wanted = self.setup.resident_images
+        if wanted == "auto":
+            # Half of what is free: the other half is left for the device's other users.
+            wanted = max(self.device.free_bytes() // 2 // bytes_each, self.setup.batch_size)
+        batch = self.setup.batch_size
+        count = max(batch, min(wanted, len(labels)) // batch * batch)
+        self._resident = count
+        self._device_images = self.array((count, *self.network.input_shape), np.uint8)
+        self._device_labels = self.array((count,), np.uint8)
+        self._host_images = self.device.pinned((count, *self.network.input_shape), np.uint8)
+        self._host_labels = self.device.pinned((count,), np.uint8)
+
+    def train(self, order: Order) -> float:
+        batch = self.setup.batch_size
+        steps = len(order) // batch
+        self._losses.set(np.zeros(batch, np.float32))
+        began, ended = self.device.event(), self.device.event()
+        began.record()
+        for start in range(0, steps * batch, self._resident):
+            if start:
+                # The pinned memory may be filled again only when its images have gone up.
+                self.device.synchronize()
+            self._train_load(order[start : min(start + self._resident, steps * batch)])
+        ended.record()
+        losses = self._losses.get()
+        self.device.synchronize()
+        self.event_seconds = ended.seconds_since(began)
+        return float(losses.sum(dtype=np.float64) / (steps * batch))
+
+    def _train_load(self, order: Order) -> None:
+        """Gather and upload the images of `order` piece by piece, and train on each piece.
+
+        The host gathers the next piece while the device still works on the last.
+        """
+        batch = self.setup.batch_size
+        piece = max(batch, GATHER_IMAGES // batch * batch)
+        for start in range(0, len(order), piece):
+            stop = min(start + piece, len(order))
+            for from_, to, device in (
+                (self._images, self._host_images, self._device_images),
+                (self._labels, self._host_labels, self._device_labels),
+            ):
+                # mode="clip" writes straight into `out`; the default would go through a copy
+                np.take(from_, order[start:stop], axis=0, out=to[start:stop], mode="clip")
+                shape = to[start:stop].shape
+                device.part(start * math.prod(shape[1:]), shape).set(to[start:stop])
+            for first in range(start, stop, batch):
+                self._run(self._step(first))
+
+    def _step(self, first: int) -> list[Launch]:
+        """The launches of one training step on the batch that begins at resident image `first`."""
+        batch, shape = self.setup.batch_size, self.network.input_shape
+        if self._step_launches is None:
+            self._step_launches = [
+                *self._forward(batch), *self._backward(batch), *self._update(),
+            ]  # fmt: skip
+            self._forward_count = len(self._forward(batch))
+        images = self._device_images.part(first * math.prod(shape), (batch, *shape))
+        labels = self._device_labels.part(first, (batch,))
+        middle = self._forward_count
+        return [
+            self._normalize(images, batch),
+            *self._step_launches[:middle],
+            self._loss(labels, batch),
+            *self._step_launches[middle:],
+        ]
+
+    def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
+        count = len(labels)
+        self._losses.set(np.zeros(self.setup.batch_size, np.float32))
+        self._upload(images)
+        self._batch_labels.part(0, (count,)).set(np.ascontiguousarray(labels))
+        self._run(
+            [
+                self._normalize(self._batch_images, count), *self._forward(count),
+                self._loss(self._batch_labels, count), *self._backward(count), *self._update(apply=False),
+            ]
+        )  # fmt: skip
+        losses = self._losses.get()[:count]
+        return float(losses.sum(dtype=np.float64) / count), self._gradient.get()
+
+    def backward(self, images: Bytes, output_error: Array) -> Array:
+        count = len(images)
+        self._upload(images)
+        errors = np.ascontiguousarray(output_error, dtype=np.float32)
+        assert self._last_errors is not None
+        self._last_errors.part(0, errors.shape).set(errors)
+        self._run(
+            [
+                self._normalize(self._batch_images, count), *self._forward(count),
+                *self._backward(count), *self._update(apply=False),
+            ]
+        )  # fmt: skip
+        return self._gradient.get()
+
+    def logits(self, images: Bytes) -> Array:
+        batch = self.setup.batch_size
+        outputs = np.empty((len(images), self.network.classes), np.float32)
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            self._upload(part)
+            self._run([self._normalize(self._batch_images, len(part)), *self._forward(len(part))])
+            size = (len(part), self.network.classes)
+            outputs[start : start + batch] = self._last.part(0, size).get()
+        return outputs
+
+    def _upload(self, images: Bytes) -> None:
+        self._batch_images.part(0, images.shape).set(np.ascontiguousarray(images))
+
+    @property
+    def parameters(self) -> Array:
+        return self._parameters.get()
+
+    @parameters.setter
+    def parameters(self, vector: Array) -> None:
+        self._parameters.set(np.ascontiguousarray(vector, dtype=np.float32))
+
+    @property
+    def velocity(self) -> Array:
+        return self._velocity.get()
+
+    @velocity.setter
+    def velocity(self, vector: Array) -> None:
+        self._velocity.set(np.ascontiguousarray(vector, dtype=np.float32))

@@ -1,0 +1,194 @@
+"""Stage 2 on the GPU: the algorithm of `gemm` in CUDA, one kernel per operation, nothing fused.
+
+im2col and a shared-memory blocked matrix product; every map in device memory. The honest baseline.
+"""
+
+import math
+from collections.abc import Mapping
+
+from cnnlib.engine import Stage
+from cnnlib.engine.gpu import GpuEngine, GpuOperator, Launch
+from cnnlib.layers import Activation, Conv, Dense, Subsample
+
+SLICE_POSITIONS = 2048
+"""Positions whose weight gradient one block sums; more blocks would only make more to add up."""
+
+
+def tile(rows: int) -> tuple[int, int]:
+    """(rows, columns) of the product that one block of kernels/matmul.cuh makes."""
+    threads_high = 2 if rows <= 8 else 4 if rows <= 16 else 8 if rows <= 32 else 16
+    threads_wide = 256 // threads_high
+    each = 1 if threads_wide >= 64 else 2 if threads_wide >= 32 else 4
+    return threads_high * 4, threads_wide * each
+
+
+def tiles(rows: int, columns: int, chosen_by: int | None = None) -> int:
+    """Blocks that cover a product of rows x columns."""
+    height, width = tile(rows if chosen_by is None else chosen_by)
+    return math.ceil(rows / height) * math.ceil(columns / width)
+
+
+class GemmConv(GpuOperator):
+    file = "gemm_conv.cuh"
+    kernels = (
+        "im2col", "multiply", "add_bias", "sum_bias_gradient", "multiply_weight_gradient",
+        "sum_slices", "multiply_errors", "col2im",
+    )  # fmt: skip
+
+    def constants(self) -> Mapping[str, int | str]:
+        channels, height, width = self.planned.source_shape
+        maps, rows, columns = self.planned.target_shape
+        return {
+            "CHANNELS": channels, "HEIGHT": height, "WIDTH": width, "MAPS": maps,
+            "KERNEL": self.layer.kernel, "STRIDE": self.layer.stride, "ROWS": rows,
+            "COLUMNS": columns,
+        }  # fmt: skip
+
+    def allocate(self, batch_size: int) -> None:
+        self.maps, rows, columns = self.planned.target_shape
+        self.area = rows * columns
+        self.terms = self.layer.fan_in(self.planned.source_shape)
+        size = (self.terms, batch_size * self.area)
+        self.columns = self.array(size)
+        self.column_errors = None if self.planned.is_first else self.array(size)
+        self.slices = self.array((self._slice_count(batch_size), self.maps, self.terms))
+
+    def _slice_count(self, count: int) -> int:
+        return math.ceil(count * self.area / SLICE_POSITIONS)
+
+    def forward(self, count: int) -> list[Launch]:
+        b, positions = self.buffers, count * self.area
+        weight, bias = b.parameters[0]["weight"], b.parameters[0]["bias"]
+        blocks = tiles(self.maps, positions)
+        return [
+            self.launch("im2col", positions * self.terms, b.source, self.columns, count),
+            self.launch_blocks("multiply", blocks, weight, self.columns, b.target, count),
+            self.launch("add_bias", positions * self.maps, bias, b.target, count),
+        ]
+
+    def backward(self, count: int) -> list[Launch]:
+        b, positions, slices = self.buffers, count * self.area, self._slice_count(count)
+        weight, gradients = b.parameters[0]["weight"], b.gradients[0]
+        launches = [
+            self.launch_blocks(
+                "sum_bias_gradient", self.maps, b.target_errors, gradients["bias"], count
+            ),
+            self.launch_blocks(
+                "multiply_weight_gradient", tiles(self.maps, self.terms) * slices,
+                b.target_errors, self.columns, self.slices, count, slices,
+            ),
+            self.launch(
+                "sum_slices", self.maps * self.terms, self.slices, gradients["weight"], slices
+            ),
+        ]  # fmt: skip
+        if b.source_errors is None:
+            return launches
+        blocks = tiles(self.terms, positions)
+        errors = self.column_errors
+        return [
+            *launches,
+            self.launch_blocks("multiply_errors", blocks, weight, b.target_errors, errors, count),
+            self.launch("col2im", math.prod(self.planned.source_shape) * count,
+                        errors, b.source_errors, count),
+        ]  # fmt: skip
+
+
+class GemmDense(GpuOperator):
+    file = "gemm_dense.cuh"
+    kernels = (
+        "multiply", "add_bias", "sum_bias_gradient", "multiply_weight_gradient", "multiply_errors",
+    )  # fmt: skip
+
+    def constants(self) -> Mapping[str, int | str]:
+        return {"INPUTS": math.prod(self.planned.source_shape), "UNITS": self.layer.units}
+
+    def forward(self, count: int) -> list[Launch]:
+        b, units = self.buffers, self.layer.units
+        weight, bias = b.parameters[0]["weight"], b.parameters[0]["bias"]
+        blocks = tiles(units, count)
+        return [
+            self.launch_blocks("multiply", blocks, weight, b.source, b.target, count),
+            self.launch("add_bias", count * units, bias, b.target, count),
+        ]
+
+    def backward(self, count: int) -> list[Launch]:
+        b, units, inputs = self.buffers, self.layer.units, math.prod(self.planned.source_shape)
+        weight, gradients = b.parameters[0]["weight"], b.gradients[0]
+        launches = [
+            self.launch_blocks(
+                "sum_bias_gradient", units, b.target_errors, gradients["bias"], count
+            ),
+            self.launch_blocks(
+                "multiply_weight_gradient", tiles(units, inputs),
+                b.target_errors, b.source, gradients["weight"], count,
+            ),
+        ]  # fmt: skip
+        if b.source_errors is None:
+            return launches
+        blocks = tiles(count, inputs, chosen_by=64)
+        return [
+            *launches,
+            self.launch_blocks(
+                "multiply_errors", blocks, weight, b.target_errors, b.source_errors, count
+            ),
+        ]
+
+
+class GemmActivation(GpuOperator):
+    file = "gemm_activation.cuh"
+    kernels = ("activate", "activate_backward")
+
+    def constants(self) -> Mapping[str, int | str]:
+        return {
+            "SIZE": math.prod(self.planned.source_shape),
+            "FUNCTION": self.layer.function.upper(),
+        }
+
+    def forward(self, count: int) -> list[Launch]:
+        b, elements = self.buffers, count * math.prod(self.planned.source_shape)
+        return [self.launch("activate", elements, b.source, b.target, count)]
+
+    def backward(self, count: int) -> list[Launch]:
+        b, elements = self.buffers, count * math.prod(self.planned.source_shape)
+        if b.source_errors is None:
+            return []
+        args = (b.target, b.target_errors, b.source_errors, count)
+        return [self.launch("activate_backward", elements, *args)]
+
+
+class GemmSubsample(GpuOperator):
+    file = "gemm_subsample.cuh"
+    kernels = ("subsample", "subsample_backward")
+
+    def constants(self) -> Mapping[str, int | str]:
+        channels, rows, columns = self.planned.target_shape
+        return {
+            "CHANNELS": channels, "ROWS": rows, "COLUMNS": columns,
+            "WINDOW": self.layer.size, "METHOD": self.layer.method.upper(),
+        }  # fmt: skip
+
+    def forward(self, count: int) -> list[Launch]:
+        b, elements = self.buffers, count * math.prod(self.planned.target_shape)
+        return [self.launch("subsample", elements, b.source, b.target, count)]
+
+    def backward(self, count: int) -> list[Launch]:
+        b, elements = self.buffers, count * math.prod(self.planned.target_shape)
+        if b.source_errors is None:
+            return []
+        args = (b.source, b.target_errors, b.source_errors, count)
+        return [self.launch("subsample_backward", elements, *args)]
+
+
+STAGE = Stage(
+    name="gemm_cuda",
+    title="2 gemm_cuda",
+    change="the same matrix products in CUDA: one kernel per operation, every map in device memory",
+    runs_on="gpu",
+    engine=GpuEngine,
+    operators={
+        (Conv,): GemmConv,
+        (Activation,): GemmActivation,
+        (Subsample,): GemmSubsample,
+        (Dense,): GemmDense,
+    },
+)

@@ -1,0 +1,74 @@
+// What every stage does before its first layer and after its last: bytes to numbers, the loss, the update.
+// Needs from the generated source: IMAGE_SIZE, CLASSES (per network).
+#include "layers.cuh"
+
+// target[i] = (bytes[i] - mean) / deviation over a whole batch of images. (count, IMAGE_SIZE)
+ENTRY(normalize_images)
+(const unsigned char* __restrict__ bytes, float* __restrict__ target, float mean, float deviation,
+ int count) {
+  const int total = count * IMAGE_SIZE;
+  for (int i : grid_range(total))
+    target[i] = (float(bytes[i]) - mean) / deviation;
+}
+
+// Softmax and cross-entropy, one image a thread. logits (count, CLASSES), labels (count,).
+// errors (count, CLASSES) becomes the derivative of the batch's mean loss: (softmax - one-hot) / count.
+// losses (batch,) collects each slot's loss over the steps of an epoch: one owner a slot, fixed order.
+ENTRY(softmax_cross_entropy)
+(const float* __restrict__ logits, const unsigned char* __restrict__ labels,
+ float* __restrict__ errors, float* __restrict__ losses, int count) {
+  for (int image = blockIdx.x * blockDim.x + threadIdx.x; image < count;
+       image += gridDim.x * blockDim.x) {
+    const float* row = logits + image * CLASSES;
+    const int label = labels[image];
+    float largest = row[0];
+    for (int k = 1; k < CLASSES; k++) largest = fmaxf(largest, row[k]);
+    float sum = 0.0f;
+    for (int k = 0; k < CLASSES; k++) sum += expf(row[k] - largest);
+    for (int k = 0; k < CLASSES; k++) {
+      const float probability = expf(row[k] - largest) / sum;
+      errors[image * CLASSES + k] = (probability - (k == label ? 1.0f : 0.0f)) / float(count);
+    }
+    losses[image] += logf(sum) + largest - row[label];
+  }
+}
+
+// v <- momentum v + g, w <- w - learning_rate v over the flat parameter vector.
+ENTRY(update_parameters)
+(float* __restrict__ parameters, float* __restrict__ velocity, const float* __restrict__ gradient,
+ float learning_rate, float momentum, int count) {
+  for (int i : grid_range(count))
+    descend(parameters[i], velocity[i], gradient[i], learning_rate, momentum);
+}
+
+// The same update where convolutions left their gradients as partial sums, one of each group of images.
+// segments (segment_count, 4): offset and size in the flat vector, number of groups, first element in partials.
+// The whole gradient is written too; the parameters change only if `apply`.
+// Blocks of 256: 32 neighbouring weights, eight threads each, so that many groups are read at once.
+ENTRY(sum_and_update)
+(float* __restrict__ parameters, float* __restrict__ velocity, float* __restrict__ gradient,
+ const float* __restrict__ partials, const int* __restrict__ segments, int segment_count,
+ float learning_rate, float momentum, int apply, int count) {
+  SHARED(float, sums, 256);
+  const int lane = threadIdx.x % 32, share = threadIdx.x / 32;
+  for (int first = blockIdx.x * 32; first < count; first += gridDim.x * 32) {
+    const int i = first + lane;
+    bool partial = false;
+    float sum = 0.0f;
+    for (int s = 0; s < segment_count; s++) {
+      const int offset = segments[s * 4], size = segments[s * 4 + 1];
+      if (i < offset || i >= offset + size) continue;
+      partial = true;
+      const float* values = partials + segments[s * 4 + 3] + i - offset;
+      for (int group = share; group < segments[s * 4 + 2]; group += 8) sum += values[group * size];
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (share == 0 && i < count) {
+      for (int other = 1; other < 8; other++) sum += sums[other * 32 + lane];
+      if (partial) gradient[i] = sum;
+      if (apply) descend(parameters[i], velocity[i], gradient[i], learning_rate, momentum);
+    }
+    __syncthreads();
+  }
+}
