@@ -10,9 +10,11 @@
 #include <sys/mman.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -650,23 +652,44 @@ void fiber_main() {
 
 // ---- OS threads -----------------------------------------------------------------------------------------
 
+// Waking a sleeping OS thread takes longer than many a launch, so both sides look for a while before they
+// sleep: a helper for the next launch, the caller for the end of the helpers' last blocks.
+template <typename Condition>
+bool look_for(Condition condition) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(30);
+    do {
+        for (int i = 0; i < 16; ++i) {
+            if (condition()) return true;
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+    } while (std::chrono::steady_clock::now() < until);
+    return false;
+}
+
 struct Pool {
     std::mutex running;  // one launch at a time
-    std::mutex lock;
+    std::mutex lock;     // for all below; what is atomic is also looked at without it
     std::condition_variable wake, done;
     Launch* open = nullptr;  // helpers may join it
-    uint64_t generation = 0;
-    int wanted = 0;          // helpers that may still join
-    int inside = 0;          // helpers at work on it
-    int helpers = 0;         // OS threads made
+    std::atomic<uint64_t> generation{0};
+    std::atomic<int> inside{0};  // helpers at work on it
+    int wanted = 0;              // helpers that may still join
+    int helpers = 0;             // OS threads made
+    int asleep = 0;
 
     void help() {
         Worker worker;
         uint64_t seen = 0;
-        std::unique_lock<std::mutex> guard(lock);
         for (;;) {
-            wake.wait(guard, [&] { return open && generation != seen && wanted > 0; });
+            look_for([&] { return generation.load(std::memory_order_relaxed) != seen; });
+            std::unique_lock<std::mutex> guard(lock);
+            ++asleep;
+            wake.wait(guard, [&] { return generation != seen; });
+            --asleep;
             seen = generation;
+            if (!open || wanted == 0) continue;
             --wanted;
             ++inside;
             Launch* launch = open;
@@ -677,20 +700,20 @@ struct Pool {
         }
     }
 
-    void run(Launch& launch, int workers) {
+    void run(Launch& launch, uint64_t workers) {
         std::lock_guard<std::mutex> one(running);
-        const int others = static_cast<int>(
-            static_cast<uint64_t>(workers - 1) < launch.blocks - 1 ? static_cast<uint64_t>(workers - 1) : launch.blocks - 1);
+        const int others = static_cast<int>((workers < launch.blocks ? workers : launch.blocks) - 1);
         if (others > 0) {
             std::lock_guard<std::mutex> guard(lock);
-            while (helpers < others) {
-                ++helpers;
-                std::thread([this] { help(); }).detach();
+            try {
+                for (; helpers < others; ++helpers) std::thread([this] { help(); }).detach();
+            } catch (const std::system_error&) {
+                // the machine gives no more threads: those that are there do the work
             }
             open = &launch;
             wanted = others;
             ++generation;
-            wake.notify_all();
+            if (asleep) wake.notify_all();
         }
         // A worker stays with its OS thread: the compiler may keep the address of a thread-local variable
         // across a switch of stacks, so a fiber must not wander from one OS thread to another.
@@ -700,6 +723,10 @@ struct Pool {
         if (others > 0) {
             std::unique_lock<std::mutex> guard(lock);
             open = nullptr;
+            if (inside == 0) return;
+            guard.unlock();
+            look_for([&] { return inside.load(std::memory_order_relaxed) == 0; });
+            guard.lock();
             done.wait(guard, [&] { return inside == 0; });
         }
     }
@@ -807,7 +834,7 @@ int host_run(const HostLaunch* wanted) {
     const uint64_t workers = wanted->workers > 0 ? static_cast<uint64_t>(wanted->workers) : 1;
     const uint64_t chunk = launch.blocks / (workers * 16);
     launch.chunk = chunk < 1 ? 1 : chunk > 64 ? 64 : chunk;
-    pool().run(launch, static_cast<int>(workers));
+    pool().run(launch, workers);
     return launch.failed ? 1 : 0;
 }
 
