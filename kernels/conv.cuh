@@ -59,3 +59,60 @@ UNROLL
     for (int x = 0; x < WINDOW; x++) result += value[y][x];
   return result / float(WINDOW * WINDOW);
 }
+
+// One row of positions' share of KERNEL neighbouring weights' gradient: sum[j] += delta[x] values[x STRIDE + j]
+// over x < columns, and sum[KERNEL] += delta[x], the bias gradient's. The sliding window stays in registers.
+template <int KERNEL, int STRIDE>
+__device__ __forceinline__ void add_row_gradient(float (&sum)[KERNEL + 1], const float* delta,
+                                                 const float* values, int columns) {
+  float window[KERNEL];
+UNROLL
+  for (int j = 0; j < KERNEL; j++) window[j] = values[j];
+  for (int x = 0; x < columns; x++) {
+UNROLL
+    for (int j = 0; j < KERNEL; j++) sum[j] = fmaf(delta[x], window[j], sum[j]);
+    sum[KERNEL] += delta[x];
+    if (x + 1 == columns) break;
+UNROLL
+    for (int j = 0; j < KERNEL; j++)
+      window[j] = j + STRIDE < KERNEL ? window[(j + STRIDE) % KERNEL] : values[(x + 1) * STRIDE + j];
+  }
+}
+
+// A row of the weight gradient is (map, channel, i): KERNEL neighbouring weights. Thread t owns rows
+// row0 + owned * (THREADS / SPLITS); SPLITS threads next to each other share one row, and the first adds up what
+// the others found, in order, and writes it: partial = weight gradient (MAPS, TERMS), then bias gradient (MAPS,).
+// scratch: THREADS * OWNED * (KERNEL + 1) shared floats if SPLITS > 1. All threads must call it together.
+template <int THREADS, int OWNED, int SPLITS, int KERNEL, int CHANNELS, int MAPS>
+__device__ __forceinline__ void write_gradient_rows(float (&sum)[OWNED][KERNEL + 1], int row0,
+                                                    float* scratch, float* __restrict__ partial) {
+  constexpr int PER_MAP = CHANNELS * KERNEL;
+  const int split = threadIdx.x % SPLITS;
+  if (SPLITS > 1) {
+    __syncthreads();
+UNROLL
+    for (int owned = 0; owned < OWNED; owned++)
+UNROLL
+      for (int j = 0; j <= KERNEL; j++)
+        scratch[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x] = sum[owned][j];
+    __syncthreads();
+    if (split == 0)
+UNROLL
+      for (int owned = 0; owned < OWNED; owned++)
+UNROLL
+        for (int j = 0; j <= KERNEL; j++)
+          for (int other = 1; other < SPLITS; other++)
+            sum[owned][j] += scratch[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x + other];
+    __syncthreads();
+  }
+  if (split != 0) return;
+UNROLL
+  for (int owned = 0; owned < OWNED; owned++) {
+    const int row = row0 + owned * (THREADS / SPLITS);
+    if (row >= MAPS * PER_MAP) break;
+UNROLL
+    for (int j = 0; j < KERNEL; j++) partial[row * KERNEL + j] = sum[owned][j];
+    // every row of a map has summed the map's errors; the first one's are the bias gradient
+    if (row % PER_MAP == 0) partial[MAPS * PER_MAP * KERNEL + row / PER_MAP] = sum[owned][KERNEL];
+  }
+}

@@ -156,53 +156,13 @@ UNROLL
       for (int y = split; y < ROWS; y += SPLITS) {
         const float* delta = deltas + map * AREA + y * COLUMNS;
         const float* values = image + (channel * HEIGHT + y * STRIDE + i) * WIDTH;
-        float window[KERNEL];
-UNROLL
-        for (int j = 0; j < KERNEL; j++) window[j] = values[j];
-        for (int x = 0; x < COLUMNS; x++) {
-UNROLL
-          for (int j = 0; j < KERNEL; j++) sum[owned][j] = fmaf(delta[x], window[j], sum[owned][j]);
-          sum[owned][KERNEL] += delta[x];
-          if (x + 1 == COLUMNS) break;
-          // the window moves on: what the next position shares with this one stays in registers
-UNROLL
-          for (int j = 0; j < KERNEL; j++)
-            window[j] = j + STRIDE < KERNEL ? window[(j + STRIDE) % KERNEL]
-                                            : values[(x + 1) * STRIDE + j];
-        }
+        add_row_gradient<KERNEL, STRIDE>(sum[owned], delta, values, COLUMNS);
       }
     }
   }
 
-  if (SPLITS > 1) {  // the first of each row's threads adds up what the others found, in order
-    __syncthreads();
-UNROLL
-    for (int owned = 0; owned < OWNED; owned++)
-UNROLL
-      for (int j = 0; j <= KERNEL; j++)
-        arena[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x] = sum[owned][j];
-    __syncthreads();
-    if (split == 0)
-UNROLL
-      for (int owned = 0; owned < OWNED; owned++)
-UNROLL
-        for (int j = 0; j <= KERNEL; j++)
-          for (int other = 1; other < SPLITS; other++)
-            sum[owned][j] += arena[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x + other];
-    __syncthreads();
-  }
-  if (split != 0) return;
-  float* partial = partials + group * PARTIAL_SIZE;
-UNROLL
-  for (int owned = 0; owned < OWNED; owned++) {
-    const int row = row0 + owned * (THREADS / SPLITS);
-    if (row >= GRADIENT_ROWS) break;
-UNROLL
-    for (int j = 0; j < KERNEL; j++) partial[row * KERNEL + j] = sum[owned][j];
-    // every row of a map has summed the map's errors; the first one's are the bias gradient
-    if (row % (CHANNELS * KERNEL) == 0)
-      partial[MAPS * TERMS + row / (CHANNELS * KERNEL)] = sum[owned][KERNEL];
-  }
+  write_gradient_rows<THREADS, OWNED, SPLITS, KERNEL, CHANNELS, MAPS>(
+      sum, row0, arena, partials + group * PARTIAL_SIZE);
 }
 
 constexpr int HELD = MAPS < 16 ? MAPS : 16;  // errors a thread holds in registers while it pushes them

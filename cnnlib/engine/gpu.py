@@ -147,7 +147,7 @@ def kernel_source(label: str, file: str, constants: Mapping[str, int | str]) -> 
 
 
 # Included once, outside every namespace, before the kernel files that say they need them.
-HEADERS = ("portable.cuh", "layers.cuh", "matmul.cuh", "conv.cuh")
+HEADERS = ("portable.cuh", "layers.cuh", "matmul.cuh", "conv.cuh", "async.cuh")
 
 
 class GpuEngine(Engine):
@@ -231,8 +231,16 @@ class GpuEngine(Engine):
         return [place and self._partials.part(*place) for place in places]
 
     def _error_maps(self, shapes: Sequence[tuple[int, ...]]) -> list[DeviceArray]:
-        """Arrays (batch, *shape) for the errors of every operator's target."""
-        return [self.array((self.setup.batch_size, *shape)) for shape in shapes]
+        """Arrays (batch, *shape) for the errors of every operator's target.
+
+        With the stage's option `error_slots` they lie in a ring of that many slots, each as large as
+        its largest map: an operator reads one slot and writes the one before.
+        """
+        batch = self.setup.batch_size
+        slots: int = self.stage.options.get("error_slots", len(shapes))
+        sizes = [max(map(math.prod, shapes[slot::slots]), default=0) for slot in range(slots)]
+        rings = [self.array((batch * size,)) for size in sizes]
+        return [rings[i % slots].part(0, (batch, *shape)) for i, shape in enumerate(shapes)]
 
     def _parts(self, vector: DeviceArray, planned: Planned) -> list[dict[str, DeviceArray]]:
         parts: list[dict[str, DeviceArray]] = [{} for _ in planned.layers]

@@ -7,13 +7,13 @@ along.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from cnnlib.device import Device
-from cnnlib.engine import Stage
+from cnnlib.engine import Planned, Stage
 from cnnlib.engine.gpu import THREADS, GpuEngine, GpuOperator, Launch
 from cnnlib.layers import Activation, Conv, Dense, Layer, Subsample
 from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile
@@ -24,6 +24,11 @@ MOST_OWNED = 4
 """Rows of the weight gradient a thread keeps in registers."""
 BLOCKS_PER_MULTIPROCESSOR = 2
 """Blocks that sum weight gradients: each leaves a partial sum to be read again."""
+
+
+def largest_divisor(number: int, limit: int, good: Callable[[int], bool]) -> int:
+    """The largest divisor of `number` up to `limit` that is `good`, or 1."""
+    return next((n for n in range(limit, 1, -1) if number % n == 0 and good(n)), 1)
 
 
 def function_of(layers: tuple[Layer, ...]) -> str:
@@ -38,18 +43,53 @@ class FusedConv(GpuOperator):
     file = "fused_conv.cuh"
     kernels = ("forward", "backward")
 
-    def check(self) -> None:
-        c = self.constants()
-        size = math.prod(self.planned.source_shape)
-        weights, maps = self.maps * self.terms, self.maps * self.rows * self.columns
-        forward = weights + int(c["IMAGES"]) * size
-        again = int(c["RECOMPUTE"])
-        gradient = max(
-            size + maps + again * weights,
-            (not self.planned.is_first) * (size + maps + weights + again * size),
-            THREADS * int(c["OWNED"]) * (self.layer.kernel + 1) * (int(c["SPLITS"]) > 1),
+    def __init__(self, planned: Planned, stage: Stage) -> None:
+        conv = planned.layers[0]
+        assert isinstance(conv, Conv)
+        self.channels, self.height, self.width = planned.source_shape
+        self.maps, self.rows, self.columns = conv.output_shape(planned.source_shape)
+        self.conv, self.terms = conv, conv.fan_in(planned.source_shape)
+        subsample = next((x for x in planned.layers if isinstance(x, Subsample)), None)
+        self.window = subsample.size if subsample else 1
+        self.method = subsample.method if subsample else "max"
+        self.function = function_of(planned.layers)
+        # A mean over a curved activation needs the slope at every value: only that is made again.
+        self.recompute = self.window > 1 and self.method == "mean" and self.function != "IDENTITY"
+        self.keeps_winners = self.window > 1 and self.method == "max"
+        self.out_columns = self.columns // self.window
+        self.out_area = self.rows // self.window * self.out_columns
+        self.each = largest_divisor(
+            self.maps, 4, lambda each: self.maps // each * self.out_area >= 128
         )
-        wanted = 4 * max(forward, gradient)
+        self.gradient_rows = self.maps * self.channels * conv.kernel
+        self.choose(planned, stage)
+        super().__init__(planned, stage)
+
+    def choose(self, planned: Planned, stage: Stage) -> None:
+        """Fix the sizes that are free, so that shared memory suffices and threads have work."""
+        size = self.channels * self.height * self.width
+        items = self.maps // self.each * self.out_area
+        fits = SHARED_BYTES // 4 - self.maps * self.terms
+        self.images = max(1, min(THREADS // items, fits // size))
+        self.own_rows(most_splits=self.rows)
+
+    def own_rows(self, most_splits: int) -> None:
+        """Share the rows of the weight gradient out to threads (see kernels/conv.cuh)."""
+        self.splits = 1
+        while self.gradient_rows * self.splits * 2 <= THREADS and self.splits * 2 <= most_splits:
+            self.splits *= 2
+        self.owned = min(MOST_OWNED, math.ceil(self.gradient_rows * self.splits / THREADS))
+        self.chunks = math.ceil(self.gradient_rows / (self.owned * THREADS // self.splits))
+
+    def check(self) -> None:
+        size = self.channels * self.height * self.width
+        weights, maps = self.maps * self.terms, self.maps * self.rows * self.columns
+        gradient = size + maps + self.recompute * weights
+        errors = 0
+        if not self.planned.is_first:
+            errors = size + maps + weights + self.recompute * size
+        sums = THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1)
+        wanted = 4 * max(weights + self.images * size, gradient, errors, sums)
         if wanted > SHARED_BYTES:
             raise self.unsupported(
                 f"it keeps a whole image, its map and the weights in shared memory, which takes "
@@ -57,38 +97,20 @@ class FusedConv(GpuOperator):
             )
 
     def constants(self) -> Mapping[str, int | str]:
-        channels, height, width = self.planned.source_shape
-        conv = self.layer
-        self.maps, self.rows, self.columns = conv.output_shape(self.planned.source_shape)
-        self.terms = conv.fan_in(self.planned.source_shape)
-        subsample = next((x for x in self.planned.layers if isinstance(x, Subsample)), None)
-        window = subsample.size if subsample else 1
-        function = function_of(self.planned.layers)
-        self.keeps_winners = subsample is not None and subsample.method == "max" and window > 1
-        out_area = (self.rows // window) * (self.columns // window)
-        each = next(
-            (n for n in (4, 3, 2) if self.maps % n == 0 and self.maps // n * out_area >= 128), 1
-        )
-        items = self.maps // each * out_area
-        fits = SHARED_BYTES // 4 - self.maps * self.terms
-        images = max(1, min(THREADS // items, fits // (channels * height * width)))
-        gradient_rows = self.maps * channels * conv.kernel
-        splits = 1
-        while gradient_rows * splits * 2 <= THREADS and splits * 2 <= self.rows:
-            splits *= 2
-        owned = min(MOST_OWNED, math.ceil(gradient_rows * splits / THREADS))
-        self.chunks = math.ceil(gradient_rows / (owned * THREADS // splits))
-        recompute = bool(
-            subsample and subsample.method == "mean" and window > 1 and function != "IDENTITY"
-        )
         return {
-            "CHANNELS": channels, "HEIGHT": height, "WIDTH": width,
-            "MAPS": self.maps, "KERNEL": conv.kernel, "STRIDE": conv.stride,
-            "ROWS": self.rows, "COLUMNS": self.columns, "FUNCTION": function, "WINDOW": window,
-            "METHOD": subsample.method.upper() if subsample else "MAX",
-            "FIRST": int(self.planned.is_first), "EACH": each, "IMAGES": images,
-            "RECOMPUTE": int(recompute), "PUSH": int(self.stage.options["errors"] == "push"),
-            "OWNED": owned, "SPLITS": splits,
+            **self.common_constants(),
+            "IMAGES": self.images, "PUSH": int(self.stage.options["errors"] == "push"),
+        }  # fmt: skip
+
+    def common_constants(self) -> Mapping[str, int | str]:
+        """The constants that the kernels of stages fused and ring both need."""
+        return {
+            "CHANNELS": self.channels, "HEIGHT": self.height, "WIDTH": self.width,
+            "MAPS": self.maps, "KERNEL": self.conv.kernel, "STRIDE": self.conv.stride,
+            "ROWS": self.rows, "COLUMNS": self.columns, "FUNCTION": self.function,
+            "WINDOW": self.window, "METHOD": self.method.upper(),
+            "FIRST": int(self.planned.is_first), "EACH": self.each,
+            "RECOMPUTE": int(self.recompute), "OWNED": self.owned, "SPLITS": self.splits,
         }  # fmt: skip
 
     def partial_groups(self, device: Device, batch_size: int) -> int:
