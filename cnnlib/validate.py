@@ -1,0 +1,273 @@
+"""Does a stage compute what the reference computes? The only place that knows tolerances.
+
+The reference is the layers' own loops in float64 (stage `naive`). They are slow, so batches are
+compared with stage `gemm` in float64, which is itself compared with the loops first, on a few
+images, once for each network in a process.
+
+Two exact computations of a float32 gradient differ by rounding. Rounding errors of a sum of n terms
+grow like sqrt(n) (Higham, Accuracy and Stability of Numerical Algorithms, section 2.8), hence
+
+    bound = FACTOR * eps * sqrt(n) * largest element,   n the length of the network's longest sum.
+
+Where relu or max have to decide between numbers that are equal but for rounding, both decisions are
+right and their gradients are not near each other. Such images are therefore never compared
+(`clear_images`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from cnnlib.engine import Bytes, Engine, Setup
+from cnnlib.engine.cpu import BLOCK_IMAGES, BlockEngine
+from cnnlib.errors import UserError
+from cnnlib.layers import Activation, Array, Conv, Subsample
+from cnnlib.network import Network
+from cnnlib.stages import gemm, naive
+
+FACTOR = 4.0
+"""Rounding errors seen are up to a fourth of the bound; indexing errors are thousands of times it."""
+FIVE_STEPS_BOUND = 1e-4
+"""Largest difference of any weight after five steps."""
+DIFFERENCE_BOUND = 1e-6
+"""Of a finite difference in float64, relative to the largest: step^2 and eps / step balanced."""
+DIFFERENCE_STEP = 1e-5
+CLOSE = 3e-6
+"""A decision by less than this (of the map's largest element) may fall either way in float32."""
+EQUAL = 1e-12
+"""A decision by less than this is between equals, in any arithmetic."""
+NOISE = 16
+"""Grey levels, up or down."""
+NOISE_TRIES = 30
+LOOP_IMAGES = 3
+"""Images on which the fast reference is compared with the loops: 60 ms each for LeNet-5."""
+
+FAST_REFERENCE = dataclasses.replace(gemm.STAGE, name="gemm in float64", dtype=np.float64)
+
+
+class ValidationFailed(UserError):
+    """A stage computes something else than the reference."""
+
+
+def longest_sum(network: Network, batch_size: int) -> int:
+    """Terms of the longest sum that training on a batch adds up, forward or backward."""
+    longest = 1
+    for layer, source, target in zip(
+        network.layers, network.shapes, network.shapes[1:], strict=False
+    ):
+        if not layer.parameter_shapes(source):
+            continue
+        positions = math.prod(target[1:])  # that share a weight
+        seen_by = target[0] * (layer.kernel**2 if isinstance(layer, Conv) else 1)
+        longest = max(longest, layer.fan_in(source), positions * batch_size, seen_by)
+    return longest
+
+
+def validate(engine: Engine, images: Bytes, labels: Bytes) -> None:
+    """Compare loss and gradient of `images`, at most batch_size, at the engine's parameters.
+
+    Raises ValidationFailed naming stage, network, parameter, error and bound.
+    """
+    setup, parameters = engine.setup, engine.parameters.astype(np.float64)
+    images = clear_images(engine, images)
+    _check_fast_reference(setup, parameters, images, labels)
+    with FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
+        reference.parameters = parameters
+        _compare_gradients(engine, reference, images, labels)
+
+
+_checked: set[tuple[Network, float, float]] = set()
+
+
+def _check_fast_reference(setup: Setup, parameters: Array, images: Bytes, labels: Bytes) -> None:
+    key = setup.network, setup.mean, setup.deviation
+    if key in _checked:
+        return
+    few = dataclasses.replace(setup, batch_size=LOOP_IMAGES)
+    with (
+        FAST_REFERENCE.engine(FAST_REFERENCE, few) as fast,
+        naive.STAGE.engine(naive.STAGE, few) as loops,
+    ):
+        fast.parameters = loops.parameters = parameters
+        _compare_gradients(fast, loops, images[:LOOP_IMAGES], labels[:LOOP_IMAGES])
+    _checked.add(key)
+
+
+def _compare_gradients(engine: Engine, reference: Engine, images: Bytes, labels: Bytes) -> None:
+    loss, gradient = engine.gradient(images, labels)
+    right_loss, right = reference.gradient(images, labels)
+    unit = FACTOR * _eps(engine) * math.sqrt(longest_sum(engine.network, len(images)))
+    batch = f"at batch size {len(images)}"
+    _require(engine, f"the loss {batch}", abs(loss - right_loss), unit * max(1.0, abs(right_loss)))
+    _compare_views(engine, f"the gradient of {{}} {batch}", gradient, right, unit)
+
+
+def _eps(engine: Engine) -> float:
+    return float(np.finfo(np.dtype(engine.stage.dtype)).eps)
+
+
+def _compare_views(engine: Engine, what: str, found: Array, right: Array, unit: float) -> None:
+    """Every parameter's view within `unit` of its largest element; `what` has a {} for its name."""
+    if found.shape != right.shape:
+        raise _failure(engine, what.format("all") + f" has shape {found.shape}, not {right.shape}")
+    for p in engine.network.parameters:
+        part = slice(p.offset, p.offset + p.size)
+        error = np.abs(found[part] - right[part]).max()
+        _require(engine, what.format(p.name), error, unit * np.abs(right[part]).max())
+
+
+def _require(engine: Engine, what: str, error: float, bound: float) -> None:
+    if not error <= bound:  # so that NaN fails
+        raise _failure(engine, f"{what} is off by {error:.3g}, allowed {bound:.3g}")
+
+
+def _failure(engine: Engine, what: str) -> ValidationFailed:
+    return ValidationFailed(
+        f"stage '{engine.stage.name}' fails validation on network '{engine.network.name}': {what}"
+    )
+
+
+def five_steps(engine: Engine, images: Bytes, labels: Bytes) -> None:
+    """Train five steps from the engine's parameters, at rest, and compare the weights.
+
+    `images` become the training set, used in order, and again from the first when they run out.
+    Raises ValidationFailed; the engine is left trained.
+    """
+    setup = engine.setup
+    order = np.resize(np.arange(len(images)), 5 * setup.batch_size)
+    parameters = engine.parameters.astype(np.float64)
+    engine.velocity = np.zeros_like(parameters)
+    with FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
+        reference.parameters = parameters
+        losses = []
+        for each in (engine, reference):
+            each.load(images, labels)
+            losses.append(each.train(order))
+        after, right = engine.parameters, reference.parameters
+    _require(engine, "the mean loss of five steps", abs(losses[0] - losses[1]), FIVE_STEPS_BOUND)
+    for p in engine.network.parameters:
+        part = slice(p.offset, p.offset + p.size)
+        error = np.abs(after[part] - right[part]).max()
+        _require(engine, f"{p.name} after five steps", error, FIVE_STEPS_BOUND)
+
+
+def exact(engine: Engine, images: Bytes, output_error: Array) -> None:
+    """Logits of a network without activations, and its gradient for `output_error`, bit for bit.
+
+    For integer parameters and errors, mean 0 and deviation 1, all of them so small that no sum
+    leaves the integers that the stage's dtype holds. Raises ValidationFailed.
+    """
+    with FAST_REFERENCE.engine(FAST_REFERENCE, engine.setup) as reference:
+        reference.parameters = engine.parameters.astype(np.float64)
+        wrong = np.abs(engine.logits(images) - reference.logits(images)).max()
+        _require(engine, "logits of integers", wrong, 0)
+        found = engine.backward(images, output_error)
+        right = reference.backward(images, output_error)
+    _compare_views(engine, "the gradient of {} on integers", found, right, 0)
+
+
+def finite_differences(
+    engine: Engine, images: Bytes, labels: Bytes, positions: Sequence[int] | None = None
+) -> None:
+    """Compare the gradient with (loss(p + h) - loss(p - h)) / 2h; for engines in float64.
+
+    Every parameter is moved, or those at `positions` of the flat vector. Raises ValidationFailed
+    naming the parameter; the engine's parameters are restored.
+    """
+    parameters = engine.parameters
+    _, gradient = engine.gradient(images, labels)
+    if positions is None:
+        positions = range(len(parameters))
+    bound = DIFFERENCE_BOUND * max(1.0, float(np.abs(gradient).max()))
+    try:
+        for position in positions:
+            losses = []
+            for step in (DIFFERENCE_STEP, -DIFFERENCE_STEP):
+                moved = parameters.copy()
+                moved[position] += step
+                engine.parameters = moved
+                losses.append(engine.gradient(images, labels)[0])
+            difference = (losses[0] - losses[1]) / (2 * DIFFERENCE_STEP)
+            name = next(
+                p.name
+                for p in engine.network.parameters
+                if p.offset <= position < p.offset + p.size
+            )
+            error = abs(gradient[position] - difference)
+            _require(engine, f"finite difference by {name} (element {position})", error, bound)
+    finally:
+        engine.parameters = parameters
+
+
+class _WatchedActivation(gemm.WholeActivation):
+    """Keeps which images asked relu for a close decision."""
+
+    close: Array = np.zeros(BLOCK_IMAGES, bool)
+
+    def forward(self) -> None:
+        if self.function == "relu":
+            self.close = _close(np.abs(self.source), self.source)
+        super().forward()
+
+
+class _WatchedSubsample(gemm.SlicedSubsample):
+    """Keeps in which images a maximum was close to another element of its window."""
+
+    close: Array = np.zeros(BLOCK_IMAGES, bool)
+
+    def forward(self) -> None:
+        super().forward()
+        if self.method == "max":
+            s = self.size
+            largest = self.target.repeat(s, axis=0).repeat(s, axis=2)
+            self.close = _close(largest - self.source, self.source)
+
+
+def _close(gaps: Array, maps: Array) -> Array:
+    """Images (N,) with a gap that may close by rounding but is not one between equals."""
+    axes = tuple(range(maps.ndim - 1))
+    gaps = gaps / np.maximum(np.abs(maps).max(axis=axes), np.finfo(maps.dtype).tiny)
+    return ((gaps > EQUAL) & (gaps < CLOSE)).any(axis=axes)
+
+
+_WATCHING = dataclasses.replace(
+    FAST_REFERENCE,
+    threads=1,
+    operators=FAST_REFERENCE.operators
+    | {(Activation,): _WatchedActivation, (Subsample,): _WatchedSubsample},
+)
+
+
+def clear_images(engine: Engine, images: Bytes) -> Bytes:
+    """`images` with noise on each one that asks for a close decision, until it does not.
+
+    At the engine's parameters. Raises ValidationFailed when noise does not help.
+    """
+    images = images.copy()
+    generator = np.random.default_rng(0)
+    watch = dataclasses.replace(engine.setup, batch_size=BLOCK_IMAGES)
+    with _WATCHING.engine(_WATCHING, watch) as watching:
+        watching.parameters = engine.parameters.astype(np.float64)
+        close = np.arange(len(images))
+        for _ in range(NOISE_TRIES):
+            close = close[_asks_for_close_decisions(cast(BlockEngine, watching), images[close])]
+            if not len(close):
+                return images
+            noise = generator.integers(-NOISE, NOISE + 1, images[close].shape)
+            images[close] = np.clip(images[close] + noise, 0, 255).astype(np.uint8)
+    raise _failure(engine, f"image {close[0]} leaves relu or max undecided however it is changed")
+
+
+def _asks_for_close_decisions(watching: BlockEngine, images: Bytes) -> Array:
+    """Mask (n,) of the images that do."""
+    (lane,) = watching.lanes
+    close = np.zeros(len(images), bool)
+    for block, _ in lane.blocks(np.arange(len(images))):
+        watching.logits(images[block])
+        for operator in lane.operators:
+            if isinstance(operator, _WatchedActivation | _WatchedSubsample):
+                close[block] |= operator.close[: len(images[block])]
+    return close
