@@ -1,0 +1,61 @@
+# Needs Python 3.11 or newer, git and a C++ compiler; everything else goes into .venv.
+#   make run PROFILE=slurm         with workflow/profiles/slurm
+#   make run ARGS="--configfile my.yaml"   further arguments for snakemake (or pytest)
+#   make run PYTHON=python3.13     this Python makes .venv
+CORES ?= 1
+ENV := .venv
+PIP := $(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
+# rules find this environment's programs on PATH
+SNAKEMAKE = PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake --cores $(CORES) $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12; echo; sed -n '2,4s/^# *//p' Makefile
+
+run: $(ENV)/base  ## run the whole experiment of config.yaml and draw its figures
+	@$(ENV)/bin/python requirements/install_pycuda.py
+	$(SNAKEMAKE) all $(ARGS)
+	@echo "Figures: $(CURDIR)/results/figures"
+
+figures: $(ENV)/base  ## draw the figures again from results that are there
+	$(SNAKEMAKE) figures $(ARGS)
+	@echo "Figures: $(CURDIR)/results/figures"
+
+test: $(ENV)/dev  ## run the tests
+	$(ENV)/bin/python -m pytest $(ARGS)
+
+lint: $(ENV)/dev  ## check style, types and the workflow
+	$(ENV)/bin/ruff check
+	$(ENV)/bin/ruff format --check
+	$(ENV)/bin/mypy
+	$(ENV)/bin/snakefmt --check Snakefile workflow
+	$(SNAKEMAKE) --lint
+
+format: $(ENV)/dev  ## format Python and Snakemake files, mend what can be mended
+	$(ENV)/bin/ruff check --fix
+	$(ENV)/bin/ruff format
+	$(ENV)/bin/snakefmt Snakefile workflow
+
+lock:  ## pin all dependencies anew, from requirements/*.in (needs uv)
+	for name in base cuda dev; do uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+	  --no-annotate --no-header --upgrade requirements/$$name.in -o requirements/$$name.txt || exit; done
+
+clean:  ## remove results, but not downloaded data and results/reference
+	find results -mindepth 1 -maxdepth 1 ! -name data ! -name reference -exec rm -rf {} +
+	rm -rf .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+distclean: clean  ## remove downloaded data and the environment too
+	rm -rf results/data $(ENV)
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp stands for an environment that is exactly its lock: made anew when the lock changes.
+$(ENV)/base: requirements/base.txt requirements/cuda.txt
+	$(eval found := $(shell sh requirements/find_python.sh $(PYTHON)))
+	$(if $(filter-out 0,$(.SHELLSTATUS)),$(error $(found)))
+	@echo "Making $(ENV) with $(found) and installing pinned packages (about a minute)"
+	@"$(found)" -m venv --clear $(ENV)
+	@$(PIP) -r requirements/base.txt && touch $@
+
+$(ENV)/dev: $(ENV)/base requirements/dev.txt
+	@$(PIP) -r requirements/dev.txt && touch $@
+
+.PHONY: help run figures test lint format lock clean distclean
