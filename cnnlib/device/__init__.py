@@ -37,8 +37,8 @@ CHOICES = ("auto", "cuda", "host")
 def open_device(choice: str = "auto") -> Device:
     """Open the device of that name; 'auto' takes cuda when it works, else host.
 
-    Raises DeviceError saying what is missing: driver, toolkit or PyCUDA for cuda, a C++ compiler for
-    host.
+    Raises DeviceError saying what is missing: driver, toolkit or PyCUDA for cuda, a C++ compiler
+    for host.
     """
     if choice not in CHOICES:
         raise DeviceError(f"unknown device '{choice}'; known: {', '.join(CHOICES)}")

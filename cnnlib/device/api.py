@@ -101,7 +101,7 @@ class Device(Protocol):
     multiprocessors: int  # blocks that run side by side, at least; OS threads on the host
 
     def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
-        """A new array, every byte 0xFF. Raises DoesNotFit, which names the bytes wanted and free."""
+        """A new array, every byte 0xFF. Raises DoesNotFit naming the bytes wanted and free."""
 
     def pinned(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> np.ndarray:
         """A host array that the device can copy from asynchronously (page-locked on cuda)."""
@@ -111,7 +111,8 @@ class Device(Protocol):
     ) -> Module:
         """Compile a translation unit that #includes files of kernels/; `name` is for messages.
 
-        Cached by content, in memory and on disk. Raises DeviceError with the compiler's first error.
+        Cached by content, in memory and on disk. Raises DeviceError with the compiler's first
+        error.
         """
 
     def synchronize(self) -> None:

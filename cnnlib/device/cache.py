@@ -45,9 +45,9 @@ def content_key(parts: Iterable[str | bytes], files: Iterable[Path] = ()) -> str
 def cached(key: str, suffix: str, build: Callable[[Path], None]) -> Path:
     """The file made by `build(path)`, kept under `key`.
 
-    A digest follows the content, so that a damaged entry is seen and built again (loaders of shared
-    libraries and cubins do not read so far). Two processes may build at once: each renames a whole file
-    into place and either will do.
+    A digest follows the content, so that a damaged entry is seen and built again (a loader of
+    shared libraries does not read so far). Two processes may build at once: each renames a whole
+    file into place and either will do.
     """
     target = cache_folder() / f"{key}{suffix}"
     if not _is_whole(target):

@@ -159,10 +159,10 @@ def first_error(output: str) -> str:
 def sanitizer_environment(sanitize: str = "address,undefined") -> dict[str, str]:
     """Environment for a Python process whose host kernels are to be built with sanitizers.
 
-    AddressSanitizer's library must be loaded before Python's own allocations, hence LD_PRELOAD. Leaks
-    are not looked for: Python itself keeps memory until the end. Use it as
-    `subprocess.run([sys.executable, ...], env={**os.environ, **sanitizer_environment()})`, or from a
-    shell: `env $(python -m cnnlib.device.compiler) python -m pytest tests/device`.
+    AddressSanitizer's library must be loaded before Python's own allocations, hence LD_PRELOAD.
+    Leaks are not looked for: Python itself keeps memory until the end. Use it as
+    `subprocess.run([sys.executable, ...], env={**os.environ, **sanitizer_environment()})`, or from
+    a shell: `env $(python -m cnnlib.device) python -m pytest tests/device`.
     Raises DeviceError when the compiler has no such library.
     """
     compiler = find_compiler()
@@ -193,7 +193,3 @@ def sanitizer_environment(sanitize: str = "address,undefined") -> dict[str, str]
     if "undefined" in sanitize.split(","):
         result["UBSAN_OPTIONS"] = "print_stacktrace=1"
     return result
-
-
-if __name__ == "__main__":
-    print(" ".join(f"{name}={value}" for name, value in sanitizer_environment().items()))

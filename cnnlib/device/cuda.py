@@ -1,6 +1,7 @@
 """The GPU, through PyCUDA. The only file that imports pycuda, and only when a device is opened."""
 
 import atexit
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -32,6 +33,9 @@ from cnnlib.device.cache import KERNELS, cached, content_key, content_of, kernel
 from cnnlib.device.compiler import run_compiler
 from cnnlib.errors import DeviceError, DoesNotFit
 
+USUAL_PLACES = ("/usr/local/cuda",)
+"""Where the toolkit is looked for when neither PATH nor the environment says."""
+
 _ALIGNMENT = 512  # of the driver's own allocations; sizes are rounded up to it
 
 
@@ -61,7 +65,7 @@ def find_nvcc() -> str | None:
     for root in (
         os.environ.get("CUDA_HOME"),
         os.environ.get("CUDA_PATH"),
-        "/usr/local/cuda",
+        *USUAL_PLACES,
     ):
         if root and (program := Path(root) / "bin" / "nvcc").is_file():
             return str(program)
@@ -71,8 +75,8 @@ def find_nvcc() -> str | None:
 def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str] = ()) -> bytes:
     """Machine code of `source` for `architecture` (e.g. 'sm_90'); needs nvcc, but no GPU.
 
-    Cached on disk by the content of the source, of kernels/*.cuh, the flags and nvcc's version. Raises
-    DeviceError with the compiler's first error.
+    Cached on disk by the content of the source, of kernels/*.cuh, the flags and nvcc's version.
+    Raises DeviceError with the compiler's first error.
     """
     nvcc = find_nvcc()
     if nvcc is None:
@@ -232,7 +236,7 @@ class CudaKernel:
             self._function.prepared_async_call(
                 self._grid, self._block, self._device.stream, *values
             )
-        except (driver.Error, OverflowError, ValueError) as error:
+        except (driver.Error, self._device.packing_error) as error:
             raise KernelError(
                 f"kernel {self.name}, grid {self._grid}, block {self._block}: {error}"
             ) from error
@@ -285,8 +289,8 @@ class CudaEvent:
 class CudaDevice:
     """The first GPU that CUDA_VISIBLE_DEVICES leaves (see api.Device).
 
-    Raises DeviceError saying which of driver, toolkit and PyCUDA is missing. Freed memory is kept for
-    arrays of the same size, and handed back to the driver when something else does not fit.
+    Raises DeviceError saying which of driver, toolkit and PyCUDA is missing. Freed memory is kept
+    for arrays of the same size, and handed back to the driver when something else does not fit.
     """
 
     kind = "cuda"
@@ -300,6 +304,7 @@ class CudaDevice:
         except ImportError as error:
             raise DeviceError(f"device cuda: PyCUDA does not load: {error}") from error
         self.driver = driver
+        self.packing_error: Any = importlib.import_module("pycuda._pvt_struct").error
         self._open = False
         try:
             driver.init()
@@ -318,8 +323,14 @@ class CudaDevice:
         self._pool: dict[int, list[Any]] = {}
         self._modules: dict[str, CudaModule] = {}
         # A context left on the stack makes PyCUDA abort the process when it ends.
-        self._at_exit = weakref.WeakMethod(self.close)
-        atexit.register(_close_at_exit, self._at_exit)
+        reference = weakref.ref(self)
+
+        def close_at_exit() -> None:
+            device = reference()
+            if device is not None:
+                device.close()
+
+        self._at_exit = atexit.register(close_at_exit)
 
     def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> CudaArray:
         sizes, kind = shape_tuple(shape), np.dtype(dtype)
@@ -333,12 +344,13 @@ class CudaDevice:
         if not prod(sizes):
             return np.empty(sizes, kind)
         try:
-            return self.driver.pagelocked_empty(sizes, kind)
+            result: np.ndarray = self.driver.pagelocked_empty(sizes, kind)
         except (self.driver.MemoryError, MemoryError) as error:
             raise DoesNotFit(
                 f"device cuda: {prod(sizes) * kind.itemsize} bytes of page-locked memory wanted: "
                 f"{error}"
             ) from error
+        return result
 
     def compile(
         self, source: str, name: str, kernels: Sequence[str], flags: Sequence[str] = ()
@@ -415,25 +427,21 @@ class CudaDevice:
         if not self._open:
             return
         self._open = False
-        atexit.unregister(_close_at_exit)
-        try:
+        atexit.unregister(self._at_exit)
+        # after a kernel's fault every call fails, and there is nothing left to save
+        with contextlib.suppress(KernelError, self.driver.Error):
             self._release_pool()
-        finally:
-            self._modules.clear()
+        self._pool.clear()
+        self._modules.clear()
+        with contextlib.suppress(self.driver.Error):
             self._context.pop()
-            self._context.detach()
+        self._context = self.stream = None  # what still refers to the context keeps it alive
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _close_at_exit(method: "weakref.WeakMethod[Any]") -> None:
-    close = method()
-    if close is not None:
-        close()
 
 
 @cache

@@ -4,7 +4,7 @@ Settings, all from the environment:
   CXX                  the compiler (default: g++, clang++ or c++ from PATH)
   CNNLIB_CACHE         folder of compiled code (default: .cache/cnnlib in the home folder)
   CNNLIB_HOST_THREADS  OS threads that share a launch's blocks (default: the usable cores)
-  CNNLIB_HOST_MEMORY   bytes that arrays may take (default: the memory free when the device is opened)
+  CNNLIB_HOST_MEMORY   bytes that arrays may take (default: what is free when it is opened)
   CNNLIB_FIBER_ORDER   forward or reverse: in which order a block's threads, and the blocks, run
   CNNLIB_SANITIZE      address,undefined: see `compiler.sanitizer_environment`
 """
@@ -435,5 +435,5 @@ def _check_sanitizer_loaded(sanitize: tuple[str, ...]) -> None:
     if "asan" not in maps:
         raise DeviceError(
             "CNNLIB_SANITIZE=address needs AddressSanitizer loaded before Python: run "
-            "env $(python -m cnnlib.device.compiler) python ..."
+            "env $(python -m cnnlib.device) python ..."
         )

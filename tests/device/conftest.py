@@ -1,0 +1,51 @@
+"""Devices for the tests: each that this machine has, a visible skip for each it has not."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cnnlib.device import Device, Kernel, open_device
+from cnnlib.device.cuda import missing_parts
+
+HERE = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a GPU, its driver, nvcc and PyCUDA")
+
+
+def entries(source: str) -> list[str]:
+    layer = re.search(r"#define LAYER (\w+)", source)
+    assert layer
+    return [f"{layer[1]}_{name}" for name in re.findall(r"^ENTRY\w*\((\w+)", source, re.MULTILINE)]
+
+
+@pytest.fixture(scope="session")
+def probe_source() -> str:
+    return (HERE / "probe.cu").read_text()
+
+
+@pytest.fixture(scope="session")
+def wrong_source() -> str:
+    return (HERE / "wrong.cu").read_text()
+
+
+@pytest.fixture(scope="session")
+def kernels_in() -> Callable[[str], list[str]]:
+    return entries
+
+
+@pytest.fixture(scope="session", params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    if request.param == "cuda" and (missing := missing_parts()):
+        pytest.skip("; ".join(missing))
+    with open_device(request.param) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def probe(device: Device, probe_source: str) -> Callable[[str], Kernel]:
+    module = device.compile(probe_source, "probe.cu", entries(probe_source))
+    return lambda name: module.kernel(f"probe_{name}")
