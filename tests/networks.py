@@ -4,16 +4,14 @@ from cnnlib.layers import Layer
 from cnnlib.network import Network, parse_layers
 
 
-def _network(
-    name: str, input_shape: tuple[int, ...], classes: int, layers: list[object]
-) -> Network:
+def build(name: str, input_shape: tuple[int, ...], classes: int, layers: list[object]) -> Network:
     parsed: tuple[Layer, ...] = parse_layers(name, layers)
     return Network(name, input_shape, classes, parsed)
 
 
 def lenet5(method: str = "max", function: str = "relu") -> Network:
     """LeNet-5 on 28x28."""
-    return _network(
+    return build(
         f"lenet5_{method}_{function}",
         (1, 28, 28),
         10,
@@ -35,7 +33,7 @@ def lenet5(method: str = "max", function: str = "relu") -> Network:
 
 def simard() -> Network:
     """Simard et al. 2003: strides instead of subsampling."""
-    return _network(
+    return build(
         "simard",
         (1, 28, 28),
         10,
@@ -53,7 +51,7 @@ def simard() -> Network:
 
 def awkward() -> Network:
     """Odd sizes everywhere: nothing is a multiple of anything."""
-    return _network(
+    return build(
         "awkward",
         (3, 17, 13),
         5,
