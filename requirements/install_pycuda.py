@@ -80,6 +80,7 @@ def works() -> bool:
 
 
 def main() -> None:
+    """Build PyCUDA if it can be of use and is not there."""
     cuda, libcuda = toolkit(), driver()
     if cuda is None or libcuda is None or works():
         return
