@@ -12,6 +12,7 @@ Settings, all from the environment:
 import ctypes
 import os
 import struct
+import threading
 import time
 from collections.abc import Sequence
 from math import prod
@@ -174,6 +175,7 @@ class HostKernel:
         self.name = name
         self._device = device
         self._function = function
+        self._lock = threading.Lock()
         self._message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         self._launch = _Launch(kernel=name.encode(), message=ctypes.addressof(self._message))
         self._launch.reverse = device.fiber_order == "reverse"
@@ -183,10 +185,6 @@ class HostKernel:
         self._packers: dict[str, tuple[struct.Struct, bytes]] = {}
 
     def __call__(self, grid: Extent, block: Extent, *args: Argument) -> None:
-        if self._sizes != (grid, block):
-            self._launch.grid = extent(grid, f"kernel {self.name}: grid")
-            self._launch.block = extent(block, f"kernel {self.name}: block")
-            self._sizes = (grid, block)
         letters = ""
         values: list[int | float] = []
         for argument in args:
@@ -219,11 +217,17 @@ class HostKernel:
             layout = "<" + "".join(slots.get(letter, "Q") for letter in letters)
             packer = self._packers[letters] = (struct.Struct(layout), letters.encode())
         try:
-            self._launch.arguments = packer[0].pack(*values)
+            packed = packer[0].pack(*values)
         except (struct.error, OverflowError) as error:
             raise KernelError(f"kernel {self.name}: arguments {values}: {error}") from error
-        if self._function(self._pointer, packer[1]):
-            raise KernelError(self._message.value.decode(errors="replace"))
+        with self._lock:  # the launch gives the interpreter free, and another thread may come
+            if self._sizes != (grid, block):
+                self._launch.grid = extent(grid, f"kernel {self.name}: grid")
+                self._launch.block = extent(block, f"kernel {self.name}: block")
+                self._sizes = (grid, block)
+            self._launch.arguments = packed
+            if self._function(self._pointer, packer[1]):
+                raise KernelError(self._message.value.decode(errors="replace"))
 
     def resources(self) -> Resources | None:
         return None

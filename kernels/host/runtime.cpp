@@ -175,9 +175,10 @@ void prepare(Fiber& fiber) {
 struct Warp {
     uint32_t ready;  // lanes that can run (or run); all others have ended or wait
     uint32_t ended;
+    uint32_t open;   // meetings that have begun
 };
 
-// Lanes meeting at a warp operation: a group is known by the lowest lane of its mask.
+// Lanes that meet at a warp operation.
 struct Meeting {
     uint32_t mask, arrived, ballot;
     const HostSite* site;
@@ -215,7 +216,7 @@ struct Worker {
     Place place[MAX_THREADS] = {};  // where a thread goes on that stopped in the middle; else null
     uint64_t value[MAX_THREADS];    // brought to, then given by, a warp operation
     int source[MAX_THREADS];
-    Meeting meeting[MAX_THREADS] = {};   // [warp * 32 + lowest lane of the mask]
+    Meeting meeting[MAX_THREADS] = {};  // 32 for each warp; most often in that of the mask's lowest lane
 
     // shared memory
     char* arena;
@@ -419,7 +420,7 @@ struct Worker {
         host_context.blockIdx = {static_cast<unsigned>(number % grid.x),
                                  static_cast<unsigned>(number / grid.x % grid.y),
                                  static_cast<unsigned>(number / grid.x / grid.y)};
-        for (int w = 0; w < warps; ++w) warp[w] = {~0u, 0};
+        for (int w = 0; w < warps; ++w) warp[w] = {~0u, 0, 0};
         warp[warps - 1].ready = last_warp;
         alive = threads;
         arrived = votes = 0;
@@ -544,6 +545,21 @@ struct Worker {
         return result;
     }
 
+    // Lanes that have left a meeting of a part of the warp may already be at the next one, of all lanes, say.
+    Meeting& find_meeting(int w, uint32_t mask, const HostSite* at) {
+        Meeting* const mine = meeting + w * WARP;
+        uint32_t& open = warp[w].open;
+        for (uint32_t slots = open; slots; slots &= slots - 1) {
+            Meeting& m = mine[first_lane(slots)];
+            if (m.mask == mask && same(m.site, at)) return m;
+        }
+        const uint32_t home = mask & (0u - mask);
+        const int slot = first_lane(open & home ? ~open : home);
+        open |= 1u << slot;
+        mine[slot] = {mask, 0, 0, at};
+        return mine[slot];
+    }
+
     // The running thread comes to a meeting. If that makes it complete, it must `release` it, else wait.
     Meeting& come(unsigned wanted, const HostSite* at, bool& complete) {
         const int me = host_context.thread, w = me / WARP;
@@ -554,16 +570,7 @@ struct Worker {
                    me % WARP, wanted);
             abandon();
         }
-        Meeting& m = meeting[w * WARP + first_lane(mask)];
-        if (!m.arrived) {
-            m.mask = mask;
-            m.ballot = 0;
-            m.site = at;
-        } else if (m.mask != mask || !same(m.site, at)) {
-            report("warp operation at %s:%d (mask %08x): a lane of it comes to %s:%d (mask %08x) instead",
-                   base(m.site->file), m.site->line, m.mask, base(at->file), at->line, mask);
-            abandon();
-        }
+        Meeting& m = find_meeting(w, mask, at);
         m.arrived |= bit;
         complete = m.arrived == m.mask;
         return m;
@@ -572,6 +579,7 @@ struct Worker {
     void release(Meeting& m) {
         const int me = host_context.thread, w = me / WARP;
         m.arrived = 0;
+        warp[w].open &= ~(1u << (&m - (meeting + w * WARP)));
         warp[w].ready |= m.mask;
         const int next = w * WARP + pick(m.mask);
         if (next != me) switch_to(next);

@@ -1,0 +1,161 @@
+"""Compiled code is kept by content: used again, rebuilt when damaged, and never half there."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnlib.device.cache import cache_folder, cached, content_key, content_of
+from cnnlib.device.host import HostDevice
+from cnnlib.errors import DeviceError
+
+SOURCE = """#include "portable.cuh"
+#define LAYER cached
+namespace cached {
+ENTRY(write)(int* out) { out[threadIdx.x] = 42; }
+}
+"""
+
+
+def runs(device: HostDevice, source: str = SOURCE) -> bool:
+    out = device.array(3, np.int32)
+    device.compile(source, "cached.cu", ["cached_write"]).kernel("cached_write")(1, 3, out)
+    return bool((out.get() == 42).all())
+
+
+def replace(path: Path, data: bytes | bytearray) -> None:
+    """Not in place: this process has the old file mapped, and may run it."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+class Compiler:
+    """A compiler that notes what it builds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log"
+        self.program = folder / "c++ that notes"
+        real = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+        self.program.write_text(
+            f'#!/bin/sh\ncase "$*" in *-version*) ;; *) echo "$@" >> "{self.log}";; esac\n'
+            f'exec {real} "$@"\n'
+        )
+        self.program.chmod(self.program.stat().st_mode | stat.S_IXUSR)
+
+    def builds(self) -> int:
+        return len(self.log.read_text().splitlines()) if self.log.exists() else 0
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    noting = Compiler(tmp_path)
+    monkeypatch.setenv("CXX", f"'{noting.program}'")
+    monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path / "cache"))
+    return noting
+
+
+def test_second_process_does_not_compile(compiler: Compiler) -> None:
+    assert runs(HostDevice())
+    assert compiler.builds() == 2  # the runtime and the module
+    assert runs(HostDevice())
+    assert compiler.builds() == 2
+    entries = sorted(cache_folder().iterdir())
+    assert [entry.suffix for entry in entries] == [".so", ".so"]  # and no leftovers
+
+    assert runs(HostDevice(), SOURCE.replace("= 42", "= 40 + 2"))
+    assert compiler.builds() == 3
+
+    # in a new process a damaged entry is built again; here the libraries are loaded already
+    for entry in cache_folder().iterdir():
+        data = bytearray(entry.read_bytes())
+        data[len(data) // 2] ^= 1
+        replace(entry, data)
+    script = (
+        "import numpy as np; from cnnlib.device.host import HostDevice; d = HostDevice();"
+        "o = d.array(3, np.int32);"
+        f"d.compile({SOURCE!r}, 'cached.cu', ['cached_write']).kernel('cached_write')(1, 3, o);"
+        "assert (o.get() == 42).all()"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", script], cwd=root, check=True, timeout=120)
+    assert compiler.builds() == 5
+    subprocess.run([sys.executable, "-c", script], cwd=root, check=True, timeout=120)
+    assert compiler.builds() == 5
+
+    # emptied entries, as after a full disk, likewise
+    for entry in cache_folder().iterdir():
+        replace(entry, b"")
+    # two at once
+    both = [subprocess.Popen([sys.executable, "-c", script], cwd=root) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert compiler.builds() > 5
+    assert {entry.suffix for entry in cache_folder().iterdir()} == {".so"}
+
+
+def test_failed_build_leaves_nothing(compiler: Compiler) -> None:
+    device = HostDevice()
+    before = sorted(cache_folder().iterdir())
+    with pytest.raises(DeviceError, match=r"module broken.cu does not compile: .*error"):
+        device.compile("int main( {", "broken.cu", [])
+    assert sorted(cache_folder().iterdir()) == before
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"no C\+\+ compiler .*install one.*CXX") as caught:
+        HostDevice()
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -v")
+    with pytest.raises(DeviceError, match="CXX=no-such-compiler -v: no such program"):
+        HostDevice()
+
+
+def test_not_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(DeviceError, match="'false --version' fails"):
+        HostDevice()
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CNNLIB_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "cnnlib"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "cnnlib"
+
+
+def test_keys_tell_parts_apart(tmp_path: Path) -> None:
+    file = tmp_path / "f.cuh"
+    file.write_text("one")
+    keys = [content_key(["ab", "c"], [file]), content_key(["a", "bc"], [file])]
+    file.write_text("two")
+    keys += [content_key(["ab", "c"], [file]), content_key(["ab", "c"])]
+    assert len(set(keys)) == 4
+
+
+def test_content_comes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path))
+    built: list[Path] = []
+
+    def build(path: Path) -> None:
+        built.append(path)
+        path.write_bytes(b"some code")
+
+    path = cached("key", ".cubin", build)
+    assert content_of(path) == b"some code"
+    assert cached("key", ".cubin", build) == path
+    assert len(built) == 1
+    path.write_bytes(path.read_bytes()[:-1])
+    assert content_of(cached("key", ".cubin", build)) == b"some code"
+    assert len(built) == 2
+    assert os.listdir(tmp_path) == ["key.cubin"]

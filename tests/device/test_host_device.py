@@ -1,0 +1,253 @@
+"""The host device alone: what it reports, its order of fibers, its threads and its settings."""
+
+import os
+import re
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from cnnlib.device import Kernel, KernelError, open_device
+from cnnlib.device.host import HostDevice, usable_cores
+from cnnlib.errors import DeviceError, DoesNotFit
+
+KernelsIn = Callable[[str], list[str]]
+
+
+@pytest.fixture(scope="module")
+def host() -> HostDevice:
+    return HostDevice(fiber_order="forward", threads=2)
+
+
+@pytest.fixture(scope="module")
+def wrong(host: HostDevice, wrong_source: str, kernels_in: KernelsIn) -> Callable[[str], Kernel]:
+    module = host.compile(wrong_source, "wrong.cu", kernels_in(wrong_source))
+    return lambda name: module.kernel(f"wrong_{name}")
+
+
+def line_of(source: str, text: str, number: int = 0) -> int:
+    lines = [i for i, line in enumerate(source.splitlines(), 1) if text in line]
+    return lines[number]
+
+
+def test_auto_takes_what_works() -> None:
+    with open_device("auto") as device:
+        assert device.kind in ("cuda", "host")
+
+
+def test_name_says_how_kernels_were_built(host: HostDevice) -> None:
+    assert re.search(r"\(kernels built by \S+ \d+[\d.]*\)$", host.name)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        (
+            "some_end",
+            "divergent barrier: of 64 threads 5 wait at the barrier wrong.cu:{0}, 59 have",
+        ),
+        ("one_round_less", "divergent barrier: of 64 threads 1 wait at the barrier wrong.cu:{2}"),
+        ("lane_missing", "warp operation at wrong.cu:{3} waits for lanes that do not come"),
+        ("lane_at_barrier", "1 wait at the barrier"),
+        ("not_in_mask", "lane 16 is not in its own mask 0000ffff"),
+        ("too_much_shared", "shared array second of 16388 bytes beside 32768 others"),
+    ],
+)
+def test_reports(
+    host: HostDevice,
+    wrong: Callable[[str], Kernel],
+    wrong_source: str,
+    kernel: str,
+    said: str,
+) -> None:
+    lines = [line_of(wrong_source, "__syncthreads", i) for i in range(4)]
+    said = said.format(*lines[:2], lines[3], line_of(wrong_source, "__shfl_down"))
+    out = host.array(64)
+    with pytest.raises(KernelError) as caught:
+        wrong(kernel)((3, 2), 64, out)
+    message = str(caught.value)
+    assert re.match(rf"kernel wrong_{kernel}, block \(\d,\d,0\): ", message)
+    assert said in message
+    assert "\n" not in message
+    # and the device goes on as if nothing had been
+    wrong("well_behaved")(5, 64, out)
+    assert (out.get() == 2).all()
+
+
+def test_barriers_at_different_lines(
+    host: HostDevice, wrong: Callable[[str], Kernel], wrong_source: str
+) -> None:
+    first, second = (line_of(wrong_source, "__syncthreads", i) for i in (1, 2))
+    with pytest.raises(KernelError) as caught:
+        wrong("two_barriers")(1, 64, host.array(64))
+    assert f"wrong.cu:{first}" in str(caught.value)
+    assert f"wrong.cu:{second}" in str(caught.value)
+
+
+def test_shared_memory_starts_poisoned(host: HostDevice, wrong: Callable[[str], Kernel]) -> None:
+    for blocks in (1, 9):  # a block does not see what the last one left
+        out = host.array(64)
+        wrong("reads_unwritten")(blocks, 64, out)
+        np.testing.assert_array_equal(np.isnan(out.get()), np.arange(64) % 2 == 0)
+
+
+def results_of(device: HostDevice, probe_source: str, kernels: list[str]) -> list[bytes]:
+    module = device.compile(probe_source, "probe.cu", kernels)
+    source, results = device.array(5003), []
+    source.set(np.random.default_rng(7).standard_normal(5003, np.float32))
+    for name in ("sum_tree", "sum_shuffle"):
+        out = device.array(7)
+        module.kernel(f"probe_{name}")(7, 96 if name == "sum_shuffle" else 128, source, out, 5003)
+        results.append(out.get().tobytes())
+    for grid in (1, 5):
+        out = device.array((37, 37))
+        module.kernel("probe_multiply_tiles")(grid, (16, 16), source, source, out, 37)
+        results.append(out.get().tobytes())
+    out = device.array((9, 64), np.int32)
+    module.kernel("probe_warp_operations")(1, 64, out)
+    results.append(out.get().tobytes())
+    out = device.array(6 * 90)
+    module.kernel("probe_phases")(6, 90, out, 30)
+    results.append(out.get().tobytes())
+    out = device.array((2, 3, 4, 3, 2, 15), np.int32)
+    module.kernel("probe_write_indices")((4, 3, 2), (15, 2, 3), out)
+    results.append(out.get().tobytes())
+    return results
+
+
+def test_neither_order_nor_threads_change_a_bit(probe_source: str, kernels_in: KernelsIn) -> None:
+    kernels = kernels_in(probe_source)
+    expected = results_of(HostDevice("forward", threads=1), probe_source, kernels)
+    for order, threads in (("reverse", 1), ("forward", 3), ("reverse", 5)):
+        device = HostDevice(order, threads)
+        assert results_of(device, probe_source, kernels) == expected
+
+
+def test_reverse_order_betrays_a_missing_barrier(wrong_source: str, kernels_in: KernelsIn) -> None:
+    results = []
+    for order in ("forward", "reverse"):
+        device = HostDevice(order)
+        out = device.array(64)
+        module = device.compile(wrong_source, "wrong.cu", kernels_in(wrong_source))
+        module.kernel("wrong_no_barrier")(1, 64, out)
+        results.append(out.get().tobytes())
+    assert results[0] != results[1]
+
+
+def test_order_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNLIB_FIBER_ORDER", "reverse")
+    assert HostDevice().fiber_order == "reverse"
+    monkeypatch.setenv("CNNLIB_FIBER_ORDER", "backward")
+    with pytest.raises(DeviceError, match=r"'backward'.*known: forward, reverse"):
+        HostDevice()
+
+
+def test_threads_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CNNLIB_HOST_THREADS", raising=False)
+    assert HostDevice().multiprocessors == usable_cores()
+    monkeypatch.setenv("CNNLIB_HOST_THREADS", "3")
+    assert HostDevice().multiprocessors == 3
+    monkeypatch.setenv("CNNLIB_HOST_THREADS", "many")
+    with pytest.raises(DeviceError, match="CNNLIB_HOST_THREADS=many"):
+        HostDevice()
+
+
+def test_memory_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNLIB_HOST_MEMORY", "1000")
+    device = HostDevice()
+    held = device.array(200)
+    assert (device.used_bytes(), device.free_bytes()) == (800, 200)
+    with pytest.raises(DoesNotFit, match="204 bytes wanted, 200 of 1000 free"):
+        device.array(51)
+    assert device.array(50).nbytes == 200
+    del held
+
+
+def test_kinds_of_arguments_are_checked(host: HostDevice, probe_source: str) -> None:
+    module = host.compile(probe_source, "probe.cu", ["probe_visit_range", "probe_sum_tree"])
+    kernel, ints, floats = (
+        module.kernel("probe_visit_range"),
+        host.array(4, np.int32),
+        host.array(4),
+    )
+    for arguments, said in (
+        ((ints,), "takes 2 arguments, 1 were given"),
+        ((ints, 4, 5), "takes 2 arguments, 3 were given"),
+        ((floats, 4), "argument 0 is an int32 array, given a float32 array"),
+        ((ints, 4.0), "argument 1 is an int, given a float"),
+        ((ints, ints), "argument 1 is an int, given an int32 array"),
+        ((4, 4), "argument 0 is an int32 array, given an int"),
+    ):
+        with pytest.raises(KernelError, match=re.escape(said)):
+            kernel(1, 1, *arguments)  # type: ignore[arg-type]
+
+
+def test_launches_from_several_threads(host: HostDevice, probe_source: str) -> None:
+    kernel = host.compile(probe_source, "probe.cu", ["probe_phases"]).kernel("probe_phases")
+    expected = host.array(4 * 64)
+    kernel(4, 64, expected, 9)
+    wrong_results = []
+
+    def work() -> None:
+        out = host.array(4 * 64)
+        for _ in range(30):
+            out.fill_bytes()
+            kernel(4, 64, out, 9)
+            if out.get().tobytes() != expected.get().tobytes():
+                wrong_results.append(out.get())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong_results
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_launches_after_a_fork(host: HostDevice, wrong: Callable[[str], Kernel]) -> None:
+    out = host.array(64)
+    wrong("well_behaved")(40, 64, out)  # helpers exist now, and will not in the child
+    out.fill_bytes()
+    child = os.fork()
+    if child == 0:
+        try:
+            wrong("well_behaved")(40, 64, out)
+            os._exit(0 if (out.get() == 2).all() else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.isnan(out.get()).all()
+
+
+def test_large_frames(host: HostDevice) -> None:
+    source = """#include "portable.cuh"
+#define LAYER frames
+namespace frames {
+ENTRY(fill)(float* out) {
+    volatile float mine[16384];
+    for (int i = 0; i < 16384; ++i) mine[i] = i + threadIdx.x;
+    __syncthreads();
+    float sum = 0;
+    for (int i = 0; i < 16384; i += 4096) sum += mine[i];
+    out[threadIdx.x] = sum;
+}
+}
+"""
+    out = host.array(64)
+    host.compile(source, "frames.cu", ["frames_fill"]).kernel("frames_fill")(1, 64, out)
+    np.testing.assert_array_equal(out.get(), 4096 * 6 + 4 * np.arange(64))
+
+
+def test_plain_shared_is_refused(host: HostDevice) -> None:
+    source = '#include "portable.cuh"\n__global__ void k() { __shared__ float x[3]; x[0] = 0; }\n'
+    with pytest.raises(DeviceError, match=r"write SHARED\(type, name, n\)"):
+        host.compile(source, "plain.cu", [])
+
+
+def test_float_atomics_are_refused(host: HostDevice) -> None:
+    source = '#include "portable.cuh"\n__global__ void k(float* x) { atomicAdd(x, 1.0f); }\n'
+    with pytest.raises(DeviceError, match=r"atomicAdd"):
+        host.compile(source, "floats.cu", [])
