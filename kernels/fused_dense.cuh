@@ -23,13 +23,13 @@ ENTRY(forward)
         });
 }
 
-// weight_gradient (UNITS, INPUTS) and bias_gradient (UNITS,) in one product: the bias is the weight of an
-// input that is always 1. source_errors (count, INPUTS) in the same launch, by the blocks after those.
+// partials (groups, UNITS * INPUTS + UNITS): weight gradient (UNITS, INPUTS) and bias gradient (UNITS,) in one
+// product, since the bias is the weight of an input that is always 1; each group sums over its slice of the images.
+// source_errors (count, INPUTS) in the same launch, by the blocks after those.
 ENTRY(backward)
 (const float* __restrict__ source, const float* __restrict__ weight,
  const float* __restrict__ target, const float* __restrict__ target_errors,
- float* __restrict__ source_errors, float* __restrict__ weight_gradient,
- float* __restrict__ bias_gradient, int count) {
+ float* __restrict__ source_errors, float* __restrict__ partials, int count, int groups) {
   SHARED(float, tile_a, T::A_SIZE);
   SHARED(float, tile_b, T::B_SIZE);
   const auto delta = [&](int image, int unit) {
@@ -39,23 +39,23 @@ ENTRY(backward)
   const int high = (UNITS + T::HEIGHT - 1) / T::HEIGHT;
   const int error_wide = (INPUTS + T::WIDTH - 1) / T::WIDTH;
   const int error_high = FIRST ? 0 : (count + T::HEIGHT - 1) / T::HEIGHT;
-  const int tiles = wide * high + error_wide * error_high;
-  for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    if (tile < wide * high) {
+  const int weight_jobs = wide * high * groups;
+  for (int job = blockIdx.x; job < weight_jobs + error_wide * error_high; job += gridDim.x) {
+    if (job < weight_jobs) {
+      const int group = job / (wide * high), tile = job % (wide * high);
+      float* partial = partials + group * (UNITS * INPUTS + UNITS);
       multiply_tile<T, false, false>(
-          tile_a, tile_b, tile / wide * T::HEIGHT, tile % wide * T::WIDTH, UNITS, INPUTS + 1, 0,
-          count, [&](int unit, int image) { return delta(image, unit); },
+          tile_a, tile_b, tile / wide * T::HEIGHT, tile % wide * T::WIDTH, UNITS, INPUTS + 1,
+          slice_start(group, groups, count), slice_start(group + 1, groups, count),
+          [&](int unit, int image) { return delta(image, unit); },
           [&](int image, int input) {
             return input < INPUTS ? source[image * INPUTS + input] : 1.0f;
           },
           [&](int unit, int input, float sum) {
-            if (input < INPUTS)
-              weight_gradient[unit * INPUTS + input] = sum;
-            else
-              bias_gradient[unit] = sum;
+            partial[input < INPUTS ? unit * INPUTS + input : UNITS * INPUTS + unit] = sum;
           });
     } else {
-      const int place = tile - wide * high;
+      const int place = job - weight_jobs;
       multiply_tile<T, true, false>(
           tile_a, tile_b, place / error_wide * T::HEIGHT, place % error_wide * T::WIDTH, count,
           INPUTS, 0, UNITS, [&](int image, int unit) { return delta(image, unit); },

@@ -46,22 +46,10 @@ ENTRY(add_bias)(const float* __restrict__ bias, float* __restrict__ target, int 
     target[i] += bias[i / AREA % MAPS];
 }
 
-// bias_gradient[map] = sum of errors over images and positions; one block a map
-ENTRY(sum_bias_gradient)
-(const float* __restrict__ errors, float* __restrict__ bias_gradient, int count) {
-  SHARED(float, scratch, 256);
-  for (int map = blockIdx.x; map < MAPS; map += gridDim.x) {
-    float sum = 0.0f;
-    for (int i = threadIdx.x; i < count * AREA; i += 256)
-      sum += errors[(i / AREA * MAPS + map) * AREA + i % AREA];
-    sum = block_sum<256>(sum, scratch);
-    if (threadIdx.x == 0) bias_gradient[map] = sum;
-    __syncthreads();
-  }
-}
+// slices (slice_count, SLICE_SIZE): weight gradient (MAPS, TERMS), then bias gradient (MAPS,). The sum over all
+// positions is cut into slices so that the GPU has work for more than a handful of blocks.
+constexpr int SLICE_SIZE = MAPS * TERMS + MAPS;
 
-// slices (SLICES, MAPS, TERMS): the sum over all positions, cut into slices so that the GPU has work for more
-// than a handful of blocks; sum_slices adds them up in order.
 ENTRY(multiply_weight_gradient)
 (const float* __restrict__ errors, const float* __restrict__ columns, float* __restrict__ slices,
  int count, int slice_count) {
@@ -69,30 +57,42 @@ ENTRY(multiply_weight_gradient)
   SHARED(float, tile_a, T::A_SIZE);
   SHARED(float, tile_b, T::B_SIZE);
   const int positions = count * AREA;
-  const int length = (positions + slice_count - 1) / slice_count;
   const int wide = (TERMS + T::WIDTH - 1) / T::WIDTH, high = (MAPS + T::HEIGHT - 1) / T::HEIGHT;
   for (int job = blockIdx.x; job < wide * high * slice_count; job += gridDim.x) {
     const int slice = job / (wide * high), tile = job % (wide * high);
-    const int from = min(slice * length, positions), to = min(from + length, positions);
     multiply_tile<T, true, true>(
-        tile_a, tile_b, tile / wide * T::HEIGHT, tile % wide * T::WIDTH, MAPS, TERMS, from, to,
+        tile_a, tile_b, tile / wide * T::HEIGHT, tile % wide * T::WIDTH, MAPS, TERMS,
+        slice_start(slice, slice_count, positions), slice_start(slice + 1, slice_count, positions),
         [&](int map, int position) {
           return errors[(position / AREA * MAPS + map) * AREA + position % AREA];
         },
         [&](int position, int term) { return columns[term * positions + position]; },
-        [&](int map, int term, float sum) { slices[(slice * MAPS + map) * TERMS + term] = sum; });
+        [&](int map, int term, float sum) { slices[slice * SLICE_SIZE + map * TERMS + term] = sum; });
   }
 }
 
-// weight_gradient (MAPS, TERMS) = sum of the slices
-ENTRY(sum_slices)
-(const float* __restrict__ slices, float* __restrict__ weight_gradient, int slice_count) {
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < MAPS * TERMS;
-       i += gridDim.x * blockDim.x) {
+// one block a map and slice
+ENTRY(sum_bias_gradient)
+(const float* __restrict__ errors, float* __restrict__ slices, int count, int slice_count) {
+  SHARED(float, scratch, 256);
+  const int positions = count * AREA;
+  for (int job = blockIdx.x; job < MAPS * slice_count; job += gridDim.x) {
+    const int slice = job / MAPS, map = job % MAPS;
+    const int to = slice_start(slice + 1, slice_count, positions);
     float sum = 0.0f;
-    for (int slice = 0; slice < slice_count; slice++) sum += slices[slice * MAPS * TERMS + i];
-    weight_gradient[i] = sum;
+    for (int i = slice_start(slice, slice_count, positions) + threadIdx.x; i < to; i += 256)
+      sum += errors[(i / AREA * MAPS + map) * AREA + i % AREA];
+    sum = block_sum<256>(sum, scratch);
+    if (threadIdx.x == 0) slices[slice * SLICE_SIZE + MAPS * TERMS + map] = sum;
+    __syncthreads();
   }
+}
+
+// gradient: weight and bias gradient, which are neighbours in the flat vector
+ENTRY(sum_slices)
+(const float* __restrict__ slices, float* __restrict__ gradient, int slice_count) {
+  SHARED(float, scratch, 256);
+  add_slices(scratch, slices, gradient, SLICE_SIZE, slice_count);
 }
 
 // column_errors (TERMS, count * AREA) = transposed weight (TERMS, MAPS) x errors (MAPS, count * AREA)

@@ -20,37 +20,51 @@ ENTRY(multiply)
 }
 
 ENTRY(add_bias)(const float* __restrict__ bias, float* __restrict__ target, int count) {
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count * UNITS;
-       i += gridDim.x * blockDim.x)
-    target[i] += bias[i % UNITS];
+  for (int i : grid_range(count * UNITS)) target[i] += bias[i % UNITS];
 }
 
-// bias_gradient[unit] = sum of errors over the images
-ENTRY(sum_bias_gradient)
-(const float* __restrict__ errors, float* __restrict__ bias_gradient, int count) {
-  SHARED(float, scratch, 256);
-  for (int unit = blockIdx.x; unit < UNITS; unit += gridDim.x) {
-    float sum = 0.0f;
-    for (int image = threadIdx.x; image < count; image += 256) sum += errors[image * UNITS + unit];
-    sum = block_sum<256>(sum, scratch);
-    if (threadIdx.x == 0) bias_gradient[unit] = sum;
-    __syncthreads();
-  }
-}
+// slices (slice_count, SLICE_SIZE): weight gradient (UNITS, INPUTS), then bias gradient (UNITS,), each slice over
+// its share of the images.
+constexpr int SLICE_SIZE = UNITS * INPUTS + UNITS;
 
-// weight_gradient (UNITS, INPUTS) = transposed errors x source
+// weight gradient = transposed errors x source
 ENTRY(multiply_weight_gradient)
-(const float* __restrict__ errors, const float* __restrict__ source,
- float* __restrict__ weight_gradient, int count) {
+(const float* __restrict__ errors, const float* __restrict__ source, float* __restrict__ slices,
+ int count, int slice_count) {
   SHARED(float, tile_a, T::A_SIZE);
   SHARED(float, tile_b, T::B_SIZE);
   const int wide = (INPUTS + T::WIDTH - 1) / T::WIDTH, high = (UNITS + T::HEIGHT - 1) / T::HEIGHT;
-  for (int tile = blockIdx.x; tile < wide * high; tile += gridDim.x)
+  for (int job = blockIdx.x; job < wide * high * slice_count; job += gridDim.x) {
+    const int slice = job / (wide * high), tile = job % (wide * high);
     multiply_tile<T, false, false>(
-        tile_a, tile_b, tile / wide * T::HEIGHT, tile % wide * T::WIDTH, UNITS, INPUTS, 0, count,
+        tile_a, tile_b, tile / wide * T::HEIGHT, tile % wide * T::WIDTH, UNITS, INPUTS,
+        slice_start(slice, slice_count, count), slice_start(slice + 1, slice_count, count),
         [&](int unit, int image) { return errors[image * UNITS + unit]; },
         [&](int image, int input) { return source[image * INPUTS + input]; },
-        [&](int unit, int input, float sum) { weight_gradient[unit * INPUTS + input] = sum; });
+        [&](int unit, int input, float sum) {
+          slices[slice * SLICE_SIZE + unit * INPUTS + input] = sum;
+        });
+  }
+}
+
+// one thread a unit and slice
+ENTRY(sum_bias_gradient)
+(const float* __restrict__ errors, float* __restrict__ slices, int count, int slice_count) {
+  for (int i : grid_range(UNITS * slice_count)) {
+    const int slice = i / UNITS, unit = i % UNITS;
+    const int to = slice_start(slice + 1, slice_count, count);
+    float sum = 0.0f;
+    for (int image = slice_start(slice, slice_count, count); image < to; image++)
+      sum += errors[image * UNITS + unit];
+    slices[slice * SLICE_SIZE + UNITS * INPUTS + unit] = sum;
+  }
+}
+
+// gradient: weight and bias gradient, which are neighbours in the flat vector
+ENTRY(sum_slices)
+(const float* __restrict__ slices, float* __restrict__ gradient, int slice_count) {
+  SHARED(float, scratch, 256);
+  add_slices(scratch, slices, gradient, SLICE_SIZE, slice_count);
 }
 
 // source_errors (count, INPUTS) = errors (count, UNITS) x weight (UNITS, INPUTS)

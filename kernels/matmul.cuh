@@ -13,7 +13,7 @@ struct Tile {
   static constexpr int RX = TX >= 64 ? 1 : TX >= 32 ? 2 : 4;
   static constexpr int HEIGHT = TY * RY;  // rows of C a block makes
   static constexpr int WIDTH = TX * RX;   // columns of C a block makes
-  static constexpr int DEPTH = 16;        // terms of the sum held in shared memory at a time
+  static constexpr int DEPTH = 32;        // terms of the sum held in shared memory at a time
   static constexpr int A_SIZE = DEPTH * (HEIGHT + 1);
   static constexpr int B_SIZE = DEPTH * (WIDTH + 1);
 };
@@ -33,20 +33,43 @@ UNROLL
 UNROLL
     for (int x = 0; x < T::RX; x++) sum[y][x] = 0.0f;
 
-  for (int k0 = from; k0 < to; k0 += T::DEPTH) {
-    for (int i = thread; i < T::HEIGHT * T::DEPTH; i += T::THREADS) {
+  // While one piece of the sum is computed from shared memory the next is already on its way to registers.
+  constexpr int A_EACH = T::HEIGHT * T::DEPTH / T::THREADS, B_EACH = T::WIDTH * T::DEPTH / T::THREADS;
+  float next_a[A_EACH], next_b[B_EACH];
+  const auto fetch = [&](int k0) {
+UNROLL
+    for (int n = 0; n < A_EACH; n++) {
+      const int i = thread + n * T::THREADS;
       const int y = A_DEPTH_FIRST ? i / T::DEPTH : i % T::HEIGHT;
       const int k = A_DEPTH_FIRST ? i % T::DEPTH : i / T::HEIGHT;
-      const bool exists = row0 + y < rows && k0 + k < to;
-      tile_a[k * (T::HEIGHT + 1) + y] = exists ? a(row0 + y, k0 + k) : 0.0f;
+      next_a[n] = row0 + y < rows && k0 + k < to ? a(row0 + y, k0 + k) : 0.0f;
     }
-    for (int i = thread; i < T::WIDTH * T::DEPTH; i += T::THREADS) {
+UNROLL
+    for (int n = 0; n < B_EACH; n++) {
+      const int i = thread + n * T::THREADS;
       const int x = B_DEPTH_FIRST ? i / T::DEPTH : i % T::WIDTH;
       const int k = B_DEPTH_FIRST ? i % T::DEPTH : i / T::WIDTH;
-      const bool exists = column0 + x < columns && k0 + k < to;
-      tile_b[k * (T::WIDTH + 1) + x] = exists ? b(k0 + k, column0 + x) : 0.0f;
+      next_b[n] = column0 + x < columns && k0 + k < to ? b(k0 + k, column0 + x) : 0.0f;
+    }
+  };
+  fetch(from);
+  for (int k0 = from; k0 < to; k0 += T::DEPTH) {
+UNROLL
+    for (int n = 0; n < A_EACH; n++) {
+      const int i = thread + n * T::THREADS;
+      const int y = A_DEPTH_FIRST ? i / T::DEPTH : i % T::HEIGHT;
+      const int k = A_DEPTH_FIRST ? i % T::DEPTH : i / T::HEIGHT;
+      tile_a[k * (T::HEIGHT + 1) + y] = next_a[n];
+    }
+UNROLL
+    for (int n = 0; n < B_EACH; n++) {
+      const int i = thread + n * T::THREADS;
+      const int x = B_DEPTH_FIRST ? i / T::DEPTH : i % T::WIDTH;
+      const int k = B_DEPTH_FIRST ? i % T::DEPTH : i / T::WIDTH;
+      tile_b[k * (T::WIDTH + 1) + x] = next_b[n];
     }
     __syncthreads();
+    if (k0 + T::DEPTH < to) fetch(k0 + T::DEPTH);
     for (int k = 0; k < T::DEPTH; k++) {
       float left[T::RY], right[T::RX];
 UNROLL
@@ -67,6 +90,31 @@ UNROLL
       const int row = row0 + y * T::TY + ty, column = column0 + x * T::TX + tx;
       if (row < rows && column < columns) store(row, column, sum[y][x]);
     }
+}
+
+// The slice of [0, length) that number `slice` of `slices` sums.
+__device__ __forceinline__ int slice_start(int slice, int slices, int length) {
+  return min(length, slice * ((length + slices - 1) / slices));
+}
+
+// gradient[i] = slices[0][i] + slices[1][i] + ...: slices (slices, size). Blocks of 256: 32 neighbouring
+// elements, eight threads each, so that many slices are read at once. scratch: 256 shared floats.
+__device__ __forceinline__ void add_slices(float* scratch, const float* __restrict__ slices,
+                                           float* __restrict__ gradient, int size, int slice_count) {
+  const int lane = threadIdx.x % 32, share = threadIdx.x / 32;
+  for (int first = blockIdx.x * 32; first < size; first += gridDim.x * 32) {
+    const int i = first + lane;
+    float sum = 0.0f;
+    if (i < size)
+      for (int slice = share; slice < slice_count; slice += 8) sum += slices[slice * size + i];
+    scratch[threadIdx.x] = sum;
+    __syncthreads();
+    if (share == 0 && i < size) {
+      for (int other = 1; other < 8; other++) sum += scratch[other * 32 + lane];
+      gradient[i] = sum;
+    }
+    __syncthreads();
+  }
 }
 
 // result = sum of `value` over the block's THREADS threads, in the same order every time; in all threads.

@@ -24,6 +24,8 @@ MOST_OWNED = 4
 """Rows of the weight gradient a thread keeps in registers."""
 BLOCKS_PER_MULTIPROCESSOR = 2
 """Blocks that sum weight gradients: each leaves a partial sum to be read again."""
+IMAGES_PER_GROUP = 128
+"""Images over which one block sums a dense layer's weight gradient."""
 
 
 def largest_divisor(number: int, limit: int, good: Callable[[int], bool]) -> int:
@@ -155,21 +157,25 @@ class FusedDense(GpuOperator):
             "FUNCTION": function_of(self.planned.layers), "FIRST": int(self.planned.is_first),
         }  # fmt: skip
 
+    def partial_groups(self, device: Device, batch_size: int) -> int:
+        self.groups = math.ceil(batch_size / IMAGES_PER_GROUP)
+        return self.groups
+
     def forward(self, count: int) -> list[Launch]:
         b, views = self.buffers, self.buffers.parameters[0]
         args = (b.source, views["weight"], views["bias"], b.target, count)
         return [self.launch_blocks("forward", tiles(count, self.units), *args)]
 
     def backward(self, count: int) -> list[Launch]:
-        b, weight, gradients = self.buffers, self.buffers.parameters[0], self.buffers.gradients[0]
-        blocks = tiles(self.units, self.inputs + 1)
+        b, views = self.buffers, self.buffers.parameters[0]
+        blocks = tiles(self.units, self.inputs + 1) * self.groups
         if b.source_errors is not None:
             blocks += tiles(count, self.inputs)
         errors = b.target_errors if b.source_errors is None else b.source_errors
         return [
             self.launch_blocks(
-                "backward", blocks, b.source, weight["weight"], b.target, b.target_errors, errors,
-                gradients["weight"], gradients["bias"], count,
+                "backward", blocks, b.source, views["weight"], b.target, b.target_errors, errors,
+                b.partials, count, self.groups,
             )
         ]  # fmt: skip
 

@@ -10,8 +10,10 @@ from cnnlib.engine import Stage
 from cnnlib.engine.gpu import GpuEngine, GpuOperator, Launch
 from cnnlib.layers import Activation, Conv, Dense, Subsample
 
-SLICE_POSITIONS = 2048
-"""Positions whose weight gradient one block sums; more blocks would only make more to add up."""
+BLOCKS_PER_MULTIPROCESSOR = 2
+"""Blocks that sum weight gradients: more would only leave more slices to add up."""
+SHORTEST_SLICE = 64
+"""Terms of a sum worth a block of their own."""
 
 
 def tile(rows: int) -> tuple[int, int]:
@@ -26,6 +28,12 @@ def tiles(rows: int, columns: int, chosen_by: int | None = None) -> int:
     """Blocks that cover a product of rows x columns."""
     height, width = tile(rows if chosen_by is None else chosen_by)
     return math.ceil(rows / height) * math.ceil(columns / width)
+
+
+def slice_count(terms: int, product_tiles: int, multiprocessors: int) -> int:
+    """Slices that a sum of `terms` is cut into, so that a product of few tiles fills the device."""
+    most = max(1, multiprocessors * BLOCKS_PER_MULTIPROCESSOR // product_tiles)
+    return max(1, min(most, terms // SHORTEST_SLICE))
 
 
 class GemmConv(GpuOperator):
@@ -51,10 +59,12 @@ class GemmConv(GpuOperator):
         size = (self.terms, batch_size * self.area)
         self.columns = self.array(size)
         self.column_errors = None if self.planned.is_first else self.array(size)
-        self.slices = self.array((self._slice_count(batch_size), self.maps, self.terms))
+        self.slice_size = self.maps * self.terms + self.maps
+        self.slices = self.array((self._slice_count(batch_size), self.slice_size))
 
     def _slice_count(self, count: int) -> int:
-        return math.ceil(count * self.area / SLICE_POSITIONS)
+        tiles_each = tiles(self.maps, self.terms)
+        return slice_count(count * self.area, tiles_each, self.device.multiprocessors)
 
     def forward(self, count: int) -> list[Launch]:
         b, positions = self.buffers, count * self.area
@@ -68,18 +78,17 @@ class GemmConv(GpuOperator):
 
     def backward(self, count: int) -> list[Launch]:
         b, positions, slices = self.buffers, count * self.area, self._slice_count(count)
-        weight, gradients = b.parameters[0]["weight"], b.gradients[0]
+        weight, gradient = b.parameters[0]["weight"], b.gradients[0]["weight"]
         launches = [
             self.launch_blocks(
-                "sum_bias_gradient", self.maps, b.target_errors, gradients["bias"], count
+                "sum_bias_gradient", self.maps * slices,
+                b.target_errors, self.slices, count, slices,
             ),
             self.launch_blocks(
                 "multiply_weight_gradient", tiles(self.maps, self.terms) * slices,
                 b.target_errors, self.columns, self.slices, count, slices,
             ),
-            self.launch(
-                "sum_slices", self.maps * self.terms, self.slices, gradients["weight"], slices
-            ),
+            self.launch("sum_slices", self.slice_size * 8, self.slices, gradient, slices),
         ]  # fmt: skip
         if b.source_errors is None:
             return launches
@@ -96,11 +105,20 @@ class GemmConv(GpuOperator):
 class GemmDense(GpuOperator):
     file = "gemm_dense.cuh"
     kernels = (
-        "multiply", "add_bias", "sum_bias_gradient", "multiply_weight_gradient", "multiply_errors",
+        "multiply", "add_bias", "sum_bias_gradient", "multiply_weight_gradient", "sum_slices",
+        "multiply_errors",
     )  # fmt: skip
 
     def constants(self) -> Mapping[str, int | str]:
         return {"INPUTS": math.prod(self.planned.source_shape), "UNITS": self.layer.units}
+
+    def allocate(self, batch_size: int) -> None:
+        self.slice_size = self.layer.units * (math.prod(self.planned.source_shape) + 1)
+        self.slices = self.array((self._slice_count(batch_size), self.slice_size))
+
+    def _slice_count(self, count: int) -> int:
+        tiles_each = tiles(self.layer.units, math.prod(self.planned.source_shape))
+        return slice_count(count, tiles_each, self.device.multiprocessors)
 
     def forward(self, count: int) -> list[Launch]:
         b, units = self.buffers, self.layer.units
@@ -113,15 +131,17 @@ class GemmDense(GpuOperator):
 
     def backward(self, count: int) -> list[Launch]:
         b, units, inputs = self.buffers, self.layer.units, math.prod(self.planned.source_shape)
-        weight, gradients = b.parameters[0]["weight"], b.gradients[0]
+        weight, gradient = b.parameters[0]["weight"], b.gradients[0]["weight"]
+        slices = self._slice_count(count)
         launches = [
-            self.launch_blocks(
-                "sum_bias_gradient", units, b.target_errors, gradients["bias"], count
+            self.launch(
+                "sum_bias_gradient", units * slices, b.target_errors, self.slices, count, slices
             ),
             self.launch_blocks(
-                "multiply_weight_gradient", tiles(units, inputs),
-                b.target_errors, b.source, gradients["weight"], count,
+                "multiply_weight_gradient", tiles(units, inputs) * slices,
+                b.target_errors, b.source, self.slices, count, slices,
             ),
+            self.launch("sum_slices", self.slice_size * 8, self.slices, gradient, slices),
         ]  # fmt: skip
         if b.source_errors is None:
             return launches
