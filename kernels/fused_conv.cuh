@@ -116,8 +116,11 @@ constexpr int CHUNK = OWNED * THREADS / SPLITS;  // rows a block owns
 constexpr int CHUNKS = (GRADIENT_ROWS + CHUNK - 1) / CHUNK;
 constexpr int PARTIAL_SIZE = MAPS * TERMS + MAPS;  // weight gradient, then bias gradient
 constexpr int WEIGHT_ARENA = SOURCE_SIZE + MAPS * AREA + (RECOMPUTE ? MAPS * TERMS : 0);
-constexpr int ERROR_ARENA =
-    (FIRST ? 0 : SOURCE_SIZE + MAPS * AREA + MAPS * TERMS + (RECOMPUTE ? SOURCE_SIZE : 0));
+constexpr int MAP_QUADS = quads(MAPS);  // weights are held (channel, i, j, map), maps filled up to whole quads
+constexpr int HELD_WEIGHTS = TERMS * MAP_QUADS * 4;
+constexpr int ERROR_ARENA = FIRST ? 0
+                                  : HELD_WEIGHTS + SOURCE_SIZE + MAPS * AREA +
+                                        (RECOMPUTE ? SOURCE_SIZE + MAPS * TERMS : 0);
 constexpr int SUM_ARENA = SPLITS > 1 ? THREADS * OWNED * (KERNEL + 1) : 0;
 constexpr int ARENA = WEIGHT_ARENA > ERROR_ARENA
                           ? (WEIGHT_ARENA > SUM_ARENA ? WEIGHT_ARENA : SUM_ARENA)
@@ -165,7 +168,7 @@ UNROLL
       sum, row0, arena, partials + group * PARTIAL_SIZE);
 }
 
-constexpr int HELD = MAPS < 16 ? MAPS : 16;  // errors a thread holds in registers while it pushes them
+constexpr int HELD = quads(MAPS) < 4 ? quads(MAPS) : 4;  // quads of errors a thread holds while it pushes them
 
 // Push: each unit of the convolution adds its error, weighted, to the units it saw. For one (i, j) no two units of
 // a channel reach the same source unit, so the sums need no atomics, and a barrier a (i, j) fixes their order.
@@ -175,19 +178,24 @@ __device__ __forceinline__ void push_errors(const float* deltas, const float* we
     const int unit = first + threadIdx.x, channel = unit / AREA;
     const int y = unit % AREA / COLUMNS, x = unit % COLUMNS;
     const bool exists = unit < CHANNELS * AREA;
-    for (int map0 = 0; map0 < MAPS; map0 += HELD) {
-      float delta[HELD];
+    for (int map0 = 0; map0 < MAPS; map0 += HELD * 4) {
+      float delta[HELD * 4];
 UNROLL
-      for (int m = 0; m < HELD; m++)
+      for (int m = 0; m < HELD * 4; m++)
         delta[m] = exists && map0 + m < MAPS ? deltas[(map0 + m) * AREA + unit % AREA] : 0.0f;
       for (int i = 0; i < KERNEL; i++)
         for (int j = 0; j < KERNEL; j++) {
           if (exists) {
-            const float* weight = weights + ((channel * KERNEL + i) * KERNEL + j) * MAPS + map0;
+            const Quad* held = reinterpret_cast<const Quad*>(weights) +
+                               ((channel * KERNEL + i) * KERNEL + j) * MAP_QUADS + map0 / 4;
             float sum = 0.0f;
 UNROLL
-            for (int m = 0; m < HELD; m++)
-              if (map0 + m < MAPS) sum = fmaf(delta[m], weight[m], sum);
+            for (int quad = 0; quad < HELD; quad++) {
+              if (map0 / 4 + quad >= MAP_QUADS) break;
+              const Quad four = held[quad];
+UNROLL
+              for (int m = 0; m < 4; m++) sum = fmaf(delta[quad * 4 + m], four.at[m], sum);
+            }
             errors[(channel * HEIGHT + y * STRIDE + i) * WIDTH + x * STRIDE + j] += sum;
           }
           __syncthreads();
@@ -209,7 +217,7 @@ __device__ __forceinline__ void pull_errors(const float* deltas, const float* we
       for (int j = 0; j < KERNEL; j++) {
         const int column = x - j;
         if (column < 0 || column % STRIDE || column / STRIDE >= COLUMNS) continue;
-        const float* weight = weights + ((channel * KERNEL + i) * KERNEL + j) * MAPS;
+        const float* weight = weights + ((channel * KERNEL + i) * KERNEL + j) * MAP_QUADS * 4;
         const float* delta = deltas + row / STRIDE * COLUMNS + column / STRIDE;
         for (int map = 0; map < MAPS; map++) sum = fmaf(delta[map * AREA], weight[map], sum);
       }
@@ -224,11 +232,16 @@ __device__ __forceinline__ void send_errors_back(
     const float* __restrict__ bias, const float* __restrict__ target,
     const unsigned char* __restrict__ winners, const float* __restrict__ target_errors,
     float* __restrict__ source_errors) {
-  float* errors = arena;
+  float* held = arena;
+  float* errors = held + HELD_WEIGHTS;
   float* deltas = errors + SOURCE_SIZE;
-  float* weights = deltas + MAPS * AREA;
-  float* image = weights + MAPS * TERMS;
-  load_weights(weight, weights);
+  float* image = deltas + MAPS * AREA;
+  float* weights = image + SOURCE_SIZE;
+  for (int i = threadIdx.x; i < HELD_WEIGHTS; i += THREADS) {
+    const int map = i % (MAP_QUADS * 4), term = i / (MAP_QUADS * 4);
+    held[i] = map < MAPS ? weight[map * TERMS + term] : 0.0f;
+  }
+  if (RECOMPUTE) load_weights(weight, weights);
   for (int i = threadIdx.x; i < SOURCE_SIZE; i += THREADS) {
     if (PUSH) errors[i] = 0.0f;
     if (RECOMPUTE) image[i] = source[i];
@@ -237,9 +250,9 @@ __device__ __forceinline__ void send_errors_back(
   spread_errors(image, weights, bias, target, winners, target_errors, deltas);
   __syncthreads();
   if (PUSH)
-    push_errors(deltas, weights, errors);
+    push_errors(deltas, held, errors);
   else
-    pull_errors(deltas, weights, errors);
+    pull_errors(deltas, held, errors);
   __syncthreads();
   for (int i = threadIdx.x; i < SOURCE_SIZE; i += THREADS) source_errors[i] = errors[i];
   __syncthreads();
@@ -252,7 +265,8 @@ ENTRY(backward)
  const float* __restrict__ target, const unsigned char* __restrict__ winners,
  const float* __restrict__ target_errors, float* __restrict__ source_errors,
  float* __restrict__ partials, int count, int groups) {
-  SHARED(float, arena, ARENA);
+  SHARED(Quad, quad_arena, quads(ARENA));
+  float* arena = reinterpret_cast<float*>(quad_arena);
   const int weight_jobs = groups * CHUNKS, jobs = weight_jobs + (FIRST ? 0 : count);
   for (int job = blockIdx.x; job < jobs; job += gridDim.x) {
     if (job < weight_jobs) {

@@ -5,6 +5,13 @@
 enum Function { IDENTITY, RELU, TANH, SIGMOID };
 enum Method { MAX, MEAN };
 
+// Four floats that are loaded as one: 16 bytes, and so aligned.
+struct alignas(16) Quad {
+  float at[4];
+};
+
+__host__ __device__ constexpr int quads(int floats) { return (floats + 3) / 4; }
+
 template <int FUNCTION>
 __device__ __forceinline__ float activate(float x) {
   if (FUNCTION == RELU) return x < 0.0f ? 0.0f : x;  // NaN compares false and so stays NaN

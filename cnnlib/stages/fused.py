@@ -89,7 +89,8 @@ class FusedConv(GpuOperator):
         gradient = size + maps + self.recompute * weights
         errors = 0
         if not self.planned.is_first:
-            errors = size + maps + weights + self.recompute * size
+            held = self.terms * math.ceil(self.maps / 4) * 4
+            errors = held + size + maps + self.recompute * (size + weights)
         sums = THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1)
         wanted = 4 * max(weights + self.images * size, gradient, errors, sums)
         if wanted > SHARED_BYTES:

@@ -7,7 +7,7 @@ ring of two slots, so their memory does not grow with depth.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from cnnlib.device import Device
@@ -15,95 +15,114 @@ from cnnlib.engine import Planned, Stage
 from cnnlib.engine.gpu import THREADS, Launch
 from cnnlib.layers import Activation, Conv, Subsample
 from cnnlib.stages import fused
-from cnnlib.stages.fused import SHARED_BYTES, FusedConv, largest_divisor
+from cnnlib.stages.fused import (
+    BLOCKS_PER_MULTIPROCESSOR,
+    SHARED_BYTES,
+    FusedConv,
+    largest_divisor,
+)
 
 FLOATS = SHARED_BYTES // 4
-MOST_UNITS = 8
+FEW_FLOATS = 5 * 1024
+"""Window that leaves a multiprocessor room for many blocks; wide maps may take up to FLOATS."""
+MOST_UNITS = 4
 """Units (image x tile of columns) that a block takes in step."""
-BLOCKS_PER_MULTIPROCESSOR = 2
 
 
 class RingConv(FusedConv):
     file = "ring_conv.cuh"
 
     def choose(self, planned: Planned, stage: Stage) -> None:
-        kernel, stride = self.conv.kernel, self.conv.stride
-        advance = self.window * stride
-        # The sizes below are those that kernels/ring_conv.cuh derives from the constants.
-        self.ring_rows = (self.window - 1) * stride + kernel + advance
-        self.tile = self.out_columns
-        while self.tile > 1 and self._ring() + 2 * self._deltas() > FLOATS // 2:
-            self.tile = math.ceil(self.tile / 2)
+        self.before = (self.conv.kernel - 1) // self.conv.stride
+        self.taps = self.conv.kernel**2 * math.ceil(self.maps / 4) * 4
+        # A tile as wide as the map means that each row is fetched once; a high band, few barriers.
+        self.tile, self.band = self._fit(
+            self.out_columns, self.rows // self.window,
+            lambda tile, band: self._ring(tile, band) + self._deltas(tile, band),
+        )  # fmt: skip
         self.tiles = math.ceil(self.out_columns / self.tile)
-        half = max(self.each, (FLOATS - self._ring()) // self.terms // self.each * self.each)
-        self.chunk_maps = min(self.maps, half)
+        ring = self._ring(self.tile, self.band)
+        fits = (FLOATS - ring) // self.terms // self.each * self.each
+        self.chunk_maps = min(self.maps, max(self.each, fits))
         self.map_chunks = math.ceil(self.maps / self.chunk_maps)
+        items = self.chunk_maps // self.each * self.tile * self.band
         left = FLOATS - self.chunk_maps * self.terms
-        items = self.chunk_maps // self.each * self.tile
-        self.units = max(1, min(MOST_UNITS, math.ceil(THREADS / items), left // self._ring()))
-        self.own_rows(
-            most_splits=min(MOST_UNITS, FLOATS // (self._ring() + 2 * self._deltas()))
-        )
+        self.units = max(1, min(MOST_UNITS, math.ceil(THREADS / items), left // ring))
+        self.own_rows(most_splits=self.band * self.window)
 
-        taps = kernel * kernel * self.maps
-        self.before = (kernel - 1) // stride
-        self.error_tile = self.width
-        while self.error_tile > 1 and self._error_ring() > FLOATS // 2:
-            self.error_tile = math.ceil(self.error_tile / 2)
+        self.error_tile, self.error_band = self._fit(self.width, self.rows, self._error_ring)
         self.error_tiles = math.ceil(self.width / self.error_tile)
+        error_ring = self._error_ring(self.error_tile, self.error_band)
+        rows = self.error_band * self.conv.stride
         self.error_each = largest_divisor(
-            self.channels, 4, lambda each: self.channels // each * self.error_tile * advance >= 32
+            self.channels, 4, lambda each: self.channels // each * self.error_tile * rows >= 128
         )
-        fits = (FLOATS - self._error_ring()) // taps // self.error_each * self.error_each
+        fits = (FLOATS - error_ring) // self.taps // self.error_each * self.error_each
         self.chunk_channels = min(self.channels, max(self.error_each, fits))
         self.channel_chunks = math.ceil(self.channels / self.chunk_channels)
-        left = FLOATS - self.chunk_channels * taps
-        items = advance * (self.chunk_channels // self.error_each) * self.error_tile
-        self.error_units = max(
-            1, min(MOST_UNITS, math.ceil(THREADS / items), left // self._error_ring())
-        )
+        items = rows * (self.chunk_channels // self.error_each) * self.error_tile
+        left = FLOATS - self.chunk_channels * self.taps
+        self.error_units = max(1, min(MOST_UNITS, math.ceil(THREADS / items), left // error_ring))
 
-    def _ring(self) -> int:
-        """Floats of one unit's window of source rows."""
-        width = (self.tile * self.window - 1) * self.conv.stride + self.conv.kernel
-        return self.channels * self.ring_rows * width
+    def _fit(self, columns: int, rows: int, size: Callable[[int, int], int]) -> tuple[int, int]:
+        """(tile, band): as wide as it can be, then as high as FEW_FLOATS of window allow.
 
-    def _deltas(self) -> int:
-        """Floats of one step's rows of the convolution's errors, one unit."""
-        return self.maps * self.window * self.tile * self.window
+        size(tile, band) is not monotonic in the band: all rows at once need no second buffer.
+        """
+        tile = columns
+        while tile > 1 and size(tile, 1) > FLOATS * 3 // 4:
+            tile = math.ceil(tile / 2)
+        return tile, next((n for n in range(rows, 1, -1) if size(tile, n) <= FEW_FLOATS), 1)
 
-    def _error_ring(self) -> int:
-        """Floats of one unit's window of error rows."""
-        columns = (self.error_tile - 1) // self.conv.stride + 1 + self.before + 1
-        return self.maps * (self.before + 2 * self.window) * columns
+    # The sizes that kernels/ring_conv.cuh derives from the constants, in floats of one unit.
+
+    def _ring(self, tile: int, band: int) -> int:
+        """Window of source rows."""
+        rows, stride = band * self.window, self.conv.stride
+        several = band < self.rows // self.window
+        span = (rows - 1) * stride + self.conv.kernel
+        width = (tile * self.window - 1) * stride + self.conv.kernel
+        return self.channels * (span + several * rows * stride) * width
+
+    def _deltas(self, tile: int, band: int) -> int:
+        """The convolution's errors of a step, and of the next where there is one."""
+        several = band < self.rows // self.window
+        return (1 + several) * self.maps * band * self.window * tile * self.window
+
+    def _error_ring(self, tile: int, band: int) -> int:
+        """Window of error rows."""
+        columns = (tile - 1) // self.conv.stride + 1 + self.before + 1
+        rows = self.before + 2 * band if band < self.rows else self.rows
+        return self.maps * rows * columns
 
     def check(self) -> None:
-        taps = self.conv.kernel**2 * self.maps
-        errors = self.chunk_channels * taps + self.error_units * self._error_ring()
+        ring = self._ring(self.tile, self.band)
+        errors = self.chunk_channels * self.taps
+        errors += self.error_units * self._error_ring(self.error_tile, self.error_band)
         wanted = 4 * max(
-            self.chunk_maps * self.terms + self.units * self._ring(),
-            self.splits * (self._ring() + 2 * self._deltas()),
+            self.chunk_maps * self.terms + self.units * ring,
+            ring + self._deltas(self.tile, self.band),
             THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1),
             0 if self.planned.is_first else errors,
         )
         if wanted > SHARED_BYTES:
             raise self.unsupported(
-                f"a window of {self.ring_rows} rows of {self.channels} channels and {self.maps} "
-                f"maps takes {wanted} of {SHARED_BYTES} bytes of shared memory"
+                f"a window of rows of {self.channels} channels and {self.maps} maps takes "
+                f"{wanted} of {SHARED_BYTES} bytes of shared memory"
             )
 
     def constants(self) -> Mapping[str, int | str]:
         return {
             **self.common_constants(),
-            "TILE": self.tile, "UNITS": self.units, "CHUNK_MAPS": self.chunk_maps,
-            "ERROR_TILE": self.error_tile, "ERROR_UNITS": self.error_units,
+            "TILE": self.tile, "BAND": self.band, "UNITS": self.units,
+            "CHUNK_MAPS": self.chunk_maps, "ERROR_TILE": self.error_tile,
+            "ERROR_BAND": self.error_band, "ERROR_UNITS": self.error_units,
             "CHUNK_CHANNELS": self.chunk_channels, "ERROR_EACH": self.error_each,
         }  # fmt: skip
 
     def partial_groups(self, device: Device, batch_size: int) -> int:
-        sets = math.ceil(batch_size * self.tiles / self.splits)
         most = device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR // self.chunks
-        self.groups = max(1, min(sets, most))
+        self.groups = max(1, min(batch_size * self.tiles, most))
         return self.groups
 
     def _together(self, units: int, most: int) -> int:

@@ -41,11 +41,16 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#if !defined(__x86_64__) && !(defined(__aarch64__) && !defined(__APPLE__))
-#define HOST_UCONTEXT 1
-#include <ucontext.h>
-#else
+// Without assembly for this processor, or by -DHOST_UCONTEXT=1, stacks are switched by the C library.
+#ifndef HOST_UCONTEXT
+#if defined(__x86_64__) || defined(__aarch64__)
 #define HOST_UCONTEXT 0
+#else
+#define HOST_UCONTEXT 1
+#endif
+#endif
+#if HOST_UCONTEXT
+#include <ucontext.h>
 #endif
 
 extern "C" {
