@@ -1,0 +1,44 @@
+"""Draw one figure: python -m workflow.draw NAME --tables FILE... --out FILE.png FILE.svg.
+
+The same tables give the same bytes: no date, no version and no random identifier is written.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402 - after the choice of backend
+
+from cnnlib.errors import UserError  # noqa: E402
+from cnnlib.files import write_whole  # noqa: E402
+from workflow import modules, style  # noqa: E402
+
+METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m workflow.draw", description=__doc__)
+    parser.add_argument("name", choices=modules.names("figures"))
+    parser.add_argument("--tables", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, nargs="+", required=True, help="files .png or .svg")
+    given = parser.parse_args()
+    style.apply()
+    figure = modules.load("figures", given.name).draw(modules.read_tables(given.tables))
+    for path in given.out:
+        if path.suffix not in METADATA:
+            raise UserError(f"cannot draw {path}: known formats: {', '.join(METADATA)}")
+        with write_whole(path) as temporary:
+            figure.savefig(temporary, metadata=METADATA[path.suffix])
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,147 @@
+"""The experiment as the rules see it: its paths, what each job reads, what each run depends on."""
+
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cnnlib import experiment, records
+from cnnlib.files import write_whole
+from cnnlib.stages import find_stage
+from workflow import modules
+from workflow.sources import stage_sources
+
+
+class Experiment:
+    """What `config` (Snakemake's) asks for. Raises UserError with one line if it cannot be.
+
+    Methods that take wildcards are Snakemake input functions or params.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = experiment.parse_experiment(plain(config))
+        self.settings = self.config.model_dump(mode="json")
+        self.results = os.path.normpath(self.config.results)
+        self.runs = experiment.runs(self.config)
+        self.raw_tables = list(records.TABLES)
+        self.tables = modules.names("tables")
+        self.figures = modules.names("figures")
+        self.wanted_figures = modules.chosen("figures", self.config.figures, "figures")
+
+    # paths ----------------------------------------------------------------------------------
+
+    @property
+    def table_files(self) -> list[str]:
+        """The tables made from the raw ones, for people and for programs."""
+        return [self.table(name, kind) for name in self.tables for kind in ("csv", "md")]
+
+    @property
+    def figure_files(self) -> list[str]:
+        return [
+            f"{self.results}/figures/{name}.{kind}"
+            for name in self.wanted_figures
+            for kind in ("png", "svg")
+        ]
+
+    def table(self, name: str, kind: str = "csv") -> str:
+        return f"{self.results}/tables/{name}.{kind}"
+
+    @functools.cached_property
+    def tables_are_given(self) -> bool:
+        """Raw tables without the runs they came from: published results, to be drawn as they are."""
+        tables = [Path(self.table(name)) for name in self.raw_tables]
+        return not Path(self.results, "runs").exists() and all(path.exists() for path in tables)
+
+    # data -----------------------------------------------------------------------------------
+
+    def dataset_settings(self, wildcards: Any) -> dict[str, Any]:
+        """Everything that decides what is in the data set's file."""
+        spec = dict(self.settings["datasets"][wildcards.dataset])
+        spec.pop("mirrors", None)
+        return spec
+
+    # measuring ------------------------------------------------------------------------------
+
+    def stage_sources(self, wildcards: Any) -> list[str]:
+        return stage_sources(wildcards.stage)
+
+    def run_settings(self, wildcards: Any) -> dict[str, Any]:
+        """Of all the settings, those that can change what this run measures."""
+        gpu = find_stage(wildcards.stage, "a rule").runs_on == "gpu"
+        measuring = dict(self.settings["measuring"])
+        if not gpu:
+            del measuring["resident_images"]
+        return {
+            "network": self.settings["networks"][wildcards.network],
+            "training": self.settings["training"],
+            "measuring": measuring,
+            "device": self.settings["sweep"]["device"] if gpu else "cpu",
+        }
+
+    def priority(self, wildcards: Any) -> int:
+        """Higher for runs that come first in the sweep."""
+        run = experiment.Run(
+            wildcards.dataset, wildcards.network, wildcards.stage,
+            int(wildcards.batch_size), int(wildcards.repeat),
+        )  # fmt: skip
+        return len(self.runs) - self.order.get(run, len(self.runs))
+
+    @functools.cached_property
+    def order(self) -> dict[experiment.Run, int]:
+        return {run: i for i, run in enumerate(self.runs)}
+
+    def gpus(self, wildcards: Any) -> int:
+        """GPUs that a run takes: none when its kernels are asked to be built for the host."""
+        gpu = find_stage(wildcards.stage, "a rule").runs_on == "gpu"
+        return int(gpu and self.config.sweep.device != "host")
+
+    # tables and figures ---------------------------------------------------------------------
+
+    def run_files(self, wildcards: Any) -> list[str]:
+        """This table's rows of every run, in the order of the sweep."""
+        return [f"{self.results}/{run.folder}/{wildcards.raw}.csv" for run in self.runs]
+
+    def tables_of_table(self, wildcards: Any) -> list[str]:
+        return [self.table(name) for name in modules.tables_read("tables", wildcards.table)]
+
+    def tables_of_figure(self, wildcards: Any) -> list[str]:
+        return [self.table(name) for name in modules.tables_read("figures", wildcards.figure)]
+
+    def list_run_files(self, wildcards: Any) -> str:
+        """The same, one path a line, for a command that takes thousands of them."""
+        return "".join(f"{path}\n" for path in self.run_files(wildcards))
+
+    # writing --------------------------------------------------------------------------------
+
+    def settings_text(self) -> str:
+        """Every setting as YAML. (JSON writes 0.00001 in a way that YAML reads as text.)"""
+        return yaml.safe_dump(self.settings, sort_keys=False)
+
+    def say_where(self) -> None:
+        """At the end of a run: where to look."""
+        found = [path for path in self.figure_files if Path(path).exists()]
+        if found:
+            print(f"\nFigures: {Path(self.results, 'figures').resolve()}", file=sys.stderr)
+            for path in found:
+                print(f"  {path}", file=sys.stderr)
+        ladder = self.table("ladder", "md")
+        if Path(ladder).exists():
+            print(f"Ladder:  {ladder}", file=sys.stderr)
+
+
+def plain(value: Any) -> Any:
+    """Snakemake's config, made of ordinary dicts and lists."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def write_text(path: str, text: str) -> None:
+    """For rules that write a few lines and need no program for it."""
+    with write_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

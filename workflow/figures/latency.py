@@ -1,0 +1,94 @@
+"""How long one training step and one epoch take, against the batch size.
+
+Left, the latency of a single step: the median, and bars from the 5 % to the 95 % quantile. Right,
+a whole epoch: the median and the quartiles. Both axes are logarithmic. Hollow marks were timed on
+part of an epoch and scaled.
+"""
+
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from workflow import panels, style, wording
+
+TABLES = ("summary",)
+
+QUANTITIES = (
+    ("step_seconds", "step_seconds_q05", "step_seconds_q95", "One step"),
+    ("epoch_seconds", "epoch_seconds_q25", "epoch_seconds_q75", "One epoch"),
+)
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    summary = tables["summary"]
+    parts = panels.split(summary)
+    figure, grid = pyplot.subplots(
+        len(parts), 2, figsize=(14.0, 1.5 + 4.4 * len(parts)), squeeze=False, layout="constrained"
+    )
+    style.headline(figure, title(summary), subtitle(summary), notes(summary))
+    waiting = []
+    for row, panel in zip(grid, parts, strict=True):
+        for axes, quantity in zip(row, QUANTITIES, strict=True):
+            waiting.append((axes, draw_panel(axes, panel, summary, *quantity)))
+    for axes, labels in waiting:
+        style.end_labels(axes, labels)
+    return figure
+
+
+def draw_panel(axes, panel, summary, value, low, high, name) -> list[style.Label]:
+    sizes = sorted(set(panel.lines["batch_size"]))
+    style.batch_axis(axes, sizes)
+    style.seconds_axis(axes, pd.concat([summary[value], summary[low], summary[high]]).dropna())
+    axes.set_title(f"{name}, {panel.title}", fontsize=11, loc="left", color=style.INK)
+    axes.set_ylabel("step latency" if value == "step_seconds" else "epoch time")
+    labels = []
+    for stage, label, group in panels.by_stage(panel.lines):
+        panels.draw_line(axes, group, stage, value, low, high, panel.host)
+        ends = group[group[value].notna()]
+        if len(ends):
+            last = ends[value].iloc[-1]
+            text = f"{label}  {wording.duration(last)}"
+            labels.append(style.Label(sizes[-1], last, text, style.mark(stage).color))
+    panels.draw_failures(axes, panel.lines)
+    return labels
+
+
+def title(summary: pd.DataFrame) -> str:
+    """The result in one sentence: the shortest measured epoch, and what it is against stage 1's."""
+    measured = summary[(summary["device_kind"] != "host") & summary["epoch_seconds"].notna()]
+    if not len(measured):
+        return "Time of a step and of an epoch"
+    best = measured.loc[measured["epoch_seconds"].idxmin()]
+    base = measured[
+        (measured["stage"] == best["baseline"])
+        & (measured["batch_size"] == best["batch_size"])
+        & (measured["network"] == best["network"])
+        & (measured["dataset"] == best["dataset"])
+    ]
+    fast = (
+        f"{best['stage']} trains an epoch in {wording.duration(best['epoch_seconds'])} "
+        f"at batch {best['batch_size']}"
+    )
+    if best["stage"] == best["baseline"] or not len(base):
+        return fast
+    slow = wording.duration(base["epoch_seconds"].iloc[0])
+    return f"{fast}; {best['baseline']} needs {slow}"
+
+
+def subtitle(summary: pd.DataFrame) -> str:
+    steps = summary.loc[summary["steps_timed"] > 0, "steps_timed"]
+    timed = f"{steps.min()} to {steps.max()}" if len(steps) else "no"
+    if len(steps) and steps.min() == steps.max():
+        timed = str(steps.min())
+    return (
+        f"{panels.devices(summary)}\n"
+        f"step: median of {timed} steps, bars: 5 % to 95 %; "
+        f"epoch: median of {panels.count(summary)}, bars: quartiles"
+    )
+
+
+def notes(summary: pd.DataFrame) -> str:
+    if not summary["extrapolated"].any():
+        return ""
+    stages = ", ".join(dict.fromkeys(summary.loc[summary["extrapolated"], "stage"]))
+    return f"Hollow marks ({stages}): timed on part of an epoch and scaled to a whole one."

@@ -1,0 +1,87 @@
+"""How many times faster than stage 1 each stage trains, at every batch size.
+
+Every point is the median epoch of stage 1 over that of the stage, at the same batch size, on a
+logarithmic axis; bars are 95 % bootstrap intervals over the repeats. Hollow marks were timed on
+part of an epoch and scaled. What lies below the line at 1 is slower than stage 1.
+"""
+
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from workflow import panels, style, wording
+
+TABLES = ("summary",)
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    summary = tables["summary"]
+    parts = panels.split(summary)
+    figure, grid = pyplot.subplots(
+        1, len(parts), figsize=(2.6 + 6.2 * len(parts), 5.7), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    style.headline(figure, title(summary), subtitle(summary), notes(summary))
+    values = pd.concat([summary["speedup"], summary["speedup_low"], summary["speedup_high"]])
+    labels = []
+    for axes, panel in zip(grid[0], parts, strict=True):
+        labels.append(draw_panel(axes, panel, values))
+    grid[0][0].set_ylabel(f"times faster than {baseline(summary)}")
+    for axes, found in zip(grid[0], labels, strict=True):
+        style.end_labels(axes, found)
+    return figure
+
+
+def draw_panel(axes, panel: panels.Panel, values: "pd.Series[float]") -> list[style.Label]:
+    sizes = sorted(set(panel.lines["batch_size"]))
+    style.batch_axis(axes, sizes)
+    style.times_axis(axes, values.dropna())
+    axes.axhspan(axes.get_ylim()[0], 1, color="#f6ecec", zorder=0, linewidth=0)
+    axes.axhline(1, color="#9a9a9a", linewidth=1, zorder=1)
+    axes.set_title(panel.title, fontsize=11, loc="left", color=style.INK)
+    labels = []
+    for stage, label, group in panels.by_stage(panel.lines):
+        panels.draw_line(
+            axes, group, stage, "speedup", "speedup_low", "speedup_high", panel.host
+        )
+        ends = group[group["speedup"].notna()]
+        if len(ends):
+            last = ends.iloc[-1]
+            text = f"{label}  {wording.times(last['speedup'])}"
+            labels.append(style.Label(sizes[-1], last["speedup"], text, style.mark(stage).color))
+    panels.draw_failures(axes, panel.lines)
+    return labels
+
+
+def baseline(summary: pd.DataFrame) -> str:
+    names = [name for name in dict.fromkeys(summary["baseline"].dropna()) if name]
+    scaled = " (extrapolated)" if summary["baseline_extrapolated"].any() else ""
+    return " or ".join(names) + scaled
+
+
+def title(summary: pd.DataFrame) -> str:
+    """The result in one sentence: the fastest stage that was measured, against the baseline."""
+    measured = summary[(summary["device_kind"] != "host") & (summary["stage"] != summary["baseline"])]
+    measured = measured[measured["speedup"].notna()]
+    if not len(measured):
+        return "Speedup of each stage over the first"
+    best = measured.loc[measured["speedup"].idxmax()]
+    network = wording.NETWORKS.get(best["network"], best["network"])
+    if best["speedup"] <= 1:
+        return f"No stage trains {network} faster than {best['baseline']}"
+    return (
+        f"{best['stage']} trains {network} {wording.times(best['speedup'])} faster than "
+        f"{best['baseline']} at batch {best['batch_size']}"
+    )
+
+
+def subtitle(summary: pd.DataFrame) -> str:
+    bars = ", bars: 95 % bootstrap interval over repeats" if summary["repeats"].max() > 1 else ""
+    return f"{panels.devices(summary)}\nmedian of {panels.count(summary)}{bars}"
+
+
+def notes(summary: pd.DataFrame) -> str:
+    if not summary["extrapolated"].any():
+        return ""
+    stages = ", ".join(dict.fromkeys(summary.loc[summary["extrapolated"], "stage"]))
+    return f"Hollow marks ({stages}): timed on part of an epoch and scaled to a whole one."

@@ -1,0 +1,128 @@
+"""What the figures have in common: which lines share a panel, and the sentences around them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from workflow import style, wording
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines that may be compared: one data set and network, either measured or host-built."""
+
+    dataset: str
+    network: str
+    host: bool
+    lines: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        name = wording.what(self.dataset, self.network)
+        return f"{name}\n({wording.HOST})" if self.host else name
+
+
+def split(summary: pd.DataFrame) -> list[Panel]:
+    """One panel a data set and network; host-built kernels never share one with measurements."""
+    panels = []
+    for (dataset, network), lines in summary.groupby(["dataset", "network"], sort=False):
+        host = lines["device_kind"] == "host"
+        panels += [
+            Panel(dataset, network, built, part)
+            for built, part in ((False, lines[~host]), (True, lines[host]))
+            if len(part)
+        ]
+    return panels
+
+
+def by_stage(lines: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(stage, label, its lines by batch size), as on the ladder.
+
+    The label is the stage's title, with its device where one stage ran on several.
+    """
+    for stage, of_stage in lines.groupby("stage", sort=False):
+        devices = of_stage["device"].unique()
+        for name, group in of_stage.groupby("device", sort=False):
+            label = wording.title(stage)
+            if len(devices) > 1:
+                label += f", {wording.device(name)}"
+            yield stage, label, group.sort_values("batch_size")
+
+
+def draw_line(axes: Axes, group: pd.DataFrame, stage: str, value: str, low: str, high: str,
+              host: bool) -> None:  # fmt: skip
+    """Medians joined by a line, bars from `low` to `high`; hollow marks where scaled."""
+    mark = style.mark(stage)
+    good = group[group[value].notna()]
+    axes.plot(
+        good["batch_size"], good[value], color=mark.color, linewidth=2,
+        linestyle=(0, (4, 2)) if host else "-", zorder=3,
+    )  # fmt: skip
+    spread = good[good[low].notna()]
+    axes.errorbar(
+        spread["batch_size"], spread[value],
+        [(spread[value] - spread[low]).clip(lower=0), (spread[high] - spread[value]).clip(lower=0)],
+        fmt="none", ecolor=mark.color, elinewidth=1.3, capsize=3.5, capthick=1.3, zorder=2,
+    )  # fmt: skip
+    for scaled, part in good.groupby("extrapolated"):
+        axes.plot(
+            part["batch_size"], part[value], linestyle="none", marker=mark.marker,
+            markersize=8, markeredgecolor=mark.color, markeredgewidth=1.6,
+            markerfacecolor="white" if scaled else mark.color, zorder=4,
+        )  # fmt: skip
+
+
+def draw_failures(axes: Axes, lines: pd.DataFrame) -> None:
+    """A strip below the panel with a cross for every line that has no result, saying why.
+
+    Call it when the axes' limits are set: the strip is added below them.
+    """
+    failed = lines[lines["status"] != "ok"]
+    groups = [group for _, group in failed.groupby(["stage", "status"], sort=False)]
+    if not groups:
+        return
+    share = 0.03 + 0.06 * len(groups)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / (high / low) ** (share / (1 - share)), high)
+    place = axes.get_xaxis_transform()
+    axes.axhspan(axes.get_ylim()[0], low, color="white", zorder=1, linewidth=0)
+    axes.axhline(low, color=style.GRID, linewidth=0.8, zorder=1)
+    for row, group in enumerate(groups):
+        stage, status = group[["stage", "status"]].iloc[0]
+        color, height = style.mark(stage).color, 0.045 + 0.06 * row
+        axes.plot(
+            group["batch_size"], [height] * len(group), marker="x", markersize=7,
+            markeredgewidth=2.2, linestyle="none", color=color, transform=place, zorder=5,
+        )  # fmt: skip
+        axes.annotate(
+            f"{wording.title(stage)} {wording.STATUS.get(status, status)}",
+            (group["batch_size"].min(), height), xycoords=place, xytext=(-9, 0),
+            textcoords="offset points", ha="right", va="center", fontsize=9, color=color,
+        )  # fmt: skip
+
+
+def devices(summary: pd.DataFrame) -> str:
+    """Every device with the stages that ran on it: `naive on AMD EPYC 7R13, 1 thread`."""
+    parts = []
+    for (name, kind), lines in summary.groupby(["device", "device_kind"], sort=False):
+        stages = ", ".join(dict.fromkeys(lines["stage"]))
+        built = f" ({wording.HOST})" if kind == "host" else ""
+        parts.append(f"{stages} on {wording.device(name)}{built}")
+    return "; ".join(parts)
+
+
+def count(summary: pd.DataFrame) -> str:
+    """`9 epochs in 3 repeats`, as a range where lines differ."""
+    whole = summary[(summary["n"] > 0) & ~summary["extrapolated"]]
+    whole = whole if len(whole) else summary[summary["n"] > 0]
+    if not len(whole):
+        return "no epochs"
+    return f"{_range(whole['n'], 'epoch')} in {_range(whole['repeats'], 'repeat')}"
+
+
+def _range(values: "pd.Series[int]", noun: str) -> str:
+    low, high = values.min(), values.max()
+    number = f"{low}" if low == high else f"{low} to {high}"
+    return f"{number} {noun}{'' if high == 1 else 's'}"

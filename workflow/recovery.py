@@ -1,0 +1,37 @@
+"""Going on after a crash, without a word from the user.
+
+Snakemake keeps a mark for every job it has begun and locks its outputs. When the process is killed
+the marks and the locks stay, and the next call refuses to work until it is given
+--rerun-incomplete and --unlock. Both are safe to imply here: outputs appear whole or not at all,
+and a lock of our own, which the kernel lets go when a process dies, tells a dead run from one that
+is still at work.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+_held: list[int] = []
+
+
+def recover(workflow: Any) -> None:
+    """Run incomplete jobs again; remove Snakemake's lock if no other run is at work here."""
+    if workflow.dag_settings is not None:
+        workflow.dag_settings.force_incomplete = True
+    if not workflow.is_main_process or workflow.dryrun or _held:
+        return
+    folder = Path(".snakemake")
+    try:
+        folder.mkdir(exist_ok=True)
+        handle = os.open(folder / "running", os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError:
+        return  # a read-only folder: Snakemake itself will say so
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return  # somebody is at work: Snakemake's own lock decides
+    _held.append(handle)  # kept open, and so locked, until this process ends
+    for lock in (folder / "locks").glob("*.lock"):
+        lock.unlink(missing_ok=True)

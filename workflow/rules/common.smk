@@ -1,0 +1,37 @@
+# What the rules share: the checked experiment, its paths, and what must not run side by side.
+from cnnlib.errors import UserError
+from workflow.experiment import Experiment, write_text
+from workflow.recovery import recover
+
+try:
+    EXPERIMENT = Experiment(config)
+except UserError as error:
+    # A WorkflowError would come with a place in this file, which says nothing about the config.
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+pathvars:
+    results=EXPERIMENT.results,
+
+
+wildcard_constraints:
+    dataset=r"[\w-]+",
+    network=r"[\w-]+",
+    stage=r"[\w-]+",
+    batch_size=r"\d+",
+    repeat=r"\d+",
+    raw="|".join(EXPERIMENT.raw_tables),
+    table="|".join(EXPERIMENT.tables),
+    figure="|".join(EXPERIMENT.figures),
+
+
+# Nothing else is timed while something is timed. --resources on the command line overrides both.
+workflow.global_resources.setdefault("timer", 1)
+workflow.global_resources.setdefault("gpu", 1)
+
+recover(workflow)
+
+
+onsuccess:
+    EXPERIMENT.say_where()

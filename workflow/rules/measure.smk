@@ -1,0 +1,49 @@
+# Measurements: one job a run, one run at a time.
+
+
+rule sources:
+    # Checksums of the files that a stage is made of. Editing one of them measures that stage again.
+    input:
+        EXPERIMENT.stage_sources,
+    output:
+        "<results>/sources/{stage}.sha256",
+    log:
+        "<results>/logs/sources/{stage}.log",
+    localrule: True
+    conda:
+        "../envs/cnn.yaml"
+    shell:
+        "sha256sum {input} > {output} 2> {log}"
+
+
+rule measure:
+    # The order in which runs start is that of cnnlib.experiment.runs, given to Snakemake as
+    # priorities: all stages of one batch size, all batch sizes, then the next repeat. So the slow
+    # drift of a machine hits all stages alike, and a repeat depends on no other.
+    input:
+        settings=ancient("<results>/config.yaml"),
+        data="<results>/data/{dataset}.npz",
+        sources="<results>/sources/{stage}.sha256",
+    output:
+        epochs="<results>/runs/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}/epochs.csv",
+        steps="<results>/runs/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}/steps.csv",
+        run="<results>/runs/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}/run.json",
+    log:
+        "<results>/logs/measure/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}.log",
+    priority: EXPERIMENT.priority
+    conda:
+        "../envs/cnn.yaml"
+    # Every core, so that no other job disturbs the clock.
+    threads: workflow.cores or 1
+    resources:
+        timer=1,
+        gpu=EXPERIMENT.gpus,
+    params:
+        # Of all the settings, those that this run depends on; `settings` is ancient for the rest.
+        settings=EXPERIMENT.run_settings,
+        folder=subpath(output.run, parent=True),
+    shell:
+        "python -m cnnlib measure --config {input.settings} --dataset {wildcards.dataset}"
+        " --network {wildcards.network} --stage {wildcards.stage}"
+        " --batch-size {wildcards.batch_size} --repeat {wildcards.repeat}"
+        " --data {input.data} --out {params.folder} 2>&1 | tee {log}"

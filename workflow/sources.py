@@ -1,0 +1,108 @@
+"""Which files a stage is made of, found by following imports and #include lines.
+
+Nobody keeps a list: a new module or kernel file counts as soon as something uses it.
+"""
+
+import ast
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from cnnlib import stages
+from cnnlib.stages import find_stage
+
+ROOT = Path(__file__).resolve().parent.parent
+# What reads, checks and writes, but cannot change what is computed or how it is timed.
+PLUMBING = {"cnnlib.config", "cnnlib.errors", "cnnlib.files", "cnnlib.machine"}
+# Compares a stage with others, none of which it is made of: counted, but not followed.
+JUDGES = {"cnnlib.validate"}
+KERNEL = re.compile(r"[\w.]+\.(?:cuh?|hpp|cpp)\b")
+
+
+@functools.cache
+def stage_sources(name: str) -> list[str]:
+    """Files, relative to the repository, whose change can change a measurement of stage `name`."""
+    stage = find_stage(name, "a rule")
+    files = set(modules_of(name))
+    if stage.runs_on == "gpu":
+        files |= kernels_of(files)
+    return sorted(str(path.relative_to(ROOT)) for path in files)
+
+
+def modules_of(name: str) -> set[Path]:
+    """The stage's own module, cnnlib.measure, and whatever they import within cnnlib.
+
+    Not followed: the list of all stages, through which each would depend on every other; and the
+    devices, for a stage that runs on none.
+    """
+    skipped = set(PLUMBING)
+    if find_stage(name, "a rule").runs_on == "cpu":
+        skipped.add("cnnlib.device")
+    waiting, seen = [stage_module(name), "cnnlib.measure"], {"cnnlib.stages"}
+    while waiting:
+        module = waiting.pop()
+        path = module_file(module)
+        if path is None or module in seen or skipped & {module, *parents(module)}:
+            continue
+        seen.add(module)
+        if module not in JUDGES:
+            waiting += imported(path)
+            waiting += parents(module)
+    seen.remove("cnnlib.stages")
+    return {path for module in seen if (path := module_file(module))}
+
+
+def stage_module(name: str) -> str:
+    """The module of cnnlib/stages in which the stage's record stands."""
+    wanted = find_stage(name, "a rule")
+    for path in sorted(Path(stages.__file__).parent.glob("[!_]*.py")):
+        module = getattr(stages, path.stem, None)
+        if module is not None and any(value is wanted for value in vars(module).values()):
+            return f"cnnlib.stages.{path.stem}"
+    raise LookupError(f"stage {name!r} stands in no module of cnnlib/stages")
+
+
+def parents(module: str) -> set[str]:
+    """The packages that importing `module` runs too, but for cnnlib itself."""
+    parts = module.split(".")
+    return {".".join(parts[:i]) for i in range(2, len(parts))}
+
+
+def module_file(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.exists():
+            return candidate
+    return None
+
+
+@functools.cache
+def imported(path: Path) -> tuple[str, ...]:
+    """Modules of cnnlib that the file imports, anywhere in it, by absolute imports."""
+    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("cnnlib."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cnnlib":
+            if node.module != "cnnlib":
+                yield str(node.module)
+            # `from cnnlib.engine import gpu` may name a module too
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+def kernels_of(files: set[Path]) -> set[Path]:
+    """Files of kernels/ that are named in `files`, and those that they #include."""
+    known = {path.name: path for path in (ROOT / "kernels").rglob("*") if path.is_file()}
+    found: set[Path] = set()
+    waiting = list(files)
+    while waiting:
+        text = waiting.pop().read_text(encoding="utf-8")
+        for name in set(KERNEL.findall(text)) & known.keys():
+            if known[name] not in found:
+                found.add(known[name])
+                waiting.append(known[name])
+    return found

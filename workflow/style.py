@@ -1,0 +1,216 @@
+"""The look of every figure: one colour and mark a stage, plain axes, a title that states the result."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
+
+from workflow import wording
+
+INK, QUIET, GRID = "#222222", "#5c5c5c", "#e4e4e4"
+
+
+@dataclass(frozen=True)
+class Mark:
+    color: str
+    marker: str
+
+
+# Okabe and Ito's colours, told apart by colour-blind eyes too; the mark says the same again.
+STAGES = {
+    "naive": Mark("#5c5c5c", "o"),
+    "gemm": Mark("#0072b2", "s"),
+    "gemm_cuda": Mark("#c264a0", "^"),
+    "fused": Mark("#d08a00", "D"),
+    "ring": Mark("#009e73", "v"),
+    "tuned": Mark("#d55e00", "P"),
+}
+OTHERS = [Mark("#56b4e9", "X"), Mark("#8c6bb1", "h"), Mark("#a6761d", "<"), Mark("#1b1b1b", ">")]
+
+
+def mark(stage: str) -> Mark:
+    """The colour and mark of `stage`; one that is not listed keeps its own by its name."""
+    return STAGES.get(stage) or OTHERS[sum(stage.encode()) % len(OTHERS)]
+
+
+def apply() -> None:
+    """Seaborn's theme with our changes; what makes the bytes of a file depend on its data alone."""
+    seaborn.set_theme(
+        context="notebook",
+        style="whitegrid",
+        font="DejaVu Sans",
+        rc={
+            "axes.edgecolor": "#9a9a9a", "axes.labelcolor": INK, "axes.labelsize": 11,
+            "axes.linewidth": 0.8, "axes.spines.right": False, "axes.spines.top": False,
+            "grid.color": GRID, "grid.linewidth": 0.8, "text.color": INK,
+            "xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelsize": 10, "ytick.labelsize": 10,
+            "figure.dpi": 100, "savefig.dpi": 160, "savefig.facecolor": "white",
+            "svg.hashsalt": "cnn", "svg.fonttype": "path", "lines.solid_capstyle": "round",
+        },
+    )  # fmt: skip
+    matplotlib.rcParams["path.sketch"] = None
+
+
+def headline(figure: Figure, title: str, subtitle: str, notes: str = "") -> None:
+    """Title and subtitle above the panels, left-aligned; notes small below them.
+
+    Lines that are wider than the figure are broken at spaces.
+    """
+    width, height = figure.get_size_inches()
+    left = 0.30 / width
+    title = _wrapped(figure, title, 15, "bold")
+    subtitle = _wrapped(figure, subtitle, 10, "normal")
+    notes = _wrapped(figure, notes, 8.5, "normal")
+    look = {"ha": "left", "linespacing": 1.35}
+    top = 0.22
+    figure.text(left, 1 - top / height, title, fontsize=15, weight="bold", va="top", **look)
+    top += 0.10 + 0.28 * _lines(title)
+    figure.text(left, 1 - top / height, subtitle, fontsize=10, color=QUIET, va="top", **look)
+    above = top + 0.10 + 0.19 * _lines(subtitle)
+    figure.text(left, 0.12 / height, notes, fontsize=8.5, color=QUIET, va="bottom", **look)
+    below = 0.18 + 0.17 * _lines(notes) if notes else 0.12
+    figure.get_layout_engine().set(
+        rect=(0.12 / width, below / height, 1 - 0.24 / width, 1 - (above + below) / height)
+    )
+
+
+def _lines(text: str) -> int:
+    return text.count("\n") + 1
+
+
+def _wrapped(figure: Figure, text: str, size: float, weight: str) -> str:
+    """`text` with its lines broken where they would leave the figure."""
+    room = (figure.get_size_inches()[0] - 0.6) * 72
+    font = FontProperties(size=size, weight=weight)
+    lines: list[str] = []
+    for line in text.split("\n"):
+        current = ""
+        for word in line.split(" "):
+            longer = f"{current} {word}".strip()
+            # TextPath measures without a renderer, in points for a size in points.
+            if current and TextPath((0, 0), longer, prop=font).get_extents().width > room:
+                lines.append(current)
+                longer = word
+            current = longer
+        lines.append(current)
+    return "\n".join(lines)
+
+
+def batch_axis(axes: Axes, sizes: Iterable[int]) -> None:
+    """Batch sizes on a logarithmic axis, each one written out."""
+    sizes = sorted(set(sizes))
+    axes.set_xscale("log", base=2)
+    span = max(1.0, np.log2(sizes[-1] / sizes[0]))
+    axes.set_xlim(sizes[0] * 2 ** (-0.05 * span), sizes[-1] * 2 ** (0.02 * span))
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("batch size (images)")
+    axes.grid(False, axis="x")
+
+
+def times_axis(axes: Axes, values: Iterable[float]) -> None:
+    """Speedups on a logarithmic axis: 1x, 10x, 100x, with as many steps between as there is room."""
+    low, high = _limits([*values, 1.0, 2.0], 1.45)
+    decades = np.log10(high / low)
+    steps = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 3 else (1,)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    ticks = [s * 10.0**k for k in range(-9, 10) for s in steps]
+    axes.yaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}×"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+SECONDS = (
+    *(10.0**k for k in range(-7, 2)), 60.0, 600.0, 3600.0, 36000.0, 360000.0,
+)  # fmt: skip
+
+
+def seconds_axis(axes: Axes, values: Iterable[float]) -> None:
+    """Times on a logarithmic axis, with units that suit: 1 ms, 10 ms, 100 ms, 1 s, 1 min, 1 h."""
+    low, high = _limits(values, 1.6)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator([s for s in SECONDS if low <= s <= high]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _plain(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
+        if seconds >= unit * 0.999:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds * 1e6:g} µs"
+
+
+def _limits(values: Iterable[float], margin: float) -> tuple[float, float]:
+    finite = [v for v in values if np.isfinite(v) and v > 0] or [1.0]
+    return min(finite) / margin, max(finite) * margin
+
+
+@dataclass(frozen=True)
+class Label:
+    """What stands at the right end of a line: at data point (x, y), in the line's colour."""
+
+    x: float
+    y: float
+    text: str
+    color: str
+
+
+def end_labels(axes: Axes, labels: Sequence[Label], gap_points: float = 13.5) -> None:
+    """Write each label right of its line's end, moved up or down just enough not to overlap.
+
+    Call it when the axes' limits and the figure's size are final.
+    """
+    if not labels:
+        return
+    axes.figure.canvas.draw()
+    scale = axes.figure.dpi / 72
+    labels = sorted(labels, key=lambda label: label.y)
+    wanted = [axes.transData.transform((1, label.y))[1] / scale for label in labels]
+    bottom, top = (y / scale for y in (axes.bbox.y0, axes.bbox.y1))
+    placed = spread(wanted, gap_points, bottom + 4, top - 4)
+    x = max(label.x for label in labels)
+    for label, at, was in zip(labels, placed, wanted, strict=True):
+        offset = ScaledTranslation(9 / 72, (at - was) / 72, axes.figure.dpi_scale_trans)
+        axes.text(
+            x, label.y, label.text, color=label.color, fontsize=10, weight="bold",
+            va="center", ha="left", transform=axes.transData + offset, clip_on=False,
+        )  # fmt: skip
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places at least `gap` apart, in order, close to `wanted` (ascending), within [low, high].
+
+    Neighbours that are too close form a block around their mean; blocks that meet are joined.
+    """
+    blocks: list[list[float]] = []
+    for place in wanted:
+        blocks.append([place])
+        while len(blocks) > 1 and _start(blocks[-1], gap) - _end(blocks[-2], gap) < gap:
+            last = blocks.pop()
+            blocks[-1] = blocks[-1] + last
+    placed = [_start(block, gap) + i * gap for block in blocks for i in range(len(block))]
+    for i in range(len(placed)):
+        placed[i] = max(placed[i], low + i * gap)
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], high - (len(placed) - 1 - i) * gap)
+    return placed
+
+
+def _start(block: Sequence[float], gap: float) -> float:
+    return float(np.mean(block)) - gap * (len(block) - 1) / 2
+
+
+def _end(block: Sequence[float], gap: float) -> float:
+    return _start(block, gap) + gap * (len(block) - 1)

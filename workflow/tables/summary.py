@@ -1,0 +1,152 @@
+"""One line per data set, network, stage, device and batch size: time, spread, speedup, standing.
+
+Times are medians over every epoch (or scaled block) of every repeat, with quartiles. Intervals are
+95 % bootstrap intervals over the repeats, which are the independent observations; with a single
+repeat there is none (nan). The speedup is over the first stage of the ladder that was measured at
+the same batch size.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+from cnnlib.stages import LADDER
+
+TABLES = ("epochs", "steps")
+
+KEY = ["dataset", "network", "stage", "device", "device_kind", "batch_size"]
+RESAMPLES = 2000
+SEED = 20171
+
+
+def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The summary of tables["epochs"] and tables["steps"], ordered by KEY, stages as on the ladder."""
+    epochs = {key: group for key, group in tables["epochs"].groupby(KEY, sort=False)}
+    steps = {key: group["step_seconds"] for key, group in tables["steps"].groupby(KEY, sort=False)}
+    baselines = find_baselines(epochs)
+    lines = []
+    for key, group in epochs.items():
+        line = dict(zip(KEY, key, strict=True)) | summarise(group) | latency(steps.get(key))
+        line |= speedup(group, epochs.get(baselines.get(cell(key))))
+        lines.append(line)
+    frame = pd.DataFrame(lines)
+    rank = {name: i for i, name in enumerate(ladder_order(frame["stage"]))}
+    return frame.sort_values(KEY, key=lambda c: c.map(rank) if c.name == "stage" else c)
+
+
+def ladder_order(stages) -> list[str]:
+    """The stages' names in the ladder's order, unknown ones last by name."""
+    known = [stage.name for stage in LADDER]
+    present = set(stages)
+    return [name for name in known if name in present] + sorted(present - set(known))
+
+
+def cell(key: tuple) -> tuple:
+    """What must be equal for two lines to be compared: data set, network, batch size."""
+    dataset, network, *_, batch_size = key
+    return dataset, network, batch_size
+
+
+def find_baselines(epochs: dict[tuple, pd.DataFrame]) -> dict[tuple, tuple]:
+    """For each cell the key of the line that speedups are over: the lowest stage that ran.
+
+    A network's baseline stage is the same at every batch size; a cell where it did not run has none.
+    """
+    ran = [key for key, group in epochs.items() if timed(group)]
+    order = ladder_order(key[2] for key in ran)
+    lowest: dict[tuple, str] = {}
+    for dataset, network, stage, *_ in sorted(ran, key=lambda key: order.index(key[2])):
+        lowest.setdefault((dataset, network), stage)
+    return {cell(key): key for key in ran if lowest[key[:2]] == key[2]}
+
+
+def timed(group: pd.DataFrame) -> list[np.ndarray]:
+    """The epoch times of each repeat, in seconds."""
+    good = group[(group["status"] == "ok") & group["epoch_seconds"].notna()]
+    return [times.to_numpy() for _, times in good.groupby("repeat")["epoch_seconds"]]
+
+
+def summarise(group: pd.DataFrame) -> dict:
+    """n, median, spread, interval and standing of one line's epochs."""
+    repeats = timed(group)
+    times = np.concatenate(repeats) if repeats else np.array([np.nan])
+    low, high = interval(repeats, None)
+    lower, middle, upper = np.quantile(times, [0.25, 0.5, 0.75])
+    last = group.groupby("repeat").tail(1)
+    worst = [status for status in group["status"] if status != "ok"]
+    return {
+        "repeats": group["repeat"].nunique(),
+        "n": sum(len(times) for times in repeats),
+        "epoch_seconds": middle,
+        "epoch_seconds_min": times.min(),
+        "epoch_seconds_q25": lower,
+        "epoch_seconds_q75": upper,
+        "epoch_seconds_low": low,
+        "epoch_seconds_high": high,
+        "epochs_trained": 0 if group["extrapolated"].any() else group["epoch"].max(),
+        "test_accuracy": last["test_accuracy"].median(),
+        "test_accuracy_min": last["test_accuracy"].min(),
+        "status": worst[0] if worst else "ok",
+        "validated": bool(group["validated"].all()),
+        "extrapolated": bool(group["extrapolated"].any()),
+    }
+
+
+def latency(seconds: pd.Series | None) -> dict:
+    """n, median and 5 % and 95 % quantiles of single steps."""
+    times = np.array([np.nan]) if seconds is None else seconds.to_numpy()
+    low, middle, high = np.quantile(times, [0.05, 0.5, 0.95])
+    return {
+        "steps_timed": 0 if seconds is None else len(seconds),
+        "step_seconds": middle,
+        "step_seconds_q05": low,
+        "step_seconds_q95": high,
+    }
+
+
+def speedup(group: pd.DataFrame, baseline: pd.DataFrame | None) -> dict:
+    """How many times faster than the baseline, with its interval; nan where either did not run."""
+    repeats, base = timed(group), [] if baseline is None else timed(baseline)
+    line = {
+        "baseline": "" if baseline is None else baseline["stage"].iloc[0],
+        "baseline_extrapolated": baseline is not None and bool(baseline["extrapolated"].any()),
+        "speedup": np.nan, "speedup_low": np.nan, "speedup_high": np.nan,
+    }  # fmt: skip
+    if not repeats or not base:
+        return line
+    line["speedup"] = np.median(np.concatenate(base)) / np.median(np.concatenate(repeats))
+    line["speedup_low"], line["speedup_high"] = (
+        (1.0, 1.0) if group is baseline else interval(repeats, base)
+    )
+    return line
+
+
+def interval(repeats: list[np.ndarray], base: list[np.ndarray] | None) -> tuple[float, float]:
+    """95 % interval of the median of `repeats`, or of the median of `base` over it.
+
+    Whole repeats are drawn with replacement; epochs within a repeat are not independent. The
+    percentile method, with a fixed seed, so that the same rows give the same table.
+    """
+    samples = [repeats] if base is None else [base, repeats]
+    if any(len(sample) < 2 for sample in samples):
+        return np.nan, np.nan
+    padded = [pad(sample) for sample in samples]
+
+    def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        medians = [
+            np.nanmedian(rows[which].reshape(*which.shape[:-1], -1), axis=-1)
+            for rows, which in zip(padded, drawn, strict=True)
+        ]
+        return medians[0] if base is None else medians[0] / medians[1]
+
+    found = bootstrap(
+        [np.arange(len(sample)) for sample in samples], statistic, vectorized=True, axis=-1,
+        n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(SEED),
+    )  # fmt: skip
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+def pad(sample: list[np.ndarray]) -> np.ndarray:
+    """Rows of unequal length as one array, filled up with nan."""
+    width = max(len(row) for row in sample)
+    return np.array([np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in sample])

@@ -1,0 +1,43 @@
+"""Make one table: python -m workflow.tabulate NAME --tables FILE... --csv FILE --markdown FILE."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from cnnlib.errors import UserError
+from cnnlib.files import write_whole
+from workflow import modules
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m workflow.tabulate", description=__doc__)
+    parser.add_argument("name", choices=modules.names("tables"))
+    parser.add_argument("--tables", type=Path, nargs="+", required=True)
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--markdown", type=Path, required=True)
+    given = parser.parse_args()
+    module = modules.load("tables", given.name)
+    frame = module.make(modules.read_tables(given.tables))
+    with write_whole(given.csv) as temporary:
+        frame.to_csv(temporary, index=False, na_rep="nan", float_format="%.9g", lineterminator="\n")
+    text = module.markdown(frame) if hasattr(module, "markdown") else markdown(frame)
+    with write_whole(given.markdown) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table: numbers to four digits, right-aligned."""
+    cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in frame.values]
+    rule = ["---:" if pd.api.types.is_numeric_dtype(frame[c]) else "---" for c in frame.columns]
+    lines = [list(frame.columns), rule, *cells]
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

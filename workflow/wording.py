@@ -1,0 +1,69 @@
+"""How names, times and numbers are written, the same in every figure and table."""
+
+import math
+import re
+
+from cnnlib.stages import LADDER
+
+HOST = "host-built, not a GPU measurement"
+
+STATUS = {
+    "does_not_fit": "does not fit",
+    "diverged": "diverged",
+    "unavailable": "unavailable",
+}
+
+DATASETS = {"mnist": "MNIST"}
+NETWORKS = {"lenet5": "LeNet-5"}
+
+
+def title(stage: str) -> str:
+    """The stage's title on the ladder, or its name."""
+    return next((s.title for s in LADDER if s.name == stage), stage)
+
+
+def what(dataset: str, network: str) -> str:
+    """`LeNet-5 on MNIST`."""
+    return f"{NETWORKS.get(network, network)} on {DATASETS.get(dataset, dataset)}"
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit that suits: 1.85 ms, 3.72 s, 12.4 min, 6.95 h."""
+    if not math.isfinite(seconds):
+        return "-"
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{digits(seconds / unit)} {name}"
+    for unit, name in ((1, "s"), (1e-3, "ms")):
+        if seconds >= unit:
+            return f"{digits(seconds / unit)} {name}"
+    return f"{digits(seconds * 1e6)} µs"
+
+
+def times(factor: float) -> str:
+    """A ratio: 0.85x, 9.2x, 141x, 12,300x."""
+    if factor == 1:
+        return "1×"
+    return f"{digits(factor, 2 if factor < 10 else 3)}×"
+
+
+def digits(value: float, count: int = 3) -> str:
+    """`value` to `count` digits, without an exponent; thousands set apart."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = count - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
+
+
+def device(name: str) -> str:
+    """A device's name without trade marks, counts of cores and what else does not help."""
+    name = re.sub(r"\((R|TM|tm)\)", "", name)
+    name = re.sub(r"\s+(\d+-Core )?Processor\b|\s+CPU\b|\s*@\s*[\d.]+GHz", "", name)
+    return " ".join(name.split())
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Rows (heads, alignment, body) as a Markdown table."""
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows
+    )
