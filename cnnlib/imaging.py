@@ -1,0 +1,137 @@
+"""Pictures as a network wants them: any PNG or JPEG -> bytes in the shape and manner of MNIST."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from cnnlib.errors import DataError
+from cnnlib.layers import Shape
+
+Grey = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+MOST_PIXELS = 50_000_000
+"""Larger pictures are refused before they are unpacked; phones take up to 200 MP, few of digits."""
+LEAST_CONTRAST = 16.0
+"""Grey levels between background and ink, below which a picture is taken to be empty."""
+FAINT = 0.1
+"""Ink of less than this share of the darkest is background: paper, shadows, JPEG's artefacts."""
+BOX = 20 / 28
+"""Share of the map's sides that MNIST's digits fill (LeCun et al.: 20x20 in 28x28)."""
+
+
+def read_image(path: Path | str, shape: Shape) -> Bytes:
+    """The picture at `path` as one image (C, H, W) of bytes for a network that takes `shape`.
+
+    One channel: the way MNIST was made. The background becomes 0 and the ink up to 255, whichever
+    was the darker; the digit is cut out, scaled to fit a box of 20/28 of the map keeping its
+    aspect, and placed with its centre of mass in the middle. Three channels: the middle of the
+    picture, scaled to the map. Raises DataError when the file is no picture, is damaged or empty,
+    or has more than MOST_PIXELS.
+    """
+    channels, height, width = shape if len(shape) == 3 else (0, 0, 0)
+    if channels not in (1, 3):
+        raise DataError(f"the network takes images of shape {shape}: no picture has that")
+    picture = _open(path)
+    if channels == 3:
+        fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
+        return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
+    ink = find_ink(*_grey_and_opacity(picture))
+    if ink is None:
+        raise DataError(f"{path} is empty: nothing on it stands out from the background")
+    return normalise(ink, height, width)[np.newaxis]
+
+
+def _open(path: Path | str) -> Image.Image:
+    """The picture, decoded and turned upright."""
+    try:
+        with warnings.catch_warnings():
+            # Sizes are checked here, against a lower limit; other warnings are about metadata.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=("PNG", "JPEG")) as picture:
+                width, height = picture.size
+                if width * height > MOST_PIXELS:
+                    raise DataError(
+                        f"{path} is too large: {width}x{height} pixels; at most {MOST_PIXELS:,}"
+                    )
+                picture.load()
+                return ImageOps.exif_transpose(picture)
+    except Image.DecompressionBombError:
+        raise DataError(f"{path} is too large; at most {MOST_PIXELS:,} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise DataError(f"{path} is not a PNG or JPEG picture") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        raise DataError(f"{path} is damaged: {error}") from None
+    except (SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError) as error:
+        # Pillow's decoders raise all of these for damaged files.
+        raise DataError(f"{path} is damaged: {error}") from None
+
+
+def _grey_and_opacity(picture: Image.Image) -> tuple[Grey, Grey]:
+    """Brightness 0..255 and opacity 0..1 of every pixel, (H, W) each."""
+    if picture.mode.startswith("I"):
+        # 16 bits of grey; Pillow's own conversion would clip them at 255
+        grey = np.asarray(picture, dtype=np.float32) / 257
+        return grey, np.ones_like(grey)
+    if picture.has_transparency_data:
+        layers = picture.convert("RGBA").convert("LA")
+        both = np.asarray(layers, dtype=np.float32)
+        return both[..., 0], both[..., 1] / 255
+    grey = np.asarray(picture.convert("L"), dtype=np.float32)
+    return grey, np.ones_like(grey)
+
+
+def find_ink(grey: Grey, opacity: Grey) -> Grey | None:
+    """How far each pixel is from the background, 0 for background, cut to what is not background.
+
+    The background is the border's median; transparent parts take it too, or, where the border
+    itself is transparent, black or white, whichever the opaque pixels are farther from. Ink is what
+    lies on the side of the background that is farther from it. None when nothing stands out.
+    """
+    frame = np.ones(grey.shape, dtype=bool)
+    frame[1:-1, 1:-1] = False
+    if np.median(opacity[frame]) < 0.5:
+        weight = float(opacity.sum())
+        if not weight:
+            return None
+        background = 255.0 if float((grey * opacity).sum()) / weight < 127.5 else 0.0
+    else:
+        background = float(np.median(grey[frame & (opacity >= 0.5)]))
+    distance = (grey - background) * opacity
+    ink = np.maximum(distance if distance.max() > -distance.min() else -distance, 0)
+    if ink.max() < LEAST_CONTRAST:
+        return None
+    ink[ink < FAINT * ink.max()] = 0
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def normalise(ink: Grey, height: int, width: int) -> Bytes:
+    """`ink` scaled into the middle box of an (height, width) map, by its centre of mass.
+
+    The strongest ink becomes 255. No part of the digit is pushed over the map's edge.
+    """
+    box_height, box_width = max(1, round(BOX * height)), max(1, round(BOX * width))
+    scale = min(box_height / ink.shape[0], box_width / ink.shape[1])
+    new_height = min(box_height, max(1, round(scale * ink.shape[0])))
+    new_width = min(box_width, max(1, round(scale * ink.shape[1])))
+    # Bilinear in Pillow averages over all source pixels when it makes an image smaller.
+    resized = Image.fromarray(ink).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    digit = np.clip(np.asarray(resized, dtype=np.float64), 0, None)
+    digit *= 255 / digit.max()
+    target = np.zeros((height, width), dtype=np.uint8)
+    top = _offset(digit.sum(axis=1), height)
+    left = _offset(digit.sum(axis=0), width)
+    target[top : top + new_height, left : left + new_width] = np.round(digit)
+    return target
+
+
+def _offset(mass: NDArray[np.float64], length: int) -> int:
+    """Where to start so that the centre of `mass` comes to the middle of `length` pixels."""
+    centre = float(np.average(np.arange(len(mass)) + 0.5, weights=mass))
+    return min(max(0, round(length / 2 - centre)), length - len(mass))
