@@ -4,7 +4,7 @@
 #   make run PYTHON=python3.13     this Python makes .venv
 CORES ?= 1
 ENV := .venv
-PIP := $(ENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
+PIP := $(ENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps --no-compile
 # rules find this environment's programs on PATH
 SNAKEMAKE = PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake --cores $(CORES) $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
 

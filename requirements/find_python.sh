@@ -11,18 +11,31 @@ done
 [ -n "$compiler" ] || missing "no C++ compiler (g++ or clang++): install one, e.g. apt-get install g++"
 command -v "${compiler%% *}" >/dev/null || missing "no such C++ compiler: CXX=$compiler; set CXX to g++ or clang++"
 
-old=
-bare=
-for name in ${1:-python3 python3.11 python3.12 python3.13 python3.14 python3.15}; do
-    path=$(command -v "$name") && version=$("$path" -c 'import platform; print(platform.python_version())' 2>/dev/null) || continue
-    if ! "$path" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        old="$old $name is $version;"
-    elif ! "$path" -c 'import ensurepip, venv' 2>/dev/null; then
-        bare=$name
-    else
-        echo "$path"
-        exit 0
-    fi
+# Run by whatever calls itself python: prints what is wrong with it and exits with 3.
+check='
+import os, sys
+version = "%d.%d" % sys.version_info[:2]
+def unfit(problem):
+    print(problem)
+    sys.exit(3)
+if sys.version_info < (3, 11):
+    unfit("is " + version)
+try:
+    import ensurepip, venv
+except ImportError:
+    unfit("has no venv module (apt-get install python%s-venv)" % version)
+import sysconfig
+if sys.version_info >= (3, 14) and not os.path.exists(sysconfig.get_path("include") + "/Python.h"):
+    # a pinned package has no ready build for it yet
+    unfit("has no Python.h (apt-get install python%s-dev)" % version)
+'
+found=
+for name in ${1:-python3 python3.13 python3.12 python3.11 python3.14 python3.15}; do
+    path=$(command -v "$name") || continue
+    problem=$("$path" -c "$check" 2>/dev/null)
+    case $? in
+        0) echo "$path"; exit 0 ;;
+        3) found="$found$name $problem; " ;;
+    esac
 done
-[ -z "$bare" ] || missing "$bare has no venv module: install it, e.g. apt-get install $("$bare" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
-missing "no Python 3.11 or newer (${old:-${1:-python3} is not there;} looked for ${1:-python3, python3.11 to python3.15}): install one, or say where it is with PYTHON=/path/to/python3"
+missing "no Python 3.11 or newer that can be used: ${found:-${1:-python3} is not there; }install one, or name one with PYTHON=/path/to/python3"

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OLD = "#!/bin/sh\ncase $2 in *python_version*) echo 3.9.2;; *) exit 1;; esac\n"
-# as Debian has it without python3-venv: a whole Python, but nothing that makes environments
-BARE = f"#!/bin/sh\ncase $2 in *ensurepip*) exit 1;; *) exec '{sys.executable}' \"$@\";; esac\n"
+COMPILER = "#!/bin/sh\n"
+OLD = "sys.version_info = (3, 9, 2)"
+
+
+def python(change: str) -> str:
+    """A Python of which `change` is true, as far as a check passed to it with -c can see."""
+    return f"#!{sys.executable}\nimport sys, sysconfig\n{change}\nexec(sys.argv[2])\n"
 
 
 class Machine:
@@ -69,33 +73,38 @@ def test_compiler_named_that_is_not_there(machine: Machine) -> None:
 
 
 def test_no_python(machine: Machine) -> None:
-    machine.has("g++", OLD)
+    machine.has("g++", COMPILER)
     assert "no Python 3.11 or newer" in machine.make("run")
 
 
-def test_old_python(machine: Machine) -> None:
-    machine.has("g++", OLD)
-    machine.has("python3", OLD)
-    assert "python3 is 3.9.2" in machine.make("run")
-
-
-def test_python_without_venv(machine: Machine) -> None:
-    machine.has("g++", OLD)
-    machine.has("python3", BARE)
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    assert f"apt-get install python{version}-venv" in machine.make("run")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (OLD, "python3 is 3.9"),
+        # as Debian has it until python3-venv is installed
+        ("sys.version_info = (3, 12); sys.modules['ensurepip'] = None", "install python3.12-venv"),
+        (
+            "sys.version_info = (3, 14); sysconfig.get_path = lambda name: '/nowhere'",
+            "install python3.14-dev",
+        ),
+    ],
+)
+def test_python_that_will_not_do(machine: Machine, change: str, told: str) -> None:
+    machine.has("g++", COMPILER)
+    machine.has("python3", python(change))
+    assert told in machine.make("run")
 
 
 def test_python_named_that_is_old(machine: Machine) -> None:
-    machine.has("g++", OLD)
+    machine.has("g++", COMPILER)
     machine.has("python3", Path(sys.executable))
-    machine.has("ancient", OLD)
-    assert "ancient is 3.9.2" in machine.make("run", "PYTHON=ancient")
+    machine.has("ancient", python(OLD))
+    assert "ancient is 3.9" in machine.make("run", "PYTHON=ancient")
 
 
 def test_a_newer_python_beside_an_old_one_is_found(machine: Machine) -> None:
-    machine.has("g++", OLD)
-    machine.has("python3", OLD)
+    machine.has("g++", COMPILER)
+    machine.has("python3", python(OLD))
     machine.has("python3.12", Path(sys.executable))
     found = subprocess.run(
         ["sh", ROOT / "requirements/find_python.sh"],
