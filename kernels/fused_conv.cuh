@@ -47,8 +47,8 @@ UNROLL
 ENTRY(forward)
 (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,
  float* __restrict__ target, unsigned char* __restrict__ winners, int count) {
-  SHARED(float, weights, MAPS * TERMS);
-  SHARED(float, images, IMAGES * SOURCE_SIZE);
+  SHARED_LARGE(float, weights, MAPS * TERMS + IMAGES * SOURCE_SIZE);
+  float* images = weights + MAPS * TERMS;
   load_weights(weight, weights);
   for (int first = blockIdx.x * IMAGES; first < count; first += gridDim.x * IMAGES) {
     const int here = min(IMAGES, count - first);
@@ -265,7 +265,7 @@ ENTRY(backward)
  const float* __restrict__ target, const unsigned char* __restrict__ winners,
  const float* __restrict__ target_errors, float* __restrict__ source_errors,
  float* __restrict__ partials, int count, int groups) {
-  SHARED(Quad, quad_arena, quads(ARENA));
+  SHARED_LARGE(Quad, quad_arena, quads(ARENA));
   float* arena = reinterpret_cast<float*>(quad_arena);
   const int weight_jobs = groups * CHUNKS, jobs = weight_jobs + (FIRST ? 0 : count);
   for (int job = blockIdx.x; job < jobs; job += gridDim.x) {

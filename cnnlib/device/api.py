@@ -1,6 +1,6 @@
 """What a device is: the promises that `cuda` and `host` both keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -72,6 +72,15 @@ class Kernel(Protocol):
         Raises KernelError for a wrong number or kind of arguments or an impossible grid or block.
         """
 
+    def bind(
+        self, grid: Extent, block: Extent, *args: Argument, shared_bytes: int = 0
+    ) -> Callable[[], None]:
+        """A launch with everything checked and packed beforehand, to be made many times.
+
+        `shared_bytes` is the size of the kernel's SHARED_LARGE array, if it has one. The arrays
+        must outlive the last call.
+        """
+
     def resources(self) -> Resources | None:
         """Registers and memory it uses; None where the device has no such notion (host)."""
 
@@ -99,6 +108,7 @@ class Device(Protocol):
     kind: str  # 'cuda' | 'host'
     name: str
     multiprocessors: int  # blocks that run side by side, at least; OS threads on the host
+    shared_bytes: int  # shared memory that a block may have, SHARED_LARGE included
 
     def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
         """A new array, every byte 0xFF. Raises DoesNotFit naming the bytes wanted and free."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -199,12 +199,57 @@ class CudaKernel:
         self._sizes: tuple[Extent, Extent] | None = None
         self._grid: tuple[int, int, int] = (1, 1, 1)
         self._block: tuple[int, int, int] = (1, 1, 1)
+        # a block may have this much without being asked for more
+        self._shared_bytes = 48 * 1024
 
     def __call__(self, grid: Extent, block: Extent, *args: Argument) -> None:
         if self._sizes != (grid, block):
             self._grid = extent(grid, f"kernel {self.name}: grid")
             self._block = extent(block, f"kernel {self.name}: block")
             self._sizes = (grid, block)
+        values = self._values(args)
+        driver = self._device.driver
+        try:
+            self._function.prepared_async_call(
+                self._grid, self._block, self._device.stream, *values
+            )
+        except (driver.Error, self._device.packing_error) as error:
+            raise KernelError(
+                f"kernel {self.name}, grid {self._grid}, block {self._block}: {error}"
+            ) from error
+
+    def bind(
+        self, grid: Extent, block: Extent, *args: Argument, shared_bytes: int = 0
+    ) -> Callable[[], None]:
+        blocks = extent(grid, f"kernel {self.name}: grid")
+        threads = extent(block, f"kernel {self.name}: block")
+        driver, stream = self._device.driver, self._device.stream
+        values = self._values(args)
+        try:
+            packed = self._device.pack(self._function.arg_format, *values)
+            if shared_bytes > self._shared_bytes:
+                attribute = driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._function.set_attribute(attribute, shared_bytes)
+                self._shared_bytes = shared_bytes
+        except (driver.Error, self._device.packing_error) as error:
+            raise KernelError(
+                f"kernel {self.name}, {shared_bytes} bytes of shared memory: {error}"
+            ) from error
+        # What prepared_async_call ends in; packing the arguments again each time takes twice as long.
+        launch_kernel = self._function._launch_kernel
+
+        def launch() -> None:
+            try:
+                launch_kernel(blocks, threads, packed, shared_bytes, stream)
+            except driver.Error as error:
+                raise KernelError(
+                    f"kernel {self.name}, grid {blocks}, block {threads}: {error}"
+                ) from error
+
+        return launch
+
+    def _values(self, args: Sequence[Argument]) -> list[int | float]:
+        """Arguments as plain numbers; the first launch fixes their kinds."""
         kinds = ""
         values: list[int | float] = []
         for argument in args:
@@ -231,15 +276,7 @@ class CudaKernel:
                 )
             self._function.prepare(kinds)
             self._kinds = kinds
-        driver = self._device.driver
-        try:
-            self._function.prepared_async_call(
-                self._grid, self._block, self._device.stream, *values
-            )
-        except (driver.Error, self._device.packing_error) as error:
-            raise KernelError(
-                f"kernel {self.name}, grid {self._grid}, block {self._block}: {error}"
-            ) from error
+        return values
 
     def resources(self) -> Resources | None:
         function = self._function
@@ -304,7 +341,8 @@ class CudaDevice:
         except ImportError as error:
             raise DeviceError(f"device cuda: PyCUDA does not load: {error}") from error
         self.driver = driver
-        self.packing_error: Any = importlib.import_module("pycuda._pvt_struct").error
+        packing: Any = importlib.import_module("pycuda._pvt_struct")
+        self.pack, self.packing_error = packing.pack, packing.error
         self._open = False
         try:
             driver.init()
@@ -316,6 +354,9 @@ class CudaDevice:
         self._open = True
         self.name: str = gpu.name()
         self.multiprocessors: int = gpu.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT)
+        self.shared_bytes: int = gpu.get_attribute(
+            driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        )
         major, minor = gpu.compute_capability()
         self.architecture = f"sm_{major}{minor}"
         self.stream: Any = driver.Stream()

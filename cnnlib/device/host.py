@@ -14,7 +14,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -229,6 +229,11 @@ class HostKernel:
             if self._function(self._pointer, packer[1]):
                 raise KernelError(self._message.value.decode(errors="replace"))
 
+    def bind(
+        self, grid: Extent, block: Extent, *args: Argument, shared_bytes: int = 0
+    ) -> Callable[[], None]:
+        return lambda: self(grid, block, *args)
+
     def resources(self) -> Resources | None:
         return None
 
@@ -296,6 +301,9 @@ class HostDevice:
                 f"known: {', '.join(FIBER_ORDERS)}"
             )
         self.fiber_order = order
+        self.shared_bytes = (
+            227 * 1024
+        )  # of the runtime's arena; as much as an H100's block may have
         self.multiprocessors = threads or _positive("CNNLIB_HOST_THREADS") or usable_cores()
         self.memory = memory or _positive("CNNLIB_HOST_MEMORY") or available_memory()
         self._sanitize = sanitizers()

@@ -104,9 +104,7 @@ def plan(stage: Stage, network: Network) -> tuple[Planned, ...]:
         kinds = tuple(type(layer) for layer in network.layers[start:])
         runs = [key for key in stage.operators if kinds[: len(key)] == key]
         if not runs:
-            known = ", ".join(
-                "+".join(layer.kind for layer in key) for key in stage.operators
-            )
+            known = ", ".join("+".join(layer.kind for layer in key) for key in stage.operators)
             raise Unsupported(
                 f"stage '{stage.name}' has no operator for {network.layer_names[start]} of "
                 f"network '{network.name}'; it knows: {known or 'nothing'}"
@@ -171,7 +169,8 @@ class Engine(ABC):
     @abstractmethod
     def velocity(self) -> Array:
         """Copy of the momentum's flat vector (zeros at the start); with the parameters and the
-        position in the order it is the whole state of a training."""
+        position in the order it is the whole state of a training.
+        """
 
     @velocity.setter
     @abstractmethod
@@ -181,7 +180,7 @@ class Engine(ABC):
         """Seconds of one update alone, for image-by-image engines; the parameters may change."""
         raise NotImplementedError
 
-    def close(self) -> None:  # noqa: B027 - most engines hold nothing that must be let go
+    def close(self) -> None:
         """Give back what the engine holds on its device."""
 
     def __enter__(self) -> "Engine":

@@ -6,19 +6,19 @@ an epoch comes down. Stages differ in their operators alone.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from cnnlib.device import Device, DeviceArray, Kernel, Module
+from cnnlib.device import Device, DeviceArray, Module
 from cnnlib.engine.base import Bytes, Engine, Order, Planned, Setup, Stage
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Array
 
 THREADS = 256
-"""Threads a block; kernels that keep to another size say so in their operator."""
+"""Threads a block, in every kernel."""
 BLOCKS_PER_MULTIPROCESSOR = 8
 """Upper bound of a grid: 2048 resident threads fill a multiprocessor, grids stride over the rest."""
 MAX_ELEMENTS = 2**31 - 1
@@ -28,13 +28,11 @@ GATHER_IMAGES = 4096
 
 
 class Launch(NamedTuple):
-    """One kernel launch: everything but the moment."""
+    """One kernel launch: everything but the moment, which is a call of `run`."""
 
     name: str
-    kernel: Kernel
     grid: int
-    block: int
-    args: tuple[Any, ...]
+    run: Callable[[], None]
 
 
 @dataclass
@@ -56,9 +54,7 @@ class Buffers:
     """(groups, parameters) for an operator that leaves its gradient as partial sums."""
 
 
-def device_array(
-    device: Device, shape: tuple[int, ...], dtype: Any = np.float32
-) -> DeviceArray:
+def device_array(device: Device, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
     """A device array; DoesNotFit also when it has more elements than kernels can index."""
     if math.prod(shape) > MAX_ELEMENTS:
         raise DoesNotFit(f"an array of {shape} elements is beyond 32-bit indices")
@@ -75,9 +71,10 @@ class GpuOperator(ABC):
     file: ClassVar[str]
     kernels: ClassVar[tuple[str, ...]]
 
-    def __init__(self, planned: Planned, stage: Stage) -> None:
+    def __init__(self, planned: Planned, stage: Stage, device: Device) -> None:
         self.planned = planned
         self.stage = stage
+        self.device = device
         self.layer: Any = planned.layers[0]
         self.label = planned.network.layer_names[planned.start]
         self.check()
@@ -92,7 +89,7 @@ class GpuOperator(ABC):
     def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
         return device_array(self.device, shape, dtype)
 
-    def partial_groups(self, device: Device, batch_size: int) -> int:
+    def partial_groups(self, batch_size: int) -> int:
         """Partial sums that the backward pass leaves of the gradient; 0: it writes the whole."""
         return 0
 
@@ -105,9 +102,9 @@ class GpuOperator(ABC):
     @abstractmethod
     def backward(self, count: int) -> list[Launch]: ...
 
-    def bind(self, device: Device, module: Module, buffers: Buffers, batch_size: int) -> None:
+    def bind(self, module: Module, buffers: Buffers, batch_size: int) -> None:
         """Take the compiled kernels and the buffers; called once, before any launch is made."""
-        self.device, self.module, self.buffers = device, module, buffers
+        self.module, self.buffers = module, buffers
         self.allocate(batch_size)
 
     def source(self) -> str:
@@ -117,24 +114,34 @@ class GpuOperator(ABC):
     def entry_points(self) -> list[str]:
         return [f"{self.label}_{kernel}" for kernel in self.kernels]
 
-    def launch(self, kernel: str, elements: int, *args: Any, threads: int = THREADS) -> Launch:
+    def launch(self, kernel: str, elements: int, *args: Any) -> Launch:
         """Launch of `kernel` with enough blocks for one thread per element, up to a full device."""
-        blocks = math.ceil(elements / threads)
-        return self.launch_blocks(kernel, blocks, *args, threads=threads)
+        return self.launch_blocks(kernel, math.ceil(elements / THREADS), *args)
 
-    def launch_blocks(
-        self, kernel: str, blocks: int, *args: Any, threads: int = THREADS
-    ) -> Launch:
+    def launch_blocks(self, kernel: str, blocks: int, *args: Any, shared_bytes: int = 0) -> Launch:
         """Launch of `kernel` with `blocks` blocks, up to a full device: kernels stride over more."""
-        grid = max(1, min(blocks, self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR))
         name = f"{self.label}_{kernel}"
-        return Launch(name, self.module.kernel(name), grid, threads, args)
+        return bound_launch(self.device, self.module, name, blocks, args, shared_bytes)
 
     def unsupported(self, reason: str) -> Unsupported:
         return Unsupported(
             f"stage '{self.stage.name}' cannot take {self.planned.name} of network "
             f"'{self.planned.network.name}': {reason}"
         )
+
+
+def bound_launch(
+    device: Device,
+    module: Module,
+    name: str,
+    blocks: int,
+    args: Sequence[Any],
+    shared_bytes: int = 0,
+) -> Launch:
+    """A launch of up to `blocks` blocks of THREADS threads, never more than fill the device."""
+    grid = max(1, min(blocks, device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR))
+    kernel = module.kernel(name)
+    return Launch(name, grid, kernel.bind(grid, THREADS, *args, shared_bytes=shared_bytes))
 
 
 def kernel_source(label: str, file: str, constants: Mapping[str, int | str]) -> str:
@@ -162,11 +169,10 @@ class GpuEngine(Engine):
         super().__init__(stage, setup, device)
         assert device is not None, "a GPU stage needs a device"
         self.device = device
-        self.operators: list[GpuOperator] = [p.operator(p, stage) for p in self.plan]
+        self.operators: list[GpuOperator] = [p.operator(p, stage, device) for p in self.plan]
         self.module = self._compile()
         self._allocate()
-        self._step_launches: list[Launch] | None = None
-        self._resident = 0
+        self._steps: dict[int, list[Launch]] = {}
 
     # Building
 
@@ -205,7 +211,7 @@ class GpuEngine(Engine):
                 self._parts(self._parameters, planned), self._parts(self._gradient, planned),
                 partials[i],
             )  # fmt: skip
-            operator.bind(self.device, self.module, buffers, batch)
+            operator.bind(self.module, buffers, batch)
 
     def _allocate_partials(self) -> list[DeviceArray | None]:
         """One array for all partial sums, a part of it for each operator that leaves some."""
@@ -213,7 +219,7 @@ class GpuEngine(Engine):
         places: list[tuple[int, tuple[int, int]] | None] = []
         start = 0
         for planned, operator in zip(self.plan, self.operators, strict=True):
-            groups = operator.partial_groups(self.device, self.setup.batch_size)
+            groups = operator.partial_groups(self.setup.batch_size)
             own = [p for p in self.network.parameters if planned.start <= p.layer < planned.stop]
             if not groups or not own:
                 places.append(None)
@@ -252,10 +258,8 @@ class GpuEngine(Engine):
     # Launches
 
     def _launch(self, kernel: str, elements: int, *args: Any) -> Launch:
-        limit = self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR
-        grid = max(1, min(math.ceil(elements / THREADS), limit))
-        name = f"{self.BATCH}_{kernel}"
-        return Launch(name, self.module.kernel(name), grid, THREADS, args)
+        blocks = math.ceil(elements / THREADS)
+        return bound_launch(self.device, self.module, f"{self.BATCH}_{kernel}", blocks, args)
 
     def _normalize(self, images: DeviceArray, count: int) -> Launch:
         elements = count * math.prod(self.network.input_shape)
@@ -301,7 +305,7 @@ class GpuEngine(Engine):
 
     def _run(self, launches: Sequence[Launch]) -> None:
         for launch in launches:
-            launch.kernel(launch.grid, launch.block, *launch.args)
+            launch.run()
 
     # Engine
 
@@ -315,6 +319,7 @@ class GpuEngine(Engine):
         batch = self.setup.batch_size
         count = max(batch, min(wanted, len(labels)) // batch * batch)
         self._resident = count
+        self._steps.clear()
         self._device_images = self.array((count, *self.network.input_shape), np.uint8)
         self._device_labels = self.array((count,), np.uint8)
         self._host_images = self.device.pinned((count, *self.network.input_shape), np.uint8)
@@ -359,21 +364,18 @@ class GpuEngine(Engine):
 
     def _step(self, first: int) -> list[Launch]:
         """The launches of one training step on the batch that begins at resident image `first`."""
-        batch, shape = self.setup.batch_size, self.network.input_shape
-        if self._step_launches is None:
-            self._step_launches = [
-                *self._forward(batch), *self._backward(batch), *self._update(),
+        if first not in self._steps:
+            batch, shape = self.setup.batch_size, self.network.input_shape
+            if not self._steps:
+                self._forward_pass = self._forward(batch)
+                self._backward_pass = [*self._backward(batch), *self._update()]
+            images = self._device_images.part(first * math.prod(shape), (batch, *shape))
+            labels = self._device_labels.part(first, (batch,))
+            self._steps[first] = [
+                self._normalize(images, batch), *self._forward_pass,
+                self._loss(labels, batch), *self._backward_pass,
             ]  # fmt: skip
-            self._forward_count = len(self._forward(batch))
-        images = self._device_images.part(first * math.prod(shape), (batch, *shape))
-        labels = self._device_labels.part(first, (batch,))
-        middle = self._forward_count
-        return [
-            self._normalize(images, batch),
-            *self._step_launches[:middle],
-            self._loss(labels, batch),
-            *self._step_launches[middle:],
-        ]
+        return self._steps[first]
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
         count = len(labels)

@@ -18,7 +18,7 @@ from cnnlib.engine.gpu import THREADS, GpuEngine, GpuOperator, Launch
 from cnnlib.layers import Activation, Conv, Dense, Layer, Subsample
 from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile
 
-SHARED_BYTES = 48 * 1024
+PLAIN_SHARED_BYTES = 48 * 1024
 """Shared memory that every CUDA device gives a block without being asked for more."""
 MOST_OWNED = 4
 """Rows of the weight gradient a thread keeps in registers."""
@@ -45,7 +45,7 @@ class FusedConv(GpuOperator):
     file = "fused_conv.cuh"
     kernels = ("forward", "backward")
 
-    def __init__(self, planned: Planned, stage: Stage) -> None:
+    def __init__(self, planned: Planned, stage: Stage, device: Device) -> None:
         conv = planned.layers[0]
         assert isinstance(conv, Conv)
         self.channels, self.height, self.width = planned.source_shape
@@ -64,14 +64,15 @@ class FusedConv(GpuOperator):
             self.maps, 4, lambda each: self.maps // each * self.out_area >= 128
         )
         self.gradient_rows = self.maps * self.channels * conv.kernel
-        self.choose(planned, stage)
-        super().__init__(planned, stage)
+        self.choose(planned, device)
+        super().__init__(planned, stage, device)
 
-    def choose(self, planned: Planned, stage: Stage) -> None:
+    def choose(self, planned: Planned, device: Device) -> None:
         """Fix the sizes that are free, so that shared memory suffices and threads have work."""
         size = self.channels * self.height * self.width
         items = self.maps // self.each * self.out_area
-        fits = SHARED_BYTES // 4 - self.maps * self.terms
+        # Several small images a block, but never so many that they need more than is there anyway.
+        fits = PLAIN_SHARED_BYTES // 4 - self.maps * self.terms
         self.images = max(1, min(THREADS // items, fits // size))
         self.own_rows(most_splits=self.rows)
 
@@ -84,6 +85,7 @@ class FusedConv(GpuOperator):
         self.chunks = math.ceil(self.gradient_rows / (self.owned * THREADS // self.splits))
 
     def check(self) -> None:
+        # The sizes that kernels/fused_conv.cuh derives from the constants.
         size = self.channels * self.height * self.width
         weights, maps = self.maps * self.terms, self.maps * self.rows * self.columns
         gradient = size + maps + self.recompute * weights
@@ -92,11 +94,14 @@ class FusedConv(GpuOperator):
             held = self.terms * math.ceil(self.maps / 4) * 4
             errors = held + size + maps + self.recompute * (size + weights)
         sums = THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1)
-        wanted = 4 * max(weights + self.images * size, gradient, errors, sums)
-        if wanted > SHARED_BYTES:
+        self.forward_bytes = 4 * (weights + self.images * size)
+        self.backward_bytes = 16 * math.ceil(max(gradient, errors, sums) / 4)
+        wanted = max(self.forward_bytes, self.backward_bytes)
+        if wanted > self.device.shared_bytes:
             raise self.unsupported(
                 f"it keeps a whole image, its map and the weights in shared memory, which takes "
-                f"{wanted} of {SHARED_BYTES} bytes; stage 'ring' needs only a window of rows"
+                f"{wanted} of {self.device.shared_bytes} bytes; stage 'ring' needs only a window "
+                f"of rows"
             )
 
     def constants(self) -> Mapping[str, int | str]:
@@ -116,9 +121,10 @@ class FusedConv(GpuOperator):
             "RECOMPUTE": int(self.recompute), "OWNED": self.owned, "SPLITS": self.splits,
         }  # fmt: skip
 
-    def partial_groups(self, device: Device, batch_size: int) -> int:
+    def partial_groups(self, batch_size: int) -> int:
         self.groups = max(
-            1, min(batch_size, device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR // self.chunks)
+            1,
+            min(batch_size, self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR // self.chunks),
         )
         return self.groups
 
@@ -130,7 +136,8 @@ class FusedConv(GpuOperator):
     def forward(self, count: int) -> list[Launch]:
         b, views = self.buffers, self.buffers.parameters[0]
         args = (b.source, views["weight"], views["bias"], b.target, self.winners, count)
-        return [self.launch_blocks("forward", count, *args)]
+        blocks = math.ceil(count / self.images)
+        return [self.launch_blocks("forward", blocks, *args, shared_bytes=self.forward_bytes)]
 
     def backward(self, count: int) -> list[Launch]:
         return [self.backward_launch(count, self.groups)]
@@ -144,6 +151,7 @@ class FusedConv(GpuOperator):
         return self.launch_blocks(
             "backward", jobs, b.source, views["weight"], views["bias"], b.target, self.winners,
             b.target_errors, errors, b.partials, count, groups,
+            shared_bytes=self.backward_bytes,
         )  # fmt: skip
 
 
@@ -158,7 +166,7 @@ class FusedDense(GpuOperator):
             "FUNCTION": function_of(self.planned.layers), "FIRST": int(self.planned.is_first),
         }  # fmt: skip
 
-    def partial_groups(self, device: Device, batch_size: int) -> int:
+    def partial_groups(self, batch_size: int) -> int:
         self.groups = math.ceil(batch_size / IMAGES_PER_GROUP)
         return self.groups
 

@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from cnnlib.device import Device
-from cnnlib.engine import Planned, Stage
+from cnnlib.engine import Planned
 from cnnlib.engine.gpu import THREADS, Launch
 from cnnlib.layers import Activation, Conv, Subsample
 from cnnlib.stages import fused
 from cnnlib.stages.fused import (
     BLOCKS_PER_MULTIPROCESSOR,
-    SHARED_BYTES,
+    PLAIN_SHARED_BYTES,
     FusedConv,
     largest_divisor,
 )
 
-FLOATS = SHARED_BYTES // 4
+FLOATS = PLAIN_SHARED_BYTES // 4
 FEW_FLOATS = 5 * 1024
 """Window that leaves a multiprocessor room for many blocks; wide maps may take up to FLOATS."""
 MOST_UNITS = 4
@@ -32,7 +32,7 @@ MOST_UNITS = 4
 class RingConv(FusedConv):
     file = "ring_conv.cuh"
 
-    def choose(self, planned: Planned, stage: Stage) -> None:
+    def choose(self, planned: Planned, device: Device) -> None:
         self.before = (self.conv.kernel - 1) // self.conv.stride
         self.taps = self.conv.kernel**2 * math.ceil(self.maps / 4) * 4
         # A tile as wide as the map means that each row is fetched once; a high band, few barriers.
@@ -105,10 +105,10 @@ class RingConv(FusedConv):
             THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1),
             0 if self.planned.is_first else errors,
         )
-        if wanted > SHARED_BYTES:
+        if wanted > PLAIN_SHARED_BYTES:
             raise self.unsupported(
                 f"a window of rows of {self.channels} channels and {self.maps} maps takes "
-                f"{wanted} of {SHARED_BYTES} bytes of shared memory"
+                f"{wanted} of {PLAIN_SHARED_BYTES} bytes of shared memory"
             )
 
     def constants(self) -> Mapping[str, int | str]:
@@ -120,8 +120,8 @@ class RingConv(FusedConv):
             "CHUNK_CHANNELS": self.chunk_channels, "ERROR_EACH": self.error_each,
         }  # fmt: skip
 
-    def partial_groups(self, device: Device, batch_size: int) -> int:
-        most = device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR // self.chunks
+    def partial_groups(self, batch_size: int) -> int:
+        most = self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR // self.chunks
         self.groups = max(1, min(batch_size * self.tiles, most))
         return self.groups
 
