@@ -110,6 +110,10 @@ class Experiment:
     def tables_of_figure(self, wildcards: Any) -> list[str]:
         return [self.table(name) for name in modules.tables_read("figures", wildcards.figure)]
 
+    def caption(self, wildcards: Any) -> str:
+        """What the report says below the figure."""
+        return modules.docstring("figures", wildcards.figure)
+
     def list_run_files(self, wildcards: Any) -> str:
         """The same, one path a line, for a command that takes thousands of them."""
         return "".join(f"{path}\n" for path in self.run_files(wildcards))
@@ -145,3 +149,9 @@ def write_text(path: str, text: str) -> None:
     """For rules that write a few lines and need no program for it."""
     with write_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def put_this_python_first() -> None:
+    """Let `python` in a rule mean the Python that runs Snakemake, activated environment or not."""
+    here = os.path.dirname(sys.executable)
+    os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])

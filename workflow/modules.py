@@ -48,6 +48,12 @@ def tables_read(folder: str, name: str) -> tuple[str, ...]:
     raise ConfigError(f"{source(folder, name)} does not say which TABLES it reads")
 
 
+def docstring(folder: str, name: str) -> str:
+    """What the file says of itself, without running it."""
+    path = HERE / folder / f"{name}.py"
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or name
+
+
 def load(folder: str, name: str) -> ModuleType:
     """The file as a module."""
     path = HERE / folder / f"{name}.py"

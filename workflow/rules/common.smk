@@ -1,6 +1,6 @@
 # What the rules share: the checked experiment, its paths, and what must not run side by side.
 from cnnlib.errors import UserError
-from workflow.experiment import Experiment, write_text
+from workflow.experiment import Experiment, put_this_python_first, write_text
 from workflow.recovery import recover
 
 try:
@@ -30,6 +30,7 @@ wildcard_constraints:
 workflow.global_resources.setdefault("timer", 1)
 workflow.global_resources.setdefault("gpu", 1)
 
+put_this_python_first()
 recover(workflow)
 
 

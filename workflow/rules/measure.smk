@@ -34,7 +34,7 @@ rule measure:
     conda:
         "../envs/cnn.yaml"
     # Every core, so that no other job disturbs the clock.
-    threads: workflow.cores or 1
+    threads: workflow.resource_settings.cores or 1
     resources:
         timer=1,
         gpu=EXPERIMENT.gpus,

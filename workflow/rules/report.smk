@@ -19,6 +19,8 @@ rule draw:
         "<results>/logs/draw/{figure}.log",
     conda:
         "../envs/cnn.yaml"
+    params:
+        caption=EXPERIMENT.caption,
     shell:
         "python -m workflow.draw {wildcards.figure} --tables {input.tables}"
         " --out {output.png} {output.svg} 2>&1 | tee {log}"

@@ -1,0 +1,101 @@
+"""A finished run of the tiny experiment in a folder of its own, and ways to call Snakemake there."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("Snakefile", "config.yaml", "cnnlib", "kernels", "workflow", "tests/tiny.yaml")
+
+
+@dataclass
+class Checkout:
+    """A copy of what the workflow needs, so that a test can edit a stage or break a config."""
+
+    folder: Path
+
+    def command(self, *arguments: str, config: str | None = "tests/tiny.yaml") -> list[str]:
+        command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+        return command + (["--configfile", config] if config else [])
+
+    def snakemake(
+        self, *arguments: str, config: str | None = "tests/tiny.yaml", code: int | None = 0
+    ) -> str:
+        """Run Snakemake; what it printed. Fails unless it ends with `code` (None: with an error)."""
+        done = subprocess.run(
+            self.command(*arguments, config=config), cwd=self.folder, text=True, timeout=240,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(),
+        )  # fmt: skip
+        wrong = done.returncode == 0 if code is None else done.returncode != code
+        assert not wrong, f"exit code {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    def planned(self, *arguments: str, config: str | None = "tests/tiny.yaml") -> dict[str, int]:
+        """Rule -> number of jobs that a call would run."""
+        text = self.snakemake("--dry-run", *arguments, config=config)
+        jobs = {}
+        if "Job stats:" in text:
+            for line in text.partition("Job stats:")[2].splitlines()[3:]:
+                if not line.strip() or line.startswith("total"):
+                    break
+                name, count = line.split()
+                jobs[name] = int(count)
+        return jobs
+
+    def copy(self, folder: Path) -> "Checkout":
+        """Another one in the same state, times of files included."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Checkout(folder)
+
+    def edit(self, name: str) -> None:
+        """A change to the file that changes nothing of what it does."""
+        with open(self.folder / name, "a", encoding="utf-8") as out:
+            out.write("# edited\n")
+
+
+def environment() -> dict[str, str]:
+    """Without what would make a Snakemake inside a Snakemake, or a test runner, differ."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE_")}
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which nothing has been run."""
+    folder = tmp_path_factory.mktemp("fresh") / "checkout"
+    for part in PARTS:
+        source, target = ROOT / part, folder / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    return Checkout(folder)
+
+
+@pytest.fixture(scope="session")
+def _finished(fresh: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, str]:
+    checkout = fresh.copy(tmp_path_factory.mktemp("finished") / "checkout")
+    return checkout, checkout.snakemake("all")
+
+
+@pytest.fixture(scope="session")
+def finished(_finished: tuple[Checkout, str]) -> Checkout:
+    """A checkout in which the tiny experiment has been run; not to be changed."""
+    return _finished[0]
+
+
+@pytest.fixture(scope="session")
+def printed(_finished: tuple[Checkout, str]) -> str:
+    """What that run printed."""
+    return _finished[1]
+
+
+@pytest.fixture
+def mine(finished: Checkout, tmp_path: Path) -> Checkout:
+    """The same in a folder of the test's own."""
+    return finished.copy(tmp_path / "checkout")

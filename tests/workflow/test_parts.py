@@ -1,0 +1,199 @@
+"""Tables, wording, labels and the lists of sources, without Snakemake."""
+
+import itertools
+import math
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnnlib import records
+from cnnlib.stages import LADDER
+from workflow import modules, schema, sources, style, wording
+
+
+def epoch_rows(stage: str, seconds: list[list[float]], **changes) -> list[dict]:
+    """Rows of one line: a list of epoch times for each repeat."""
+    return [
+        {
+            "dataset": "blobs", "network": "tiny", "stage": stage, "device": "a cpu",
+            "batch_size": 8, "seed": repeat, "repeat": repeat, "epoch": epoch, "images": 64,
+            "epoch_seconds": time, "event_seconds": math.nan, "loss": 1.0, "test_accuracy": 0.5,
+            "device_kind": "cpu", "status": "ok", "validated": True, "extrapolated": False,
+            **changes,
+        }
+        for repeat, times in enumerate(seconds, 1)
+        for epoch, time in enumerate(times, 1)
+    ]  # fmt: skip
+
+
+def step_rows(stage: str, seconds: list[float]) -> list[dict]:
+    shared = set(records.TABLES["steps"]) & set(records.TABLES["epochs"])
+    line = {k: v for k, v in epoch_rows(stage, [[1.0]])[0].items() if k in shared}
+    return [line | {"step": i, "step_seconds": time} for i, time in enumerate(seconds, 1)]
+
+
+def summarise(*parts: list[dict], steps: list[dict] | None = None) -> pd.DataFrame:
+    tables = {
+        "epochs": pd.DataFrame(itertools.chain(*parts), columns=list(records.TABLES["epochs"])),
+        "steps": pd.DataFrame(steps or [], columns=list(records.TABLES["steps"])),
+    }
+    return modules.load("tables", "summary").make(tables)
+
+
+def line(summary: pd.DataFrame, stage: str) -> pd.Series:
+    (found,) = (row for _, row in summary[summary["stage"] == stage].iterrows())
+    return found
+
+
+def test_the_summary_counts_and_takes_medians() -> None:
+    summary = summarise(
+        epoch_rows("gemm", [[1.0, 2.0], [3.0, 4.0]]),
+        epoch_rows("naive", [[20.0, 20.0], [30.0, 30.0]], extrapolated=True),
+        steps=step_rows("gemm", [0.1, 0.2, 0.3]),
+    )
+    assert list(summary["stage"]) == ["naive", "gemm"]  # as on the ladder
+    gemm = line(summary, "gemm")
+    assert (gemm["n"], gemm["repeats"]) == (4, 2)
+    assert gemm["epoch_seconds"] == 2.5
+    assert gemm["epoch_seconds_min"] == 1.0
+    assert (gemm["epoch_seconds_q25"], gemm["epoch_seconds_q75"]) == (1.75, 3.25)
+    assert (gemm["steps_timed"], gemm["step_seconds"]) == (3, 0.2)
+    assert not gemm["extrapolated"]
+    assert line(summary, "naive")["extrapolated"]
+
+
+def test_the_speedup_is_over_the_lowest_stage_with_an_interval_over_repeats() -> None:
+    summary = summarise(
+        epoch_rows("naive", [[20.0], [20.0]], extrapolated=True), epoch_rows("gemm", [[1.0], [2.0]])
+    )
+    naive, gemm = line(summary, "naive"), line(summary, "gemm")
+    assert naive["speedup"] == naive["speedup_low"] == naive["speedup_high"] == 1
+    assert gemm["baseline"] == "naive"
+    assert gemm["baseline_extrapolated"]
+    assert gemm["speedup"] == pytest.approx(20 / 1.5)
+    # two repeats: drawn with replacement they are all slow or all quick in one case of four
+    assert (gemm["speedup_low"], gemm["speedup_high"]) == (10, 20)
+
+
+def test_one_repeat_has_no_interval() -> None:
+    summary = summarise(epoch_rows("naive", [[2.0]]), epoch_rows("gemm", [[1.0, 1.5]]))
+    gemm = line(summary, "gemm")
+    assert gemm["speedup"] == pytest.approx(1.6)
+    assert math.isnan(gemm["speedup_low"])
+    assert math.isnan(gemm["epoch_seconds_high"])
+
+
+def test_a_stage_without_a_result_stays_in_the_summary() -> None:
+    failed = epoch_rows("gemm", [[math.nan]], status="does_not_fit", validated=False)
+    summary = summarise(epoch_rows("naive", [[2.0]]), failed)
+    gemm = line(summary, "gemm")
+    assert (gemm["n"], gemm["status"], gemm["validated"]) == (0, "does_not_fit", False)
+    assert math.isnan(gemm["speedup"])
+
+
+def test_without_a_first_stage_there_is_no_other_baseline_at_that_batch_size() -> None:
+    """Where the baseline did not run, a speedup over another stage would look like one over it."""
+    naive = epoch_rows("naive", [[2.0]])
+    other = epoch_rows("gemm", [[1.0]]) + epoch_rows("gemm", [[1.0]], batch_size=16)
+    summary = summarise(naive, other).set_index("batch_size")
+    assert summary.loc[16, "baseline"] == ""
+    assert math.isnan(summary.loc[16, "speedup"])
+
+
+def test_the_same_rows_give_the_same_table() -> None:
+    rows = [epoch_rows("naive", [[5.0, 6.0], [7.0]]), epoch_rows("gemm", [[1.0], [1.3], [1.1]])]
+    pd.testing.assert_frame_equal(summarise(*rows), summarise(*rows))
+
+
+def test_the_ladder_says_what_did_not_fit_and_what_is_host_built() -> None:
+    summary = summarise(
+        epoch_rows("naive", [[7200.0]], extrapolated=True),
+        epoch_rows("gemm", [[math.nan]], status="does_not_fit"),
+        epoch_rows("fused", [[60.0]], device="a cpu (kernels built by g++)", device_kind="host"),
+    )
+    ladder = modules.load("tables", "ladder")
+    text = ladder.markdown(ladder.make({"summary": summary}))
+    assert "2.00 h *" in text
+    assert "does not fit" in text
+    assert f"({wording.HOST})" in text
+    assert "120×" in text
+
+
+@pytest.mark.parametrize("name", modules.names("figures"))
+@pytest.mark.parametrize("trouble", ["none", "failures", "one size", "all failed", "host only"])
+def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
+    failed = {"status": "diverged", "epoch_seconds": math.nan}
+    naive = epoch_rows("naive", [[9.0], [8.0]], extrapolated=True)
+    gemm = epoch_rows("gemm", [[1.0], [2.0]])
+    fused = epoch_rows("fused", [[3.0]], device="a cpu, g++", device_kind="host")
+    rows = {
+        "none": [naive, gemm, epoch_rows("gemm", [[0.5]], batch_size=64), fused],
+        "failures": [naive, gemm, epoch_rows("gemm", [[1.0]], batch_size=64, **failed)],
+        "one size": [naive, gemm],
+        "all failed": [epoch_rows("gemm", [[1.0]], **failed)],
+        "host only": [fused],
+    }[trouble]
+    style.apply()
+    figure = modules.load("figures", name).draw({"summary": summarise(*rows)})
+    figure.canvas.draw()
+    drawn = [text.get_text() for axes in figure.axes for text in axes.texts]
+    titles = " ".join(axes.get_title(loc="left") for axes in figure.axes)
+    assert (wording.HOST in titles) == any(r["device_kind"] == "host" for r in sum(rows, []))
+    if any(row["status"] == "diverged" for row in sum(rows, [])):
+        assert any("diverged" in text for text in drawn)
+
+
+@given(
+    st.lists(st.floats(0, 300, allow_nan=False), min_size=1, max_size=12).map(sorted),
+    st.floats(5, 20),
+)
+def test_labels_do_not_overlap_and_stay_close(wanted: list[float], gap: float) -> None:
+    placed = style.spread(wanted, gap, -1000, 1000)
+    assert len(placed) == len(wanted)
+    assert all(b - a >= gap - 1e-6 for a, b in itertools.pairwise(placed))
+    assert max(abs(p - w) for p, w in zip(placed, wanted, strict=True)) <= gap * len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(25200, "7.00 h"), (150, "2.50 min"), (60, "60.0 s"), (3.7249, "3.72 s"), (0.0154, "15.4 ms"),
+     (0.00123456, "1.23 ms"), (2.5e-6, "2.50 µs"), (math.nan, "-")],
+)  # fmt: skip
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert wording.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"), [(1, "1×"), (0.854, "0.85×"), (9.21, "9.2×"), (141.3, "141×"), (12345, "12,300×")]
+)  # fmt: skip
+def test_ratios_read_well(factor: float, text: str) -> None:
+    assert wording.times(factor) == text
+
+
+@pytest.mark.parametrize("stage", [stage.name for stage in LADDER])
+def test_a_stage_is_made_of_its_own_files(stage: str) -> None:
+    files = sources.stage_sources(stage)
+    assert f"cnnlib/stages/{stage}.py" in files
+    assert {"cnnlib/measure.py", "cnnlib/training.py", "cnnlib/layers/conv.py"} <= set(files)
+    assert all((sources.ROOT / name).is_file() for name in files)
+    on_gpu = next(s.runs_on for s in LADDER if s.name == stage) == "gpu"
+    assert any(name.startswith("kernels/") for name in files) == on_gpu
+    assert any(name.startswith("cnnlib/device/") for name in files) == on_gpu
+
+
+def test_a_stage_is_not_made_of_the_other_stages() -> None:
+    assert "cnnlib/stages/gemm.py" not in sources.stage_sources("naive")
+    assert "cnnlib/stages/naive.py" not in sources.stage_sources("gemm")
+
+
+def test_every_stage_of_the_ladder_has_its_own_colour_and_mark() -> None:
+    marks = [style.mark(stage.name) for stage in LADDER]
+    assert len({mark.color for mark in marks}) == len({mark.marker for mark in marks}) == len(LADDER)
+
+
+def test_the_schema_is_that_of_the_config() -> None:
+    assert schema.FILE.read_text(encoding="utf-8") == schema.schema(), (
+        "workflow/schemas/config.schema.json is out of date: python -m workflow.schema"
+    )

@@ -1,0 +1,185 @@
+"""The whole workflow on the tiny experiment: what it makes, what it makes again and what not."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.workflow.conftest import Checkout, environment
+
+pytestmark = pytest.mark.slow
+
+NOTHING: dict[str, int] = {}
+TABLES = {"combine": 2, "tabulate": 2}
+FIGURES = {"draw": 2, "all": 1}
+
+
+def sweep(checkout: Checkout) -> dict:
+    return yaml.safe_load((checkout.folder / "results/config.yaml").read_text())["sweep"]
+
+
+def runs(checkout: Checkout) -> list[dict]:
+    """run.json of every run, in the order in which they ended."""
+    files = sorted(checkout.folder.glob("results/runs/**/run.json"), key=os.path.getmtime)
+    return [json.loads(path.read_text())["run"] for path in files]
+
+
+def test_all_makes_tables_and_figures(finished: Checkout, printed: str) -> None:
+    results, asked = finished.folder / "results", sweep(finished)
+    cells = len(asked["stages"]) * len(asked["batch_sizes"])
+    assert len(runs(finished)) == cells * asked["repeats"]
+    summary = pd.read_csv(results / "tables/summary.csv")
+    assert len(summary) == cells
+    assert (summary["status"] == "ok").all()
+    assert summary["validated"].all()
+    assert (summary["repeats"] == asked["repeats"]).all()
+    assert (summary["epoch_seconds"] > 0).all()
+    ladder = (results / "tables/ladder.md").read_text()
+    assert all(stage in ladder for stage in asked["stages"])
+    for name in ("speedup", "latency"):
+        assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (results / f"figures/{name}.svg").read_text()[:1000]
+        assert f"results/figures/{name}.png" in printed
+
+
+def test_a_second_run_does_nothing(finished: Checkout) -> None:
+    assert "Nothing to be done" in finished.snakemake("all")
+
+
+def test_repeats_are_interleaved_across_stages(finished: Checkout) -> None:
+    asked = sweep(finished)
+    wanted = [
+        (repeat, batch_size, stage)
+        for repeat in range(1, asked["repeats"] + 1)
+        for batch_size in asked["batch_sizes"]
+        for stage in asked["stages"]
+    ]
+    order = [(run["repeat"], run["batch_size"], run["stage"]) for run in runs(finished)]
+    assert order == wanted
+
+
+def test_editing_a_figure_draws_only_that_one(mine: Checkout) -> None:
+    figures = mine.folder / "results/figures"
+    before = {path.name: path.stat().st_mtime_ns for path in figures.iterdir()}
+    content = {path.name: path.read_bytes() for path in figures.iterdir()}
+    mine.edit("workflow/figures/speedup.py")
+    assert mine.planned("all") == {"draw": 1, "all": 1}
+    mine.snakemake("all")
+    drawn = {path.name for path in figures.iterdir() if path.stat().st_mtime_ns != before[path.name]}
+    assert drawn == {"speedup.png", "speedup.svg"}
+    # the same data give the same bytes
+    assert {path.name: path.read_bytes() for path in figures.iterdir()} == content
+
+
+def test_editing_a_stage_measures_only_that_stage(mine: Checkout) -> None:
+    asked = sweep(mine)
+    per_stage = len(asked["batch_sizes"]) * asked["repeats"]
+    mine.edit("cnnlib/stages/gemm.py")
+    assert mine.planned("all") == {"sources": 1, "measure": per_stage, **TABLES, **FIGURES}
+    plan = mine.snakemake("--dry-run", "all")
+    assert "stage=gemm," in plan
+    assert "stage=naive," not in plan
+
+
+def test_touching_a_file_is_not_editing_it(mine: Checkout) -> None:
+    for name in ("cnnlib/stages/gemm.py", "workflow/figures/latency.py"):
+        (mine.folder / name).touch()
+    assert mine.planned("all") == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("change", "measured"),
+    [
+        ({"figures": ["speedup"]}, 0),
+        ({"sweep": {"repeats": 3}}, 4),
+        ({"sweep": {"batch_sizes": [4, 8, 16]}}, 4),
+        ({"sweep": {"device": "host"}}, 0),
+        ({"measuring": {"resident_images": 32}}, 0),
+        ({"training": {"learning_rate": 0.05}}, 8),
+        ({"networks": {"unused": [{"dense": 3}]}}, 0),
+    ],
+    ids=["figures", "repeats", "batch size", "device", "residency", "training", "unused network"],
+)
+def test_a_setting_measures_only_the_runs_it_matters_to(
+    mine: Checkout, change: dict, measured: int
+) -> None:
+    overlay = yaml.safe_load((mine.folder / "tests/tiny.yaml").read_text())
+    for key, value in change.items():
+        overlay[key] = {**overlay.get(key, {}), **value} if isinstance(value, dict) else value
+    (mine.folder / "changed.yaml").write_text(yaml.safe_dump(overlay))
+    assert mine.planned("all", config="changed.yaml").get("measure", 0) == measured
+
+
+def test_figures_are_drawn_again_from_tables_alone(
+    fresh: Checkout, finished: Checkout, tmp_path: Path
+) -> None:
+    """As published: the tables are there, the runs are not, and config.yaml is about other things."""
+    checkout = fresh.copy(tmp_path / "checkout")
+    published = checkout.folder / "results/reference/machine"
+    (published / "tables").mkdir(parents=True)
+    for name in ("epochs", "steps"):
+        table = (finished.folder / f"results/tables/{name}.csv").read_bytes()
+        (published / f"tables/{name}.csv").write_bytes(table)
+    arguments = ("figures", "--config", "results=results/reference/machine")
+    assert checkout.planned(*arguments, config=None) == {"tabulate": 1, "draw": 2, "figures": 1}
+    checkout.snakemake(*arguments, config=None)
+    for path in (finished.folder / "results/figures").iterdir():
+        assert (published / "figures" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert not (published / "runs").exists()
+
+
+def test_kill_in_the_middle_of_a_measurement(fresh: Checkout, tmp_path: Path) -> None:
+    """kill -9 of everything while a run is measured; the next call needs no option to go on."""
+    checkout = fresh.copy(tmp_path / "checkout")
+    run = "results/runs/blobs/tiny/naive/b4/r1"
+    log = checkout.folder / "results/logs/measure/blobs/tiny/naive/b4/r1.log"
+    process = subprocess.Popen(
+        checkout.command(f"{run}/run.json"), cwd=checkout.folder, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not log.exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (checkout.folder / run / "run.json").exists()
+    # what a run killed between its files leaves behind
+    (checkout.folder / run).mkdir(parents=True, exist_ok=True)
+    (checkout.folder / run / "epochs.csv").write_text("cut o")
+    checkout.snakemake(f"{run}/run.json")
+    assert len(pd.read_csv(checkout.folder / run / "epochs.csv")) > 0
+    assert json.loads((checkout.folder / run / "run.json").read_text())["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "line"),
+    [
+        ("sweep: {stages: [naive, fuzed]}", "unknown stage 'fuzed' in sweep.stages; known: "),
+        ("sweep: {stagse: [naive]}", "unknown key 'stagse' in config.sweep; known: "),
+        ("sweep: {batch_sizes: [0]}", "sweep.batch_sizes[0]"),
+        ("figures: [speedpu]", "unknown name 'speedpu' in figures; known: "),
+        ("networks: {tiny: [{conv: {channels: 2, size: 99}}, {dense: 3}]}", "network 'tiny'"),
+    ],
+)
+def test_a_bad_config_is_one_clear_line(
+    fresh: Checkout, tmp_path: Path, overlay: str, line: str
+) -> None:
+    settings = yaml.safe_load((fresh.folder / "tests/tiny.yaml").read_text())
+    for key, value in yaml.safe_load(overlay).items():
+        settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump(settings))
+    text = fresh.snakemake("all", config=str(bad), code=None)
+    errors = [told for told in text.splitlines() if told.startswith("error:")]
+    assert len(errors) == 1
+    assert line in errors[0]
+    assert "Traceback" not in text
+    assert len(text.splitlines()) <= 2  # Snakemake itself says that a config file was added

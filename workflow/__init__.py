@@ -1,0 +1,1 @@
+"""Figures, tables and what the rules of the workflow call."""
