@@ -1,8 +1,8 @@
 """The only training loop, its checkpoints, and how an engine is opened for it."""
 
+import json
 import math
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.device import Device, open_device
 from cnnlib.engine import Bytes, Engine, Order, Setup, Stage
-from cnnlib.errors import DataError
-from cnnlib.files import write_whole
-from cnnlib.machine import cpu_description
+from cnnlib.errors import ConfigError, DataError
+from cnnlib.files import read_arrays, write_whole
+from cnnlib.machine import cpu_description, usable_cores
 from cnnlib.network import Network
 
 CHECKPOINT_SECONDS = 30.0
@@ -50,15 +50,43 @@ class State:
     """Sum of the mean losses of the steps done."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a stage runs: the device's name, its kind (records.CHOICES), and it, if it is no CPU."""
+
+    name: str
+    kind: str
+    device: Device | None = None
+
+
+@contextmanager
+def open_place(stage: Stage, config: Config) -> Iterator[Place]:
+    """Open what `stage` runs on; DeviceError when what sweep.device asks for is not there."""
+    if stage.runs_on == "cpu":
+        yield Place(cpu_description(stage.threads), "cpu")
+        return
+    device = open_device(config.sweep.device)
+    try:
+        yield Place(device.name, device.kind, device)
+    finally:
+        device.close()
+
+
 @contextmanager
 def open_engine(
-    stage: Stage, config: Config, network: Network, dataset: Dataset, batch_size: int
-) -> Iterator[tuple[Engine, str, str]]:
-    """(engine, device name, device kind) with the training set loaded and threads limited.
+    stage: Stage,
+    config: Config,
+    network: Network,
+    dataset: Dataset,
+    batch_size: int,
+    place: Place,
+) -> Iterator[Engine]:
+    """The engine with the training set loaded and threads limited; no parameters are set yet.
 
-    Raises DeviceError when the device asked for is not there, DoesNotFit when the batch is too
-    large for it. Parameters are not set yet.
+    Raises ConfigError when the data do not suit network or batch, DoesNotFit when the device is too
+    small for them.
     """
+    check_data(network, dataset, batch_size)
     setup = Setup(
         network=network,
         batch_size=batch_size,
@@ -68,18 +96,30 @@ def open_engine(
         deviation=dataset.deviation,
         resident_images=config.measuring.resident_images,
     )
-    device: Device | None = None
-    name, kind = cpu_description(stage.threads), "cpu"
-    if stage.runs_on == "gpu":
-        device = open_device(config.sweep.device)
-        name, kind = device.name, device.kind
-    try:
-        with threadpool_limits(stage.threads), stage.engine(stage, setup, device) as engine:
-            engine.load(dataset.train_images, dataset.train_labels)
-            yield engine, name, kind
-    finally:
-        if device is not None:
-            device.close()
+    with threadpool_limits(stage.threads), stage.engine(stage, setup, place.device) as engine:
+        engine.load(dataset.train_images, dataset.train_labels)
+        yield engine
+
+
+def check_data(network: Network, dataset: Dataset, batch_size: int) -> None:
+    """ConfigError unless the images have the network's shape and make at least one batch."""
+    count, *shape = dataset.train_images.shape
+    if tuple(shape) != network.input_shape:
+        raise ConfigError(
+            f"network '{network.name}' takes images of shape {network.input_shape}, "
+            f"but those of data set '{dataset.name}' have {tuple(shape)}"
+        )
+    largest = int(max(dataset.train_labels.max(initial=0), dataset.test_labels.max(initial=0)))
+    if largest >= network.classes:
+        raise ConfigError(
+            f"data set '{dataset.name}' has a label {largest}, "
+            f"but network '{network.name}' has {network.classes} classes"
+        )
+    if batch_size > count:
+        raise ConfigError(
+            f"batch size {batch_size} is larger than data set '{dataset.name}' "
+            f"({count} training images)"
+        )
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Order:
@@ -115,7 +155,7 @@ def train_epochs(
     steps = count // size
     state = State()
     if checkpoint is not None and checkpoint.exists():
-        state = load_checkpoint(checkpoint, engine, seed)
+        state = load_checkpoint(checkpoint, engine, count, seed)
     saved = time.monotonic()
     block = steps if checkpoint is None and report is None else 1
     while state.epoch <= epochs:
@@ -137,7 +177,7 @@ def train_epochs(
             if report is not None:
                 report(state, steps)
             if checkpoint is not None and time.monotonic() - saved > seconds_between:
-                save_checkpoint(checkpoint, engine, seed, state)
+                save_checkpoint(checkpoint, engine, count, seed, state)
                 saved = time.monotonic()
             began = time.perf_counter()
         done = Epoch(
@@ -145,7 +185,7 @@ def train_epochs(
         )
         state = State(epoch=state.epoch + 1)
         if checkpoint is not None and not done.diverged:
-            save_checkpoint(checkpoint, engine, seed, state)
+            save_checkpoint(checkpoint, engine, count, seed, state)
             saved = time.monotonic()
         yield done
         if done.diverged:
@@ -160,46 +200,64 @@ def accuracy(engine: Engine, images: Bytes, labels: Bytes) -> float:
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 
-def save_checkpoint(path: Path, engine: Engine, seed: int, state: State) -> None:
+def _training(engine: Engine, count: int, seed: int) -> dict[str, Any]:
+    """All that decides how a training goes on from a given state, but for the images themselves."""
+    setup = engine.setup
+    layers = [{layer.kind: layer.model_dump()} for layer in engine.network.layers]
+    return {
+        "stage": engine.stage.name,
+        "network": engine.network.name,
+        "layers": json.dumps(layers, sort_keys=True),
+        "batch_size": setup.batch_size,
+        "learning_rate": setup.learning_rate,
+        "momentum": setup.momentum,
+        "mean": setup.mean,
+        "deviation": setup.deviation,
+        "images": count,
+        "seed": seed,
+    }
+
+
+def save_checkpoint(path: Path, engine: Engine, count: int, seed: int, state: State) -> None:
     """Parameters, velocity and position, as a whole file; the old one stays until it is there."""
     with write_whole(path) as temporary, open(temporary, "wb") as out:
         np.savez(
             out,
-            stage=engine.stage.name,
-            network=engine.network.name,
-            batch_size=engine.setup.batch_size,
-            seed=seed,
             parameters=engine.parameters,
             velocity=engine.velocity,
+            **_training(engine, count, seed),
             **vars(state),
         )
 
 
-def load_checkpoint(path: Path, engine: Engine, seed: int) -> State:
+def load_checkpoint(path: Path, engine: Engine, count: int, seed: int) -> State:
     """Put a checkpoint's parameters and velocity into `engine` and return its position.
 
     Raises DataError naming the file when it is damaged or belongs to another training.
     """
-    wanted: dict[str, Any] = {
-        "stage": engine.stage.name,
-        "network": engine.network.name,
-        "batch_size": engine.setup.batch_size,
-        "seed": seed,
-    }
+    wanted = _training(engine, count, seed)
+    fields = vars(State())
+    saved = read_arrays(path, [*wanted, *fields, "parameters", "velocity"], "checkpoint")
+    remedy = "remove it to start again"
+    for name, value in wanted.items():
+        if not np.array_equal(saved[name], value):
+            raise DataError(
+                f"checkpoint {path} belongs to another training "
+                f"({name} {saved[name]}, not {value}); {remedy}"
+            )
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            found = {key: saved[key].item() for key in wanted}
-            parameters, velocity = saved["parameters"], saved["velocity"]
-            state = State(**{key: saved[key].item() for key in vars(State())})
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"checkpoint {path} is damaged ({error}); remove it to start again"
-        ) from None
-    if found != wanted or parameters.shape != (engine.network.parameter_count,):
-        raise DataError(
-            f"checkpoint {path} belongs to another training ({found}, not {wanted}); "
-            f"remove it to start again"
-        )
-    engine.parameters = parameters
-    engine.velocity = velocity
+        state = State(**{name: type(value)(saved[name].item()) for name, value in fields.items()})
+    except (TypeError, ValueError):
+        raise DataError(f"checkpoint {path} is damaged; {remedy}") from None
+    vectors = [saved["parameters"], saved["velocity"]]
+    sound = (
+        state.epoch >= 1
+        and 0 <= state.step < count // engine.setup.batch_size
+        and all(vector.shape == (engine.network.parameter_count,) for vector in vectors)
+        and all(vector.dtype == engine.parameters.dtype for vector in vectors)
+        and all(np.isfinite(vector).all() for vector in vectors)
+    )
+    if not sound:
+        raise DataError(f"checkpoint {path} is damaged; {remedy}")
+    engine.parameters, engine.velocity = vectors
     return state
