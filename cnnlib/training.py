@@ -96,7 +96,9 @@ def open_engine(
         deviation=dataset.deviation,
         resident_images=config.measuring.resident_images,
     )
-    with threadpool_limits(stage.threads), stage.engine(stage, setup, place.device) as engine:
+    # Said even when all cores are meant: a caller such as Snakemake sets OMP_NUM_THREADS.
+    threads = stage.threads or usable_cores()
+    with threadpool_limits(threads), stage.engine(stage, setup, place.device) as engine:
         engine.load(dataset.train_images, dataset.train_labels)
         yield engine
 
