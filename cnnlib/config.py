@@ -4,18 +4,30 @@ An unknown key, a wrong type or an impossible network is a ConfigError that name
 ever executed or unpickled from a config file.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cnnlib.datasets import DatasetSpec
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network, first_problem, parse_layers
 
-PositiveInt = Annotated[int, Field(gt=0)]
+# Counts are C ints in kernels.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+
+
+def _yaml_number(value: Any) -> Any:
+    """YAML 1.1 takes 1e-3 and 1.5e3 for texts, for lack of a point or a sign: numbers are meant."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+", value):
+        return float(value)
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_yaml_number)]
 # Names become folders and wildcards of the workflow.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -23,16 +35,16 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 class Section(BaseModel):
     """A part of the config: no unknown keys, no silent conversions, fixed once read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Training(Section):
     """Plain mini-batch gradient descent: v <- momentum v + gradient, w <- w - learning_rate v."""
 
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
+    learning_rate: Number = Field(gt=0)
+    momentum: Number = Field(default=0.0, ge=0, lt=1)
     epochs: PositiveInt
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**32)
 
 
 class Sweep(Section):
@@ -49,11 +61,11 @@ class Sweep(Section):
 class Measuring(Section):
     """How it is measured; see cnnlib.measure."""
 
-    warmup_seconds: float = Field(default=0.5, gt=0)
+    warmup_seconds: Number = Field(default=0.5, gt=0)
     """Training before the clock starts, at least one step."""
     latency_steps: PositiveInt = 50
     """Steps timed one by one after the epochs."""
-    budget_seconds: float = Field(default=5.0, gt=0)
+    budget_seconds: Number = Field(default=5.0, gt=0)
     """A run whose epochs would take longer is timed this long and scaled (`extrapolated`)."""
     budget_images: PositiveInt = 8
     """Images timed at the least when a run is scaled."""
@@ -105,13 +117,15 @@ def parse_config(settings: Any, place: str = "config") -> Config:
     except ValidationError as error:
         raise ConfigError(first_problem(error, place, _model_at(error))) from None
     sweep = config.sweep
-    for values, name in (
+    for values, key in (
         (sweep.datasets, "datasets"), (sweep.networks, "networks"), (sweep.stages, "stages"),
         (sweep.batch_sizes, "batch_sizes"),
     ):  # fmt: skip
         repeated = [value for i, value in enumerate(values) if value in values[:i]]
         if repeated:
-            raise ConfigError(f"{repeated[0]!r} stands twice in sweep.{name}")
+            raise ConfigError(f"{repeated[0]!r} stands twice in sweep.{key}")
+    for name, layers in config.networks.items():
+        parse_layers(name, layers)
     for dataset in sweep.datasets:
         images = config.dataset(dataset, "sweep.datasets").train_count
         for batch_size in sweep.batch_sizes:
@@ -126,7 +140,7 @@ def parse_config(settings: Any, place: str = "config") -> Config:
 
 
 def load_config(paths: Iterable[Path | str]) -> Config:
-    """Read YAML files, later ones over earlier ones key by key, as Snakemake's --configfile does."""
+    """Read YAML files, later over earlier ones key by key, as Snakemake's --configfile does."""
     settings: dict[str, Any] = {}
     place = ""
     for path in paths:
@@ -139,17 +153,25 @@ def load_config(paths: Iterable[Path | str]) -> Config:
             raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(part, dict):
             raise ConfigError(f"{path} must hold a mapping of settings")
-        merge(settings, part)
+        try:
+            settings = merge(settings, part)
+        except RecursionError:
+            raise ConfigError(f"{path} is nested too deeply") from None
+    if not place:
+        raise ConfigError("no config file is given")
     return parse_config(settings, place)
 
 
-def merge(settings: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Put `changes` into `settings` in place, mappings merged and anything else replaced."""
+def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` with `changes` in them, mappings merged and anything else replaced.
+
+    A new dict: parts of `settings` may be one object by a YAML alias, and must not change together.
+    """
+    merged = dict(settings)
     for key, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(settings.get(key), dict):
-            merge(settings[key], value)
-        else:
-            settings[key] = value
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
 
 
 def _model_at(error: ValidationError) -> type[BaseModel] | None:

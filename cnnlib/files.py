@@ -3,11 +3,17 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from cnnlib.errors import UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnlib.errors import DataError, UserError
 
 
 @contextmanager
@@ -43,6 +49,32 @@ def write_whole(path: Path | str) -> Iterator[Path]:
 
 
 def sha256(path: Path | str) -> str:
-    """Hexadecimal SHA-256 of the file's bytes."""
+    """Hexadecimal SHA-256 of the file's bytes; OSError if it cannot be read."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_arrays(path: Path | str, names: Collection[str], what: str) -> dict[str, NDArray[Any]]:
+    """The arrays `names` of an .npz file; others in it are not read, pickled ones never.
+
+    Raises DataError naming the file and `what` it was taken for when it cannot be read, is cut off,
+    fails its checksums, is no .npz or lacks an array.
+    """
+    try:
+        with open(path, "rb") as stream:
+            saved = np.load(stream, allow_pickle=False)
+            if not isinstance(saved, np.lib.npyio.NpzFile):
+                raise DataError(f"{path} is no {what}: it holds one array")
+            if missing := sorted(set(names) - set(saved.files)):
+                raise DataError(f"{path} is no {what}: it lacks {', '.join(missing)}")
+            return {name: saved[name] for name in names}
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"cannot read {what} {path}: {error.strerror or error}") from None
+    except (
+        ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, RuntimeError,
+        NotImplementedError, SyntaxError, OverflowError, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        # what zipfile and numpy raise for files that are not theirs, or no longer
+        raise DataError(f"{what} {path} is damaged: {error or type(error).__name__}") from None

@@ -21,9 +21,17 @@ from cnnlib.engine import Engine, Stage
 from cnnlib.errors import DoesNotFit
 from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import write_whole
-from cnnlib.machine import cpu_description, provenance
+from cnnlib.machine import provenance
 from cnnlib.stages import find_stage
-from cnnlib.training import accuracy, epoch_order, open_engine, start, train_epochs
+from cnnlib.training import (
+    accuracy,
+    check_data,
+    epoch_order,
+    open_engine,
+    open_place,
+    start,
+    train_epochs,
+)
 from cnnlib.validate import ValidationFailed, validate
 
 Row = dict[str, Any]
@@ -85,20 +93,22 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
     """
     stage = find_stage(run.stage, "--stage")
     network = config.network(run.network, run.dataset, "--network")
-    rows = Rows(run, seed_of(config, run.repeat), cpu_description(stage.threads))
+    rows = Rows(run, seed_of(config, run.repeat))
     began = datetime.now(UTC)
     described: dict[str, Any] = {}
-    try:
-        with open_engine(stage, config, network, dataset, _engine_batch(config, run, stage)) as (
-            engine,
-            rows.device,
-            rows.device_kind,
-        ):
-            described = {"plan": [f"{p.name}: {p.operator.__name__}" for p in engine.plan]}
-            _measure(config, rows, engine, dataset)
-    except DoesNotFit as error:
-        described["does_not_fit"] = str(error)
-        rows.epoch("does_not_fit")
+    check_data(network, dataset, run.batch_size)
+    with open_place(stage, config) as place:
+        rows.device, rows.device_kind = place.name, place.kind
+        size = _engine_batch(config, run, stage)
+        try:
+            with open_engine(stage, config, network, dataset, size, place) as engine:
+                described["plan"] = [f"{p.name}: {p.operator.__name__}" for p in engine.plan]
+                _measure(config, rows, engine, dataset)
+        except (DoesNotFit, MemoryError) as error:
+            described["does_not_fit"] = str(error) or "out of memory"
+            rows.epoch("does_not_fit")
+    # An older result is gone before the first of its files is replaced.
+    (folder / "run.json").unlink(missing_ok=True)
     records.write(folder / "epochs.csv", "epochs", rows.epochs)
     records.write(folder / "steps.csv", "steps", rows.steps)
     facts = {

@@ -5,7 +5,6 @@ form: means and intervals are made from them in workflow/tables, never while mea
 """
 
 import csv
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,8 +81,11 @@ def _text(table: str, column: str, value: Any) -> str:
     if kind is bool:
         return "true" if value else "false"
     if kind is float:
-        return "nan" if math.isnan(value) else repr(float(value))
-    return str(kind(value))
+        return repr(float(value))
+    if kind is int and value != int(value):
+        raise ValueError(f"{table}.{column} is {value!r}, not a whole number")
+    # A name is one line: whoever reads a table line by line sees one row a line.
+    return str(int(value)) if kind is int else " ".join(str(value).split())
 
 
 def read(path: Path | str, table: str) -> pd.DataFrame:
@@ -93,37 +95,67 @@ def read(path: Path | str, table: str) -> pd.DataFrame:
     another header: a damaged file is refused, never drawn.
     """
     columns = TABLES[table]
+    # pandas would fill up short rows and shift long ones; here every row has its cells or is wrong.
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        with open(path, newline="", encoding="utf-8") as stream:
+            lines = list(csv.reader(stream, strict=True))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a {table} table: {error}") from None
-    if list(frame.columns) != list(columns):
-        wrong = sorted(set(frame.columns) ^ set(columns)) or list(frame.columns)
-        raise DataError(f"{path} is not a {table} table: columns missing, unknown or moved: {wrong}")
-    for column, kind in columns.items():
-        frame[column] = _typed(path, column, kind, frame[column])
-    return frame
+    if not lines:
+        raise DataError(f"{path} is not a {table} table: it is empty")
+    if lines[0] != list(columns):
+        wrong = sorted(set(lines[0]) ^ set(columns)) or lines[0]
+        raise DataError(
+            f"{path} is not a {table} table: columns missing, unknown or moved: {wrong}"
+        )
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(columns):
+            raise DataError(
+                f"{path}, row {number}: {len(line)} cells, not {len(columns)}: cut off?"
+            )
+    cells = zip(*lines[1:], strict=True) if lines[1:] else [()] * len(columns)
+    return pd.DataFrame(
+        {
+            column: _typed(path, column, kind, texts)
+            for (column, kind), texts in zip(columns.items(), cells, strict=True)
+        }
+    )
 
 
-def _typed(path: Path | str, column: str, kind: type, texts: "pd.Series[str]") -> Any:
+def _typed(path: Path | str, column: str, kind: type, texts: Sequence[str]) -> "pd.Series[Any]":
     if kind is str:
         unknown = set(texts) - set(CHOICES.get(column, texts))
         if unknown:
-            raise DataError(f"{path}: unknown {column} {sorted(unknown)[0]!r}")
-        return texts
+            raise DataError(f"{path}: unknown {column} {min(unknown)!r}")
+        return pd.Series(texts, dtype="str")
     try:
         if kind is bool:
             known = {"true": True, "false": False}
-            return pd.Series([known[text] for text in texts], index=texts.index, dtype=bool)
-        return texts.astype("float64" if kind is float else "int64")
-    except (KeyError, ValueError):
-        raise DataError(f"{path}: column {column} holds something that is no {kind.__name__}") from None
+            return pd.Series([known[text] for text in texts], dtype=bool)
+        dtype = "float64" if kind is float else "int64"
+        return pd.Series([kind(text) for text in texts], dtype=dtype)
+    except (KeyError, ValueError, OverflowError):
+        raise DataError(
+            f"{path}: column {column} holds something that is no {kind.__name__}"
+        ) from None
 
 
 def combine(paths: Sequence[Path | str], table: str) -> pd.DataFrame:
-    """All rows of many files of one kind, in the order of `paths`."""
+    """All rows of many files of one kind, in the order of `paths`.
+
+    Raises DataError where `read` does, and when rows of one run stand in two files: the same
+    measurement counted twice would look more certain than it is.
+    """
     if not paths:
         raise DataError(f"there are no {table} files to combine")
-    return pd.concat([read(path, table) for path in paths], ignore_index=True)
+    frames = [read(path, table) for path in paths]
+    seen: dict[tuple[Any, ...], Path | str] = {}
+    for path, frame in zip(paths, frames, strict=True):
+        for identity in frame[list(IDENTITY)].drop_duplicates().itertuples(index=False, name=None):
+            if identity in seen:
+                run = ", ".join(f"{k} {v}" for k, v in zip(IDENTITY, identity, strict=True))
+                raise DataError(f"{seen[identity]} and {path} both hold the run {run}")
+            seen[identity] = path
+    return pd.concat(frames, ignore_index=True)

@@ -52,7 +52,7 @@ class State:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage runs: the device's name, its kind (records.CHOICES), and it, if it is no CPU."""
+    """Where a stage runs: the device's name and kind (as in records), and it, if it is no CPU."""
 
     name: str
     kind: str
@@ -244,21 +244,19 @@ def load_checkpoint(path: Path, engine: Engine, count: int, seed: int) -> State:
     for name, value in wanted.items():
         if not np.array_equal(saved[name], value):
             raise DataError(
-                f"checkpoint {path} belongs to another training "
-                f"({name} {saved[name]}, not {value}); {remedy}"
+                f"checkpoint {path} belongs to another training: {name} differs; {remedy}"
             )
+    vectors = [saved["parameters"], saved["velocity"]]
     try:
         state = State(**{name: type(value)(saved[name].item()) for name, value in fields.items()})
-    except (TypeError, ValueError):
-        raise DataError(f"checkpoint {path} is damaged; {remedy}") from None
-    vectors = [saved["parameters"], saved["velocity"]]
-    sound = (
-        state.epoch >= 1
-        and 0 <= state.step < count // engine.setup.batch_size
-        and all(vector.shape == (engine.network.parameter_count,) for vector in vectors)
-        and all(vector.dtype == engine.parameters.dtype for vector in vectors)
-        and all(np.isfinite(vector).all() for vector in vectors)
-    )
+        sound = (
+            state.epoch >= 1
+            and 0 <= state.step <= count // engine.setup.batch_size
+            and all(vector.shape == (engine.network.parameter_count,) for vector in vectors)
+            and all(vector.dtype == engine.parameters.dtype for vector in vectors)
+        )
+    except (TypeError, ValueError, OverflowError):
+        sound = False
     if not sound:
         raise DataError(f"checkpoint {path} is damaged; {remedy}")
     engine.parameters, engine.velocity = vectors

@@ -15,6 +15,7 @@ ORDER = [
     "records",
     "layers",
     "network",
+    "weights",
     "datasets",
     "config",
     "device",
@@ -28,6 +29,7 @@ ORDER = [
     "sampling",
     "probes",
     "imaging",
+    "commands",
     "__main__",
 ]
 
