@@ -11,16 +11,17 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot  # noqa: E402 - after the choice of backend
+from matplotlib import pyplot
 
-from cnnlib.errors import UserError  # noqa: E402
-from cnnlib.files import write_whole  # noqa: E402
-from workflow import modules, style  # noqa: E402
+from cnnlib.errors import UserError
+from cnnlib.files import write_whole
+from workflow import modules, style
 
 METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
 
 
 def main() -> None:
+    """Read the arguments, draw, save."""
     parser = argparse.ArgumentParser(prog="python -m workflow.draw", description=__doc__)
     parser.add_argument("name", choices=modules.names("figures"))
     parser.add_argument("--tables", type=Path, nargs="+", required=True)

@@ -51,7 +51,7 @@ class Experiment:
 
     @functools.cached_property
     def tables_are_given(self) -> bool:
-        """Raw tables without the runs they came from: published results, to be drawn as they are."""
+        """Raw tables without the runs they came from: published results, drawn as they are."""
         tables = [Path(self.table(name)) for name in self.raw_tables]
         return not Path(self.results, "runs").exists() and all(path.exists() for path in tables)
 

@@ -66,7 +66,7 @@ def load(folder: str, name: str) -> ModuleType:
 
 
 def read_tables(paths: Iterable[Path]) -> dict[str, pd.DataFrame]:
-    """Table name -> rows; raw tables are checked column by column, summaries as pandas reads them."""
+    """Table name -> rows; raw tables are checked column by column, others as pandas reads them."""
     tables = {}
     for path in paths:
         if path.stem in records.TABLES:

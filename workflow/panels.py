@@ -51,8 +51,9 @@ def by_stage(lines: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
             yield stage, label, group.sort_values("batch_size")
 
 
-def draw_line(axes: Axes, group: pd.DataFrame, stage: str, value: str, low: str, high: str,
-              host: bool) -> None:  # fmt: skip
+def draw_line(
+    axes: Axes, group: pd.DataFrame, stage: str, value: str, low: str, high: str, host: bool
+) -> None:
     """Medians joined by a line, bars from `low` to `high`; hollow marks where scaled."""
     mark = style.mark(stage)
     good = group[group[value].notna()]
@@ -113,6 +114,14 @@ def devices(summary: pd.DataFrame) -> str:
     return "; ".join(parts)
 
 
+def notes(summary: pd.DataFrame) -> str:
+    """What hollow marks mean, where there are some."""
+    if not summary["extrapolated"].any():
+        return ""
+    stages = ", ".join(dict.fromkeys(summary.loc[summary["extrapolated"], "stage"]))
+    return f"Hollow marks ({stages}): timed on part of an epoch and scaled to a whole one."
+
+
 def count(summary: pd.DataFrame) -> str:
     """`9 epochs in 3 repeats`, as a range where lines differ."""
     whole = summary[(summary["n"] > 0) & ~summary["extrapolated"]]
@@ -122,7 +131,7 @@ def count(summary: pd.DataFrame) -> str:
     return f"{_range(whole['n'], 'epoch')} in {_range(whole['repeats'], 'repeat')}"
 
 
-def _range(values: "pd.Series[int]", noun: str) -> str:
+def _range(values: pd.Series, noun: str) -> str:
     low, high = values.min(), values.max()
     number = f"{low}" if low == high else f"{low} to {high}"
     return f"{number} {noun}{'' if high == 1 else 's'}"

@@ -70,6 +70,7 @@ def parents(module: str) -> set[str]:
 
 
 def module_file(module: str) -> Path | None:
+    """The file of a module or package of this repository, if there is one."""
     path = ROOT.joinpath(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.exists():

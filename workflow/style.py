@@ -1,4 +1,4 @@
-"""The look of every figure: one colour and mark a stage, plain axes, a title that states the result."""
+"""The look of every figure: a colour and mark for each stage, plain axes, the result as title."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,6 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
-
-from workflow import wording
 
 INK, QUIET, GRID = "#222222", "#5c5c5c", "#e4e4e4"
 
@@ -51,7 +49,8 @@ def apply() -> None:
             "axes.edgecolor": "#9a9a9a", "axes.labelcolor": INK, "axes.labelsize": 11,
             "axes.linewidth": 0.8, "axes.spines.right": False, "axes.spines.top": False,
             "grid.color": GRID, "grid.linewidth": 0.8, "text.color": INK,
-            "xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelsize": 10, "ytick.labelsize": 10,
+            "xtick.color": QUIET, "ytick.color": QUIET,
+            "xtick.labelsize": 10, "ytick.labelsize": 10,
             "figure.dpi": 100, "savefig.dpi": 160, "savefig.facecolor": "white",
             "svg.hashsalt": "cnn", "svg.fonttype": "path", "lines.solid_capstyle": "round",
         },
@@ -78,7 +77,8 @@ def headline(figure: Figure, title: str, subtitle: str, notes: str = "") -> None
     figure.text(left, 0.12 / height, notes, fontsize=8.5, color=QUIET, va="bottom", **look)
     below = 0.18 + 0.17 * _lines(notes) if notes else 0.12
     figure.get_layout_engine().set(
-        rect=(0.12 / width, below / height, 1 - 0.24 / width, 1 - (above + below) / height)
+        w_pad=0.12,
+        rect=(0.12 / width, below / height, 1 - 0.24 / width, 1 - (above + below) / height),
     )
 
 
@@ -118,7 +118,7 @@ def batch_axis(axes: Axes, sizes: Iterable[int]) -> None:
 
 
 def times_axis(axes: Axes, values: Iterable[float]) -> None:
-    """Speedups on a logarithmic axis: 1x, 10x, 100x, with as many steps between as there is room."""
+    """Speedups on a logarithmic axis: 1x, 10x, 100x, and steps between where there is room."""
     low, high = _limits([*values, 1.0, 2.0], 1.45)
     decades = np.log10(high / low)
     steps = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 3 else (1,)

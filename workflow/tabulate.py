@@ -12,6 +12,7 @@ from workflow import modules
 
 
 def main() -> None:
+    """Read the arguments, make the table, save it."""
     parser = argparse.ArgumentParser(prog="python -m workflow.tabulate", description=__doc__)
     parser.add_argument("name", choices=modules.names("tables"))
     parser.add_argument("--tables", type=Path, nargs="+", required=True)

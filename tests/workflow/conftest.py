@@ -1,4 +1,4 @@
-"""A finished run of the tiny experiment in a folder of its own, and ways to call Snakemake there."""
+"""A finished run of the tiny experiment in a folder of its own; ways to call Snakemake there."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ class Checkout:
     def snakemake(
         self, *arguments: str, config: str | None = "tests/tiny.yaml", code: int | None = 0
     ) -> str:
-        """Run Snakemake; what it printed. Fails unless it ends with `code` (None: with an error)."""
+        """Run Snakemake; what it printed. It must end with `code` (None: with an error)."""
         done = subprocess.run(
             self.command(*arguments, config=config), cwd=self.folder, text=True, timeout=240,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(),

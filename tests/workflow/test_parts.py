@@ -140,8 +140,9 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     figure.canvas.draw()
     drawn = [text.get_text() for axes in figure.axes for text in axes.texts]
     titles = " ".join(axes.get_title(loc="left") for axes in figure.axes)
-    assert (wording.HOST in titles) == any(r["device_kind"] == "host" for r in sum(rows, []))
-    if any(row["status"] == "diverged" for row in sum(rows, [])):
+    flat = list(itertools.chain(*rows))
+    assert (wording.HOST in titles) == any(row["device_kind"] == "host" for row in flat)
+    if any(row["status"] == "diverged" for row in flat):
         assert any("diverged" in text for text in drawn)
 
 
@@ -166,7 +167,8 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "text"), [(1, "1×"), (0.854, "0.85×"), (9.21, "9.2×"), (141.3, "141×"), (12345, "12,300×")]
+    ("factor", "text"),
+    [(1, "1×"), (0.854, "0.85×"), (9.21, "9.2×"), (141.3, "141×"), (12345, "12,300×")],
 )  # fmt: skip
 def test_ratios_read_well(factor: float, text: str) -> None:
     assert wording.times(factor) == text
@@ -190,7 +192,9 @@ def test_a_stage_is_not_made_of_the_other_stages() -> None:
 
 def test_every_stage_of_the_ladder_has_its_own_colour_and_mark() -> None:
     marks = [style.mark(stage.name) for stage in LADDER]
-    assert len({mark.color for mark in marks}) == len({mark.marker for mark in marks}) == len(LADDER)
+    assert (
+        len({mark.color for mark in marks}) == len({mark.marker for mark in marks}) == len(LADDER)
+    )
 
 
 def test_the_schema_is_that_of_the_config() -> None:

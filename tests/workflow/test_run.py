@@ -71,7 +71,9 @@ def test_editing_a_figure_draws_only_that_one(mine: Checkout) -> None:
     mine.edit("workflow/figures/speedup.py")
     assert mine.planned("all") == {"draw": 1, "all": 1}
     mine.snakemake("all")
-    drawn = {path.name for path in figures.iterdir() if path.stat().st_mtime_ns != before[path.name]}
+    drawn = {
+        path.name for path in figures.iterdir() if path.stat().st_mtime_ns != before[path.name]
+    }
     assert drawn == {"speedup.png", "speedup.svg"}
     # the same data give the same bytes
     assert {path.name: path.read_bytes() for path in figures.iterdir()} == content
@@ -119,7 +121,7 @@ def test_a_setting_measures_only_the_runs_it_matters_to(
 def test_figures_are_drawn_again_from_tables_alone(
     fresh: Checkout, finished: Checkout, tmp_path: Path
 ) -> None:
-    """As published: the tables are there, the runs are not, and config.yaml is about other things."""
+    """As published: the tables are there, the runs are not; config.yaml is about other things."""
     checkout = fresh.copy(tmp_path / "checkout")
     published = checkout.folder / "results/reference/machine"
     (published / "tables").mkdir(parents=True)

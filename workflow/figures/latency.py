@@ -7,6 +7,7 @@ part of an epoch and scaled.
 
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workflow import panels, style, wording
@@ -20,12 +21,13 @@ QUANTITIES = (
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Two panels, of the step and of the epoch; host-built stages have a row of their own."""
     summary = tables["summary"]
     parts = panels.split(summary)
     figure, grid = pyplot.subplots(
         len(parts), 2, figsize=(14.0, 1.5 + 4.4 * len(parts)), squeeze=False, layout="constrained"
     )
-    style.headline(figure, title(summary), subtitle(summary), notes(summary))
+    style.headline(figure, title(summary), subtitle(summary), panels.notes(summary))
     waiting = []
     for row, panel in zip(grid, parts, strict=True):
         for axes, quantity in zip(row, QUANTITIES, strict=True):
@@ -35,7 +37,11 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def draw_panel(axes, panel, summary, value, low, high, name) -> list[style.Label]:
+def draw_panel(
+    axes: Axes, panel: panels.Panel, summary: pd.DataFrame, value: str, low: str, high: str,
+    name: str,
+) -> list[style.Label]:  # fmt: skip
+    """One quantity of one panel's stages; the labels for its right edge."""
     sizes = sorted(set(panel.lines["batch_size"]))
     style.batch_axis(axes, sizes)
     style.seconds_axis(axes, pd.concat([summary[value], summary[low], summary[high]]).dropna())
@@ -76,6 +82,7 @@ def title(summary: pd.DataFrame) -> str:
 
 
 def subtitle(summary: pd.DataFrame) -> str:
+    """The devices; what is counted, and how."""
     steps = summary.loc[summary["steps_timed"] > 0, "steps_timed"]
     timed = f"{steps.min()} to {steps.max()}" if len(steps) else "no"
     if len(steps) and steps.min() == steps.max():
@@ -85,10 +92,3 @@ def subtitle(summary: pd.DataFrame) -> str:
         f"step: median of {timed} steps, bars: 5 % to 95 %; "
         f"epoch: median of {panels.count(summary)}, bars: quartiles"
     )
-
-
-def notes(summary: pd.DataFrame) -> str:
-    if not summary["extrapolated"].any():
-        return ""
-    stages = ", ".join(dict.fromkeys(summary.loc[summary["extrapolated"], "stage"]))
-    return f"Hollow marks ({stages}): timed on part of an epoch and scaled to a whole one."

@@ -7,6 +7,7 @@ part of an epoch and scaled. What lies below the line at 1 is slower than stage 
 
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workflow import panels, style, wording
@@ -15,13 +16,14 @@ TABLES = ("summary",)
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """One panel a data set and network; host-built stages have one of their own."""
     summary = tables["summary"]
     parts = panels.split(summary)
     figure, grid = pyplot.subplots(
         1, len(parts), figsize=(2.6 + 6.2 * len(parts), 5.7), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    style.headline(figure, title(summary), subtitle(summary), notes(summary))
+    style.headline(figure, title(summary), subtitle(summary), panels.notes(summary))
     values = pd.concat([summary["speedup"], summary["speedup_low"], summary["speedup_high"]])
     labels = []
     for axes, panel in zip(grid[0], parts, strict=True):
@@ -32,7 +34,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def draw_panel(axes, panel: panels.Panel, values: "pd.Series[float]") -> list[style.Label]:
+def draw_panel(axes: Axes, panel: panels.Panel, values: pd.Series) -> list[style.Label]:
+    """The speedups of one panel's stages; the labels for its right edge."""
     sizes = sorted(set(panel.lines["batch_size"]))
     style.batch_axis(axes, sizes)
     style.times_axis(axes, values.dropna())
@@ -41,9 +44,7 @@ def draw_panel(axes, panel: panels.Panel, values: "pd.Series[float]") -> list[st
     axes.set_title(panel.title, fontsize=11, loc="left", color=style.INK)
     labels = []
     for stage, label, group in panels.by_stage(panel.lines):
-        panels.draw_line(
-            axes, group, stage, "speedup", "speedup_low", "speedup_high", panel.host
-        )
+        panels.draw_line(axes, group, stage, "speedup", "speedup_low", "speedup_high", panel.host)
         ends = group[group["speedup"].notna()]
         if len(ends):
             last = ends.iloc[-1]
@@ -54,6 +55,7 @@ def draw_panel(axes, panel: panels.Panel, values: "pd.Series[float]") -> list[st
 
 
 def baseline(summary: pd.DataFrame) -> str:
+    """The stage that speedups are over, and whether its times were scaled."""
     names = [name for name in dict.fromkeys(summary["baseline"].dropna()) if name]
     scaled = " (extrapolated)" if summary["baseline_extrapolated"].any() else ""
     return " or ".join(names) + scaled
@@ -61,8 +63,8 @@ def baseline(summary: pd.DataFrame) -> str:
 
 def title(summary: pd.DataFrame) -> str:
     """The result in one sentence: the fastest stage that was measured, against the baseline."""
-    measured = summary[(summary["device_kind"] != "host") & (summary["stage"] != summary["baseline"])]
-    measured = measured[measured["speedup"].notna()]
+    measured = summary[(summary["device_kind"] != "host") & summary["speedup"].notna()]
+    measured = measured[measured["stage"] != measured["baseline"]]
     if not len(measured):
         return "Speedup of each stage over the first"
     best = measured.loc[measured["speedup"].idxmax()]
@@ -76,12 +78,6 @@ def title(summary: pd.DataFrame) -> str:
 
 
 def subtitle(summary: pd.DataFrame) -> str:
+    """The devices; what is counted, and how."""
     bars = ", bars: 95 % bootstrap interval over repeats" if summary["repeats"].max() > 1 else ""
     return f"{panels.devices(summary)}\nmedian of {panels.count(summary)}{bars}"
-
-
-def notes(summary: pd.DataFrame) -> str:
-    if not summary["extrapolated"].any():
-        return ""
-    stages = ", ".join(dict.fromkeys(summary.loc[summary["extrapolated"], "stage"]))
-    return f"Hollow marks ({stages}): timed on part of an epoch and scaled to a whole one."

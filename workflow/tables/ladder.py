@@ -2,6 +2,8 @@
 faster than stage 1, at a few batch sizes. workflow/tables/summary.py says how each is computed.
 """
 
+from typing import Any
+
 import pandas as pd
 
 from cnnlib.stages import LADDER
@@ -49,7 +51,8 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join([*parts, note(frame)])
 
 
-def epoch_cell(line) -> str:
+def epoch_cell(line: Any) -> str:
+    """A time, marked if scaled, or why there is none."""
     if line is None:
         return "not run"
     if line.status != "ok":
@@ -57,7 +60,8 @@ def epoch_cell(line) -> str:
     return wording.duration(line.epoch_seconds) + (" *" if line.extrapolated else "")
 
 
-def speedup_cell(line) -> str:
+def speedup_cell(line: Any) -> str:
+    """A ratio with its interval, or nothing."""
     if line is None or pd.isna(line.speedup):
         return ""
     middle = wording.times(line.speedup)
@@ -67,11 +71,13 @@ def speedup_cell(line) -> str:
 
 
 def accuracy_cell(group: pd.DataFrame) -> str:
+    """The best of the line's test accuracies, or nothing where no epoch was trained in full."""
     best = group["test_accuracy"].max()
     return "" if pd.isna(best) else f"{100 * best:.2f} %"
 
 
 def note(frame: pd.DataFrame) -> str:
+    """How to read the table, and on what it was measured."""
     devices = {
         wording.device(row.device): None for row in frame.itertuples() if row.device_kind != "host"
     }

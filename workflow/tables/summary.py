@@ -6,6 +6,8 @@ repeat there is none (nan). The speedup is over the first stage of the ladder th
 the same batch size.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
@@ -20,8 +22,8 @@ SEED = 20171
 
 
 def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The summary of tables["epochs"] and tables["steps"], ordered by KEY, stages as on the ladder."""
-    epochs = {key: group for key, group in tables["epochs"].groupby(KEY, sort=False)}
+    """The summary of tables["epochs"] and ["steps"], ordered by KEY, stages as on the ladder."""
+    epochs = dict(iter(tables["epochs"].groupby(KEY, sort=False)))
     steps = {key: group["step_seconds"] for key, group in tables["steps"].groupby(KEY, sort=False)}
     baselines = find_baselines(epochs)
     lines = []
@@ -34,7 +36,7 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return frame.sort_values(KEY, key=lambda c: c.map(rank) if c.name == "stage" else c)
 
 
-def ladder_order(stages) -> list[str]:
+def ladder_order(stages: Iterable[str]) -> list[str]:
     """The stages' names in the ladder's order, unknown ones last by name."""
     known = [stage.name for stage in LADDER]
     present = set(stages)
@@ -50,7 +52,7 @@ def cell(key: tuple) -> tuple:
 def find_baselines(epochs: dict[tuple, pd.DataFrame]) -> dict[tuple, tuple]:
     """For each cell the key of the line that speedups are over: the lowest stage that ran.
 
-    A network's baseline stage is the same at every batch size; a cell where it did not run has none.
+    A network's baseline stage is the same at every batch size; where it did not run there is none.
     """
     ran = [key for key, group in epochs.items() if timed(group)]
     order = ladder_order(key[2] for key in ran)
