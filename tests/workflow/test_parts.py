@@ -2,6 +2,10 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -201,3 +205,20 @@ def test_the_schema_is_that_of_the_config() -> None:
     assert schema.FILE.read_text(encoding="utf-8") == schema.schema(), (
         "workflow/schemas/config.schema.json is out of date: python -m workflow.schema"
     )
+
+
+def test_only_one_measurement_at_a_time(tmp_path: Path) -> None:
+    """The second command starts when the first has ended, even if who started that is gone."""
+    log = tmp_path / "log"
+    script = f"echo begin >> '{log}'; sleep 0.5; echo end >> '{log}'"
+    command = [sys.executable, "-m", "workflow.exclusive", "sh", "-c", script]
+    surroundings = {**os.environ, "TMPDIR": str(tmp_path)}
+    both = [
+        subprocess.Popen(
+            command, cwd=sources.ROOT, env=surroundings, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=30)[1] for process in both]
+    assert log.read_text().split() == ["begin", "end"] * 2
+    assert sum("waiting for another measurement" in text for text in told) == 1

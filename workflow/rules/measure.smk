@@ -43,7 +43,8 @@ rule measure:
         settings=EXPERIMENT.run_settings,
         folder=subpath(output.run, parent=True),
     shell:
-        "python -m cnnlib measure --config {input.settings} --dataset {wildcards.dataset}"
+        "python -m workflow.exclusive python -m cnnlib measure"
+        " --config {input.settings} --dataset {wildcards.dataset}"
         " --network {wildcards.network} --stage {wildcards.stage}"
         " --batch-size {wildcards.batch_size} --repeat {wildcards.repeat}"
         " --data {input.data} --out {params.folder} 2>&1 | tee {log}"
