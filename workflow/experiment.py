@@ -57,6 +57,10 @@ class Experiment:
 
     # data -----------------------------------------------------------------------------------
 
+    def dataset_files(self, wildcards: Any) -> dict[str, Any]:
+        """Names and checksums of what is downloaded; nothing for a data set that is made up."""
+        return self.settings["datasets"][wildcards.dataset].get("files", {})
+
     def dataset_settings(self, wildcards: Any) -> dict[str, Any]:
         """Everything that decides what is in the data set's file."""
         spec = dict(self.settings["datasets"][wildcards.dataset])

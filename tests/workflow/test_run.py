@@ -168,7 +168,7 @@ def test_kill_in_the_middle_of_a_measurement(fresh: Checkout, tmp_path: Path) ->
         ("sweep: {stagse: [naive]}", "unknown key 'stagse' in config.sweep; known: "),
         ("sweep: {batch_sizes: [0]}", "sweep.batch_sizes[0]"),
         ("figures: [speedpu]", "unknown name 'speedpu' in figures; known: "),
-        ("networks: {tiny: [{conv: {channels: 2, size: 99}}, {dense: 3}]}", "network 'tiny'"),
+        ("networks: {tiny: [{conv: {maps: 2, kernel: 99}}, {dense: 3}]}", "network 'tiny'"),
     ],
 )
 def test_a_bad_config_is_one_clear_line(

@@ -26,7 +26,7 @@ rule download:
         "../envs/cnn.yaml"
     params:
         # What the files are; another list of mirrors is no reason to fetch them again.
-        files=EXPERIMENT.dataset_settings,
+        files=EXPERIMENT.dataset_files,
         folder=subpath(output[0], parent=True),
     shell:
         "python -m cnnlib download --config {input.settings} --dataset {wildcards.dataset}"
@@ -37,7 +37,7 @@ rule prepare:
     input:
         settings=ancient("<results>/config.yaml"),
         downloaded="<results>/data/{dataset}/.downloaded",
-        code=["cnnlib/datasets.py"],
+        code=multiext("cnnlib/datasets/", "idx.py", "store.py", "synthetic.py"),
     output:
         "<results>/data/{dataset}.npz",
     log:
