@@ -8,8 +8,8 @@
 // An array shared by the threads of a block. Only in entry points; pass it down as a pointer.
 #define SHARED(type, name, n) __shared__ type name[n]
 // The same for the one array of a kernel that may be larger than what a block has without asking (48 KiB); its
-// bytes are named at the launch. Quad-aligned.
-#define SHARED_LARGE(type, name, n)                     \
+// bytes are named at the launch (shared_bytes of Kernel.bind). Aligned to 16 bytes.
+#define SHARED_LARGE(type, name, n)                      \
     extern __shared__ __align__(16) char shared_large[]; \
     type* const name = reinterpret_cast<type*>(shared_large)
 #define UNROLL _Pragma("unroll")
@@ -18,11 +18,14 @@
 
 #include "host/threads.hpp"
 
-#define SHARED(type, name, n)                              \
-    static char name##_site;                               \
+#define SHARED(type, name, n)                                \
+    static char name##_site;                                 \
     type(&name)[n] = *static_cast<type(*)[n]>(::host_shared( \
-        &name##_site, sizeof(type) * (n), alignof(type), #name))
-#define SHARED_LARGE(type, name, n) SHARED(type, name, n)
+        &name##_site, sizeof(type) * (n), alignof(type), 0, #name))
+#define SHARED_LARGE(type, name, n)                    \
+    static char name##_site;                           \
+    type* const name = static_cast<type*>(::host_shared( \
+        &name##_site, sizeof(type) * (n), alignof(type), 1, #name))
 #define UNROLL _Pragma("GCC unroll 32")
 
 #endif

@@ -1,32 +1,43 @@
 """The engine of batched CPU stages: buffers made once, batches cut into blocks, a lane a core.
 
 A *block* is a number of images that an operator handles by one call; its maps are meant to stay in
-a core's cache from one operator to the next. A *lane* is one core's thread with the buffers of one
-block and a gradient of its own. Numpy lets go of Python's lock inside its loops and in BLAS, so
-lanes run at the same time. Who computes what, and in which order gradients are added, depends on
-the batch size and the number of lanes alone: the same training gives the same bits, run after run.
+a core's cache from one operator to the next. A *lane* has the buffers of one block and a gradient
+of its own, and works through its part of every batch.
+
+The first lane is the calling process. The others are processes forked from it, not threads: the
+many short calls of numpy would spend their time handing Python's lock to each other (two threads
+were no faster than one, two processes nearly twice as fast). The processes share memory: images go
+in, gradients come out, and a pipe says when.
+
+Who computes what, and in which order gradients are added, depends on the batch size and the number
+of lanes alone: the same training gives the same bits, run after run.
 """
 
 import math
+import mmap
+import multiprocessing
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from typing import Any, ClassVar
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+from numpy.typing import DTypeLike
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from cnnlib.device import Device
 from cnnlib.engine.base import Bytes, Engine, Order, Planned, Setup, Stage
+from cnnlib.errors import DeviceError
 from cnnlib.layers import Array, Shape, Views
 from cnnlib.machine import usable_cores
 
 BLOCK_IMAGES = 32
 """Most images in a block: enough for long inner loops, few enough for the cache."""
 LANE_IMAGES = 8
-"""Fewest images a batch must have for each lane: with less, starting a lane costs more."""
-
-Result = TypeVar("Result")
+"""Fewest images a batch must have for each lane: with less, waking another lane costs more."""
 
 
 class BlockOperator(ABC):
@@ -61,6 +72,12 @@ class BlockOperator(ABC):
         self.source_error = source_error
         self.parameters = parameters
         self.gradients = gradients
+        self.may_overwrite = may_overwrite
+        self.make_buffers()
+
+    @abstractmethod
+    def make_buffers(self) -> None:
+        """Make `target`, `target_error` (None only if nobody wants it) and whatever else."""
 
     @abstractmethod
     def forward(self) -> None:
@@ -69,6 +86,10 @@ class BlockOperator(ABC):
     @abstractmethod
     def backward(self) -> None:
         """Compute `source_error` from `target_error` (which may be spoilt), add to `gradients`."""
+
+    def buffer(self, *shape: int) -> Array:
+        """A new array of the source's dtype, full of NaN: reading what nobody wrote is seen."""
+        return np.full(shape, np.nan, self.source.dtype)
 
 
 def block_shape(shape: Shape, images: int) -> Shape:
@@ -79,82 +100,105 @@ def block_shape(shape: Shape, images: int) -> Shape:
     return *shape, images
 
 
-def columns(block: Array) -> Array:
-    """The block as (elements, N) with an image's elements in C order of (C, H, W); may copy."""
-    if block.ndim == 4:
-        block = block.transpose(1, 0, 2, 3)
-    return block.reshape(-1, block.shape[-1])
+def in_c_order(block: Array) -> Array:
+    """View of a block with its axes in the order (C, H, W, N); vectors are in order as they are."""
+    return block.transpose(1, 0, 2, 3) if block.ndim == 4 else block
 
 
 class Lane:
-    """The operators and buffers of one thread."""
+    """The operators and buffers of one process."""
 
-    def __init__(self, engine: "BlockEngine", size: int) -> None:
-        network, setup, dtype = engine.network, engine.setup, np.dtype(engine.stage.dtype)
+    def __init__(
+        self, plan: Sequence[Planned], setup: Setup, size: int, parameters: Array, gradient: Array
+    ) -> None:
+        """Blocks of `size` images; `parameters` are read, `gradient` is added to: flat vectors."""
+        network, dtype = setup.network, parameters.dtype
         self.size = size
-        self.mean, self.deviation = dtype.type(setup.mean), dtype.type(setup.deviation)
-        self.bytes = np.zeros((size, *network.input_shape), np.uint8)
-        self.source = np.full(block_shape(network.input_shape, size), np.nan, dtype)
-        self.gradient = np.zeros(network.parameter_count, dtype)
-        parameters, gradients = network.views(engine.vector), network.views(self.gradient)
+        self.gradient = gradient
+        self._mean, self._deviation = dtype.type(setup.mean), dtype.type(setup.deviation)
+        self._source = np.full(block_shape(network.input_shape, size), np.nan, dtype)
+        weights, gradients = network.views(parameters), network.views(gradient)
         self.operators: list[BlockOperator] = []
-        target, target_error, may_overwrite = self.source, None, True
-        for planned in engine.plan:
+        target, target_error, may_overwrite = self._source, None, True
+        for planned in plan:
+            start = planned.start
             operator: BlockOperator = planned.operator(
-                planned,
-                target,
-                target_error,
-                parameters[planned.start],
-                gradients[planned.start],
-                may_overwrite,
+                planned, target, target_error, weights[start], gradients[start], may_overwrite
             )
             self.operators.append(operator)
             target, target_error = operator.target, operator.target_error
             may_overwrite = not operator.keeps_target
-        self.output, self.output_error = target, target_error
 
-    def blocks(self, where: Order) -> Iterator[tuple[slice, Order]]:
-        """(positions, values) of `where`, at most a block at a time."""
-        for start in range(0, len(where), self.size):
-            positions = slice(start, min(start + self.size, len(where)))
-            yield positions, where[positions]
+    def blocks(self, part: slice) -> Iterator[slice]:
+        """`part` in pieces of a block."""
+        for start in range(part.start, part.stop, self.size):
+            yield slice(start, min(start + self.size, part.stop))
 
-    def forward(self, images: Bytes, where: Order) -> Array:
-        """Logits (classes, n) of the images at `where`; the rest of the block is filled up."""
-        count = len(where)
-        # mode="clip" only because the default makes a copy of `out`; indices are known to be good
-        np.take(images, where, axis=0, out=self.bytes[:count], mode="clip")
-        # A short block repeats an image, as stale values could be infinite; its error will be zero.
-        self.bytes[count:] = self.bytes[0]
-        np.copyto(self.source, self.bytes.transpose(2, 1, 3, 0))
-        np.subtract(self.source, self.mean, out=self.source)
-        np.divide(self.source, self.deviation, out=self.source)
+    def forward(self, images: Bytes) -> Array:
+        """Logits (classes, n) of images (n, C, H, W), n at most the block's size."""
+        count = len(images)
+        np.copyto(self._source[..., :count], images.transpose(2, 1, 3, 0))
+        # A short block is filled up with its first image: what is left there may be infinite.
+        self._source[..., count:] = self._source[..., :1]
+        np.subtract(self._source, self._mean, out=self._source)
+        np.divide(self._source, self._deviation, out=self._source)
         for operator in self.operators:
             operator.forward()
-        return columns(self.output)[:, :count]
+        return in_c_order(self.operators[-1].target).reshape(-1, self.size)[:, :count]
 
     def backward(self, error: Array) -> None:
-        """Add the gradient for `error` (classes, n), of the block last seen by `forward`."""
-        if self.output_error is None:
-            return  # a network without parameters
-        by_class = self.output_error
-        if by_class.ndim == 4:
-            by_class = by_class.transpose(1, 0, 2, 3)
-            error = error.reshape(*by_class.shape[:-1], -1)
-        by_class[..., : error.shape[-1]] = error
-        by_class[..., error.shape[-1] :] = 0
+        """Add the gradient of the block last seen by `forward`, for error (classes, n)."""
+        target_error = self.operators[-1].target_error
+        if target_error is None:
+            return  # no layer has parameters
+        target_error = in_c_order(target_error)
+        count = error.shape[1]
+        target_error[..., :count] = error.reshape(*target_error.shape[:-1], count)
+        target_error[..., count:] = 0
         for operator in reversed(self.operators):
             operator.backward()
 
-    def add_losses(self, images: Bytes, labels: Bytes, where: Order, batch: int) -> float:
-        """Sum of the losses at `where`; the gradient of that sum, over `batch`, is added."""
+
+class Exchange:
+    """What the lanes share: the parameters, one batch, and a gradient for each lane."""
+
+    def __init__(self, setup: Setup, dtype: DTypeLike, lanes: int) -> None:
+        network, batch = setup.network, setup.batch_size
+        self.parameters = shared_zeros((network.parameter_count,), dtype)
+        self.gradients = shared_zeros((lanes, network.parameter_count), dtype)
+        self.images = shared_zeros((batch, *network.input_shape), np.uint8)
+        self.labels = shared_zeros((batch,), np.int64)
+        self.error = shared_zeros((network.classes, batch), dtype)
+
+    def add_losses(self, lane: Lane, part: slice, batch: int) -> float:
+        """Sum of the losses of `part`; the lane's gradient becomes that of the sum over `batch`."""
         total = 0.0
-        for _, block in self.blocks(where):
-            losses, error = cross_entropies(self.forward(images, block), labels[block])
+        lane.gradient.fill(0)
+        for block in lane.blocks(part):
+            losses, error = cross_entropies(lane.forward(self.images[block]), self.labels[block])
             error /= batch
-            self.backward(error)
+            lane.backward(error)
             total += float(losses.sum(dtype=np.float64))
         return total
+
+    def push_errors(self, lane: Lane, part: slice, batch: int) -> float:
+        """The lane's gradient becomes that of `part` for the derivatives in `error`."""
+        lane.gradient.fill(0)
+        for block in lane.blocks(part):
+            lane.forward(self.images[block])
+            lane.backward(self.error[:, block])
+        return 0.0
+
+    def do(self, task: str, lane: Lane, part: slice, batch: int) -> float:
+        """Carry out one of the tasks above. A training that diverges is told of by its loss."""
+        with np.errstate(all="ignore"):
+            return float(getattr(self, task)(lane, part, batch))
+
+
+def shared_zeros(shape: Shape, dtype: DTypeLike) -> Array:
+    """Zeros in memory that processes forked from now on share."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, math.prod(shape)).reshape(shape)
 
 
 def cross_entropies(logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -174,21 +218,35 @@ class BlockEngine(Engine):
 
     def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
         super().__init__(stage, setup, device)
-        self.vector = np.zeros(self.network.parameter_count, stage.dtype)
-        self._velocity = np.zeros_like(self.vector)
-        self._scratch = np.zeros_like(self.vector)
         cores = stage.threads or usable_cores()
         lanes = max(1, min(cores, setup.batch_size // LANE_IMAGES))
-        per_lane = math.ceil(setup.batch_size / lanes)
-        size = math.ceil(per_lane / math.ceil(per_lane / BLOCK_IMAGES))
-        self.lanes = [Lane(self, size) for _ in range(lanes)]
-        # The calling thread is the first lane.
-        self._pool = ThreadPoolExecutor(lanes - 1) if lanes > 1 else None
-        self._libraries = ThreadpoolController()
+        self._share = math.ceil(setup.batch_size / lanes)
+        self._exchange = exchange = Exchange(setup, stage.dtype, lanes)
+        self._vector = exchange.parameters
+        self._velocity = np.zeros_like(self._vector)
+        self._change = np.zeros_like(self._vector)
+        # Blocks of equal size, so that as few places as possible stay empty.
+        size = math.ceil(self._share / math.ceil(self._share / BLOCK_IMAGES))
+        self.lane = self._new_lane(size, exchange.gradients[0])
+        self._reader: Lane | None = None
+        # BLAS leaves the cores to the lanes; a single lane leaves them to BLAS.
+        self._blas, self._blas_threads = ThreadpoolController(), 1 if lanes > 1 else cores
+        self._workers: list[Worker] = []
+        for gradient in exchange.gradients[1:]:
+            lane = self._new_lane(size, gradient)
+            self._workers.append(Worker(stage.name, exchange, lane, self._workers))
+
+    def _new_lane(self, size: int, gradient: Array) -> Lane:
+        return Lane(self.plan, self.setup, size, self._vector, gradient)
+
+    @property
+    def lane_count(self) -> int:
+        """Processes that take part, this one included."""
+        return 1 + len(self._workers)
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        for worker in self._workers:
+            worker.close()
 
     def load(self, images: Bytes, labels: Bytes) -> None:
         self._images, self._labels = images, labels
@@ -197,93 +255,73 @@ class BlockEngine(Engine):
         size = self.setup.batch_size
         steps = len(order) // size
         total = 0.0
-        with self._one_blas_thread_a_lane():
+        with self._blas.limit(limits=self._blas_threads, user_api="blas"):
             for step in range(steps):
                 batch = order[step * size : (step + 1) * size]
-                total += self._add_gradients(self._images, self._labels, batch)
+                np.take(self._images, batch, axis=0, out=self._exchange.images)
+                self._exchange.labels[:] = self._labels[batch]
+                total += self._do("add_losses", size)
                 self._update()
         return total / (steps * size)
 
     def _update(self) -> None:
         """velocity = momentum velocity + gradient; parameters -= learning rate velocity."""
-        np.multiply(
-            self._velocity, self._velocity.dtype.type(self.setup.momentum), out=self._velocity
-        )
-        for lane in self.lanes:
-            np.add(self._velocity, lane.gradient, out=self._velocity)
-        rate = self.vector.dtype.type(self.setup.learning_rate)
-        np.multiply(self._velocity, rate, out=self._scratch)
-        np.subtract(self.vector, self._scratch, out=self.vector)
+        dtype = self._vector.dtype.type
+        np.multiply(self._velocity, dtype(self.setup.momentum), out=self._velocity)
+        for gradient in self._exchange.gradients:
+            np.add(self._velocity, gradient, out=self._velocity)
+        np.multiply(self._velocity, dtype(self.setup.learning_rate), out=self._change)
+        np.subtract(self._vector, self._change, out=self._vector)
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
-        with self._one_blas_thread_a_lane():
-            total = self._add_gradients(images, labels, np.arange(len(images)))
-        return total / len(images), self._sum_of_gradients()
+        count = len(images)
+        self._exchange.images[:count] = images
+        self._exchange.labels[:count] = labels
+        with self._blas.limit(limits=self._blas_threads, user_api="blas"):
+            total = self._do("add_losses", count)
+        return total / count, self._sum_of_gradients()
+
+    def _sum_of_gradients(self) -> Array:
+        total: Array = self._exchange.gradients.sum(axis=0)
+        return total
 
     def backward(self, images: Bytes, output_error: Array) -> Array:
-        error = output_error.T.astype(self.vector.dtype)
-
-        def work(lane: Lane, where: Order) -> None:
-            lane.gradient.fill(0)
-            for _, block in lane.blocks(where):
-                lane.forward(images, block)
-                lane.backward(error[:, block])
-
-        with self._one_blas_thread_a_lane():
-            self._share(work, np.arange(len(images)))
+        count = len(images)
+        self._exchange.images[:count] = images
+        self._exchange.error[:, :count] = output_error.T
+        with self._blas.limit(limits=self._blas_threads, user_api="blas"):
+            self._do("push_errors", count)
         return self._sum_of_gradients()
 
     def logits(self, images: Bytes) -> Array:
-        outputs = np.empty((len(images), self.network.classes), self.vector.dtype)
-
-        def work(lane: Lane, where: Order) -> None:
-            for _, block in lane.blocks(where):
-                outputs[block] = lane.forward(images, block).T
-
-        with self._one_blas_thread_a_lane():
-            self._share(work, np.arange(len(images)))
+        if self._reader is None:
+            # Blocks of their own, so that small batches are read as fast as large ones.
+            self._reader = self._new_lane(BLOCK_IMAGES, np.empty_like(self._vector))
+        outputs = np.empty((len(images), self.network.classes), self._vector.dtype)
+        with (
+            self._blas.limit(limits=self._blas_threads, user_api="blas"),
+            np.errstate(all="ignore"),
+        ):
+            for block in self._reader.blocks(slice(0, len(images))):
+                outputs[block] = self._reader.forward(images[block]).T
         return outputs
 
-    def _add_gradients(self, images: Bytes, labels: Bytes, where: Order) -> float:
-        """Sum of the losses; leaves each lane's part of the mean loss's gradient in the lane."""
-
-        def work(lane: Lane, part: Order) -> float:
-            lane.gradient.fill(0)
-            return lane.add_losses(images, labels, part, len(where))
-
-        return sum(self._share(work, where))
-
-    def _sum_of_gradients(self) -> Array:
-        total = np.zeros_like(self.vector)
-        for lane in self.lanes:
-            total += lane.gradient
-        return total
-
-    def _share(self, work: Callable[[Lane, Order], Result], where: Order) -> list[Result]:
-        """`work(lane, its part of where)` on every lane at once; results in the lanes' order."""
-        share = math.ceil(len(where) / len(self.lanes))
-        parts = [where[i * share : (i + 1) * share] for i in range(len(self.lanes))]
-        # Infinities and NaN are no surprise in a training that diverges: the loss tells of them.
-        others = [
-            self._pool.submit(_quietly, work, lane, part)
-            for lane, part in zip(self.lanes[1:], parts[1:], strict=True)
-            if self._pool is not None
-        ]
-        first = _quietly(work, self.lanes[0], parts[0])
-        return [first, *(other.result() for other in others)]
-
-    def _one_blas_thread_a_lane(self) -> Any:
-        """BLAS leaves the cores to the lanes; a single lane leaves them to BLAS."""
-        threads = 1 if len(self.lanes) > 1 else self.stage.threads or usable_cores()
-        return self._libraries.limit(limits=threads, user_api="blas")
+    def _do(self, task: str, batch: int) -> float:
+        """A task of Exchange over the first `batch` images by all lanes; the sum of the results."""
+        ends = [min(lane * self._share, batch) for lane in range(self.lane_count + 1)]
+        own, *others = (slice(*part) for part in pairwise(ends))
+        for worker, part in zip(self._workers, others, strict=True):
+            worker.begin(task, part, batch)
+        total = self._exchange.do(task, self.lane, own, batch)
+        return sum((worker.result() for worker in self._workers), total)
 
     @property
     def parameters(self) -> Array:
-        return self.vector.copy()
+        return self._vector.copy()
 
     @parameters.setter
     def parameters(self, vector: Array) -> None:
-        self.vector[:] = vector
+        self._vector[:] = vector
 
     @property
     def velocity(self) -> Array:
@@ -294,6 +332,55 @@ class BlockEngine(Engine):
         self._velocity[:] = vector
 
 
-def _quietly(work: Callable[[Lane, Order], Result], lane: Lane, part: Order) -> Result:
-    with np.errstate(all="ignore"):
-        return work(lane, part)
+class Worker:
+    """A lane in a process of its own, which ends when it is told to or this process dies."""
+
+    def __init__(
+        self, stage: str, exchange: Exchange, lane: Lane, elder: Sequence["Worker"]
+    ) -> None:
+        self._stage = stage
+        self._pipe, far_end = multiprocessing.Pipe()
+        near_ends = [self._pipe, *(worker._pipe for worker in elder)]
+        fork = multiprocessing.get_context("fork")
+        self._process = fork.Process(
+            target=_serve, args=(exchange, lane, far_end, near_ends), daemon=True
+        )
+        self._process.start()
+        far_end.close()
+
+    def begin(self, *task: Any) -> None:
+        try:
+            self._pipe.send(task)
+        except OSError:
+            raise self._ended() from None
+
+    def result(self) -> float:
+        try:
+            return float(self._pipe.recv())
+        except (EOFError, OSError):
+            raise self._ended() from None
+
+    def _ended(self) -> DeviceError:
+        self._process.join(1)
+        return DeviceError(
+            f"a process of stage '{self._stage}' ended with exit code {self._process.exitcode} "
+            f"(negative: the signal that killed it; -9 is often a lack of memory)"
+        )
+
+    def close(self) -> None:
+        with suppress(OSError):  # it may have ended already
+            self._pipe.send(None)
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(
+    exchange: Exchange, lane: Lane, pipe: Connection, near_ends: Sequence[Connection]
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, whose end is ours
+    for end in near_ends:  # else the pipes would outlive the parent
+        end.close()
+    with threadpool_limits(1, user_api="blas"), suppress(EOFError, OSError):
+        while (message := pipe.recv()) is not None:
+            task, part, batch = message
+            pipe.send(exchange.do(task, lane, part, batch))

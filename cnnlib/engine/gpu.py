@@ -7,6 +7,7 @@ an epoch comes down. Stages differ in their operators alone.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,15 +17,20 @@ from cnnlib.device import Device, DeviceArray, Module
 from cnnlib.engine.base import Bytes, Engine, Order, Planned, Setup, Stage
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Array
+from cnnlib.machine import usable_cores
 
 THREADS = 256
 """Threads a block, in every kernel."""
 BLOCKS_PER_MULTIPROCESSOR = 8
-"""Upper bound of a grid: 2048 resident threads fill a multiprocessor, grids stride over the rest."""
+"""Upper bound of a grid: 2048 resident threads fill a multiprocessor; grids stride over more."""
 MAX_ELEMENTS = 2**31 - 1
 """Kernels index with 32-bit integers."""
 GATHER_IMAGES = 4096
 """Images gathered and uploaded at a time: enough to use the bus, few enough to overlap."""
+GATHER_THREADS = 4
+"""Host threads that gather images, at most: memory latency, not bandwidth, is what they hide."""
+WORTH_A_THREAD = 512
+"""Images worth the wake-up of a gathering thread."""
 
 
 class Launch(NamedTuple):
@@ -64,8 +70,8 @@ def device_array(device: Device, shape: tuple[int, ...], dtype: Any = np.float32
 class GpuOperator(ABC):
     """Serves a run of layers by kernels of one file of kernels/.
 
-    A subclass names its `file`, the `kernels` in it and the constants the file needs, and says which
-    launches make a forward and a backward pass over `count` images.
+    A subclass names its `file`, the `kernels` in it and the constants the file needs, and says
+    which launches make a forward and a backward pass over `count` images.
     """
 
     file: ClassVar[str]
@@ -80,7 +86,7 @@ class GpuOperator(ABC):
         self.check()
 
     def check(self) -> None:
-        """Raise Unsupported, naming the layer and the limit, for sizes this operator cannot take."""
+        """Raise Unsupported, naming layer and limit, for sizes this operator cannot take."""
 
     @abstractmethod
     def constants(self) -> Mapping[str, int | str]:
@@ -119,7 +125,7 @@ class GpuOperator(ABC):
         return self.launch_blocks(kernel, math.ceil(elements / THREADS), *args)
 
     def launch_blocks(self, kernel: str, blocks: int, *args: Any, shared_bytes: int = 0) -> Launch:
-        """Launch of `kernel` with `blocks` blocks, up to a full device: kernels stride over more."""
+        """Launch of `kernel` with `blocks` blocks, up to a full device; kernels stride over more."""
         name = f"{self.label}_{kernel}"
         return bound_launch(self.device, self.module, name, blocks, args, shared_bytes)
 
@@ -173,6 +179,8 @@ class GpuEngine(Engine):
         self.module = self._compile()
         self._allocate()
         self._steps: dict[int, list[Launch]] = {}
+        self._gatherers = min(GATHER_THREADS, usable_cores())
+        self._pool = ThreadPoolExecutor(self._gatherers)
 
     # Building
 
@@ -239,8 +247,8 @@ class GpuEngine(Engine):
     def _error_maps(self, shapes: Sequence[tuple[int, ...]]) -> list[DeviceArray]:
         """Arrays (batch, *shape) for the errors of every operator's target.
 
-        With the stage's option `error_slots` they lie in a ring of that many slots, each as large as
-        its largest map: an operator reads one slot and writes the one before.
+        With the stage's option `error_slots` they lie in a ring of that many slots, each as large
+        as its largest map: an operator reads one slot and writes the one before.
         """
         batch = self.setup.batch_size
         slots: int = self.stage.options.get("error_slots", len(shapes))
@@ -355,12 +363,25 @@ class GpuEngine(Engine):
                 (self._images, self._host_images, self._device_images),
                 (self._labels, self._host_labels, self._device_labels),
             ):
-                # mode="clip" writes straight into `out`; the default would go through a copy
-                np.take(from_, order[start:stop], axis=0, out=to[start:stop], mode="clip")
+                self._gather(from_, order[start:stop], to[start:stop])
                 shape = to[start:stop].shape
                 device.part(start * math.prod(shape[1:]), shape).set(to[start:stop])
             for first in range(start, stop, batch):
                 self._run(self._step(first))
+
+    def _gather(self, images: Bytes, order: Order, out: Bytes) -> None:
+        """out[i] = images[order[i]], by several threads where there is enough to do."""
+
+        def take(part: slice) -> None:
+            # mode="clip" writes straight into `out`; the default would go through a copy
+            np.take(images, order[part], axis=0, out=out[part], mode="clip")
+
+        share = max(WORTH_A_THREAD, math.ceil(len(order) / self._gatherers))
+        parts = [slice(i, min(i + share, len(order))) for i in range(0, len(order), share)]
+        if len(parts) == 1:
+            take(parts[0])
+        else:
+            list(self._pool.map(take, parts))
 
     def _step(self, first: int) -> list[Launch]:
         """The launches of one training step on the batch that begins at resident image `first`."""
@@ -385,7 +406,8 @@ class GpuEngine(Engine):
         self._run(
             [
                 self._normalize(self._batch_images, count), *self._forward(count),
-                self._loss(self._batch_labels, count), *self._backward(count), *self._update(apply=False),
+                self._loss(self._batch_labels, count), *self._backward(count),
+                *self._update(apply=False),
             ]
         )  # fmt: skip
         losses = self._losses.get()[:count]
@@ -418,6 +440,9 @@ class GpuEngine(Engine):
 
     def _upload(self, images: Bytes) -> None:
         self._batch_images.part(0, images.shape).set(np.ascontiguousarray(images))
+
+    def close(self) -> None:
+        self._pool.shutdown()
 
     @property
     def parameters(self) -> Array:

@@ -2,15 +2,23 @@
 
 from cnnlib.engine import Stage
 from cnnlib.errors import ConfigError
-from cnnlib.stages import gemm, naive
+from cnnlib.stages import fused, gemm, gemm_cuda, naive, ring
 
-LADDER: tuple[Stage, ...] = (naive.STAGE, gemm.STAGE)
+LADDER: tuple[Stage, ...] = (
+    naive.STAGE,
+    gemm.STAGE,
+    gemm_cuda.STAGE,
+    fused.STAGE,
+    ring.STAGE,
+)
+VARIANTS: tuple[Stage, ...] = (fused.PULL,)
+"""Stages to compare a rung with; measured like any other, but no rung themselves."""
 
 
 def find_stage(name: str, place: str) -> Stage:
     """The stage called `name`; ConfigError naming `place` and the choices if there is none."""
-    for stage in LADDER:
+    for stage in (*LADDER, *VARIANTS):
         if stage.name == name:
             return stage
-    known = ", ".join(stage.name for stage in LADDER)
+    known = ", ".join(stage.name for stage in (*LADDER, *VARIANTS))
     raise ConfigError(f"unknown stage {name!r} in {place}; known: {known}")

@@ -1,9 +1,9 @@
 """Stage 3: convolution, bias, activation and subsampling in one kernel; errors are pushed back.
 
-The full-size map never reaches device memory: forward keeps each window's value and winner, and the
-backward pass rebuilds one image's full-size error map in shared memory. Weight gradients are left as
-one partial sum a group of images, which the update adds up. Dense layers take bias and activation
-along.
+The full-size map never reaches device memory: forward keeps each window's value and winner, and
+the backward pass rebuilds one image's full-size error map in shared memory. Weight gradients are
+left as one partial sum a group of images, which the update adds up. Dense layers take bias and
+activation along.
 """
 
 import math

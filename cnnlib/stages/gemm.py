@@ -1,9 +1,9 @@
 """Stage 2: the easy wins on the CPU. Blocks of images, convolution as a matrix product (BLAS),
 buffers allocated once, float32, all cores.
 
-What differs from stage 1 besides the batch is the convolution. The windows of a whole row of
+What differs from stage 1 besides the batch is the convolution: the windows of a whole row of
 outputs are copied out of the source (im2col), and all maps' outputs of that row are one product of
-matrices. Maps lie in memory as (H, C, W, N), see cnnlib/engine/cpu.py.
+matrices. Maps lie in memory as (H, C, W, N), the image innermost: see cnnlib/engine/cpu.py.
 """
 
 from typing import cast
@@ -11,111 +11,100 @@ from typing import cast
 import numpy as np
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
-from cnnlib.engine import Planned, Stage
-from cnnlib.engine.cpu import BlockEngine, BlockOperator, block_shape, columns
-from cnnlib.layers import Activation, Array, Conv, Dense, Subsample, Views
+from cnnlib.engine import Stage
+from cnnlib.engine.cpu import BlockEngine, BlockOperator, block_shape, in_c_order
+from cnnlib.layers import Activation, Array, Conv, Dense, Subsample
 
 
 class MatrixConv(BlockOperator):
-    """Convolution as products of matrices.
+    """Convolution as products of matrices, one for each row of outputs.
 
-    `windows[y, c, j, x, n] = source[y, c, x s + j, n]` holds the im2col columns of every source
+    `columns[y, c, j, x, n] = source[y, c, x s + j, n]` holds the im2col columns of every source
     row. An output row sees K consecutive source rows, whose columns lie one behind the other: its
-    (K C K, W' N) matrix is a slice of `windows`, and neighbouring output rows share K - s of their
-    rows. So the copy is K times as large as the source, not K K times.
+    (K C K, W' N) matrix is a slice of `columns`, and neighbouring output rows share K - s of their
+    source rows. So the copy is K times as large as the source, not K K times.
     """
 
-    def __init__(
-        self,
-        planned: Planned,
-        source: Array,
-        source_error: Array | None,
-        parameters: Views,
-        gradients: Views,
-        may_overwrite: bool,
-    ) -> None:
-        super().__init__(planned, source, source_error, parameters, gradients, may_overwrite)
-        layer = cast(Conv, planned.layers[0])
-        k, s = layer.kernel, layer.stride
-        self.kernel, self.stride = k, s
-        height, channels, _, images = source.shape
-        maps, rows, across = planned.target_shape
-        dtype = source.dtype
-        self.target = np.full((rows, maps, across, images), np.nan, dtype)
-        self._weight = np.empty((maps, k, channels, k), dtype)
-        self._windows = np.empty((height, channels, k, across, images), dtype)
-        # (H', K C K, W' N): row y's columns, overlapping in memory
-        self._columns = _stacks(
-            self._windows.reshape(height, channels * k, across * images), k, s, rows
+    def make_buffers(self) -> None:
+        layer = cast(Conv, self.planned.layers[0])
+        k, s = self.kernel, self.stride = layer.kernel, layer.stride
+        height, channels, _, images = self.source.shape
+        maps, rows, across = self.planned.target_shape
+        self.target = self.buffer(rows, maps, across, images)
+        # the weight with its kernel rows outside its channels, as they lie in the columns
+        self._weight = self.buffer(maps, k, channels, k)
+        self._columns = self.buffer(height, channels, k, across, images)
+        self._seen = stacks(
+            self._columns.reshape(height, channels * k, across * images), k, s, rows
         )
-        self._products = np.empty((rows, maps, k * channels * k), dtype)
-        self._ones = np.ones(across * images, dtype)
-        self._sums = np.empty((rows, maps), dtype)
         # Rows of zeros above and below let every source row see as many rows of errors.
-        above = (k - 1) // s
+        self._above = (k - 1) // s
         below = (height - 1) // s - (rows - 1)
-        self._padded = np.zeros((above + rows + below, maps, across, images), dtype)
-        self.target_error = self._padded[above : above + rows]
-        if source_error is not None:
-            self._windows_error = np.empty_like(self._windows)
+        self._padded_error = self.buffer(self._above + rows + below, maps, across, images)
+        self._padded_error.fill(0)
+        self._error = self._padded_error[self._above : self._above + rows]
+        self.target_error = self._error
+        self._columns_error = np.empty_like(self._columns)
+        self._products = self.buffer(rows, maps, k * channels * k)
+        self._sums = self.buffer(rows, maps)
+        self._ones = np.ones(across * images, self.source.dtype)
 
     def forward(self) -> None:
-        s = self.stride
-        windows = sliding_window_view(self.source, self.kernel, axis=2)[:, :, ::s]
-        np.copyto(self._windows, windows.transpose(0, 1, 4, 2, 3))
-        np.copyto(self._weight, self.parameters["weight"].transpose(0, 2, 1, 3))
-        maps = len(self._weight)
-        target = _rows(self.target)
-        np.matmul(self._weight.reshape(maps, -1), self._columns, out=target)
+        windows = sliding_window_view(self.source, self.kernel, axis=2)[:, :, :: self.stride]
+        np.copyto(self._columns, windows.transpose(0, 1, 4, 2, 3))
+        np.copyto(self._weight, self.parameters["weight"].swapaxes(1, 2))
+        weight = self._weight.reshape(len(self._weight), -1)
+        target = row_matrices(self.target)
+        np.matmul(weight, self._seen, out=target)
         np.add(target, self.parameters["bias"][:, None], out=target)
 
     def backward(self) -> None:
-        error = _rows(self.target_error)
-        np.matmul(error, self._columns.transpose(0, 2, 1), out=self._products)
+        error = row_matrices(self._error)
+        np.matmul(error, self._seen.transpose(0, 2, 1), out=self._products)
         gradient = self._products.sum(axis=0).reshape(self._weight.shape)
-        self.gradients["weight"] += gradient.transpose(0, 2, 1, 3)
-        np.matmul(error, self._ones, out=self._sums)
+        self.gradients["weight"] += gradient.swapaxes(1, 2)
+        np.matmul(error, self._ones, out=self._sums)  # a product, as it is faster than a sum
         self.gradients["bias"] += self._sums.sum(axis=0)
         if self.source_error is not None:
-            self._push(self.source_error)
+            self._send_back(self.source_error)
 
-    def _push(self, source_error: Array) -> None:
-        """The transposed product, then the columns' errors added up where they came from.
+    def _send_back(self, source_error: Array) -> None:
+        """The columns' errors by the transposed product, added up where the columns came from.
 
-        Source row y = q s + r meets kernel rows i = r, r + s, ... with output rows q, q - 1, ...:
-        for each r one product with the errors of consecutive output rows.
+        Source row y = q s + r met kernel rows i = r, r + s, ... for output rows q, q - 1, ...: so
+        for each r, the errors of consecutive output rows make one product.
         """
         k, s = self.kernel, self.stride
         maps, _, channels, _ = self._weight.shape
-        padded = _rows(self._padded)
-        windows_error = self._windows_error.reshape(len(self._windows), channels * k, -1)
-        above = (k - 1) // s
-        for r in range(min(s, len(windows_error))):
-            part = windows_error[r::s]
-            taps = len(range(r, k, s))
-            weight = self._weight[:, r::s][:, ::-1].transpose(2, 3, 1, 0)
-            errors = _stacks(padded[above - taps + 1 :], taps, 1, len(part)) if taps else None
-            if errors is None:
-                part.fill(0)  # a row between the windows
+        across = self.target.shape[2]
+        padded = row_matrices(self._padded_error)
+        columns_error = self._columns_error.reshape(len(self._columns), channels * k, -1)
+        for r in range(min(s, len(columns_error))):
+            result = columns_error[r::s]
+            weight = self._weight[:, r::s][:, ::-1]  # the last kernel row met the first output row
+            met = weight.shape[1]
+            if met:
+                seen = stacks(padded[self._above - met + 1 :], met, 1, len(result))
+                flat = weight.transpose(2, 3, 1, 0).reshape(channels * k, met * maps)
+                np.matmul(flat, seen, out=result)
             else:
-                np.matmul(weight.reshape(channels * k, taps * maps), errors, out=part)
+                result.fill(0)  # stride beyond the kernel: no window has this row
         source_error.fill(0)
-        span = (self.target.shape[2] - 1) * s + 1
         for j in range(k):
-            source_error[:, :, j : j + span : s] += self._windows_error[:, :, j]
+            part = source_error[:, :, j : j + (across - 1) * s + 1 : s]
+            np.add(part, self._columns_error[:, :, j], out=part)
 
 
-def _rows(block: Array) -> Array:
-    """(H, C, W, N) as one matrix (C, W N) a row of the maps; a view."""
+def row_matrices(block: Array) -> Array:
+    """A view of (H, C, W, N) as one matrix (C, W N) for each row of the maps."""
     rows, channels, _, _ = block.shape
     return block.reshape(rows, channels, -1)
 
 
-def _stacks(matrices: Array, height: int, stride: int, count: int) -> Array:
-    """`count` stacks of `height` consecutive matrices (R, L), as (count, height R, L); a view.
+def stacks(matrices: Array, height: int, stride: int, count: int) -> Array:
+    """A view (count, height R, L) of contiguous matrices (.., R, L): `height` of them on a stack.
 
-    Stack i begins with matrix i stride: stacks overlap in memory. `matrices` (.., R, L) must be
-    contiguous.
+    Stack i begins with matrix i stride; stacks overlap in memory.
     """
     _, rows, length = matrices.shape
     step, line, item = matrices.strides
@@ -126,43 +115,29 @@ def _stacks(matrices: Array, height: int, stride: int, count: int) -> Array:
 class MatrixDense(BlockOperator):
     """target (U, N) = weight (U, M) source (M, N) + bias."""
 
-    def __init__(
-        self,
-        planned: Planned,
-        source: Array,
-        source_error: Array | None,
-        parameters: Views,
-        gradients: Views,
-        may_overwrite: bool,
-    ) -> None:
-        super().__init__(planned, source, source_error, parameters, gradients, may_overwrite)
-        self.target = np.full(
-            block_shape(planned.target_shape, source.shape[-1]), np.nan, source.dtype
-        )
-        self.target_error = np.empty_like(self.target)
-        weight = parameters["weight"]
-        self._inputs = np.empty((weight.shape[1], source.shape[-1]), source.dtype)
+    def make_buffers(self) -> None:
+        images = self.source.shape[-1]
+        weight = self.parameters["weight"]
+        self.target = self.buffer(*block_shape(self.planned.target_shape, images))
+        self._error = self.target_error = np.empty_like(self.target)
+        self._inputs = self.buffer(weight.shape[1], images)
         self._inputs_error = np.empty_like(self._inputs)
         self._products = np.empty_like(weight)
 
     def forward(self) -> None:
-        self._inputs[:] = columns(self.source)
+        source = in_c_order(self.source)
+        np.copyto(self._inputs.reshape(source.shape), source)
         np.matmul(self.parameters["weight"], self._inputs, out=self.target)
         np.add(self.target, self.parameters["bias"][:, None], out=self.target)
 
     def backward(self) -> None:
-        error = self.target_error
-        np.matmul(error, self._inputs.T, out=self._products)
+        np.matmul(self._error, self._inputs.T, out=self._products)
         self.gradients["weight"] += self._products
-        self.gradients["bias"] += error.sum(axis=1)
+        self.gradients["bias"] += self._error.sum(axis=1)
         if self.source_error is not None:
-            np.matmul(self.parameters["weight"].T, error, out=self._inputs_error)
-            if self.source_error.ndim == 4:
-                rows, channels, across, images = self.source_error.shape
-                inputs_error = self._inputs_error.reshape(channels, rows, across, images)
-                np.copyto(self.source_error, inputs_error.transpose(1, 0, 2, 3))
-            else:
-                np.copyto(self.source_error, self._inputs_error)
+            np.matmul(self.parameters["weight"].T, self._error, out=self._inputs_error)
+            source_error = in_c_order(self.source_error)
+            np.copyto(source_error, self._inputs_error.reshape(source_error.shape))
 
 
 class WholeActivation(BlockOperator):
@@ -170,25 +145,18 @@ class WholeActivation(BlockOperator):
 
     keeps_target = True
 
-    def __init__(
-        self,
-        planned: Planned,
-        source: Array,
-        source_error: Array | None,
-        parameters: Views,
-        gradients: Views,
-        may_overwrite: bool,
-    ) -> None:
-        super().__init__(planned, source, source_error, parameters, gradients, may_overwrite)
-        self.function = cast(Activation, planned.layers[0]).function
-        self.target = source if may_overwrite else np.full_like(source, np.nan)
-        self.target_error = source_error
-        self._slope = np.empty(source.shape, bool if self.function == "relu" else source.dtype)
+    def make_buffers(self) -> None:
+        self.function = cast(Activation, self.planned.layers[0]).function
+        self.target = self.source if self.may_overwrite else np.full_like(self.source, np.nan)
+        self.target_error = self.source_error  # one takes the other's place
+        self._slope = np.zeros(
+            self.source.shape, bool if self.function == "relu" else self.source.dtype
+        )
 
     def forward(self) -> None:
         source, target = self.source, self.target
         if self.function == "relu":
-            # as a product, so that NaN stays NaN; faster than np.maximum, and the slope is kept
+            # A product, so that NaN stays NaN: faster than np.maximum, and the slope is kept.
             np.greater(source, 0, out=self._slope)
             np.multiply(source, self._slope, out=target)
         elif self.function == "tanh":
@@ -213,50 +181,42 @@ class WholeActivation(BlockOperator):
 
 
 class SlicedSubsample(BlockOperator):
-    """Windows' elements as strided slices of the whole block: first along rows, then columns.
+    """Elements of all windows at once, as strided slices of the block: along x, then along y.
 
-    Along x first, then along y: among equals the left one wins in a row and then the upper row,
-    which is the first in reading order.
+    Among equals the left one wins in its row, and then the upper row: first in reading order.
     """
 
     keeps_target = True
 
-    def __init__(
-        self,
-        planned: Planned,
-        source: Array,
-        source_error: Array | None,
-        parameters: Views,
-        gradients: Views,
-        may_overwrite: bool,
-    ) -> None:
-        super().__init__(planned, source, source_error, parameters, gradients, may_overwrite)
-        layer = cast(Subsample, planned.layers[0])
+    def make_buffers(self) -> None:
+        layer = cast(Subsample, self.planned.layers[0])
         self.size, self.method = layer.size, layer.method
-        height, channels, _, images = source.shape
-        _, rows, across = planned.target_shape
-        self._narrow = np.empty((height, channels, across, images), source.dtype)
-        self._won = np.empty((height, channels, across, images), bool)
-        self.target = np.full((rows, channels, across, images), np.nan, source.dtype)
-        self.target_error = None
-        if source_error is not None:
-            self.target_error = np.empty_like(self.target)
-            self._narrow_error = np.empty_like(self._narrow)
+        height, channels, _, images = self.source.shape
+        _, rows, across = self.planned.target_shape
+        self._narrow = self.buffer(height, channels, across, images)
+        self._narrow_error = np.empty_like(self._narrow)
+        self._won = np.zeros(self._narrow.shape, bool)
+        self.target = self.buffer(rows, channels, across, images)
+        self.target_error = None if self.source_error is None else np.empty_like(self.target)
 
-    def _along_x(self, block: Array) -> list[Array]:
+    def along_x(self, block: Array) -> list[Array]:
+        """Views (H, C, W', N): the first elements of all windows, the second ones, ..."""
         return [block[:, :, j :: self.size] for j in range(self.size)]
 
-    def _along_y(self, block: Array) -> list[Array]:
+    def along_y(self, block: Array) -> list[Array]:
         return [block[i :: self.size] for i in range(self.size)]
 
     def forward(self) -> None:
         combine = np.maximum if self.method == "max" else np.add
         for parts, result in (
-            (self._along_x(self.source), self._narrow),
-            (self._along_y(self._narrow), self.target),
+            (self.along_x(self.source), self._narrow),
+            (self.along_y(self._narrow), self.target),
         ):
-            np.copyto(result, parts[0])
-            for part in parts[1:]:
+            if len(parts) == 1:
+                np.copyto(result, parts[0])
+            else:
+                combine(parts[0], parts[1], out=result)
+            for part in parts[2:]:
                 combine(result, part, out=result)
         if self.method == "mean":
             np.divide(self.target, self.size**2, out=self.target)
@@ -264,20 +224,18 @@ class SlicedSubsample(BlockOperator):
     def backward(self) -> None:
         if self.source_error is None or self.target_error is None:
             return
-        error, narrow_error = self.target_error, self._narrow_error
-        if self.method == "mean":
-            np.divide(error, self.size**2, out=error)
-            for part in self._along_y(narrow_error):
-                np.copyto(part, error)
-            for part in self._along_x(self.source_error):
-                np.copyto(part, narrow_error)
-            return
-        self._to_winners(
-            error, self.target, self._along_y(self._narrow), self._along_y(narrow_error)
-        )
-        self._to_winners(
-            narrow_error, self._narrow, self._along_x(self.source), self._along_x(self.source_error)
-        )
+        parts_error = self.along_x(self.source_error)
+        narrow_parts_error = self.along_y(self._narrow_error)
+        if self.method == "max":
+            narrow_parts, parts = self.along_y(self._narrow), self.along_x(self.source)
+            self._to_winners(self.target_error, self.target, narrow_parts, narrow_parts_error)
+            self._to_winners(self._narrow_error, self._narrow, parts, parts_error)
+        else:
+            np.divide(self.target_error, self.size**2, out=self.target_error)
+            for part in narrow_parts_error:
+                np.copyto(part, self.target_error)
+            for part in parts_error:
+                np.copyto(part, self._narrow_error)
 
     def _to_winners(
         self, error: Array, largest: Array, parts: list[Array], parts_error: list[Array]
@@ -287,15 +245,15 @@ class SlicedSubsample(BlockOperator):
         for part, part_error in zip(parts[:-1], parts_error[:-1], strict=True):
             np.equal(part, largest, out=won)
             np.multiply(error, won, out=part_error)
-            np.subtract(error, part_error, out=error)
+            np.subtract(error, part_error, out=error)  # nothing is left for the others
         np.copyto(parts_error[-1], error)
 
 
 STAGE = Stage(
     name="gemm",
     title="2 gemm",
-    change="mini-batches, convolution as matrix products (im2col and BLAS), buffers allocated once, "
-    "float32, all cores",
+    change="mini-batches, convolution as matrix products (im2col and BLAS), buffers allocated "
+    "once, float32, all cores",
     runs_on="cpu",
     engine=BlockEngine,
     operators={

@@ -19,7 +19,6 @@ from cnnlib.stages.fused import (
     BLOCKS_PER_MULTIPROCESSOR,
     PLAIN_SHARED_BYTES,
     FusedConv,
-    largest_divisor,
 )
 
 FLOATS = PLAIN_SHARED_BYTES // 4
@@ -29,81 +28,86 @@ MOST_UNITS = 4
 """Units (image x tile of columns) that a block takes in step."""
 
 
+def halve_until(number: int, good: Callable[[int], bool]) -> int:
+    """`number`, halved (upwards) until it is good or 1."""
+    while number > 1 and not good(number):
+        number = math.ceil(number / 2)
+    return number
+
+
 class RingConv(FusedConv):
     file = "ring_conv.cuh"
 
     def choose(self, planned: Planned, device: Device) -> None:
-        self.before = (self.conv.kernel - 1) // self.conv.stride
+        self.out_rows = self.rows // self.window
         self.taps = self.conv.kernel**2 * math.ceil(self.maps / 4) * 4
-        # A tile as wide as the map means that each row is fetched once; a high band, few barriers.
-        self.tile, self.band = self._fit(
-            self.out_columns, self.rows // self.window,
-            lambda tile, band: self._ring(tile, band) + self._deltas(tile, band),
-        )  # fmt: skip
+        # A tile as wide as the map means that each row is fetched once.
+        self.tile = halve_until(
+            self.out_columns, lambda tile: self._window(tile, 1) + self._deltas(tile, 1) <= FLOATS
+        )
         self.tiles = math.ceil(self.out_columns / self.tile)
-        ring = self._ring(self.tile, self.band)
-        fits = (FLOATS - ring) // self.terms // self.each * self.each
+        self.band = self._highest(lambda n: self._window(self.tile, n) + self._deltas(self.tile, n))
+        self.forward_band = self._highest(lambda n: self._window(self.tile, n))
+        window = self._window(self.tile, self.forward_band)
+        fits = (FLOATS - window) // self.terms // self.each * self.each
         self.chunk_maps = min(self.maps, max(self.each, fits))
         self.map_chunks = math.ceil(self.maps / self.chunk_maps)
-        items = self.chunk_maps // self.each * self.tile * self.band
+        items = self.chunk_maps // self.each * self.tile * self.forward_band
         left = FLOATS - self.chunk_maps * self.terms
-        self.units = max(1, min(MOST_UNITS, math.ceil(THREADS / items), left // ring))
+        self.units = max(1, min(MOST_UNITS, THREADS // items, left // window))
         self.own_rows(most_splits=self.band * self.window)
 
-        self.error_tile, self.error_band = self._fit(self.width, self.rows, self._error_ring)
-        self.error_tiles = math.ceil(self.width / self.error_tile)
-        error_ring = self._error_ring(self.error_tile, self.error_band)
-        rows = self.error_band * self.conv.stride
-        self.error_each = largest_divisor(
-            self.channels, 4, lambda each: self.channels // each * self.error_tile * rows >= 128
+        self.error_tile = halve_until(
+            self.width, lambda tile: self._errors(tile, 1, self.channels) <= FLOATS - self.taps
         )
-        fits = (FLOATS - error_ring) // self.taps // self.error_each * self.error_each
-        self.chunk_channels = min(self.channels, max(self.error_each, fits))
+        self.error_tiles = math.ceil(self.width / self.error_tile)
+        self.error_band = self._highest(lambda n: self._errors(self.error_tile, n, self.channels))
+        self.chunk_channels = self.channels
+        while self.chunk_channels > 1 and self._error_arena() > FLOATS:
+            self.chunk_channels = math.ceil(self.chunk_channels / 2)
         self.channel_chunks = math.ceil(self.channels / self.chunk_channels)
-        items = rows * (self.chunk_channels // self.error_each) * self.error_tile
-        left = FLOATS - self.chunk_channels * self.taps
-        self.error_units = max(1, min(MOST_UNITS, math.ceil(THREADS / items), left // error_ring))
 
-    def _fit(self, columns: int, rows: int, size: Callable[[int, int], int]) -> tuple[int, int]:
-        """(tile, band): as wide as it can be, then as high as FEW_FLOATS of window allow.
+    def _highest(self, size: Callable[[int], int]) -> int:
+        """Target rows a step: as many as FEW_FLOATS allow, since a step costs barriers.
 
-        size(tile, band) is not monotonic in the band: all rows at once need no second buffer.
+        Not the first that fits counting upwards: all rows at once need no second buffer.
         """
-        tile = columns
-        while tile > 1 and size(tile, 1) > FLOATS * 3 // 4:
-            tile = math.ceil(tile / 2)
-        return tile, next((n for n in range(rows, 1, -1) if size(tile, n) <= FEW_FLOATS), 1)
+        return next((n for n in range(self.out_rows, 1, -1) if size(n) <= FEW_FLOATS), 1)
 
     # The sizes that kernels/ring_conv.cuh derives from the constants, in floats of one unit.
 
-    def _ring(self, tile: int, band: int) -> int:
-        """Window of source rows."""
+    def _window(self, tile: int, band: int) -> int:
+        """Source rows in use and those on their way, in whole quads."""
         rows, stride = band * self.window, self.conv.stride
-        several = band < self.rows // self.window
         span = (rows - 1) * stride + self.conv.kernel
         width = (tile * self.window - 1) * stride + self.conv.kernel
-        return self.channels * (span + several * rows * stride) * width
+        ring = span + (rows * stride if band < self.out_rows else 0)
+        return math.ceil(self.channels * ring * width / 4) * 4
 
     def _deltas(self, tile: int, band: int) -> int:
         """The convolution's errors of a step, and of the next where there is one."""
-        several = band < self.rows // self.window
-        return (1 + several) * self.maps * band * self.window * tile * self.window
+        return (1 + (band < self.out_rows)) * self.maps * band * self.window * tile * self.window
 
-    def _error_ring(self, tile: int, band: int) -> int:
-        """Window of error rows."""
-        columns = (tile - 1) // self.conv.stride + 1 + self.before + 1
-        rows = self.before + 2 * band if band < self.rows else self.rows
-        return self.maps * rows * columns
+    def _errors(self, tile: int, band: int, channels: int) -> int:
+        """Rows of source errors, and the convolution's errors of a step."""
+        rows, stride, kernel = band * self.window, self.conv.stride, self.conv.kernel
+        ring = (rows - 1) * stride + kernel if band < self.out_rows else self.height
+        columns = self.columns
+        if tile < self.width:
+            columns = (tile - 1) // stride + 1 + (kernel - 1) // stride + 1
+        return channels * ring * tile + self.maps * rows * columns
+
+    def _error_arena(self) -> int:
+        errors = self._errors(self.error_tile, self.error_band, self.chunk_channels)
+        return self.chunk_channels * self.taps + errors
 
     def check(self) -> None:
-        ring = self._ring(self.tile, self.band)
-        errors = self.chunk_channels * self.taps
-        errors += self.error_units * self._error_ring(self.error_tile, self.error_band)
+        window = self._window(self.tile, self.band)
         wanted = 4 * max(
-            self.chunk_maps * self.terms + self.units * ring,
-            ring + self._deltas(self.tile, self.band),
+            self.chunk_maps * self.terms + self.units * self._window(self.tile, self.forward_band),
+            window + self._deltas(self.tile, self.band),
             THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1),
-            0 if self.planned.is_first else errors,
+            0 if self.planned.is_first else self._error_arena(),
         )
         if wanted > PLAIN_SHARED_BYTES:
             raise self.unsupported(
@@ -114,10 +118,9 @@ class RingConv(FusedConv):
     def constants(self) -> Mapping[str, int | str]:
         return {
             **self.common_constants(),
-            "TILE": self.tile, "BAND": self.band, "UNITS": self.units,
-            "CHUNK_MAPS": self.chunk_maps, "ERROR_TILE": self.error_tile,
-            "ERROR_BAND": self.error_band, "ERROR_UNITS": self.error_units,
-            "CHUNK_CHANNELS": self.chunk_channels, "ERROR_EACH": self.error_each,
+            "TILE": self.tile, "FORWARD_BAND": self.forward_band, "BAND": self.band,
+            "UNITS": self.units, "CHUNK_MAPS": self.chunk_maps, "ERROR_TILE": self.error_tile,
+            "ERROR_BAND": self.error_band, "CHUNK_CHANNELS": self.chunk_channels,
         }  # fmt: skip
 
     def partial_groups(self, batch_size: int) -> int:
@@ -125,15 +128,12 @@ class RingConv(FusedConv):
         self.groups = max(1, min(batch_size * self.tiles, most))
         return self.groups
 
-    def _together(self, units: int, most: int) -> int:
-        """Units a block takes in step: one, until every multiprocessor has its blocks."""
-        blocks = self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR
-        return max(1, min(most, units // blocks))
-
     def forward(self, count: int) -> list[Launch]:
         b, views = self.buffers, self.buffers.parameters[0]
         units = count * self.tiles
-        together = self._together(units, self.units)
+        # Units go together only when every multiprocessor has its blocks without.
+        blocks = self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR
+        together = max(1, min(self.units, units // blocks))
         return [
             self.launch_blocks(
                 "forward", math.ceil(units / together) * self.map_chunks,
@@ -143,15 +143,13 @@ class RingConv(FusedConv):
 
     def backward_launch(self, count: int, groups: int) -> Launch:
         b, views = self.buffers, self.buffers.parameters[0]
-        units = count * self.error_tiles
-        together = self._together(units, self.error_units)
         jobs = groups * self.chunks
         if b.source_errors is not None:
-            jobs += math.ceil(units / together) * self.channel_chunks
+            jobs += count * self.error_tiles * self.channel_chunks
         errors = b.target_errors if b.source_errors is None else b.source_errors
         return self.launch_blocks(
             "backward", jobs, b.source, views["weight"], views["bias"], b.target, self.winners,
-            b.target_errors, errors, b.partials, count, groups, together,
+            b.target_errors, errors, b.partials, count, groups,
         )  # fmt: skip
 
 

@@ -62,7 +62,8 @@ namespace {
 constexpr int MAX_THREADS = 1024;             // per block, CUDA's limit
 constexpr int WARP = 32;
 constexpr int MAX_WARPS = MAX_THREADS / WARP;
-constexpr size_t SHARED_LIMIT = 227 * 1024;   // what a block of an H100 may have; nvcc itself refuses fixed arrays over 48 KiB
+constexpr size_t SHARED_LIMIT = 48 * 1024;    // CUDA's limit for arrays of fixed size
+constexpr size_t LARGE_LIMIT = 227 * 1024;    // with SHARED_LARGE: what a block of an H100 may have
 constexpr size_t STACK = (HOST_ASAN ? 512 : 128) * 1024;
 constexpr size_t PAGE = 4096;
 constexpr size_t RED_ZONE = HOST_ASAN ? 64 : 0;  // between SHARED arrays
@@ -192,6 +193,8 @@ struct Meeting {
 struct SharedArray {
     const void* site;
     char* at;
+    size_t bytes;
+    bool large;
 };
 
 struct Launch {
@@ -255,7 +258,7 @@ struct Worker {
         free(arena);
     }
     static constexpr size_t arena_bytes() {
-        return (SHARED_LIMIT + 4096 + (MAX_SHARED_ARRAYS + 1) * RED_ZONE + 4095) / 4096 * 4096;
+        return (LARGE_LIMIT + 4096 + (MAX_SHARED_ARRAYS + 1) * RED_ZONE + 4095) / 4096 * 4096;
     }
 
     // ---- order of threads
@@ -490,13 +493,11 @@ struct Worker {
     }
 
     // ---- shared memory
-    size_t array_bytes[MAX_SHARED_ARRAYS];
-
     void poison_arrays() {
-        for (int i = 0; i < arrays; ++i) memset(array[i].at, 0xFF, array_bytes[i]);
+        for (int i = 0; i < arrays; ++i) memset(array[i].at, 0xFF, array[i].bytes);
     }
 
-    void* shared(const void* site, size_t bytes, size_t alignment, const char* name) {
+    void* shared(const void* site, size_t bytes, size_t alignment, bool large, const char* name) {
         // A thread's declarations come in the order in which the first thread made them, mostly.
         if (hint < arrays && array[hint].site == site) return array[hint++].at;
         for (int i = 0; i < arrays; ++i)
@@ -504,10 +505,18 @@ struct Worker {
                 hint = i + 1;
                 return array[i].at;
             }
-        size_t used = 0;
-        for (int i = 0; i < arrays; ++i) used += array_bytes[i];
-        if (used + bytes > SHARED_LIMIT || arrays == MAX_SHARED_ARRAYS) {
-            report("shared array %s of %zu bytes beside %zu others: a block has %zu", name, bytes, used, SHARED_LIMIT);
+        size_t fixed = large ? 0 : bytes, all = bytes;
+        for (int i = 0; i < arrays; ++i) {
+            if (!array[i].large) fixed += array[i].bytes;
+            all += array[i].bytes;
+        }
+        if (large && bytes > launch->wanted->shared_bytes) {
+            report("SHARED_LARGE array %s of %zu bytes: the launch named %zu", name, bytes, launch->wanted->shared_bytes);
+            abandon();
+        }
+        if (fixed > SHARED_LIMIT || all > LARGE_LIMIT || arrays == MAX_SHARED_ARRAYS) {
+            report("shared array %s of %zu bytes beside %zu others: a block has %zu", name, bytes, all - bytes,
+                   fixed > SHARED_LIMIT ? SHARED_LIMIT : LARGE_LIMIT);
             abandon();
         }
         const size_t step = alignment < 16 ? 16 : alignment;
@@ -522,8 +531,7 @@ struct Worker {
         __asan_unpoison_memory_region(arena + at, bytes);
 #endif
         memset(arena + at, 0xFF, bytes);
-        array[arrays] = {site, arena + at};
-        array_bytes[arrays] = bytes;
+        array[arrays] = {site, arena + at, bytes, large};
         hint = ++arrays;
         return arena + at;
     }
@@ -767,8 +775,8 @@ Pool& pool() {
 
 extern "C" {
 
-void* host_shared(const void* site, size_t bytes, size_t alignment, const char* name) {
-    return this_worker->shared(site, bytes, alignment, name);
+void* host_shared(const void* site, size_t bytes, size_t alignment, int large, const char* name) {
+    return this_worker->shared(site, bytes, alignment, large != 0, name);
 }
 int host_barrier_count(int predicate, const HostSite* site) { return this_worker->barrier(predicate, site); }
 void host_ballot(unsigned mask, int predicate, const HostSite* site) { this_worker->ballot(mask, predicate, site); }

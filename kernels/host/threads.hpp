@@ -67,7 +67,7 @@ extern "C" {
 extern HOST_EXPORT HOST_THREAD_LOCAL HostContext host_context;
 
 // The block's array of this site; the first thread to come makes it, every byte 0xFF.
-HOST_EXPORT void* host_shared(const void* site, size_t bytes, size_t alignment, const char* name);
+HOST_EXPORT void* host_shared(const void* site, size_t bytes, size_t alignment, int large, const char* name);
 // Where in the source a thread waits: threads that meet at different lines have diverged.
 struct HostSite {
     const char* file;
@@ -91,6 +91,7 @@ struct HostLaunch {
     int reverse;   // threads and blocks in reverse order
     int workers;   // OS threads to use, this one included
     char* message; // room for HOST_MESSAGE_BYTES
+    size_t shared_bytes;  // of the SHARED_LARGE array
 };
 enum { HOST_MESSAGE_BYTES = 512 };
 // Runs every block; 0, or 1 with `message` filled.
