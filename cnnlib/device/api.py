@@ -78,7 +78,7 @@ class Kernel(Protocol):
         """A launch with everything checked and packed beforehand, to be made many times.
 
         `shared_bytes` is the size of the kernel's SHARED_LARGE array, if it has one. The arrays
-        must outlive the last call.
+        are kept for as long as the launch is.
         """
 
     def resources(self) -> Resources | None:

@@ -235,10 +235,10 @@ class CudaKernel:
             raise KernelError(
                 f"kernel {self.name}, {shared_bytes} bytes of shared memory: {error}"
             ) from error
-        # What prepared_async_call ends in; packing the arguments again each time takes twice as long.
+        # What prepared_async_call ends in; packing the arguments each time takes twice as long.
         launch_kernel = self._function._launch_kernel
 
-        def launch() -> None:
+        def launch(_kept: Sequence[Argument] = args) -> None:  # so the arrays stay allocated
             try:
                 launch_kernel(blocks, threads, packed, shared_bytes, stream)
             except driver.Error as error:

@@ -61,6 +61,7 @@ _ARRAY_LETTERS = {
     "uint64": "Q",
 }
 _MESSAGE_BYTES = 512
+_SHARED_BYTES = 227 * 1024  # LARGE_LIMIT of kernels/host/runtime.cpp: what an H100's block may have
 
 
 class _Launch(ctypes.Structure):
@@ -75,6 +76,7 @@ class _Launch(ctypes.Structure):
         ("reverse", ctypes.c_int),
         ("workers", ctypes.c_int),
         ("message", ctypes.c_void_p),
+        ("shared_bytes", ctypes.c_size_t),
     )
 
 
@@ -177,38 +179,71 @@ class HostKernel:
         self._function = function
         self._lock = threading.Lock()
         self._message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        self._launch = _Launch(kernel=name.encode(), message=ctypes.addressof(self._message))
-        self._launch.reverse = device.fiber_order == "reverse"
-        self._launch.workers = device.multiprocessors
+        self._launch = self._new_launch()
         self._pointer = ctypes.byref(self._launch)
         self._sizes: tuple[Extent, Extent] | None = None
         self._packers: dict[str, tuple[struct.Struct, bytes]] = {}
 
     def __call__(self, grid: Extent, block: Extent, *args: Argument) -> None:
+        packed, letters = self._pack(args)
+        with self._lock:  # the launch gives the interpreter free, and another thread may come
+            if self._sizes != (grid, block):
+                self._launch.grid = extent(grid, f"kernel {self.name}: grid")
+                self._launch.block = extent(block, f"kernel {self.name}: block")
+                self._sizes = (grid, block)
+            self._launch.arguments = packed
+            if self._function(self._pointer, letters):
+                raise KernelError(self._message.value.decode(errors="replace"))
+
+    def bind(
+        self, grid: Extent, block: Extent, *args: Argument, shared_bytes: int = 0
+    ) -> Callable[[], None]:
+        packed, letters = self._pack(args)
+        launch = self._new_launch()
+        launch.grid = extent(grid, f"kernel {self.name}: grid")
+        launch.block = extent(block, f"kernel {self.name}: block")
+        launch.shared_bytes = shared_bytes
+        launch.arguments = packed
+        arrays = [argument for argument in args if isinstance(argument, HostArray)]
+        function, pointer, lock = self._function, ctypes.byref(launch), self._lock
+
+        def run() -> None:
+            for array in arrays:
+                if array._memory.device is None:
+                    array._check_alive()
+            with lock:
+                if function(pointer, letters):
+                    raise KernelError(self._message.value.decode(errors="replace"))
+
+        return run
+
+    def _new_launch(self) -> _Launch:
+        return _Launch(
+            kernel=self.name.encode(),
+            message=ctypes.addressof(self._message),
+            reverse=self._device.fiber_order == "reverse",
+            workers=self._device.multiprocessors,
+        )
+
+    def _pack(self, args: Sequence[Argument]) -> tuple[bytes, bytes]:
+        """The arguments in slots of 8 bytes, and a letter for each one's kind."""
         letters = ""
         values: list[int | float] = []
         for argument in args:
-            kind = type(argument)
-            if kind is HostArray:
-                if argument._memory.device is None:  # type: ignore[union-attr]
-                    argument._check_alive()  # type: ignore[union-attr]
-                letters += argument.letter  # type: ignore[union-attr]
-                values.append(argument.address)  # type: ignore[union-attr]
-            elif kind is int:
-                letters += "i"
-                values.append(argument)  # type: ignore[arg-type]
-            elif kind is float:
-                letters += "f"
-                values.append(argument)  # type: ignore[arg-type]
-            elif isinstance(argument, (np.integer, bool)):
+            if isinstance(argument, HostArray):
+                if argument._memory.device is None:
+                    argument._check_alive()
+                letters += argument.letter
+                values.append(argument.address)
+            elif isinstance(argument, (int, np.integer)):
                 letters += "i"
                 values.append(int(argument))
-            elif isinstance(argument, np.floating):
+            elif isinstance(argument, (float, np.floating)):
                 letters += "f"
                 values.append(float(argument))
             else:
                 raise KernelError(
-                    f"kernel {self.name}: argument {len(letters)} is a {kind.__name__}; "
+                    f"kernel {self.name}: argument {len(letters)} is a {type(argument).__name__}; "
                     "expected an array of this device, an int or a float"
                 )
         packer = self._packers.get(letters)
@@ -217,22 +252,9 @@ class HostKernel:
             layout = "<" + "".join(slots.get(letter, "Q") for letter in letters)
             packer = self._packers[letters] = (struct.Struct(layout), letters.encode())
         try:
-            packed = packer[0].pack(*values)
+            return packer[0].pack(*values), packer[1]
         except (struct.error, OverflowError) as error:
             raise KernelError(f"kernel {self.name}: arguments {values}: {error}") from error
-        with self._lock:  # the launch gives the interpreter free, and another thread may come
-            if self._sizes != (grid, block):
-                self._launch.grid = extent(grid, f"kernel {self.name}: grid")
-                self._launch.block = extent(block, f"kernel {self.name}: block")
-                self._sizes = (grid, block)
-            self._launch.arguments = packed
-            if self._function(self._pointer, packer[1]):
-                raise KernelError(self._message.value.decode(errors="replace"))
-
-    def bind(
-        self, grid: Extent, block: Extent, *args: Argument, shared_bytes: int = 0
-    ) -> Callable[[], None]:
-        return lambda: self(grid, block, *args)
 
     def resources(self) -> Resources | None:
         return None
@@ -301,9 +323,7 @@ class HostDevice:
                 f"known: {', '.join(FIBER_ORDERS)}"
             )
         self.fiber_order = order
-        self.shared_bytes = (
-            227 * 1024
-        )  # of the runtime's arena; as much as an H100's block may have
+        self.shared_bytes = _SHARED_BYTES
         self.multiprocessors = threads or _positive("CNNLIB_HOST_THREADS") or usable_cores()
         self.memory = memory or _positive("CNNLIB_HOST_MEMORY") or available_memory()
         self._sanitize = sanitizers()

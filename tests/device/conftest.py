@@ -12,10 +12,6 @@ from cnnlib.device.cuda import missing_parts
 HERE = Path(__file__).parent
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a GPU, its driver, nvcc and PyCUDA")
-
-
 def entries(source: str) -> list[str]:
     layer = re.search(r"#define LAYER (\w+)", source)
     assert layer

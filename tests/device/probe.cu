@@ -128,6 +128,20 @@ ENTRY(count_multiples)(int* out, int n) {
     atomicMin(out + 2, -static_cast<int>(blockIdx.x));
 }
 
+// out[block] = sum over n floats of shared memory, more than a block has without asking
+ENTRY(sum_large)(float* out) {
+    constexpr int N = 25000;
+    SHARED(float, total, 1);
+    SHARED_LARGE(float, many, N);
+    for (int i : block_range(N)) many[i] = static_cast<float>(i % 5);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        total[0] = 0.0f;
+        for (int i = 0; i < N; ++i) total[0] += many[i];
+        out[blockIdx.x] = total[0];
+    }
+}
+
 template <int N>
 __device__ float read_fours(const float* at) {
     float sum = 0;

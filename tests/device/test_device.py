@@ -253,6 +253,31 @@ def test_vector_types(device: Device, probe: Probe) -> None:
     assert out.get()[0] == (values.reshape(2, 4) @ [1, 2, 3, 4]).sum()
 
 
+def test_large_shared_memory(device: Device, probe: Probe) -> None:
+    assert device.shared_bytes >= 100_000
+    out = device.array(9)
+    launch = probe("sum_large").bind(9, 64, out, shared_bytes=100_000)
+    for _ in range(2):
+        out.fill_bytes()
+        launch()
+        np.testing.assert_array_equal(out.get(), np.full(9, 50000))
+
+
+def test_bound_launches(device: Device, probe: Probe) -> None:
+    out = upload(device, np.zeros((2, 100), np.int32))
+    launches = [
+        probe("visit_range").bind(3, (16, 2), out.part(row * 100, 100), length)
+        for row, length in ((0, 100), (1, 7))
+    ]
+    for launch in (*launches, launches[1]):
+        launch()
+    expected = np.ones((2, 100), int)
+    expected[1] = 2 * (np.arange(100) < 7)
+    np.testing.assert_array_equal(out.get(), expected)
+    with pytest.raises(KernelError, match="probe_visit_range"):
+        probe("visit_range").bind((0, 1), 1, out, 100)
+
+
 def test_many_phases_repeat_bit_for_bit(device: Device, probe: Probe) -> None:
     results = []
     for _ in range(3):

@@ -183,6 +183,17 @@ def test_kinds_of_arguments_are_checked(host: HostDevice, probe_source: str) -> 
             kernel(1, 1, *arguments)  # type: ignore[arg-type]
 
 
+def test_bytes_of_large_shared_memory_are_checked(host: HostDevice, probe_source: str) -> None:
+    kernel = host.compile(probe_source, "probe.cu", ["probe_sum_large"]).kernel("probe_sum_large")
+    out = host.array(1)
+    with pytest.raises(KernelError, match="many of 100000 bytes: the launch named 99999"):
+        kernel.bind(1, 32, out, shared_bytes=99_999)()
+    bound = kernel.bind(1, 32, out, shared_bytes=100_000)
+    out.free()
+    with pytest.raises(DeviceError, match="freed"):
+        bound()
+
+
 def test_launches_from_several_threads(host: HostDevice, probe_source: str) -> None:
     kernel = host.compile(probe_source, "probe.cu", ["probe_phases"]).kernel("probe_phases")
     expected = host.array(4 * 64)
