@@ -1,0 +1,61 @@
+"""Commands that fetch data sets and put tables together."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnlib.commands.options import CONFIG, ConfigFiles
+
+
+def download(
+    dataset: Annotated[str, typer.Option(help="A data set of the config.")],
+    folder: Annotated[Path, typer.Option(help="Where the files go.")],
+    config: ConfigFiles = CONFIG,
+) -> None:
+    """Fetch a data set's files from the first mirror that has them, and check them."""
+    from cnnlib import datasets
+    from cnnlib.config import load_config
+
+    datasets.download(load_config(config).dataset(dataset, "--dataset"), folder)
+
+
+def prepare(
+    dataset: Annotated[str, typer.Option(help="A data set of the config.")],
+    folder: Annotated[Path, typer.Option(help="Where its files lie.")],
+    out: Annotated[Path, typer.Option(help="The .npz file to write.")],
+    config: ConfigFiles = CONFIG,
+) -> None:
+    """Turn a data set's files into one .npz file."""
+    from cnnlib import datasets
+    from cnnlib.config import load_config
+
+    datasets.prepare(load_config(config).dataset(dataset, "--dataset"), folder, out)
+
+
+def combine(
+    table: Annotated[str, typer.Option(help="Which table: epochs, steps, ...")],
+    out: Annotated[Path, typer.Option(help="The CSV file to write.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="CSV files of that table.")] = None,
+    list_file: Annotated[
+        Path | None, typer.Option("--list", help="A file with further names, one a line.")
+    ] = None,
+) -> None:
+    """Put the rows of many CSV files into one, checking every one of them."""
+    from cnnlib import records
+    from cnnlib.errors import DataError, UserError
+
+    if table not in records.TABLES:
+        raise UserError(f"unknown table {table!r} in --table; known: {', '.join(records.TABLES)}")
+    paths = list(files or [])
+    if list_file is not None:
+        try:
+            names = list_file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise DataError(f"cannot read {list_file}: {error.strerror or error}") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{list_file} is not a list of files: it is not UTF-8") from None
+        paths += [Path(name) for name in names if name.strip()]
+    frame = records.combine(paths, table)
+    records.write(out, table, frame.to_dict("records"))
+    typer.echo(f"{out}: {len(frame)} rows of {len(paths)} files")

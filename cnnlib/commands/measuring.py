@@ -1,0 +1,119 @@
+"""Commands that time a run and that check stages against the reference."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnnlib.commands.options import CONFIG, ConfigFiles, columns
+
+if TYPE_CHECKING:
+    from cnnlib.config import Config
+
+BATCH_SIZES = (1, 7)
+"""At which `check` compares: one image, and a number that divides nothing."""
+
+
+def measure(
+    dataset: Annotated[str, typer.Option(help="A data set of the config.")],
+    network: Annotated[str, typer.Option(help="A network of the config.")],
+    stage: Annotated[str, typer.Option(help="A stage of the ladder.")],
+    batch_size: Annotated[int, typer.Option(help="Images a step.")],
+    data: Annotated[Path, typer.Option(help="The data set's .npz file.")],
+    out: Annotated[Path, typer.Option(help="Folder for epochs.csv, steps.csv and run.json.")],
+    repeat: Annotated[int, typer.Option(help="Which repeat; counted from 1.")] = 1,
+    config: ConfigFiles = CONFIG,
+) -> None:
+    """Time one run: validated first, then epochs and single steps, into rows.
+
+    A batch that does not fit the device and a loss that is not finite are results, with their rows.
+    """
+    from cnnlib import datasets
+    from cnnlib.config import load_config
+    from cnnlib.errors import ConfigError
+    from cnnlib.experiment import Run
+    from cnnlib.measure import measure as measure_run
+    from cnnlib.stages import find_stage
+
+    for name, value in (("--batch-size", batch_size), ("--repeat", repeat)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
+    settings = load_config(config)
+    find_stage(stage, "--stage")
+    settings.network(network, dataset, "--network")
+    loaded = datasets.load(data)
+    run = Run(dataset, network, stage, batch_size, repeat)
+    typer.echo(summary(measure_run(settings, run, loaded, out)))
+
+
+def summary(folder: Path) -> str:
+    """One line on the run whose files lie in `folder`."""
+    from cnnlib import records
+
+    epochs = records.read(folder / "epochs.csv", "epochs")
+    last = epochs.iloc[-1]
+    text = f"{last.stage}, batch {last.batch_size}: {last.status}"
+    good = epochs[epochs.status == "ok"]
+    if len(good):
+        text += f", {good.epoch_seconds.median():.4g} s an epoch"
+        text += f" (scaled from {good.images.sum()} images)" if last.extrapolated else ""
+        if last.test_accuracy >= 0:
+            text += f", test accuracy {100 * last.test_accuracy:.2f} %"
+    return f"{text}, on {last.device}"
+
+
+def check(config: ConfigFiles = CONFIG) -> None:
+    """Check the config, and every stage of its sweep against the reference on this machine.
+
+    Exit code 1 if a stage computes something else or cannot run here.
+    """
+    from cnnlib.experiment import load_experiment
+
+    settings = load_experiment(config)
+    rows = [["stage", "data set", "network", "batch", "error/allowed", "verdict"]]
+    failures = []
+    for dataset in settings.sweep.datasets:
+        for network in settings.sweep.networks:
+            for stage in settings.sweep.stages:
+                for batch_size in BATCH_SIZES:
+                    worst, problem = compare(settings, dataset, network, stage, batch_size)
+                    verdict = "ok" if not problem else "FAILED"
+                    rows.append([stage, dataset, network, str(batch_size), worst, verdict])
+                    if problem and problem not in failures:
+                        failures.append(problem)
+    typer.echo(columns(rows))
+    for problem in failures:
+        typer.echo(problem, err=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def compare(
+    settings: "Config", dataset: str, network: str, stage: str, batch_size: int
+) -> tuple[str, str]:
+    """(largest error over what is allowed, what is wrong) of a stage, on noise for images."""
+    import numpy as np
+
+    from cnnlib.engine import Setup
+    from cnnlib.errors import UserError
+    from cnnlib.stages import find_stage
+    from cnnlib.training import open_place, start
+    from cnnlib.validate import five_steps, validate
+
+    built = settings.network(network, dataset, "sweep.networks")
+    chosen = find_stage(stage, "sweep.stages")
+    random = np.random.default_rng(batch_size)
+    images = random.integers(0, 256, (batch_size, *built.input_shape), dtype=np.uint8)
+    labels = random.integers(0, min(built.classes, 256), batch_size, dtype=np.uint8)
+    training = settings.training
+    # Steps of a size at which float32 and float64 stay together, whatever the config trains with.
+    rate = min(training.learning_rate, 0.05)
+    setup = Setup(built, batch_size, rate, training.momentum, mean=127.5, deviation=73.9)
+    try:
+        with open_place(chosen, settings) as place, chosen.engine(chosen, setup, place.device) as e:
+            start(e, training.seed)
+            worst = validate(e, images, labels)
+            five_steps(e, images, labels)
+    except UserError as error:
+        return "", str(error)
+    return f"{worst:.3f}", ""

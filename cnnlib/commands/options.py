@@ -1,0 +1,30 @@
+"""Options that several commands share, and how text is laid out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+ConfigFiles = Annotated[
+    list[Path], typer.Option("--config", help="Settings; given again, later over earlier.")
+]
+# A list, as Typer wants for an option that can be repeated; nobody changes it.
+CONFIG = [Path("config.yaml")]
+
+T = TypeVar("T")
+
+
+def first(given: T | None, otherwise: Sequence[T]) -> T:
+    """What was given, or else the first of the sweep's."""
+    return otherwise[0] if given is None else given
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines, every column but the last as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,216 @@
+"""Commands that train a network and that use one."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnlib.commands.options import CONFIG, ConfigFiles, first
+
+if TYPE_CHECKING:
+    from cnnlib.config import Config
+    from cnnlib.datasets import Dataset
+    from cnnlib.training import State
+
+LINE_SECONDS = 10.0
+"""How often a training says where it is, where there is no terminal for a progress bar."""
+BAR_WIDTH = 40
+
+
+def train(
+    config: ConfigFiles = CONFIG,
+    dataset: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    network: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Default: the sweep's last that is at home on this machine.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default: the sweep's first.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: the config's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: the config's.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="The data set's .npz file; default: results/data, downloaded if need be."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The weights to write; default: results/weights.npz.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Saved every half minute and after each epoch; gone on from if there."),
+    ] = None,
+) -> None:
+    """Train a network and write its weights; the test accuracy is told after every epoch.
+
+    Exit code 1, and no weights, when the loss is no longer finite.
+    """
+    from cnnlib.config import load_config
+    from cnnlib.errors import ConfigError
+    from cnnlib.stages import find_stage
+    from cnnlib.training import accuracy, open_engine, open_place, start, train_epochs
+    from cnnlib.weights import Weights, save_weights
+
+    settings = load_config(config)
+    changes = {"epochs": epochs, "seed": seed}
+    settings = with_training(settings, {k: v for k, v in changes.items() if v is not None})
+    sweep = settings.sweep
+    dataset = first(dataset, sweep.datasets)
+    batch_size = first(batch_size, sweep.batch_sizes)
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")
+    built = settings.network(first(network, sweep.networks), dataset, "--network")
+    chosen = find_stage(stage or home_stage(sweep.stages), "--stage")
+    out = out or Path(settings.results) / "weights.npz"
+    loaded = load_data(settings, dataset, data)
+    total, seed = settings.training.epochs, settings.training.seed
+    with (
+        open_place(chosen, settings) as place,
+        open_engine(chosen, settings, built, loaded, batch_size, place) as engine,
+    ):
+        typer.echo(
+            f"training {built.name} ({built.parameter_count:,} parameters) on {dataset} by stage "
+            f"{chosen.name}, batch {batch_size}, on {place.name}"
+        )
+        start(engine, seed)
+        if checkpoint is not None and checkpoint.exists():
+            typer.echo(f"going on from {checkpoint}")
+        right = None
+        with Progress(total) as progress:
+            for done in train_epochs(
+                engine, len(loaded.train_labels), total, seed,
+                checkpoint=checkpoint, report=progress,
+            ):  # fmt: skip
+                if done.diverged:
+                    typer.echo(
+                        f"diverged: the loss is {done.loss} in epoch {done.epoch}, after "
+                        f"{done.images} images; try a smaller training.learning_rate",
+                        err=True,
+                    )
+                    raise typer.Exit(1)
+                right = accuracy(engine, loaded.test_images, loaded.test_labels)
+                progress.say(
+                    f"epoch {done.epoch}/{total}: loss {done.loss:.4f}, test accuracy "
+                    f"{100 * right:.2f} %, {done.seconds:.4g} s"
+                )
+        if right is None:
+            right = accuracy(engine, loaded.test_images, loaded.test_labels)
+            typer.echo(f"trained already; test accuracy {100 * right:.2f} %")
+        origin = {
+            "dataset": dataset, "stage": chosen.name, "device": place.name, "seed": seed,
+            "batch_size": batch_size, "epochs": total, "test_accuracy": right,
+        }  # fmt: skip
+        save_weights(out, Weights(built, engine.parameters, loaded.mean, loaded.deviation, origin))
+    typer.echo(f"weights: {out}")
+
+
+def with_training(settings: "Config", changes: dict[str, Any]) -> "Config":
+    """The config with other values in `training`, checked as those of a file are."""
+    from pydantic import ValidationError
+
+    from cnnlib.config import Training
+    from cnnlib.errors import ConfigError
+    from cnnlib.network import first_problem
+
+    try:
+        training = Training.model_validate(settings.training.model_dump() | changes)
+    except ValidationError as error:
+        raise ConfigError(first_problem(error, "training")) from None
+    return settings.model_copy(update={"training": training})
+
+
+def home_stage(names: list[str]) -> str:
+    """The last of the stages that runs here on what it was written for: GPU stages need a GPU."""
+    from cnnlib.device.cuda import missing_parts
+    from cnnlib.stages import find_stage
+
+    if not missing_parts():
+        return names[-1]
+    on_cpu = [name for name in names if find_stage(name, "sweep.stages").runs_on == "cpu"]
+    return (on_cpu or names)[-1]
+
+
+def load_data(settings: "Config", name: str, path: Path | None) -> "Dataset":
+    """The data set from `path`, or from where the workflow puts it, made now if it is not there."""
+    from cnnlib import datasets
+
+    spec = settings.dataset(name, "--dataset")
+    if path is None:
+        folder = Path(settings.results) / "data"
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            datasets.download(spec, folder / name)
+            datasets.prepare(spec, folder / name, path)
+    return datasets.load(path)
+
+
+class Progress:
+    """A bar on a terminal, a plain line every few seconds elsewhere; both on stderr."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.bar: Any = None
+        self.said = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(unit="step", leave=False)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, state: "State", steps: int) -> None:
+        loss = state.loss_sum / max(state.step, 1)
+        if self.bar is not None:
+            self.bar.total = steps
+            self.bar.n = state.step
+            self.bar.set_description(f"epoch {state.epoch}/{self.epochs}", refresh=False)
+            self.bar.set_postfix(loss=f"{loss:.4f}")
+        elif time.monotonic() - self.said > LINE_SECONDS:
+            self.say(
+                f"epoch {state.epoch}/{self.epochs}: {100 * state.step // steps} % of "
+                f"{steps} steps, loss {loss:.4f}",
+                err=True,
+            )
+
+    def say(self, line: str, err: bool = False) -> None:
+        """A line that the bar does not run into."""
+        self.said = time.monotonic()
+        if self.bar is not None:
+            self.bar.clear()
+        typer.echo(line, err=err)
+
+
+def predict(
+    pictures: Annotated[list[Path], typer.Argument(help="PNG or JPEG, dark or light background.")],
+    weights: Annotated[Path, typer.Option(help="What `train` wrote.")] = Path(
+        "results/weights.npz"
+    ),
+) -> None:
+    """Say which digit a picture shows, and the probability of every class."""
+    import numpy as np
+
+    from cnnlib.engine import Setup
+    from cnnlib.imaging import read_image
+    from cnnlib.layers import softmax
+    from cnnlib.stages import find_stage
+    from cnnlib.weights import load_weights
+
+    loaded = load_weights(weights)
+    stage = find_stage("gemm", "predict")
+    setup = Setup(loaded.network, 1, 0.0, mean=loaded.mean, deviation=loaded.deviation)
+    with stage.engine(stage, setup) as engine:
+        engine.parameters = loaded.parameters
+        for picture in pictures:
+            image = read_image(picture, loaded.network.input_shape)
+            shares = softmax(engine.logits(image[np.newaxis])[0].astype(np.float64))
+            typer.echo(f"{picture}: {shares.argmax()}")
+            for class_, share in enumerate(shares):
+                bar = "#" * round(BAR_WIDTH * share)
+                typer.echo(f"{class_:>4}  {100 * share:6.2f} %  {bar}".rstrip())
