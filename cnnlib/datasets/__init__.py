@@ -1,0 +1,20 @@
+"""Data sets: what a config may ask for, how the files are got, checked and loaded."""
+
+from cnnlib.datasets.download import Patience, download
+from cnnlib.datasets.idx import read_idx, write_idx
+from cnnlib.datasets.specs import DatasetSpec, IdxSpec, Mirror, SyntheticSpec
+from cnnlib.datasets.store import Dataset, load, prepare
+
+__all__ = [
+    "Dataset",
+    "DatasetSpec",
+    "IdxSpec",
+    "Mirror",
+    "Patience",
+    "SyntheticSpec",
+    "download",
+    "load",
+    "prepare",
+    "read_idx",
+    "write_idx",
+]

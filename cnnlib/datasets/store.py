@@ -1,0 +1,181 @@
+"""A data set as one .npz file, and as arrays in memory."""
+
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnlib.datasets.idx import read_idx
+from cnnlib.datasets.specs import IdxFile, IdxSpec, SyntheticSpec
+from cnnlib.datasets.synthetic import Bytes, synthetic
+from cnnlib.errors import DataError
+from cnnlib.files import sha256, write_whole
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory. `mean` and `deviation` are of the training pixels, of 0 to 255."""
+
+    name: str
+    train_images: Bytes
+    """(N, channels, height, width) uint8."""
+    train_labels: Bytes
+    """(N,) uint8, each below `classes`."""
+    test_images: Bytes
+    test_labels: Bytes
+    classes: int
+    mean: float
+    deviation: float
+
+    def normalised(self, images: Bytes) -> NDArray[np.float32]:
+        """(pixels - mean) / deviation, float32, in the shape of `images`."""
+        pixels = images.astype(np.float32)
+        pixels -= np.float32(self.mean)
+        pixels /= np.float32(self.deviation)
+        return pixels
+
+
+def prepare(
+    name: str, spec: IdxSpec | SyntheticSpec, folder: Path | str, target: Path | str
+) -> None:
+    """Check the data set in `folder` and write it as the .npz file `target`, whole or not at all.
+
+    The same data give the same bytes. Synthetic data are made here; `folder` is not looked at.
+    Raises DataError naming the file that is missing, damaged or not what the settings say.
+    """
+    if isinstance(spec, SyntheticSpec):
+        train_images, train_labels, test_images, test_labels = synthetic(spec)
+    else:
+        files, folder = spec.files, Path(folder)
+        train_images, train_labels = _read_pair(
+            spec, folder, files.train_images, files.train_labels, spec.train_limit, "train_limit"
+        )
+        test_images, test_labels = _read_pair(
+            spec, folder, files.test_images, files.test_labels, spec.test_limit, "test_limit"
+        )
+    mean, deviation = _mean_and_deviation(train_images)
+    if deviation == 0:
+        raise DataError(f"data set '{name}' cannot be learnt: all its training pixels are {mean:g}")
+    # Not compressed: every measurement loads it anew, and MNIST takes 55 MB.
+    with write_whole(target) as temporary, open(temporary, "wb") as out:
+        np.savez(
+            out,
+            train_images=train_images,
+            train_labels=train_labels,
+            test_images=test_images,
+            test_labels=test_labels,
+            classes=np.int64(spec.classes),
+            mean=np.float64(mean),
+            deviation=np.float64(deviation),
+        )
+
+
+def load(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> Dataset:
+    """Read what `prepare` wrote; DataError naming `path` if damaged or not fit for `spec`."""
+    kinds = {
+        "train_images": (np.uint8, 4), "train_labels": (np.uint8, 1),
+        "test_images": (np.uint8, 4), "test_labels": (np.uint8, 1),
+        "classes": (np.int64, 0), "mean": (np.float64, 0), "deviation": (np.float64, 0),
+    }  # fmt: skip
+    try:
+        with open(path, "rb") as stream:
+            saved = np.load(stream, allow_pickle=False)
+            if not isinstance(saved, np.lib.npyio.NpzFile):
+                raise ValueError("not an .npz file")
+            with saved:
+                found = {key: saved[key] for key in saved.files}
+    except (
+        OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise DataError(f"cannot read data set '{name}' from {path}: {reason or error}") from None
+
+    def check(right: bool, what: str) -> None:
+        if not right:
+            raise DataError(f"{path} does not hold data set '{name}': {what}; prepare it again")
+
+    check(found.keys() == kinds.keys(), f"expected {', '.join(kinds)}, found {', '.join(found)}")
+    for key, (dtype, dimensions) in kinds.items():
+        array = found[key]
+        check(
+            array.dtype == dtype and array.ndim == dimensions,
+            f"{key} is {array.dtype} of {array.ndim} dimensions, "
+            f"expected {np.dtype(dtype)} of {dimensions}",
+        )
+    classes, mean, deviation = (found[key].item() for key in ("classes", "mean", "deviation"))
+    check(classes == spec.classes, f"it has {classes} classes, the config says {spec.classes}")
+    check(math.isfinite(mean) and 0 < deviation < math.inf, "its mean or deviation is no number")
+    for part, wanted in (("train", spec.train_count), ("test", spec.test_count)):
+        images, labels = found[f"{part}_images"], found[f"{part}_labels"]
+        shape = images.shape[1:]
+        check(shape == spec.shape, f"its {part} images are {shape}, the config says {spec.shape}")
+        check(len(images) > 0, f"it has no {part} images")
+        check(
+            len(images) == len(labels),
+            f"it has {len(images)} {part} images and {len(labels)} labels",
+        )
+        check(
+            wanted is None or len(images) == wanted,
+            f"it has {len(images)} {part} images, the config says {wanted}",
+        )
+        check(int(labels.max()) < classes, f"a {part} label is {labels.max()}")
+    return Dataset(
+        name,
+        found["train_images"], found["train_labels"], found["test_images"], found["test_labels"],
+        classes, mean, deviation,
+    )  # fmt: skip
+
+
+def _read_pair(
+    spec: IdxSpec,
+    folder: Path,
+    image_file: IdxFile,
+    label_file: IdxFile,
+    limit: int | None,
+    key: str,
+) -> tuple[Bytes, Bytes]:
+    """The first `limit` images (N, C, H, W) and labels (N,) of two IDX files, checked."""
+    image_path, label_path = folder / image_file.name, folder / label_file.name
+    images, labels = read_idx(image_path), read_idx(label_path)
+    for path, file in ((image_path, image_file), (label_path, label_file)):
+        if (found := sha256(path)) != file.sha256:
+            raise DataError(f"{path} has SHA-256 {found}, expected {file.sha256}")
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.shape[1:] != spec.shape:
+        raise DataError(f"{image_path} holds images of {images.shape[1:]}, expected {spec.shape}")
+    if labels.ndim != 1:
+        raise DataError(f"{label_path} has {labels.ndim} dimensions, labels have 1")
+    if len(images) != len(labels):
+        raise DataError(
+            f"{image_path} holds {len(images)} images, but {label_path} {len(labels)} labels"
+        )
+    if len(images) == 0:
+        raise DataError(f"{image_path} holds no images")
+    if labels.max() >= spec.classes:
+        raise DataError(
+            f"{label_path}: label {labels.max()} of image {labels.argmax()} is not below "
+            f"{spec.classes}, the number of classes"
+        )
+    if limit is not None and limit > len(images):
+        raise DataError(f"{key} is {limit}, but {image_path} holds {len(images)} images")
+    return np.ascontiguousarray(images[:limit]), labels[:limit]
+
+
+def _mean_and_deviation(images: Bytes) -> tuple[float, float]:
+    """Mean and (population) standard deviation of all pixels, from exact integer sums."""
+    counts = np.zeros(256, np.int64)
+    flat = images.reshape(-1)
+    for start in range(0, flat.size, 1 << 20):  # bincount makes 8 bytes of each
+        counts += np.bincount(flat[start : start + (1 << 20)], minlength=256)
+    values = [int(count) for count in counts]
+    total = sum(values)
+    first = sum(value * count for value, count in enumerate(values))
+    second = sum(value * value * count for value, count in enumerate(values))
+    # total² variance = total Σx² - (Σx)²: integers, so nothing cancels.
+    return first / total, math.sqrt(total * second - first * first) / total
