@@ -4,9 +4,11 @@
 #   make run PYTHON=python3.13     this Python makes .venv
 CORES ?= 1
 ENV := .venv
-PIP := $(ENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps --no-compile
+PIP := $(ENV)/bin/python -m pip install -qq --disable-pip-version-check \
+	--require-hashes --no-deps --no-compile
+PROFILED := $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
 # rules find this environment's programs on PATH
-SNAKEMAKE = PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake --cores $(CORES) $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
+SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake --cores $(CORES) $(PROFILED)
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12; echo; sed -n '2,4s/^# *//p' Makefile
@@ -36,8 +38,10 @@ format: $(ENV)/dev  ## format Python and Snakemake files, mend what can be mende
 	$(ENV)/bin/snakefmt Snakefile workflow
 
 lock:  ## pin all dependencies anew, from requirements/*.in (needs uv)
-	for name in base cuda dev; do uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
-	  --no-annotate --no-header --upgrade requirements/$$name.in -o requirements/$$name.txt || exit; done
+	for name in base cuda dev; do \
+	  uv pip compile --quiet --no-config --universal --python-version 3.11 --upgrade --generate-hashes \
+	    --no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt || exit; \
+	done
 
 clean:  ## remove results, but not downloaded data and results/reference
 	find results -mindepth 1 -maxdepth 1 ! -name data ! -name reference -exec rm -rf {} +
