@@ -124,7 +124,7 @@ class Experiment:
 
     # writing --------------------------------------------------------------------------------
 
-    def settings_text(self) -> str:
+    def settings_text(self, wildcards: Any) -> str:
         """Every setting as YAML. (JSON writes 0.00001 in a way that YAML reads as text.)"""
         return yaml.safe_dump(self.settings, sort_keys=False)
 

@@ -9,7 +9,7 @@ rule settings:
         "<results>/logs/settings.log",
     localrule: True
     params:
-        settings=EXPERIMENT.settings_text(),
+        settings=EXPERIMENT.settings_text,
     run:
         write_text(output[0], params.settings)
 
