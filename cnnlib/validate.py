@@ -45,7 +45,9 @@ NOISE_TRIES = 30
 LOOP_IMAGES = 3
 """Images on which the fast reference is compared with the loops: 60 ms each for LeNet-5."""
 
-FAST_REFERENCE = dataclasses.replace(gemm.STAGE, name="gemm in float64", dtype=np.float64)
+FAST_REFERENCE = dataclasses.replace(
+    gemm.STAGE, name="gemm in float64", dtype=np.float64, threads=1
+)
 
 
 class ValidationFailed(UserError):
@@ -231,14 +233,17 @@ def _close(gaps: Array, maps: Array) -> Array:
     """Images (N,) with a gap that may close by rounding but is not one between equals."""
     axes = tuple(range(maps.ndim - 1))
     gaps = gaps / np.maximum(np.abs(maps).max(axis=axes), np.finfo(maps.dtype).tiny)
-    return ((gaps > EQUAL) & (gaps < CLOSE)).any(axis=axes)
+    close: Array = np.any((gaps > EQUAL) & (gaps < CLOSE), axis=axes)
+    return close
 
 
 _WATCHING = dataclasses.replace(
     FAST_REFERENCE,
-    threads=1,
-    operators=FAST_REFERENCE.operators
-    | {(Activation,): _WatchedActivation, (Subsample,): _WatchedSubsample},
+    operators={
+        **FAST_REFERENCE.operators,
+        (Activation,): _WatchedActivation,
+        (Subsample,): _WatchedSubsample,
+    },
 )
 
 
@@ -247,7 +252,7 @@ def clear_images(engine: Engine, images: Bytes) -> Bytes:
 
     At the engine's parameters. Raises ValidationFailed when noise does not help.
     """
-    images = images.copy()
+    images = np.array(images)
     generator = np.random.default_rng(0)
     watch = dataclasses.replace(engine.setup, batch_size=BLOCK_IMAGES)
     with _WATCHING.engine(_WATCHING, watch) as watching:
@@ -264,11 +269,10 @@ def clear_images(engine: Engine, images: Bytes) -> Bytes:
 
 def _asks_for_close_decisions(watching: BlockEngine, images: Bytes) -> Array:
     """Mask (n,) of the images that do."""
-    (lane,) = watching.lanes
     close = np.zeros(len(images), bool)
-    for block, _ in lane.blocks(np.arange(len(images))):
-        watching.logits(images[block])
-        for operator in lane.operators:
+    for block in watching.lane.blocks(slice(0, len(images))):
+        watching.gradient(images[block], np.zeros(len(images[block]), np.int64))
+        for operator in watching.lane.operators:
             if isinstance(operator, _WatchedActivation | _WatchedSubsample):
                 close[block] |= operator.close[: len(images[block])]
     return close

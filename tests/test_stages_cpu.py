@@ -2,12 +2,19 @@
 
 import dataclasses
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from networks import awkward, build, lenet5, simard
 
 from cnnlib.engine import Setup
+from cnnlib.errors import DeviceError
 from cnnlib.layers import Conv, Dense, Subsample
 from cnnlib.stages import LADDER, gemm, naive
 from cnnlib.validate import (
@@ -55,7 +62,7 @@ def test_gradient_parity(stage, network, batch_size):
 
 
 @each_network
-@pytest.mark.parametrize("batch_size", [33, 100, 257])
+@pytest.mark.parametrize("batch_size", [33, 100, 261])
 def test_gradient_parity_of_batches_that_fill_no_block(network, batch_size):
     with open_engine(gemm.STAGE, network, batch_size) as engine:
         validate(engine, *pictures(network, batch_size))
@@ -65,9 +72,10 @@ def test_gradient_parity_of_batches_that_fill_no_block(network, batch_size):
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_gradient_parity_with_any_number_of_threads(threads):
     network, stage = awkward(), dataclasses.replace(gemm.STAGE, threads=threads)
-    with open_engine(stage, network, 64) as engine:
-        assert len(engine.lanes) == threads
-        validate(engine, *pictures(network, 64))
+    with open_engine(stage, network, 81) as engine:
+        assert engine.lane_count == threads
+        validate(engine, *pictures(network, 81))
+        validate(engine, *pictures(network, 20))
 
 
 @each_network
@@ -320,9 +328,71 @@ def test_buffers_are_made_once(monkeypatch):
 
         for operator in gemm.STAGE.operators.values():
             monkeypatch.setattr(operator, "__init__", no_more)
-        buffers = [(id(o.target), id(o.target_error)) for o in engine.lanes[0].operators]
+        buffers = [(id(o.target), id(o.target_error)) for o in engine.lane.operators]
         engine.train(np.arange(128))
-        assert buffers == [(id(o.target), id(o.target_error)) for o in engine.lanes[0].operators]
+        assert buffers == [(id(o.target), id(o.target_error)) for o in engine.lane.operators]
+
+
+def two_lanes(network):
+    stage = dataclasses.replace(gemm.STAGE, threads=2)
+    return training(stage, network, 32, 32)
+
+
+def test_engines_end_in_any_order():
+    first, second = two_lanes(awkward()), two_lanes(awkward())
+    processes = [worker._process for engine in (first, second) for worker in engine._workers]
+    first.train(np.arange(32))
+    first.close()
+    second.train(np.arange(32))
+    second.close()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def test_a_lost_process_is_reported():
+    engine = two_lanes(awkward())
+    engine.train(np.arange(32))
+    engine._workers[0]._process.kill()
+    engine._workers[0]._process.join()
+    with pytest.raises(DeviceError, match=r"a process of stage 'gemm' ended with exit code -9"):
+        engine.train(np.arange(32))
+    engine.close()
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from networks import awkward
+from test_stages_cpu import two_lanes
+engines = [two_lanes(awkward()), two_lanes(awkward())]
+for engine in engines:
+    print(engine._workers[0]._process.pid)
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_process_outlives_a_killed_parent():
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": str(tests.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tests)], env=environment, stdout=subprocess.PIPE
+    )
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(line) for line in done.stdout.split()]
+    assert len(pids) == 2
+    for _ in range(50):
+        if not any(alive(pid) for pid in pids):
+            return
+        time.sleep(0.1)
+    raise AssertionError("a lane's process goes on without its parent")
+
+
+def alive(pid):
+    """Whether the process runs; one that only nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 # What validation must not let through: one operator of stage gemm with a typical mistake each.
@@ -350,8 +420,8 @@ class LastColumnLost(gemm.MatrixConv):
 
 
 class LastOfEquals(gemm.SlicedSubsample):
-    def _along_x(self, block):
-        return super()._along_x(block)[::-1]
+    def along_x(self, block):
+        return super().along_x(block)[::-1]
 
 
 class NotANumber(gemm.MatrixDense):
@@ -397,7 +467,7 @@ def test_five_steps_reject_a_wrong_rate():
     class WrongRate(gemm.BlockEngine):
         def _update(self):
             super()._update()
-            self.vector *= 0.999
+            self._vector *= 0.999
 
     stage = dataclasses.replace(gemm.STAGE, engine=WrongRate)
     with open_engine(stage, lenet5(), 16) as engine:

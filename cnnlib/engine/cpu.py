@@ -34,9 +34,9 @@ from cnnlib.errors import DeviceError
 from cnnlib.layers import Array, Shape, Views
 from cnnlib.machine import usable_cores
 
-BLOCK_IMAGES = 32
+BLOCK_IMAGES = 64
 """Most images in a block: enough for long inner loops, few enough for the cache."""
-LANE_IMAGES = 8
+LANE_IMAGES = 16
 """Fewest images a batch must have for each lane: with less, waking another lane costs more."""
 
 
