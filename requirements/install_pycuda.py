@@ -1,8 +1,9 @@
 """Install PyCUDA into this environment where a CUDA toolkit and a driver are; else do nothing.
 
-PyCUDA comes as source only and is built against both. Its build finds neither a toolkit whose nvcc on PATH
-is a wrapper elsewhere nor a driver without developer files, so it is told where they are.
-Says in one line when it tries and when that fails; a failure does not end the run, which goes on without GPU.
+PyCUDA comes as source only and is built against both. Its build finds neither a toolkit whose nvcc
+on PATH is a wrapper elsewhere nor a driver without developer files, so it is told where they are.
+Says in one line when it tries and when that fails; a failure does not end the run, which goes on
+without the GPU.
 """
 
 import ctypes
