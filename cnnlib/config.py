@@ -65,8 +65,10 @@ class Measuring(Section):
     """Training before the clock starts, at least one step."""
     latency_steps: PositiveInt = 50
     """Steps timed one by one after the epochs."""
-    budget_seconds: Number = Field(default=5.0, gt=0)
-    """A run whose epochs would take longer is timed this long and scaled (`extrapolated`)."""
+    budget_seconds: Number = Field(default=60.0, gt=0)
+    """A run whose epochs would take longer is timed on a part and scaled (`extrapolated`)."""
+    sample_seconds: Number = Field(default=5.0, gt=0)
+    """How long such a run is timed at the most."""
     budget_images: PositiveInt = 8
     """Images timed at the least when a run is scaled."""
     full: bool = False

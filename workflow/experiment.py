@@ -8,11 +8,14 @@ from typing import Any
 
 import yaml
 
-from cnnlib import experiment, records
+from cnnlib import experiment
 from cnnlib.files import write_whole
 from cnnlib.stages import find_stage
 from workflow import modules
 from workflow.sources import stage_sources
+
+# What a measurement writes beside run.json; see cnnlib.measure.
+RUN_TABLES = ("epochs", "steps")
 
 
 class Experiment:
@@ -26,7 +29,7 @@ class Experiment:
         self.settings = self.config.model_dump(mode="json")
         self.results = os.path.normpath(self.config.results)
         self.runs = experiment.runs(self.config)
-        self.raw_tables = list(records.TABLES)
+        self.run_tables = RUN_TABLES
         self.tables = modules.names("tables")
         self.figures = modules.names("figures")
         self.wanted_figures = modules.chosen("figures", self.config.figures, "figures")
@@ -52,8 +55,7 @@ class Experiment:
     @functools.cached_property
     def tables_are_given(self) -> bool:
         """Raw tables without the runs they came from: published results, drawn as they are."""
-        tables = [Path(self.table(name)) for name in self.raw_tables]
-        return not Path(self.results, "runs").exists() and all(path.exists() for path in tables)
+        return Path(self.table("epochs")).exists() and not Path(self.results, "runs").exists()
 
     # data -----------------------------------------------------------------------------------
 

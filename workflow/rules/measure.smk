@@ -25,8 +25,10 @@ rule measure:
         data="<results>/data/{dataset}.npz",
         sources="<results>/sources/{stage}.sha256",
     output:
-        epochs="<results>/runs/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}/epochs.csv",
-        steps="<results>/runs/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}/steps.csv",
+        tables=multiext(
+            "<results>/runs/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}/",
+            *[f"{raw}.csv" for raw in EXPERIMENT.run_tables],
+        ),
         run="<results>/runs/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}/run.json",
     log:
         "<results>/logs/measure/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}.log",
