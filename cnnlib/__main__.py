@@ -31,6 +31,7 @@ for command in (
     training.train,
     training.predict,
     measuring.measure,
+    measuring.transfers,
     measuring.check,
     data.combine,
     show.ladder,
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(problem: object) -> int:
-    print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+    print(f"error: {problem}", file=sys.stderr)
     return 2
 
 

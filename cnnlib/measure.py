@@ -17,7 +17,7 @@ from typing import Any
 from cnnlib import records
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Engine, Stage
+from cnnlib.engine import Engine, KernelTime, Stage
 from cnnlib.errors import DoesNotFit
 from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import write_whole
@@ -25,7 +25,7 @@ from cnnlib.machine import provenance
 from cnnlib.stages import find_stage
 from cnnlib.training import (
     accuracy,
-    check_data,
+    check_batch,
     epoch_order,
     open_engine,
     open_place,
@@ -55,6 +55,7 @@ class Rows:
     def __post_init__(self) -> None:
         self.epochs: list[Row] = []
         self.steps: list[Row] = []
+        self.kernels: list[Row] = []
 
     def _complete(self, row: Row, status: str) -> Row:
         return {
@@ -79,24 +80,30 @@ class Rows:
         )  # fmt: skip
         self.epochs.append(self._complete(row | values, status))
 
+    def kernel(self, time: KernelTime) -> None:
+        row = time._asdict()
+        row["kernel_seconds"] = row.pop("seconds")
+        # A kernel is timed in full, also where the run's epochs are scaled.
+        self.kernels.append(self._complete(row, "ok") | {"extrapolated": False})
+
     def step(self, seconds: float) -> None:
         row = {"step": len(self.steps) + 1, "step_seconds": seconds}
         self.steps.append(self._complete(row, "ok"))
 
 
 def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
-    """Measure `run` and write epochs.csv, steps.csv and run.json into `folder`; returns it.
+    """Measure `run` and write epochs, steps and kernels (.csv) and run.json into `folder`.
 
     A batch that does not fit the device gives one `does_not_fit` row, a loss that is not finite
     ends the run with a `diverged` row; both are results. Raises ValidationFailed (nothing is
-    written) when the stage computes wrong gradients.
+    written) when the stage computes wrong gradients. Returns `folder`.
     """
     stage = find_stage(run.stage, "--stage")
     network = config.network(run.network, run.dataset, "--network")
     rows = Rows(run, seed_of(config, run.repeat))
     began = datetime.now(UTC)
     described: dict[str, Any] = {}
-    check_data(network, dataset, run.batch_size)
+    check_batch(dataset, run.batch_size)
     with open_place(stage, config) as place:
         rows.device, rows.device_kind = place.name, place.kind
         size = _engine_batch(config, run, stage)
@@ -111,6 +118,7 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
     (folder / "run.json").unlink(missing_ok=True)
     records.write(folder / "epochs.csv", "epochs", rows.epochs)
     records.write(folder / "steps.csv", "steps", rows.steps)
+    records.write(folder / "kernels.csv", "kernels", rows.kernels)
     facts = {
         "run": vars(run),
         "seed": rows.seed,
@@ -154,6 +162,9 @@ def _measure(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> No
         _time_blocks(config, rows, engine, dataset)
     else:
         _time_epochs(config, rows, engine, dataset)
+    if rows.epochs[-1]["status"] == "ok":
+        for kernel in engine.profile():
+            rows.kernel(kernel)
 
 
 def _warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> float:
@@ -192,7 +203,7 @@ def _time_epochs(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -
 
 
 def _time_blocks(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> None:
-    """Time single steps until their spread is small or the budget is spent; scale each one.
+    """Time single steps until their spread is small or sample_seconds are over; scale each.
 
     A block is one step of the engine. For an image-by-image stage the engine's batch may be smaller
     than the run's; the time of its update is measured apart and counted once a real step.
@@ -203,7 +214,7 @@ def _time_blocks(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -
     order = epoch_order(count, rows.seed, 1)
     update_seconds = engine.time_update() if size < batch_size else 0.0
     times: list[float] = []
-    ends = time.perf_counter() + config.measuring.budget_seconds
+    ends = time.perf_counter() + config.measuring.sample_seconds
     while len(times) < count // size:
         block = order[len(times) * size : (len(times) + 1) * size]
         began = time.perf_counter()

@@ -50,6 +50,30 @@ TABLES: dict[str, dict[str, type]] = {
         "test_accuracy": float,
         **STANDING,
     },
+    # One row a kernel of a training step, timed on its own; `launches` of it a step (0: it is only
+    # there to be compared).
+    "kernels": {
+        **IDENTITY,
+        "layer": str,
+        "kernel": str,
+        "grid": int,
+        "launches": int,
+        "kernel_seconds": float,
+        **STANDING,
+    },
+    # One row an epoch with `resident_images` on the GPU per load, and where its time went: the host
+    # gathering images, copies to the device, kernels. Host and device overlap.
+    "transfers": {
+        **IDENTITY,
+        "resident_images": int,
+        "epoch": int,
+        "images": int,
+        "epoch_seconds": float,
+        "gather_seconds": float,
+        "upload_seconds": float,
+        "kernel_seconds": float,
+        **STANDING,
+    },
     # One row a training step timed on its own, from choosing the batch to the visible update.
     "steps": {**IDENTITY, "step": int, "step_seconds": float, **STANDING},
 }

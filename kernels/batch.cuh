@@ -41,33 +41,51 @@ ENTRY(update_parameters)
     descend(parameters[i], velocity[i], gradient[i], learning_rate, momentum);
 }
 
-// The same update where convolutions left their gradients as partial sums, one of each group of images.
+// The same update where operators left their gradients as partial sums, one of each group of images.
 // segments (segment_count, 4): offset and size in the flat vector, number of groups, first element in partials.
-// The whole gradient is written too; the parameters change only if `apply`.
-// Blocks of 256: 32 neighbouring weights, eight threads each, so that many groups are read at once.
+// The whole gradient is written too; the parameters change only if `apply`. `shares` threads sum one weight:
+// eight where there are many groups (32 neighbouring weights a block of 256, so that many groups are read at once),
+// or one, which needs no barrier.
 ENTRY(sum_and_update)
 (float* __restrict__ parameters, float* __restrict__ velocity, float* __restrict__ gradient,
  const float* __restrict__ partials, const int* __restrict__ segments, int segment_count,
- float learning_rate, float momentum, int apply, int count) {
+ float learning_rate, float momentum, int apply, int shares, int count) {
   SHARED(float, sums, 256);
-  const int lane = threadIdx.x % 32, share = threadIdx.x / 32;
-  for (int first = blockIdx.x * 32; first < count; first += gridDim.x * 32) {
-    const int i = first + lane;
-    bool partial = false;
+  // Sum of every shares-th partial of weight i; *partial becomes whether it has any.
+  const auto sum_partials = [&](int i, int share, bool* partial) {
     float sum = 0.0f;
+    *partial = false;
     for (int s = 0; s < segment_count; s++) {
       const int offset = segments[s * 4], size = segments[s * 4 + 1];
       if (i < offset || i >= offset + size) continue;
-      partial = true;
+      *partial = true;
       const float* values = partials + segments[s * 4 + 3] + i - offset;
-      for (int group = share; group < segments[s * 4 + 2]; group += 8) sum += values[group * size];
+      for (int group = share; group < segments[s * 4 + 2]; group += shares) sum += values[group * size];
     }
+    return sum;
+  };
+  const auto finish = [&](int i, bool partial, float sum) {
+    if (partial) gradient[i] = sum;
+    if (apply) descend(parameters[i], velocity[i], gradient[i], learning_rate, momentum);
+  };
+  if (shares == 1) {
+    for (int i : grid_range(count)) {
+      bool partial;
+      const float sum = sum_partials(i, 0, &partial);
+      finish(i, partial, sum);
+    }
+    return;
+  }
+  const int lane = threadIdx.x % 32, share = threadIdx.x / 32;
+  for (int first = blockIdx.x * 32; first < count; first += gridDim.x * 32) {
+    const int i = first + lane;
+    bool partial;
+    float sum = sum_partials(i, share, &partial);
     sums[threadIdx.x] = sum;
     __syncthreads();
     if (share == 0 && i < count) {
       for (int other = 1; other < 8; other++) sum += sums[other * 32 + lane];
-      if (partial) gradient[i] = sum;
-      if (apply) descend(parameters[i], velocity[i], gradient[i], learning_rate, momentum);
+      finish(i, partial, sum);
     }
     __syncthreads();
   }

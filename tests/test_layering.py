@@ -26,6 +26,7 @@ ORDER = [
     "training",
     "validate",
     "measure",
+    "transfers",
     "sampling",
     "probes",
     "imaging",

@@ -41,9 +41,29 @@ def measure(
     settings = load_config(config)
     find_stage(stage, "--stage")
     settings.network(network, dataset, "--network")
-    loaded = datasets.load(data)
+    loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
     run = Run(dataset, network, stage, batch_size, repeat)
     typer.echo(summary(measure_run(settings, run, loaded, out)))
+
+
+def transfers(
+    dataset: Annotated[str, typer.Option(help="A data set of the config.")],
+    network: Annotated[str, typer.Option(help="A network of the config.")],
+    stage: Annotated[str, typer.Option(help="A stage that runs on a GPU.")],
+    batch_size: Annotated[int, typer.Option(help="Images a step.")],
+    data: Annotated[Path, typer.Option(help="The data set's .npz file.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    config: ConfigFiles = CONFIG,
+) -> None:
+    """Time epochs with few to all images on the GPU per load: where the time goes."""
+    from cnnlib import datasets
+    from cnnlib.config import load_config
+    from cnnlib.experiment import Run
+    from cnnlib.transfers import measure_transfers
+
+    settings = load_config(config)
+    loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
+    measure_transfers(settings, Run(dataset, network, stage, batch_size, 1), loaded, out)
 
 
 def summary(folder: Path) -> str:

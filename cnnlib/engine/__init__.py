@@ -1,5 +1,5 @@
 """The stage record, the plan and the engines that carry it out."""
 
-from cnnlib.engine.base import Bytes, Engine, Order, Planned, Setup, Stage, plan
+from cnnlib.engine.base import Bytes, Engine, KernelTime, Order, Planned, Setup, Stage, plan
 
-__all__ = ["Bytes", "Engine", "Order", "Planned", "Setup", "Stage", "plan"]
+__all__ = ["Bytes", "Engine", "KernelTime", "Order", "Planned", "Setup", "Stage", "plan"]

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -115,6 +115,19 @@ def plan(stage: Stage, network: Network) -> tuple[Planned, ...]:
     return tuple(planned)
 
 
+class KernelTime(NamedTuple):
+    """One kernel of a training step, timed on its own."""
+
+    layer: str
+    kernel: str
+    grid: int
+    """Blocks."""
+    launches: int
+    """In one step; 0 for a kernel that is timed for comparison only."""
+    seconds: float
+    """Of one launch: the mean of several in a row."""
+
+
 class Engine(ABC):
     """Trains `setup.network` by `stage`: mini-batches of `setup.batch_size`, plain SGD.
 
@@ -179,6 +192,13 @@ class Engine(ABC):
     def time_update(self) -> float:
         """Seconds of one update alone, for image-by-image engines; the parameters may change."""
         raise NotImplementedError
+
+    def profile(self) -> list[KernelTime]:
+        """The kernels of one training step; none for engines without kernels.
+
+        Needs `load`. Parameters and velocity are the same afterwards.
+        """
+        return []
 
     def close(self) -> None:
         """Give back what the engine holds on its device."""

@@ -5,6 +5,7 @@ an epoch comes down. Stages differ in their operators alone.
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from cnnlib.device import Device, DeviceArray, Module
-from cnnlib.engine.base import Bytes, Engine, Order, Planned, Setup, Stage
+from cnnlib.engine.base import Bytes, Engine, KernelTime, Order, Planned, Setup, Stage
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Array
 from cnnlib.machine import usable_cores
@@ -31,14 +32,33 @@ GATHER_THREADS = 4
 """Host threads that gather images, at most: memory latency, not bandwidth, is what they hide."""
 WORTH_A_THREAD = 512
 """Images worth the wake-up of a gathering thread."""
+FEW_GROUPS = 8
+"""Partial sums that one thread adds up by itself."""
+PROFILE_SECONDS = 0.02
+"""Time spent on each kernel of a profile, about."""
+PROFILE_LAUNCHES = 256
+"""Launches of a kernel in a row, at most; many, so that the first one's latency does not count."""
 
 
 class Launch(NamedTuple):
     """One kernel launch: everything but the moment, which is a call of `run`."""
 
-    name: str
+    layer: str
+    kernel: str
     grid: int
     run: Callable[[], None]
+
+
+class LoadTimes(NamedTuple):
+    """Seconds of one `train`, by what they went into; see GpuEngine.train_timed."""
+
+    total: float
+    gather: float
+    """Host: choosing and copying images into page-locked memory."""
+    upload: float
+    """Device: copies to it."""
+    kernels: float
+    """Device: from the first to the last kernel between uploads."""
 
 
 @dataclass
@@ -125,9 +145,14 @@ class GpuOperator(ABC):
         return self.launch_blocks(kernel, math.ceil(elements / THREADS), *args)
 
     def launch_blocks(self, kernel: str, blocks: int, *args: Any, shared_bytes: int = 0) -> Launch:
-        """Launch of `kernel` with `blocks` blocks, up to a full device; kernels stride over more."""
-        name = f"{self.label}_{kernel}"
-        return bound_launch(self.device, self.module, name, blocks, args, shared_bytes)
+        """Launch of `kernel` with `blocks` blocks, or a full device: kernels stride over more."""
+        return bound_launch(
+            self.device, self.module, self.label, kernel, blocks, args, shared_bytes
+        )
+
+    def compared(self, count: int) -> list[Launch]:
+        """Launches that no step makes, timed by `profile` to be compared with those it does."""
+        return []
 
     def unsupported(self, reason: str) -> Unsupported:
         return Unsupported(
@@ -139,15 +164,16 @@ class GpuOperator(ABC):
 def bound_launch(
     device: Device,
     module: Module,
-    name: str,
+    layer: str,
+    kernel: str,
     blocks: int,
     args: Sequence[Any],
     shared_bytes: int = 0,
 ) -> Launch:
     """A launch of up to `blocks` blocks of THREADS threads, never more than fill the device."""
     grid = max(1, min(blocks, device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR))
-    kernel = module.kernel(name)
-    return Launch(name, grid, kernel.bind(grid, THREADS, *args, shared_bytes=shared_bytes))
+    bound = module.kernel(f"{layer}_{kernel}").bind(grid, THREADS, *args, shared_bytes=shared_bytes)
+    return Launch(layer, kernel, grid, bound)
 
 
 def kernel_source(label: str, file: str, constants: Mapping[str, int | str]) -> str:
@@ -161,6 +187,18 @@ def kernel_source(label: str, file: str, constants: Mapping[str, int | str]) -> 
 
 # Included once, outside every namespace, before the kernel files that say they need them.
 HEADERS = ("portable.cuh", "layers.cuh", "matmul.cuh", "conv.cuh", "async.cuh")
+
+
+class Piece:
+    """The moments of one piece of an epoch: gathered on the host, uploaded, trained on."""
+
+    def __init__(self, device: Device) -> None:
+        self.gathered, self.uploaded, self.trained = (device.event() for _ in range(3))
+        self._began = time.perf_counter()
+
+    def end_gather(self) -> None:
+        self.gather = time.perf_counter() - self._began
+        self.gathered.record()
 
 
 class GpuEngine(Engine):
@@ -237,6 +275,7 @@ class GpuEngine(Engine):
             places.append((start, (groups, size)))
             start += groups * size
         self._segment_count = len(segments)
+        self._most_groups = max((groups for _, _, groups, _ in segments), default=0)
         if not segments:
             return [None] * len(places)
         self._segments = self.array((len(segments), 4), np.int32)
@@ -267,7 +306,7 @@ class GpuEngine(Engine):
 
     def _launch(self, kernel: str, elements: int, *args: Any) -> Launch:
         blocks = math.ceil(elements / THREADS)
-        return bound_launch(self.device, self.module, f"{self.BATCH}_{kernel}", blocks, args)
+        return bound_launch(self.device, self.module, self.BATCH, kernel, blocks, args)
 
     def _normalize(self, images: DeviceArray, count: int) -> Launch:
         elements = count * math.prod(self.network.input_shape)
@@ -295,11 +334,12 @@ class GpuEngine(Engine):
         count = self.network.parameter_count
         rate, momentum = float(self.setup.learning_rate), float(self.setup.momentum)
         if self._segment_count:
+            shares = 8 if self._most_groups > FEW_GROUPS else 1
             return [
                 self._launch(
-                    "sum_and_update", count * 8,
+                    "sum_and_update", count * shares,
                     self._parameters, self._velocity, self._gradient, self._partials,
-                    self._segments, self._segment_count, rate, momentum, int(apply), count,
+                    self._segments, self._segment_count, rate, momentum, int(apply), shares, count,
                 )
             ]  # fmt: skip
         if not apply:
@@ -320,11 +360,10 @@ class GpuEngine(Engine):
     def load(self, images: Bytes, labels: Bytes) -> None:
         self._images, self._labels = images, labels
         bytes_each = math.prod(self.network.input_shape) + 1
-        wanted = self.setup.resident_images
-        if wanted == "auto":
-            # Half of what is free: the other half is left for the device's other users.
-            wanted = max(self.device.free_bytes() // 2 // bytes_each, self.setup.batch_size)
-        batch = self.setup.batch_size
+        batch, resident = self.setup.batch_size, self.setup.resident_images
+        # Half of what is free: the other half is left for the device's other users.
+        fits = self.device.free_bytes() // 2 // bytes_each
+        wanted = max(fits, batch) if resident == "auto" else resident
         count = max(batch, min(wanted, len(labels)) // batch * batch)
         self._resident = count
         self._steps.clear()
@@ -334,6 +373,22 @@ class GpuEngine(Engine):
         self._host_labels = self.device.pinned((count,), np.uint8)
 
     def train(self, order: Order) -> float:
+        return self._train(order, None)
+
+    def train_timed(self, order: Order) -> LoadTimes:
+        """Train as `train` does, with a look at where the time goes; the looking takes a little."""
+        pieces: list[Piece] = []
+        began = time.perf_counter()
+        self._train(order, pieces)
+        total = time.perf_counter() - began
+        return LoadTimes(
+            total,
+            sum(piece.gather for piece in pieces),
+            sum(piece.uploaded.seconds_since(piece.gathered) for piece in pieces),
+            sum(piece.trained.seconds_since(piece.uploaded) for piece in pieces),
+        )
+
+    def _train(self, order: Order, pieces: "list[Piece] | None") -> float:
         batch = self.setup.batch_size
         steps = len(order) // batch
         self._losses.set(np.zeros(batch, np.float32))
@@ -343,31 +398,39 @@ class GpuEngine(Engine):
             if start:
                 # The pinned memory may be filled again only when its images have gone up.
                 self.device.synchronize()
-            self._train_load(order[start : min(start + self._resident, steps * batch)])
+            self._train_load(order[start : min(start + self._resident, steps * batch)], pieces)
         ended.record()
         losses = self._losses.get()
         self.device.synchronize()
         self.event_seconds = ended.seconds_since(began)
         return float(losses.sum(dtype=np.float64) / (steps * batch))
 
-    def _train_load(self, order: Order) -> None:
+    def _train_load(self, order: Order, pieces: "list[Piece] | None") -> None:
         """Gather and upload the images of `order` piece by piece, and train on each piece.
 
         The host gathers the next piece while the device still works on the last.
         """
         batch = self.setup.batch_size
-        piece = max(batch, GATHER_IMAGES // batch * batch)
-        for start in range(0, len(order), piece):
-            stop = min(start + piece, len(order))
-            for from_, to, device in (
-                (self._images, self._host_images, self._device_images),
-                (self._labels, self._host_labels, self._device_labels),
+        most = max(batch, GATHER_IMAGES // batch * batch)
+        for start in range(0, len(order), most):
+            stop = min(start + most, len(order))
+            piece = Piece(self.device) if pieces is not None else None
+            self._gather(self._images, order[start:stop], self._host_images[start:stop])
+            self._gather(self._labels, order[start:stop], self._host_labels[start:stop])
+            if piece:
+                piece.end_gather()
+            for host, device in (
+                (self._host_images[start:stop], self._device_images),
+                (self._host_labels[start:stop], self._device_labels),
             ):
-                self._gather(from_, order[start:stop], to[start:stop])
-                shape = to[start:stop].shape
-                device.part(start * math.prod(shape[1:]), shape).set(to[start:stop])
+                device.part(start * math.prod(host.shape[1:]), host.shape).set(host)
+            if piece:
+                piece.uploaded.record()
             for first in range(start, stop, batch):
                 self._run(self._step(first))
+            if piece and pieces is not None:
+                piece.trained.record()
+                pieces.append(piece)
 
     def _gather(self, images: Bytes, order: Order, out: Bytes) -> None:
         """out[i] = images[order[i]], by several threads where there is enough to do."""
@@ -440,6 +503,36 @@ class GpuEngine(Engine):
 
     def _upload(self, images: Bytes) -> None:
         self._batch_images.part(0, images.shape).set(np.ascontiguousarray(images))
+
+    def profile(self) -> list[KernelTime]:
+        saved = self.parameters, self.velocity
+        batch = self.setup.batch_size
+        times: dict[tuple[str, str], KernelTime] = {}
+        compared = [launch for operator in self.operators for launch in operator.compared(batch)]
+        for launch in [*self._step(0), *compared]:
+            key = (launch.layer, launch.kernel)
+            if key in times:
+                times[key] = times[key]._replace(launches=times[key].launches + 1)
+                continue
+            in_step = launch not in compared
+            times[key] = KernelTime(*key, launch.grid, int(in_step), self._time(launch))
+        self.parameters, self.velocity = saved
+        return list(times.values())
+
+    def _time(self, launch: Launch) -> float:
+        """Seconds of one launch: the mean over as many in a row as PROFILE_SECONDS allow."""
+        began, ended = self.device.event(), self.device.event()
+        count = 1
+        while True:
+            began.record()
+            for _ in range(count):
+                launch.run()
+            ended.record()
+            self.device.synchronize()
+            seconds = ended.seconds_since(began)
+            if seconds > PROFILE_SECONDS / 4 or count >= PROFILE_LAUNCHES:
+                return seconds / count
+            count *= 4
 
     def close(self) -> None:
         self._pool.shutdown()

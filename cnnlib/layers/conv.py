@@ -7,7 +7,7 @@ from cnnlib.layers.base import Array, Layer, Shape, Views, like, steps
 
 
 class Conv(Layer):
-    """target[m, y, x] = bias[m] + sum over c, i, j of weight[m, c, i, j] source[c, y s + i, x s + j].
+    """target[m, y, x] = bias[m] + sum over c, i, j of weight[m, c, i, j] source[c, ys + i, xs + j].
 
     weight (M, C, K, K), bias (M,), s the stride. Windows that would overhang the lower or right
     edge are left out, as in LeCun et al. 1998 and in every framework.

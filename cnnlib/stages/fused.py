@@ -142,6 +142,13 @@ class FusedConv(GpuOperator):
     def backward(self, count: int) -> list[Launch]:
         return [self.backward_launch(count, self.groups)]
 
+    def compared(self, count: int) -> list[Launch]:
+        """The way of the errors alone, to compare push with pull."""
+        if self.buffers.source_errors is None:
+            return []
+        way = self.stage.options.get("errors", "push")
+        return [self.backward_launch(count, 0)._replace(kernel=f"{way}_errors")]
+
     def backward_launch(self, count: int, groups: int) -> Launch:
         """The backward kernel; with no groups it sends errors back and sums no gradient."""
         b, views = self.buffers, self.buffers.parameters[0]
