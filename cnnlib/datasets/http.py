@@ -104,7 +104,9 @@ def _explain(error: Exception, patience: Patience) -> None:
         raise MirrorFailed(f"the proxy does not let us through: {_root(error)}") from None
     if isinstance(error, requests.exceptions.SSLError):
         raise MirrorFailed(f"no secure connection: {_root(error)}") from None
-    raise MirrorFailed(f"no connection: {_root(error)}") from None
+    if isinstance(error, ConnectionError | requests.ConnectionError):
+        raise MirrorFailed(f"no connection: {_root(error)}") from None
+    raise MirrorFailed(f"no usable answer: {_root(error)}") from None
 
 
 def _root(error: BaseException) -> str:

@@ -1,8 +1,6 @@
 """A data set as one .npz file, and as arrays in memory."""
 
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from cnnlib.datasets.idx import read_idx
 from cnnlib.datasets.specs import IdxFile, IdxSpec, SyntheticSpec
 from cnnlib.datasets.synthetic import Bytes, synthetic
 from cnnlib.errors import DataError
-from cnnlib.files import sha256, write_whole
+from cnnlib.files import read_arrays, sha256, write_whole
 
 
 @dataclass(frozen=True)
@@ -81,25 +79,12 @@ def load(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> Dataset:
         "test_images": (np.uint8, 4), "test_labels": (np.uint8, 1),
         "classes": (np.int64, 0), "mean": (np.float64, 0), "deviation": (np.float64, 0),
     }  # fmt: skip
-    try:
-        with open(path, "rb") as stream:
-            saved = np.load(stream, allow_pickle=False)
-            if not isinstance(saved, np.lib.npyio.NpzFile):
-                raise ValueError("not an .npz file")
-            with saved:
-                found = {key: saved[key] for key in saved.files}
-    except (
-        OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError,
-        zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise DataError(f"cannot read data set '{name}' from {path}: {reason or error}") from None
+    found = read_arrays(path, kinds, f"data set '{name}'")
 
     def check(right: bool, what: str) -> None:
         if not right:
             raise DataError(f"{path} does not hold data set '{name}': {what}; prepare it again")
 
-    check(found.keys() == kinds.keys(), f"expected {', '.join(kinds)}, found {', '.join(found)}")
     for key, (dtype, dimensions) in kinds.items():
         array = found[key]
         check(
