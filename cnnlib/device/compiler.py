@@ -190,6 +190,9 @@ def sanitizer_environment(sanitize: str = "address,undefined") -> dict[str, str]
                 "install it (e.g. the package libasan) or set CNNLIB_SANITIZE=undefined"
             )
         result["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=0:exitcode=86"
+        if compiler.is_clang:
+            # llvm-symbolizer would have the library preloaded too, and never ends with it
+            result["ASAN_OPTIONS"] += ":symbolize=0"
     if "undefined" in sanitize.split(","):
         result["UBSAN_OPTIONS"] = "print_stacktrace=1"
     return result
