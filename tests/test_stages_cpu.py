@@ -14,6 +14,7 @@ import pytest
 from networks import awkward, build, lenet5, simard
 
 from cnnlib.engine import Setup
+from cnnlib.engine.cpu import BLOCK_IMAGES
 from cnnlib.errors import DeviceError
 from cnnlib.layers import Conv, Dense, Subsample
 from cnnlib.stages import LADDER, gemm, naive
@@ -438,6 +439,24 @@ class LowPrecision(gemm.MatrixDense):
 
 def broken(kind, operator):
     return dataclasses.replace(gemm.STAGE, operators=gemm.STAGE.operators | {(kind,): operator})
+
+
+class LastImageLost(gemm.MatrixDense):
+    blocks = 0
+
+    def backward(self):
+        self.blocks += 1
+        if self.blocks % (4096 // BLOCK_IMAGES) == 0:
+            self._error[:, -1] = 0
+        super().backward()
+
+
+def test_validation_notices_that_one_image_of_many_is_lost():
+    stage = dataclasses.replace(broken(Dense, LastImageLost), threads=1)
+    network = lenet5()
+    with open_engine(stage, network, 4096) as engine:
+        with pytest.raises(ValidationFailed, match="for errors of a few images in a batch of 4096"):
+            validate(engine, *pictures(network, 4096))
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
