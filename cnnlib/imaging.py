@@ -1,5 +1,6 @@
 """Pictures as a network wants them: any PNG or JPEG -> bytes in the shape and manner of MNIST."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -15,10 +16,14 @@ Bytes = NDArray[np.uint8]
 
 MOST_PIXELS = 50_000_000
 """Larger pictures are refused before they are unpacked; phones take up to 200 MP, few of digits."""
+MOST_SIDE = 2000
+"""Pixels a side that are looked at; larger pictures are made smaller first."""
 LEAST_CONTRAST = 16.0
 """Grey levels between background and ink, below which a picture is taken to be empty."""
-FAINT = 0.1
-"""Ink of less than this share of the darkest is background: paper, shadows, JPEG's artefacts."""
+FAINT = 0.15
+"""Ink of less than this share of the strongest is background: shadows, artefacts of JPEG."""
+NOISE = 8.0
+"""So is what is within so many times the paper's noise (median absolute deviation)."""
 BOX = 20 / 28
 """Share of the map's sides that MNIST's digits fill (LeCun et al.: 20x20 in 28x28)."""
 
@@ -76,14 +81,18 @@ def _grey_and_opacity(picture: Image.Image) -> tuple[Grey, Grey]:
     """Brightness 0..255 and opacity 0..1 of every pixel, (H, W) each."""
     if picture.mode.startswith("I"):
         # 16 bits of grey; Pillow's own conversion would clip them at 255
-        grey = np.asarray(picture, dtype=np.float32) / 257
-        return grey, np.ones_like(grey)
+        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
     if picture.has_transparency_data:
-        layers = picture.convert("RGBA").convert("LA")
-        both = np.asarray(layers, dtype=np.float32)
-        return both[..., 0], both[..., 1] / 255
-    grey = np.asarray(picture.convert("L"), dtype=np.float32)
+        layers = np.asarray(_reduced(picture.convert("RGBA").convert("LA")), dtype=np.float32)
+        return layers[..., 0], layers[..., 1] / 255
+    grey = np.asarray(_reduced(picture.convert("L")), dtype=np.float32)
     return grey, np.ones_like(grey)
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    """The same with at most MOST_SIDE pixels a side: what comes next takes 20 bytes a pixel."""
+    factor = math.ceil(max(picture.size) / MOST_SIDE)
+    return picture.reduce(factor) if factor > 1 else picture
 
 
 def find_ink(grey: Grey, opacity: Grey) -> Grey | None:
@@ -91,7 +100,7 @@ def find_ink(grey: Grey, opacity: Grey) -> Grey | None:
 
     The background is the border's median; transparent parts take it too, or, where the border
     itself is transparent, black or white, whichever the opaque pixels are farther from. Ink is what
-    lies on the side of the background that is farther from it. None when nothing stands out.
+    lies on that side of the background which goes farther. None when nothing stands out.
     """
     frame = np.ones(grey.shape, dtype=bool)
     frame[1:-1, 1:-1] = False
@@ -104,9 +113,11 @@ def find_ink(grey: Grey, opacity: Grey) -> Grey | None:
         background = float(np.median(grey[frame & (opacity >= 0.5)]))
     distance = (grey - background) * opacity
     ink = np.maximum(distance if distance.max() > -distance.min() else -distance, 0)
-    if ink.max() < LEAST_CONTRAST:
+    noise = float(np.median(np.abs(distance[frame])))
+    least = max(FAINT * float(ink.max()), NOISE * noise)
+    if ink.max() < max(LEAST_CONTRAST, least):
         return None
-    ink[ink < FAINT * ink.max()] = 0
+    ink[ink < least] = 0
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -132,6 +143,9 @@ def normalise(ink: Grey, height: int, width: int) -> Bytes:
 
 
 def _offset(mass: NDArray[np.float64], length: int) -> int:
-    """Where to start so that the centre of `mass` comes to the middle of `length` pixels."""
+    """Where to start so that the centre of `mass` falls on the middle pixel.
+
+    Pixel 14 of 0 to 27, where all of MNIST's digits have it.
+    """
     centre = float(np.average(np.arange(len(mass)) + 0.5, weights=mass))
-    return min(max(0, round(length / 2 - centre)), length - len(mass))
+    return min(max(0, math.floor(length // 2 + 1 - centre)), length - len(mass))

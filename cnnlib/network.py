@@ -1,6 +1,7 @@
 """A network is a tuple of layers: shapes, one flat parameter vector, and its arithmetic."""
 
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,9 +133,7 @@ class Network:
         The first layer with weights owes its source no error, so it counts twice, not three times.
         """
         first = next((i for i, flops in enumerate(self.forward_flops) if flops), None)
-        return tuple(
-            flops * (2 if i == first else 3) for i, flops in enumerate(self.forward_flops)
-        )
+        return tuple(flops * (2 if i == first else 3) for i, flops in enumerate(self.forward_flops))
 
 
 def parse_layers(name: str, specs: Any) -> tuple[Layer, ...]:
@@ -143,23 +142,38 @@ def parse_layers(name: str, specs: Any) -> tuple[Layer, ...]:
     Raises ConfigError naming the network, the position, the field and the choices.
     """
     if not isinstance(specs, Sequence) or isinstance(specs, str) or not specs:
-        raise ConfigError(f"networks.{name} must be a list of layers, not {specs!r}")
+        raise ConfigError(f"networks.{name} must be a list of layers, not {short(specs)}")
     return tuple(_parse_layer(f"networks.{name}[{i}]", spec) for i, spec in enumerate(specs))
 
 
 def _parse_layer(place: str, spec: Any) -> Layer:
     known = ", ".join(KINDS)
     if not isinstance(spec, dict) or len(spec) != 1:
-        raise ConfigError(f"{place} must be one `kind: settings` pair, not {spec!r}; known: {known}")
+        raise ConfigError(
+            f"{place} must be one `kind: settings` pair, not {short(spec)}; known: {known}"
+        )
     ((kind, settings),) = spec.items()
     if kind not in KINDS:
-        raise ConfigError(f"unknown layer kind {kind!r} in {place}; known: {known}")
+        raise ConfigError(f"unknown layer kind {short(kind)} in {place}; known: {known}")
     if not isinstance(settings, dict):
         settings = {KINDS[kind].shorthand: settings}
     try:
         return KINDS[kind].model_validate(settings)
     except ValidationError as error:
         raise ConfigError(first_problem(error, f"{place}.{kind}", KINDS[kind])) from None
+
+
+def short(value: Any) -> str:
+    """repr for an error's one line: a YAML file of a kilobyte can hold a list of billions."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # more digits than Python writes
+        return f"so long a {type(value).__name__}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
 def first_problem(error: ValidationError, place: str, model: type[Any] | None = None) -> str:
@@ -171,5 +185,5 @@ def first_problem(error: ValidationError, place: str, model: type[Any] | None = 
         fields = f"; known: {', '.join(model.model_fields)}" if model else ""
         return f"unknown key '{problem['loc'][-1]}' in {place}{where.rpartition('.')[0]}{fields}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    given = "" if problem["type"] == "missing" else f", not {problem['input']!r}"
+    given = "" if problem["type"] == "missing" else f", not {short(problem['input'])}"
     return f"{place}{where}: {message}{given}"

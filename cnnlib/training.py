@@ -83,10 +83,9 @@ def open_engine(
 ) -> Iterator[Engine]:
     """The engine with the training set loaded and threads limited; no parameters are set yet.
 
-    Raises ConfigError when the data do not suit network or batch, DoesNotFit when the device is too
-    small for them.
+    Raises ConfigError for a batch larger than the data set, DoesNotFit for a device too small.
     """
-    check_data(network, dataset, batch_size)
+    check_batch(dataset, batch_size)
     setup = Setup(
         network=network,
         batch_size=batch_size,
@@ -103,20 +102,9 @@ def open_engine(
         yield engine
 
 
-def check_data(network: Network, dataset: Dataset, batch_size: int) -> None:
-    """ConfigError unless the images have the network's shape and make at least one batch."""
-    count, *shape = dataset.train_images.shape
-    if tuple(shape) != network.input_shape:
-        raise ConfigError(
-            f"network '{network.name}' takes images of shape {network.input_shape}, "
-            f"but those of data set '{dataset.name}' have {tuple(shape)}"
-        )
-    largest = int(max(dataset.train_labels.max(initial=0), dataset.test_labels.max(initial=0)))
-    if largest >= network.classes:
-        raise ConfigError(
-            f"data set '{dataset.name}' has a label {largest}, "
-            f"but network '{network.name}' has {network.classes} classes"
-        )
+def check_batch(dataset: Dataset, batch_size: int) -> None:
+    """ConfigError unless the training images make at least one batch."""
+    count = len(dataset.train_labels)
     if batch_size > count:
         raise ConfigError(
             f"batch size {batch_size} is larger than data set '{dataset.name}' "

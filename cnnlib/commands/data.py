@@ -17,7 +17,7 @@ def download(
     from cnnlib import datasets
     from cnnlib.config import load_config
 
-    datasets.download(load_config(config).dataset(dataset, "--dataset"), folder)
+    datasets.download(dataset, load_config(config).dataset(dataset, "--dataset"), folder)
 
 
 def prepare(
@@ -30,7 +30,7 @@ def prepare(
     from cnnlib import datasets
     from cnnlib.config import load_config
 
-    datasets.prepare(load_config(config).dataset(dataset, "--dataset"), folder, out)
+    datasets.prepare(dataset, load_config(config).dataset(dataset, "--dataset"), folder, out)
 
 
 def combine(

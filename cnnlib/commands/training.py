@@ -141,9 +141,9 @@ def load_data(settings: "Config", name: str, path: Path | None) -> "Dataset":
         folder = Path(settings.results) / "data"
         path = folder / f"{name}.npz"
         if not path.exists():
-            datasets.download(spec, folder / name)
-            datasets.prepare(spec, folder / name, path)
-    return datasets.load(path)
+            datasets.download(name, spec, folder / name)
+            datasets.prepare(name, spec, folder / name, path)
+    return datasets.load(name, path, spec)
 
 
 class Progress:

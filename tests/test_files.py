@@ -1,0 +1,188 @@
+"""Files appear whole or not at all; damaged arrays are refused."""
+
+import os
+import pickle
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnlib.errors import DataError, UserError
+from cnnlib.files import read_arrays, sha256, write_whole
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_success_replaces_the_file(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.csv"
+    for text in ("old", "new"):
+        with write_whole(target) as temporary:
+            assert temporary.suffix == ".csv"
+            assert temporary.parent == target.parent
+            temporary.write_text(text)
+    assert target.read_text() == "new"
+    assert left_in(target.parent) == ["file.csv"]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        with write_whole(tmp_path / "file") as temporary:
+            temporary.write_text("x")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_failure_leaves_the_old_file_alone(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(error), write_whole(tmp_path / "file") as temporary:  # noqa: PT012
+        temporary.write_text("half of the n")
+        raise error
+    assert (tmp_path / "file").read_text() == "old"
+    assert left_in(tmp_path) == ["file"]
+
+
+def test_unwritable_places_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for target in (tmp_path / "file" / "inside", tmp_path / "folder", tmp_path / ("n" * 300)):
+        with pytest.raises(UserError, match="cannot write .*") as raised:
+            with write_whole(target) as temporary:
+                temporary.write_text("x")
+        assert str(target) in str(raised.value)
+    assert left_in(tmp_path) == ["file", "folder"]
+
+
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        with pytest.raises(UserError, match="Permission denied"), write_whole(tmp_path / "file"):
+            pass
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode:
+        pytest.skip(f"this user may not mount a small disk: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk(small_disk: Path) -> None:
+    target = small_disk / "arrays.npz"
+    with write_whole(target) as temporary:
+        np.savez(temporary, x=np.arange(10))
+    before = sha256(target)
+    with pytest.raises(UserError, match=r"cannot write .*arrays\.npz: No space left"):
+        with write_whole(target) as temporary, open(temporary, "wb") as out:
+            np.savez(out, x=np.zeros(100_000))
+    assert sha256(target) == before
+    assert left_in(small_disk) == ["arrays.npz"]
+
+
+def test_sha256_of_the_standard_example(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_text("abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(tmp_path / "abc") == expected
+
+
+@pytest.fixture
+def arrays(tmp_path: Path) -> Path:
+    path = tmp_path / "arrays.npz"
+    np.savez(path, x=np.arange(1000.0), name="someone")
+    return path
+
+
+def test_arrays_come_back(arrays: Path) -> None:
+    read = read_arrays(arrays, ["x", "name"], "data file")
+    assert read["name"].item() == "someone"
+    np.testing.assert_array_equal(read["x"], np.arange(1000.0))
+
+
+def test_a_missing_array_is_named(arrays: Path) -> None:
+    with pytest.raises(DataError, match=r"arrays\.npz is no data file: it lacks y"):
+        read_arrays(arrays, ["x", "y"], "data file")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read data file .*nothing\.npz: No such file"):
+        read_arrays(tmp_path / "nothing.npz", ["x"], "data file")
+    with pytest.raises(DataError, match="Is a directory"):
+        read_arrays(tmp_path, ["x"], "data file")
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.npz"
+    for content in (b"", b"PK", b"PK\x03\x04", b"hello\n" * 100, pickle.dumps({"x": 1})):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"foreign\.npz"):
+            read_arrays(path, ["x"], "data file")
+    with open(path, "wb") as out:
+        np.save(out, np.zeros(3))
+    with pytest.raises(DataError, match="holds one array"):
+        read_arrays(path, ["x"], "data file")
+
+
+class Executed:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickles_are_not_executed(tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, x=np.array([Executed(tmp_path / "made")], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"data file .*bad\.npz is damaged"):
+        read_arrays(path, ["x"], "data file")
+    assert not (tmp_path / "made").exists()
+
+
+def test_every_truncation_and_flipped_data_is_noticed(arrays: Path) -> None:
+    whole = arrays.read_bytes()
+    for length in range(0, len(whole), 97):
+        arrays.write_bytes(whole[:length])
+        with pytest.raises(DataError, match="data file"):
+            read_arrays(arrays, ["x", "name"], "data file")
+    for position in range(200, 8000, 373):  # inside the numbers of x
+        arrays.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(DataError, match="is damaged"):
+            read_arrays(arrays, ["x", "name"], "data file")
+
+
+def test_an_array_too_large_for_any_memory(tmp_path: Path) -> None:
+    """A header may promise what no machine has."""
+    import io
+    import zipfile
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 50,)}
+    )
+    path = tmp_path / "vast.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header.getvalue())
+    with pytest.raises(DataError, match="is damaged"):
+        read_arrays(path, ["x"], "data file")
