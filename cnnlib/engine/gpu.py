@@ -26,8 +26,8 @@ BLOCKS_PER_MULTIPROCESSOR = 8
 """Upper bound of a grid: 2048 resident threads fill a multiprocessor; grids stride over more."""
 MAX_ELEMENTS = 2**31 - 1
 """Kernels index with 32-bit integers."""
-GATHER_IMAGES = 4096
-"""Images gathered and uploaded at a time: enough to use the bus, few enough to overlap."""
+GATHER_BYTES = 4 * 2**20
+"""Bytes of images gathered and uploaded at a time: enough to use the bus, few enough to overlap."""
 GATHER_THREADS = 4
 """Host threads that gather images, at most: memory latency, not bandwidth, is what they hide."""
 WORTH_A_THREAD = 512
@@ -411,7 +411,8 @@ class GpuEngine(Engine):
         The host gathers the next piece while the device still works on the last.
         """
         batch = self.setup.batch_size
-        most = max(batch, GATHER_IMAGES // batch * batch)
+        fits = GATHER_BYTES // math.prod(self.network.input_shape)
+        most = max(batch, fits // batch * batch)
         for start in range(0, len(order), most):
             stop = min(start + most, len(order))
             piece = Piece(self.device) if pieces is not None else None

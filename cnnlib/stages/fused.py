@@ -22,8 +22,8 @@ PLAIN_SHARED_BYTES = 48 * 1024
 """Shared memory that every CUDA device gives a block without being asked for more."""
 MOST_OWNED = 4
 """Rows of the weight gradient a thread keeps in registers."""
-BLOCKS_PER_MULTIPROCESSOR = 2
-"""Blocks that sum weight gradients: each leaves a partial sum to be read again."""
+MOST_BLOCKS = 4
+"""Blocks a multiprocessor that sum weight gradients: each leaves a partial sum to be read again."""
 IMAGES_PER_GROUP = 128
 """Images over which one block sums a dense layer's weight gradient."""
 
@@ -122,11 +122,13 @@ class FusedConv(GpuOperator):
         }  # fmt: skip
 
     def partial_groups(self, batch_size: int) -> int:
-        self.groups = max(
-            1,
-            min(batch_size, self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR // self.chunks),
-        )
+        self.groups = self.groups_of(batch_size, self.backward_bytes)
         return self.groups
+
+    def groups_of(self, units: int, shared_bytes: int) -> int:
+        """Groups that `units` images or tiles are summed in: as many blocks as are resident."""
+        resident = max(1, min(MOST_BLOCKS, self.device.shared_bytes // shared_bytes))
+        return max(1, min(units, self.device.multiprocessors * resident // self.chunks))
 
     def allocate(self, batch_size: int) -> None:
         # One byte where there are no winners: kernels take the argument all the same.

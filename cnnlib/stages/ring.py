@@ -16,13 +16,12 @@ from cnnlib.engine.gpu import THREADS, Launch
 from cnnlib.layers import Activation, Conv, Subsample
 from cnnlib.stages import fused
 from cnnlib.stages.fused import (
-    BLOCKS_PER_MULTIPROCESSOR,
     PLAIN_SHARED_BYTES,
     FusedConv,
 )
 
 FLOATS = PLAIN_SHARED_BYTES // 4
-FEW_FLOATS = 5 * 1024
+FEW_FLOATS = 8 * 1024
 """Window that leaves a multiprocessor room for many blocks; wide maps may take up to FLOATS."""
 MOST_UNITS = 4
 """Units (image x tile of columns) that a block takes in step."""
@@ -68,11 +67,14 @@ class RingConv(FusedConv):
         self.channel_chunks = math.ceil(self.channels / self.chunk_channels)
 
     def _highest(self, size: Callable[[int], int]) -> int:
-        """Target rows a step: as many as FEW_FLOATS allow, since a step costs barriers.
+        """Target rows a step: few steps, since a step costs barriers, of FEW_FLOATS at most.
 
-        Not the first that fits counting upwards: all rows at once need no second buffer.
+        Of the bands that need as few steps the lowest: the last step's would only be idle. Not the
+        first that fits counting upwards: all rows at once need no second buffer.
         """
-        return next((n for n in range(self.out_rows, 1, -1) if size(n) <= FEW_FLOATS), 1)
+        most = next((n for n in range(self.out_rows, 1, -1) if size(n) <= FEW_FLOATS), 1)
+        even = math.ceil(self.out_rows / math.ceil(self.out_rows / most))
+        return even if size(even) <= FEW_FLOATS else most
 
     # The sizes that kernels/ring_conv.cuh derives from the constants, in floats of one unit.
 
@@ -102,13 +104,15 @@ class RingConv(FusedConv):
         return self.chunk_channels * self.taps + errors
 
     def check(self) -> None:
-        window = self._window(self.tile, self.band)
-        wanted = 4 * max(
-            self.chunk_maps * self.terms + self.units * self._window(self.tile, self.forward_band),
-            window + self._deltas(self.tile, self.band),
+        window = self._window(self.tile, self.forward_band)
+        forward = self.chunk_maps * self.terms + self.units * window
+        backward = max(
+            self._window(self.tile, self.band) + self._deltas(self.tile, self.band),
             THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1),
             0 if self.planned.is_first else self._error_arena(),
         )
+        self.backward_bytes = 4 * backward
+        wanted = 4 * max(forward, backward)
         if wanted > PLAIN_SHARED_BYTES:
             raise self.unsupported(
                 f"a window of rows of {self.channels} channels and {self.maps} maps takes "
@@ -124,16 +128,14 @@ class RingConv(FusedConv):
         }  # fmt: skip
 
     def partial_groups(self, batch_size: int) -> int:
-        most = self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR // self.chunks
-        self.groups = max(1, min(batch_size * self.tiles, most))
+        self.groups = self.groups_of(batch_size * self.tiles, self.backward_bytes)
         return self.groups
 
     def forward(self, count: int) -> list[Launch]:
         b, views = self.buffers, self.buffers.parameters[0]
         units = count * self.tiles
         # Units go together only when every multiprocessor has its blocks without.
-        blocks = self.device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR
-        together = max(1, min(self.units, units // blocks))
+        together = max(1, min(self.units, units // (2 * self.device.multiprocessors)))
         return [
             self.launch_blocks(
                 "forward", math.ceil(units / together) * self.map_chunks,
