@@ -8,9 +8,14 @@ from pathlib import Path
 from cnnlib.files import write_whole
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-"""The folder of kernel sources, which every compiler gets as an include path."""
 
 _MARK = b"\ncnnlib sha256 "
+
+
+def kernels_folder() -> Path:
+    """The folder of kernel sources, an include path of every compiler: $CNNLIB_KERNELS, or ours."""
+    chosen = os.environ.get("CNNLIB_KERNELS")
+    return Path(chosen).resolve() if chosen else KERNELS
 
 
 def cache_folder() -> Path:
@@ -23,8 +28,9 @@ def cache_folder() -> Path:
 
 
 def kernel_files(*patterns: str) -> list[Path]:
-    """Files of kernels/ that match, in a fixed order."""
-    return sorted(path for pattern in patterns for path in KERNELS.glob(pattern))
+    """Files of the folder of kernels that match, in a fixed order."""
+    folder = kernels_folder()
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
 def content_key(parts: Iterable[str | bytes], files: Iterable[Path] = ()) -> str:

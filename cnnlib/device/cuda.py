@@ -29,7 +29,7 @@ from cnnlib.device.api import (
     extent,
     shape_tuple,
 )
-from cnnlib.device.cache import KERNELS, cached, content_key, content_of, kernel_files
+from cnnlib.device.cache import cached, content_key, content_of, kernel_files, kernels_folder
 from cnnlib.device.compiler import run_compiler
 from cnnlib.errors import DeviceError, DoesNotFit
 
@@ -99,7 +99,7 @@ def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str
         unit = path.with_suffix(".cu")
         try:
             unit.write_text(text)
-            command = [nvcc, *options, "-I", str(KERNELS), "-o", path.name, unit.name]
+            command = [nvcc, *options, "-I", str(kernels_folder()), "-o", path.name, unit.name]
             run_compiler(command, f"module {name}", path.parent)
         finally:
             unit.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 Settings, all from the environment:
   CXX                  the compiler (default: g++, clang++ or c++ from PATH)
   CNNLIB_CACHE         folder of compiled code (default: .cache/cnnlib in the home folder)
+  CNNLIB_KERNELS       folder of kernel sources (default: kernels/ of the checkout)
   CNNLIB_HOST_THREADS  OS threads that share a launch's blocks (default: the usable cores)
   CNNLIB_HOST_MEMORY   bytes that arrays may take (default: what is free when it is opened)
   CNNLIB_FIBER_ORDER   forward or reverse: in which order a block's threads, and the blocks, run
@@ -33,7 +34,7 @@ from cnnlib.device.api import (
     extent,
     shape_tuple,
 )
-from cnnlib.device.cache import KERNELS, cached, content_key, kernel_files
+from cnnlib.device.cache import cached, content_key, kernel_files, kernels_folder
 from cnnlib.device.compiler import (
     Compiler,
     compile_flags,
@@ -354,7 +355,7 @@ class HostDevice:
         self, source: str, name: str, kernels: Sequence[str], flags: Sequence[str] = ()
     ) -> HostModule:
         text = with_launchers(source, name, kernels)
-        key = self._key(text, flags)
+        key = self._key(text, flags, ("**/*.cuh", "host/*.?pp"))
         if key not in self._modules:
 
             def build(path: Path) -> None:
@@ -385,7 +386,7 @@ class HostDevice:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _key(self, text: str, flags: Sequence[str]) -> str:
+    def _key(self, text: str, flags: Sequence[str], files: Sequence[str]) -> str:
         compiler: Compiler = self._compiler
         parts = [
             text,
@@ -395,10 +396,10 @@ class HostDevice:
             *flags,
             cpu_model()[1],
         ]
-        return content_key(parts, kernel_files("**/*.cuh", "host/*.hpp", "host/*.cpp"))
+        return content_key(parts, kernel_files(*files))
 
     def _build(self, text: str, what: str, path: Path, flags: Sequence[str]) -> None:
-        command = [*self._compiler.command, *self._flags, *flags, "-I", str(KERNELS)]
+        command = [*self._compiler.command, *self._flags, *flags, "-I", str(kernels_folder())]
         source = path.with_suffix(".cpp")
         try:
             source.write_text(text)
@@ -408,12 +409,13 @@ class HostDevice:
 
     def _load_runtime(self) -> ctypes.CDLL:
         text = '#include "host/runtime.cpp"\n'
+        key = self._key(text, (), ("host/*.?pp",))
 
         def build(path: Path) -> None:
             self._build(text, "the host device's runtime", path, ())
 
         # its functions and the thread-local context are what every module links to
-        runtime = _load(cached(self._key(text, ()), ".so", build), ctypes.RTLD_GLOBAL)
+        runtime = _load(cached(key, ".so", build), ctypes.RTLD_GLOBAL)
         runtime.host_allocate.restype = ctypes.c_void_p
         runtime.host_allocate.argtypes = (ctypes.c_size_t,)
         runtime.host_free.restype = None
