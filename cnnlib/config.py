@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from cnnlib.datasets import DatasetSpec
 from cnnlib.errors import ConfigError
-from cnnlib.network import Network, first_problem, parse_layers
+from cnnlib.network import Network, first_problem, parse_layers, worst_problem
 
 # Counts are C ints in kernels.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
@@ -178,7 +178,7 @@ def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 def _model_at(error: ValidationError) -> type[BaseModel] | None:
     """The section in which the first problem lies, so that its known keys can be listed."""
-    path = error.errors()[0]["loc"][:-1]
+    path = worst_problem(error)["loc"][:-1]
     sections = {"training": Training, "sweep": Sweep, "measuring": Measuring}
     if not path:
         return Config

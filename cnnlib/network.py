@@ -178,12 +178,20 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 def first_problem(error: ValidationError, place: str, model: type[Any] | None = None) -> str:
     """One line for the first thing pydantic found wrong: where, what, and the known fields."""
-    problem = error.errors()[0]
+    problem = worst_problem(error)
     # pydantic puts tags of unions and "function-..." steps into the path: only keys help a reader
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem["loc"])
     if problem["type"] == "extra_forbidden":
         fields = f"; known: {', '.join(model.model_fields)}" if model else ""
-        return f"unknown key '{problem['loc'][-1]}' in {place}{where.rpartition('.')[0]}{fields}"
+        key = short(problem["loc"][-1])
+        return f"unknown key {key} in {place}{where.rpartition('.')[0]}{fields}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     given = "" if problem["type"] == "missing" else f", not {short(problem['input'])}"
     return f"{place}{where}: {message}{given}"
+
+
+def worst_problem(error: ValidationError) -> Any:
+    """The problem to tell: a mistyped key is also a missing one, and says more."""
+    return min(
+        error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden"
+    )

@@ -1,0 +1,374 @@
+"""The config: what is good is completed, what is bad is one line that names it."""
+
+import copy
+import string
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnlib.config import Config, load_config, merge, parse_config
+from cnnlib.errors import ConfigError
+from cnnlib.network import Network
+
+ROOT = Path(__file__).resolve().parent.parent
+
+GOOD: dict[str, Any] = {
+    "datasets": {
+        "toy": {
+            "kind": "synthetic", "shape": [1, 8, 8], "classes": 3,
+            "train_images": 40, "test_images": 10,
+        }
+    },
+    "networks": {
+        "small": [
+            {"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2},
+            {"dense": 3},
+        ]
+    },
+    "training": {"learning_rate": 0.1, "epochs": 2},
+    "sweep": {
+        "datasets": ["toy"], "networks": ["small"], "stages": ["gemm"], "batch_sizes": [4],
+        "repeats": 1,
+    },
+}  # fmt: skip
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """GOOD with one setting changed; `path` is keys and indices joined by points."""
+    config = copy.deepcopy(GOOD)
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    place: Any = config
+    for key in parents:
+        place = place.setdefault(key, {}) if isinstance(place, dict) else place[key]
+    place[last] = value
+    return config
+
+
+def without(path: str) -> dict[str, Any]:
+    """GOOD with one setting taken away."""
+    config = copy.deepcopy(GOOD)
+    *parents, last = path.split(".")
+    place: Any = config
+    for key in parents:
+        place = place[key]
+    del place[last]
+    return config
+
+
+def test_defaults_are_filled_in() -> None:
+    config = parse_config(GOOD)
+    assert config.results == "results"
+    assert config.training.momentum == 0
+    assert config.training.seed == 1
+    assert config.sweep.device == "auto"
+    assert config.figures is None
+    assert not config.measuring.full
+
+
+def test_networks_are_built_for_a_data_set() -> None:
+    network = parse_config(GOOD).network("small", "toy", "here")
+    assert isinstance(network, Network)
+    assert network.input_shape == (1, 8, 8)
+    assert network.shapes[-1] == (3,)
+
+
+def test_what_is_parsed_says_all_there_is() -> None:
+    """Dumped and parsed again, it is the same: results/config.yaml holds the whole experiment."""
+    config = parse_config(GOOD)
+    assert parse_config(config.model_dump(mode="json")) == config
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_the_shipped_config_is_good() -> None:
+    config = load_config([ROOT / "config.yaml"])
+    for name in config.networks:
+        config.network(name, "mnist", "networks")
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        # unknown keys, everywhere
+        (changed("sweeep", {}), r"unknown key 'sweeep' in config; known: results, datasets"),
+        (changed("sweep.batchsizes", [1]), r"unknown key 'batchsizes' in config\.sweep; known: "),
+        (changed("sweep.a\nb", [1]), r"unknown key 'a\\nb' in config\.sweep"),
+        (changed("training.lr", 0.1), r"unknown key 'lr' in config\.training; known: lear"),
+        (changed("measuring.warmup", 1), r"unknown key 'warmup' in config\.measuring"),
+        (changed("networks.small.0.conv.size", 1), r"networks\.small\[0\]\.conv.*kernel"),
+        (changed("datasets.toy.colour", 1), r"unknown key 'colour'.*datasets.*toy"),
+        # missing ones
+        (without("training"), r"training: field required"),
+        (without("training.epochs"), r"training\.epochs: field required"),
+        (without("networks"), r"networks: field required"),
+        # names that are not there
+        (changed("sweep.datasets", ["toi"]), r"unknown data set 'toi' in sweep.datasets; kno"),
+        (changed("sweep.networks", ["lenet"]), r"unknown network 'lenet' in sweep.networks; kno"),
+        (changed("networks.small.0", {"convolution": 1}), r"unknown layer kind 'convolution' in"),
+        (changed("networks.small.1", {"activation": "elu"}), r"'relu', 'tanh' or 'sigmoid'.*'elu'"),
+        (changed("sweep.device", "tpu"), r"sweep\.device: .*'cuda'.*not 'tpu'"),
+        # wrong types and numbers
+        (changed("training", []), r"config\.training"),
+        (changed("training.learning_rate", "fast"), r"training\.learning_rate: .*not 'fast'"),
+        (changed("training.learning_rate", 0), r"training\.learning_rate: .*greater than 0"),
+        (changed("training.learning_rate", float("nan")), r"training\.learning_rate: "),
+        (changed("training.learning_rate", float("inf")), r"training\.learning_rate: .*finite"),
+        (changed("training.momentum", 1), r"training\.momentum: .*less than 1"),
+        (changed("training.epochs", 1.5), r"training\.epochs: .*integer"),
+        (changed("training.epochs", True), r"training\.epochs: .*integer"),
+        (changed("training.epochs", "3"), r"training\.epochs: .*integer.*'3'"),
+        (changed("training.seed", -1), r"training\.seed"),
+        (changed("training.seed", 2**64), r"training\.seed"),
+        (changed("training.epochs", 16**9000), r"training\.epochs: .*so long a int"),
+        (changed("training.learning_rate", 16**9000), r"training\.learning_rate"),
+        (changed("sweep.batch_sizes", [0]), r"sweep\.batch_sizes\[0\]: .*greater than 0, not 0"),
+        (changed("sweep.batch_sizes", [4, -4]), r"sweep\.batch_sizes\[1\]: .* than 0, not -4"),
+        (changed("sweep.batch_sizes", 4), r"sweep\.batch_sizes: .*list"),
+        (changed("sweep.batch_sizes", []), r"sweep\.batch_sizes: .*at least 1"),
+        (changed("sweep.batch_sizes", [2**40]), r"sweep\.batch_sizes\[0\]"),
+        (changed("sweep.repeats", 0), r"sweep\.repeats"),
+        (changed("sweep.stages", ["../../etc"]), r"sweep\.stages\[0\]: "),
+        (changed("networks.a/b", GOOD["networks"]["small"]), r"networks"),
+        (changed("measuring.warmup_seconds", float("inf")), r"warmup_seconds: .*finite"),
+        (changed("measuring.full", "yes"), r"measuring\.full"),
+        (changed("datasets.toy", None), r"datasets\.toy"),
+        (changed("datasets.toy.kind", "cifar"), r"datasets\.toy.*'idx'"),
+        # twice
+        (changed("sweep.batch_sizes", [4, 8, 4]), r"4 stands twice in sweep.batch_sizes"),
+        (changed("sweep.stages", ["gemm", "gemm"]), r"'gemm' stands twice in sweep.stages"),
+        # impossible experiments
+        (changed("sweep.batch_sizes", [41]), r"batch size 41 .* set 'toy' \(40 training images"),
+        (changed("networks.small.0.conv.kernel", 9), r"conv1 .*9x9 kernel is larger than the 8x8"),
+        (changed("networks.small.2.subsample", 4), r"subsample1 .*4x4 do not divide the 6x6 map"),
+        (changed("networks.small.3.dense", 4), r"ends in shape \(4,\), but the data set has 3"),
+        (changed("networks.small.2", {"dense": 5, "conv": 3}), r"small\[2\] must be one"),
+        (changed("networks.small", []), r"networks\.small must be a list of layers"),
+        (changed("networks.small", "dense"), r"networks\.small"),
+        (changed("networks.unused", [{"dense": 0}]), r"networks\.unused\[0\]\.dense"),
+        ([], r"config must be a mapping"),
+        (None, r"config must be a mapping"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_named(config: Any, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as raised:
+        parse_config(config)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1.5E2", 150.0), ("1e-3 ", None)])
+def test_numbers_that_yaml_takes_for_texts(text: str, value: float | None) -> None:
+    config = changed("training.learning_rate", text)
+    if value is None:
+        with pytest.raises(ConfigError, match="learning_rate"):
+            parse_config(config)
+    else:
+        assert parse_config(config).training.learning_rate == value
+
+
+# files ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+Write = Callable[[str | bytes], Path]
+
+
+def test_later_files_change_single_settings(write: Write) -> None:
+    base = write(yaml.safe_dump(GOOD))
+    overlay = write("training: {epochs: 7}\nsweep: {batch_sizes: [1, 2]}\nresults: elsewhere\n")
+    config = load_config([base, overlay])
+    assert config.training.epochs == 7
+    assert config.training.learning_rate == 0.1
+    assert config.sweep.batch_sizes == [1, 2]
+    assert config.results == "elsewhere"
+
+
+def test_aliases_do_not_change_together(write: Write) -> None:
+    base = copy.deepcopy(GOOD)
+    base["datasets"]["copy"] = base["datasets"]["toy"]
+    text = yaml.safe_dump(base)
+    assert "&id001" in text
+    config = load_config([write(text), write("datasets: {copy: {train_images: 30}}")])
+    assert config.datasets["copy"].train_count == 30
+    assert config.datasets["toy"].train_count == 40
+
+
+@given(
+    st.recursive(
+        st.dictionaries(st.sampled_from("abc"), st.integers(0, 3), max_size=3),
+        lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    ),
+    st.dictionaries(st.sampled_from("abc"), st.dictionaries(st.sampled_from("abc"), st.integers())),
+)
+def test_merge_leaves_both_alone(settings: dict[str, Any], changes: dict[str, Any]) -> None:
+    before = copy.deepcopy((settings, changes))
+    merged = merge(settings, changes)
+    assert (settings, changes) == before
+    assert merge(merged, changes) == merged
+    assert merge(settings, {}) == settings
+    assert set(merged) == set(settings) | set(changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", r"must hold a mapping"),
+        (b"- a\n- b\n", r"must hold a mapping"),
+        (b"just text", r"must hold a mapping"),
+        (b"a: [1, 2", r"is not YAML"),
+        (b"a: b: c", r"is not YAML"),
+        (b"\tsweep: 1", r"is not YAML"),
+        (b"a: 1\n\x00", r"is not YAML"),
+        (b"\xff\xfe\x00\x01", r"is not YAML"),
+        (b"name: M\xfcller", r"is not YAML"),
+        (b"a: !!python/object/apply:os.mkdir [MADE]", r"is not YAML"),
+        (b"a: !!python/name:os.system", r"is not YAML"),
+        (b"!!python/object/new:os.mkdir [MADE]", r"is not YAML"),
+        (b"[" * 500, r"is not YAML"),
+        (b"{a: " * 500 + b"1" + b"}" * 500, r"is not YAML"),
+        (b"a: &a [*a]", r"unknown key 'a'"),
+        (b"sweep: &a {b: *a}", r"unknown key 'b' in .*sweep"),
+        (b"? [1, 2]\n: 3", r"is not YAML|unknown key|keys"),
+        (b"1: 2", r"keys should be strings|unknown key|field required"),
+        (b"training: {epochs: 1" + b"0" * 9000 + b"}", r"is not YAML"),
+        (b"seed: 2020-13-45", r"is not YAML"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_config(
+    write: Write, tmp_path: Path, content: bytes, problem: str
+) -> None:
+    made = tmp_path / "made"
+    path = write(content.replace(b"MADE", str(made).encode()))
+    with pytest.raises(ConfigError, match=problem) as raised:
+        load_config([path])
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1000
+    assert not made.exists()
+
+
+@pytest.mark.timeout(20)
+def test_a_billion_laughs(write: Write) -> None:
+    """Aliases of aliases: a few lines that stand for more than any memory holds."""
+    text = "l0: &l0 [ha, ha]\n" + "".join(
+        f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 30)
+    )
+    for place in ("results: *l29", "networks: {big: *l29}", "training: {epochs: *l29}"):
+        content = yaml.safe_dump(GOOD) + text + place + "\n"
+        with pytest.raises(ConfigError) as raised:
+            load_config([write(content)])
+        assert len(str(raised.value)) < 2000
+    laughs = yaml.safe_load(text)["l29"]
+    for path in ("networks.small", "training.epochs", "sweep.batch_sizes", "results"):
+        with pytest.raises(ConfigError) as raised:
+            parse_config(changed(path, laughs))
+        assert len(str(raised.value)) < 2000
+
+
+@pytest.mark.timeout(20)
+def test_recursive_files_laid_over_each_other(write: Write) -> None:
+    path = write("datasets: &a {b: *a}")
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        load_config([path, path])
+
+
+def test_a_network_that_holds_itself() -> None:
+    layers: list[Any] = []
+    layers.append(layers)
+    with pytest.raises(ConfigError, match=r"networks\.small\[0\] must be one"):
+        parse_config(changed("networks.small", layers))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nothing\.yaml: No such file"):
+        load_config([tmp_path / "nothing.yaml"])
+    with pytest.raises(ConfigError, match="cannot read .*Is a directory"):
+        load_config([tmp_path])
+    with pytest.raises(ConfigError, match="no config file"):
+        load_config([])
+
+
+def test_a_byte_order_mark_is_no_harm(write: Write) -> None:
+    load_config([write(b"\xef\xbb\xbf" + yaml.safe_dump(GOOD).encode())])
+
+
+# anything at all --------------------------------------------------------------------------------
+
+KEYS = st.one_of(
+    st.sampled_from(
+        [*Config.model_fields, "toy", "small", "conv", "dense", "kernel", "epochs", "kind", "shape"]
+    ),
+    st.text(string.printable, max_size=5),
+)
+ATOMS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from(["toy", "small", "gemm", "relu", "idx", "synthetic", 1, 0, -1, 3]),
+)  # fmt: skip
+ANYTHING = st.recursive(
+    ATOMS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(KEYS, st.integers(), st.none()), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+
+
+def is_config_or_one_line(value: Any) -> None:
+    try:
+        found: object = parse_config(value)
+    except ConfigError as error:
+        found = str(error)
+    assert isinstance(found, Config) or (found and "\n" not in found)
+
+
+@settings(max_examples=80, deadline=None)
+@given(ANYTHING)
+def test_anything_is_a_config_or_an_error(value: Any) -> None:
+    is_config_or_one_line(value)
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in nested dicts and lists."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, part in inner if isinstance(value, dict | list) else ():
+        found.append((*path, key))
+        if isinstance(part, dict | list):
+            found += paths(part, (*path, key))
+    return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(where=st.sampled_from(paths(GOOD)), value=ANYTHING)
+def test_anything_in_a_good_config_is_good_or_an_error(where: tuple[Any, ...], value: Any) -> None:
+    config = copy.deepcopy(GOOD)
+    place: Any = config
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
+    is_config_or_one_line(config)
+
+
+def test_indentation_in_the_readme_style(write: Write) -> None:
+    """A config as a user writes it, comments and all."""
+    overlay = """
+        # only what differs
+        sweep:
+          batch_sizes: [1, 2, 4]   # small
+          repeats: 5
+    """
+    config = load_config([write(yaml.safe_dump(GOOD)), write(textwrap.dedent(overlay))])
+    assert config.sweep.repeats == 5
