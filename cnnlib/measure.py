@@ -18,7 +18,7 @@ from cnnlib import records
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Engine, KernelTime, Stage
-from cnnlib.errors import DoesNotFit
+from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import write_whole
 from cnnlib.machine import provenance
@@ -94,9 +94,10 @@ class Rows:
 def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
     """Measure `run` and write epochs, steps and kernels (.csv) and run.json into `folder`.
 
-    A batch that does not fit the device gives one `does_not_fit` row, a loss that is not finite
-    ends the run with a `diverged` row; both are results. Raises ValidationFailed (nothing is
-    written) when the stage computes wrong gradients. Returns `folder`.
+    A batch that does not fit the device gives one `does_not_fit` row, a network whose sizes the
+    stage's operators refuse one `unavailable` row, and a loss that is not finite ends the run with
+    a `diverged` row: these are results. Raises ValidationFailed (nothing is written) when the stage
+    computes wrong gradients. Returns `folder`.
     """
     stage = find_stage(run.stage, "--stage")
     network = config.network(run.network, run.dataset, "--network")
@@ -114,6 +115,9 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
         except (DoesNotFit, MemoryError) as error:
             described["does_not_fit"] = str(error) or "out of memory"
             rows.epoch("does_not_fit")
+        except Unsupported as error:
+            described["unavailable"] = str(error)
+            rows.epoch("unavailable")
     # An older result is gone before the first of its files is replaced.
     (folder / "run.json").unlink(missing_ok=True)
     records.write(folder / "epochs.csv", "epochs", rows.epochs)

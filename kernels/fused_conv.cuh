@@ -226,7 +226,8 @@ __device__ __forceinline__ void pull_errors(const float* deltas, const float* we
   }
 }
 
-// One image's source errors, through shared memory.
+// One image's source errors, through shared memory; pushed or pulled.
+template <bool PUSHED>
 __device__ __forceinline__ void send_errors_back(
     float* arena, const float* __restrict__ source, const float* __restrict__ weight,
     const float* __restrict__ bias, const float* __restrict__ target,
@@ -243,13 +244,13 @@ __device__ __forceinline__ void send_errors_back(
   }
   if (RECOMPUTE) load_weights(weight, weights);
   for (int i = threadIdx.x; i < SOURCE_SIZE; i += THREADS) {
-    if (PUSH) errors[i] = 0.0f;
+    if (PUSHED) errors[i] = 0.0f;
     if (RECOMPUTE) image[i] = source[i];
   }
   if (RECOMPUTE) __syncthreads();
   spread_errors(image, weights, bias, target, winners, target_errors, deltas);
   __syncthreads();
-  if (PUSH)
+  if (PUSHED)
     push_errors(deltas, held, errors);
   else
     pull_errors(deltas, held, errors);
@@ -274,10 +275,41 @@ ENTRY(backward)
                           count, groups, job / CHUNKS, job % CHUNKS);
     } else {
       const int n = job - weight_jobs;
-      send_errors_back(arena, source + n * SOURCE_SIZE, weight, bias, target + n * TARGET_SIZE,
-                       winners + n * TARGET_SIZE, target_errors + n * TARGET_SIZE,
-                       source_errors + n * SOURCE_SIZE);
+      send_errors_back<PUSH>(arena, source + n * SOURCE_SIZE, weight, bias, target + n * TARGET_SIZE,
+                             winners + n * TARGET_SIZE, target_errors + n * TARGET_SIZE,
+                             source_errors + n * SOURCE_SIZE);
     }
     __syncthreads();
   }
+}
+
+// The two ways of the errors on their own, to be timed against each other.
+template <bool PUSHED>
+__device__ __forceinline__ void send_all_errors_back(
+    float* arena, const float* __restrict__ source, const float* __restrict__ weight,
+    const float* __restrict__ bias, const float* __restrict__ target,
+    const unsigned char* __restrict__ winners, const float* __restrict__ target_errors,
+    float* __restrict__ source_errors, int count) {
+  for (int n = blockIdx.x; n < count; n += gridDim.x)
+    send_errors_back<PUSHED>(arena, source + n * SOURCE_SIZE, weight, bias, target + n * TARGET_SIZE,
+                             winners + n * TARGET_SIZE, target_errors + n * TARGET_SIZE,
+                             source_errors + n * SOURCE_SIZE);
+}
+
+ENTRY(push_errors)
+(const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,
+ const float* __restrict__ target, const unsigned char* __restrict__ winners,
+ const float* __restrict__ target_errors, float* __restrict__ source_errors, int count) {
+  SHARED_LARGE(Quad, quad_arena, quads(ARENA));
+  send_all_errors_back<true>(reinterpret_cast<float*>(quad_arena), source, weight, bias, target,
+                             winners, target_errors, source_errors, count);
+}
+
+ENTRY(pull_errors)
+(const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,
+ const float* __restrict__ target, const unsigned char* __restrict__ winners,
+ const float* __restrict__ target_errors, float* __restrict__ source_errors, int count) {
+  SHARED_LARGE(Quad, quad_arena, quads(ARENA));
+  send_all_errors_back<false>(reinterpret_cast<float*>(quad_arena), source, weight, bias, target,
+                              winners, target_errors, source_errors, count);
 }

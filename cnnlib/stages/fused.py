@@ -9,6 +9,7 @@ activation along.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ PLAIN_SHARED_BYTES = 48 * 1024
 """Shared memory that every CUDA device gives a block without being asked for more."""
 MOST_OWNED = 4
 """Rows of the weight gradient a thread keeps in registers."""
+COMPARED = ("push_errors", "pull_errors")
+"""Kernels in which the errors go back alone, one each way."""
 MOST_BLOCKS = 4
 """Blocks a multiprocessor that sum weight gradients: each leaves a partial sum to be read again."""
 IMAGES_PER_GROUP = 128
@@ -43,7 +46,7 @@ def function_of(layers: tuple[Layer, ...]) -> str:
 
 class FusedConv(GpuOperator):
     file = "fused_conv.cuh"
-    kernels = ("forward", "backward")
+    kernels: ClassVar[tuple[str, ...]] = ("forward", "backward", *COMPARED)
 
     def __init__(self, planned: Planned, stage: Stage, device: Device) -> None:
         conv = planned.layers[0]
@@ -142,25 +145,34 @@ class FusedConv(GpuOperator):
         return [self.launch_blocks("forward", blocks, *args, shared_bytes=self.forward_bytes)]
 
     def backward(self, count: int) -> list[Launch]:
-        return [self.backward_launch(count, self.groups)]
+        jobs = self.groups * self.chunks + (0 if self.planned.is_first else count)
+        return [
+            self.launch_blocks(
+                "backward", jobs, *self.backward_args(count), shared_bytes=self.backward_bytes
+            )
+        ]
 
     def compared(self, count: int) -> list[Launch]:
-        """The way of the errors alone, to compare push with pull."""
-        if self.buffers.source_errors is None:
-            return []
-        way = self.stage.options.get("errors", "push")
-        return [self.backward_launch(count, 0)._replace(kernel=f"{way}_errors")]
-
-    def backward_launch(self, count: int, groups: int) -> Launch:
-        """The backward kernel; with no groups it sends errors back and sums no gradient."""
         b, views = self.buffers, self.buffers.parameters[0]
-        jobs = groups * self.chunks + (0 if b.source_errors is None else count)
+        if b.source_errors is None:
+            return []
+        args = (
+            b.source, views["weight"], views["bias"], b.target, self.winners, b.target_errors,
+            b.source_errors, count,
+        )  # fmt: skip
+        return [
+            self.launch_blocks(kernel, count, *args, shared_bytes=self.backward_bytes)
+            for kernel in COMPARED
+        ]
+
+    def backward_args(self, count: int) -> tuple[Any, ...]:
+        """Arguments of the backward kernel, which sums gradients and sends errors back."""
+        b, views = self.buffers, self.buffers.parameters[0]
         # Any array will do where there is nobody to send errors to: the kernel never touches it.
         errors = b.target_errors if b.source_errors is None else b.source_errors
-        return self.launch_blocks(
-            "backward", jobs, b.source, views["weight"], views["bias"], b.target, self.winners,
-            b.target_errors, errors, b.partials, count, groups,
-            shared_bytes=self.backward_bytes,
+        return (
+            b.source, views["weight"], views["bias"], b.target, self.winners, b.target_errors,
+            errors, b.partials, count, self.groups,
         )  # fmt: skip
 
 

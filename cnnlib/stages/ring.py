@@ -9,6 +9,7 @@ ring of two slots, so their memory does not grow with depth.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from cnnlib.device import Device
 from cnnlib.engine import Planned
@@ -36,6 +37,7 @@ def halve_until(number: int, good: Callable[[int], bool]) -> int:
 
 class RingConv(FusedConv):
     file = "ring_conv.cuh"
+    kernels: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     def choose(self, planned: Planned, device: Device) -> None:
         self.out_rows = self.rows // self.window
@@ -143,16 +145,14 @@ class RingConv(FusedConv):
             )
         ]  # fmt: skip
 
-    def backward_launch(self, count: int, groups: int) -> Launch:
-        b, views = self.buffers, self.buffers.parameters[0]
-        jobs = groups * self.chunks
-        if b.source_errors is not None:
+    def backward(self, count: int) -> list[Launch]:
+        jobs = self.groups * self.chunks
+        if not self.planned.is_first:
             jobs += count * self.error_tiles * self.channel_chunks
-        errors = b.target_errors if b.source_errors is None else b.source_errors
-        return self.launch_blocks(
-            "backward", jobs, b.source, views["weight"], views["bias"], b.target, self.winners,
-            b.target_errors, errors, b.partials, count, groups,
-        )  # fmt: skip
+        return [self.launch_blocks("backward", jobs, *self.backward_args(count))]
+
+    def compared(self, count: int) -> list[Launch]:
+        return []
 
 
 STAGE = replace(
