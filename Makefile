@@ -16,11 +16,9 @@ help:  ## this list
 run: $(ENV)/base  ## run the whole experiment of config.yaml and draw its figures
 	@$(ENV)/bin/python requirements/install_pycuda.py
 	$(SNAKEMAKE) all $(ARGS)
-	@echo "Figures: $(CURDIR)/results/figures"
 
 figures: $(ENV)/base  ## draw the figures again from results that are there
 	$(SNAKEMAKE) figures $(ARGS)
-	@echo "Figures: $(CURDIR)/results/figures"
 
 test: $(ENV)/dev  ## run the tests
 	$(ENV)/bin/python -m pytest $(ARGS)
