@@ -143,6 +143,11 @@ def nonsense(handler: Handler, body: bytes) -> None:
     handler.wfile.write(b"220 ready for mail\r\n\r\n")
 
 
+def late(handler: Handler, body: bytes) -> None:
+    time.sleep(0.2)
+    handler.stop(body)
+
+
 def silent(handler: Handler, body: bytes) -> None:
     handler.server.ended.wait(20)
 
@@ -173,8 +178,8 @@ WAYS: dict[str, Answer] = {
     way.__name__: way
     for way in (
         good, not_found, web_page, cut_off, cut_off_without_length, corrupt, empty, other,
-        unzipped_on_the_way, zipped_on_the_way, redirected, redirected_forever, nonsense, silent,
-        stalled, trickle, only_train_images,
+        unzipped_on_the_way, zipped_on_the_way, redirected, redirected_forever, nonsense,
+        late, silent, stalled, trickle, only_train_images,
     )
 }  # fmt: skip
 

@@ -8,9 +8,10 @@ import stat
 import subprocess
 import sys
 import tarfile
-import threading
+import termios
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,22 @@ def test_a_wrong_file_that_is_there_does_not_stay(source: Path, folder: Path) ->
     (folder / "test-images").write_bytes(b"half a fi")
     failure(spec_of(source, []), folder)
     assert not (folder / "test-images").exists()
+
+
+def start(
+    spec: IdxSpec, folder: Path, tmp_path: Path, stderr: int = subprocess.DEVNULL
+) -> "subprocess.Popen[bytes]":
+    """The same download in a process of its own, with ordinary patience."""
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    program = (
+        "import sys; from cnnlib.datasets import IdxSpec, download\n"
+        "spec = IdxSpec.model_validate_json(open(sys.argv[1]).read())\n"
+        "download('digits', spec, sys.argv[2])"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "spec.json", folder],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+    )  # fmt: skip
 
 
 BAD_ANSWERS = {
@@ -225,6 +242,21 @@ def test_synthetic_has_nothing_to_download(folder: Path) -> None:
     )
     download("made", spec, folder, lambda _: None)
     assert not folder.exists()
+
+
+def test_progress_on_a_terminal_and_not_in_a_log(
+    server: Server, source: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = spec_of(source, [server.mirror("good")])
+    get(spec, folder)
+    assert capsys.readouterr() == ("", "")
+    terminal, child_end = os.openpty()
+    termios.tcsetwinsize(child_end, (30, 90))
+    child = start(spec, tmp_path / "again", tmp_path, stderr=child_end)
+    os.close(child_end)
+    assert child.wait(20) == 0
+    assert b"train-images:" in os.read(terminal, 10_000)
+    os.close(terminal)
 
 
 # npm ----------------------------------------------------------------------------------------
@@ -382,16 +414,7 @@ def test_killed_in_the_middle(
     server: Server, source: Path, folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     spec = spec_of(source, [server.mirror("stalled")])
-    (tmp_path / "spec.json").write_text(spec.model_dump_json())
-    program = (
-        "import sys; from cnnlib.datasets import IdxSpec, download\n"
-        "spec = IdxSpec.model_validate_json(open(sys.argv[1]).read())\n"
-        "download('digits', spec, sys.argv[2])"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path / "spec.json", folder], cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    child = start(spec, folder, tmp_path)
     try:
         assert server.half_sent.wait(20)
         child.send_signal(number)
@@ -407,11 +430,10 @@ def test_killed_in_the_middle(
 
 
 def test_two_at_once_fetch_once(server: Server, source: Path, folder: Path) -> None:
-    spec = spec_of(source, [server.mirror("good")])
-    both = [threading.Thread(target=get, args=(spec, folder)) for _ in range(2)]
-    for each in both:
-        each.start()
-    for each in both:
-        each.join()
+    spec = spec_of(source, [server.mirror("late")])
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(get, spec, folder) for _ in range(2)]
+        said = [each.result() for each in both]
     assert is_whole(folder, source)
     assert len(server.asked) == 4
+    assert sorted("waiting for another download" in each for each in said) == [False, True]
