@@ -2,13 +2,17 @@
 
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cnnlib.device import Kernel, KernelError, open_device
+from cnnlib.device.compiler import find_compiler
 from cnnlib.device.host import HostDevice, usable_cores
 from cnnlib.errors import DeviceError, DoesNotFit
 
@@ -122,6 +126,48 @@ def test_neither_order_nor_threads_change_a_bit(probe_source: str, kernels_in: K
     for order, threads in (("reverse", 1), ("forward", 3), ("reverse", 5)):
         device = HostDevice(order, threads)
         assert results_of(device, probe_source, kernels) == expected
+
+
+PROGRAM = """
+import hashlib, sys
+import numpy as np
+from pathlib import Path
+from cnnlib.device.compiler import find_compiler
+from cnnlib.device.host import HostDevice
+
+device = HostDevice()
+names = ["probe_multiply_tiles", "probe_warp_operations", "probe_phases"]
+module = device.compile(Path(sys.argv[1]).read_text(), "probe.cu", names)
+source = device.array((37, 37))
+source.set(np.arange(37 * 37, dtype=np.float32).reshape(37, 37) % 11)
+digest = hashlib.sha256()
+for name, shape, block, rest in (
+    (names[0], (37, 37), (16, 16), (37,)), (names[1], (9, 64), 64, ()), (names[2], (90,), 90, (30,))
+):
+    out = device.array(shape, np.int32 if name == names[1] else np.float32)
+    module.kernel(name)(1, block, *([source, source] if name == names[0] else []), out, *rest)
+    digest.update(out.get().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_stacks_switched_by_the_library_give_the_same() -> None:
+    # in a process each: the first runtime that is loaded serves all
+    source = Path(__file__).with_name("probe.cu")
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(source)],
+            env={**os.environ, "CXX": f"{find_compiler().command[0]}{extra}"},
+            cwd=source.parents[2],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=True,
+        ).stdout
+        for extra in ("", " -DHOST_UCONTEXT=1")
+    ]
+    assert len(printed[0].strip()) == 64
+    assert printed[0] == printed[1]
 
 
 def test_reverse_order_betrays_a_missing_barrier(wrong_source: str, kernels_in: KernelsIn) -> None:
