@@ -135,12 +135,16 @@ SECONDS = (
 )  # fmt: skip
 
 
-def seconds_axis(axes: Axes, values: Iterable[float]) -> None:
-    """Times on a logarithmic axis, with units that suit: 1 ms, 10 ms, 100 ms, 1 s, 1 min, 1 h."""
+def seconds_axis(axes: Axes, values: Iterable[float], steps: Sequence[int] = (1,)) -> None:
+    """Times on a logarithmic axis, with units that suit: 1 ms, 10 ms, 100 ms, 1 s, 1 min, 1 h.
+
+    `steps` within a decade, for an axis of few decades of short times.
+    """
     low, high = _limits(values, 1.6)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(FixedLocator([s for s in SECONDS if low <= s <= high]))
+    ticks = [time * step for time in SECONDS for step in steps]
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     axes.yaxis.set_minor_locator(NullLocator())
 

@@ -1,0 +1,110 @@
+"""How fast errors go back through each convolution: pushed by the upper units or pulled by the lower.
+
+One panel a layer: time per image of the kernel that only sends errors back, median and quartiles
+over the repeats, against the batch size; both axes are logarithmic. Push: each unit adds its error
+to the units it saw, a barrier a kernel position. Pull: each unit gathers from those that saw it, and
+asks in vain at the border. The first convolution has nobody to send errors to.
+"""
+
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow import style, wording
+
+TABLES = ("kernels",)
+
+WAYS = {
+    "push_errors": ("push", style.Mark("#d08a00", "D")),
+    "pull_errors": ("pull", style.Mark("#0072b2", "s")),
+}
+STAGE = "fused"
+PANEL = ["dataset", "network", "layer", "device_kind"]
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """A panel for each convolution that sends errors back, in one row a network."""
+    kernels = tables["kernels"]
+    times = kernels[(kernels["stage"] == STAGE) & kernels["kernel"].isin(WAYS)].copy()
+    times["image_seconds"] = times["kernel_seconds"] / times["batch_size"]
+    if not len(times):
+        return nothing()
+    panels = [group for _, group in times.groupby(PANEL, sort=False)]
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure, grid = pyplot.subplots(
+        down, across, figsize=(2.4 + 6.6 * across, 1.7 + 4.4 * down), squeeze=False,
+        layout="constrained", sharey=True,
+    )  # fmt: skip
+    style.headline(figure, title(times), subtitle(times))
+    waiting = []
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        waiting.append((axes, draw_panel(axes, panel, times)))
+    for axes in grid.flat[len(panels) :]:
+        axes.axis("off")
+    for axes, labels in waiting:
+        style.end_labels(axes, labels)
+    return figure
+
+
+def nothing() -> Figure:
+    """Said in a picture, since a missing one looks like a mistake."""
+    figure = pyplot.figure(figsize=(9.0, 2.4), layout="constrained")
+    style.headline(
+        figure, "Push and pull were not measured", f"Stage '{STAGE}' is not in sweep.stages."
+    )
+    return figure
+
+
+def draw_panel(axes: Axes, panel: pd.DataFrame, times: pd.DataFrame) -> list[style.Label]:
+    """Push and pull of one layer; the labels for the right edge."""
+    sizes = sorted(set(panel["batch_size"]))
+    style.batch_axis(axes, sizes)
+    style.seconds_axis(axes, times["image_seconds"], steps=(1, 2, 5))
+    dataset, network, layer, kind = panel[PANEL].iloc[0]
+    built = f"\n({wording.HOST})" if kind == "host" else ""
+    axes.set_title(
+        f"{layer}, {wording.what(dataset, network)}{built}",
+        fontsize=11, loc="left", color=style.INK,
+    )  # fmt: skip
+    axes.set_ylabel("time per image")
+    labels = []
+    for kernel, (name, mark) in WAYS.items():
+        by_size = panel[panel["kernel"] == kernel].groupby("batch_size")["image_seconds"]
+        if not len(by_size):
+            continue
+        middle = by_size.median()
+        low, high = middle - by_size.quantile(0.25), by_size.quantile(0.75) - middle
+        axes.errorbar(
+            middle.index, middle, [low, high], color=mark.color, marker=mark.marker,
+            markersize=8, linewidth=2, linestyle=(0, (4, 2)) if kind == "host" else "-",
+            elinewidth=1.3, capsize=3.5,
+        )  # fmt: skip
+        text = f"{name}  {wording.duration(middle.iloc[-1])}"
+        labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
+    return labels
+
+
+def title(times: pd.DataFrame) -> str:
+    """The result in one sentence: who wins at the largest batch, or that it depends."""
+    medians = times.groupby([*PANEL, "batch_size", "kernel"])["kernel_seconds"].median().unstack()
+    if set(medians.columns) != set(WAYS):
+        return "Errors sent back: push and pull"
+    gains = (medians["pull_errors"] / medians["push_errors"]).dropna()
+    if (gains >= 1).all() or (gains <= 1).all():
+        winner, factors = ("push", gains) if (gains >= 1).all() else ("pull", 1 / gains)
+        low, high = wording.times(factors.min()), wording.times(factors.max())
+        factor = low if low == high else f"{low} to {high}"
+        return f"Errors go back {factor} faster when they are {winner}ed"
+    return "Whether errors go back faster pushed or pulled depends on the batch"
+
+
+def subtitle(times: pd.DataFrame) -> str:
+    """The device; what is counted, and how."""
+    devices = "; ".join(wording.device(name) for name in times["device"].unique())
+    counts = times.groupby([*PANEL, "batch_size", "kernel"]).size()
+    return (
+        f"stage {STAGE} on {devices}\n"
+        f"the kernel alone; median of {counts.min()} repeats, bars: quartiles"
+    )
