@@ -69,19 +69,21 @@ def longest_sum(network: Network, batch_size: int) -> int:
     return longest
 
 
-def validate(engine: Engine, images: Bytes, labels: Bytes) -> None:
+def validate(engine: Engine, images: Bytes, labels: Bytes) -> float:
     """Compare loss and gradient of `images`, at most batch_size, at the engine's parameters.
 
-    Raises ValidationFailed naming stage, network, parameter, error and bound.
+    Returns the largest error as a share of its bound. Raises ValidationFailed naming stage,
+    network, parameter, error and bound.
     """
     setup, parameters = engine.setup, engine.parameters.astype(np.float64)
     images = clear_images(engine, images)
     _check_fast_reference(setup, parameters, images, labels)
     with FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
         reference.parameters = parameters
-        _compare_gradients(engine, reference, images, labels)
+        share = _compare_gradients(engine, reference, images, labels)
         if len(images) > FEW_ERRORS and not engine.image_by_image:
-            _compare_few_errors(engine, reference, images)
+            share = max(share, _compare_few_errors(engine, reference, images))
+    return share
 
 
 _checked: set[tuple[Network, float, float]] = set()
@@ -101,16 +103,19 @@ def _check_fast_reference(setup: Setup, parameters: Array, images: Bytes, labels
     _checked.add(key)
 
 
-def _compare_gradients(engine: Engine, reference: Engine, images: Bytes, labels: Bytes) -> None:
+def _compare_gradients(engine: Engine, reference: Engine, images: Bytes, labels: Bytes) -> float:
     loss, gradient = engine.gradient(images, labels)
     right_loss, right = reference.gradient(images, labels)
     unit = FACTOR * _eps(engine) * math.sqrt(longest_sum(engine.network, len(images)))
     batch = f"at batch size {len(images)}"
-    _require(engine, f"the loss {batch}", abs(loss - right_loss), unit * max(1.0, abs(right_loss)))
-    _compare_views(engine, f"the gradient of {{}} {batch}", gradient, right, unit)
+    bound = unit * max(1.0, abs(right_loss))
+    share = _require(engine, f"the loss {batch}", abs(loss - right_loss), bound)
+    return max(
+        share, _compare_views(engine, f"the gradient of {{}} {batch}", gradient, right, unit)
+    )
 
 
-def _compare_few_errors(engine: Engine, reference: Engine, images: Bytes) -> None:
+def _compare_few_errors(engine: Engine, reference: Engine, images: Bytes) -> float:
     """Back-propagate errors of a few images alone, the first and the last of the batch among them.
 
     The rounding that must be allowed in the gradient of a large batch could hide that an image is
@@ -124,26 +129,33 @@ def _compare_few_errors(engine: Engine, reference: Engine, images: Bytes) -> Non
     found, right = engine.backward(images, error), reference.backward(images, error)
     unit = FACTOR * _eps(engine) * math.sqrt(longest_sum(engine.network, len(few)))
     what = f"the gradient of {{}} for errors of a few images in a batch of {len(images)}"
-    _compare_views(engine, what, found, right, unit)
+    return _compare_views(engine, what, found, right, unit)
 
 
 def _eps(engine: Engine) -> float:
     return float(np.finfo(np.dtype(engine.stage.dtype)).eps)
 
 
-def _compare_views(engine: Engine, what: str, found: Array, right: Array, unit: float) -> None:
-    """Every parameter's view within `unit` of its largest element; `what` has a {} for its name."""
+def _compare_views(engine: Engine, what: str, found: Array, right: Array, unit: float) -> float:
+    """Every parameter's view within `unit` of its largest element; `what` has a {} for its name.
+
+    Returns the largest error as a share of its bound.
+    """
     if found.shape != right.shape:
         raise _failure(engine, what.format("all") + f" has shape {found.shape}, not {right.shape}")
+    share = 0.0
     for p in engine.network.parameters:
         part = slice(p.offset, p.offset + p.size)
-        error = np.abs(found[part] - right[part]).max()
-        _require(engine, what.format(p.name), error, unit * np.abs(right[part]).max())
+        error, bound = np.abs(found[part] - right[part]).max(), unit * np.abs(right[part]).max()
+        share = max(share, _require(engine, what.format(p.name), error, bound))
+    return share
 
 
-def _require(engine: Engine, what: str, error: float, bound: float) -> None:
+def _require(engine: Engine, what: str, error: float, bound: float) -> float:
+    """`error` as a share of `bound`; raises ValidationFailed when it is more than all of it."""
     if not error <= bound:  # so that NaN fails
         raise _failure(engine, f"{what} is off by {error:.3g}, allowed {bound:.3g}")
+    return float(error / bound) if bound else 0.0
 
 
 def _failure(engine: Engine, what: str) -> ValidationFailed:

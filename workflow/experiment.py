@@ -15,7 +15,7 @@ from workflow import modules
 from workflow.sources import stage_sources
 
 # What a measurement writes beside run.json; see cnnlib.measure.
-RUN_TABLES = ("epochs", "steps")
+RUN_TABLES = ("epochs", "steps", "kernels")
 
 
 class Experiment:
@@ -26,7 +26,7 @@ class Experiment:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = experiment.parse_experiment(plain(config))
-        self.settings = self.config.model_dump(mode="json")
+        self.settings = in_order(self.config.model_dump(mode="json"))
         self.results = os.path.normpath(self.config.results)
         self.runs = experiment.runs(self.config)
         self.run_tables = RUN_TABLES
@@ -48,6 +48,11 @@ class Experiment:
             for name in self.wanted_figures
             for kind in ("png", "svg")
         ]
+
+    @property
+    def settings_file(self) -> str:
+        """The whole config of the experiment, merged and with its defaults."""
+        return f"{self.results}/config.yaml"
 
     def table(self, name: str, kind: str = "csv") -> str:
         return f"{self.results}/tables/{name}.{kind}"
@@ -81,11 +86,17 @@ class Experiment:
         if not gpu:
             del measuring["resident_images"]
         return {
-            "network": self.settings["networks"][wildcards.network],
+            "network": self.layers(wildcards.network, wildcards.dataset),
             "training": self.settings["training"],
             "measuring": measuring,
             "device": self.settings["sweep"]["device"] if gpu else "cpu",
         }
+
+    @functools.cache  # noqa: B019 - there is one Experiment
+    def layers(self, network: str, dataset: str) -> list[dict[str, Any]]:
+        """Every layer with all its settings, however they were written."""
+        layers = self.config.network(network, dataset, "a rule").layers
+        return [in_order({layer.kind: layer.model_dump(mode="json")}) for layer in layers]
 
     def priority(self, wildcards: Any) -> int:
         """Higher for runs that come first in the sweep."""
@@ -126,9 +137,13 @@ class Experiment:
 
     # writing --------------------------------------------------------------------------------
 
-    def settings_text(self, wildcards: Any) -> str:
-        """Every setting as YAML. (JSON writes 0.00001 in a way that YAML reads as text.)"""
-        return yaml.safe_dump(self.settings, sort_keys=False)
+    def save_settings(self) -> None:
+        """Write every setting for the jobs to read, and for whoever finds the results later.
+
+        As YAML: JSON writes 0.00001 in a way that YAML reads as text. Given tables keep their own.
+        """
+        if not self.tables_are_given:
+            write_text(self.settings_file, yaml.safe_dump(self.settings, sort_keys=False))
 
     def say_where(self) -> None:
         """At the end of a run: where to look."""
@@ -140,6 +155,13 @@ class Experiment:
         ladder = self.table("ladder", "md")
         if Path(ladder).exists():
             print(f"Ladder:  {ladder}", file=sys.stderr)
+
+
+def in_order(value: Any) -> Any:
+    """The same settings with their keys sorted: how a user orders them is no change."""
+    if isinstance(value, dict):
+        return {key: in_order(value[key]) for key in sorted(value)}
+    return [in_order(inner) for inner in value] if isinstance(value, list) else value
 
 
 def plain(value: Any) -> Any:

@@ -15,10 +15,25 @@ from typing import Any
 _held: list[int] = []
 
 
+def _imply_rerun_incomplete(workflow: Any) -> None:
+    """As --rerun-incomplete. Snakemake hands over the setting only after the Snakefile is read."""
+
+    def give(self: Any) -> Any:
+        return vars(self).get("dag_settings")
+
+    def take(self: Any, settings: Any) -> None:
+        if settings is not None:
+            settings.force_incomplete = True
+        vars(self)["dag_settings"] = settings
+
+    kind, settings = type(workflow), workflow.dag_settings
+    kind.dag_settings = property(give, take)
+    workflow.dag_settings = settings
+
+
 def recover(workflow: Any) -> None:
     """Run incomplete jobs again; remove Snakemake's lock if no other run is at work here."""
-    if workflow.dag_settings is not None:
-        workflow.dag_settings.force_incomplete = True
+    _imply_rerun_incomplete(workflow)
     if not workflow.is_main_process or workflow.dryrun or _held:
         return
     folder = Path(".snakemake")

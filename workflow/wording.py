@@ -3,7 +3,7 @@
 import math
 import re
 
-from cnnlib.stages import LADDER
+from cnnlib.stages import LADDER, VARIANTS
 
 HOST = "host-built, not a GPU measurement"
 
@@ -18,8 +18,8 @@ NETWORKS = {"lenet5": "LeNet-5"}
 
 
 def title(stage: str) -> str:
-    """The stage's title on the ladder, or its name."""
-    return next((s.title for s in LADDER if s.name == stage), stage)
+    """The stage's own title, or its name if nobody knows it."""
+    return next((s.title for s in (*LADDER, *VARIANTS) if s.name == stage), stage)
 
 
 def what(dataset: str, network: str) -> str:

@@ -34,7 +34,7 @@ WORTH_A_THREAD = 512
 """Images worth the wake-up of a gathering thread."""
 FEW_GROUPS = 8
 """Partial sums that one thread adds up by itself."""
-PROFILE_SECONDS = 0.02
+PROFILE_SECONDS = 0.01
 """Time spent on each kernel of a profile, about."""
 PROFILE_LAUNCHES = 256
 """Launches of a kernel in a row, at most; many, so that the first one's latency does not count."""

@@ -34,5 +34,11 @@ put_this_python_first()
 recover(workflow)
 
 
+# Not a rule: where one job runs again, Snakemake does not look at what else changed for the jobs after
+# it, and ancient() would then hide that a run's own settings did.
+onstart:
+    EXPERIMENT.save_settings()
+
+
 onsuccess:
     EXPERIMENT.say_where()

@@ -21,7 +21,6 @@ rule measure:
     # priorities: all stages of one batch size, all batch sizes, then the next repeat. So the slow
     # drift of a machine hits all stages alike, and a repeat depends on no other.
     input:
-        settings=ancient("<results>/config.yaml"),
         data="<results>/data/{dataset}.npz",
         sources="<results>/sources/{stage}.sha256",
     output:
@@ -41,12 +40,13 @@ rule measure:
         timer=1,
         gpu=EXPERIMENT.gpus,
     params:
-        # Of all the settings, those that this run depends on; `settings` is ancient for the rest.
+        config=EXPERIMENT.settings_file,
+        # Of all the settings, those that this run depends on.
         settings=EXPERIMENT.run_settings,
         folder=subpath(output.run, parent=True),
     shell:
         "python -m workflow.exclusive python -m cnnlib measure"
-        " --config {input.settings} --dataset {wildcards.dataset}"
+        " --config {params.config} --dataset {wildcards.dataset}"
         " --network {wildcards.network} --stage {wildcards.stage}"
         " --batch-size {wildcards.batch_size} --repeat {wildcards.repeat}"
         " --data {input.data} --out {params.folder} 2>&1 | tee {log}"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from cnnlib.stages import LADDER
+from cnnlib.stages import LADDER, VARIANTS
 
 TABLES = ("epochs", "steps")
 
@@ -37,8 +37,8 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def ladder_order(stages: Iterable[str]) -> list[str]:
-    """The stages' names in the ladder's order, unknown ones last by name."""
-    known = [stage.name for stage in LADDER]
+    """The stages' names in the ladder's order, then its variants, unknown ones last by name."""
+    known = [stage.name for stage in (*LADDER, *VARIANTS)]
     present = set(stages)
     return [name for name in known if name in present] + sorted(present - set(known))
 
