@@ -130,6 +130,8 @@ class CudaArray:
         device = self._memory.device
         if device is None:
             raise DeviceError(f"use of a freed device array {self.dtype}{list(self.shape)}")
+        if not device.is_open:
+            raise DeviceError(f"device array {self.dtype}{list(self.shape)}: its device is closed")
         return device
 
     def set(self, source: np.ndarray) -> None:
@@ -343,7 +345,7 @@ class CudaDevice:
         self.driver = driver
         packing: Any = importlib.import_module("pycuda._pvt_struct")
         self.pack, self.packing_error = packing.pack, packing.error
-        self._open = False
+        self.is_open = False
         try:
             driver.init()
             gpu = driver.Device(0)
@@ -351,7 +353,7 @@ class CudaDevice:
             self._context.push()
         except driver.Error as error:
             raise DeviceError(f"device cuda: the GPU cannot be used: {error}") from error
-        self._open = True
+        self.is_open = True
         self.name: str = gpu.name()
         self.multiprocessors: int = gpu.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT)
         self.shared_bytes: int = gpu.get_attribute(
@@ -454,7 +456,7 @@ class CudaDevice:
     def recycle(self, memory: _Memory) -> None:
         """Keep freed memory. Whoever gets it next comes later in the one stream."""
         self._taken -= memory.nbytes
-        if self._open:
+        if self.is_open:
             self._pool.setdefault(memory.nbytes, []).append(memory.allocation)
 
     def _release_pool(self) -> None:
@@ -465,9 +467,9 @@ class CudaDevice:
         self._pool.clear()
 
     def close(self) -> None:
-        if not self._open:
+        if not self.is_open:
             return
-        self._open = False
+        self.is_open = False
         atexit.unregister(self._at_exit)
         # after a kernel's fault every call fails, and there is nothing left to save
         with contextlib.suppress(KernelError, self.driver.Error):
@@ -476,7 +478,9 @@ class CudaDevice:
         self._modules.clear()
         with contextlib.suppress(self.driver.Error):
             self._context.pop()
-        self._context = self.stream = None  # what still refers to the context keeps it alive
+            # left to its destructor, PyCUDA would take a primary context for one it has made
+            self._context.detach()
+        self._context = self.stream = None
 
     def __enter__(self) -> Self:
         return self
