@@ -179,7 +179,11 @@ def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 def _model_at(error: ValidationError) -> type[BaseModel] | None:
     """The section in which the first problem lies, so that its known keys can be listed."""
     path = worst_problem(error)["loc"][:-1]
-    sections = {"training": Training, "sweep": Sweep, "measuring": Measuring}
+    sections: dict[str, type[BaseModel]] = {
+        "training": Training,
+        "sweep": Sweep,
+        "measuring": Measuring,
+    }
     if not path:
         return Config
     return sections.get(str(path[0])) if len(path) == 1 else None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnnlib.errors import DataError
 from cnnlib.layers import Shape
@@ -66,7 +66,7 @@ def _open(path: Path | str) -> Image.Image:
                 return ImageOps.exif_transpose(picture)
     except Image.DecompressionBombError:
         raise DataError(f"{path} is too large; at most {MOST_PIXELS:,} pixels") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise DataError(f"{path} is not a PNG or JPEG picture") from None
     except OSError as error:
         if error.errno is not None:
@@ -84,7 +84,7 @@ def _grey_and_opacity(picture: Image.Image) -> tuple[Grey, Grey]:
         picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
     if picture.has_transparency_data:
         layers = np.asarray(_reduced(picture.convert("RGBA").convert("LA")), dtype=np.float32)
-        return layers[..., 0], layers[..., 1] / 255
+        return layers[..., 0], layers[..., 1] / np.float32(255)
     grey = np.asarray(_reduced(picture.convert("L")), dtype=np.float32)
     return grey, np.ones_like(grey)
 
@@ -111,8 +111,10 @@ def find_ink(grey: Grey, opacity: Grey) -> Grey | None:
         background = 255.0 if float((grey * opacity).sum()) / weight < 127.5 else 0.0
     else:
         background = float(np.median(grey[frame & (opacity >= 0.5)]))
-    distance = (grey - background) * opacity
-    ink = np.maximum(distance if distance.max() > -distance.min() else -distance, 0)
+    distance: Grey = (grey - np.float32(background)) * opacity
+    if distance.max() < -distance.min():
+        distance = -distance
+    ink: Grey = np.maximum(distance, 0)
     noise = float(np.median(np.abs(distance[frame])))
     least = max(FAINT * float(ink.max()), NOISE * noise)
     if ink.max() < max(LEAST_CONTRAST, least):

@@ -57,5 +57,6 @@ def combine(
             raise DataError(f"{list_file} is not a list of files: it is not UTF-8") from None
         paths += [Path(name) for name in names if name.strip()]
     frame = records.combine(paths, table)
-    records.write(out, table, frame.to_dict("records"))
+    rows = frame.itertuples(index=False, name=None)
+    records.write(out, table, (dict(zip(frame.columns, row, strict=True)) for row in rows))
     typer.echo(f"{out}: {len(frame)} rows of {len(paths)} files")
