@@ -240,6 +240,7 @@ class GpuEngine(Engine):
         batch, network = self.setup.batch_size, self.network
         self._parameters = self.array((network.parameter_count,))
         self._velocity = self.array((network.parameter_count,))
+        self._velocity.fill_bytes(0)
         self._gradient = self.array((network.parameter_count,))
         self._losses = self.array((batch,))
         self._batch_images = self.array((batch, *network.input_shape), np.uint8)
