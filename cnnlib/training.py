@@ -22,6 +22,8 @@ from cnnlib.machine import cpu_description, usable_cores
 from cnnlib.network import Network
 
 CHECKPOINT_SECONDS = 30.0
+BLOCK_SECONDS = 1.0
+"""How long a watched training is out of sight."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ def train_epochs(
             if not math.isfinite(loss):
                 break
             if block < steps:
-                block = max(1, min(steps, int(block / max(elapsed, 1e-3)) or 1, 2 * block))
+                fitting = int(block * BLOCK_SECONDS / max(elapsed, 1e-3))
+                block = max(1, min(steps, fitting, 2 * block))
             if report is not None:
                 report(state, steps)
             if checkpoint is not None and time.monotonic() - saved > seconds_between:

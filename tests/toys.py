@@ -1,0 +1,52 @@
+"""A data set and a network so small that training takes milliseconds."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cnnlib.config import Config
+from cnnlib.datasets import Dataset, load, prepare
+from cnnlib.experiment import parse_experiment
+
+SETTINGS: dict[str, Any] = {
+    "datasets": {
+        "toy": {
+            "kind": "synthetic", "shape": [1, 8, 8], "classes": 3,
+            "train_images": 90, "test_images": 30,
+        }
+    },
+    "networks": {
+        "small": [
+            {"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2},
+            {"dense": 3},
+        ]
+    },
+    "training": {"learning_rate": 0.1, "momentum": 0.5, "epochs": 2},
+    "sweep": {
+        "datasets": ["toy"], "networks": ["small"], "stages": ["gemm"], "batch_sizes": [8],
+        "repeats": 1,
+    },
+    "measuring": {
+        "warmup_seconds": 0.01, "latency_steps": 3, "budget_seconds": 20.0, "budget_images": 4,
+    },
+}  # fmt: skip
+
+
+def toy_config(**sections: dict[str, Any]) -> Config:
+    """The settings above with some of them changed: toy_config(training={"epochs": 1})."""
+    return parse_experiment(
+        SETTINGS | {name: SETTINGS[name] | changes for name, changes in sections.items()}
+    )
+
+
+def toy_data(folder: Path, config: Config | None = None) -> tuple[Path, Dataset]:
+    """The file and what is in it."""
+    spec = (config or toy_config()).datasets["toy"]
+    prepare("toy", spec, folder, folder / "toy.npz")
+    return folder / "toy.npz", load("toy", folder / "toy.npz", spec)
+
+
+def write_config(path: Path, config: Config) -> Path:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
