@@ -98,6 +98,11 @@ class Experiment:
         layers = self.config.network(network, dataset, "a rule").layers
         return [in_order({layer.kind: layer.model_dump(mode="json")}) for layer in layers]
 
+    @property
+    def first(self) -> int:
+        """Above every run: what they wait for is made before the first of them starts."""
+        return len(self.runs) + 1
+
     def priority(self, wildcards: Any) -> int:
         """Higher for runs that come first in the sweep."""
         run = experiment.Run(

@@ -125,7 +125,7 @@ def test_the_ladder_says_what_did_not_fit_and_what_is_host_built() -> None:
     assert "120×" in text
 
 
-@pytest.mark.parametrize("name", modules.names("figures"))
+@pytest.mark.parametrize("name", ["speedup", "latency"])
 @pytest.mark.parametrize("trouble", ["none", "failures", "one size", "all failed", "host only"])
 def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     failed = {"status": "diverged", "epoch_seconds": math.nan}

@@ -6,6 +6,7 @@ rule download:
         touch("<results>/data/{dataset}/.downloaded"),
     log:
         "<results>/logs/download/{dataset}.log",
+    priority: EXPERIMENT.first
     localrule: True
     conda:
         "../envs/cnn.yaml"
@@ -27,6 +28,7 @@ rule prepare:
         "<results>/data/{dataset}.npz",
     log:
         "<results>/logs/prepare/{dataset}.log",
+    priority: EXPERIMENT.first
     conda:
         "../envs/cnn.yaml"
     params:

@@ -9,6 +9,7 @@ rule sources:
         "<results>/sources/{stage}.sha256",
     log:
         "<results>/logs/sources/{stage}.log",
+    priority: EXPERIMENT.first
     localrule: True
     conda:
         "../envs/cnn.yaml"
