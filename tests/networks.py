@@ -66,3 +66,100 @@ def awkward() -> Network:
             {"dense": 5},
         ],
     )
+
+
+NETWORKS = {
+    network.name: network for network in (lenet5(), lenet5("mean", "tanh"), simard(), awkward())
+}
+"""What every stage is compared with the reference on; a network added here meets every check."""
+
+
+def strides() -> Network:
+    """Strides beyond the kernel: rows and columns between two windows that nobody sees."""
+    return build(
+        "strides",
+        (3, 37, 41),
+        4,
+        [
+            {"conv": {"maps": 5, "kernel": 3, "stride": 2}},
+            {"conv": {"maps": 7, "kernel": 2, "stride": 3}},
+            {"conv": {"maps": 1, "kernel": 1, "stride": 5}},
+            {"dense": 4},
+        ],
+    )
+
+
+def windows() -> Network:
+    """Windows of three and of four, and a kernel of one."""
+    return build(
+        "windows",
+        (1, 38, 26),
+        4,
+        [
+            {"conv": {"maps": 3, "kernel": 3}},
+            {"subsample": {"size": 3, "method": "max"}},
+            {"conv": {"maps": 50, "kernel": 1}},
+            {"subsample": {"size": 4, "method": "mean"}},
+            {"conv": {"maps": 5, "kernel": 2}},
+            {"dense": 7},
+            {"dense": 4},
+        ],
+    )
+
+
+def many_maps() -> Network:
+    """64 channels, and a kernel as large as its map."""
+    return build(
+        "many_maps",
+        (2, 12, 12),
+        4,
+        [
+            {"conv": {"maps": 64, "kernel": 3}},
+            {"subsample": {"size": 2, "method": "mean"}},
+            {"conv": {"maps": 5, "kernel": 5}},
+            {"dense": 4},
+        ],
+    )
+
+
+LINEAR = {network.name: network for network in (strides(), windows(), many_maps())}
+"""Without activations: on integers every arithmetic gives the same gradient, bit for bit."""
+
+
+def curved() -> Network:
+    """Means of three and two over activations, behind strides."""
+    return build(
+        "curved",
+        (2, 37, 31),
+        6,
+        [
+            {"conv": {"maps": 5, "kernel": 3, "stride": 2}},
+            {"activation": "tanh"},
+            {"subsample": {"size": 3, "method": "mean"}},
+            {"conv": {"maps": 7, "kernel": 2}},
+            {"activation": "sigmoid"},
+            {"dense": 6},
+        ],
+    )
+
+
+def unusual_order() -> Network:
+    """Layers alone that mostly come together, and the images subsampled before all else."""
+    return build(
+        "unusual_order",
+        (3, 24, 16),
+        5,
+        [
+            {"subsample": {"size": 2, "method": "max"}},
+            {"activation": "tanh"},
+            {"conv": {"maps": 6, "kernel": 3}},
+            {"subsample": {"size": 2, "method": "mean"}},
+            {"activation": "relu"},
+            {"activation": "sigmoid"},
+            {"dense": 9},
+            {"dense": 5},
+        ],
+    )
+
+
+UNUSUAL = {network.name: network for network in (curved(), unusual_order())}

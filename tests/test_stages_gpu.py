@@ -1,0 +1,347 @@
+"""The GPU stages against the float64 reference, and what every engine promises.
+
+Whatever `open_device("auto")` gives is tested: a GPU, or the same kernels on the host.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from engines import GPU_STAGES, open_engine, pictures
+from networks import LINEAR, NETWORKS, UNUSUAL, awkward, build, lenet5
+
+from cnnlib.stages import gemm
+from cnnlib.validate import FAST_REFERENCE, FIVE_STEPS_BOUND, exact, five_steps, validate
+
+AWKWARD = {"awkward": awkward()}
+LENET5 = {"lenet5": lenet5()}
+SMALL = {"small": build("small", (1, 4, 4), 3, [{"dense": 3}])}
+
+each_stage = pytest.mark.parametrize("stage", GPU_STAGES, ids=lambda stage: stage.name)
+
+
+def each(networks):
+    return pytest.mark.parametrize("network", networks.values(), ids=list(networks))
+
+
+def training(stage, network, batch_size, count, device, **options):
+    """An engine with `count` random images loaded."""
+    engine = open_engine(stage, network, batch_size, device, **options)
+    engine.load(*pictures(network, count))
+    return engine
+
+
+# Right results
+
+
+@each_stage
+@each(NETWORKS)
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 16, 64, 256])
+def test_gradient_parity(stage, network, batch_size, device):
+    with open_engine(stage, network, batch_size, device) as engine:
+        validate(engine, *pictures(network, batch_size))
+
+
+@each_stage
+@each(UNUSUAL)
+@pytest.mark.parametrize("batch_size", [1, 33])
+def test_gradient_parity_of_unusual_networks(stage, network, batch_size, device):
+    with open_engine(stage, network, batch_size, device) as engine:
+        validate(engine, *pictures(network, batch_size))
+
+
+@each_stage
+@each(NETWORKS)
+@pytest.mark.parametrize("count", [1, 13, 31])
+def test_gradient_of_part_of_a_batch(stage, network, count, device):
+    with open_engine(stage, network, 32, device) as engine:
+        validate(engine, *pictures(network, 32))  # leaves more than `count` images in the buffers
+        validate(engine, *pictures(network, count, seed=1))
+
+
+@each_stage
+@each(NETWORKS)
+@pytest.mark.parametrize(("batch_size", "momentum"), [(16, 0.0), (64, 0.9)])
+def test_five_steps(stage, network, batch_size, momentum, device):
+    with open_engine(stage, network, batch_size, device, momentum=momentum) as engine:
+        five_steps(engine, *pictures(network, 3 * batch_size))
+
+
+@each_stage
+@each(LINEAR)
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_integers_are_exact(stage, network, batch_size, device):
+    generator = np.random.default_rng(2)
+    images = generator.integers(0, 4, (batch_size, *network.input_shape), dtype=np.uint8)
+    with open_engine(stage, network, batch_size, device, mean=0, deviation=1) as engine:
+        engine.parameters = generator.integers(-2, 3, network.parameter_count)
+        error = generator.integers(-3, 4, (batch_size, network.classes))
+        exact(engine, images, error)
+        gradient = engine.backward(images, error)
+        assert all(gradient[p.offset : p.offset + p.size].any() for p in network.parameters)
+        assert np.abs(gradient).max() < 2**20  # sixteenths of it fit a float32 too
+
+
+TIES = {
+    f"ties{size}": build(
+        f"ties{size}",
+        (1, 14, 14),
+        4,
+        [{"conv": {"maps": 1, "kernel": 3}}, {"subsample": size}, {"dense": 4}],
+    )
+    for size in (2, 3, 4)
+}
+
+
+@each_stage
+@each(TIES)
+def test_first_of_equals_in_reading_order_wins(stage, network, device):
+    # Windows of zeros and ones are full of ties. The convolution copies its source, but the
+    # gradients of its other weights depend on where in the source the errors arrive.
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 2, (8, 1, 14, 14), dtype=np.uint8)
+    with open_engine(stage, network, 8, device, mean=0, deviation=1) as engine:
+        vector = np.zeros(network.parameter_count)
+        views = network.views(vector)
+        views[0]["weight"][0, 0, 0, 0] = 1
+        views[2]["weight"][...] = generator.integers(-3, 4, views[2]["weight"].shape)
+        engine.parameters = vector
+        exact(engine, images, generator.integers(-3, 4, (8, 4)))
+
+
+# The same results, however they are asked for
+
+
+@each_stage
+@each(LENET5)
+def test_repeats_are_bit_identical(stage, network, device):
+    images, _ = pictures(network, 9)
+    results = []
+    for _ in range(3):
+        with training(stage, network, 64, 192, device, momentum=0.5) as engine:
+            losses = [engine.train(np.random.default_rng(0).permutation(192)) for _ in range(2)]
+            results.append((losses, engine.parameters, engine.velocity, engine.logits(images)))
+    for repeat in results[1:]:
+        for first, again in zip(results[0], repeat, strict=True):
+            assert np.array_equal(first, again)
+
+
+@each_stage
+@each(AWKWARD)
+def test_the_order_of_the_images_is_followed(stage, network, device):
+    order = np.random.default_rng(3).permutation(40)
+    results = []
+    for each_stage, place in ((stage, device), (FAST_REFERENCE, None)):
+        with training(each_stage, network, 10, 40, place) as engine:
+            results.append((engine.train(order), engine.parameters))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    assert np.abs(results[0][1] - results[1][1]).max() < FIVE_STEPS_BOUND
+
+
+@each_stage
+@each(AWKWARD)
+def test_small_loads_train_as_one_large_load_does(stage, network, device):
+    order = np.random.default_rng(0).permutation(50)
+    results = []
+    for resident in ("auto", 8, 20, 24, 1000):
+        with training(
+            stage, network, 8, 50, device, momentum=0.9, resident_images=resident
+        ) as engine:
+            results.append((engine.train(order), engine.parameters, engine.velocity))
+    for loads in results[1:]:
+        for first, again in zip(results[0], loads, strict=True):
+            assert np.array_equal(first, again)
+
+
+@each_stage
+@each(SMALL)
+def test_large_loads_are_gathered_piece_by_piece(stage, network, device):
+    order = np.random.default_rng(0).permutation(10_000)
+    results = []
+    for resident in ("auto", 1000, 3000):
+        with training(stage, network, 1000, 10_000, device, resident_images=resident) as engine:
+            results.append((engine.train(order), engine.parameters))
+    with training(gemm.STAGE, network, 1000, 10_000, None) as engine:
+        right = engine.train(order), engine.parameters
+    for loss, parameters in results:
+        assert loss == results[0][0]
+        assert np.array_equal(parameters, results[0][1])
+        assert loss == pytest.approx(right[0], rel=1e-5)
+        assert np.abs(parameters - right[1]).max() < FIVE_STEPS_BOUND
+
+
+@each_stage
+@each(SMALL)
+def test_what_is_left_over_is_dropped(stage, network, device):
+    results = []
+    for order in ([5, 1, 4, 2, 0, 3], [5, 1, 4, 2, 0, 3, 7, 6]):
+        with training(stage, network, 3, 8, device) as engine:
+            results.append((engine.train(np.array(order)), engine.parameters))
+    assert results[0][0] == results[1][0]
+    assert np.array_equal(results[0][1], results[1][1])
+
+
+@each_stage
+@each(SMALL)
+def test_training_reports_the_mean_loss_of_its_steps(stage, network, device):
+    images, labels = pictures(network, 8)
+    with training(stage, network, 2, 8, device) as engine:
+        losses = []
+        for start in range(0, 8, 2):
+            losses.append(engine.gradient(images[start : start + 2], labels[start : start + 2])[0])
+            engine.train(np.arange(start, start + 2))
+    with training(stage, network, 2, 8, device) as engine:
+        assert engine.train(np.arange(8)) == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+@each_stage
+@each(SMALL)
+def test_momentum(stage, network, device):
+    images, labels = pictures(network, 4)
+    options = dict(learning_rate=0.5, momentum=0.75)
+    with training(stage, network, 2, 4, device, **options) as engine:
+        start = engine.parameters
+        _, first = engine.gradient(images[:2], labels[:2])
+        engine.train(np.array([0, 1]))
+        assert engine.velocity == pytest.approx(first, rel=1e-5)
+        assert engine.parameters == pytest.approx(start - 0.5 * first, rel=1e-5)
+        after_one = engine.parameters
+        _, second = engine.gradient(images[2:], labels[2:])
+        engine.train(np.array([2, 3]))
+        velocity = 0.75 * first + second
+        assert engine.velocity == pytest.approx(velocity, rel=1e-4, abs=1e-6)
+        assert engine.parameters == pytest.approx(after_one - 0.5 * velocity, rel=1e-4, abs=1e-6)
+
+
+@each_stage
+@each(AWKWARD)
+def test_a_training_goes_on_bit_for_bit(stage, network, device):
+    order = np.random.default_rng(0).permutation(32)
+    with training(stage, network, 8, 32, device, momentum=0.9) as engine:
+        engine.train(order)
+        whole = engine.parameters, engine.velocity
+    with training(stage, network, 8, 32, device, momentum=0.9) as engine:
+        engine.train(order[:16])
+        parameters, velocity = engine.parameters, engine.velocity
+    with training(stage, network, 8, 32, device, momentum=0.9) as engine:
+        engine.parameters, engine.velocity = parameters, velocity
+        engine.train(order[16:])
+        assert np.array_equal(engine.parameters, whole[0])
+        assert np.array_equal(engine.velocity, whole[1])
+
+
+@each_stage
+@each(AWKWARD)
+def test_looking_changes_nothing(stage, network, device):
+    images, labels = pictures(network, 8)
+    with training(stage, network, 8, 8, device, momentum=0.9) as engine:
+        engine.train(np.arange(8))
+        before = engine.parameters, engine.velocity
+        first = engine.gradient(images, labels)
+        engine.logits(images)
+        engine.backward(images, np.ones((8, network.classes)))
+        second = engine.gradient(images, labels)
+        profile = engine.profile()
+        assert np.array_equal(engine.parameters, before[0])
+        assert np.array_equal(engine.velocity, before[1])
+    assert first[0] == second[0]
+    assert np.array_equal(first[1], second[1])
+    assert all(kernel.seconds > 0 for kernel in profile)
+    assert {"conv1", "dense2"} <= {kernel.layer for kernel in profile if kernel.launches}
+
+
+@each_stage
+@each(AWKWARD)
+def test_logits_of_any_number_of_images(stage, network, device):
+    images, _ = pictures(network, 21)
+    with open_engine(stage, network, 4, device) as engine:
+        together = engine.logits(images)
+        assert together.shape == (21, 5)
+        apart = np.concatenate([engine.logits(images[:1]), engine.logits(images[1:])])
+        assert together == pytest.approx(apart, rel=1e-5, abs=1e-6)
+        assert engine.logits(images[:0]).shape == (0, 5)
+    with open_engine(FAST_REFERENCE, network, 21) as reference:
+        assert together == pytest.approx(reference.logits(images), rel=1e-4, abs=1e-5)
+
+
+@each_stage
+@each(AWKWARD)
+def test_two_engines_on_one_device_keep_apart(stage, network, device):
+    with (
+        training(stage, network, 8, 16, device) as first,
+        training(stage, network, 8, 16, device) as second,
+    ):
+        first.train(np.arange(16))
+        second.train(np.arange(16)[::-1])
+        parameters = first.parameters
+        assert not np.array_equal(parameters, second.parameters)
+    with training(stage, network, 8, 16, device) as alone:
+        alone.train(np.arange(16))
+        assert np.array_equal(alone.parameters, parameters)
+
+
+# Nothing hides a NaN
+
+
+@each_stage
+@each(LENET5)
+def test_a_nan_in_any_parameter_is_seen(stage, network, device):
+    images, labels = pictures(network, 4)
+    labels[:] = 0
+    with training(stage, network, 4, 4, device) as engine:
+        start = engine.parameters
+        for p in network.parameters:
+            for position in (p.offset, p.offset + p.size - 1):
+                vector = start.copy()
+                vector[position] = np.nan
+                engine.parameters = vector
+                where = f"element {position - p.offset} of {p.name}"
+                assert math.isnan(engine.gradient(images, labels)[0]), where
+                assert math.isnan(engine.train(np.arange(4))), where
+
+
+HIDING = {
+    "hiding": build(
+        "hiding",
+        (1, 6, 6),
+        2,
+        [
+            {"conv": {"maps": 1, "kernel": 1}},
+            {"activation": "tanh"},
+            {"subsample": 2},
+            {"dense": 2},
+        ],
+    )
+}
+
+
+@each_stage
+@each(HIDING)
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_nan_beats_any_other_value_of_its_window(stage, network, place, device):
+    images = np.ones((1, 1, 6, 6), np.uint8)
+    with open_engine(stage, network, 1, device, mean=0, deviation=1) as engine:
+        vector = np.ones(network.parameter_count)
+        vector[0] = np.inf  # times 1 is infinite, whose tanh is 1; times 0 is NaN
+        engine.parameters = vector
+        assert np.isfinite(engine.logits(images)).all()
+        images[0, 0, 2 + place[0], 2 + place[1]] = 0
+        assert np.isnan(engine.logits(images)).all()
+
+
+# What the checks above must not let through
+
+
+@pytest.mark.parametrize("stage", GPU_STAGES, ids=lambda stage: stage.name)
+@each(AWKWARD)
+def test_a_wrong_rate_is_noticed(stage, network, device):
+    class WrongRate(stage.engine):
+        def _train(self, order, pieces):
+            loss = super()._train(order, pieces)
+            self.parameters = self.parameters * 0.999
+            return loss
+
+    with open_engine(dataclasses.replace(stage, engine=WrongRate), network, 16, device) as engine:
+        with pytest.raises(Exception, match="five steps is off by"):
+            five_steps(engine, *pictures(network, 80))
