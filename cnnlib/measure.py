@@ -17,7 +17,7 @@ from typing import Any
 from cnnlib import records
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Engine, KernelTime, Stage
+from cnnlib.engine import Engine, KernelTime, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import write_whole
@@ -107,11 +107,13 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
     check_batch(dataset, run.batch_size)
     with open_place(stage, config) as place:
         rows.device, rows.device_kind = place.name, place.kind
-        size = _engine_batch(config, run, stage)
         try:
-            with open_engine(stage, config, network, dataset, size, place) as engine:
-                described["plan"] = [f"{p.name}: {p.operator.__name__}" for p in engine.plan]
-                _measure(config, rows, engine, dataset)
+            described["plan"] = [f"{p.name}: {p.operator.__name__}" for p in plan(stage, network)]
+            done = False
+            for size in _engine_batches(config, run, stage):
+                if not done:
+                    with open_engine(stage, config, network, dataset, size, place) as engine:
+                        done = _measure(config, rows, engine, dataset)
         except (DoesNotFit, MemoryError) as error:
             described["does_not_fit"] = str(error) or "out of memory"
             rows.epoch("does_not_fit")
@@ -141,18 +143,19 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
     return folder
 
 
-def _engine_batch(config: Config, run: Run, stage: Stage) -> int:
-    """The batch the engine is built for: the run's, or a part of it for an image-by-image stage.
+def _engine_batches(config: Config, run: Run, stage: Stage) -> list[int]:
+    """The batches to build an engine for until one will do: the run's, or a part of it first.
 
     Stage 1's time per image does not depend on the batch (only its update does, which is timed
     apart), so within a budget it need not train on 4096 images to tell how long they would take.
     """
     if stage.engine.image_by_image and not config.measuring.full:
-        return min(run.batch_size, config.measuring.budget_images)
-    return run.batch_size
+        return sorted({min(run.batch_size, config.measuring.budget_images), run.batch_size})
+    return [run.batch_size]
 
 
-def _measure(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> None:
+def _measure(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> bool:
+    """Fill `rows`; False where that takes epochs and the engine's batch is a part of the run's."""
     size = engine.setup.batch_size
     start(engine, rows.seed)
     validate(engine, dataset.train_images[:size], dataset.train_labels[:size])
@@ -164,11 +167,14 @@ def _measure(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> No
     if whole > config.measuring.budget_seconds and not config.measuring.full:
         rows.extrapolated = True
         _time_blocks(config, rows, engine, dataset)
+    elif size < rows.run.batch_size:
+        return False
     else:
         _time_epochs(config, rows, engine, dataset)
     if rows.epochs[-1]["status"] == "ok":
         for kernel in engine.profile():
             rows.kernel(kernel)
+    return True
 
 
 def _warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> float:

@@ -1,0 +1,318 @@
+"""One measurement: which rows it leaves, and what it never calls a result."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cnnlib import measure as measuring
+from cnnlib import records
+from cnnlib.datasets import Dataset
+from cnnlib.engine import Stage
+from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, UserError
+from cnnlib.experiment import Run
+from cnnlib.measure import ValidationFailed, measure
+from cnnlib.stages import naive
+from cnnlib.training import epoch_order
+from tests.toys import toy_config, toy_data
+
+COUNT = 90
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return toy_data(tmp_path_factory.mktemp("data"))[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "one"
+
+
+def run(stage: str = "gemm", batch_size: int = 8, repeat: int = 1) -> Run:
+    return Run("toy", "small", stage, batch_size, repeat)
+
+
+def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    facts = json.loads((folder / "run.json").read_text())
+    return (
+        records.read(folder / "epochs.csv", "epochs"),
+        records.read(folder / "steps.csv", "steps"),
+        facts,
+    )
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage], None]:
+    """Make a stage the only one there is."""
+
+    def install(stage: Stage) -> None:
+        monkeypatch.setattr(measuring, "find_stage", lambda name, place: stage)
+
+    return install
+
+
+@pytest.mark.parametrize("stage", ["naive", "gemm"])
+def test_whole_epochs(data: Dataset, folder: Path, stage: str) -> None:
+    assert measure(toy_config(), run(stage, repeat=2), data, folder) == folder
+    epochs, steps, facts = tables(folder)
+    assert list(epochs.epoch) == [1, 2]
+    assert list(epochs.images) == [88, 88]
+    assert list(steps.step) == [1, 2, 3]
+    for table in (epochs, steps):
+        assert set(table.dataset) == {"toy"}
+        assert set(table.network) == {"small"}
+        assert set(table.stage) == {stage}
+        assert set(table.batch_size) == {8}
+        assert set(table.seed) == {2}
+        assert set(table.repeat) == {2}
+        assert set(table.status) == {"ok"}
+        assert set(table.device_kind) == {"cpu"}
+        assert table.validated.all()
+        assert not table.extrapolated.any()
+    assert (epochs.epoch_seconds > 0).all()
+    assert (steps.step_seconds > 0).all()
+    assert epochs.event_seconds.isna().all()
+    assert epochs.test_accuracy.between(0, 1).all()
+    assert epochs.loss[1] < epochs.loss[0]
+    assert facts["status"] == "ok"
+    assert facts["seed"] == 2
+    assert facts["run"]["stage"] == stage
+    assert len(facts["plan"]) >= 1
+    assert "numpy" in facts["libraries"]
+
+
+def test_all_stages_see_the_same_training(data: Dataset, tmp_path: Path) -> None:
+    """Also where stage 1 could be timed on fewer images than a batch has."""
+    config = toy_config(measuring={"budget_images": 2})
+    losses = []
+    for stage in ("naive", "gemm"):
+        epochs, _, _ = tables(measure(config, run(stage, batch_size=16), data, tmp_path / stage))
+        assert not epochs.extrapolated.any()
+        assert list(epochs.images) == [80, 80]
+        losses.append(epochs.loss)
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+class Recording(naive.OneByOne):
+    """Notes what it was asked to train on; takes no part in deciding how long it took."""
+
+    asked: ClassVar[list[np.ndarray]] = []
+
+    def train(self, order: np.ndarray) -> float:
+        self.asked.append(order)
+        return super().train(order)
+
+
+def test_the_order_is_that_of_the_seed(
+    data: Dataset, folder: Path, install: Callable[[Stage], None]
+) -> None:
+    Recording.asked = []
+    install(dataclasses.replace(naive.STAGE, engine=Recording))
+    measure(toy_config(), run(repeat=3), data, folder)
+    whole = [order for order in Recording.asked if len(order) == COUNT // 8 * 8]
+    for epoch in (1, 2):
+        expected = epoch_order(COUNT, 3, epoch)[: COUNT // 8 * 8]
+        assert any((order == expected).all() for order in whole)
+
+
+def test_beyond_the_budget_it_is_scaled(data: Dataset, folder: Path) -> None:
+    config = toy_config(
+        training={"epochs": 1000}, measuring={"budget_seconds": 0.05, "budget_images": 4}
+    )
+    measure(config, run("naive", batch_size=16), data, folder)
+    epochs, steps, facts = tables(folder)
+    assert epochs.extrapolated.all()
+    assert steps.extrapolated.all()
+    assert epochs.validated.all()
+    assert len(epochs) == len(steps) >= 1
+    assert set(epochs.images) == {4}  # stage 1 trains on a part of the batch
+    assert epochs.test_accuracy.isna().all()
+    np.testing.assert_allclose(epochs.epoch_seconds, steps.step_seconds * (COUNT // 16))
+    assert facts["status"] == "ok"
+
+
+def test_scaled_times_are_about_right(data: Dataset, tmp_path: Path) -> None:
+    """Within a factor of three on a busy machine: a forgotten factor is 4 or 22 here."""
+    scaled = toy_config(training={"epochs": 1000}, measuring={"budget_seconds": 0.05})
+    whole = toy_config(training={"epochs": 4})
+    times = []
+    for name, config in (("scaled", scaled), ("whole", whole)):
+        epochs, _, _ = tables(measure(config, run("naive", 16), data, tmp_path / name))
+        times.append(epochs.epoch_seconds.median())
+    assert 1 / 3 < times[0] / times[1] < 3
+
+
+def test_in_full_nothing_is_scaled(data: Dataset, folder: Path) -> None:
+    config = toy_config(measuring={"budget_seconds": 1e-6, "full": True})
+    measure(config, run("naive"), data, folder)
+    epochs, _, _ = tables(folder)
+    assert not epochs.extrapolated.any()
+    assert list(epochs.images) == [88, 88]
+
+
+@pytest.mark.parametrize("stage", ["naive", "gemm"])
+@pytest.mark.parametrize("budget", [20.0, 1e-6])
+def test_a_loss_that_is_not_finite(data: Dataset, folder: Path, stage: str, budget: float) -> None:
+    config = toy_config(training={"learning_rate": 1e200}, measuring={"budget_seconds": budget})
+    with np.errstate(all="ignore"):
+        measure(config, run(stage), data, folder)
+    epochs, steps, facts = tables(folder)
+    assert epochs.status.iloc[-1] == "diverged"
+    assert not math.isfinite(epochs.loss.iloc[-1])
+    assert (epochs.status == "diverged").sum() == 1
+    assert facts["status"] == "diverged"
+    if budget > 1:
+        assert len(steps) == 0
+
+
+def failing(error: BaseException, where: str) -> type[naive.OneByOne]:
+    """An engine that raises `error` in one of its methods."""
+
+    class Failing(naive.OneByOne):
+        pass
+
+    def fail(self: object, *arguments: object) -> None:
+        raise error
+
+    setattr(Failing, where, fail)
+    return Failing
+
+
+@pytest.mark.parametrize("where", ["load", "train", "gradient"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (DoesNotFit("3 GB wanted, 2 GB free"), "does_not_fit"),
+        (MemoryError("Unable to allocate"), "does_not_fit"),
+        (Unsupported("conv1 is too large"), "unavailable"),
+    ],
+)
+def test_what_cannot_run_is_a_result(
+    data: Dataset,
+    folder: Path,
+    install: Callable[[Stage], None],
+    where: str,
+    error: Exception,
+    status: str,
+) -> None:
+    install(dataclasses.replace(naive.STAGE, engine=failing(error, where)))
+    measure(toy_config(), run(), data, folder)
+    epochs, steps, facts = tables(folder)
+    assert list(epochs.status) == [status]
+    assert epochs.epoch_seconds.isna().all()
+    assert list(epochs.validated) == [where == "train"]
+    assert len(steps) == 0
+    assert facts["status"] == status
+    assert facts[status] == str(error)
+
+
+def test_what_does_not_fit_names_the_device_it_does_not_fit(
+    data: Dataset,
+    folder: Path,
+    install: Callable[[Stage], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Fake:
+        name, kind = "Some GPU", "cuda"
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("cnnlib.training.open_device", lambda choice: Fake())
+    engine = failing(DoesNotFit("too large"), "load")
+    install(dataclasses.replace(naive.STAGE, engine=engine, runs_on="gpu"))
+    measure(toy_config(), run(), data, folder)
+    epochs, _, facts = tables(folder)
+    assert list(epochs.device) == ["Some GPU"]
+    assert list(epochs.device_kind) == ["cuda"]
+    assert facts["device"] == "Some GPU"
+
+
+class Wrong(naive.OneByOne):
+    """Its gradient is a thousandth too large."""
+
+    def gradient(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, gradient = super().gradient(images, labels)
+        return loss, gradient * 1.001
+
+
+def test_a_wrong_stage_leaves_no_rows(
+    data: Dataset, folder: Path, install: Callable[[Stage], None]
+) -> None:
+    install(dataclasses.replace(naive.STAGE, name="wrong", engine=Wrong))
+    with pytest.raises(ValidationFailed, match=r"stage 'wrong' fails validation .* gradient of "):
+        measure(toy_config(), run(), data, folder)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("stage", ["naive", "gemm"])
+def test_a_batch_larger_than_the_data_set(data: Dataset, folder: Path, stage: str) -> None:
+    """The config cannot know how many images a file holds."""
+    with pytest.raises(ConfigError, match=r"batch size 91 is larger than data set 'toy' \(90"):
+        measure(toy_config(), run(stage, batch_size=91), data, folder)
+    assert not folder.exists()
+
+
+def test_unknown_names(data: Dataset, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown stage 'gem' in --stage"):
+        measure(toy_config(), run("gem"), data, folder)
+    with pytest.raises(ConfigError, match="unknown network 'other' in --network"):
+        measure(toy_config(), Run("toy", "other", "gemm", 8, 1), data, folder)
+
+
+class Stop(BaseException):
+    """What a signal does in the middle of a measurement."""
+
+
+def test_stopped_while_writing_no_old_result_is_left(
+    data: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New rows beside an old run.json would be a result that nobody measured."""
+    measure(toy_config(), run(), data, folder)
+    assert (folder / "run.json").exists()
+    write = records.write
+
+    def stop_at_steps(path: Path, table: str, rows: Any) -> None:
+        if table == "steps":
+            raise Stop
+        write(path, table, rows)
+
+    monkeypatch.setattr(records, "write", stop_at_steps)
+    with pytest.raises(Stop):
+        measure(toy_config(), run(), data, folder)
+    assert not (folder / "run.json").exists()
+    monkeypatch.undo()
+    measure(toy_config(), run(), data, folder)
+    assert tables(folder)[2]["status"] == "ok"
+
+
+def test_stopped_before_writing_the_old_result_stays(
+    data: Dataset, folder: Path, install: Callable[[Stage], None]
+) -> None:
+    measure(toy_config(), run(), data, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    install(dataclasses.replace(naive.STAGE, engine=failing(Stop(), "load")))
+    with pytest.raises(Stop):
+        measure(toy_config(), run(), data, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be(data: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises((UserError, OSError), match="file"):
+        measure(toy_config(), run(), data, tmp_path / "file" / "inside")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_settled_is_about_the_median() -> None:
+    assert not measuring._settled([1.0] * 4)
+    assert measuring._settled([1.0] * 5)
+    assert not measuring._settled([1.0, 2.0, 1.0, 2.0, 1.0])
