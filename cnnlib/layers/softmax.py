@@ -10,8 +10,9 @@ def softmax(logits: Array) -> Array:
 
     The largest logit is taken off first, which changes nothing but keeps exp within range.
     """
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    powers: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    total: Array = powers.sum(axis=-1, keepdims=True)
+    return powers / total
 
 
 def cross_entropy(logits: Array, label: int) -> tuple[float, Array]:

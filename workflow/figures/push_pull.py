@@ -1,9 +1,9 @@
-"""How fast errors go back through each convolution: pushed by the upper units or pulled by the lower.
+"""How fast errors go back through each convolution, pushed by upper units or pulled by lower ones.
 
 One panel a layer: time per image of the kernel that only sends errors back, median and quartiles
 over the repeats, against the batch size; both axes are logarithmic. Push: each unit adds its error
-to the units it saw, a barrier a kernel position. Pull: each unit gathers from those that saw it, and
-asks in vain at the border. The first convolution has nobody to send errors to.
+to the units it saw, a barrier a kernel position. Pull: each unit gathers from those that saw it,
+and asks in vain at the border. The first convolution has nobody to send errors to.
 """
 
 import pandas as pd
