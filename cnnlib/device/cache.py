@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from cnnlib.errors import DeviceError, UserError
 from cnnlib.files import write_whole
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
@@ -57,11 +58,16 @@ def cached(key: str, suffix: str, build: Callable[[Path], None]) -> Path:
     """
     target = cache_folder() / f"{key}{suffix}"
     if not _is_whole(target):
-        with write_whole(target) as path:
-            build(path)
-            content = path.read_bytes()
-            with open(path, "ab") as stream:
-                stream.write(_MARK + hashlib.sha256(content).hexdigest().encode())
+        try:
+            with write_whole(target) as path:
+                build(path)
+                content = path.read_bytes()
+                with open(path, "ab") as stream:
+                    stream.write(_MARK + hashlib.sha256(content).hexdigest().encode())
+        except DeviceError:
+            raise
+        except UserError as error:
+            raise DeviceError(f"{error}; CNNLIB_CACHE can name another folder") from error
     return target
 
 

@@ -250,6 +250,11 @@ struct Worker {
     }
     Worker(const Worker&) = delete;
     ~Worker() {
+#if HOST_ASAN
+        // whoever gets this memory next must not find it forbidden
+        __asan_unpoison_memory_region(arena, arena_bytes());
+        for (Fiber* fiber : all_fibers) __asan_unpoison_memory_region(fiber->stack, STACK);
+#endif
         for (Fiber* fiber : all_fibers) {
             munmap(fiber->stack - PAGE, STACK + PAGE);
             delete fiber;

@@ -134,6 +134,13 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / ".cache" / "cnnlib"
 
 
+def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path / "file" / "folder"))
+    with pytest.raises(DeviceError, match=r"cannot write .*CNNLIB_CACHE can name another"):
+        HostDevice()
+
+
 def test_keys_tell_parts_apart(tmp_path: Path) -> None:
     file = tmp_path / "f.cuh"
     file.write_text("one")
