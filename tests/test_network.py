@@ -10,7 +10,7 @@ from networks import awkward, build, lenet5, simard
 from cnnlib.engine import Stage, plan
 from cnnlib.errors import ConfigError, Unsupported
 from cnnlib.layers import Activation, Conv, Dense, Subsample
-from cnnlib.network import Network, parse_layers
+from cnnlib.network import GAIN, Network, parse_layers
 from cnnlib.stages import LADDER, naive
 
 
@@ -68,8 +68,8 @@ def test_initial_parameters():
     assert not np.array_equal(vector, network.initial_parameters(seed=2))
     views = network.views(vector)
     assert not views[0]["bias"].any()
-    # relu follows the first dense layer (gain 2), nothing follows the last (gain 1)
-    assert views[6]["weight"].std() == pytest.approx(math.sqrt(2 / 256), rel=0.02)
+    # relu follows the first dense layer, nothing follows the last (gain 1)
+    assert views[6]["weight"].std() == pytest.approx(math.sqrt(GAIN["relu"] / 256), rel=0.02)
     assert views[10]["weight"].std() == pytest.approx(math.sqrt(1 / 84), rel=0.05)
 
 
