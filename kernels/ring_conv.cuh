@@ -23,6 +23,10 @@ constexpr int larger(int a, int b) { return a > b ? a : b; }
 constexpr int TILES = (OUT_COLUMNS + TILE - 1) / TILE;
 constexpr int TILE_WIDTH = (TILE * WINDOW - 1) * STRIDE + KERNEL;
 
+// Floats from one row in shared memory to the next: an odd number of quads, so that the rows that the threads of
+// a warp read at once lie in different banks. (Rows of 96 floats would all begin in the same one.)
+__host__ __device__ constexpr int pitch(int width) { return (quads(width) | 1) * 4; }
+
 // A sliding window over source rows that moves on by ROWS_A_STEP target rows.
 template <int ROWS_A_STEP>
 struct Window {
@@ -30,12 +34,11 @@ struct Window {
   static constexpr int ADVANCE = ROWS_A_STEP * WINDOW * STRIDE;  // source rows that a step moves on
   static constexpr int SPAN = (ROWS_A_STEP * WINDOW - 1) * STRIDE + KERNEL;
   static constexpr int RING = STEPS > 1 ? SPAN + ADVANCE : SPAN;  // the rows in use and those on their way
-  static constexpr int SIZE = CHANNELS * RING * TILE_WIDTH;       // floats of one unit
-  static constexpr int PADDED = quads(SIZE) * 4;                  // so that every unit's begins on a quad
+  static constexpr int SIZE = CHANNELS * RING * pitch(TILE_WIDTH);  // floats of one unit
 
   // Where source row `row` of channel `channel` is, while it is in the window.
   __device__ __forceinline__ static int at(int channel, int row) {
-    return (channel * RING + (STEPS > 1 ? row % RING : row)) * TILE_WIDTH;
+    return (channel * RING + (STEPS > 1 ? row % RING : row)) * pitch(TILE_WIDTH);
   }
 };
 
@@ -58,7 +61,7 @@ __device__ __forceinline__ void fetch_rows(float* rings, const float* __restrict
     for (int i = threadIdx.x; i < here * EACH_UNIT; i += THREADS) {
       const int x = i % QUADS, y = row + i / QUADS % ROWS_FETCHED;
       const int channel = i / (QUADS * ROWS_FETCHED) % CHANNELS, unit = i / EACH_UNIT;
-      Quad* slot = reinterpret_cast<Quad*>(rings + unit * W::PADDED + W::at(channel, y)) + x;
+      Quad* slot = reinterpret_cast<Quad*>(rings + unit * W::SIZE + W::at(channel, y)) + x;
       if (y < HEIGHT)
         copy_async(slot, reinterpret_cast<const Quad*>(source) +
                              (((first + unit) * CHANNELS + channel) * HEIGHT + y) * QUADS + x);
@@ -73,7 +76,7 @@ __device__ __forceinline__ void fetch_rows(float* rings, const float* __restrict
     const int channel = i / (TILE_WIDTH * ROWS_FETCHED) % CHANNELS, unit = i / EACH_UNIT;
     const Unit u = unit_of<TILES, TILE>(first + unit);
     const int column = u.column * WINDOW * STRIDE + x;
-    float* slot = rings + unit * W::PADDED + W::at(channel, y) + x;
+    float* slot = rings + unit * W::SIZE + W::at(channel, y) + x;
     if (column < WIDTH && y < HEIGHT)
       copy_async(slot, source + ((u.image * CHANNELS + channel) * HEIGHT + y) * WIDTH + column);
     else
@@ -87,7 +90,7 @@ ENTRY(forward)
  float* __restrict__ target, unsigned char* __restrict__ winners, int count, int together) {
   using W = Window<FORWARD_BAND>;
   constexpr int CHUNKS = (MAPS + CHUNK_MAPS - 1) / CHUNK_MAPS;
-  SHARED(Quad, quad_rings, UNITS * W::PADDED / 4);
+  SHARED(Quad, quad_rings, UNITS * W::SIZE / 4);
   SHARED(float, weights, TERMS * CHUNK_MAPS);
   float* rings = reinterpret_cast<float*>(quad_rings);
   const int units = count * TILES, sets = (units + together - 1) / together;
@@ -108,7 +111,7 @@ ENTRY(forward)
         const int map = i % items / (TILE * FORWARD_BAND) * EACH;
         const Unit u = unit_of<TILES, TILE>(first + unit);
         if (u.column + x >= OUT_COLUMNS || y >= OUT_ROWS) continue;
-        const float* ring = rings + unit * W::PADDED + x * WINDOW * STRIDE;
+        const float* ring = rings + unit * W::SIZE + x * WINDOW * STRIDE;
         float sum[WINDOW][WINDOW][EACH];
 UNROLL
         for (int m = 0; m < EACH; m++)
@@ -188,10 +191,10 @@ constexpr int CHUNK = OWNED * THREADS / SPLITS;  // rows a block owns
 constexpr int CHUNKS = (GRADIENT_ROWS + CHUNK - 1) / CHUNK;
 constexpr int PARTIAL_SIZE = MAPS * TERMS + MAPS;
 constexpr int BAND_ROWS = BAND * WINDOW;  // of the convolution
-constexpr int DELTA_COLUMNS = TILE * WINDOW;
-constexpr int DELTA_SIZE = MAPS * BAND_ROWS * DELTA_COLUMNS;  // the errors of one step of one unit
+constexpr int DELTA_COLUMNS = TILE * WINDOW, DELTA_PITCH = pitch(DELTA_COLUMNS);
+constexpr int DELTA_SIZE = MAPS * BAND_ROWS * DELTA_PITCH;  // the errors of one step of one unit
 constexpr int WEIGHT_ARENA =
-    Window<BAND>::PADDED + (Window<BAND>::STEPS > 1 ? 2 : 1) * DELTA_SIZE;
+    Window<BAND>::SIZE + (Window<BAND>::STEPS > 1 ? 2 : 1) * DELTA_SIZE;
 constexpr int SUM_ARENA = SPLITS > 1 ? THREADS * OWNED * (KERNEL + 1) : 0;
 
 // Source errors: the circular buffer holds rows of them. A step brings ERROR_BAND target rows' worth of the
@@ -221,7 +224,7 @@ __device__ __forceinline__ void sum_weight_gradient(
     float* __restrict__ partials, int count, int groups, int group, int chunk) {
   using W = Window<BAND>;
   float* ring = arena;
-  float* deltas = arena + W::PADDED;  // two sets: one in use, one being made
+  float* deltas = arena + W::SIZE;  // two sets: one in use, one being made
   const int split = threadIdx.x % SPLITS;
   const int row0 = chunk * CHUNK + threadIdx.x / SPLITS;
   float sum[OWNED][KERNEL + 1];
@@ -244,7 +247,7 @@ UNROLL
         for (int a = 0; a < WINDOW; a++)
 UNROLL
           for (int b = 0; b < WINDOW; b++)
-            made[(map * BAND_ROWS + y * WINDOW + a) * DELTA_COLUMNS + x * WINDOW + b] = spread[a][b];
+            made[(map * BAND_ROWS + y * WINDOW + a) * DELTA_PITCH + x * WINDOW + b] = spread[a][b];
       }
     };
     __syncthreads();
@@ -260,10 +263,10 @@ UNROLL
         const int row = row0 + owned * (THREADS / SPLITS);
         if (row >= GRADIENT_ROWS) break;
         const int map = row / (CHANNELS * KERNEL), channel = row / KERNEL % CHANNELS;
-        const float* delta = deltas + step % 2 * DELTA_SIZE + map * BAND_ROWS * DELTA_COLUMNS;
+        const float* delta = deltas + step % 2 * DELTA_SIZE + map * BAND_ROWS * DELTA_PITCH;
         for (int a = split; a < BAND_ROWS; a += SPLITS) {
           const int source_row = step * W::ADVANCE + a * STRIDE + row % KERNEL;
-          add_row_gradient<KERNEL, STRIDE>(sum[owned], delta + a * DELTA_COLUMNS,
+          add_row_gradient<KERNEL, STRIDE>(sum[owned], delta + a * DELTA_PITCH,
                                            ring + W::at(channel, source_row), DELTA_COLUMNS);
         }
       }

@@ -22,8 +22,8 @@ from cnnlib.stages.fused import (
 )
 
 FLOATS = PLAIN_SHARED_BYTES // 4
-FEW_FLOATS = 8 * 1024
-"""Window that leaves a multiprocessor room for many blocks; wide maps may take up to FLOATS."""
+FEW_FLOATS = 11_000
+"""Window that still leaves a multiprocessor of 227 KB room for five blocks."""
 MOST_UNITS = 4
 """Units (image x tile of columns) that a block takes in step."""
 
@@ -33,6 +33,11 @@ def halve_until(number: int, good: Callable[[int], bool]) -> int:
     while number > 1 and not good(number):
         number = math.ceil(number / 2)
     return number
+
+
+def pitch(width: int) -> int:
+    """Floats from one row in shared memory to the next: see kernels/ring_conv.cuh."""
+    return (math.ceil(width / 4) | 1) * 4
 
 
 class RingConv(FusedConv):
@@ -81,16 +86,17 @@ class RingConv(FusedConv):
     # The sizes that kernels/ring_conv.cuh derives from the constants, in floats of one unit.
 
     def _window(self, tile: int, band: int) -> int:
-        """Source rows in use and those on their way, in whole quads."""
+        """Source rows in use and those on their way."""
         rows, stride = band * self.window, self.conv.stride
         span = (rows - 1) * stride + self.conv.kernel
         width = (tile * self.window - 1) * stride + self.conv.kernel
         ring = span + (rows * stride if band < self.out_rows else 0)
-        return math.ceil(self.channels * ring * width / 4) * 4
+        return self.channels * ring * pitch(width)
 
     def _deltas(self, tile: int, band: int) -> int:
         """The convolution's errors of a step, and of the next where there is one."""
-        return (1 + (band < self.out_rows)) * self.maps * band * self.window * tile * self.window
+        rows = self.maps * band * self.window * (1 + (band < self.out_rows))
+        return rows * pitch(tile * self.window)
 
     def _errors(self, tile: int, band: int, channels: int) -> int:
         """Rows of source errors, and the convolution's errors of a step."""
