@@ -31,6 +31,7 @@ for command in (
     training.train,
     training.predict,
     measuring.measure,
+    measuring.sweep,
     measuring.transfers,
     measuring.check,
     data.combine,

@@ -46,6 +46,49 @@ def measure(
     typer.echo(summary(measure_run(settings, run, loaded, out)))
 
 
+def sweep(config: ConfigFiles = CONFIG) -> None:
+    """Time every run of the sweep that has no result yet, in the order of the workflow.
+
+    The same as the workflow's rule `measure`, each run in a process of its own, but forked from one
+    that has loaded Python's libraries and the data already: for a machine that is paid by the
+    minute. Needs results/data/NAME.npz; exit code 1 if a run failed.
+    """
+    import os
+
+    from cnnlib import datasets
+    from cnnlib.experiment import load_experiment, runs
+    from cnnlib.measure import measure as measure_run
+
+    settings = load_experiment(config)
+    results = Path(settings.results)
+    loaded = {
+        name: datasets.load(
+            name, results / "data" / f"{name}.npz", settings.dataset(name, "sweep.datasets")
+        )
+        for name in settings.sweep.datasets
+    }
+    asked = [run for run in runs(settings) if not (results / run.folder / "run.json").exists()]
+    failed = 0
+    for number, run in enumerate(asked, 1):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                line = summary(
+                    measure_run(settings, run, loaded[run.dataset], results / run.folder)
+                )
+                typer.echo(f"{number} of {len(asked)}, repeat {run.repeat}: {line}")
+                code = 0
+            except BaseException as error:  # the child must end here whatever happens
+                typer.echo(f"error: {run.folder}: {error!r}", err=True)
+            finally:
+                os._exit(code)
+        failed += os.waitpid(child, 0)[1] != 0
+    if failed:
+        typer.echo(f"error: {failed} of {len(asked)} runs failed", err=True)
+        raise typer.Exit(1)
+
+
 def transfers(
     dataset: Annotated[str, typer.Option(help="A data set of the config.")],
     network: Annotated[str, typer.Option(help="A network of the config.")],
