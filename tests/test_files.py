@@ -3,8 +3,6 @@
 import os
 import pickle
 import stat
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 
 from cnnlib.errors import DataError, UserError
 from cnnlib.files import read_arrays, sha256, write_whole
+from tests.toys import small_disk
 
 
 def left_in(folder: Path) -> list[str]:
@@ -71,24 +70,13 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    if done.returncode:
-        pytest.skip(f"this user may not mount a small disk: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        a_full_disk(disk)
 
 
-def test_a_full_disk(small_disk: Path) -> None:
-    target = small_disk / "arrays.npz"
+def a_full_disk(disk: Path) -> None:
+    target = disk / "arrays.npz"
     with write_whole(target) as temporary:
         np.savez(temporary, x=np.arange(10))
     before = sha256(target)
@@ -96,7 +84,7 @@ def test_a_full_disk(small_disk: Path) -> None:
         with write_whole(target) as temporary, open(temporary, "wb") as out:
             np.savez(out, x=np.zeros(100_000))
     assert sha256(target) == before
-    assert left_in(small_disk) == ["arrays.npz"]
+    assert left_in(disk) == ["arrays.npz"]
 
 
 def test_sha256_of_the_standard_example(tmp_path: Path) -> None:

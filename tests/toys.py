@@ -1,8 +1,12 @@
-"""A data set and a network so small that training takes milliseconds."""
+"""Small things: a data set and a network that train in milliseconds, a disk that is soon full."""
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from cnnlib.config import Config
@@ -50,3 +54,20 @@ def toy_data(folder: Path, config: Config | None = None) -> tuple[Path, Dataset]
 def write_config(path: Path, config: Config) -> Path:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return path
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Make `folder` a file system of 64 KiB; skips the test where mounting is not permitted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode:
+        pytest.skip(f"this user may not mount a small disk: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

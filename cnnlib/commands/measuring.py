@@ -39,9 +39,10 @@ def measure(
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
     settings = load_config(config)
-    find_stage(stage, "--stage")
+    spec = settings.dataset(dataset, "--dataset")
     settings.network(network, dataset, "--network")
-    loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
+    find_stage(stage, "--stage")
+    loaded = datasets.load(dataset, data, spec)
     run = Run(dataset, network, stage, batch_size, repeat)
     typer.echo(summary(measure_run(settings, run, loaded, out)))
 

@@ -58,6 +58,7 @@ def train(
     settings = with_training(settings, {k: v for k, v in changes.items() if v is not None})
     sweep = settings.sweep
     dataset = first(dataset, sweep.datasets)
+    settings.dataset(dataset, "--dataset")
     batch_size = first(batch_size, sweep.batch_sizes)
     if batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")

@@ -196,9 +196,13 @@ class Exchange:
 
 
 def shared_zeros(shape: Shape, dtype: DTypeLike) -> Array:
-    """Zeros in memory that processes forked from now on share."""
+    """Zeros in memory that processes forked from now on share; MemoryError if it is too little."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, math.prod(shape)).reshape(shape)
+    try:
+        shared = mmap.mmap(-1, max(size, 1))
+    except (OSError, OverflowError):
+        raise MemoryError(f"{size} bytes are not to be had") from None
+    return np.frombuffer(shared, dtype, math.prod(shape)).reshape(shape)
 
 
 def cross_entropies(logits: Array, labels: Array) -> tuple[Array, Array]:

@@ -1,0 +1,621 @@
+"""The command line: what commands do, what they say of bad input, and how they are interrupted."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnlib import records, stages
+from cnnlib.__main__ import main
+from cnnlib.commands import training
+from cnnlib.config import Config
+from cnnlib.machine import usable_cores
+from cnnlib.stages import naive
+from tests.toys import small_disk, toy_config, toy_data, write_config
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = (
+    "download", "prepare", "train", "predict", "measure", "check", "combine", "ladder", "stages",
+    "plan",
+)  # fmt: skip
+
+
+class Home:
+    """A folder with a config and data, and the command line called in it."""
+
+    def __init__(self, folder: Path, capture: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.capture = capture
+        self.config = toy_config()
+        self.write(self.config)
+        toy_data(folder)
+
+    def write(self, config: Config) -> None:
+        self.config = config
+        write_config(self.folder / "config.yaml", config)
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Run a command and expect exit code `code`; its output, or with another code stderr."""
+        self.capture.readouterr()
+        found = main(list(arguments))
+        out, err = self.capture.readouterr()
+        assert found == code, err
+        return err if code else out
+
+    def fails(self, *arguments: str) -> str:
+        """Run a command that must be refused in one line."""
+        said = self(*arguments, code=2)
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        return said
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.folder))
+
+
+@pytest.fixture
+def home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Home]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    handler = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():
+        yield Home(tmp_path, capsys)
+    signal.signal(signal.SIGTERM, handler)
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(home: Home) -> Iterator[Start]:
+    """Start a command in a process of its own (and a group, as a terminal has it)."""
+    processes = []
+
+    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+        process: subprocess.Popen[str] = subprocess.Popen(
+            [sys.executable, "-m", "cnnlib", *arguments],
+            cwd=home.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+            text=True,
+            start_new_session=True,
+            **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+TRAIN = ("train", "--data", "toy.npz", "--out", "w.npz")
+MEASURE = (
+    "measure", "--dataset", "toy", "--network", "small", "--stage", "gemm", "--batch-size", "8",
+    "--data", "toy.npz", "--out", "run",
+)  # fmt: skip
+
+
+def changed(arguments: tuple[str, ...], option: str, value: str) -> tuple[str, ...]:
+    """The same with another value of one option, or with the option added."""
+    if option not in arguments:
+        return (*arguments, option, value)
+    i = arguments.index(option)
+    return (*arguments[: i + 1], value, *arguments[i + 2 :])
+
+
+# help -------------------------------------------------------------------------------------------
+
+
+def test_help_lists_all_commands(home: Home) -> None:
+    said = home()
+    assert said == home("--help")
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", said, re.M), command
+        assert f"Usage: python -m cnnlib {command}" in home(command, "--help")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['train', '--help']; import cnnlib.__main__ as m; m.main();"
+        "heavy = {'numpy', 'pandas', 'yaml', 'PIL', 'tqdm'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train", "--epoch", "3"], "No such option"),
+        (["train", "--epochs", "three"], "'--epochs'.*integer"),
+        (["train", "--epochs"], "requires an argument"),
+        (["measure"], "Missing option"),
+        (["predict"], "Missing argument"),
+        (["stages", "extra"], "unexpected extra argument"),
+        (["--verbose"], "No such option"),
+    ],
+)
+def test_mistyped_commands(home: Home, arguments: list[str], problem: str) -> None:
+    assert re.search(problem, home.fails(*arguments))
+
+
+# the way of the data ----------------------------------------------------------------------------
+
+
+def test_prepare_makes_what_measure_reads(home: Home) -> None:
+    home("download", "--dataset", "toy", "--folder", "files")
+    home("prepare", "--dataset", "toy", "--folder", "files", "--out", "again/toy.npz")
+    assert (home.folder / "again/toy.npz").read_bytes() == (home.folder / "toy.npz").read_bytes()
+    said = home(*changed(MEASURE, "--data", "again/toy.npz"))
+    assert re.fullmatch(
+        r"gemm, batch 8: ok, \S+ s an epoch, test accuracy \d+\.\d\d %, on .*\n", said
+    )
+    assert sorted(os.listdir("run")) == sorted([*KINDS, "run.json"])
+
+
+KINDS = ["epochs.csv", "kernels.csv", "steps.csv"]
+
+
+def test_combine(home: Home) -> None:
+    for repeat in ("1", "2"):
+        home(*changed(changed(MEASURE, "--repeat", repeat), "--out", f"r{repeat}"))
+    said = home("combine", "--table", "steps", "--out", "t/all.csv", "r1/steps.csv", "r2/steps.csv")
+    assert said == "t/all.csv: 6 rows of 2 files\n"
+    whole = (home.folder / "t/all.csv").read_text().splitlines()
+    parts = [(home.folder / f"r{r}/steps.csv").read_text().splitlines() for r in (1, 2)]
+    assert whole == parts[0] + parts[1][1:]
+    (home.folder / "list").write_text("r1/steps.csv\n\nr2/steps.csv\n")
+    home("combine", "--table", "steps", "--out", "listed.csv", "--list", "list")
+    assert (home.folder / "listed.csv").read_text().splitlines() == whole
+
+
+def test_combine_refuses(home: Home) -> None:
+    home(*MEASURE)
+    combine = ("combine", "--table", "epochs", "--out", "all.csv")
+    assert "unknown table 'epoch' in --table; known: epochs" in home.fails(
+        *changed(combine, "--table", "epoch"), "run/epochs.csv"
+    )
+    assert "no epochs files" in home.fails(*combine)
+    assert "not a epochs table" in home.fails(*combine, "run/steps.csv")
+    assert "cannot read nothing.csv" in home.fails(*combine, "run/epochs.csv", "nothing.csv")
+    assert "both hold the run" in home.fails(*combine, "run/epochs.csv", "run/epochs.csv")
+    assert "cannot read nolist" in home.fails(*combine, "--list", "nolist")
+    (home.folder / "binary").write_bytes(b"\xff\xfe")
+    assert "binary is not a list" in home.fails(*combine, "--list", "binary")
+    (home.folder / "cut.csv").write_bytes((home.folder / "run/epochs.csv").read_bytes()[:-9])
+    assert "cut.csv" in home.fails(*combine, "cut.csv")
+    assert not (home.folder / "all.csv").exists()
+
+
+def test_ladder(home: Home) -> None:
+    assert "no results/tables/ladder.md yet: `make run` makes it" in home.fails("ladder")
+    (home.folder / "here/tables").mkdir(parents=True)
+    (home.folder / "here/tables/ladder.md").write_text("| stage |\n|---|\n| naïve × 3 |\n")
+    assert home("ladder", "--results", "here") == "| stage |\n|---|\n| naïve × 3 |\n"
+
+
+def test_stages_and_plan(home: Home) -> None:
+    said = home("stages")
+    for stage in stages.LADDER:
+        assert re.search(rf"^{stage.name}  .*{re.escape(stage.change)}$", said, re.M)
+    said = home("plan")
+    assert re.search(r"^conv1 +2x6x6 +20 +1,296$", said, re.M)
+    assert said.count("\nstage ") == len(stages.LADDER)
+    said = home("plan", "--stage", "naive", "--network", "small", "--dataset", "toy")
+    assert said.count("\nstage ") == 1
+    assert re.search(r"^  Loops +dense1$", said, re.M)
+    assert "unknown stage 'x' in --stage" in home.fails("plan", "--stage", "x")
+    assert "unknown network 'x' in --network" in home.fails("plan", "--network", "x")
+
+
+def test_check(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.write(toy_config(sweep={"stages": ["naive", "gemm"]}))
+    lines = [line.split() for line in home("check").splitlines()[1:]]
+    assert [(line[0], line[3], line[5]) for line in lines] == [
+        (stage, batch, "ok") for stage in ("naive", "gemm") for batch in ("1", "7")
+    ]
+    assert all(0 <= float(line[4]) <= 1 for line in lines)
+
+    def slightly_wrong(self: Any, images: Any, labels: Any) -> Any:
+        loss, gradient = original(self, images, labels)
+        return loss, gradient * 1.001 if len(images) == 7 else gradient
+
+    original = stages.gemm.STAGE.engine.gradient
+    wrong = type("Wrong", (stages.gemm.STAGE.engine,), {"gradient": slightly_wrong})
+    import dataclasses
+
+    bad = dataclasses.replace(stages.gemm.STAGE, engine=wrong)
+    monkeypatch.setattr(stages, "LADDER", (naive.STAGE, bad))
+    capture = home.capture
+    capture.readouterr()
+    assert main(["check"]) == 1
+    out, err = capture.readouterr()
+    assert [line.split()[-1] for line in out.splitlines()[1:]] == ["ok", "ok", "ok", "FAILED"]
+    assert "stage 'gemm' fails validation" in err
+
+
+# train and predict ------------------------------------------------------------------------------
+
+
+def weights(path: Path | str) -> np.ndarray:
+    with np.load(path) as saved:
+        return saved["parameters"]
+
+
+def test_train_tells_and_writes(home: Home) -> None:
+    said = home(*TRAIN, "--epochs", "3")
+    assert [line.split(":")[0] for line in said.splitlines()[1:]] == [
+        "epoch 1/3", "epoch 2/3", "epoch 3/3", "weights",
+    ]  # fmt: skip
+    assert "by stage gemm, batch 8" in said
+    assert re.search(r"test accuracy \d+\.\d\d %", said)
+    assert home.names() == ["config.yaml", "toy.npz", "w.npz"]
+
+
+def test_options_of_train(home: Home) -> None:
+    home.write(toy_config(sweep={"stages": ["gemm"], "batch_sizes": [4, 8]}))
+    home(*TRAIN)
+    plain = weights("w.npz")
+    home(*TRAIN, "--batch-size", "4", "--stage", "gemm", "--seed", "1", "--epochs", "2")
+    np.testing.assert_array_equal(weights("w.npz"), plain)
+    home(*TRAIN, "--stage", "naive")
+    np.testing.assert_allclose(weights("w.npz"), plain, atol=1e-5)
+    for option, value in (("--batch-size", "8"), ("--seed", "2"), ("--epochs", "1")):
+        home(*TRAIN, option, value)
+        assert np.abs(weights("w.npz") - plain).max() > 1e-3, option
+    with np.load("w.npz") as saved:
+        assert '"epochs": 1' in saved["origin"].item()
+
+
+def test_train_needs_nothing_but_a_config(home: Home) -> None:
+    """Data and weights lie where the workflow has them; what is missing is made."""
+    said = home("train")
+    assert home.names() == ["config.yaml", "results", "toy.npz"]
+    assert (home.folder / "results/data/toy.npz").exists()
+    assert said.endswith("weights: results/weights.npz\n")
+    made = (home.folder / "results/data/toy.npz").stat().st_mtime_ns
+    home("train", "--epochs", "1")
+    assert (home.folder / "results/data/toy.npz").stat().st_mtime_ns == made
+
+
+def test_later_configs_go_over_earlier(home: Home) -> None:
+    (home.folder / "more.yaml").write_text("training: {epochs: 1}")
+    said = home(*TRAIN, "--config", "config.yaml", "--config", "more.yaml")
+    assert "epoch 1/1" in said
+
+
+def test_the_home_stage_is_the_last_on_a_cpu_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ["naive", "gemm", "fused"]
+    monkeypatch.setattr("cnnlib.device.cuda.missing_parts", lambda: ["no driver"])
+    assert training.home_stage(names) == "gemm"
+    assert training.home_stage(["fused"]) == "fused"
+    monkeypatch.setattr("cnnlib.device.cuda.missing_parts", lambda: [])
+    assert training.home_stage(names) == "fused"
+
+
+def test_predict(home: Home) -> None:
+    home(*TRAIN, "--epochs", "1")
+    ink = np.zeros((40, 30), np.uint8)
+    ink[5:35, 10:14] = 255
+    for name, picture in (("dark", ink), ("light", 255 - ink)):
+        Image.fromarray(picture).save(f"{name}.png")
+    said = home("predict", "--weights", "w.npz", "dark.png", "light.png")
+    first, second = said.split("light.png")
+    assert first.removeprefix("dark.png") == second
+    digit, *shares = second.splitlines()
+    numbers = [float(line.split()[1]) for line in shares]
+    assert int(digit[2:]) == np.argmax(numbers)
+    assert sum(numbers) == pytest.approx(100, abs=0.05)
+    assert len(numbers) == 3
+    for line, number in zip(shares, numbers, strict=True):
+        assert line.count("#") == pytest.approx(0.4 * number, abs=0.51)
+
+
+def test_predict_refuses(home: Home) -> None:
+    home(*TRAIN, "--epochs", "1")
+    Image.new("L", (28, 28), 255).save("empty.png")
+    (home.folder / "text.png").write_text("hello")
+    for name, problem in (
+        ("nothing.png", "cannot read nothing.png: No such file"),
+        ("empty.png", "empty.png is empty"),
+        ("text.png", "text.png is not a PNG or JPEG"),
+        ("toy.npz", "toy.npz is not a PNG or JPEG"),
+    ):
+        assert problem in home.fails("predict", "--weights", "w.npz", name)
+    whole = (home.folder / "w.npz").read_bytes()
+    ink = np.zeros((28, 28), np.uint8)
+    ink[5:20, 14] = 255
+    Image.fromarray(ink).save("one.png")
+    for content in (b"", b"hello", whole[:200], whole[:-40]):
+        (home.folder / "bad.npz").write_bytes(content)
+        assert "weights file bad.npz is damaged" in home.fails(
+            "predict", "--weights", "bad.npz", "one.png"
+        )
+    assert "toy.npz is no weights file: it lacks" in home.fails(
+        "predict", "--weights", "toy.npz", "one.png"
+    )
+    assert "cannot read weights file results/weights.npz" in home.fails("predict", "one.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("kind", "something else", "is no weights file of this version"),
+        ("layers", "[{", "is damaged"),
+        ("layers", "[" * 100_000, "is damaged"),
+        ("layers", '[{"conv": 3}]', "is damaged.*kernel"),
+        ("layers", '[{"dense": 4}]', "is damaged.*3 classes"),
+        ("layers", 3, "is damaged"),
+        ("input_shape", [8, 8], "is damaged"),
+        ("input_shape", [1, 2, 2], "is damaged.*larger than the 2x2 map"),
+        ("classes", [3, 3], "is damaged"),
+        ("parameters", np.zeros(3, np.float32), "do not fit"),
+        ("parameters", np.zeros(77), "do not fit"),
+        ("parameters", np.full(77, np.nan, np.float32), "not finite"),
+        ("mean", np.nan, "do not fit"),
+        ("deviation", 0.0, "do not fit"),
+        ("deviation", "x", "is damaged"),
+        ("origin", "{", "is damaged"),
+    ],
+)
+def test_weights_that_contradict_themselves(
+    home: Home, name: str, value: Any, problem: str
+) -> None:
+    home(*TRAIN, "--epochs", "1")
+    Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save("one.png")
+    with np.load("w.npz") as saved:
+        arrays = dict(saved)
+    np.savez("bad.npz", **(arrays | {name: value}))
+    assert re.search(problem, home.fails("predict", "--weights", "bad.npz", "one.png"))
+
+
+def test_train_says_when_it_diverges(home: Home) -> None:
+    home.write(toy_config(training={"learning_rate": 1e30}))
+    home(*TRAIN, "--epochs", "1", code=1)
+    said = home(*TRAIN, "--checkpoint", "c.npz", code=1)
+    assert re.fullmatch(r"diverged: the loss is (nan|inf) in epoch 1, .*learning_rate.*\n", said)
+    assert home.names() == ["config.yaml", "toy.npz"]
+
+
+def test_measure_says_when_it_diverges(home: Home) -> None:
+    home.write(toy_config(training={"learning_rate": 1e30}))
+    assert home(*MEASURE).startswith("gemm, batch 8: diverged, on ")
+    assert list(records.read("run/epochs.csv", "epochs").status) == ["diverged"]
+
+
+def test_in_a_log_progress_is_plain_lines(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LINE_SECONDS", 0.0)
+    home.capture.readouterr()
+    assert main([*TRAIN, "--epochs", "1"]) == 0
+    out, err = home.capture.readouterr()
+    assert err.splitlines()[-1].startswith("epoch 1/1: 100 % of 11 steps, loss ")
+    assert "\r" not in out + err
+    assert "epoch 1/1: loss" in out
+
+
+def test_on_a_terminal_progress_is_a_bar(home: Home, start: Start) -> None:
+    reader, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    process = start(*TRAIN, "--epochs", "40", stderr=terminal)
+    os.close(terminal)
+    seen = b""
+    try:
+        while chunk := os.read(reader, 1000):
+            seen += chunk
+    except OSError:  # the other end of a terminal is closed
+        pass
+    os.close(reader)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert re.search(rb"\repoch \d+/40: .*\d+/11 .*loss=", seen)
+    assert "epoch 400/40: loss" in out
+
+
+# bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (changed(TRAIN, "--dataset", "toi"), "unknown data set 'toi' in --dataset; known: toy"),
+        (changed(TRAIN, "--network", "big"), "unknown network 'big' in --network; known: small"),
+        (changed(TRAIN, "--stage", "gem"), "unknown stage 'gem' in --stage; known: naive, gemm"),
+        (changed(TRAIN, "--batch-size", "0"), "--batch-size must be at least 1, not 0"),
+        (changed(TRAIN, "--batch-size", "-8"), "--batch-size must be at least 1, not -8"),
+        (changed(TRAIN, "--batch-size", "91"), "batch size 91 is larger than data set 'toy'"),
+        (changed(TRAIN, "--epochs", "0"), r"training\.epochs: .*greater than 0, not 0"),
+        (changed(TRAIN, "--seed", "-1"), r"training\.seed: "),
+        (changed(TRAIN, "--data", "no.npz"), r"no\.npz.*No such file"),
+        (changed(TRAIN, "--data", "config.yaml"), r"config\.yaml"),
+        (changed(TRAIN, "--config", "no.yaml"), r"cannot read no\.yaml: No such file"),
+        (changed(TRAIN, "--config", "toy.npz"), r"toy\.npz is not YAML"),
+        (changed(TRAIN, "--out", "config.yaml/w.npz"), r"cannot write config\.yaml/w\.npz"),
+        (changed(TRAIN, "--out", "/proc/none/w.npz"), r"cannot write /proc/none/w\.npz"),
+        (changed(TRAIN, "--checkpoint", "config.yaml"), r"checkpoint config\.yaml is damaged"),
+        (changed(TRAIN, "--checkpoint", "toy.npz"), r"toy\.npz is no checkpoint: it lacks"),
+        (changed(TRAIN, "--checkpoint", "/proc/none/c"), r"cannot write /proc/none/c"),
+        (changed(MEASURE, "--dataset", "toi"), "unknown data set 'toi' in --"),
+        (changed(MEASURE, "--network", "big"), "unknown network 'big' in --network"),
+        (changed(MEASURE, "--stage", "gem"), "unknown stage 'gem' in --stage"),
+        (changed(MEASURE, "--batch-size", "0"), "--batch-size must be at least 1, not 0"),
+        (changed(MEASURE, "--batch-size", "91"), "batch size 91 is larger than data set 'toy'"),
+        (changed(MEASURE, "--repeat", "0"), "--repeat must be at least 1, not 0"),
+        (changed(MEASURE, "--repeat", "-1"), "--repeat must be at least 1, not -1"),
+        (changed(MEASURE, "--data", "no.npz"), r"no\.npz.*No such file"),
+        (changed(MEASURE, "--out", "config.yaml"), r"config\.yaml"),
+        (changed(MEASURE, "--out", "/proc/none"), r"/proc/none"),
+        (("download", "--dataset", "x", "--folder", "d"), "unknown data set 'x' in --dataset"),
+        (("prepare", "--dataset", "x", "--folder", "d", "--out", "o"), "unknown data set 'x'"),
+        (
+            ("prepare", "--dataset", "toy", "--folder", "d", "--out", "/proc/none/o.npz"),
+            "cannot write /proc/none/o.npz",
+        ),
+        (("check", "--config", "no.yaml"), r"cannot read no\.yaml"),
+        (("plan", "--config", "no.yaml"), r"cannot read no\.yaml"),
+    ],
+)
+def test_bad_input(home: Home, arguments: tuple[str, ...], problem: str) -> None:
+    before = home.names()
+    assert re.search(problem, home.fails(*arguments))
+    assert home.names() == before
+
+
+def test_data_that_are_damaged_or_of_another_set(home: Home) -> None:
+    whole = (home.folder / "toy.npz").read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-30]):
+        (home.folder / "bad.npz").write_bytes(content)
+        assert "bad.npz" in home.fails(*changed(TRAIN, "--data", "bad.npz"))
+        assert "bad.npz" in home.fails(*changed(MEASURE, "--data", "bad.npz"))
+    smaller = toy_config(
+        datasets={"toy": home.config.datasets["toy"].model_dump() | {"train_images": 50}}
+    )
+    home.write(smaller)
+    assert re.search(r"toy\.npz .*90 train images.*50", home.fails(*TRAIN))
+
+
+def test_a_network_beyond_any_memory(home: Home) -> None:
+    layers = [{"dense": 2**31 - 1}, {"dense": 2**31 - 1}, {"dense": 3}]
+    home.write(toy_config(networks={"small": layers}))
+    assert "memory" in home.fails(*TRAIN)
+    assert home(*MEASURE).startswith("gemm, batch 8: does_not_fit, on ")
+
+
+def test_a_full_disk(home: Home) -> None:
+    with small_disk(home.folder / "disk") as disk:
+        (disk / "filler").write_bytes(b"x")
+        with open(disk / "filler", "wb", buffering=0) as filler:
+            try:
+                while filler.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+        full = "No space left on device"
+        assert full in home.fails(*changed(TRAIN, "--out", "disk/w.npz"))
+        assert full in home.fails(*changed(TRAIN, "--checkpoint", "disk/c.npz"))
+        assert full in home.fails(*changed(MEASURE, "--out", "disk"))
+        assert full in home.fails(
+            "prepare", "--dataset", "toy", "--folder", ".", "--out", "disk/toy.npz"
+        )
+        assert os.listdir(disk) == ["filler"]
+
+
+# interruptions ----------------------------------------------------------------------------------
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"it ended before it said {text!r}: {process.communicate()}")
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < ends, "it never came true"
+        time.sleep(0.02)
+
+
+EPOCHS = "60"
+
+
+def test_a_training_survives_whatever_interrupts_it(home: Home, start: Start) -> None:
+    """Ctrl-C, SIGTERM and kill -9, then gone on: the same weights as undisturbed, to the bit."""
+    arguments = (*TRAIN, "--epochs", EPOCHS, "--batch-size", "32")
+    home(*arguments)
+    expected = (home.folder / "w.npz").read_bytes()
+    (home.folder / "w.npz").unlink()
+    arguments = (*arguments, "--checkpoint", "c.npz")
+    for epoch, number, code, said in (
+        (10, signal.SIGINT, 130, "interrupted\n"),
+        (20, signal.SIGTERM, 143, ""),
+        (30, signal.SIGKILL, -9, ""),
+        (40, signal.SIGKILL, -9, ""),
+    ):
+        process = start(*arguments)
+        read_until(process, f"epoch {epoch}/{EPOCHS}")
+        workers = children(process.pid)
+        assert workers or usable_cores() == 1
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert err == said
+        assert not (home.folder / "w.npz").exists()
+        wait_for(lambda workers=workers: not any(map(alive, workers)))
+        if number != signal.SIGKILL:  # nothing half-written is left
+            assert home.names() == ["c.npz", "config.yaml", "toy.npz"]
+    said = home(*arguments)
+    assert "going on from c.npz" in said
+    first = re.search(r"^epoch (\d+)/", said, re.M)
+    assert first is not None
+    assert int(first[1]) > 40
+    assert (home.folder / "w.npz").read_bytes() == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_measurement_stopped_half_way_is_none(
+    home: Home, start: Start, number: signal.Signals
+) -> None:
+    home.write(toy_config(measuring={"warmup_seconds": 600.0}))
+    process = start(*changed(MEASURE, "--batch-size", "32"))
+    if usable_cores() > 1:
+        wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
+        time.sleep(0.5)
+    else:
+        time.sleep(5)
+    assert process.poll() is None
+    workers = children(process.pid)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -9)
+    assert err == ("interrupted\n" if number == signal.SIGINT else "")
+    wait_for(lambda: not any(map(alive, workers)))
+    assert home.names() == ["config.yaml", "toy.npz"]
+    home.write(toy_config())
+    home(*changed(MEASURE, "--batch-size", "32"))
+    assert (home.folder / "run/run.json").exists()
+
+
+def test_a_reader_that_leaves_is_no_error(home: Home, start: Start) -> None:
+    """As in `python -m cnnlib plan | head -1`."""
+    process = start("plan")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(30) in (0, 1)
