@@ -427,7 +427,7 @@ def test_on_a_terminal_progress_is_a_bar(home: Home, start: Start) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert re.search(rb"\repoch \d+/40: .*\d+/11 .*loss=", seen)
-    assert "epoch 400/40: loss" in out
+    assert "epoch 40/40: loss" in out
 
 
 # bad input --------------------------------------------------------------------------------------
