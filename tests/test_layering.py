@@ -24,6 +24,7 @@ ORDER = [
     "experiment",
     "peers",
     "training",
+    "decisions",
     "validate",
     "measure",
     "transfers",

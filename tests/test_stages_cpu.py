@@ -21,7 +21,6 @@ from cnnlib.stages import LADDER, gemm, naive
 from cnnlib.validate import (
     FAST_REFERENCE,
     ValidationFailed,
-    clear_images,
     exact,
     five_steps,
     validate,
@@ -494,20 +493,3 @@ def test_five_steps_reject_a_wrong_rate():
         validate(engine, images[:16], labels[:16])
         with pytest.raises(ValidationFailed, match="five steps is off by"):
             five_steps(engine, images, labels)
-
-
-def test_clear_images_change_only_those_that_ask_for_a_close_decision():
-    # relu of byte - 7, times the weight: close at 7 if the weight makes it so
-    layers = [{"conv": {"maps": 1, "kernel": 1}}, {"activation": "relu"}, {"dense": 2}]
-    network = build("close", (1, 2, 2), 2, layers)
-    images = np.array([[[[9, 8], [3, 1]]], [[[9, 7], [3, 1]]]], np.uint8)
-    with open_engine(FAST_REFERENCE, network, 2, mean=0, deviation=1) as engine:
-        vector = np.ones(network.parameter_count)
-        vector[1] = -7 + 1e-6
-        engine.parameters = vector
-        cleared = clear_images(engine, images)
-        assert np.array_equal(cleared[0], images[0])
-        assert not (cleared[1] == 7).any()
-        vector[1] = -7  # exactly zero is no close decision
-        engine.parameters = vector
-        assert np.array_equal(clear_images(engine, images), images)
