@@ -107,6 +107,8 @@ def open_engine(
 def check_batch(dataset: Dataset, batch_size: int) -> None:
     """ConfigError unless the training images make at least one batch."""
     count = len(dataset.train_labels)
+    if batch_size < 1:
+        raise ConfigError(f"a batch has at least 1 image, not {batch_size}")
     if batch_size > count:
         raise ConfigError(
             f"batch size {batch_size} is larger than data set '{dataset.name}' "

@@ -27,8 +27,8 @@ from tests.toys import small_disk, toy_config, toy_data, write_config
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "download", "prepare", "train", "predict", "measure", "check", "combine", "ladder", "stages",
-    "plan",
+    "download", "prepare", "train", "predict", "measure", "sweep", "transfers", "check", "combine",
+    "ladder", "stages", "plan",
 )  # fmt: skip
 
 
@@ -463,6 +463,12 @@ def test_on_a_terminal_progress_is_a_bar(home: Home, start: Start) -> None:
         (changed(MEASURE, "--data", "no.npz"), r"no\.npz.*No such file"),
         (changed(MEASURE, "--out", "config.yaml"), r"config\.yaml"),
         (changed(MEASURE, "--out", "/proc/none"), r"/proc/none"),
+        (("transfers", *MEASURE[1:]), "stage 'gemm' loads nothing onto a GPU"),
+        (("transfers", *changed(MEASURE, "--batch-size", "0")[1:]), "--batch-size must be at"),
+        (
+            ("transfers", *changed(MEASURE, "--dataset", "toi")[1:]),
+            "unknown data set 'toi' in --da",
+        ),
         (("download", "--dataset", "x", "--folder", "d"), "unknown data set 'x' in --dataset"),
         (("prepare", "--dataset", "x", "--folder", "d", "--out", "o"), "unknown data set 'x'"),
         (
@@ -609,6 +615,52 @@ def test_a_measurement_stopped_half_way_is_none(
     home.write(toy_config())
     home(*changed(MEASURE, "--batch-size", "32"))
     assert (home.folder / "run/run.json").exists()
+
+
+def test_sweep_measures_what_has_no_result(home: Home) -> None:
+    home.write(toy_config(sweep={"stages": ["naive", "gemm"], "repeats": 2}))
+    assert "results/data/toy.npz" in home.fails("sweep")
+    (home.folder / "results/data").mkdir(parents=True)
+    (home.folder / "toy.npz").rename(home.folder / "results/data/toy.npz")
+    process = subprocess.run(
+        [sys.executable, "-m", "cnnlib", "sweep"],
+        cwd=home.folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert process.returncode == 0, process.stderr
+    assert [line.split(":")[0] for line in process.stdout.splitlines()] == [
+        f"{number} of 4, repeat {repeat}" for number, repeat in enumerate((1, 1, 2, 2), 1)
+    ]
+    folder = home.folder / "results/runs/toy/small/gemm/b8/r2"
+    before = (folder / "run.json").read_bytes()
+    other = home.folder / "results/runs/toy/small/naive/b8/r1/run.json"
+    other.unlink()
+    home("sweep")
+    assert other.exists()
+    assert (folder / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_leaves_no_process(
+    home: Home, start: Start, number: signal.Signals
+) -> None:
+    home.write(toy_config(measuring={"warmup_seconds": 600.0}))
+    (home.folder / "results/data").mkdir(parents=True)
+    (home.folder / "toy.npz").rename(home.folder / "results/data/toy.npz")
+    process = start("sweep")
+    wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
+    time.sleep(0.5)
+    assert process.poll() is None
+    (child,) = children(process.pid)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert err == ("interrupted\n" if number == signal.SIGINT else "")
+    assert not alive(child)
+    assert os.listdir("results") == ["data"]
 
 
 def test_a_reader_that_leaves_is_no_error(home: Home, start: Start) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlib.commands.options import CONFIG, ConfigFiles, columns
+from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one, columns
 
 if TYPE_CHECKING:
     from cnnlib.config import Config
@@ -30,14 +30,11 @@ def measure(
     """
     from cnnlib import datasets
     from cnnlib.config import load_config
-    from cnnlib.errors import ConfigError
     from cnnlib.experiment import Run
     from cnnlib.measure import measure as measure_run
     from cnnlib.stages import find_stage
 
-    for name, value in (("--batch-size", batch_size), ("--repeat", repeat)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, not {value}")
+    at_least_one(batch_size=batch_size, repeat=repeat)
     settings = load_config(config)
     spec = settings.dataset(dataset, "--dataset")
     settings.network(network, dataset, "--network")
@@ -55,8 +52,11 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
     minute. Needs results/data/NAME.npz; exit code 1 if a run failed.
     """
     import os
+    import signal
+    import traceback
 
     from cnnlib import datasets
+    from cnnlib.errors import UserError
     from cnnlib.experiment import load_experiment, runs
     from cnnlib.measure import measure as measure_run
 
@@ -80,11 +80,18 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
                 )
                 typer.echo(f"{number} of {len(asked)}, repeat {run.repeat}: {line}")
                 code = 0
-            except BaseException as error:  # the child must end here whatever happens
-                typer.echo(f"error: {run.folder}: {error!r}", err=True)
+            except UserError as error:
+                typer.echo(f"error: {run.folder}: {error}", err=True)
+            except Exception:
+                traceback.print_exc()
             finally:
-                os._exit(code)
-        failed += os.waitpid(child, 0)[1] != 0
+                os._exit(code)  # the child must end here whatever happens
+        try:
+            failed += os.waitpid(child, 0)[1] != 0
+        except BaseException:  # a signal that only this process has seen
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
     if failed:
         typer.echo(f"error: {failed} of {len(asked)} runs failed", err=True)
         raise typer.Exit(1)
@@ -105,6 +112,7 @@ def transfers(
     from cnnlib.experiment import Run
     from cnnlib.transfers import measure_transfers
 
+    at_least_one(batch_size=batch_size)
     settings = load_config(config)
     loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
     measure_transfers(settings, Run(dataset, network, stage, batch_size, 1), loaded, out)

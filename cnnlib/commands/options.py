@@ -20,6 +20,15 @@ def first(given: T | None, otherwise: Sequence[T]) -> T:
     return otherwise[0] if given is None else given
 
 
+def at_least_one(**options: int) -> None:
+    """ConfigError naming the first of the options (batch_size is --batch-size) that is not."""
+    from cnnlib.errors import ConfigError
+
+    for name, value in options.items():
+        if value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as lines, every column but the last as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

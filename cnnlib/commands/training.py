@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnlib.commands.options import CONFIG, ConfigFiles, first
+from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one, first
 
 if TYPE_CHECKING:
     from cnnlib.config import Config
@@ -48,7 +48,6 @@ def train(
     Exit code 1, and no weights, when the loss is no longer finite.
     """
     from cnnlib.config import load_config
-    from cnnlib.errors import ConfigError
     from cnnlib.stages import find_stage
     from cnnlib.training import accuracy, open_engine, open_place, start, train_epochs
     from cnnlib.weights import Weights, save_weights
@@ -60,8 +59,7 @@ def train(
     dataset = first(dataset, sweep.datasets)
     settings.dataset(dataset, "--dataset")
     batch_size = first(batch_size, sweep.batch_sizes)
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size must be at least 1, not {batch_size}")
+    at_least_one(batch_size=batch_size)
     built = settings.network(first(network, sweep.networks), dataset, "--network")
     chosen = find_stage(stage or home_stage(sweep.stages), "--stage")
     out = out or Path(settings.results) / "weights.npz"
