@@ -3,6 +3,7 @@
 import os
 import pickle
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +60,33 @@ def test_unwritable_places_are_named(tmp_path: Path) -> None:
     assert left_in(tmp_path) == ["file", "folder"]
 
 
-def test_a_folder_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Be a user to whom permissions apply: they do not to root."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
     try:
-        if os.access(tmp_path, os.W_OK):
-            pytest.skip("this user may write everywhere")
-        with pytest.raises(UserError, match="Permission denied"), write_whole(tmp_path / "file"):
-            pass
+        yield
     finally:
-        tmp_path.chmod(0o700)
+        os.seteuid(0)
+
+
+def test_folders_and_files_without_permission(tmp_path: Path, nobody: None) -> None:
+    if os.getuid():  # pytest keeps root's folders from others already
+        np.savez(tmp_path / "arrays.npz", x=1)
+        (tmp_path / "arrays.npz").chmod(0)
+        tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UserError, match="cannot write .*Permission denied"):
+            with write_whole(tmp_path / "file"):
+                pass
+        with pytest.raises(DataError, match="cannot read data file .*Permission denied"):
+            read_arrays(tmp_path / "arrays.npz", ["x"], "data file")
+    finally:
+        if os.getuid():
+            tmp_path.chmod(0o700)
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
