@@ -131,7 +131,7 @@ def times_axis(axes: Axes, values: Iterable[float]) -> None:
 
 
 SECONDS = (
-    *(10.0**k for k in range(-7, 2)), 60.0, 600.0, 3600.0, 36000.0, 360000.0,
+    *(10.0**k for k in range(-10, 2)), 60.0, 600.0, 3600.0, 36000.0, 360000.0,
 )  # fmt: skip
 
 
@@ -153,7 +153,9 @@ def _plain(seconds: float) -> str:
     for unit, name in ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
         if seconds >= unit * 0.999:
             return f"{seconds / unit:.0f} {name}"
-    return f"{seconds * 1e6:g} µs"
+    if seconds >= 1e-6 * 0.999:
+        return f"{seconds * 1e6:g} µs"
+    return f"{seconds * 1e9:g} ns"
 
 
 def _limits(values: Iterable[float], margin: float) -> tuple[float, float]:

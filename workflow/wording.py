@@ -34,10 +34,10 @@ def duration(seconds: float) -> str:
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= 2 * unit:
             return f"{digits(seconds / unit)} {name}"
-    for unit, name in ((1, "s"), (1e-3, "ms")):
+    for unit, name in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if seconds >= unit:
             return f"{digits(seconds / unit)} {name}"
-    return f"{digits(seconds * 1e6)} µs"
+    return f"{digits(seconds * 1e9)} ns"
 
 
 def times(factor: float) -> str:
