@@ -42,7 +42,7 @@ lock:  ## pin all dependencies anew, from requirements/*.in (needs uv)
 	done
 
 clean:  ## remove results, but not downloaded data and results/reference
-	find results -mindepth 1 -maxdepth 1 ! -name data ! -name reference -exec rm -rf {} +
+	[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name data ! -name reference -exec rm -rf {} +
 	rm -rf .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 distclean: clean  ## remove downloaded data and the environment too
