@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cnnlib.device import Device, open_device
+
+if TYPE_CHECKING:
+    from engines import Builder
 
 os.environ["MPLBACKEND"] = "Agg"  # programs that tests start inherit it
 
@@ -19,16 +23,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    """A GPU where there is one, or else the host; with the modules that the chosen tests need."""
-    from engines import compile_for
+def builder(request: pytest.FixtureRequest) -> "Iterator[Builder]":
+    """Compiles what the chosen tests need while the first of them run."""
+    from engines import Builder
 
-    pairs = {}
-    for item in request.session.items:
-        values = getattr(item, "callspec", None) and item.callspec.params
-        if values and "device" in item.fixturenames and {"stage", "network"} <= values.keys():
-            stage, network = values["stage"], values["network"]
-            pairs[stage.name, network.name] = stage, network
-    with open_device("auto") as opened:
-        compile_for(opened, pairs.values())
-        yield opened
+    with open_device("auto") as opened, Builder(opened) as builds:
+        for item in request.session.items:
+            builds.begin(item)
+        yield builds
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, builder: "Builder") -> Device:
+    """A GPU where there is one, or else the host; with the test's stage on its network compiled."""
+    builder.wait_for(request.node)
+    return builder.device

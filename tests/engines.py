@@ -1,7 +1,7 @@
 """Stages, engines and images that tests of stages share."""
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import numpy as np
@@ -49,20 +49,45 @@ class Asked:
         raise SourceTaken(*asked)
 
 
-def compile_for(device: Device, pairs: Iterable[tuple[Stage, Network]]) -> None:
-    """Compile the modules of these engines, several at a time, into the cache on disk."""
+class Builder:
+    """Compiles the modules that tests need, several at a time, into the cache on disk.
 
-    def compile_one(pair: tuple[Stage, Network]) -> None:
-        stage, network = pair
+    A test needs that of its parameter `stage` for its parameter `network`, on fixture `device`.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._pool = ThreadPoolExecutor(usable_cores())
+        self._done: dict[tuple[str, str], Future[None]] = {}
+
+    def __enter__(self) -> "Builder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, test: Any) -> "Future[None] | None":
+        """Have the module of `test` compiled; None if it needs none."""
+        values = test.callspec.params if hasattr(test, "callspec") else {}
+        if "device" not in test.fixturenames or not {"stage", "network"} <= values.keys():
+            return None
+        stage, network = values["stage"], values["network"]
+        key = stage.name, network.name
+        if key not in self._done:
+            self._done[key] = self._pool.submit(self._compile, stage, network)
+        return self._done[key]
+
+    def wait_for(self, test: Any) -> None:
+        if begun := self.begin(test):
+            begun.result()
+
+    def _compile(self, stage: Stage, network: Network) -> None:
         try:
-            stage.engine(stage, Setup(network, 1, 0.1), Asked(device))
+            stage.engine(stage, Setup(network, 1, 0.1), Asked(self.device))
         except SourceTaken as taken:
-            compile_source(device, *taken.args)
+            compile_source(self.device, *taken.args)
         except Unsupported:
-            pass
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        list(pool.map(compile_one, pairs))
+            pass  # which the test will see by itself
 
 
 def compile_source(device: Device, source: str, name: str, kernels: Sequence[str]) -> None:

@@ -90,7 +90,7 @@ TIES = {
         4,
         [{"conv": {"maps": 1, "kernel": 3}}, {"subsample": size}, {"dense": 4}],
     )
-    for size in (2, 3, 4)
+    for size in (2, 3)
 }
 
 
