@@ -16,7 +16,7 @@ from cnnlib.errors import ConfigError
 from cnnlib.layers import KINDS, Activation, Array, Layer, Shape, Views
 
 # Variance of a unit's output over that of its inputs, by the activation that follows. 1 keeps the
-# variance (LeCun et al. 1998). For relu He et al. 2015 give 2, which makes up for the half that relu
+# variance (LeCun et al. 1998). For relu He et al. 2015 give 2, to make up for the half that relu
 # cuts off; but where the maximum of a window is taken nothing is lost that way, logits would begin
 # far from 0, and plain gradient descent without warm-up then starts with steps that are too long.
 GAIN = {"relu": 1.0, "tanh": 1.0, "sigmoid": 1.0}
