@@ -29,7 +29,7 @@ class Checkout:
         """Run Snakemake; what it printed. It must end with `code` (None: with an error)."""
         done = subprocess.run(
             self.command(*arguments, config=config), cwd=self.folder, text=True, timeout=240,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(self.folder),
         )  # fmt: skip
         wrong = done.returncode == 0 if code is None else done.returncode != code
         assert not wrong, f"exit code {done.returncode}\n{done.stdout}"
@@ -58,9 +58,12 @@ class Checkout:
             out.write("# edited\n")
 
 
-def environment() -> dict[str, str]:
-    """Without what would make a Snakemake inside a Snakemake, or a test runner, differ."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE_")}
+def environment(folder: Path) -> dict[str, str]:
+    """No profile of the user's matters; no measurement outside the tests is waited for."""
+    scratch = folder.parent / "tmp"
+    scratch.mkdir(exist_ok=True)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE_")}
+    return {**kept, "TMPDIR": str(scratch)}
 
 
 @pytest.fixture(scope="session")

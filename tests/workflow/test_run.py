@@ -151,7 +151,7 @@ def test_kill_in_the_middle_of_a_measurement(fresh: Checkout, tmp_path: Path) ->
     run = "results/runs/blobs/tiny/naive/b4/r1"
     log = checkout.folder / "results/logs/measure/blobs/tiny/naive/b4/r1.log"
     process = subprocess.Popen(
-        checkout.command(f"{run}/run.json"), cwd=checkout.folder, env=environment(),
+        checkout.command(f"{run}/run.json"), cwd=checkout.folder, env=environment(checkout.folder),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
