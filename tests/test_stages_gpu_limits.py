@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from engines import GPU_STAGES, open_engine, pictures
-from networks import build, lenet5
+from networks import awkward, build, curved, lenet5, many_maps, strides, windows
 
 from cnnlib.device.host import HostDevice
 from cnnlib.engine import Setup, plan
@@ -98,6 +98,39 @@ def test_ring_needs_shared_memory_for_a_window_not_for_the_map(size, device):
         planned = plan(fused.STAGE, network)[0]
         with pytest.raises(Unsupported, match="stage 'fused' cannot take conv1"):
             planned.operator(planned, fused.STAGE, device)
+
+
+SHORT_OF_MEMORY = {
+    network.name: network for network in (awkward(), strides(), windows(), many_maps(), curved())
+}
+
+
+CUTS = ("tiles", "map_chunks", "error_tiles", "channel_chunks")
+
+
+@pytest.fixture
+def short_of_memory(monkeypatch):
+    """So little shared memory that small maps are cut as large ones are otherwise."""
+    monkeypatch.setattr(ring, "FEW_FLOATS", 300)
+    monkeypatch.setattr(ring, "FLOATS", 600)
+
+
+@pytest.mark.parametrize("small", SHORT_OF_MEMORY.values(), ids=list(SHORT_OF_MEMORY))
+def test_ring_cuts_what_does_not_fit(small, device, short_of_memory):
+    with open_engine(ring.STAGE, small, 6, device) as engine:
+        validate(engine, *pictures(small, 6))
+        validate(engine, *pictures(small, 1))
+
+
+def test_all_cuts_are_tested(device, short_of_memory):
+    seen = set()
+    for network in SHORT_OF_MEMORY.values():
+        for planned in plan(ring.STAGE, network):
+            if issubclass(planned.operator, ring.RingConv):
+                operator = planned.operator(planned, ring.STAGE, device)
+                seen |= {cut for cut in CUTS if getattr(operator, cut) > 1}
+                seen |= {"band"} if operator.band < operator.out_rows else set()
+    assert seen == {"band", *CUTS}
 
 
 # Depth

@@ -1,0 +1,132 @@
+"""Every GPU stage under the address and undefined-behaviour sanitizers, and in reverse order.
+
+A training step, a gradient of part of a batch and logits, on the host device. The order in which
+the threads of a block and the blocks run must not change a bit: where it does, there is a barrier
+missing.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from engines import GPU_STAGES, open_engine, pictures
+from networks import awkward, build, lenet5
+
+from cnnlib.device import sanitizer_environment
+from cnnlib.device.host import FIBER_ORDERS, HostDevice
+from cnnlib.errors import DeviceError
+from cnnlib.machine import usable_cores
+from cnnlib.stages import ring
+
+HERE = Path(__file__).parent
+
+each_stage = pytest.mark.parametrize("stage", GPU_STAGES, ids=lambda stage: stage.name)
+
+SANITIZED = {
+    network.name: network
+    for network in (
+        awkward(),
+        # Strides beyond the kernel and means over an activation.
+        build(
+            "strided_means",
+            (2, 29, 23),
+            3,
+            [
+                {"conv": {"maps": 5, "kernel": 2, "stride": 3}},
+                {"conv": {"maps": 4, "kernel": 3}},
+                {"activation": "sigmoid"},
+                {"subsample": {"size": 2, "method": "mean"}},
+                {"dense": 3},
+            ],
+        ),
+    )
+}
+
+
+# With so little shared memory stage ring cuts small maps as it does large ones otherwise.
+SHORT_OF_MEMORY = dict(FEW_FLOATS=400, FLOATS=1100)
+
+
+def digest(stage, network, fiber_order, batch_size):
+    """Of all that a step, a gradient and logits give."""
+    found = hashlib.sha256()
+    small = network.name in SANITIZED
+    memory = mock.patch.multiple(ring, **SHORT_OF_MEMORY) if small else nullcontext()
+    with HostDevice(fiber_order) as device, memory:
+        with open_engine(stage, network, batch_size, device, momentum=0.5) as engine:
+            images, labels = pictures(network, 2 * batch_size)
+            engine.load(images, labels)
+            loss = engine.train(np.arange(2 * batch_size))
+            part = batch_size // 2 + 1
+            part_loss, gradient = engine.gradient(images[:part], labels[:part])
+            results = engine.parameters, engine.velocity, gradient, engine.logits(images[:1])
+            assert np.isfinite([loss, part_loss]).all()
+            for array in (np.array([loss, part_loss]), *results):
+                assert np.isfinite(array).all()
+                found.update(array.tobytes())
+    return found.hexdigest()
+
+
+@each_stage
+@pytest.mark.parametrize(
+    ("network", "batch_size"),
+    [*((network, 6) for network in SANITIZED.values()), (lenet5(), 40)],
+    ids=[*SANITIZED, "lenet5"],
+)
+def test_the_order_of_threads_and_blocks_changes_no_bit(stage, network, batch_size):
+    forward, reverse = (digest(stage, network, each, batch_size) for each in FIBER_ORDERS)
+    assert forward == reverse
+
+
+PROGRAM = """
+import sys
+from cnnlib.stages import find_stage
+from test_sanitized import FIBER_ORDERS, SANITIZED, digest
+for network in SANITIZED.values():
+    for order in FIBER_ORDERS:
+        print(digest(find_stage(sys.argv[1], ""), network, order, 6))
+"""
+
+
+def run_sanitized(stage):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, stage.name],
+        env={
+            **os.environ,
+            **sanitizer_environment(),
+            "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
+            "CNNLIB_HOST_THREADS": "2",
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def sanitized():
+    """Stage -> the program's end; as many run side by side as there are cores."""
+    try:
+        sanitizer_environment()
+    except DeviceError as error:
+        pytest.skip(str(error))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        yield {stage.name: pool.submit(run_sanitized, stage) for stage in GPU_STAGES}
+
+
+@each_stage
+def test_nothing_for_the_sanitizers_to_report(stage, sanitized):
+    done = sanitized[stage.name].result()
+    assert done.returncode == 0, done.stderr
+    assert "Sanitizer" not in done.stderr
+    digests = done.stdout.split()
+    assert len(digests) == 2 * len(SANITIZED)
+    assert digests[::2] == digests[1::2]  # forward and reverse
