@@ -35,6 +35,20 @@ def open_engine(
     return engine
 
 
+def training(
+    stage: Stage,
+    network: Network,
+    batch_size: int,
+    count: int,
+    device: Device | None = None,
+    **options: Any,
+) -> Engine:
+    """An engine with `count` random images loaded."""
+    engine = open_engine(stage, network, batch_size, device, **options)
+    engine.load(*pictures(network, count))
+    return engine
+
+
 class SourceTaken(Exception):
     """What an engine asks its device to compile."""
 
@@ -72,6 +86,8 @@ class Builder:
         if "device" not in test.fixturenames or not {"stage", "network"} <= values.keys():
             return None
         stage, network = values["stage"], values["network"]
+        if stage.runs_on != "gpu":
+            return None
         key = stage.name, network.name
         if key not in self._done:
             self._done[key] = self._pool.submit(self._compile, stage, network)
