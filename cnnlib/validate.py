@@ -41,8 +41,8 @@ LOOP_IMAGES = 3
 LOOP_ELEMENTS = 30_000
 """Elements of all maps of a network whose loops take up to 0.2 s an image."""
 MOST_DOUBT = 0.5
-"""Share of a gradient's largest element that close decisions may leave open. Seen: below 0.1 for
-random images of 1024x1024; only a bias of few maps, whose errors cancel, comes near."""
+"""Share of a gradient's largest element that close decisions may leave open: a judgement, not a
+bound derived from anything. Beyond it validation fails rather than vouch for so little."""
 
 FAST_REFERENCE = dataclasses.replace(
     gemm.STAGE, name="gemm in float64", dtype=np.float64, threads=1
