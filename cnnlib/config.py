@@ -75,6 +75,14 @@ class Measuring(Section):
     """Run everything in full, however long it takes."""
     resident_images: PositiveInt | Literal["auto"] = "auto"
     """Images that the GPU holds per load; auto: as many as fit."""
+    sample_interval: Number = Field(default=0.01, gt=0)
+    """Seconds between two looks at memory, power and clocks."""
+    energy_seconds: Number = Field(default=1.0, ge=0)
+    """Training without a pause for the energy of an epoch; 0: not measured."""
+    learning_images: PositiveInt = 2000
+    """Test images, at most, for the accuracy in the course of a training."""
+    probe_seconds: Number = Field(default=20.0, gt=0)
+    """Time for all measurements of the machine's own limits, about."""
 
 
 class Config(Section):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -136,6 +136,44 @@ class Network:
         """
         first = next((i for i, flops in enumerate(self.forward_flops) if flops), None)
         return tuple(flops * (2 if i == first else 3) for i, flops in enumerate(self.forward_flops))
+
+    def forward_arithmetic(self, start: int, stop: int, batch: int) -> "Arithmetic":
+        """What layers[start:stop] need at least to go forward over `batch` images."""
+        flops = sum(self.forward_flops[start:stop])
+        numbers = math.prod(self.shapes[start]) + math.prod(self.shapes[stop])
+        return Arithmetic(batch * flops, FLOAT * (batch * numbers + self._weights(start, stop)))
+
+    def backward_arithmetic(self, start: int, stop: int, batch: int) -> "Arithmetic":
+        """The same to go backward: the source and the target's error come in, the gradient and
+        (not below the first weights) the source's error go out.
+        """
+        flops = sum(self.training_flops[start:stop]) - sum(self.forward_flops[start:stop])
+        sources = 2 if any(self.forward_flops[:start]) else 1
+        numbers = sources * math.prod(self.shapes[start]) + math.prod(self.shapes[stop])
+        return Arithmetic(
+            batch * flops, FLOAT * (batch * numbers + sources * self._weights(start, stop))
+        )
+
+    def update_arithmetic(self, momentum: bool) -> "Arithmetic":
+        """The same for one step down the gradient: weights and gradient in, weights out."""
+        each = 2 if momentum else 1
+        return Arithmetic(
+            2 * each * self.parameter_count, FLOAT * (1 + 2 * each) * self.parameter_count
+        )
+
+    def _weights(self, start: int, stop: int) -> int:
+        return sum(p.size for p in self.parameters if start <= p.layer < stop)
+
+
+class Arithmetic(NamedTuple):
+    """The least a piece of work takes: floating-point operations; bytes moved once, as float32."""
+
+    flops: int
+    bytes: int
+
+
+FLOAT = 4
+"""Bytes."""
 
 
 def parse_layers(name: str, specs: Any) -> tuple[Layer, ...]:

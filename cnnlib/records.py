@@ -51,14 +51,19 @@ TABLES: dict[str, dict[str, type]] = {
         **STANDING,
     },
     # One row a kernel of a training step, timed on its own; `launches` of it a step (0: it is only
-    # there to be compared).
+    # there to be compared). It does a `part` of the work of `layers`; flops and bytes are the least
+    # that this part needs for a batch, and stand on every kernel that shares in it.
     "kernels": {
         **IDENTITY,
         "layer": str,
         "kernel": str,
+        "layers": str,
+        "part": str,
         "grid": int,
         "launches": int,
         "kernel_seconds": float,
+        "flops": float,
+        "bytes": float,
         **STANDING,
     },
     # One row an epoch with `resident_images` on the GPU per load, and where its time went: the host
@@ -74,9 +79,103 @@ TABLES: dict[str, dict[str, type]] = {
         "kernel_seconds": float,
         **STANDING,
     },
+    # What NVML and the system said, one row a moment, `time_seconds` since the run began; nan where
+    # nobody knows (`unavailable`: no NVML). energy_joules is the device's counter.
+    "samples": {
+        **IDENTITY,
+        "sample": int,
+        "time_seconds": float,
+        "phase": str,
+        "device_memory_mib": float,
+        "device_memory_total_mib": float,
+        "process_memory_mib": float,
+        "utilization_percent": float,
+        "power_watts": float,
+        "energy_joules": float,
+        "sm_clock_mhz": float,
+        "temperature_celsius": float,
+        "host_memory_mib": float,
+        **STANDING,
+    },
+    # One row a run: the device's energy while it trained on `images` images without a pause, and
+    # its power just before it was used.
+    "energy": {
+        **IDENTITY,
+        "images": int,
+        "window_seconds": float,
+        "energy_joules": float,
+        "idle_watts": float,
+        **STANDING,
+    },
+    # One row a point of a training, after `images` images and `train_seconds` of training.
+    "learning": {
+        **IDENTITY,
+        "images": int,
+        "train_seconds": float,
+        "test_images": int,
+        "test_accuracy": float,
+        **STANDING,
+    },
+    # One row a point and test image (`digit`, its index): the probabilities of all classes in their
+    # order, with spaces between.
+    "digits": {
+        **IDENTITY,
+        "images": int,
+        "train_seconds": float,
+        "digit": int,
+        "label": int,
+        "probabilities": str,
+        **STANDING,
+    },
+    # One row a function that a CPU stage spent time in, by a profiler.
+    "functions": {
+        **IDENTITY,
+        "function": str,
+        "calls": int,
+        "own_seconds": float,
+        "total_seconds": float,
+        **STANDING,
+    },
+    # One row a number of a trained network: a weight of a filter, a pixel of an image or of a map.
+    "features": {
+        **IDENTITY,
+        "kind": str,
+        "layer": str,
+        "map": int,
+        "source": int,
+        "row": int,
+        "column": int,
+        "value": float,
+        **STANDING,
+    },
+    # One row a test image whose recognition is watched; pixels as hexadecimal bytes (C, H, W).
+    "pictures": {
+        "dataset": str,
+        "digit": int,
+        "label": int,
+        "channels": int,
+        "height": int,
+        "width": int,
+        "pixels": str,
+    },
+    # One row a measurement of the machine's own limits, `rate` in `unit`.
+    "probes": {
+        "device": str,
+        "device_kind": str,
+        "probe": str,
+        "size_bytes": int,
+        "repeat": int,
+        "seconds": float,
+        "rate": float,
+        "unit": str,
+        "status": str,
+    },
     # One row a training step timed on its own, from choosing the batch to the visible update.
     "steps": {**IDENTITY, "step": int, "step_seconds": float, **STANDING},
 }
+
+RUN_TABLES = ("epochs", "steps", "kernels", "samples", "energy", "learning", "digits")
+"""What each run writes, one file each; see cnnlib.measure."""
 
 Row = Mapping[str, Any]
 

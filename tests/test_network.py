@@ -42,6 +42,27 @@ def test_arithmetic_of_lenet5():
     assert sum(network.training_flops) == 2 * conv1 + 3 * (conv2 + sum(dense))
 
 
+def test_arithmetic_of_a_run_of_layers():
+    network, batch = lenet5(), 10
+    image, pooled, weights = 28 * 28, 6 * 12 * 12, 6 * 25 + 6
+    conv1 = 2 * 6 * 24**2 * 25
+    # conv1, its activation and subsampling as one
+    assert network.forward_arithmetic(0, 3, batch) == (
+        batch * conv1, 4 * (batch * (image + pooled) + weights),
+    )  # fmt: skip
+    # nobody wants the images' error: only the weight gradient, and no weights are read
+    assert network.backward_arithmetic(0, 3, batch) == (
+        batch * conv1, 4 * (batch * (image + pooled) + weights),
+    )  # fmt: skip
+    source, target, weights = 16 * 4 * 4, 120, 256 * 120 + 120
+    assert network.backward_arithmetic(6, 7, batch) == (
+        batch * 2 * (2 * 256 * 120), 4 * (batch * (2 * source + target) + 2 * weights),
+    )  # fmt: skip
+    count = network.parameter_count
+    assert network.update_arithmetic(momentum=False) == (2 * count, 4 * 3 * count)
+    assert network.update_arithmetic(momentum=True) == (4 * count, 4 * 5 * count)
+
+
 def test_views_share_the_vector_and_cover_it():
     network = awkward()
     vector = np.zeros(network.parameter_count)

@@ -175,6 +175,10 @@ def test_profiling_changes_nothing(stage, network, device):
         assert np.array_equal(engine.velocity, before[1])
     assert all(kernel.seconds > 0 for kernel in profile)
     assert {"conv1", "dense2"} <= {kernel.layer for kernel in profile if kernel.launches}
+    assert {"input", "forward", "loss", "backward", "update"} <= {kernel.part for kernel in profile}
+    least = {(kernel.layers, kernel.part): kernel.flops for kernel in profile}
+    of_layers = sum(flops for (_, part), flops in least.items() if part in ("forward", "backward"))
+    assert of_layers == 8 * sum(engine.network.training_flops)
 
 
 @each_stage

@@ -1,5 +1,27 @@
 """The stage record, the plan and the engines that carry it out."""
 
-from cnnlib.engine.base import Bytes, Engine, KernelTime, Order, Planned, Setup, Stage, plan
+from cnnlib.engine.base import (
+    Bytes,
+    Engine,
+    KernelTime,
+    Order,
+    Part,
+    Planned,
+    Setup,
+    Stage,
+    batch_arithmetic,
+    plan,
+)
 
-__all__ = ["Bytes", "Engine", "KernelTime", "Order", "Planned", "Setup", "Stage", "plan"]
+__all__ = [
+    "Bytes",
+    "Engine",
+    "KernelTime",
+    "Order",
+    "Part",
+    "Planned",
+    "Setup",
+    "Stage",
+    "batch_arithmetic",
+    "plan",
+]

@@ -16,10 +16,12 @@ from numpy.typing import DTypeLike, NDArray
 from cnnlib.device import Device
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array, Layer, Shape
-from cnnlib.network import Network
+from cnnlib.network import FLOAT, Arithmetic, Network
 
 Bytes = NDArray[np.uint8]
 Order = NDArray[np.integer[Any]]
+Part = Literal["input", "forward", "loss", "backward", "update", "compared"]
+"""Of a training step's work."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,30 @@ class Planned:
     def target_shape(self) -> Shape:
         return self.network.shapes[self.stop]
 
+    def arithmetic(self, part: Part, batch: int) -> Arithmetic:
+        """The least that going forward or backward over `batch` images takes."""
+        count = self.network.forward_arithmetic
+        if part == "backward":
+            count = self.network.backward_arithmetic
+        return count(self.start, self.stop, batch)
+
     @property
     def is_first(self) -> bool:
         """The first operator's source is the images: nobody wants their error."""
         return self.start == 0
+
+
+def batch_arithmetic(setup: Setup, part: Part) -> Arithmetic:
+    """The least for what belongs to no layer: input (bytes to numbers), loss and update."""
+    batch, network = setup.batch_size, setup.network
+    if part == "update":
+        return network.update_arithmetic(setup.momentum != 0)
+    if part == "input":
+        pixels = batch * math.prod(network.input_shape)
+        return Arithmetic(2 * pixels, (1 + FLOAT) * pixels)
+    # per class: subtract, exponential, sum, divide, subtract the label
+    logits = batch * network.classes
+    return Arithmetic(5 * logits, 2 * FLOAT * logits)
 
 
 def plan(stage: Stage, network: Network) -> tuple[Planned, ...]:
@@ -120,8 +142,16 @@ class KernelTime(NamedTuple):
 
     layer: str
     kernel: str
+    layers: str
+    """All the layers that its operator serves, joined by +."""
+    part: Part
+    """compared: of none, it is only timed."""
+    flops: float
+    """The least that this part of these layers needs for a batch; its kernels share it."""
+    bytes: float
+    """Likewise: what must come in and go out once."""
     grid: int
-    """Blocks."""
+    """Blocks; 0 where there are none."""
     launches: int
     """In one step; 0 for a kernel that is timed for comparison only."""
     seconds: float

@@ -7,7 +7,7 @@ an epoch comes down. Stages differ in their operators alone.
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -15,7 +15,17 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from cnnlib.device import Device, DeviceArray, Module
-from cnnlib.engine.base import Bytes, Engine, KernelTime, Order, Planned, Setup, Stage
+from cnnlib.engine.base import (
+    Bytes,
+    Engine,
+    KernelTime,
+    Order,
+    Part,
+    Planned,
+    Setup,
+    Stage,
+    batch_arithmetic,
+)
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Array
 from cnnlib.machine import usable_cores
@@ -508,18 +518,41 @@ class GpuEngine(Engine):
 
     def profile(self) -> list[KernelTime]:
         saved = self.parameters, self.velocity
-        batch = self.setup.batch_size
-        times: dict[tuple[str, str], KernelTime] = {}
-        compared = [launch for operator in self.operators for launch in operator.compared(batch)]
-        for launch in [*self._step(0), *compared]:
-            key = (launch.layer, launch.kernel)
-            if key in times:
-                times[key] = times[key]._replace(launches=times[key].launches + 1)
-                continue
-            in_step = launch not in compared
-            times[key] = KernelTime(*key, launch.grid, int(in_step), self._time(launch))
+        times: dict[tuple[str, str, str], KernelTime] = {}
+        for part, planned, launches in self._work():
+            least = self._least(part, planned)
+            for launch in launches:
+                key = (part, launch.layer, launch.kernel)
+                if key in times:
+                    times[key] = times[key]._replace(launches=times[key].launches + 1)
+                    continue
+                times[key] = KernelTime(
+                    launch.layer, launch.kernel, planned.name if planned else self.BATCH, part,
+                    *least, launch.grid, int(part != "compared"), self._time(launch),
+                )  # fmt: skip
         self.parameters, self.velocity = saved
         return list(times.values())
+
+    def _work(self) -> Iterator[tuple[Part, Planned | None, list[Launch]]]:
+        """The launches of a step by the part of its work, and those that are only compared."""
+        batch = self.setup.batch_size
+        yield "input", None, self._step(0)[:1]
+        for operator in self.operators:
+            yield "forward", operator.planned, operator.forward(batch)
+        yield "loss", None, [self._loss(self._device_labels.part(0, (batch,)), batch)]
+        for operator in reversed(self.operators):
+            yield "backward", operator.planned, operator.backward(batch)
+        yield "update", None, self._update()
+        for operator in self.operators:
+            yield "compared", operator.planned, operator.compared(batch)
+
+    def _least(self, part: Part, planned: Planned | None) -> tuple[float, float]:
+        """Operations and bytes of a part of the work; unknown for what no step does."""
+        if part == "compared":
+            return math.nan, math.nan
+        if planned is None:
+            return batch_arithmetic(self.setup, part)
+        return planned.arithmetic(part, self.setup.batch_size)
 
     def _time(self, launch: Launch) -> float:
         """Seconds of one launch: the mean over as many in a row as PROFILE_SECONDS allow."""
