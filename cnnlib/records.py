@@ -276,9 +276,10 @@ def combine(paths: Sequence[Path | str], table: str) -> pd.DataFrame:
     frames = [read(path, table) for path in paths]
     seen: dict[tuple[Any, ...], Path | str] = {}
     for path, frame in zip(paths, frames, strict=True):
-        for identity in frame[list(IDENTITY)].drop_duplicates().itertuples(index=False, name=None):
+        keys = [column for column in IDENTITY if column in frame]
+        for identity in frame[keys].drop_duplicates().itertuples(index=False, name=None):
             if identity in seen:
-                run = ", ".join(f"{k} {v}" for k, v in zip(IDENTITY, identity, strict=True))
+                run = ", ".join(f"{k} {v}" for k, v in zip(keys, identity, strict=True))
                 raise DataError(f"{seen[identity]} and {path} both hold the run {run}")
             seen[identity] = path
     return pd.concat(frames, ignore_index=True)

@@ -56,6 +56,11 @@ def combine(
         except UnicodeDecodeError:
             raise DataError(f"{list_file} is not a list of files: it is not UTF-8") from None
         paths += [Path(name) for name in names if name.strip()]
+    if list_file is not None and not paths:
+        # A sweep without GPU stages has no transfers: a table without rows is right then.
+        records.write(out, table, [])
+        typer.echo(f"{out}: no rows, {list_file} names no file")
+        return
     frame = records.combine(paths, table)
     rows = frame.itertuples(index=False, name=None)
     records.write(out, table, (dict(zip(frame.columns, row, strict=True)) for row in rows))

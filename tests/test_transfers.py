@@ -1,0 +1,57 @@
+"""What few images on the GPU per load cost: sizes of loads, the rows, and the time it may take."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from toys import toy_config, toy_data
+
+from cnnlib import records
+from cnnlib.config import Config
+from cnnlib.errors import ConfigError
+from cnnlib.experiment import Run
+from cnnlib.transfers import EPOCHS, loads, measure_transfers
+
+
+def test_loads_grow_fourfold_from_a_batch_to_all() -> None:
+    assert loads(16, 100) == [16, 64, 96]
+    assert loads(16, 64) == [16, 64]
+    assert loads(64, 64) == [64]
+    assert loads(256, 60_000) == [256, 1024, 4096, 16384, 59904]
+
+
+COUNT = 88
+"""Images in whole batches of the toy data."""
+
+
+def transfers(config: Config, stage: str, out: Path) -> pd.DataFrame:
+    _, dataset = toy_data(out)
+    run = Run("toy", "small", stage, 4, 1)
+    measure_transfers(config, run, dataset, out / "transfers.csv")
+    return records.read(out / "transfers.csv", "transfers")
+
+
+def test_every_load_is_timed_on_the_same_images(tmp_path: Path) -> None:
+    config = toy_config(sweep={"device": "host"})
+    rows = transfers(config, "fused", tmp_path)
+    sizes = [4, 16, 64, COUNT]
+    assert list(rows.resident_images) == [size for size in sizes for _ in range(EPOCHS)]
+    assert list(rows.epoch) == list(range(1, EPOCHS + 1)) * len(sizes)
+    assert (rows.images == COUNT).all()
+    parts = rows[["gather_seconds", "upload_seconds", "kernel_seconds"]]
+    assert (parts > 0).all(axis=None)
+    assert (rows.epoch_seconds > rows.gather_seconds).all()
+    assert set(rows.device_kind) == {"host"}
+
+
+def test_what_would_take_long_is_timed_on_fewer_images(tmp_path: Path) -> None:
+    measuring = {"budget_seconds": 1e-6, "sample_seconds": 1e-6}
+    rows = transfers(toy_config(sweep={"device": "host"}, measuring=measuring), "fused", tmp_path)
+    assert set(rows.images) == {4}
+    assert len(rows) == EPOCHS
+
+
+def test_a_stage_that_loads_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'gemm' loads nothing onto a GPU"):
+        transfers(toy_config(), "gemm", tmp_path)
+    assert not (tmp_path / "transfers.csv").exists()
