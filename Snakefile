@@ -18,6 +18,7 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/measure.smk"
+include: "workflow/rules/examine.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/report.smk"
 

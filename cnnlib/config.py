@@ -79,7 +79,7 @@ class Measuring(Section):
     """Seconds between two looks at memory, power and clocks."""
     energy_seconds: Number = Field(default=1.0, ge=0)
     """Training without a pause for the energy of an epoch; 0: not measured."""
-    learning_images: PositiveInt = 2000
+    learning_images: PositiveInt = 1000
     """Test images, at most, for the accuracy in the course of a training."""
     probe_seconds: Number = Field(default=20.0, gt=0)
     """Time for all measurements of the machine's own limits, about."""

@@ -45,6 +45,12 @@ def runs(config: Config) -> list[Run]:
     ]
 
 
+def usual_batch_size(config: Config) -> int:
+    """For what is looked at with one batch size only: 64 if the sweep has it, or its middle one."""
+    sizes = sorted(config.sweep.batch_sizes)
+    return 64 if 64 in sizes else sizes[(len(sizes) - 1) // 2]
+
+
 def seed_of(config: Config, repeat: int) -> int:
     """Repeat r starts from seed + r - 1 in every stage, so that a spread over seeds is seen."""
     return config.training.seed + repeat - 1

@@ -17,11 +17,13 @@ from typing import Any
 from cnnlib import records
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Engine, KernelTime, Stage, plan
+from cnnlib.engine import Engine, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import write_whole
+from cnnlib.learning import choose_digits, learning_curve
 from cnnlib.machine import provenance
+from cnnlib.sampling import Sampler, sustain
 from cnnlib.stages import find_stage
 from cnnlib.training import (
     accuracy,
@@ -53,46 +55,46 @@ class Rows:
     extrapolated: bool = False
 
     def __post_init__(self) -> None:
-        self.epochs: list[Row] = []
-        self.steps: list[Row] = []
-        self.kernels: list[Row] = []
+        self.tables: dict[str, list[Row]] = {name: [] for name in records.RUN_TABLES}
 
-    def _complete(self, row: Row, status: str) -> Row:
-        return {
-            "dataset": self.run.dataset,
-            "network": self.run.network,
-            "stage": self.run.stage,
-            "device": self.device,
-            "batch_size": self.run.batch_size,
-            "seed": self.seed,
-            "repeat": self.run.repeat,
-            **row,
-            "device_kind": self.device_kind,
-            "status": status,
-            "validated": self.validated,
-            "extrapolated": self.extrapolated,
-        }
+    def __getitem__(self, table: str) -> list[Row]:
+        return self.tables[table]
+
+    def add(self, table: str, status: str = "ok", **values: Any) -> None:
+        self[table].append(
+            {
+                "dataset": self.run.dataset,
+                "network": self.run.network,
+                "stage": self.run.stage,
+                "device": self.device,
+                "batch_size": self.run.batch_size,
+                "seed": self.seed,
+                "repeat": self.run.repeat,
+                "device_kind": self.device_kind,
+                "status": status,
+                "validated": self.validated,
+                "extrapolated": self.extrapolated,
+            }
+            | values
+        )
 
     def epoch(self, status: str = "ok", **values: Any) -> None:
         row = dict(
-            epoch=len(self.epochs) + 1, images=0, epoch_seconds=math.nan, event_seconds=math.nan,
-            loss=math.nan, test_accuracy=math.nan,
+            epoch=len(self["epochs"]) + 1, images=0, epoch_seconds=math.nan,
+            event_seconds=math.nan, loss=math.nan, test_accuracy=math.nan,
         )  # fmt: skip
-        self.epochs.append(self._complete(row | values, status))
-
-    def kernel(self, time: KernelTime) -> None:
-        row = time._asdict()
-        row["kernel_seconds"] = row.pop("seconds")
-        # A kernel is timed in full, also where the run's epochs are scaled.
-        self.kernels.append(self._complete(row, "ok") | {"extrapolated": False})
+        self.add("epochs", status, **row | values)
 
     def step(self, seconds: float) -> None:
-        row = {"step": len(self.steps) + 1, "step_seconds": seconds}
-        self.steps.append(self._complete(row, "ok"))
+        self.add("steps", step=len(self["steps"]) + 1, step_seconds=seconds)
+
+    def in_full(self, table: str, **values: Any) -> None:
+        """A row of what was measured as it is, also where the run's epochs are scaled."""
+        self.add(table, **{"status": "ok"} | values | {"extrapolated": False})
 
 
 def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
-    """Measure `run` and write epochs, steps and kernels (.csv) and run.json into `folder`.
+    """Measure `run` and write its tables (records.RUN_TABLES) and run.json into `folder`.
 
     A batch that does not fit the device gives one `does_not_fit` row, a network whose sizes the
     stage's operators refuse one `unavailable` row, and a loss that is not finite ends the run with
@@ -105,32 +107,42 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
     began = datetime.now(UTC)
     described: dict[str, Any] = {}
     check_batch(dataset, run.batch_size)
-    with open_place(stage, config) as place:
+    with (
+        Sampler(config.measuring.sample_interval) as sampler,
+        open_place(stage, config) as place,
+    ):
         rows.device, rows.device_kind = place.name, place.kind
+        sampler.attach(place.device.pci_bus_id if place.device else None)
+        sustained = 0
         try:
             described["plan"] = [f"{p.name}: {p.operator.__name__}" for p in plan(stage, network)]
             done = False
             for size in _engine_batches(config, run, stage):
                 if not done:
                     with open_engine(stage, config, network, dataset, size, place) as engine:
-                        done = _measure(config, rows, engine, dataset)
+                        done = _measure(config, rows, engine, dataset, sampler)
+                        if done and _trained(rows):
+                            sustained = _afterwards(config, rows, engine, dataset, sampler)
         except (DoesNotFit, MemoryError) as error:
             described["does_not_fit"] = str(error) or "out of memory"
             rows.epoch("does_not_fit")
         except Unsupported as error:
             described["unavailable"] = str(error)
             rows.epoch("unavailable")
+    for sample in sampler.rows():
+        rows.in_full("samples", **sample)
+    if _trained(rows):
+        rows.in_full("energy", **sampler.energy(sustained))
     # An older result is gone before the first of its files is replaced.
     (folder / "run.json").unlink(missing_ok=True)
-    records.write(folder / "epochs.csv", "epochs", rows.epochs)
-    records.write(folder / "steps.csv", "steps", rows.steps)
-    records.write(folder / "kernels.csv", "kernels", rows.kernels)
+    for name in records.RUN_TABLES:
+        records.write(folder / f"{name}.csv", name, rows[name])
     facts = {
         "run": vars(run),
         "seed": rows.seed,
         "device": rows.device,
         "device_kind": rows.device_kind,
-        "status": rows.epochs[-1]["status"],
+        "status": rows["epochs"][-1]["status"],
         "started": began.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - began).total_seconds(), 3),
         "config": digest(config),
@@ -154,27 +166,65 @@ def _engine_batches(config: Config, run: Run, stage: Stage) -> list[int]:
     return [run.batch_size]
 
 
-def _measure(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> bool:
-    """Fill `rows`; False where that takes epochs and the engine's batch is a part of the run's."""
+def _trained(rows: Rows) -> bool:
+    return bool(rows["epochs"]) and rows["epochs"][-1]["status"] == "ok"
+
+
+def _measure(
+    config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler
+) -> bool:
+    """Time `engine`; False where that takes epochs and its batch is a part of the run's."""
     size = engine.setup.batch_size
+    sampler.phase("validate")
     start(engine, rows.seed)
     validate(engine, dataset.train_images[:size], dataset.train_labels[:size])
     rows.validated = True
+    sampler.phase("warm_up")
     start(engine, rows.seed)
     seconds_per_image = _warm_up(config, engine, dataset, rows.seed)
     start(engine, rows.seed)
     whole = seconds_per_image * len(dataset.train_labels) * config.training.epochs
+    sampler.phase("train")
     if whole > config.measuring.budget_seconds and not config.measuring.full:
         rows.extrapolated = True
         _time_blocks(config, rows, engine, dataset)
     elif size < rows.run.batch_size:
         return False
     else:
-        _time_epochs(config, rows, engine, dataset)
-    if rows.epochs[-1]["status"] == "ok":
-        for kernel in engine.profile():
-            rows.kernel(kernel)
+        _time_epochs(config, rows, engine, dataset, sampler)
     return True
+
+
+def _afterwards(
+    config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler
+) -> int:
+    """What is looked at when the clock has been read; images trained on for the energy."""
+    measuring = config.measuring
+    sampler.phase("profile")
+    for kernel in engine.profile():
+        values = kernel._asdict()
+        rows.in_full("kernels", kernel_seconds=values.pop("seconds"), **values)
+    # Repeats differ in their seed alone: one curve is enough to see what is learned when. An engine
+    # for a part of the batch would learn something else.
+    if rows.run.repeat == 1 and engine.setup.batch_size == rows.run.batch_size:
+        sampler.phase("learn")
+        hard = config.dataset(rows.run.dataset, "--dataset").hard_images
+        points, digits = learning_curve(
+            engine, dataset, choose_digits(dataset, hard),
+            seed=rows.seed, epochs=config.training.epochs, test_images=measuring.learning_images,
+            budget_seconds=measuring.sample_seconds if rows.extrapolated else math.inf,
+        )  # fmt: skip
+        for point in points:
+            rows.in_full("learning", **point)
+        for digit in digits:
+            rows.in_full("digits", **digit)
+    if rows.device_kind != "cuda" or not measuring.energy_seconds:
+        return 0
+    sampler.phase("sustain")
+    count = len(dataset.train_labels)
+    images = sustain(engine, count, rows.seed, measuring.energy_seconds)
+    sampler.phase("close")
+    return images
 
 
 def _warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> float:
@@ -192,9 +242,12 @@ def _warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> flo
         steps = min(2 * steps, len(order) // size)
 
 
-def _time_epochs(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> None:
+def _time_epochs(
+    config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler
+) -> None:
     count, size = len(dataset.train_labels), engine.setup.batch_size
     for done in train_epochs(engine, count, config.training.epochs, rows.seed):
+        sampler.phase("evaluate")
         rows.epoch(
             "diverged" if done.diverged else "ok",
             images=done.images,
@@ -205,6 +258,7 @@ def _time_epochs(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -
         )
         if done.diverged:
             return
+        sampler.phase("train")
     order = epoch_order(count, rows.seed, config.training.epochs + 1)
     for step in range(min(config.measuring.latency_steps, count // size)):
         began = time.perf_counter()

@@ -170,7 +170,7 @@ def test_prepare_makes_what_measure_reads(home: Home) -> None:
     assert sorted(os.listdir("run")) == sorted([*KINDS, "run.json"])
 
 
-KINDS = ["epochs.csv", "kernels.csv", "steps.csv"]
+KINDS = [f"{table}.csv" for table in sorted(records.RUN_TABLES)]
 
 
 def test_combine(home: Home) -> None:
@@ -184,6 +184,9 @@ def test_combine(home: Home) -> None:
     (home.folder / "list").write_text("r1/steps.csv\n\nr2/steps.csv\n")
     home("combine", "--table", "steps", "--out", "listed.csv", "--list", "list")
     assert (home.folder / "listed.csv").read_text().splitlines() == whole
+    (home.folder / "list").write_text("")
+    home("combine", "--table", "steps", "--out", "none.csv", "--list", "list")
+    assert (home.folder / "none.csv").read_text().splitlines() == whole[:1]
 
 
 def test_combine_refuses(home: Home) -> None:

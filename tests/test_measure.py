@@ -90,6 +90,53 @@ def test_whole_epochs(data: Dataset, folder: Path, stage: str) -> None:
     assert "numpy" in facts["libraries"]
 
 
+def all_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    return {name: records.read(folder / f"{name}.csv", name) for name in records.RUN_TABLES}
+
+
+def test_what_is_looked_at_beside_the_clock(data: Dataset, folder: Path) -> None:
+    found = all_tables(measure(toy_config(), run(), data, folder))
+    kernels = found["kernels"]
+    assert {"forward", "backward", "loss", "update"} <= set(kernels.part)
+    assert (kernels.kernel_seconds > 0).all()
+    samples = found["samples"]
+    assert list(samples["sample"]) == list(range(1, len(samples) + 1))
+    assert samples.time_seconds.is_monotonic_increasing
+    assert (samples.host_memory_mib > 1).any()
+    phases = {"open", "validate", "warm_up", "train", "evaluate", "profile", "learn"}
+    assert set(samples.phase) <= phases  # a run of so few milliseconds need not show all of them
+    assert len(samples)
+    assert len(found["energy"]) == 1
+    learning, digits = found["learning"], found["digits"]
+    assert learning.images[0] == 0
+    assert learning.images.iloc[-1] == 2 * 88
+    assert learning.train_seconds.is_monotonic_increasing
+    assert set(digits.images) == set(learning.images)
+    assert len(digits) == len(learning) * digits.digit.nunique()
+    # the curve ends where the timed epochs did: the same training
+    epochs = found["epochs"]
+    assert learning.test_images.iloc[-1] == len(data.test_labels)
+    assert learning.test_accuracy.iloc[-1] == epochs.test_accuracy.iloc[-1]
+
+
+def test_a_curve_is_recorded_once(data: Dataset, folder: Path) -> None:
+    found = all_tables(measure(toy_config(), run(repeat=2), data, folder))
+    assert not len(found["learning"])
+    assert not len(found["digits"])
+    assert len(found["kernels"])
+
+
+def test_a_part_of_the_batch_learns_nothing(data: Dataset, folder: Path) -> None:
+    """Stage 1 timed on 4 of 8 images has not taken one step of the real training."""
+    config = toy_config(
+        training={"epochs": 1000}, measuring={"budget_seconds": 0.05, "budget_images": 4}
+    )
+    found = all_tables(measure(config, run("naive"), data, folder))
+    assert found["epochs"].extrapolated.all()
+    assert not found["kernels"].extrapolated.any()
+    assert not len(found["learning"])
+
+
 def test_all_stages_see_the_same_training(data: Dataset, tmp_path: Path) -> None:
     """Also where stage 1 could be timed on fewer images than a batch has."""
     config = toy_config(measuring={"budget_images": 2})
@@ -235,7 +282,7 @@ def test_what_does_not_fit_names_the_device_it_does_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Fake:
-        name, kind = "Some GPU", "cuda"
+        name, kind, pci_bus_id = "Some GPU", "cuda", None
 
         def close(self) -> None:
             pass

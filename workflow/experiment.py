@@ -8,14 +8,14 @@ from typing import Any
 
 import yaml
 
-from cnnlib import experiment
+from cnnlib import experiment, records
 from cnnlib.files import write_whole
 from cnnlib.stages import find_stage
 from workflow import modules
 from workflow.sources import stage_sources
 
-# What a measurement writes beside run.json; see cnnlib.measure.
-RUN_TABLES = ("epochs", "steps", "kernels")
+# What is measured once a data set, network and stage, and by which stages.
+EXAMINED = {"transfers": "gpu", "functions": "cpu"}
 
 
 class Experiment:
@@ -29,7 +29,8 @@ class Experiment:
         self.settings = in_order(self.config.model_dump(mode="json"))
         self.results = os.path.normpath(self.config.results)
         self.runs = experiment.runs(self.config)
-        self.run_tables = RUN_TABLES
+        self.run_tables = records.RUN_TABLES
+        self.combined_tables = (*records.RUN_TABLES, *EXAMINED)
         self.tables = modules.names("tables")
         self.figures = modules.names("figures")
         self.wanted_figures = modules.chosen("figures", self.config.figures, "figures")
@@ -72,6 +73,7 @@ class Experiment:
         """Everything that decides what is in the data set's file."""
         spec = dict(self.settings["datasets"][wildcards.dataset])
         spec.pop("mirrors", None)
+        spec.pop("hard_images")
         return spec
 
     # measuring ------------------------------------------------------------------------------
@@ -89,6 +91,7 @@ class Experiment:
             "network": self.layers(wildcards.network, wildcards.dataset),
             "training": self.settings["training"],
             "measuring": measuring,
+            "hard_images": self.settings["datasets"][wildcards.dataset]["hard_images"],
             "device": self.settings["sweep"]["device"] if gpu else "cpu",
         }
 
@@ -120,10 +123,38 @@ class Experiment:
         gpu = find_stage(wildcards.stage, "a rule").runs_on == "gpu"
         return int(gpu and self.config.sweep.device != "host")
 
+    # what is measured beside the runs ---------------------------------------------------------
+
+    @property
+    def dataset_arrays(self) -> list[str]:
+        """The files of all data sets of the sweep."""
+        return [f"{self.results}/data/{name}.npz" for name in self.config.sweep.datasets]
+
+    @functools.cached_property
+    def usual_batch_size(self) -> int:
+        """The batch size for what is looked at with one only."""
+        return experiment.usual_batch_size(self.config)
+
+    def examined_files(self, raw: str) -> list[str]:
+        sweep = self.config.sweep
+        return [
+            f"{self.results}/{raw}/{dataset}/{network}/{stage}.csv"
+            for dataset in sweep.datasets
+            for network in sweep.networks
+            for stage in sweep.stages
+            if find_stage(stage, "a rule").runs_on == EXAMINED[raw]
+        ]
+
+    def without_wildcards(self, *sections: str) -> dict[str, Any]:
+        """Settings of a job that is not about one run."""
+        return {section: self.settings[section] for section in sections}
+
     # tables and figures ---------------------------------------------------------------------
 
     def run_files(self, wildcards: Any) -> list[str]:
         """This table's rows of every run, in the order of the sweep."""
+        if wildcards.raw in EXAMINED:
+            return self.examined_files(wildcards.raw)
         return [f"{self.results}/{run.folder}/{wildcards.raw}.csv" for run in self.runs]
 
     def tables_of_table(self, wildcards: Any) -> list[str]:

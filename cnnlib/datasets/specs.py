@@ -16,6 +16,20 @@ class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class _Images(_Spec):
+    """What data sets of all kinds can say."""
+
+    hard_images: list[Annotated[int, Field(ge=0, strict=True)]] = []
+    """Indices of test images that are hard to tell: watched in the course of a training."""
+
+    @field_validator("hard_images")
+    @classmethod
+    def _once(cls, indices: list[int]) -> list[int]:
+        if len(set(indices)) < len(indices):
+            raise ValueError("a hard image is named twice")
+        return indices
+
+
 class Mirror(_Spec):
     """One place that holds the files: a URL, a folder of an npm package, or a folder here.
 
@@ -84,7 +98,7 @@ class IdxFiles(_Spec):
         return self.train_images, self.train_labels, self.test_images, self.test_labels
 
 
-class IdxSpec(_Spec):
+class IdxSpec(_Images):
     """Images and labels in four IDX files, as MNIST and its relatives come."""
 
     kind: Literal["idx"]
@@ -108,7 +122,7 @@ class IdxSpec(_Spec):
         return self.test_limit
 
 
-class SyntheticSpec(_Spec):
+class SyntheticSpec(_Images):
     """Made-up images that can be told apart; see cnnlib.datasets.synthetic."""
 
     kind: Literal["synthetic"]

@@ -109,6 +109,7 @@ class Device(Protocol):
     name: str
     multiprocessors: int  # blocks that run side by side, at least; OS threads on the host
     shared_bytes: int  # shared memory that a block may have, SHARED_LARGE included
+    pci_bus_id: str | None  # where NVML finds it; None: it is no GPU
 
     def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:
         """A new array, every byte 0xFF. Raises DoesNotFit naming the bytes wanted and free."""

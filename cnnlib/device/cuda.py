@@ -355,6 +355,7 @@ class CudaDevice:
             raise DeviceError(f"device cuda: the GPU cannot be used: {error}") from error
         self.is_open = True
         self.name: str = gpu.name()
+        self.pci_bus_id: str | None = gpu.pci_bus_id()
         self.multiprocessors: int = gpu.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT)
         self.shared_bytes: int = gpu.get_attribute(
             driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN

@@ -324,6 +324,7 @@ class HostDevice:
                 f"known: {', '.join(FIBER_ORDERS)}"
             )
         self.fiber_order = order
+        self.pci_bus_id: str | None = None
         self.shared_bytes = _SHARED_BYTES
         self.multiprocessors = threads or _positive("CNNLIB_HOST_THREADS") or usable_cores()
         self.memory = memory or _positive("CNNLIB_HOST_MEMORY") or available_memory()

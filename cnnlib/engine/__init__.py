@@ -11,6 +11,7 @@ from cnnlib.engine.base import (
     Stage,
     batch_arithmetic,
     plan,
+    profile_operators,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "Stage",
     "batch_arithmetic",
     "plan",
+    "profile_operators",
 ]

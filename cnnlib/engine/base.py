@@ -5,8 +5,10 @@ Engine trains one network by one stage at one batch size.
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -158,6 +160,68 @@ class KernelTime(NamedTuple):
     """Of one launch: the mean of several in a row."""
 
 
+PROFILED_SECONDS = 0.1
+"""Training that a profile of a CPU stage looks at, at least."""
+
+
+def profile_operators(
+    setup: Setup,
+    planned: Sequence[Planned],
+    operators: Sequence[Any],
+    step: Callable[[], object],
+    update: Callable[[], object],
+) -> list[KernelTime]:
+    """KernelTimes of operators with methods `forward` and `backward`, one for each of them.
+
+    `step` computes the gradient of one batch by the operators, `update` goes down it. What the step
+    does besides (choosing images, the loss, adding up) stands as the loss. All times are means.
+    """
+    seconds: dict[tuple[int, Part], float] = defaultdict(float)
+
+    def watch(call: Callable[..., Any], index: int, part: Part) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = call(*arguments)
+            seconds[index, part] += time.perf_counter() - began
+            return result
+
+        return timed
+
+    parts: tuple[Part, Part] = ("forward", "backward")
+    for index, operator in enumerate(operators):
+        for part in parts:
+            setattr(operator, part, watch(getattr(operator, part), index, part))
+    rounds, began = 0, time.perf_counter()
+    try:
+        while not rounds or time.perf_counter() - began < PROFILED_SECONDS:
+            step()
+            rounds += 1
+    finally:
+        for operator in operators:
+            for part in parts:
+                delattr(operator, part)
+    rest = time.perf_counter() - began - sum(seconds.values())
+    began = time.perf_counter()
+    for _ in range(rounds):
+        update()
+    updating = time.perf_counter() - began
+
+    def row(layers: str, part: Part, least: Arithmetic, total: float) -> KernelTime:
+        layer = layers.partition("+")[0]
+        return KernelTime(layer, "numpy", layers, part, *least, 0, 1, total / rounds)
+
+    batch = setup.batch_size
+    rows = [
+        row(planned[i].name, part, planned[i].arithmetic(part, batch), total)
+        for (i, part), total in seconds.items()
+    ]
+    return [
+        *rows,
+        row("batch", "loss", batch_arithmetic(setup, "loss"), rest),
+        row("batch", "update", batch_arithmetic(setup, "update"), updating),
+    ]
+
+
 class Engine(ABC):
     """Trains `setup.network` by `stage`: mini-batches of `setup.batch_size`, plain SGD.
 
@@ -224,7 +288,7 @@ class Engine(ABC):
         raise NotImplementedError
 
     def profile(self) -> list[KernelTime]:
-        """The kernels of one training step; none for engines without kernels.
+        """The kernels of one training step, or what stands for them on a CPU.
 
         Needs `load`. Parameters and velocity are the same afterwards.
         """

@@ -29,7 +29,16 @@ from numpy.typing import DTypeLike
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from cnnlib.device import Device
-from cnnlib.engine.base import Bytes, Engine, Order, Planned, Setup, Stage
+from cnnlib.engine.base import (
+    Bytes,
+    Engine,
+    KernelTime,
+    Order,
+    Planned,
+    Setup,
+    Stage,
+    profile_operators,
+)
 from cnnlib.errors import DeviceError
 from cnnlib.layers import Array, Shape, Views
 from cnnlib.machine import usable_cores
@@ -309,6 +318,23 @@ class BlockEngine(Engine):
             for block in self._reader.blocks(slice(0, len(images))):
                 outputs[block] = self._reader.forward(images[block]).T
         return outputs
+
+    def profile(self) -> list[KernelTime]:
+        """Times of the first lane's operators while all lanes work, each on its part of a batch.
+
+        They take the same time side by side, in which the whole batch's arithmetic is done.
+        """
+        size = self.setup.batch_size
+        saved = self.parameters, self.velocity
+        self._exchange.images[:] = self._images[:size]
+        self._exchange.labels[:] = self._labels[:size]
+        with self._blas.limit(limits=self._blas_threads, user_api="blas"):
+            rows = profile_operators(
+                self.setup, self.plan, self.lane.operators,
+                lambda: self._do("add_losses", size), self._update,
+            )  # fmt: skip
+        self.parameters, self.velocity = saved
+        return rows
 
     def _do(self, task: str, batch: int) -> float:
         """A task of Exchange over the first `batch` images by all lanes; the sum of the results."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cnnlib.device import Device
-from cnnlib.engine import Bytes, Engine, Order, Setup, Stage
+from cnnlib.engine import Bytes, Engine, KernelTime, Order, Setup, Stage, profile_operators
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample, Views, cross_entropy
 
 
@@ -67,6 +67,18 @@ class OneByOne(Engine):
             self.update(gradient)
             times.append(time.perf_counter() - began)
         return statistics.median(times)
+
+    def profile(self) -> list[KernelTime]:
+        size = self.setup.batch_size
+        saved = self.parameters, self.velocity
+        nothing = np.zeros_like(self._parameters)
+        rows = profile_operators(
+            self.setup, self.plan, self.operators,
+            lambda: self.gradient(self._images[:size], self._labels[:size]),
+            lambda: self.update(nothing),
+        )  # fmt: skip
+        self.parameters, self.velocity = saved
+        return rows
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
         total, loss_sum = np.zeros_like(self._parameters), 0.0

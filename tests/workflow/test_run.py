@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tests.workflow.conftest import Checkout, environment
+from cnnlib.records import RUN_TABLES
 from workflow import modules
-from workflow.experiment import RUN_TABLES
 
 pytestmark = pytest.mark.slow
 

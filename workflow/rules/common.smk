@@ -21,7 +21,7 @@ wildcard_constraints:
     stage=r"[\w-]+",
     batch_size=r"\d+",
     repeat=r"\d+",
-    raw="|".join(EXPERIMENT.run_tables),
+    raw="|".join(EXPERIMENT.combined_tables),
     table="|".join(EXPERIMENT.tables),
     figure="|".join(EXPERIMENT.figures),
 

@@ -1,0 +1,315 @@
+"""Memory, power, clocks and temperature while a run is measured, read by a process of its own.
+
+The reader is forked before anything else happens, so that it shares neither Python's lock nor a
+CUDA context with the run; what it read comes back when the run is over. Both clocks are
+time.perf_counter, which is the same for all processes of a machine.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnlib.engine import Engine
+from cnnlib.training import epoch_order
+
+Row = dict[str, Any]
+
+MIB = 2**20
+UNHURRIED = 0.05
+"""Seconds between two readings at the least where there is no GPU: all cores are at work."""
+PATIENCE = 2.0
+"""Seconds to wait for the reader's answer; it may hang in a driver that hangs."""
+STEADY = "train"
+"""The phase of which all readings are kept; of the others every KEEP-th."""
+KEEP = 5
+MOST = 400
+"""Readings kept of the steady phase, about: a run of hours needs no more."""
+
+
+class Reading(NamedTuple):
+    """One look. Names and units are those of records.TABLES["samples"]; nan: nobody knows."""
+
+    at: float
+    device_memory_mib: float = math.nan
+    device_memory_total_mib: float = math.nan
+    process_memory_mib: float = math.nan
+    utilization_percent: float = math.nan
+    power_watts: float = math.nan
+    energy_joules: float = math.nan
+    sm_clock_mhz: float = math.nan
+    temperature_celsius: float = math.nan
+    host_memory_mib: float = math.nan
+
+
+DIGITS = {"time_seconds": 4, "energy_joules": 3}
+"""Decimals worth keeping, where it is not one."""
+
+
+class Gpu:
+    """One GPU's sensors, by NVML; whatever cannot be read is nan."""
+
+    def __init__(self, bus_id: str, process: int) -> None:
+        import pynvml
+
+        self._nvml: Any = pynvml
+        self._process = process
+        pynvml.nvmlInit()
+        self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus_id)
+
+    def read(self) -> list[float]:
+        """The values of a Reading from device_memory_mib to temperature_celsius."""
+        nvml, handle = self._nvml, self._handle
+        used, total = math.nan, math.nan
+        with contextlib.suppress(Exception):
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            used, total = memory.used / MIB, memory.total / MIB
+        return [
+            used,
+            total,
+            known(self._process_memory),
+            known(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+            known(self._power),
+            known(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3),
+            known(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+            known(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        ]
+
+    def _power(self) -> float:
+        """Watts at this moment; nvmlDeviceGetPowerUsage is a mean over a second on new GPUs."""
+        nvml = self._nvml
+        with contextlib.suppress(Exception):
+            fields = [nvml.NVML_FI_DEV_POWER_INSTANT]
+            (field,) = nvml.nvmlDeviceGetFieldValues(self._handle, fields)
+            if field.nvmlReturn == nvml.NVML_SUCCESS:
+                return float(field.value.uiVal) / 1e3
+        return float(nvml.nvmlDeviceGetPowerUsage(self._handle)) / 1e3
+
+    def _process_memory(self) -> float:
+        processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        own = [process for process in processes if process.pid == self._process]
+        if not own and len(processes) == 1:
+            own = processes  # a container may know its processes by other numbers than NVML
+        return own[0].usedGpuMemory / MIB if own else math.nan
+
+
+def known(query: Callable[[], float]) -> float:
+    """What `query` says, or nan: a sensor that fails must not end a measurement."""
+    try:
+        return float(query())
+    except Exception:
+        return math.nan
+
+
+def host_memory(process: int) -> float:
+    """MiB that a process and its children have in memory; nan where the system does not tell.
+
+    Pages that they share count in each of them. The calling process is left out.
+    """
+    total = math.nan
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        total = resident(process)
+        children = Path(f"/proc/{process}/task/{process}/children").read_text()
+        for child in map(int, children.split()):
+            if child != os.getpid():
+                total += known(lambda child=child: resident(child))  # type: ignore[misc]
+    return total
+
+
+def resident(process: int) -> float:
+    """MiB of one process in memory."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def read_until_told(connection: Connection, process: int, interval: float) -> None:
+    """The reader's whole life: look every `interval` seconds, answer with everything seen.
+
+    A bus id that arrives says which GPU to look at; None ends it, and so does a parent that is
+    gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gpu: Gpu | None = None
+    readings: list[Reading] = []
+    due = time.perf_counter()
+    while os.getppid() == process:
+        try:
+            if connection.poll(max(0.0, due - time.perf_counter())):
+                message = connection.recv()
+                if message is None:
+                    connection.send(
+                        np.array(readings, np.float64).reshape(-1, len(Reading._fields))
+                    )
+                    return
+                with contextlib.suppress(Exception):  # no NVML, no driver, no such GPU
+                    gpu = Gpu(message, process)
+        except (EOFError, OSError):
+            return
+        now = time.perf_counter()
+        if now < due:
+            continue
+        values = gpu.read() if gpu else [math.nan] * 8
+        readings.append(Reading._make([now, *values, host_memory(process)]))
+        due = max(due + (interval if gpu else max(interval, UNHURRIED)), time.perf_counter())
+
+
+class Sampler:
+    """Reads sensors from its beginning to its end; then `rows` and `energy` say what they were.
+
+    To be entered before a CUDA context exists: a process that has one must not be forked.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._phases: list[tuple[float, str]] = []
+        self._readings = np.empty((0, len(Reading._fields)))
+
+    def __enter__(self) -> Self:
+        context = multiprocessing.get_context("fork")
+        self._connection, theirs = context.Pipe()
+        self._reader = context.Process(
+            target=read_until_told, args=(theirs, os.getpid(), self._interval), daemon=True
+        )
+        self.phase("open")
+        self._reader.start()
+        theirs.close()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._phases.append((time.perf_counter(), ""))
+        with contextlib.suppress(OSError, EOFError):
+            self._connection.send(None)
+            if self._connection.poll(PATIENCE):
+                self._readings = self._connection.recv()
+        self._connection.close()
+        self._reader.join(PATIENCE)
+        if self._reader.is_alive():
+            self._reader.kill()
+            self._reader.join(PATIENCE)
+
+    @property
+    def pid(self) -> int | None:
+        """The reader's process."""
+        return self._reader.pid
+
+    def attach(self, bus_id: str | None) -> None:
+        """From now on look at the GPU with this PCI bus id too; None: there is none."""
+        if bus_id is not None:
+            with contextlib.suppress(OSError):  # a reader that has died is no reason to stop
+                self._connection.send(bus_id)
+
+    def phase(self, name: str) -> None:
+        """What the run does from now on."""
+        self._phases.append((time.perf_counter(), name))
+
+    def rows(self) -> list[Row]:
+        """Rows of the table `samples` without identity, with their status.
+
+        All readings of the steady phase (at most about MOST), every KEEP-th of the others, and
+        those at which memory was highest.
+        """
+        readings = self._readings
+        if not len(readings):
+            return []
+        times = self._column("at")
+        began = self._phases[0][0]
+        names = np.array([name for _, name in self._phases])
+        starts = np.array([at for at, _ in self._phases])
+        phases = names[np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)]
+        numbers = np.arange(len(readings))
+        steady = phases == STEADY
+        keep = np.where(steady, numbers % (steady.sum() // MOST + 1) == 0, numbers % KEEP == 0)
+        for column in ("device_memory_mib", "process_memory_mib", "host_memory_mib"):
+            highs = self._column(column)
+            if np.isfinite(highs).any():
+                keep[np.nanargmax(highs)] = True
+        rows: list[Row] = []
+        for i in np.flatnonzero(keep):
+            values: dict[str, float] = dict(zip(Reading._fields, readings[i].tolist(), strict=True))
+            row = {"time_seconds": values.pop("at") - began} | values
+            rounded = {name: round(value, DIGITS.get(name, 1)) for name, value in row.items()}
+            status = "ok" if math.isfinite(values["device_memory_mib"]) else "unavailable"
+            rows.append(
+                {"sample": len(rows) + 1, "phase": str(phases[i]), **rounded, "status": status}
+            )
+        return rows
+
+    def energy(self, images: int) -> Row:
+        """The row of the table `energy` without identity: phase "sustain" trained on `images`."""
+        row: Row = {
+            "images": images, "window_seconds": 0.0, "energy_joules": math.nan,
+            "idle_watts": math.nan, "status": "unavailable",
+        }  # fmt: skip
+        span = self._span("sustain")
+        if span is None or not len(self._readings):
+            return row
+        times = self._column("at")
+        joules = window_energy(times, self._column("energy_joules"), *span)
+        row |= {"window_seconds": span[1] - span[0], "energy_joules": joules}
+        opening = self._span("open")
+        if opening is not None:
+            watts = self._column("power_watts")[(times >= opening[0]) & (times < opening[1])]
+            if np.isfinite(watts).any():
+                row["idle_watts"] = float(np.nanmean(watts))
+        if math.isfinite(joules):
+            row["status"] = "ok"
+        return row
+
+    def _column(self, name: str) -> NDArray[np.float64]:
+        column: NDArray[np.float64] = self._readings[:, Reading._fields.index(name)]
+        return column
+
+    def _span(self, name: str) -> tuple[float, float] | None:
+        """When the (first) phase of this name began and ended."""
+        for (began, phase), (ended, _) in zip(self._phases, self._phases[1:], strict=False):
+            if phase == name:
+                return began, ended
+        return None
+
+
+def window_energy(
+    times: NDArray[np.float64], counter: NDArray[np.float64], began: float, ended: float
+) -> float:
+    """Joules between `began` and `ended`, from a counter that moves in jumps.
+
+    The counter (joules, read at `times`) is brought up to date some ten to fifty times a second, so
+    its difference between the ends of a short window could miss or double a jump. Between the first
+    and the last jump inside the window it is right at both: that difference is scaled to the
+    window. nan with fewer than three jumps.
+    """
+    inside = (times >= began) & (times <= ended) & np.isfinite(counter)
+    at, joules = times[inside], counter[inside]
+    jumps = np.flatnonzero(np.diff(joules) > 0) + 1
+    if len(jumps) < 3:
+        return math.nan
+    first, last = jumps[0], jumps[-1]
+    rate = (joules[last] - joules[first]) / (at[last] - at[first])
+    return float(rate * (ended - began))
+
+
+def sustain(engine: Engine, count: int, seed: int, seconds: float) -> int:
+    """Train on the `count` images loaded, epoch after epoch, for `seconds`; images trained on.
+
+    Where an epoch takes longer than that it is trained in parts of about a tenth of the time.
+    """
+    size = engine.setup.batch_size
+    steps = count // size
+    order = epoch_order(count, seed, 0)
+    ends = time.perf_counter() + seconds
+    images, part = 0, 1
+    while (began := time.perf_counter()) < ends:
+        engine.train(order[: part * size])
+        images += part * size
+        if time.perf_counter() - began < seconds / 10:
+            part = min(steps, 2 * part)
+    return images
