@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from cnnlib.commands import data, measuring, show, training
+from cnnlib.commands import data, examine, measuring, probe, show, training
 from cnnlib.errors import UserError
 
 app = typer.Typer(
@@ -33,6 +33,9 @@ for command in (
     measuring.measure,
     measuring.sweep,
     measuring.transfers,
+    probe.probe,
+    examine.functions,
+    examine.features,
     measuring.check,
     data.combine,
     show.ladder,

@@ -1,0 +1,49 @@
+"""Commands that look at one thing closely: where CPU stages spend their time, what was learned."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one
+
+
+def functions(
+    dataset: Annotated[str, typer.Option(help="A data set of the config.")],
+    network: Annotated[str, typer.Option(help="A network of the config.")],
+    stage: Annotated[str, typer.Option(help="A stage that runs on the CPU.")],
+    batch_size: Annotated[int, typer.Option(help="Images a step.")],
+    data: Annotated[Path, typer.Option(help="The data set's .npz file.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    config: ConfigFiles = CONFIG,
+) -> None:
+    """Profile some training steps of a CPU stage: calls and seconds of every function."""
+    from cnnlib import datasets
+    from cnnlib.config import load_config
+    from cnnlib.experiment import Run
+    from cnnlib.functions import measure_functions
+
+    at_least_one(batch_size=batch_size)
+    settings = load_config(config)
+    loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
+    measure_functions(settings, Run(dataset, network, stage, batch_size, 1), loaded, out)
+
+
+def features(
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    config: ConfigFiles = CONFIG,
+) -> None:
+    """Train every network of the sweep by stage gemm; its first filters, and maps of an image."""
+    from cnnlib import datasets, records
+    from cnnlib.experiment import load_experiment
+    from cnnlib.features import features as features_of
+
+    settings = load_experiment(config)
+    rows = []
+    for name in settings.sweep.datasets:
+        spec = settings.dataset(name, "sweep.datasets")
+        loaded = datasets.load(name, Path(settings.results, "data", f"{name}.npz"), spec)
+        for network in settings.sweep.networks:
+            rows += features_of(settings, settings.network(network, name, "--"), loaded)
+    records.write(out, "features", rows)
+    typer.echo(f"{out}: {len(rows)} numbers")
