@@ -36,6 +36,7 @@ for command in (
     probe.probe,
     examine.functions,
     examine.features,
+    examine.pictures,
     measuring.check,
     data.combine,
     show.ladder,

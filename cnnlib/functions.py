@@ -1,8 +1,8 @@
 """Which functions a CPU stage spends its time in, by Python's own profiler.
 
-cProfile counts every call, which a sampling profiler does not. numpy's ufuncs (matmul, multiply, ...)
-are no functions to it: their time is the caller's own. It adds some tenths of a microsecond to every
-call, so functions that are called very often look slower beside the others than they are.
+cProfile counts every call, which a sampling profiler does not. numpy's ufuncs (matmul, multiply)
+are no functions to it: their time is the caller's own. It adds some tenths of a microsecond to
+every call, so functions that are called very often look slower beside the others than they are.
 """
 
 import cProfile

@@ -256,11 +256,10 @@ class Sampler:
         times = self._column("at")
         joules = window_energy(times, self._column("energy_joules"), *span)
         row |= {"window_seconds": span[1] - span[0], "energy_joules": joules}
-        opening = self._span("open")
-        if opening is not None:
-            watts = self._column("power_watts")[(times >= opening[0]) & (times < opening[1])]
-            if np.isfinite(watts).any():
-                row["idle_watts"] = float(np.nanmean(watts))
+        watts = self._column("power_watts")
+        watts = watts[np.isfinite(watts)]
+        if len(watts):
+            row["idle_watts"] = float(watts[0])  # looked at first when nothing was computed yet
         if math.isfinite(joules):
             row["status"] = "ok"
         return row

@@ -1,11 +1,15 @@
 """Commands that look at one thing closely: where CPU stages spend their time, what was learned."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one
+
+if TYPE_CHECKING:
+    from cnnlib.config import Config
+    from cnnlib.datasets import Dataset
 
 
 def functions(
@@ -29,21 +33,46 @@ def functions(
     measure_functions(settings, Run(dataset, network, stage, batch_size, 1), loaded, out)
 
 
+def pictures(
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    config: ConfigFiles = CONFIG,
+) -> None:
+    """The test images whose recognition is watched: one of each class, and the hard ones."""
+    from cnnlib import records
+    from cnnlib.experiment import load_experiment
+    from cnnlib.learning import pictures as pictures_of
+
+    settings = load_experiment(config)
+    rows = []
+    for name in settings.sweep.datasets:
+        rows += pictures_of(settings, name, load(settings, name))
+    records.write(out, "pictures", rows)
+    typer.echo(f"{out}: {len(rows)} images")
+
+
 def features(
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
     """Train every network of the sweep by stage gemm; its first filters, and maps of an image."""
-    from cnnlib import datasets, records
+    from cnnlib import records
     from cnnlib.experiment import load_experiment
     from cnnlib.features import features as features_of
 
     settings = load_experiment(config)
     rows = []
     for name in settings.sweep.datasets:
-        spec = settings.dataset(name, "sweep.datasets")
-        loaded = datasets.load(name, Path(settings.results, "data", f"{name}.npz"), spec)
+        loaded = load(settings, name)
         for network in settings.sweep.networks:
-            rows += features_of(settings, settings.network(network, name, "--"), loaded)
+            built = settings.network(network, name, "sweep.networks")
+            rows += features_of(settings, built, loaded)
     records.write(out, "features", rows)
     typer.echo(f"{out}: {len(rows)} numbers")
+
+
+def load(settings: "Config", name: str) -> "Dataset":
+    """A data set of the sweep from where the workflow puts it."""
+    from cnnlib import datasets
+
+    spec = settings.dataset(name, "sweep.datasets")
+    return datasets.load(name, Path(settings.results, "data", f"{name}.npz"), spec)
