@@ -1,11 +1,12 @@
 """The look of every figure: a colour and mark for each stage, plain axes, the result as title."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
 import seaborn
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -130,26 +131,56 @@ def times_axis(axes: Axes, values: Iterable[float]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
+def quantity_axis(
+    axes: Axes, which: str, values: Iterable[float], write: Callable[[float], str],
+    steps: Sequence[float] = (1,), margin: float = 1.6, base: float = 10.0,
+) -> None:  # fmt: skip
+    """A logarithmic axis ("x" or "y") around `values`, its ticks written by `write`.
+
+    Ticks stand at `steps` times the powers of `base`.
+    """
+    low, high = _limits(values, margin)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    getattr(axes, f"set_{which}scale")("log", base=base)
+    getattr(axes, f"set_{which}lim")(low, high)
+    powers = range(int(np.floor(np.log(low) / np.log(base))), int(np.log(high) / np.log(base)) + 2)
+    ticks = [step * base**power for power in powers for step in steps]
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def nothing(title: str, reason: str) -> Figure:
+    """Said in a picture, since a missing one looks like a mistake."""
+    figure = pyplot.figure(figsize=(9.0, 2.4), layout="constrained")
+    headline(figure, title, reason)
+    return figure
+
+
 SECONDS = (
     *(10.0**k for k in range(-10, 2)), 60.0, 600.0, 3600.0, 36000.0, 360000.0,
 )  # fmt: skip
 
 
-def seconds_axis(axes: Axes, values: Iterable[float], steps: Sequence[int] = (1,)) -> None:
+def seconds_axis(
+    axes: Axes, values: Iterable[float], steps: Sequence[int] = (1,), which: str = "y"
+) -> None:
     """Times on a logarithmic axis, with units that suit: 1 ms, 10 ms, 100 ms, 1 s, 1 min, 1 h.
 
-    `steps` within a decade, for an axis of few decades of short times.
+    `steps` within a decade, for an axis of few decades of short times; `which` is "x" or "y".
     """
     low, high = _limits(values, 1.6)
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    getattr(axes, f"set_{which}scale")("log")
+    getattr(axes, f"set_{which}lim")(low, high)
     ticks = [time * step for time in SECONDS for step in steps]
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
-    axes.yaxis.set_minor_locator(NullLocator())
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_minor_locator(NullLocator())
 
 
-def _plain(seconds: float) -> str:
+def plain(seconds: float) -> str:
+    """A round time as a tick of an axis: 20 ms, 1 s, 10 min."""
     for unit, name in ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
         if seconds >= unit * 0.999:
             return f"{seconds / unit:.0f} {name}"

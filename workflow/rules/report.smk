@@ -6,7 +6,14 @@ rule draw:
         tables=EXPERIMENT.tables_of_figure,
         code=[
             "workflow/figures/{figure}.py",
-            *multiext("workflow/", "draw.py", "panels.py", "style.py", "wording.py"),
+            *multiext(
+                "workflow/",
+                "draw.py",
+                "panels.py",
+                "recognition.py",
+                "style.py",
+                "wording.py",
+            ),
         ],
     output:
         png=report(

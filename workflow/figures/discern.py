@@ -1,0 +1,91 @@
+"""The moment a digit is recognised: what each stage takes it for in the course of its training.
+
+One block for each of a few test images, an easy one and hard ones; a row for each stage and a
+column for each moment of training time, on a logarithmic scale. A cell tells what the stage takes
+the image for and how surely (the probability in percent, and the darker the surer): blue is right,
+orange with a cross is wrong, grey has not finished its first batch. A stage that is done with its
+last epoch keeps what it knows. All stages learn the same from
+the same images, so what differs is when. Evaluation is not counted as training time. Cells with a
+dashed frame were not waited for: what the stage will believe is taken from a quicker stage after
+as many images, the moment from its own measured time per image.
+"""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workflow import recognition, style
+
+TABLES = ("digits", "pictures", "epochs")
+
+FEW = 5
+"""With fewer columns than these, moments within a decade are shown too."""
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Blocks of cells by time."""
+    digits, pictures, epochs = (tables[name] for name in TABLES)
+    completed = recognition.complete(recognition.one_run(digits), epochs)
+    rows = recognition.beliefs(completed)
+    rows = rows[rows["train_seconds"] > 0]
+    if not len(rows):
+        return style.nothing(*recognition.NO_ROWS)
+    times = moments(rows)
+    blocks = recognition.blocks(rows, pictures, lambda line: beliefs_at(line, times))
+    return recognition.draw_grid(
+        blocks, [style.plain(time) for time in times], "after this much training time",
+        title(rows), recognition.subtitle(rows, digits), notes(rows),
+        "first batch not finished" if rows["whole"].all() else "not known",
+    )  # fmt: skip
+
+
+def moments(rows: pd.DataFrame) -> list[float]:
+    """Round times from the first batch of the quickest to the last of the slowest stage."""
+    low, high = rows["train_seconds"].min(), rows["train_seconds"].max()
+    found: list[float] = []
+    for steps in ((1,), (1, 2, 5)):
+        ticks = sorted(time * step for time in style.SECONDS for step in steps)
+        later = [time for time in ticks if time >= high]
+        found = [time for time in ticks if low <= time < high] + later[:1]
+        if len(found) >= FEW:
+            break
+    return found
+
+
+def beliefs_at(line: pd.DataFrame, times: list[float]) -> list[recognition.Belief | None]:
+    """What a stage believes of one image at these times."""
+    ends, whole = line["train_seconds"].max(), line["whole"].iloc[-1]
+    found = []
+    for time in times:
+        past = line[line["train_seconds"] <= time]
+        # A network that is trained stays as it is; one that was given up would have learned on.
+        known = len(past) and (time <= ends or whole)
+        found.append(recognition.belief_of(past.iloc[-1]) if known else None)
+    return found
+
+
+def title(rows: pd.DataFrame) -> str:
+    """When the quickest and the slowest stage know the first of the images for good."""
+    of_digit = rows[rows["digit"] == recognition.choose(rows)[0][0]]
+    measured = of_digit[of_digit["device_kind"] != "host"]
+    known = [
+        recognition.known_from(line)
+        for line in recognition.lines(measured if len(measured) else of_digit)
+    ]
+    found = [row for row in known if row is not None]
+    if not found:
+        return "None of the stages recognises the images for good"
+    found.sort(key=lambda row: row["train_seconds"])
+    what = f"this {found[0]['label']}"
+    parts = [f"{found[0]['stage']} recognises {what} {recognition.after(found[0])}"]
+    if len(found) > 1:
+        parts.append(f"{found[-1]['stage']} {recognition.after(found[-1])}")
+    return ", ".join(parts)
+
+
+def notes(rows: pd.DataFrame) -> str:
+    """What counts as recognised; how extrapolated cells came about."""
+    text = (
+        f"Recognised: right, with {100 * recognition.SURE:.0f} % at least, from then on; looked at "
+        "after 1, 2, 4, ... batches and after each epoch."
+    )
+    return f"{text}\n{recognition.notes(rows)}".rstrip()

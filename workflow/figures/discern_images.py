@@ -1,0 +1,109 @@
+"""The same few digits by the number of images trained on: what each stage takes them for.
+
+One block for each test image, a row for each stage and a column for each number of images that the
+training has seen. A cell tells what the stage takes the image for and how surely (the probability
+in percent, and the darker the surer): blue is right, orange with a cross is wrong, grey was not
+looked at. Stages are steps of one and the same computation: columns should agree from top to
+bottom, up to rounding, which grows in the course of a training. Nothing is taken over from another
+stage here, so a stage that was timed only for a while ends early, or has no row.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workflow import recognition, style, wording
+
+TABLES = ("digits", "pictures", "epochs")
+
+MOST = 9
+"""Columns, at most."""
+CLOSE = 0.02
+"""Probabilities that differ by less than this look the same."""
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Blocks of cells by images seen."""
+    digits, pictures, epochs = (tables[name] for name in TABLES)
+    completed = recognition.complete(recognition.one_run(digits), epochs)
+    rows = recognition.beliefs(completed[~completed["borrowed"]])
+    if not len(rows):
+        return style.nothing(*recognition.NO_ROWS)
+    counts = columns(rows)
+    blocks = recognition.blocks(
+        rows, pictures, lambda line: [belief_after(line, count) for count in counts]
+    )
+    return recognition.draw_grid(
+        blocks, [f"{count:,}" for count in counts], "after training on this many images",
+        title(rows), recognition.subtitle(rows, digits), notes(rows, epochs), "not looked at",
+    )  # fmt: skip
+
+
+def columns(rows: pd.DataFrame) -> list[int]:
+    """Numbers of images after which a stage was looked at: all of them, or every fourfold."""
+    counts = sorted(set(recognition.longest(rows)["images"]))
+    for factor in (1, 2, 4, 16, 256):
+        kept = counts[:1]
+        for count in counts[1:-1]:
+            if count >= factor * kept[-1] and counts[-1] >= 1.4 * count:
+                kept.append(count)
+        if len(counts) > 1:
+            kept.append(counts[-1])
+        if len(kept) <= MOST:
+            break
+    return kept
+
+
+def belief_after(line: pd.DataFrame, count: int) -> recognition.Belief | None:
+    """What a stage believes after exactly so many images."""
+    found = line[line["images"] == count]
+    return recognition.belief_of(found.iloc[0]) if len(found) else None
+
+
+def title(rows: pd.DataFrame) -> str:
+    """In how many cases all stages take an image for the same, and how far they are apart."""
+    found = compare(rows)
+    if not len(found):
+        return f"What {rows['stage'].iloc[0]} takes the images for"
+    same, cases = int(found["same"].sum()), len(found)
+    what = "always" if same == cases else f"in {same:,} of {cases:,} cases"
+    text = f"After the same images all stages agree {what}: probabilities within "
+    apart = found.groupby("images")["apart"].max().cummax()
+    close = apart[apart < CLOSE]
+    if len(close) in (0, len(apart)):
+        return text + points(apart.iloc[-1])
+    return (
+        f"{text}{points(close.iloc[-1])} up to {close.index[-1]:,} images, "
+        f"within {points(apart.iloc[-1])} over all"
+    )
+
+
+def compare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each image and moment that several stages have looked at: `same` belief, how far `apart`.
+
+    Apart is the largest difference of a class's probability between two stages.
+    """
+    found = []
+    for (images, digit), group in rows.groupby(["images", "digit"]):
+        if len(group) > 1 and group["chances"].map(len).nunique() == 1:
+            apart = float(np.ptp(np.stack(list(group["chances"])), axis=0).max())
+            same = group["belief"].nunique() == 1
+            found.append({"images": images, "digit": digit, "same": same, "apart": apart})
+    return pd.DataFrame(found, columns=["images", "digit", "same", "apart"])
+
+
+def points(share: float) -> str:
+    """`0.3 points`; the table has four decimals."""
+    if share < 1e-4:
+        return "0.01 points"
+    return f"{wording.digits(100 * share, 1 if share < 0.1 else 2)} points"
+
+
+def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
+    """How much is compared; which stages were not looked at."""
+    missing = sorted(set(recognition.one_run(epochs)["stage"]) - set(rows["stage"]))
+    text = (
+        f"Compared: {rows['digit'].nunique()} test images at {rows['images'].nunique()} moments, "
+        "those shown and others; a case is an image at a moment. Points are percentage points."
+    )
+    return text + (f" Not looked at: {', '.join(missing)}." if missing else "")

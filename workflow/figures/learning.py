@@ -1,0 +1,143 @@
+"""How soon each stage has learned: test accuracy against seconds of training.
+
+Above, the share of test images that are recognised at moments of a training, on a logarithmic
+scale of time; the time of looking is not counted. Below, when each stage first reached the
+accuracy that all of them reach. Every stage computes the same, so the curves have one shape, and a
+quicker stage's lies further to the left. Hollow marks on a dashed line were not waited for: the
+accuracy is that of another stage after as many images, the moment comes from the stage's own
+measured time per image. One training a stage, from the same initial weights.
+"""
+
+import math
+
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow import panels, recognition, style, wording
+
+TABLES = ("learning", "epochs")
+
+PLACE = ["dataset", "network"]
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """A curve and a strip of moments for each data set and network; host-built stages apart."""
+    learning = tables["learning"]
+    parts = [recognition.one_run(rows) for _, rows in learning.groupby(PLACE, sort=False)]
+    rows = recognition.complete(pd.concat([learning.iloc[:0], *parts]), tables["epochs"])
+    rows = rows[rows["test_accuracy"].notna() & (rows["train_seconds"] > 0)]
+    if not len(rows):
+        return style.nothing(
+            "No learning curve was measured", "No run of the sweep has looked while it trained."
+        )
+    found = panels.split(rows)
+    counts = [len(recognition.lines(panel.lines)) for panel in found]
+    figure = pyplot.figure(
+        figsize=(9.5, 1.6 + sum(4.2 + 0.36 * count for count in counts)), layout="constrained"
+    )
+    style.headline(figure, title(found[0]), subtitle(rows), recognition.notes(rows))
+    ratios = [ratio for count in counts for ratio in (3.6, 0.3 + 0.36 * count)]
+    grid = figure.subplots(len(ratios), 1, height_ratios=ratios)
+    for number, panel in enumerate(found):
+        draw_curves(grid[2 * number], panel, rows["train_seconds"])
+        draw_moments(grid[2 * number + 1], panel, rows["train_seconds"])
+    return figure
+
+
+def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series) -> None:
+    """Accuracy by time of all stages, with the accuracy that all of them reach."""
+    style.seconds_axis(axes, seconds, which="x")
+    axes.set_title(panel.title, fontsize=11, loc="left", color=style.INK)
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylim(0, 103)
+    axes.tick_params(labelbottom=False)
+    axes.axhline(goal(panel), color=style.QUIET, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+    for line in recognition.lines(panel.lines):
+        mark = style.mark(line["stage"].iloc[0])
+        percent = 100 * line["test_accuracy"]
+        for borrowed, part in line.groupby("borrowed"):
+            own = line[~line["borrowed"]].tail(1) if borrowed else part.iloc[:0]
+            joined = pd.concat([own, part])
+            axes.plot(
+                joined["train_seconds"], percent[joined.index], color=mark.color, linewidth=1.8,
+                linestyle=(0, (4, 2)) if borrowed or panel.host else "-", zorder=2,
+            )  # fmt: skip
+            axes.plot(
+                part["train_seconds"], percent[part.index], linestyle="none", color=mark.color,
+                marker=mark.marker, markersize=6, markeredgewidth=1.4,
+                markerfacecolor="white" if borrowed else mark.color, zorder=3,
+            )  # fmt: skip
+
+
+def draw_moments(axes: Axes, panel: panels.Panel, seconds: pd.Series) -> None:
+    """A row for each stage: when it first reached the accuracy that all of them reach."""
+    style.seconds_axis(axes, seconds, which="x")
+    lines = recognition.lines(panel.lines)
+    names = [name_of(line, lines) for line in lines]
+    axes.set_yticks(range(len(lines)), names, fontsize=10.5, weight="bold")
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(f"training time until {goal(panel)} % of the test images are recognised")
+    left, right = axes.get_xlim()
+    for row, (line, text) in enumerate(zip(lines, axes.get_yticklabels(), strict=True)):
+        mark = style.mark(line["stage"].iloc[0])
+        text.set_color(mark.color)
+        first = reached(line, goal(panel))
+        time, borrowed = first["train_seconds"], bool(first["borrowed"])
+        axes.plot([left, time], [row, row], color=mark.color, linewidth=1.4, alpha=0.45)
+        axes.plot(
+            time, row, marker=mark.marker, markersize=9, color=mark.color, markeredgewidth=1.6,
+            markerfacecolor="white" if borrowed else mark.color,
+        )  # fmt: skip
+        # To the left of the marks at the right edge, where there is no room behind them.
+        late = math.log(time / left) > 0.75 * math.log(right / left)
+        axes.annotate(
+            wording.duration(time) + (", extrapolated" if borrowed else ""), (time, row),
+            xytext=(-11 if late else 11, 0), textcoords="offset points", fontsize=10,
+            ha="right" if late else "left", va="center", color=mark.color, weight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
+
+
+def name_of(line: pd.DataFrame, lines: list[pd.DataFrame]) -> str:
+    """The stage's title, with its device where it ran on several."""
+    stage, device = line[["stage", "device"]].iloc[0]
+    twice = sum(other["stage"].iloc[0] == stage for other in lines) > 1
+    return f"{wording.title(stage)}, {wording.device(device)}" if twice else wording.title(stage)
+
+
+def goal(panel: panels.Panel) -> int:
+    """The accuracy in whole percents that all lines of the panel reach."""
+    # Rounded first: 0.29 * 100 is a little less than 29.
+    best = [round(100 * line["test_accuracy"].max(), 6) for line in recognition.lines(panel.lines)]
+    return math.floor(min(best))
+
+
+def reached(line: pd.DataFrame, percent: int) -> pd.Series:
+    """The first point of a line with this accuracy or a better one."""
+    return line[round(100 * line["test_accuracy"], 6) >= percent].iloc[0]
+
+
+def title(panel: panels.Panel) -> str:
+    """When the quickest and the slowest stage recognise as much as all of them do in the end."""
+    found = [reached(line, goal(panel)) for line in recognition.lines(panel.lines)]
+    found.sort(key=lambda row: row["train_seconds"])
+    what = f"{goal(panel)} % of the test images"
+    text = f"{found[0]['stage']} recognises {what} {recognition.after(found[0])}"
+    if len(found) > 1:
+        text += f", {found[-1]['stage']} {recognition.after(found[-1])}"
+    return text + (f" ({wording.HOST})" if panel.host else "")
+
+
+def subtitle(rows: pd.DataFrame) -> str:
+    """The devices; what was looked at."""
+    images = sorted(set(rows["test_images"]))
+    sizes = sorted(set(rows["batch_size"]))
+    return (
+        f"{panels.devices(rows)}\n"
+        f"batch {', '.join(map(str, sizes))}; accuracy over the first "
+        f"{', '.join(f'{count:,}' for count in images)} test images, looked at after 1, 2, 4, ... "
+        "steps and after each epoch"
+    )

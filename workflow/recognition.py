@@ -1,0 +1,405 @@
+"""What the stages know at which moment: completed where a stage was only timed, drawn as a grid.
+
+Every stage that is validated computes the same weights from the same images, up to rounding. So
+what a slow one will know after so many images is known from a quick one, and the moment follows
+from the slow one's own time per image.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from workflow import panels, style, wording
+
+RUN = ["dataset", "network", "batch_size", "seed"]
+LINE = ["stage", "device", "device_kind"]
+
+SURE = 0.5
+"""Probability from which on an image counts as recognised."""
+NO_ROWS = (
+    "No digit was watched", "No run of the sweep has looked at images while it trained."
+)  # fmt: skip
+BLOCKS = 3
+CELL_INCHES, CELL_WIDE, GAP_INCHES = 0.52, 0.86, 0.40
+NOT_YET = "#e9e9e9"
+SHADES = {
+    right: LinearSegmentedColormap.from_list(name, ["#ffffff", color])
+    for right, name, color in ((True, "right", "#0072b2"), (False, "wrong", "#d55e00"))
+}
+
+
+# stages that were only timed --------------------------------------------------------------------
+
+
+def paces(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Median seconds per image of each RUN and LINE, from its own timed epochs.
+
+    How many images an epoch has is told by runs timed in full; without any the table is empty.
+    """
+    good = epochs[(epochs["status"] == "ok") & epochs["validated"] & (epochs["epoch_seconds"] > 0)]
+    full = good[~good["extrapolated"]]
+    exactly = full.groupby(["dataset", "batch_size"])["images"].max()
+    about = full.groupby("dataset")["images"].max()
+    found = []
+    place = ["dataset", "network", "batch_size"]
+    for key, rows in good.groupby([*place, *LINE], sort=False):
+        dataset, _, size = key[:3]
+        if dataset in about:
+            images = exactly.get((dataset, size), about[dataset] // size * size)
+            pace = rows["epoch_seconds"].median() / images
+            line = dict(zip([*place, *LINE], key, strict=True)) | {"pace": pace}
+            found += [line | {"seed": seed} for seed in dict.fromkeys(rows["seed"])]
+    return pd.DataFrame(found, columns=[*RUN, *LINE, "pace"])
+
+
+def complete(rows: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `learning` or `digits`, with every line as long as the longest of its run.
+
+    New columns: `borrowed`, where a row is another stage's (its name: `source`), with the time that
+    this one needs; `whole`, where the line ends with the training, not because its time was up.
+    """
+    rows = rows[(rows["status"] == "ok") & rows["validated"]]
+    known = paces(epochs)
+    diverged = epochs[epochs["status"] == "diverged"]
+    lost = set(diverged[[*RUN, *LINE]].itertuples(index=False, name=None))
+    parts = [rows.iloc[:0].assign(borrowed=False, source="", whole=False)]
+    for run, group in rows.groupby(RUN, sort=False):
+        own = dict(iter(group.groupby(LINE, sort=False)))
+        longest = max(own.values(), key=lambda line: line["images"].max())
+        end = longest["images"].max()
+        ended = not longest["extrapolated"].any()
+        pace = known[(known[RUN] == list(run)).all(axis=1)].set_index(LINE)["pace"].to_dict()
+        for key in in_order({*own, *pace}):
+            line = own.get(key, longest.iloc[:0])
+            seen = line["images"].max() if len(line) else -1
+            spent = line["train_seconds"].max() if len(line) else 0.0
+            stays = (*run, *key) not in lost
+            parts.append(line.assign(borrowed=False, source="", whole=ended and stays))
+            if seen < end and stays and key in pace:
+                rest = longest[longest["images"] > seen]
+                seconds = spent + (rest["images"] - max(seen, 0)) * pace[key]
+                source = longest["stage"].iloc[0]
+                taken = {"train_seconds": seconds, "borrowed": True, "source": source}
+                parts.append(rest.assign(**dict(zip(LINE, key, strict=True)), **taken, whole=ended))
+            elif seen < end:
+                parts[-1]["whole"] = False
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def in_order(lines: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """(stage, device, kind) along the ladder, those that were measured before host-built ones."""
+    lines = sorted(lines)
+    ladder = panels.on_ladder(stage for stage, _, _ in lines)
+    return sorted(lines, key=lambda line: (line[2] == "host", ladder.index(line[0])))
+
+
+def one_run(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the first data set and network, of the usual batch size and the first seed."""
+    cell = panels.first_cell(rows)
+    if cell is None:
+        return rows
+    rows = panels.of_cell(rows, cell)
+    rows = rows[rows["batch_size"] == panels.usual_batch(rows["batch_size"])]
+    return rows[rows["seed"] == rows["seed"].min()]
+
+
+# beliefs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What a stage takes an image for, and how surely."""
+
+    label: int
+    chance: float
+    right: bool
+    borrowed: bool = False
+
+
+def beliefs(digits: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `digits` with `chances` (an array), `belief` and `chance`; without those of nan.
+
+    The network before its first batch knows nothing and is left out.
+    """
+    chances = [np.array(text.split(), dtype=float) for text in digits["probabilities"]]
+    known = [len(each) > 0 and bool(np.isfinite(each).all()) for each in chances]
+    shown = np.array(known, dtype=bool) & (digits["images"] > 0).to_numpy()
+    kept = [each for each, show in zip(chances, shown, strict=True) if show]
+    return digits[shown].assign(
+        chances=kept,
+        belief=[int(each.argmax()) for each in kept],
+        chance=[float(each.max()) for each in kept],
+    )
+
+
+def belief_of(row: pd.Series) -> Belief:
+    """The belief in one of these rows."""
+    borrowed = bool(row.get("borrowed", False))
+    return Belief(row["belief"], row["chance"], row["belief"] == row["label"], borrowed)
+
+
+def known_from(line: pd.DataFrame) -> pd.Series | None:
+    """The row from which on an image is taken for what it is, with SURE at least, to the end."""
+    good = ((line["belief"] == line["label"]) & (line["chance"] >= SURE)).to_numpy()
+    if not len(good) or not good[-1]:
+        return None
+    doubts = np.flatnonzero(~good)
+    return line.iloc[doubts[-1] + 1 if len(doubts) else 0]
+
+
+def lines(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each stage and device, by images, in the order in which they are drawn."""
+    found = {key: line.sort_values("images") for key, line in rows.groupby(LINE, sort=False)}
+    return [found[key] for key in in_order(found)]
+
+
+def longest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the stage and device that has seen the most images itself."""
+    own = rows[~rows["borrowed"]]
+    most = own.loc[own["images"].idxmax()]
+    return own[(own[LINE] == most[LINE]).all(axis=1)]
+
+
+def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
+    """(digit, what it is like): one soon recognised, one late, one wrong to the end, if there are.
+
+    Judged by the line that has seen the most images.
+    """
+    moments = {}
+    for digit, line in longest(rows).groupby("digit", sort=False):
+        known = known_from(line.sort_values("images"))
+        moments[digit] = math.inf if known is None else known["images"]
+    learned = sorted((digit for digit in moments if moments[digit] < math.inf), key=moments.get)
+    never = [digit for digit in moments if moments[digit] == math.inf]
+    found = [(digit, "easy") for digit in learned[:1]]
+    late = learned[:0:-1][: BLOCKS - len(found) - bool(never)]
+    found += [(digit, "hard") for digit in reversed(late)]
+    return found + [(digit, "not recognised") for digit in never[: BLOCKS - len(found)]]
+
+
+def after(row: pd.Series) -> str:
+    """`after 12.4 min (extrapolated)`."""
+    return f"after {wording.duration(row['train_seconds'])}" + (
+        " (extrapolated)" if row["borrowed"] else ""
+    )
+
+
+def subtitle(rows: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Network, batch, devices; what else the table holds and is not shown."""
+    first = rows.iloc[0]
+    what = wording.what(first["dataset"], first["network"])
+    cells = table[["dataset", "network"]].drop_duplicates()
+    others = f" (the first of {len(cells)} networks and data sets measured)" * (len(cells) > 1)
+    return (
+        f"{what}{others}, batch {first['batch_size']}, one training of each stage from seed "
+        f"{first['seed']}\n{panels.devices(rows)}"
+    )
+
+
+def notes(rows: pd.DataFrame) -> str:
+    """How extrapolated points came about, where there are some."""
+    taken = rows[rows["borrowed"]]
+    if not len(taken):
+        return ""
+    stages, sources = (", ".join(panels.on_ladder(taken[name])) for name in ("stage", "source"))
+    return (
+        f"Extrapolated ({stages}): timed on a part of the training. What is known after more "
+        f"images is taken from {sources}, since all stages compute the same up to rounding; the "
+        "moment is the images times the stage's own time per image."
+    )
+
+
+# the grid ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """A stage and what it believes in every column; None where it does not know anything yet."""
+
+    stage: str
+    host: bool
+    remark: str
+    cells: Sequence[Belief | None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A digit: its picture, what is written below it, and what every stage takes it for."""
+
+    picture: npt.NDArray[np.uint8] | None
+    caption: str
+    rows: Sequence[GridRow]
+
+
+def grid_row(line: pd.DataFrame, cells: Sequence[Belief | None]) -> GridRow:
+    """The row of one stage, with a remark where it was not trained in full or not on a GPU."""
+    host = line["device_kind"].iloc[0] == "host"
+    remarks = ["host-built"] * host + ["extrapolated"] * bool(line["borrowed"].any())
+    return GridRow(line["stage"].iloc[0], host, ", ".join(remarks), cells)
+
+
+def blocks(
+    rows: pd.DataFrame,
+    pictures: pd.DataFrame,
+    cells: Callable[[pd.DataFrame], Sequence[Belief | None]],
+) -> list[Block]:
+    """A block for each chosen digit; `cells` of a stage from its rows of that digit."""
+    found = []
+    for digit, kind in choose(rows):
+        of_digit = rows[rows["digit"] == digit]
+        label, dataset = of_digit[["label", "dataset"]].iloc[0]
+        found.append(
+            Block(
+                picture_of(pictures, dataset, digit),
+                f"a {label}, {kind}\ntest image {digit:,}",
+                [grid_row(line, cells(line)) for line in lines(of_digit)],
+            )
+        )
+    return found
+
+
+def picture_of(pictures: pd.DataFrame, dataset: str, digit: int) -> npt.NDArray[np.uint8] | None:
+    """Dark on light, (height, width) or (height, width, 3); None if it is not in the table."""
+    found = pictures[(pictures["dataset"] == dataset) & (pictures["digit"] == digit)]
+    if not len(found):
+        return None
+    row = found.iloc[0]
+    shape = row["channels"], row["height"], row["width"]
+    pixels = np.frombuffer(bytes.fromhex(row["pixels"]), np.uint8).reshape(shape)
+    if len(pixels) == 3:
+        return np.moveaxis(pixels, 0, -1)
+    return (255 - pixels.mean(axis=0)).astype(np.uint8)
+
+
+def draw_grid(
+    blocks: Sequence[Block], columns: Sequence[str], about: str,
+    title: str, subtitle: str, notes: str, nothing: str,
+) -> Figure:  # fmt: skip
+    """Blocks below one another; `about` says what the columns are, `nothing` what no belief is."""
+    inches = [CELL_INCHES * places(block.rows)[-1] for block in blocks]
+    width = 1.35 + CELL_WIDE * len(columns)
+    figure = pyplot.figure(
+        figsize=(max(9.0, 2.5 + width), 2.6 + sum(inches) + GAP_INCHES * len(blocks)),
+        layout="constrained",
+    )
+    grid = figure.add_gridspec(len(blocks), 2, width_ratios=(1.5, width), height_ratios=inches)
+    style.headline(figure, title, subtitle, notes)
+    figure.get_layout_engine().set(h_pad=0.08, wspace=0.0)
+    for number, block in enumerate(blocks):
+        draw_picture(figure.add_subplot(grid[number, 0]), block)
+        axes = figure.add_subplot(grid[number, 1])
+        draw_block(axes, block, columns)
+        if not number:
+            axes.set_title(about, fontsize=11, loc="left", color=style.INK, pad=8)
+    key(axes, [cell for block in blocks for row in block.rows for cell in row.cells], nothing)
+    return figure
+
+
+def key(axes: Axes, cells: Sequence[Belief | None], nothing: str) -> None:
+    """What the tiles mean, of those that there are, below the last block."""
+    beliefs = [cell for cell in cells if cell is not None]
+    dashed: dict[str, Any] = {
+        "facecolor": "white",
+        "edgecolor": style.INK,
+        "linestyle": (0, (3, 2)),
+    }
+    handles = [
+        Patch(label=label, **look)
+        for there, label, look in (
+            (any(c.right for c in beliefs), "right", {"facecolor": SHADES[True](0.9)}),
+            (not all(c.right for c in beliefs), "wrong ✗", {"facecolor": SHADES[False](0.9)}),
+            (bool(beliefs), "paler: less sure", {"facecolor": SHADES[True](0.3)}),
+            (any(c.borrowed for c in beliefs), "extrapolated", dashed),
+            (None in cells, nothing, {"facecolor": NOT_YET}),
+        )
+        if there
+    ]
+    axes.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(-0.01, 0.0), ncols=len(handles),
+        frameon=False, fontsize=9.5, handlelength=1.3, handleheight=1.1, columnspacing=1.4,
+        handletextpad=0.5, borderaxespad=0.4,
+    )  # fmt: skip
+
+
+def places(rows: Sequence[GridRow]) -> list[float]:
+    """Where each row begins, and the last one ends; host-built stages stand a little apart."""
+    found, below = [], 0.0
+    for number, row in enumerate(rows):
+        apart = number > 0 and row.host and not rows[number - 1].host
+        found.append(below + 0.25 * apart)
+        below = found[-1] + 1
+    return [*found, below]
+
+
+def draw_picture(axes: Axes, block: Block) -> None:
+    """The digit as the network sees it, framed, with its caption below."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_anchor("C")
+    if block.picture is not None:
+        axes.imshow(block.picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.spines[:].set(visible=True, color="#9a9a9a", linewidth=1.0)
+    else:
+        axes.spines[:].set_visible(False)
+    axes.set_xlabel(block.caption, fontsize=10.5, color=style.INK, linespacing=1.35)
+
+
+def draw_block(axes: Axes, block: Block, columns: Sequence[str]) -> None:
+    """A row of cells for every stage."""
+    axes.set_xlim(0, len(columns))
+    starts = places(block.rows)
+    axes.set_ylim(starts[-1], 0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.xaxis.tick_top()
+    axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, fontsize=10.5)
+    axes.set_yticks([])
+    axes.tick_params(length=0, pad=2)
+    look = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+    for down, row in zip(starts, block.rows, strict=False):
+        name, color = wording.title(row.stage), style.mark(row.stage).color
+        above = down + (0.36 if row.remark else 0.52)
+        axes.text(-0.012, above, name, fontsize=11, weight="bold", color=color, **look)
+        axes.text(-0.012, down + 0.76, row.remark, fontsize=8.5, color=style.QUIET, **look)
+        for across, cell in enumerate(row.cells):
+            draw_cell(axes, across, down, cell)
+
+
+def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None) -> None:
+    """A tile as dark as the stage is sure; orange with a cross where it is wrong."""
+    if cell is None:
+        draw_tile(axes, across, down, 0.03, facecolor=NOT_YET, linewidth=0)
+        return
+    depth = 0.12 + 0.88 * cell.chance  # what a stage is not sure of is a belief, too
+    draw_tile(axes, across, down, 0.03, facecolor=SHADES[cell.right](depth), linewidth=0)
+    ink = "white" if depth > (0.62 if cell.right else 0.72) else style.INK
+    if cell.borrowed:
+        draw_tile(
+            axes, across, down, 0.075, fill=False, edgecolor=ink, linestyle=(0, (3, 2)),
+        )  # fmt: skip
+    texts = [
+        (0.50, 0.40, f"{cell.label}", {"fontsize": 15, "weight": "bold"}),
+        (0.50, 0.75, f"{100 * cell.chance:.0f} %", {"fontsize": 9}),
+    ] + [(0.82, 0.33, "✗", {"fontsize": 10})] * (not cell.right)
+    for right, below, text, look in texts:
+        drawn = axes.text(
+            across + right, down + below, text, color=ink, ha="center", va="center", **look
+        )
+        drawn.set_in_layout(False)
+
+
+def draw_tile(axes: Axes, across: float, down: float, margin: float, **look: Any) -> None:
+    """A cell's rectangle, `margin` smaller on every side."""
+    tall = margin * CELL_WIDE / CELL_INCHES
+    tile = Rectangle((across + margin, down + tall), 1 - 2 * margin, 1 - 2 * tall, **look)
+    axes.add_patch(tile).set_in_layout(False)
