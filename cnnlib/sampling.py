@@ -62,7 +62,7 @@ class Gpu:
         import pynvml
 
         self._nvml: Any = pynvml
-        self._process = process
+        self._process, self._seen = process, False
         pynvml.nvmlInit()
         self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus_id)
 
@@ -97,7 +97,8 @@ class Gpu:
     def _process_memory(self) -> float:
         processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
         own = [process for process in processes if process.pid == self._process]
-        if not own and len(processes) == 1:
+        self._seen = self._seen or bool(own)
+        if not self._seen and len(processes) == 1:
             own = processes  # a container may know its processes by other numbers than NVML
         return own[0].usedGpuMemory / MIB if own else math.nan
 

@@ -1,11 +1,12 @@
 """What the figures have in common: which lines share a panel, and the sentences around them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib.axes import Axes
 
+from cnnlib.stages import LADDER, VARIANTS
 from workflow import style, wording
 
 
@@ -102,6 +103,48 @@ def draw_failures(axes: Axes, lines: pd.DataFrame) -> None:
             (group["batch_size"].min(), height), xycoords=place, xytext=(-9, 0),
             textcoords="offset points", ha="right", va="center", fontsize=9, color=color,
         )  # fmt: skip
+
+
+def usual_batch(sizes: Iterable[int]) -> int:
+    """For what is shown at one batch size: 64 if it is there, or else the middle one."""
+    found = sorted(set(sizes))
+    return 64 if 64 in found else found[(len(found) - 1) // 2]
+
+
+def on_ladder(stages: Iterable[str]) -> list[str]:
+    """Stages in the ladder's order, unknown ones last."""
+    known = [stage.name for stage in (*LADDER, *VARIANTS)]
+    present = set(stages)
+    return [name for name in known if name in present] + sorted(present - set(known))
+
+
+def first_cell(*tables: pd.DataFrame) -> tuple[str, str] | None:
+    """The data set and network that come first, for figures that show one only."""
+    for table in tables:
+        if len(table):
+            dataset, network = table[["dataset", "network"]].iloc[0]
+            return dataset, network
+    return None
+
+
+def of_cell(table: pd.DataFrame, cell: tuple[str, str]) -> pd.DataFrame:
+    """Rows of one data set and network."""
+    return table[(table["dataset"] == cell[0]) & (table["network"] == cell[1])]
+
+
+def spread_line(
+    axes: Axes, group: pd.DataFrame, x: str, value: str, mark: style.Mark, host: bool
+) -> pd.Series:
+    """Medians of `value` at each `x`, joined by a line, with quartiles as bars; the medians."""
+    by_x = group.groupby(x)[value]
+    middle = by_x.median()
+    axes.errorbar(
+        middle.index, middle,
+        [middle - by_x.quantile(0.25), by_x.quantile(0.75) - middle],
+        color=mark.color, marker=mark.marker, markersize=8, linewidth=2,
+        linestyle=(0, (4, 2)) if host else "-", elinewidth=1.3, capsize=3.5,
+    )  # fmt: skip
+    return middle
 
 
 def devices(summary: pd.DataFrame) -> str:

@@ -47,6 +47,14 @@ def times(factor: float) -> str:
     return f"{digits(factor, 2 if factor < 10 else 3)}×"
 
 
+def size(count: float) -> str:
+    """Bytes with a unit that suits, in steps of 1024: 64 B, 16 kB, 1.5 MB, 80 GB."""
+    for unit, name in ((2**30, "GB"), (2**20, "MB"), (2**10, "kB")):
+        if count >= 0.9995 * unit:
+            return f"{float(digits(min(count / unit, 999.0))):g} {name}"
+    return f"{count:.0f} B"
+
+
 def digits(value: float, count: int = 3) -> str:
     """`value` to `count` digits, without an exponent; thousands set apart."""
     if value == 0 or not math.isfinite(value):

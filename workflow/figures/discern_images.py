@@ -4,7 +4,8 @@ One block for each test image, a row for each stage and a column for each number
 training has seen. A cell tells what the stage takes the image for and how surely (the probability
 in percent, and the darker the surer): blue is right, orange with a cross is wrong, grey was not
 looked at. Stages are steps of one and the same computation: columns should agree from top to
-bottom, up to rounding, which grows in the course of a training. Nothing is taken over from another
+bottom, up to rounding. Rounding is
+amplified in the course of a training, so hard images may tip over late. Nothing is taken over from another
 stage here, so a stage that was timed only for a while ends early, or has no row.
 """
 
@@ -67,15 +68,13 @@ def title(rows: pd.DataFrame) -> str:
         return f"What {rows['stage'].iloc[0]} takes the images for"
     same, cases = int(found["same"].sum()), len(found)
     what = "always" if same == cases else f"in {same:,} of {cases:,} cases"
-    text = f"After the same images all stages agree {what}: probabilities within "
+    text = f"After the same images all stages agree {what}: probabilities to within "
     apart = found.groupby("images")["apart"].max().cummax()
     close = apart[apart < CLOSE]
     if len(close) in (0, len(apart)):
         return text + points(apart.iloc[-1])
-    return (
-        f"{text}{points(close.iloc[-1])} up to {close.index[-1]:,} images, "
-        f"within {points(apart.iloc[-1])} over all"
-    )
+    early, late = points(close.iloc[-1]), points(apart.iloc[-1])
+    return f"{text}{early} up to {close.index[-1]:,} images, {late} later"
 
 
 def compare(rows: pd.DataFrame) -> pd.DataFrame:

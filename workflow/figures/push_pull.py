@@ -29,7 +29,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     times = kernels[(kernels["stage"] == STAGE) & kernels["kernel"].isin(WAYS)].copy()
     times["image_seconds"] = times["kernel_seconds"] / times["batch_size"]
     if not len(times):
-        return nothing()
+        return style.nothing(
+            "Push and pull were not measured", f"Stage '{STAGE}' is not in sweep.stages."
+        )
     panels = [group for _, group in times.groupby(PANEL, sort=False)]
     across = min(3, len(panels))
     down = -(-len(panels) // across)
@@ -45,15 +47,6 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         axes.axis("off")
     for axes, labels in waiting:
         style.end_labels(axes, labels)
-    return figure
-
-
-def nothing() -> Figure:
-    """Said in a picture, since a missing one looks like a mistake."""
-    figure = pyplot.figure(figsize=(9.0, 2.4), layout="constrained")
-    style.headline(
-        figure, "Push and pull were not measured", f"Stage '{STAGE}' is not in sweep.stages."
-    )
     return figure
 
 

@@ -1,0 +1,102 @@
+"""What an epoch costs in energy, and how hard the GPU works for it.
+
+Left: energy of one epoch against the batch size, from the GPU's own counter while it trained
+without a pause; median and quartiles over the repeats. Right: the mean power meanwhile, against
+what the GPU takes before it has anything to do. Host and rest of the machine are not in it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow import panels, style, wording
+
+TABLES = ("energy", "epochs")
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Energy an epoch on the left, power on the right, a line a stage."""
+    energy = tables["energy"]
+    energy = energy[(energy["status"] == "ok") & (energy["images"] > 0)]
+    cell = panels.first_cell(energy)
+    if cell is None:
+        return style.nothing(
+            "Energy was not measured", "It takes a GPU whose driver tells of it (NVML)."
+        )
+    energy = panels.of_cell(energy, cell).copy()
+    epochs = panels.of_cell(tables["epochs"], cell)
+    whole = epochs.loc[~epochs["extrapolated"], ["batch_size", "images"]].drop_duplicates()
+    energy = energy.merge(whole.groupby("batch_size", as_index=False)["images"].max(),
+                          on="batch_size", suffixes=("", "_an_epoch"))  # fmt: skip
+    energy["epoch_joules"] = energy["energy_joules"] / energy["images"] * energy["images_an_epoch"]
+    energy["watts"] = energy["energy_joules"] / energy["window_seconds"]
+    if not len(energy):
+        return style.nothing("Energy was not measured", "No stage has trained a whole epoch.")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14.0, 5.8), layout="constrained")
+    style.headline(figure, title(energy), subtitle(energy, cell))
+    style.quantity_axis(left, "y", energy["epoch_joules"], joules, steps=(1, 2, 5))
+    left.set_ylabel("energy of an epoch")
+    idle = energy["idle_watts"].median()
+    right.set_ylim(0, energy["watts"].max() * 1.15)
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:g} W")
+    right.set_ylabel("mean power while training")
+    waiting = [
+        (left, lines(left, energy, "epoch_joules", joules)),
+        (right, lines(right, energy, "watts", lambda value: f"{value:.0f} W")),
+    ]
+    if np.isfinite(idle):
+        right.axhline(idle, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)))
+        last = energy["batch_size"].max()
+        waiting[1][1].append(style.Label(last, idle, f"idle  {idle:.0f} W", style.INK))
+    for axes, labels in waiting:
+        style.end_labels(axes, labels)
+    return figure
+
+
+def lines(
+    axes: Axes, energy: pd.DataFrame, value: str, write: Callable[[float], str]
+) -> list[style.Label]:
+    """One quantity by batch size, a line a stage; the labels for the right edge."""
+    sizes = sorted(set(energy["batch_size"]))
+    style.batch_axis(axes, sizes)
+    labels = []
+    for stage in panels.on_ladder(energy["stage"]):
+        mark = style.mark(stage)
+        group = energy[energy["stage"] == stage]
+        middle = panels.spread_line(axes, group, "batch_size", value, mark, host=False)
+        text = f"{wording.title(stage)}  {write(middle.iloc[-1])}"
+        labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
+    return labels
+
+
+def joules(value: float) -> str:
+    """Joules, or kilojoules, to two digits."""
+    if value >= 995:
+        return f"{wording.digits(value / 1e3, 2)} kJ"
+    return f"{wording.digits(value, 2)} J"
+
+
+def title(energy: pd.DataFrame) -> str:
+    """Which stage and batch size needs the least for an epoch, against the most."""
+    middle = energy.groupby(["stage", "batch_size"])["epoch_joules"].median()
+    (stage, size), (worst, at) = middle.idxmin(), middle.idxmax()
+    text = f"{stage} trains an epoch with {joules(middle.min())} at batch {size}"
+    if len(middle) == 1:
+        return text
+    return f"{text}; {worst} at batch {at} takes {joules(middle.max())}"
+
+
+def subtitle(energy: pd.DataFrame, cell: tuple[str, str]) -> str:
+    """Network, device; what is counted, and how."""
+    repeats = energy.groupby(["stage", "batch_size"])["repeat"].nunique().min()
+    names = "; ".join(dict.fromkeys(map(wording.device, energy["device"])))
+    seconds = energy["window_seconds"].median()
+    noun = "repeat" if repeats == 1 else "repeats"
+    return (
+        f"{wording.what(*cell)}; {names}\nby the GPU's energy counter over {seconds:.2g} s of "
+        f"training; median of {repeats} {noun}, bars: quartiles"
+    )

@@ -1,0 +1,127 @@
+"""How long one access to memory takes, and how fast copies are, by how much is touched.
+
+Left: one thread follows addresses in random order, each load waiting for the one before, in memory
+of growing size; every step up is a level of memory that no longer holds it. Right: copies between
+host and GPU, until the host knows that they are done; small ones are all latency. Memory of the
+host that is page-locked (pinned) is read by the GPU itself; pageable memory is copied there first.
+Medians over the repeats; both axes are logarithmic.
+"""
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow import style, wording
+
+TABLES = ("probes",)
+
+CHASES = {
+    "chase_cpu": ("CPU: caches and memory", style.Mark("#5c5c5c", "o")),
+    "chase_global": ("GPU: L1, L2, device memory", style.Mark("#d55e00", "D")),
+    "chase_shared": ("GPU: shared memory", style.Mark("#009e73", "v")),
+}
+COPIES = {
+    "copy_up_pinned": ("to the GPU, pinned", style.Mark("#0072b2", "^")),
+    "copy_down_pinned": ("from the GPU, pinned", style.Mark("#56b4e9", "v")),
+    "copy_up_pageable": ("to the GPU, pageable", style.Mark("#d08a00", "^")),
+    "copy_down_pageable": ("from the GPU, pageable", style.Mark("#c264a0", "v")),
+    "copy_cpu": ("CPU: memory to memory, one thread", style.Mark("#5c5c5c", "o")),
+}
+LEVEL = 1.15
+"""Latencies within this factor of each other are one level of memory."""
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Latency on the left, bandwidth on the right."""
+    probes = tables["probes"]
+    good = probes[(probes["status"] == "ok") & (probes["size_bytes"] > 0)]
+    chased, copied = (good[good["probe"].isin(names)] for names in (CHASES, COPIES))
+    if not len(chased):
+        return style.nothing("Memory latency was not measured", "There are no such probes.")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14.6, 6.2), layout="constrained")
+    style.headline(figure, title(chased), subtitle(chased))
+    sizes_axis(left, chased["size_bytes"], "memory touched")
+    style.seconds_axis(left, chased["rate"], steps=(1, 2, 5))
+    left.set_ylabel("time of one load")
+    labels = lines(left, chased, CHASES, wording.duration)
+    mark_levels(left, chased)
+    waiting = [(left, labels)]
+    if len(copied):
+        sizes_axis(right, copied["size_bytes"], "bytes copied")
+        style.quantity_axis(right, "y", copied["rate"], lambda value: f"{value:g}")
+        right.set_ylabel("GB/s")
+        waiting.append((right, lines(right, copied, COPIES, lambda v: f"{v:.3g} GB/s")))
+    else:
+        right.axis("off")
+    for axes, found in waiting:
+        style.end_labels(axes, found)
+    return figure
+
+
+def sizes_axis(axes: Axes, sizes: pd.Series, name: str) -> None:
+    """Bytes on a logarithmic axis, in kB, MB and GB."""
+    steps = (1, 32) if sizes.max() / sizes.min() > 2**13 else (1, 4, 32, 256)
+    style.quantity_axis(axes, "x", sizes, wording.size, steps=steps, base=1024, margin=1.3)
+    axes.set_xlabel(name)
+
+
+def lines(
+    axes: Axes, rows: pd.DataFrame, probes: dict, write: Callable[[float], str]
+) -> list[style.Label]:
+    """A line a probe; the labels for the right edge, with the last value."""
+    labels = []
+    for probe, (name, mark) in probes.items():
+        middle = rows[rows["probe"] == probe].groupby("size_bytes")["rate"].median()
+        if len(middle):
+            axes.plot(middle.index, middle, color=mark.color, marker=mark.marker, markersize=6,
+                      linewidth=2)  # fmt: skip
+            labels.append(
+                style.Label(rows["size_bytes"].max(), middle.iloc[-1],
+                            f"{name}  {write(middle.iloc[-1])}", mark.color)
+            )  # fmt: skip
+    return labels
+
+
+def levels(middle: pd.Series) -> list[pd.Series]:
+    """Runs of at least three sizes whose latencies lie close together: a level of memory each."""
+    runs: list[list[int]] = []
+    for size, latency in middle.items():
+        if runs and latency <= middle[runs[-1][0]] * LEVEL:
+            runs[-1].append(size)
+        else:
+            runs.append([size])
+    return [middle[run] for run in runs if len(run) >= 3]
+
+
+def mark_levels(axes: Axes, rows: pd.DataFrame) -> None:
+    """The latency of each level, written above it."""
+    for probe, (_, mark) in CHASES.items():
+        middle = rows[rows["probe"] == probe].groupby("size_bytes")["rate"].median()
+        for level in levels(middle)[:-1]:
+            at = float(level.index[0] * level.index[-1]) ** 0.5
+            axes.annotate(
+                wording.duration(level.median()), (at, level.median()), xytext=(0, 9),
+                textcoords="offset points", ha="center", fontsize=9, color=mark.color,
+            )  # fmt: skip
+
+
+def title(chased: pd.DataFrame) -> str:
+    """The nearest and the farthest memory of the GPU, or of the CPU where there is no GPU."""
+    gpu = chased[chased["device_kind"] == "cuda"]
+    middle = (gpu if len(gpu) else chased).groupby(["probe", "size_bytes"])["rate"].median()
+    who = "The GPU" if len(gpu) else "The CPU"
+    return (
+        f"{who} waits {wording.duration(middle.min())} for its nearest memory, "
+        f"{wording.duration(middle.max())} for its farthest"
+    )
+
+
+def subtitle(chased: pd.DataFrame) -> str:
+    """The devices; what is counted, and how."""
+    names = "; ".join(dict.fromkeys(map(wording.device, chased["device"])))
+    repeats = chased.groupby(["probe", "size_bytes"]).size().min()
+    noun = "repeat" if repeats == 1 else "repeats"
+    return f"{names}\ndependent loads of one thread in random order; median of {repeats} {noun}"
