@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,8 +28,8 @@ from tests.toys import small_disk, toy_config, toy_data, write_config
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "download", "prepare", "train", "predict", "measure", "sweep", "transfers", "check", "combine",
-    "ladder", "stages", "plan",
+    "download", "prepare", "train", "predict", "measure", "sweep", "transfers", "probe",
+    "functions", "features", "pictures", "check", "combine", "ladder", "stages", "plan",
 )  # fmt: skip
 
 
@@ -205,6 +206,16 @@ def test_combine_refuses(home: Home) -> None:
     (home.folder / "cut.csv").write_bytes((home.folder / "run/epochs.csv").read_bytes()[:-9])
     assert "cut.csv" in home.fails(*combine, "cut.csv")
     assert not (home.folder / "all.csv").exists()
+
+
+def test_pictures(home: Home) -> None:
+    assert "results/data/toy.npz" in home.fails("pictures", "--out", "p.csv")
+    (home.folder / "results/data").mkdir(parents=True)
+    shutil.copy("toy.npz", "results/data/toy.npz")
+    assert home("pictures", "--out", "p.csv") == "p.csv: 3 images\n"
+    found = records.read("p.csv", "pictures")
+    assert set(found["dataset"]) == {"toy"}
+    assert list(found["label"]) == [0, 1, 2]  # one of each class, and no hard ones
 
 
 def test_ladder(home: Home) -> None:

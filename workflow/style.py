@@ -96,8 +96,9 @@ def _wrapped(figure: Figure, text: str, size: float, weight: str) -> str:
         current = ""
         for word in line.split(" "):
             longer = f"{current} {word}".strip()
-            # TextPath measures without a renderer, in points for a size in points.
-            if current and TextPath((0, 0), longer, prop=font).get_extents().width > room:
+            # TextPath measures without a renderer, in points for a size in points; by its corners,
+            # since the exact extent of every curve takes seconds.
+            if current and TextPath((0, 0), longer, prop=font).vertices[:, 0].max() > room:
                 lines.append(current)
                 longer = word
             current = longer

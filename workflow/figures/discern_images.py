@@ -4,9 +4,9 @@ One block for each test image, a row for each stage and a column for each number
 training has seen. A cell tells what the stage takes the image for and how surely (the probability
 in percent, and the darker the surer): blue is right, orange with a cross is wrong, grey was not
 looked at. Stages are steps of one and the same computation: columns should agree from top to
-bottom, up to rounding. Rounding is
-amplified in the course of a training, so hard images may tip over late. Nothing is taken over from another
-stage here, so a stage that was timed only for a while ends early, or has no row.
+bottom, up to rounding, which the training itself amplifies, so that hard images may tip over late.
+Nothing is taken over from another stage here: one that was timed only for a while ends early, or
+has no row.
 """
 
 import numpy as np
@@ -67,8 +67,8 @@ def title(rows: pd.DataFrame) -> str:
     if not len(found):
         return f"What {rows['stage'].iloc[0]} takes the images for"
     same, cases = int(found["same"].sum()), len(found)
-    what = "always" if same == cases else f"in {same:,} of {cases:,} cases"
-    text = f"After the same images all stages agree {what}: probabilities to within "
+    what = "always agree" if same == cases else f"agree in {same:,} of {cases:,} cases"
+    text = f"After the same images all stages {what}: probabilities to within "
     apart = found.groupby("images")["apart"].max().cummax()
     close = apart[apart < CLOSE]
     if len(close) in (0, len(apart)):
@@ -95,7 +95,8 @@ def points(share: float) -> str:
     """`0.3 points`; the table has four decimals."""
     if share < 1e-4:
         return "0.01 points"
-    return f"{wording.digits(100 * share, 1 if share < 0.1 else 2)} points"
+    number = wording.digits(100 * share, 1 if share < 0.1 else 2)
+    return f"{number} point" if number == "1" else f"{number} points"
 
 
 def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:

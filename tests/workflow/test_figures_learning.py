@@ -1,0 +1,372 @@
+"""Figures of what was learned when: completed lines, beliefs, titles that are true."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from cnnlib import records
+from workflow import modules, recognition, style, wording
+from workflow.draw import METADATA
+
+FIGURES = ("learning", "discern", "discern_images")
+IMAGES = (0, 64, 128, 256, 512, 960, 1920)
+EPOCH = 960
+ACCURACY = (0.10, 0.12, 0.30, 0.80, 0.90, 0.95, 0.97)
+# Seconds an image; two of the ladder's stages were timed on a part, and one of these not watched.
+PACE = {"naive": 0.1, "gemm": 1e-4, "gemm_cuda": 1e-5, "ring": 1e-6}
+WATCHED = {"gemm": 7, "gemm_cuda": 3, "ring": 7}
+
+
+def identity(stage: str, kind: str | None = None, **changes) -> dict:
+    kind = kind or ("cpu" if stage in ("naive", "gemm") else "cuda")
+    device = {"cpu": "a cpu, 1 thread", "host": "a cpu, g++", "cuda": "a card"}[kind]
+    return {
+        "dataset": "mnist", "network": "lenet5", "stage": stage, "device": device,
+        "batch_size": 64, "seed": 1, "repeat": 1, "device_kind": kind, "status": "ok",
+        "validated": True, "extrapolated": stage in ("naive", "gemm_cuda"), **changes,
+    }  # fmt: skip
+
+
+def table(name: str, rows: Iterable[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(records.TABLES[name]))
+
+
+def epoch_rows(stage: str, **changes) -> list[dict]:
+    line = identity(stage, **changes)
+    rest = {"event_seconds": math.nan, "loss": 1.0, "test_accuracy": 0.9}
+    images = 8 if line["extrapolated"] else EPOCH
+    return [
+        line | rest | {"epoch": epoch, "images": images, "epoch_seconds": seconds * EPOCH}
+        for epoch, seconds in enumerate([PACE[stage], PACE[stage], 9 * PACE[stage]], 1)
+    ]
+
+
+def points(stage: str, count: int) -> list[tuple[int, float]]:
+    return [(images, images * PACE[stage]) for images in IMAGES[:count]]
+
+
+def learning_rows(stage: str, count: int, **changes) -> list[dict]:
+    return [
+        identity(stage, **changes)
+        | {"images": i, "train_seconds": s, "test_images": 1000, "test_accuracy": accuracy}
+        for (i, s), accuracy in zip(points(stage, count), ACCURACY, strict=False)
+    ]
+
+
+# Test image -> its label, and the probability of it at each of IMAGES; the rest is class 0's.
+DIGITS = {
+    3: (2, (0.1, 0.4, 0.9, 0.95, 0.96, 0.97, 0.98)),
+    8: (1, (0.1, 0.2, 0.6, 0.3, 0.2, 0.7, 0.8)),
+    9: (1, (0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3)),
+}
+
+
+def spelled(label: int, chance: float, classes: int) -> str:
+    chances = np.zeros(classes)
+    chances[0] = 1 - chance
+    chances[label] += chance
+    return " ".join(f"{each:.4f}" for each in chances)
+
+
+def digit_rows(stage: str, count: int, classes: int = 10, **changes) -> list[dict]:
+    return [
+        identity(stage, **changes)
+        | {"images": i, "train_seconds": s, "digit": digit, "label": label}
+        | {"probabilities": spelled(label, chance, classes)}
+        for digit, (label, chances) in DIGITS.items()
+        for (i, s), chance in zip(points(stage, count), chances, strict=False)
+    ]
+
+
+def picture_rows() -> list[dict]:
+    random = np.random.default_rng(0)
+    return [
+        {
+            "dataset": "mnist", "digit": digit, "label": label, "channels": 1,
+            "height": 6, "width": 5, "pixels": random.bytes(30).hex(),
+        }
+        for digit, (label, _) in DIGITS.items()
+    ]  # fmt: skip
+
+
+def made_up(stages: Iterable[str] = PACE, classes: int = 10, **changes) -> dict[str, pd.DataFrame]:
+    """All tables of a sweep in which naive was not watched and gemm_cuda not to the end."""
+    stages = list(stages)
+    watched = [(stage, WATCHED[stage]) for stage in stages if stage in WATCHED]
+    epochs = [row for stage in stages for row in epoch_rows(stage, **changes)]
+    learning = [row for each in watched for row in learning_rows(*each, **changes)]
+    digits = [row for each in watched for row in digit_rows(*each, classes=classes, **changes)]
+    return {
+        "epochs": table("epochs", epochs),
+        "learning": table("learning", learning),
+        "digits": table("digits", digits),
+        "pictures": table("pictures", picture_rows()),
+    }
+
+
+def drawn(name: str, tables: dict[str, pd.DataFrame]) -> Figure:
+    style.apply()
+    figure = modules.load("figures", name).draw(tables)
+    pyplot.close(figure)
+    return figure
+
+
+def texts(figure: Figure) -> list[str]:
+    """Everything written outside the axes: title, subtitle, notes, on one line each."""
+    return [" ".join(text.get_text().split()) for text in figure.texts]
+
+
+# completing lines -------------------------------------------------------------------------------
+
+
+def test_seconds_an_image_are_the_median_epoch_over_the_images_of_a_full_one() -> None:
+    rows = epoch_rows("naive") + epoch_rows("gemm") + epoch_rows("naive", batch_size=100)
+    rows += epoch_rows("gemm", dataset="other", extrapolated=True)
+    found = recognition.paces(table("epochs", rows)).set_index(["dataset", "stage", "batch_size"])
+    assert found["pace"].to_dict() == {
+        ("mnist", "naive", 64): pytest.approx(0.1),
+        ("mnist", "gemm", 64): pytest.approx(1e-4),
+        # only other batch sizes were timed in full: 900 of the 960 images make whole batches
+        ("mnist", "naive", 100): pytest.approx(0.1 * 960 / 900),
+    }
+
+
+def line_of(completed: pd.DataFrame, stage: str) -> pd.DataFrame:
+    return completed[completed["stage"] == stage]
+
+
+def test_a_line_is_completed_from_another_stage_by_its_own_time_per_image() -> None:
+    tables = made_up()
+    completed = recognition.complete(tables["learning"], tables["epochs"])
+    assert list(dict.fromkeys(completed["stage"])) == list(PACE)
+    for stage in PACE:
+        line = line_of(completed, stage)
+        assert tuple(line["images"]) == IMAGES
+        assert tuple(line["test_accuracy"]) == ACCURACY
+        assert list(line["train_seconds"]) == pytest.approx([i * PACE[stage] for i in IMAGES])
+        assert list(line["borrowed"]) == [i >= WATCHED.get(stage, 0) for i in range(len(IMAGES))]
+        assert set(line["source"][line["borrowed"]]) <= {"gemm"}
+        assert line["whole"].all()
+    assert set(line_of(completed, "naive")["device"]) == {"a cpu, 1 thread"}
+
+
+def test_a_continued_line_goes_on_from_its_own_last_moment() -> None:
+    tables = made_up()
+    slow = (tables["learning"]["stage"] == "gemm_cuda") & (tables["learning"]["images"] == 128)
+    tables["learning"].loc[slow, "train_seconds"] = 5.0
+    line = line_of(recognition.complete(tables["learning"], tables["epochs"]), "gemm_cuda")
+    assert list(line["train_seconds"])[2:4] == pytest.approx([5.0, 5.0 + 128e-5])
+
+
+def test_lines_that_cannot_be_completed_stay_as_they_are() -> None:
+    """Not validated, diverged, of another seed, or nobody was watched to the end."""
+    tables = made_up()
+    epochs = tables["epochs"]
+    for change in ({"validated": False}, {"status": "diverged"}, {"seed": 2}):
+        changed = epochs.assign(**{k: epochs[k].mask(epochs["stage"] == "naive", v)
+                                   for k, v in change.items()})  # fmt: skip
+        completed = recognition.complete(tables["learning"], changed)
+        assert "naive" not in set(completed["stage"]), change
+    diverged = epochs.assign(
+        status=epochs["status"].mask(epochs["stage"] == "gemm_cuda", "diverged")
+    )
+    line = line_of(recognition.complete(tables["learning"], diverged), "gemm_cuda")
+    assert (len(line), line["whole"].any()) == (WATCHED["gemm_cuda"], False)
+    short = made_up(["gemm", "naive"], extrapolated=True)
+    completed = recognition.complete(short["learning"], short["epochs"])
+    assert set(completed["stage"]) == {"gemm"}
+    assert not completed["whole"].any()
+
+
+# beliefs ----------------------------------------------------------------------------------------
+
+
+def test_beliefs_are_the_likeliest_class_of_what_has_been_trained() -> None:
+    rows = table("digits", digit_rows("gemm", 7))
+    rows.loc[1, "probabilities"] = " ".join(["nan"] * 10)
+    found = recognition.beliefs(rows)
+    assert len(found) == len(rows) - len(DIGITS) - 1
+    first = found[found["digit"] == 3]
+    assert list(first["belief"]) == [2] * 5
+    assert list(first["chance"]) == [0.9, 0.95, 0.96, 0.97, 0.98]
+    assert recognition.known_from(first)["images"] == 128
+    assert recognition.known_from(found[found["digit"] == 8])["images"] == 960  # doubts in between
+    assert recognition.known_from(found[found["digit"] == 9]) is None
+
+
+def test_an_easy_a_hard_and_a_lost_digit_are_shown() -> None:
+    tables = made_up()
+    rows = recognition.beliefs(recognition.complete(tables["digits"], tables["epochs"]))
+    chosen = recognition.choose(rows)
+    assert chosen == [(3, "easy"), (8, "hard"), (9, "not recognised")]
+    assert recognition.choose(rows[rows["digit"] == 9]) == [(9, "not recognised")]
+    assert recognition.choose(rows[rows["digit"] != 9]) == [(3, "easy"), (8, "hard")]
+
+
+def cells_at(stage: str, times: list[float], tables: dict[str, pd.DataFrame]) -> list:
+    rows = recognition.beliefs(recognition.complete(tables["digits"], tables["epochs"]))
+    line = rows[(rows["stage"] == stage) & (rows["digit"] == 3)]
+    return modules.load("figures", "discern").beliefs_at(line, times)
+
+
+def test_cells_tell_what_was_believed_at_that_time() -> None:
+    cells = cells_at("naive", [6.3, 6.5, 60.0, 1e6], made_up())
+    assert cells == [
+        None,  # the first batch takes 6.4 s
+        recognition.Belief(0, 0.6, right=False, borrowed=True),
+        recognition.Belief(2, 0.96, right=True, borrowed=True),
+        recognition.Belief(2, 0.98, right=True, borrowed=True),
+    ]
+    assert not any(cell.borrowed for cell in cells_at("gemm", [0.01, 1.0], made_up()))
+
+
+def test_a_training_that_was_given_up_is_not_known_afterwards() -> None:
+    tables = made_up(["gemm"], extrapolated=True)
+    known = cells_at("gemm", [0.19, 0.2], tables)
+    assert known[0] is not None
+    assert known[1] is None
+
+
+def test_columns_are_round_times_from_the_first_batch_to_the_last() -> None:
+    discern = modules.load("figures", "discern")
+    wide = pd.DataFrame({"train_seconds": [64e-6, 192.0]})
+    assert [style.plain(time) for time in discern.moments(wide)] == [
+        "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s", "1 min", "10 min",
+    ]  # fmt: skip
+    narrow = pd.DataFrame({"train_seconds": [0.004, 0.15]})
+    assert [style.plain(time) for time in discern.moments(narrow)] == [
+        "5 ms", "10 ms", "20 ms", "50 ms", "100 ms", "200 ms",
+    ]  # fmt: skip
+    assert discern.moments(pd.DataFrame({"train_seconds": [0.004]})) == [0.005]
+
+
+def test_columns_of_images_are_few_and_end_with_the_last() -> None:
+    columns = modules.load("figures", "discern_images").columns
+    steps = [2**k for k in range(12)] + [937, 1874, 2811]
+    rows = pd.DataFrame([identity("gemm", images=64 * s, borrowed=False) for s in steps])
+    assert columns(rows) == [64, 256, 1024, 4096, 16384, 65536, 179904]
+    assert columns(rows[:4]) == [64, 128, 256, 512]
+    assert columns(rows[:1]) == [64]
+
+
+def test_pictures_are_dark_on_light_or_in_their_colours() -> None:
+    pixels = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2)
+    shared = {"dataset": "mnist", "label": 1, "height": 2, "width": 2}
+    pictures = table("pictures", [
+        {**shared, "digit": 5, "channels": 1, "pixels": pixels[1].tobytes().hex()},
+        {**shared, "digit": 6, "channels": 3, "pixels": pixels.tobytes().hex()},
+    ])  # fmt: skip
+    gray, colour = (recognition.picture_of(pictures, "mnist", digit) for digit in (5, 6))
+    assert gray.tolist() == [[251, 250], [249, 248]]
+    assert colour.shape == (2, 2, 3)
+    assert colour[0, 1].tolist() == [1, 5, 9]
+    assert recognition.picture_of(pictures, "mnist", 7) is None
+
+
+# titles -----------------------------------------------------------------------------------------
+
+
+def test_titles_say_what_the_tables_say() -> None:
+    tables = made_up()
+    assert texts(drawn("learning", tables))[0] == (
+        "ring recognises 97 % of the test images after 1.92 ms, naive after 3.20 min (extrapolated)"
+    )
+    found = texts(drawn("discern", tables))
+    assert found[0] == "ring recognises this 2 after 128 µs, naive after 12.8 s (extrapolated)"
+    assert "Extrapolated (naive, gemm_cuda)" in found[2]
+    assert "taken from gemm," in found[2]
+    found = texts(drawn("discern_images", tables))
+    assert found[0] == (
+        "After the same images all stages always agree: probabilities to within 0.01 points"
+    )
+    assert "Not looked at: naive." in found[2]
+
+
+def test_a_difference_between_stages_is_in_the_title() -> None:
+    tables = made_up()
+    digits = tables["digits"]
+    for images, chance in ((256, 0.31), (960, 0.8)):
+        row = (digits["stage"] == "ring") & (digits["digit"] == 9) & (digits["images"] == images)
+        digits.loc[row, "probabilities"] = spelled(1, chance, 10)
+    assert texts(drawn("discern_images", tables))[0] == (
+        "After the same images all stages agree in 17 of 18 cases: probabilities to within "
+        "1 point up to 512 images, 50 points later"
+    )
+
+
+def test_host_built_kernels_are_apart_and_never_in_the_title() -> None:
+    tables = made_up(["gemm"])
+    host = made_up(["ring"], kind="host")
+    both = {name: pd.concat([tables[name], host[name]]) for name in tables}
+    both["pictures"] = tables["pictures"]
+    figure = drawn("learning", both)
+    assert texts(figure)[0] == "gemm recognises 97 % of the test images after 192 ms"
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[2] == f"LeNet-5 on MNIST\n({wording.HOST})"
+    assert texts(drawn("discern", both))[0] == "gemm recognises this 2 after 12.8 ms"
+    assert wording.HOST in texts(drawn("learning", host | {"pictures": tables["pictures"]}))[0]
+
+
+# whatever the tables hold -----------------------------------------------------------------------
+
+
+def several_networks() -> dict[str, pd.DataFrame]:
+    parts = [made_up(), made_up(network="other", classes=12), made_up(batch_size=16)]
+    return {name: pd.concat([part[name] for part in parts]) for name in parts[0]}
+
+
+def with_nan() -> dict[str, pd.DataFrame]:
+    tables = made_up()
+    tables["learning"].loc[2::3, "test_accuracy"] = math.nan
+    tables["digits"].loc[2::3, "probabilities"] = " ".join(["nan"] * 10)
+    tables["epochs"].loc[1, "epoch_seconds"] = math.nan
+    return tables
+
+
+TROUBLES = {
+    "none": made_up,
+    "one stage": lambda: made_up(["gemm"]),
+    "unknown stage": lambda: {
+        name: rows.replace({"stage": {"ring": "later"}}) for name, rows in made_up().items()
+    },
+    "several networks": several_networks,
+    "three classes": lambda: made_up(classes=3),
+    "twelve classes": lambda: made_up(classes=12),
+    "nan": with_nan,
+    "host only": lambda: made_up(["gemm_cuda", "ring"], kind="host"),
+    "nothing in full": lambda: made_up(extrapolated=True),
+    "no pictures": lambda: made_up() | {"pictures": table("pictures", [])},
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
+    figure = drawn(name, TROUBLES[trouble]())
+    if trouble == "several networks":
+        subtitle = texts(figure)[1]
+        assert name == "learning" or "the first of 2 networks and data sets measured" in subtitle
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_without_rows_the_figure_says_so(name: str) -> None:
+    empty = {each: rows.iloc[:0] for each, rows in made_up().items()}
+    assert texts(drawn(name, empty))[0].startswith("No ")
+    failed = made_up(status="does_not_fit", validated=False)
+    assert texts(drawn(name, failed))[0].startswith("No ")
+    untrained = made_up()
+    for each in ("learning", "digits"):
+        untrained[each] = untrained[each][untrained[each]["images"] == 0]
+    assert texts(drawn(name, untrained))[0].startswith("No ")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_same_tables_give_the_same_bytes(name: str, tmp_path) -> None:
+    for file in ("a.png", "b.png"):
+        drawn(name, made_up()).savefig(tmp_path / file, dpi=40, metadata=METADATA[".png"])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
