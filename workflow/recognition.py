@@ -30,7 +30,7 @@ NO_ROWS = (
     "No digit was watched", "No run of the sweep has looked at images while it trained."
 )  # fmt: skip
 BLOCKS = 3
-CELL_INCHES, CELL_WIDE, GAP_INCHES = 0.52, 0.86, 0.40
+CELL_INCHES, CELL_WIDE, GAP_INCHES, PICTURE_INCHES = 0.52, 0.86, 0.40, 1.0
 NOT_YET = "#e9e9e9"
 SHADES = {
     right: LinearSegmentedColormap.from_list(name, ["#ffffff", color])
@@ -184,7 +184,7 @@ def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
     found = [(digit, "easy") for digit in learned[:1]]
     late = learned[:0:-1][: BLOCKS - len(found) - bool(never)]
     found += [(digit, "hard") for digit in reversed(late)]
-    return found + [(digit, "not recognised") for digit in never[: BLOCKS - len(found)]]
+    return found + [(digit, "very hard") for digit in never[: BLOCKS - len(found)]]
 
 
 def after(row: pd.Series) -> str:
@@ -286,7 +286,7 @@ def draw_grid(
     title: str, subtitle: str, notes: str, nothing: str,
 ) -> Figure:  # fmt: skip
     """Blocks below one another; `about` says what the columns are, `nothing` what no belief is."""
-    inches = [CELL_INCHES * places(block.rows)[-1] for block in blocks]
+    inches = [max(CELL_INCHES * places(block.rows)[-1], PICTURE_INCHES) for block in blocks]
     width = 1.35 + CELL_WIDE * len(columns)
     figure = pyplot.figure(
         figsize=(max(9.0, 2.5 + width), 2.6 + sum(inches) + GAP_INCHES * len(blocks)),
@@ -346,11 +346,15 @@ def draw_picture(axes: Axes, block: Block) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_anchor("C")
+    axes.grid(False)
+    axes.spines[:].set(visible=True, color="#9a9a9a", linewidth=1.0)
     if block.picture is not None:
         axes.imshow(block.picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.spines[:].set(visible=True, color="#9a9a9a", linewidth=1.0)
     else:
-        axes.spines[:].set_visible(False)
+        axes.set_box_aspect(1)
+        axes.text(
+            0.5, 0.5, "no picture", fontsize=9, color=style.QUIET, ha="center", va="center",
+        )  # fmt: skip
     axes.set_xlabel(block.caption, fontsize=10.5, color=style.INK, linespacing=1.35)
 
 

@@ -13,7 +13,7 @@ as many images, the moment from its own measured time per image.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workflow import recognition, style
+from workflow import recognition, style, wording
 
 TABLES = ("digits", "pictures", "epochs")
 
@@ -73,13 +73,13 @@ def title(rows: pd.DataFrame) -> str:
     ]
     found = [row for row in known if row is not None]
     if not found:
-        return "None of the stages recognises the images for good"
+        return f"No stage recognises this {of_digit['label'].iloc[0]} for good"
     found.sort(key=lambda row: row["train_seconds"])
     what = f"this {found[0]['label']}"
     parts = [f"{found[0]['stage']} recognises {what} {recognition.after(found[0])}"]
     if len(found) > 1:
         parts.append(f"{found[-1]['stage']} {recognition.after(found[-1])}")
-    return ", ".join(parts)
+    return ", ".join(parts) + (f" ({wording.HOST})" if not len(measured) else "")
 
 
 def notes(rows: pd.DataFrame) -> str:
