@@ -336,7 +336,6 @@ TROUBLES = {
         name: rows.replace({"stage": {"ring": "later"}}) for name, rows in made_up().items()
     },
     "several networks": several_networks,
-    "three classes": lambda: made_up(classes=3),
     "twelve classes": lambda: made_up(classes=12),
     "nan": with_nan,
     "host only": lambda: made_up(["gemm_cuda", "ring"], kind="host"),
