@@ -1,0 +1,144 @@
+"""What a training step is spent on, part by part of the network, in every stage.
+
+One bar a stage and batch size: the times of a step's kernels (on a CPU: of the operators), each
+timed on its own and put together by layer and direction, as shares of the step as it was timed in
+whole epochs. No kernel is timed shorter than a launch takes (some 4 µs), so with small batches the
+bars are launches in truth. What is left of a step is no kernel: gathering images, waiting. On a CPU
+the loss stands for all that is no operator: gathering, adding up, waiting for other cores.
+"""
+
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow import panels, style, wording
+
+TABLES = ("kernels", "epochs")
+
+# Okabe and Ito's colours for directions; layers are told by name.
+COLOURS = {
+    "forward": "#56b4e9", "backward": "#d08a00", "update": "#009e73", "loss": "#c264a0",
+    "input": "#8c6bb1", "no kernel": "#e4e4e4",
+}  # fmt: skip
+NAMED = 0.055
+"""Share of the bar from which a part is written into it."""
+CELL = ["stage", "device", "device_kind", "batch_size"]
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """A panel for each of up to three batch sizes, a bar a stage."""
+    kernels = tables["kernels"]
+    kernels = kernels[(kernels["status"] == "ok") & (kernels["launches"] > 0)]
+    cell = panels.first_cell(kernels)
+    if cell is None:
+        return style.nothing("No profile was taken", "There are no kernels in the table.")
+    parts = of_parts(panels.of_cell(kernels, cell))
+    parts = parts.join(step_seconds(panels.of_cell(tables["epochs"], cell)), on=CELL)
+    sizes = sorted(set(parts["batch_size"]))
+    sizes = sorted({sizes[0], panels.usual_batch(sizes), sizes[-1]})
+    stages = panels.on_ladder(parts["stage"])
+    figure, column = pyplot.subplots(
+        len(sizes), 1, figsize=(12.6, 1.9 + len(sizes) * (0.55 + 0.42 * len(stages))),
+        squeeze=False, layout="constrained", sharex=True,
+    )  # fmt: skip
+    style.headline(figure, title(parts, sizes, stages), subtitle(parts, cell))
+    for axes, size in zip(column.flat, sizes, strict=True):
+        draw_bars(axes, parts[parts["batch_size"] == size], stages)
+        axes.set_title(f"batch {size}", fontsize=11, loc="left", color=style.INK)
+    last = column.flat[-1]
+    last.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    last.set_xlabel("share of a training step")
+    present = [name for name in COLOURS if name in {*parts["part"], "no kernel"}]
+    figure.legend(
+        [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in present], present,
+        loc="outside right upper", frameon=False, fontsize=9.5,
+    )  # fmt: skip
+    return figure
+
+
+def of_parts(kernels: pd.DataFrame) -> pd.DataFrame:
+    """Seconds a step for each part of the layers: launches x seconds summed, median of repeats."""
+    kernels = kernels.assign(seconds=kernels["launches"] * kernels["kernel_seconds"])
+    keys = [*CELL, "layers", "part"]
+    sums = kernels.groupby([*keys, "repeat"], sort=False)["seconds"].sum()
+    return sums.groupby(keys, sort=False).median().reset_index()
+
+
+def step_seconds(epochs: pd.DataFrame) -> pd.Series:
+    """Median time of a step by CELL; for scaled runs that of the blocks that were timed."""
+    good = epochs[epochs["status"] == "ok"]
+    whole = good.loc[~good["extrapolated"]].groupby("batch_size")["images"].max()
+    images = good["batch_size"].map(whole).fillna(good["images"].max())
+    seconds = good["epoch_seconds"] * good["batch_size"] / images
+    return seconds.groupby([good[name] for name in CELL]).median().rename("step_seconds")
+
+
+def draw_bars(axes: Axes, parts: pd.DataFrame, stages: list[str]) -> None:
+    """One bar a stage; parts in the order of the step, the large ones named."""
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(stages) - 0.45, -0.55)
+    axes.grid(False)
+    axes.set_yticks(range(len(stages)), [wording.title(stage) for stage in stages], fontsize=10)
+    for label, stage in zip(axes.get_yticklabels(), stages, strict=True):
+        label.set_color(style.mark(stage).color)
+        label.set_fontweight("bold")
+    for row, stage in enumerate(stages):
+        group = parts[parts["stage"] == stage]
+        if not len(group):
+            axes.annotate("not measured", (0.01, row), va="center", fontsize=9, color=style.QUIET)
+            continue
+        # Stage 1 is profiled on fewer images than a batch has: there the shares are of the parts.
+        total, step = group["seconds"].sum(), group["step_seconds"].iloc[0]
+        whole = max(total, step) if group["device_kind"].iloc[0] != "cpu" else total
+        at = 0.0
+        for _, part in group.iterrows():
+            width = part["seconds"] / whole
+            draw_part(axes, row, at, width, name_of(part), COLOURS.get(part["part"], "#a6761d"))
+            at += width
+        if at < 0.999:
+            draw_part(axes, row, at, 1 - at, "no kernel", COLOURS["no kernel"])
+        host = " (host-built)" if group["device_kind"].iloc[0] == "host" else ""
+        if step == step:
+            axes.annotate(
+                f"{wording.duration(step)}{host}", (1, row), xytext=(6, 0),
+                textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False,
+            )  # fmt: skip
+
+
+def draw_part(axes: Axes, row: int, at: float, width: float, name: str, colour: str) -> None:
+    """One piece of a bar, named if there is room."""
+    axes.barh(row, width, left=at, height=0.72, color=colour, edgecolor="white", linewidth=0.8)
+    if width > max(NAMED, 0.0085 * len(name)):
+        axes.annotate(name, (at + width / 2, row), ha="center", va="center", fontsize=8.5)
+
+
+def name_of(part: pd.Series) -> str:
+    """conv1: the first layer that is served stands for all; or the part, if there is none."""
+    first = str(part["layers"]).partition("+")[0]
+    return str(part["part"]) if first == "batch" else first
+
+
+def title(parts: pd.DataFrame, sizes: list[int], stages: list[str]) -> str:
+    """How much of a step is kernels, for the last stage on a GPU at the largest batch."""
+    gpu = [s for s in stages if (parts.loc[parts["stage"] == s, "device_kind"] == "cuda").any()]
+    if not gpu:
+        largest = parts[parts["stage"] == stages[-1]].nlargest(1, "seconds").iloc[0]
+        return f"{name_of(largest)} {largest['part']} takes most of a step of {stages[-1]}"
+    group = parts[(parts["stage"] == gpu[-1]) & (parts["batch_size"] == sizes[-1])]
+    if not len(group):
+        return "What a training step is spent on"
+    share = min(1.0, group["seconds"].sum() / group["step_seconds"].iloc[0])
+    largest = group.nlargest(1, "seconds").iloc[0]
+    return (
+        f"Kernels fill {100 * share:.0f} % of a step of {gpu[-1]} at batch {sizes[-1]}, "
+        f"most of it {name_of(largest)} {largest['part']}"
+    )
+
+
+def subtitle(parts: pd.DataFrame, cell: tuple[str, str]) -> str:
+    """Network, devices; what is counted, and how."""
+    return (
+        f"{wording.what(*cell)}; {panels.devices(parts)}\n"
+        "kernels timed one by one, medians over the repeats; at the right: the time of a step"
+    )

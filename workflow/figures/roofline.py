@@ -1,0 +1,164 @@
+"""How near each part of the training comes to what the machine can do.
+
+One mark a part of the network and direction, for each stage, at one batch size: across, the
+arithmetic that it needs for each byte that must at least be moved; up, the arithmetic done a second
+in the time that its kernels took. The lines are what was measured of the machine: copying memory
+(slanted) and multiply-adds (level). Both counts are those of the network, the same for every stage,
+so a stage that moves or multiplies more than it must stands lower. Large marks take more of a step.
+Marks may lie above the slanted line where data stay in a cache.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow import panels, style, wording
+
+TABLES = ("kernels", "probes")
+
+CEILINGS = {
+    "cuda": (("copy_device", "memory"), (("peak_fp32", "fp32"), ("peak_tf32", "TF32"))),
+    "cpu": (("copy_cpu", "memory"), (("blas_all", "BLAS, all cores"), ("blas_one", "one core"))),
+}
+PART = ["layers", "part"]
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """A panel for each kind of device."""
+    kernels = tables["kernels"]
+    kernels = kernels[(kernels["status"] == "ok") & (kernels["launches"] > 0)]
+    kernels = kernels[kernels["part"].isin(["forward", "backward"]) & (kernels["flops"] > 0)]
+    cell = panels.first_cell(kernels)
+    if cell is None:
+        return style.nothing("No roofline", "There are no kernels with arithmetic in the table.")
+    kernels = panels.of_cell(kernels, cell)
+    size = max(kernels["batch_size"])
+    marks = of_parts(kernels[kernels["batch_size"] == size])
+    kinds = [kind for kind in ("cpu", "host", "cuda") if kind in set(marks["device_kind"])]
+    figure, row = pyplot.subplots(
+        1, len(kinds), figsize=(1.2 + 7.0 * len(kinds), 6.6), squeeze=False, layout="constrained"
+    )
+    style.headline(figure, title(marks, tables["probes"]), subtitle(marks, cell, size))
+    for axes, kind in zip(row.flat, kinds, strict=True):
+        draw_panel(axes, marks[marks["device_kind"] == kind], tables["probes"], kind)
+    return figure
+
+
+def of_parts(kernels: pd.DataFrame) -> pd.DataFrame:
+    """Seconds, flops and bytes of every part: medians over the repeats."""
+    kernels = kernels.assign(seconds=kernels["launches"] * kernels["kernel_seconds"])
+    keys = ["stage", "device", "device_kind", *PART]
+    runs = kernels.groupby([*keys, "repeat"], sort=False).agg(
+        seconds=("seconds", "sum"), flops=("flops", "first"), bytes=("bytes", "first")
+    )
+    marks = runs.groupby(keys, sort=False).median().reset_index()
+    marks["rate"], marks["intensity"] = (
+        marks["flops"] / marks["seconds"],
+        marks["flops"] / marks["bytes"],
+    )
+    marks["share"] = marks["seconds"] / marks.groupby("stage")["seconds"].transform("sum")
+    return marks
+
+
+def ceilings(probes: pd.DataFrame, kind: str) -> tuple[list[tuple[str, float]], float, str]:
+    """[(name, FLOP/s)], bytes/s and its name, as far as they were measured on such a device."""
+    own = probes[(probes["device_kind"] == kind) & (probes["status"] == "ok")]
+    (copy, name), peaks = CEILINGS.get(kind, (("", ""), ()))
+    largest = own[own["probe"] == copy]
+    largest = largest[largest["size_bytes"] == largest["size_bytes"].max()]
+    bandwidth = largest["rate"].median() * 1e9
+    found = [(text, own.loc[own["probe"] == peak, "rate"].median() * 1e12) for peak, text in peaks]
+    return [(text, rate) for text, rate in found if rate == rate], bandwidth, name
+
+
+def draw_panel(axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str) -> None:
+    """Ceilings, then the marks of each stage, those that take most named."""
+    levels, bandwidth, memory = ceilings(probes, kind)
+    across = np.array([marks["intensity"].min() / 3, marks["intensity"].max() * 6])
+    rates = [*marks["rate"], *(rate for _, rate in levels)]
+    style.quantity_axis(axes, "x", across, lambda value: f"{value:g}", steps=(1, 2, 5), margin=1.0)
+    style.quantity_axis(axes, "y", rates, rate_text, margin=2.2)
+    axes.set_xlabel("least arithmetic intensity (operations a byte)")
+    axes.set_ylabel("operations a second")
+    built = f" ({wording.HOST})" if kind == "host" else ""
+    devices = ", ".join(dict.fromkeys(wording.device(name) for name in marks["device"]))
+    axes.set_title(devices + built, fontsize=11, loc="left", color=style.INK)
+    highest = max((rate for _, rate in levels), default=np.inf)
+    if bandwidth == bandwidth:
+        slope = np.minimum(across * bandwidth, highest)
+        corner = np.array([across[0], min(highest / bandwidth, across[1]), across[1]])
+        axes.plot(corner, np.minimum(corner * bandwidth, highest), color=style.QUIET, linewidth=1.2)
+        if axes.get_ylim()[0] < slope[0]:
+            axes.annotate(
+                f"{memory} {bandwidth / 1e9:,.0f} GB/s", (across[0], slope[0]), xytext=(16, -2),
+                textcoords="offset points", fontsize=9, color=style.QUIET, va="top",
+            )  # fmt: skip
+    for text, rate in levels:
+        start = rate / bandwidth if bandwidth == bandwidth else across[0]
+        axes.plot([max(start, across[0]), across[1]], [rate, rate], color=style.QUIET,
+                  linewidth=1.2)  # fmt: skip
+        axes.annotate(
+            f"{text}  {rate_text(rate)}", (across[1], rate), xytext=(-4, 4), ha="right",
+            textcoords="offset points", fontsize=9, color=style.QUIET,
+        )  # fmt: skip
+    for stage in panels.on_ladder(marks["stage"]):
+        group, mark = marks[marks["stage"] == stage], style.mark(stage)
+        axes.scatter(
+            group["intensity"], group["rate"], s=30 + 420 * group["share"], marker=mark.marker,
+            color=mark.color, alpha=0.75, edgecolor="white", linewidth=0.8, zorder=3,
+            label=wording.title(stage),
+        )  # fmt: skip
+    name_marks(axes, marks)
+    legend = axes.legend(loc="lower right", frameon=False, fontsize=9.5)
+    for handle in legend.legend_handles:
+        handle.set_sizes([70])
+
+
+def name_marks(axes: Axes, marks: pd.DataFrame) -> None:
+    """Names of the parts that take most, once each, above the highest of their marks."""
+    marks = marks.assign(name=marks["layers"].str.partition("+")[0] + " " + marks["part"])
+    busiest = marks.groupby("name")["share"].max().nlargest(5).index
+    for name in sorted(busiest):
+        # Forward above its mark and backward below: both have the same intensity in a first layer.
+        upward = name.endswith("forward")
+        top = marks[marks["name"] == name].nlargest(1, "rate").iloc[0]
+        axes.annotate(
+            name, (top["intensity"], top["rate"]), xytext=(0, 10 if upward else -12),
+            textcoords="offset points", ha="center", va="bottom" if upward else "top", fontsize=9,
+            color=style.INK, zorder=5,
+        )  # fmt: skip
+
+
+def rate_text(value: float) -> str:
+    """Operations a second with a unit that suits."""
+    for unit, name in ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s"), (1e3, "kFLOP/s")):
+        if value >= 0.9995 * unit:
+            return f"{float(f'{value / unit:.3g}'):g} {name}"
+    return f"{value:g} FLOP/s"
+
+
+def title(marks: pd.DataFrame, probes: pd.DataFrame) -> str:
+    """How much of the machine's arithmetic the best part of the best stage uses."""
+    kind = "cuda" if "cuda" in set(marks["device_kind"]) else "cpu"
+    own = marks[marks["device_kind"] == kind]
+    if not len(own):
+        own = marks
+    best = own.nlargest(1, "rate").iloc[0]
+    name = str(best["layers"]).partition("+")[0]
+    text = f"{best['stage']} reaches {rate_text(best['rate'])} in {name} {best['part']}"
+    levels, _, _ = ceilings(probes, kind)
+    if not levels:
+        return text
+    ceiling, rate = levels[0]
+    return f"{text}, {100 * best['rate'] / rate:.0f} % of the {ceiling} peak"
+
+
+def subtitle(marks: pd.DataFrame, cell: tuple[str, str], size: int) -> str:
+    """Network, batch; what is counted, and how."""
+    return (
+        f"{wording.what(*cell)}, batch {size}; {panels.devices(marks)}\n"
+        "each part of the layers, forward and backward; medians over the repeats; "
+        "a mark's area: its share of the stage's time"
+    )

@@ -1,0 +1,106 @@
+"""Where an epoch goes when only some of the images fit on the GPU at a time.
+
+One panel a stage: what the host spends gathering images, what the copies to the GPU take and what
+the kernels take, as shares of the epoch, against the images resident per load; above, the time of
+the epoch. Host and GPU work side by side, so the shares may add up to more than 100 %. What none of
+them fills is waiting: for launches, and at the end of every load for the GPU.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow import panels, style, wording
+
+TABLES = ("transfers",)
+
+PARTS = {
+    "kernel_seconds": ("kernels", style.Mark("#009e73", "v")),
+    "gather_seconds": ("gathering", style.Mark("#5c5c5c", "o")),
+    "upload_seconds": ("copies", style.Mark("#0072b2", "s")),
+}
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """A panel a stage, side by side."""
+    transfers = tables["transfers"]
+    transfers = transfers[transfers["status"] == "ok"]
+    cell = panels.first_cell(transfers)
+    if cell is None:
+        return style.nothing("Transfers were not measured", "No stage of the sweep runs on a GPU.")
+    transfers = panels.of_cell(transfers, cell).copy()
+    for part in PARTS:
+        transfers[part] = 100 * transfers[part] / transfers["epoch_seconds"]
+    stages = panels.on_ladder(transfers["stage"])
+    figure, row = pyplot.subplots(
+        1, len(stages), figsize=(2.0 + 4.6 * len(stages), 5.6), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    style.headline(figure, title(transfers, stages), subtitle(transfers, cell))
+    waiting = []
+    for axes, stage in zip(row.flat, stages, strict=True):
+        waiting.append((axes, draw_stage(axes, transfers[transfers["stage"] == stage], stage)))
+    row.flat[0].set_ylabel("share of the epoch")
+    row.flat[0].set_ylim(0, max(105, transfers[list(PARTS)].max(axis=None) * 1.1))
+    row.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    for axes, labels in waiting:
+        style.end_labels(axes, labels)
+    return figure
+
+
+def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:
+    """Shares by images resident; the labels for the right edge."""
+    host = bool((rows["device_kind"] == "host").all())
+    sizes = sorted(set(rows["resident_images"]))
+    style.quantity_axis(
+        axes, "x", sizes, lambda value: f"{value:,.0f}", steps=(1, 2, 4, 8), base=16, margin=1.4
+    )
+    # The last size but one may lie so near the last that their numbers would overlap.
+    told = [s for s, larger in zip(sizes, [*sizes[1:], np.inf], strict=True) if larger > 2.9 * s]
+    axes.set_xticks(told, [f"{size:,}" for size in told], fontsize=8.5)
+    axes.set_xlabel("images on the GPU per load")
+    axes.grid(False, axis="x")
+    built = f"\n({wording.HOST})" if host else ""
+    axes.set_title(wording.title(stage) + built, fontsize=11, loc="left", pad=22)
+    labels = []
+    for part, (name, mark) in PARTS.items():
+        middle = panels.spread_line(axes, rows, "resident_images", part, mark, host)
+        labels.append(
+            style.Label(sizes[-1], middle.iloc[-1], f"{name} {middle.iloc[-1]:.0f} %", mark.color)
+        )
+    epochs = rows.groupby("resident_images")["epoch_seconds"].median()
+    for size, seconds in epochs[told].items():
+        axes.annotate(
+            wording.duration(seconds), (size, 1.02), xycoords=axes.get_xaxis_transform(),
+            ha="center", fontsize=8.5, color=style.QUIET,
+        )  # fmt: skip
+    return labels
+
+
+def title(transfers: pd.DataFrame, stages: list[str]) -> str:
+    """How much longer an epoch takes by small loads, for the last stage."""
+    rows = transfers[transfers["stage"] == stages[-1]]
+    epochs = rows.groupby("resident_images")["epoch_seconds"].median()
+    least, most = epochs.index.min(), epochs.index.max()
+    if least == most:
+        return f"Where an epoch of {stages[-1]} goes"
+    factor = epochs[least] / epochs[most]
+    return (
+        f"Loads of {least:,} images make an epoch of {stages[-1]} "
+        f"{wording.times(factor)} as long as loads of {most:,}"
+    )
+
+
+def subtitle(transfers: pd.DataFrame, cell: tuple[str, str]) -> str:
+    """Network, device, batch; what is counted, and how."""
+    names = "; ".join(dict.fromkeys(map(wording.device, transfers["device"])))
+    images = transfers["images"]
+    count = f"{images.min():,}" + ("" if images.min() == images.max() else f" to {images.max():,}")
+    epochs = transfers.groupby(["stage", "resident_images"]).size().min()
+    return (
+        f"{wording.what(*cell)}, batch {transfers['batch_size'].iloc[0]}; {names}\n"
+        f"median of {epochs} epochs of {count} images, bars: quartiles; "
+        "the number above each load: time of the epoch"
+    )
