@@ -26,7 +26,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     features = tables["features"]
     cell = panels.first_cell(features)
     if cell is None:
-        return style.nothing("No filters", "No network of the sweep begins with a convolution.")
+        return style.nothing(
+            "There are no filters to show", "No network of the sweep begins with a convolution."
+        )
     features = panels.of_cell(features, cell)
     found = pictures(features[features["kind"] == "filter"])
     image = pictures(features[features["kind"] == "image"])

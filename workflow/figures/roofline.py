@@ -19,8 +19,11 @@ from workflow import panels, style, wording
 TABLES = ("kernels", "probes")
 
 CEILINGS = {
-    "cuda": (("copy_device", "memory"), (("peak_fp32", "fp32"), ("peak_tf32", "TF32"))),
-    "cpu": (("copy_cpu", "memory"), (("blas_all", "BLAS, all cores"), ("blas_one", "one core"))),
+    "cuda": (("copy_device", "memory:"), (("peak_fp32", "fp32"), ("peak_tf32", "TF32"))),
+    "cpu": (
+        ("copy_cpu", "memory, one thread:"),
+        (("blas_all", "BLAS, all cores"), ("blas_one", "one core")),
+    ),
 }
 PART = ["layers", "part"]
 
@@ -32,7 +35,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     kernels = kernels[kernels["part"].isin(["forward", "backward"]) & (kernels["flops"] > 0)]
     cell = panels.first_cell(kernels)
     if cell is None:
-        return style.nothing("No roofline", "There are no kernels with arithmetic in the table.")
+        return style.nothing(
+            "There is no roofline to draw", "There are no kernels with arithmetic in the table."
+        )
     kernels = panels.of_cell(kernels, cell)
     size = max(kernels["batch_size"])
     marks = of_parts(kernels[kernels["batch_size"] == size])

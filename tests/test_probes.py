@@ -1,0 +1,110 @@
+"""The machine's own limits: chains that visit every place, sums that are right, rows that fit."""
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import toy_config
+
+from cnnlib import probes, records
+from cnnlib.device import Device
+from cnnlib.errors import DeviceError
+from cnnlib.probes import Book, Probes, chain, measure_limits
+
+KERNELS = Path(__file__).resolve().parent.parent / "kernels"
+
+
+@pytest.mark.parametrize(("count", "step"), [(1, 1), (2, 16), (1000, 1), (257, 32)])
+def test_a_chain_is_one_cycle_through_all_places(count: int, step: int) -> None:
+    following = chain(count, step)
+    assert len(following) == count * step
+    place, visited = 0, []
+    for _ in range(count):
+        visited.append(place)
+        place = int(following[place])
+    assert place == 0
+    assert sorted(visited) == list(range(0, count * step, step))
+
+
+def run(device: Device, kernel: str, *arguments: object, grid: int = 1, block: int = 1) -> None:
+    Probes(device).kernels[kernel](grid, block, *arguments)
+    device.synchronize()
+
+
+def test_the_kernel_follows_the_chain(device: Device) -> None:
+    following, place = device.array((96,), np.int32), device.array((1,), np.int32)
+    links = chain(6, 16)
+    following.set(links)
+    place.fill_bytes(0)
+    run(device, "follow_chain", following, place, 4)
+    expected = 0
+    for _ in range(4):
+        expected = int(links[expected])
+    assert place.get()[0] == expected
+    run(device, "follow_chain", following, place, 2)
+    assert place.get()[0] == 0
+
+
+def test_multiply_adds_count(device: Device) -> None:
+    sums = device.array((64,))
+    run(device, "multiply_add", sums, 1.0, 1.0, 10, grid=2, block=32)
+    assert (sums.get() == 80).all()
+
+
+def test_numbers_are_copied(device: Device) -> None:
+    source, target = device.array((1000,)), device.array((1000,))
+    numbers = np.arange(1000, dtype=np.float32)
+    source.set(numbers)
+    run(device, "copy_numbers", source, target, 1000, grid=3, block=32)
+    assert np.array_equal(target.get(), numbers)
+
+
+def test_shared_chain_is_followed(device: Device) -> None:
+    book = Book(deadline=time.perf_counter())
+    Probes(device).follow_shared(book, 1024)
+    assert [row["probe"] for row in book.rows] == ["chase_shared"]
+
+
+def test_a_cpu_has_limits_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(probes, "CPU_CHAINS", [2**13, 2**16])
+    monkeypatch.setattr(probes, "CPU_COPIES", [2**17])
+    config = toy_config(sweep={"device": "host"}, measuring={"probe_seconds": 0.001})
+    records.write(tmp_path / "probes.csv", "probes", measure_limits(config))
+    rows = records.read(tmp_path / "probes.csv", "probes")
+    assert set(rows.probe) == {"chase_cpu", "copy_cpu", "blas_one", "blas_all"}
+    assert set(rows.device_kind) == {"cpu"}
+    assert set(rows.status) == {"ok"}
+    assert (rows.rate > 0).all()
+    # no time: nothing is measured twice
+    assert not rows.duplicated(["probe", "size_bytes"]).any()
+    chased = rows[rows.probe == "chase_cpu"]
+    assert (chased.rate == chased.seconds).all()
+
+
+def test_what_fails_is_unavailable_and_the_rest_goes_on() -> None:
+    book = Book()
+    with book.probing("one", "two"):
+        raise DeviceError("no")
+    with book.probing("three"):
+        book.repeat("three", lambda: 0.5, "GB/s", 2.0, 8)
+    assert [(row["probe"], row["status"]) for row in book.rows][:3] == [
+        ("one", "unavailable"), ("two", "unavailable"), ("three", "ok"),
+    ]  # fmt: skip
+    assert {row["rate"] for row in book.rows[2:]} == {4.0}
+    assert len(book.rows) == 2 + probes.REPEATS
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc here")
+def test_a_gpu_compiles_them(tmp_path: Path) -> None:
+    source = tmp_path / "probes.cu"
+    source.write_text('#include "portable.cuh"\n#define LAYER probe\n#include "probes.cuh"\n')
+    target = tmp_path / "probes.cubin"
+    command = ["nvcc", "-arch=sm_90", "-cubin", f"-I{KERNELS}", "-o", str(target), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    names = target.read_bytes()
+    for kernel in (*probes.KERNELS, *probes.CUDA_KERNELS):
+        assert f"probe_{kernel}".encode() in names

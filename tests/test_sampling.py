@@ -1,0 +1,234 @@
+"""Sensors read beside a run: what becomes of readings, and that the reader troubles nobody."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnlib import sampling
+from cnnlib.sampling import Gpu, Reading, Sampler, host_memory, window_energy
+
+GB = 2**30
+
+
+class Nvml(SimpleNamespace):
+    """Stands for pynvml; a name in `broken` raises."""
+
+    NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS = 186, 0
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+
+    def __init__(self, *broken: str, processes: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        watts = SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=250_000))
+        answers: dict[str, Any] = {
+            "nvmlInit": None,
+            "nvmlDeviceGetHandleByPciBusId": "handle",
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=2 * GB, total=80 * GB),
+            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=70),
+            "nvmlDeviceGetFieldValues": [watts],
+            "nvmlDeviceGetPowerUsage": 100_000,
+            "nvmlDeviceGetTotalEnergyConsumption": 5_000,
+            "nvmlDeviceGetClockInfo": 1980,
+            "nvmlDeviceGetTemperature": 40,
+            "nvmlDeviceGetComputeRunningProcesses": [
+                SimpleNamespace(pid=pid, usedGpuMemory=GB) for pid in processes
+            ],
+        }
+        for name, answer in answers.items():
+            setattr(self, name, self._fail if name in broken else lambda *_, a=answer: a)
+
+    def _fail(self, *_: object) -> None:
+        raise RuntimeError("NVML error")
+
+
+def read(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    values = Gpu("0000:01:00.0", process=77).read()
+    return dict(zip(Reading._fields[1:9], values, strict=True))
+
+
+def test_every_sensor_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(Nvml(processes=(5, 77)), monkeypatch) == {
+        "device_memory_mib": 2048, "device_memory_total_mib": 81920, "process_memory_mib": 1024,
+        "utilization_percent": 70, "power_watts": 250, "energy_joules": 5, "sm_clock_mhz": 1980,
+        "temperature_celsius": 40,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "column"),
+    [
+        ("nvmlDeviceGetMemoryInfo", "device_memory_mib"),
+        ("nvmlDeviceGetUtilizationRates", "utilization_percent"),
+        ("nvmlDeviceGetTotalEnergyConsumption", "energy_joules"),
+        ("nvmlDeviceGetClockInfo", "sm_clock_mhz"),
+        ("nvmlDeviceGetTemperature", "temperature_celsius"),
+        ("nvmlDeviceGetComputeRunningProcesses", "process_memory_mib"),
+    ],
+)
+def test_a_sensor_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, query: str, column: str
+) -> None:
+    values = read(Nvml(query, processes=(77,)), monkeypatch)
+    missing = {name for name, value in values.items() if math.isnan(value)}
+    assert column in missing
+    assert missing <= {column, "device_memory_total_mib"}
+
+
+def test_power_of_an_older_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(Nvml("nvmlDeviceGetFieldValues"), monkeypatch)["power_watts"] == 100
+
+
+def test_a_container_knows_its_process_by_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(Nvml(processes=(5,)), monkeypatch)["process_memory_mib"] == 1024
+    assert math.isnan(read(Nvml(processes=(5, 6)), monkeypatch)["process_memory_mib"])
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(processes=(77,)))
+    gpu = Gpu("0000:01:00.0", process=77)
+    gpu.read()
+    # gone again: whoever else is there must not be taken for it
+    gpu._nvml = Nvml(processes=(5,))
+    assert math.isnan(gpu.read()[2])
+
+
+def test_readings_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(processes=(5,)))
+    with Sampler(0.002) as sampler:
+        sampler.attach("0000:01:00.0")
+        time.sleep(0.1)
+        sampler.phase("train")
+        time.sleep(0.3)
+        sampler.phase("evaluate")
+        time.sleep(0.1)
+    rows = sampler.rows()
+    assert [row["sample"] for row in rows] == list(range(1, len(rows) + 1))
+    phases = [row["phase"] for row in rows]
+    assert sorted(set(phases), key=phases.index) == ["open", "train", "evaluate"]
+    assert phases == sorted(phases, key=["open", "train", "evaluate"].index)
+    # all of the steady phase, some of the others
+    assert phases.count("train") > 3 * phases.count("evaluate") > 0
+    trained = [row for row in rows if row["phase"] == "train"]
+    assert all(row["status"] == "ok" for row in trained)
+    assert all(row["device_memory_mib"] == 2048 for row in trained)
+    assert trained[0]["time_seconds"] >= 0.09
+    assert all(row["host_memory_mib"] > 1 for row in trained)
+
+
+def test_without_nvml_the_host_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml("nvmlInit"))
+    with Sampler(0.01) as sampler:
+        sampler.attach("0000:01:00.0")
+        sampler.phase("train")
+        time.sleep(0.3)
+    rows = sampler.rows()
+    assert rows
+    assert {row["status"] for row in rows} == {"unavailable"}
+    assert all(math.isnan(row["power_watts"]) for row in rows)
+    assert sampler.energy(100)["status"] == "unavailable"
+
+
+def test_the_reader_ends_with_the_run() -> None:
+    with Sampler(0.01) as sampler:
+        pid = sampler.pid
+        assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_reader_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "PATIENCE", 0.2)
+    began = time.monotonic()
+    with Sampler(0.01) as sampler:
+        pid = sampler.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+    assert time.monotonic() - began < 5
+    assert sampler.rows() == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_reader_that_dies_is_no_error() -> None:
+    with Sampler(0.01) as sampler:
+        assert sampler.pid is not None
+        os.kill(sampler.pid, signal.SIGKILL)
+        time.sleep(0.05)
+        sampler.attach("0000:01:00.0")
+        sampler.phase("train")
+    assert sampler.rows() == []
+    assert sampler.energy(1)["status"] == "unavailable"
+
+
+def test_a_killed_run_leaves_no_reader() -> None:
+    program = (
+        "import time\nfrom cnnlib.sampling import Sampler\n"
+        "with Sampler(0.01) as sampler:\n    print(sampler.pid, flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        reader = int(run.stdout.readline())
+        run.kill()
+        run.wait()
+        for _ in range(100):
+            if not alive(reader):
+                return
+            time.sleep(0.05)
+    raise AssertionError("the reader outlives the run")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie that nobody has waited for."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_energy_of_a_counter_that_jumps() -> None:
+    times = np.arange(0, 1, 0.01)
+    counter = 100.0 * np.floor(times / 0.1 + 1e-9)  # 1000 W, seen ten times a second
+    assert window_energy(times, counter, 0.25, 0.75) == pytest.approx(500)
+    assert window_energy(times, counter, 0.05, 0.98) == pytest.approx(930)
+    assert math.isnan(window_energy(times, counter, 0.25, 0.45))
+    assert math.isnan(window_energy(times, np.full(100, np.nan), 0.0, 1.0))
+
+
+def test_energy_of_a_run() -> None:
+    sampler = Sampler(0.01)
+    sampler._phases = [(0.0, "open"), (1.0, "sustain"), (2.0, "close"), (3.0, "")]
+    times = np.arange(0, 3, 0.02)
+    sampler._readings = np.array(
+        [Reading(at, power_watts=80 + 10 * at, energy_joules=300 * at) for at in times]
+    )
+    row = sampler.energy(5000)
+    assert row["status"] == "ok"
+    assert row["images"] == 5000
+    assert row["window_seconds"] == 1.0
+    assert row["energy_joules"] == pytest.approx(300)
+    assert row["idle_watts"] == 80
+
+
+def test_memory_of_this_process_and_its_children() -> None:
+    alone = host_memory(os.getpid())
+    assert 5 < alone < 1e6
+    child = subprocess.Popen([sys.executable, "-c", "x = bytearray(10**8); input()"],
+                             stdin=subprocess.PIPE)  # fmt: skip
+    try:
+        for _ in range(100):
+            if host_memory(os.getpid()) > alone + 90:
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("the child's memory is not seen")
+    finally:
+        child.communicate(b"\n")
+    assert math.isnan(host_memory(2**22 + 1))
