@@ -36,13 +36,16 @@ def test_kinds_and_defaults() -> None:
     assert isinstance(digits, IdxSpec)
     assert digits.shape == (1, 28, 28)
     assert digits.mirrors == []
+    assert digits.hard_images == []
     assert digits.train_count is None
     blobs = SPEC.validate_python(synthetic())
     assert isinstance(blobs, SyntheticSpec)
     assert (blobs.train_count, blobs.test_count) == (9, 6)
 
 
-@pytest.mark.parametrize("settings", [idx(mirrors=[{"folder": "here"}]), synthetic(seed=5)])
+@pytest.mark.parametrize(
+    "settings", [idx(mirrors=[{"folder": "here"}], hard_images=[7, 2]), synthetic(seed=5)]
+)
 def test_settings_survive_writing_and_reading(settings: dict[str, Any]) -> None:
     spec = SPEC.validate_python(settings)
     assert SPEC.validate_python(spec.model_dump(mode="json")) == spec
@@ -76,6 +79,9 @@ def test_settings_survive_writing_and_reading(settings: dict[str, Any]) -> None:
         (synthetic(seed=-1), "seed", "greater than or equal to 0"),
         (synthetic(train_images="9"), "train_images", "valid integer"),
         (synthetic(mirrors=[]), "mirrors", "not permitted"),
+        (synthetic(hard_images=[3, -1]), "hard_images.1", "greater than or equal to 0"),
+        (synthetic(hard_images=[True]), "hard_images.0", "valid integer"),
+        (idx(hard_images=[3, 1, 3]), "hard_images", "named twice"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(settings: dict[str, Any], where: str, message: str) -> None:

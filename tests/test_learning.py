@@ -59,10 +59,13 @@ def test_it_is_the_same_training(stage: Stage, data: Dataset, device: Device) ->
 
 
 def test_exact_stages_believe_the_same(data: Dataset, device: Device) -> None:
-    found = []
+    found, weights = [], []
     for stage in (naive.STAGE, gemm.STAGE, fused.STAGE):
         with opened(stage, data, device) as engine:
             found.append(curve(engine, data)[1])
+            weights.append(engine.parameters)
+    for other in weights[1:]:
+        assert np.abs(other - weights[0]).max() < 1e-4
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
             assert (one["images"], one["digit"]) == (other["images"], other["digit"])

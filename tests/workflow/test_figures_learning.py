@@ -2,17 +2,22 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from cnnlib import records
 from workflow import modules, recognition, style, wording
 from workflow.draw import METADATA
+from workflow.experiment import Experiment
 
+ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("learning", "discern", "discern_images")
 IMAGES = (0, 64, 128, 256, 512, 960, 1920)
 EPOCH = 960
@@ -266,6 +271,21 @@ def test_pictures_are_dark_on_light_or_in_their_colours() -> None:
     assert colour.shape == (2, 2, 3)
     assert colour[0, 1].tolist() == [1, 5, 9]
     assert recognition.picture_of(pictures, "mnist", 7) is None
+
+
+def test_other_images_to_watch_are_other_runs_of_the_same_data() -> None:
+    first, second = (Experiment(settings_watching(index)) for index in (7, 8))
+    wildcards = SimpleNamespace(
+        dataset="mnist", network="lenet5", stage="gemm", batch_size="64", repeat="1"
+    )
+    assert first.dataset_settings(wildcards) == second.dataset_settings(wildcards)
+    assert first.run_settings(wildcards) != second.run_settings(wildcards)
+
+
+def settings_watching(index: int) -> dict:
+    shipped = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    shipped["datasets"]["mnist"]["hard_images"] = [index]
+    return shipped
 
 
 # titles -----------------------------------------------------------------------------------------
