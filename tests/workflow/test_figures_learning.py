@@ -304,7 +304,10 @@ def test_titles_say_what_the_tables_say() -> None:
     assert found[0] == (
         "After the same images all stages always agree: probabilities to within 0.01 points"
     )
+    assert found[2].startswith("Compared: 3 test images at 6 moments")
     assert "Not looked at: naive." in found[2]
+    found = texts(drawn("discern_images", made_up(["gemm"])))
+    assert (found[0], found[2]) == ("What gemm takes the images for", "")
 
 
 def test_a_difference_between_stages_is_in_the_title() -> None:

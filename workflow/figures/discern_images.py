@@ -102,8 +102,14 @@ def points(share: float) -> str:
 def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
     """How much is compared; which stages were not looked at."""
     missing = sorted(set(recognition.one_run(epochs)["stage"]) - set(rows["stage"]))
-    text = (
-        f"Compared: {rows['digit'].nunique()} test images at {rows['images'].nunique()} moments, "
-        "those shown and others; a case is an image at a moment. Points are percentage points."
-    )
-    return text + (f" Not looked at: {', '.join(missing)}." if missing else "")
+    found = compare(rows)
+    parts = []
+    if len(found):
+        parts.append(
+            f"Compared: {found['digit'].nunique()} test images at {found['images'].nunique()} "
+            "moments, those shown and others; a case is an image at a moment. Points are "
+            "percentage points."
+        )
+    if missing:
+        parts.append(f"Not looked at: {', '.join(missing)}.")
+    return " ".join(parts)
