@@ -20,6 +20,9 @@ run: $(ENV)/base  ## run the whole experiment of config.yaml and draw its figure
 figures: $(ENV)/base  ## draw the figures again from results that are there
 	$(SNAKEMAKE) figures $(ARGS)
 
+report: $(ENV)/base  ## everything on one page: report.html in the results
+	$(SNAKEMAKE) page $(ARGS)
+
 test: $(ENV)/dev  ## run the tests
 	$(ENV)/bin/python -m pytest $(ARGS)
 
@@ -60,4 +63,4 @@ $(ENV)/base: requirements/base.txt requirements/cuda.txt
 $(ENV)/dev: $(ENV)/base requirements/dev.txt
 	@$(PIP) -r requirements/dev.txt && touch $@
 
-.PHONY: help run figures test lint format lock clean distclean
+.PHONY: help run figures report test lint format lock clean distclean

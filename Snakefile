@@ -28,3 +28,4 @@ rule all:
     input:
         rules.figures.input,
         rules.tables.input,
+        rules.page.output,

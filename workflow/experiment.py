@@ -51,6 +51,31 @@ class Experiment:
         ]
 
     @property
+    def figure_pictures(self) -> list[str]:
+        """Of those, the ones that stay sharp at any size."""
+        return [path for path in self.figure_files if path.endswith(".svg")]
+
+    @property
+    def table_pages(self) -> list[str]:
+        """Of the tables, the files for people."""
+        return [path for path in self.table_files if path.endswith(".md")]
+
+    @property
+    def provenance(self) -> str:
+        """Where one run says by what it was measured; the last stage of the ladder stands for all.
+
+        Published results keep that of one run.
+        """
+        if self.tables_are_given:
+            return f"{self.results}/provenance/run.json"
+        return f"{self.results}/{self.runs[len(self.config.sweep.stages) - 1].folder}/run.json"
+
+    @property
+    def captions(self) -> list[str]:
+        """What the figures say of themselves, so that a new wording makes the report anew."""
+        return [modules.docstring("figures", name) for name in self.wanted_figures]
+
+    @property
     def settings_file(self) -> str:
         """The whole config of the experiment, merged and with its defaults."""
         return f"{self.results}/config.yaml"

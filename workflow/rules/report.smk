@@ -36,3 +36,26 @@ rule draw:
 rule figures:
     input:
         EXPERIMENT.figure_files,
+
+
+rule page:
+    # The report for readers; `snakemake --report` makes another, of the workflow itself.
+    input:
+        figures=EXPERIMENT.figure_pictures,
+        tables=EXPERIMENT.table_pages,
+        provenance=EXPERIMENT.provenance,
+        code=[
+            "workflow/page.py",
+            "workflow/report/page.html.j2",
+        ],
+    output:
+        "<results>/report.html",
+    log:
+        "<results>/logs/page.log",
+    conda:
+        "../envs/cnn.yaml"
+    params:
+        captions=EXPERIMENT.captions,
+    shell:
+        "python -m workflow.page --figures {input.figures} --tables {input.tables}"
+        " --provenance {input.provenance} --out {output} 2>&1 | tee {log}"
