@@ -32,17 +32,22 @@ GPU_LINE, CPU_LINE, WORD = 128, 64, 4
 THREADS = 256
 COPIES = [4**k for k in range(1, 15)]
 """Bytes copied between host and device: 4 B to 256 MB."""
-SHARED_CHAINS = [2**k * KIB for k in range(8)]
-GPU_CHAINS = [2**k * KIB for k in range(2, 19)]
-CPU_CHAINS = [2**k * KIB for k in range(3, 18)]
+SHARED_CHAINS = [*(2**k * KIB for k in range(8)), 192 * KIB]
+GPU_CHAINS = [2**k * KIB for k in range(21)]
+CPU_CHAINS = [2**k * KIB for k in range(3, 19)]
 CPU_COPIES = [2**k * KIB for k in range(7, 18)]
 """From a size on at which numpy's call takes no time beside the copy."""
 ALONG, WARMING = 8192, 300_000
-"""Hops timed at once, and at most before, so that what fits a cache is in it."""
+"""Hops timed at once, at least, and hops at most before, so that what fits a cache is in it."""
+WALK_SECONDS = 0.01
+"""A walk is timed about so long, if ALONG hops do not take longer: a launch empties a GPU's L1, and
+the first round through a chain that fits it must not count."""
 LAUNCHES = 500
 BARRIERS = 2000
 ROUNDS = 8192
 MATRIX = 1024
+DEVICE_COPY = 64 * MIB
+"""Numbers copied from device memory to device memory: 256 MB."""
 
 KERNELS = ("follow_chain", "follow_chain_shared", "do_nothing", "wait_in_block", "copy_numbers",
            "multiply_add")  # fmt: skip
@@ -159,8 +164,10 @@ class Probes:
             return self.kernels["follow_chain"].bind(1, 1, following, place, number)
 
         hops(min(count, WARMING))()
-        walk = hops(ALONG)
-        book.repeat(probe, lambda: self.time(walk) / ALONG, size=size)
+        each = self.time(hops(ALONG)) / ALONG
+        number = max(ALONG, round(WALK_SECONDS / max(each, 1e-9)))
+        walk = hops(number)
+        book.repeat(probe, lambda: self.time(walk) / number, size=size)
         following.free()
         place.free()
 
@@ -268,7 +275,7 @@ def probe_grid_barrier(book: Book, probes: Probes) -> None:
 
 def probe_device_copy(book: Book, probes: Probes) -> None:
     """From device memory to device memory; bytes read and bytes written count."""
-    device, count = probes.device, 64 * MIB
+    device, count = probes.device, DEVICE_COPY
     source, target = device.array((count,)), device.array((count,))
     source.fill_bytes(1)
     copy = probes.kernels["copy_numbers"].bind(
@@ -347,7 +354,7 @@ def probe_cpu(book: Book) -> None:
 def probe_cpu_copy(book: Book, size: int) -> None:
     """numpy copying from one half of `size` bytes to the other, one thread."""
     source, target = np.ones(size // 2, np.uint8), np.zeros(size // 2, np.uint8)
-    times = max(1, 8 * MIB // size)
+    times = max(1, 128 * MIB // size)
 
     def copy() -> float:
         began = time.perf_counter()

@@ -57,10 +57,12 @@ ENTRY(multiply_add)(float* sums, float factor, float step, int rounds) {
 #ifdef __CUDACC__
 
 // A barrier of the whole grid, whose blocks must all be resident: each adds itself to `arrived` and waits
-// until all have come this time. Whoever waits too long says so in `failed`, and nobody waits any more.
+// until all have come this time. Whoever waits too long says so in `failed`, and nobody waits any more;
+// the others look there only when they have waited long themselves.
 ENTRY(wait_in_grid)(unsigned* arrived, unsigned* failed, int rounds) {
     constexpr int PATIENCE = 1 << 22;
     for (int round = 1; round <= rounds; ++round) {
+        int gone = 0;
         __syncthreads();
         if (threadIdx.x == 0) {
             const unsigned wanted = round * gridDim.x;
@@ -70,19 +72,19 @@ ENTRY(wait_in_grid)(unsigned* arrived, unsigned* failed, int rounds) {
                 asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
                 if (seen >= wanted) break;
                 if (spins == PATIENCE || (spins % 1024 == 1023 && *static_cast<volatile unsigned*>(failed))) {
-                    *static_cast<volatile unsigned*>(failed) = 1;
+                    *static_cast<volatile unsigned*>(failed) = gone = 1;
                     break;
                 }
             }
         }
-        __syncthreads();
-        if (*static_cast<volatile unsigned*>(failed)) return;
+        if (__syncthreads_or(gone)) return;
     }
 }
 
 // Tensor cores: products of 16x8 and 8x8 ones, in TF32, added to CHAINS sums of 16x8; each number of each
 // sum ends at 8 * rounds. Written for every warp: the sum of a lane's numbers.
 ENTRY(multiply_matrices)(float* sums, int rounds) {
+#if __CUDA_ARCH__ >= 800  // what is older has no TF32; the sums stay unwritten
     constexpr int CHAINS = 4;
     float c[CHAINS][4] = {};
     const unsigned one = __float_as_int(1.0f);
@@ -99,6 +101,7 @@ ENTRY(multiply_matrices)(float* sums, int rounds) {
     for (int chain = 0; chain < CHAINS; ++chain)
         for (int j = 0; j < 4; ++j) total += c[chain][j];
     sums[blockIdx.x * blockDim.x + threadIdx.x] = total;
+#endif
 }
 
 #endif

@@ -10,9 +10,10 @@ import pytest
 from toys import toy_config
 
 from cnnlib import probes, records
-from cnnlib.device import Device
+from cnnlib.device import Device, open_device
+from cnnlib.device.cuda import gpu_present
 from cnnlib.errors import DeviceError
-from cnnlib.probes import Book, Probes, chain, measure_limits
+from cnnlib.probes import Book, Probes, chain, measure_limits, probe_gpu
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 
@@ -62,6 +63,23 @@ def test_numbers_are_copied(device: Device) -> None:
     assert np.array_equal(target.get(), numbers)
 
 
+def test_a_block_waits_so_often(device: Device) -> None:
+    waited = device.array((3,), np.int32)
+    run(device, "wait_in_block", waited, 5, grid=3, block=64)
+    assert (waited.get() == 5).all()
+
+
+def test_a_walk_is_long_enough_for_its_beginning_not_to_count(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, timed = Book(deadline=time.perf_counter()), Probes(device)
+    monkeypatch.setattr(timed, "time", lambda call: (call(), 1e-5)[1])
+    timed.follow(book, "chase_global", 4096, 128)
+    # a walk of ALONG hops took 10 us, so one of WALK_SECONDS has so many more
+    hops = probes.ALONG * probes.WALK_SECONDS / 1e-5
+    assert book.rows[0]["seconds"] == pytest.approx(1e-5 / hops, rel=1e-3)
+
+
 def test_shared_chain_is_followed(device: Device) -> None:
     book = Book(deadline=time.perf_counter())
     Probes(device).follow_shared(book, 1024)
@@ -82,6 +100,76 @@ def test_a_cpu_has_limits_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert not rows.duplicated(["probe", "size_bytes"]).any()
     chased = rows[rows.probe == "chase_cpu"]
     assert (chased.rate == chased.seconds).all()
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes at which everything is measured within a second, on a slow CPU too."""
+    for name, sizes in (
+        ("SHARED_CHAINS", [2**10, 2**30]), ("GPU_CHAINS", [2**12]), ("COPIES", [4, 2**12]),
+        ("CPU_CHAINS", [2**13]), ("CPU_COPIES", [2**17]),
+    ):  # fmt: skip
+        monkeypatch.setattr(probes, name, sizes)
+    for name, number in (
+        ("DEVICE_COPY", 2**20), ("ROUNDS", 16), ("BARRIERS", 10), ("LAUNCHES", 10),
+        ("MATRIX", 64), ("WALK_SECONDS", 1e-4),
+    ):  # fmt: skip
+        monkeypatch.setattr(probes, name, number)
+
+
+def test_without_a_compiler_only_the_chain_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    rows = measure_limits(toy_config(sweep={"device": "host"}))
+    standing = {row["probe"]: row["status"] for row in rows}
+    assert standing == {
+        "chase_cpu": "unavailable", "copy_cpu": "ok", "blas_one": "ok", "blas_all": "ok",
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(gpu_present(), reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_must_be_there() -> None:
+    with pytest.raises(DeviceError, match="device cuda does not work here"):
+        measure_limits(toy_config(sweep={"device": "cuda"}))
+
+
+ASKED = {
+    "launch", "launch_host", "event", "barrier_block", "barrier_grid", "chase_shared",
+    "chase_global", "copy_device", "peak_fp32", "peak_tf32", "copy_up_pageable",
+    "copy_down_pageable", "copy_up_pinned", "copy_down_pinned",
+}  # fmt: skip
+
+
+def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the host in its place, which lacks only the kernels that no CPU has."""
+    small(monkeypatch)
+
+    def lacking(book: Book, probes: Probes) -> None:
+        raise DeviceError("only on a GPU")
+
+    monkeypatch.setattr(probes, "probe_grid_barrier", lacking)
+    monkeypatch.setattr(probes, "probe_tensor_cores", lacking)
+    book = Book(deadline=time.perf_counter())
+    with open_device("host") as host:
+        probe_gpu(book, host)
+    assert {row["probe"] for row in book.rows} == ASKED
+    missing = {row["probe"] for row in book.rows if row["status"] != "ok"}
+    assert missing == {"barrier_grid", "peak_tf32"}
+    good = [row for row in book.rows if row["status"] == "ok"]
+    # a chain that no block's shared memory holds is not tried
+    assert {row["size_bytes"] for row in good if row["probe"] == "chase_shared"} == {2**10}
+    for row in good:
+        if row["unit"] == "GB/s":
+            moved = row["size_bytes"] * (2 if row["probe"] == "copy_device" else 1)
+            assert row["rate"] == pytest.approx(moved / row["seconds"] / 1e9)
+
+
+@pytest.mark.gpu
+def test_a_gpu_answers_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    rows = measure_limits(toy_config(sweep={"device": "cuda"}))
+    of_gpu = [row for row in rows if row["device_kind"] == "cuda"]
+    assert {row["probe"] for row in of_gpu} == ASKED
+    assert {row["status"] for row in of_gpu} == {"ok"}
 
 
 def test_what_fails_is_unavailable_and_the_rest_goes_on() -> None:
