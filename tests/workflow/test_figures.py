@@ -7,6 +7,7 @@ from matplotlib import pyplot
 
 from cnnlib import records
 from workflow import modules, style
+from workflow.draw import name_clips
 
 RAW = [
     name
@@ -34,3 +35,18 @@ def test_its_caption_says_what_to_see(name: str) -> None:
     caption = modules.docstring("figures", name)
     assert len(caption.split()) > 25
     assert caption.splitlines()[0].endswith(".")
+
+
+def test_clip_paths_are_named_by_what_is_in_them() -> None:
+    def svg(first: str, second: str) -> str:
+        rect = '<rect x="1" y="2" width="3" height="4"/>'
+        return (
+            f'<g clip-path="url(#{first})"/><g clip-path="url(#{second})"/>\n<defs>\n'
+            f'  <clipPath id="{first}">\n   {rect}\n  </clipPath>\n'
+            f'  <clipPath id="{second}">\n   {rect.replace("1", "9")}\n  </clipPath>\n</defs>\n'
+        )
+
+    assert name_clips(svg("p1", "p2")) == name_clips(svg("pa", "pb"))
+    assert name_clips(svg("p1", "p2")).count("<clipPath") == 2
+    same = '<clipPath id="p{}">\n <rect x="1"/>\n</clipPath>\n<a clip-path="url(#p{})"/>\n'
+    assert name_clips(same.format(1, 1) + same.format(2, 2)).count("<clipPath") == 1
