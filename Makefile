@@ -23,6 +23,9 @@ figures: $(ENV)/base  ## draw the figures again from results that are there
 report: $(ENV)/base  ## everything on one page: report.html in the results
 	$(SNAKEMAKE) page $(ARGS)
 
+poster: $(ENV)/base  ## one A1 page to hang up: poster.pdf in the results (needs Chromium)
+	$(SNAKEMAKE) poster $(ARGS)
+
 test: $(ENV)/dev  ## run the tests
 	$(ENV)/bin/python -m pytest $(ARGS)
 
@@ -63,4 +66,4 @@ $(ENV)/base: requirements/base.txt requirements/cuda.txt
 $(ENV)/dev: $(ENV)/base requirements/dev.txt
 	@$(PIP) -r requirements/dev.txt && touch $@
 
-.PHONY: help run figures report test lint format lock clean distclean
+.PHONY: help run figures report poster test lint format lock clean distclean

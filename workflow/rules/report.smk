@@ -59,3 +59,25 @@ rule page:
     shell:
         "python -m workflow.page --figures {input.figures} --tables {input.tables}"
         " --provenance {input.provenance} --out {output} 2>&1 | tee {log}"
+
+
+rule poster:
+    # Not part of `all`: it needs Chromium, which prints it.
+    input:
+        figures=EXPERIMENT.figure_pictures,
+        ladder=EXPERIMENT.table("ladder", "md"),
+        summary=EXPERIMENT.table("summary"),
+        code=[
+            "workflow/poster.py",
+            "workflow/page.py",
+            "workflow/report/poster.html.j2",
+        ],
+    output:
+        "<results>/poster.pdf",
+    log:
+        "<results>/logs/poster.log",
+    conda:
+        "../envs/cnn.yaml"
+    shell:
+        "python -m workflow.poster --figures {input.figures} --ladder {input.ladder}"
+        " --summary {input.summary} --out {output} 2>&1 | tee {log}"

@@ -1,0 +1,142 @@
+"""The poster: one A1 page with the question, the ladder and the figures that carry the message.
+
+python -m workflow.poster --figures FILE.svg... --ladder ladder.md --summary summary.csv --out FILE
+
+Laid out as a web page and printed by Chromium, which keeps the figures as vectors.
+"""
+
+import argparse
+import base64
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from cnnlib.errors import DataError, UserError
+from cnnlib.files import write_whole
+from workflow import modules, page, wording
+
+TEMPLATE = modules.HERE / "report" / "poster.html.j2"
+# Six figures and the digits; where one is missing the next takes its place.
+WANTED = (
+    "discern", "speedup", "learning", "profile", "roofline", "memory_latency", "memory", "energy",
+    "latency", "transfers", "push_pull", "filters",
+)  # fmt: skip
+COUNT = 7
+TALL = {"discern"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+METHOD = (
+    "Every stage starts from the same weights, sees the same batches in the same order and is "
+    "checked against a float64 reference before a clock starts. Times are medians of whole epochs, "
+    "shuffling, gathering and transfers included. * timed on a part and scaled."
+)
+
+
+def main() -> None:
+    """Read the arguments, print the poster."""
+    parser = argparse.ArgumentParser(prog="python -m workflow.poster", description=__doc__)
+    parser.add_argument("--figures", type=Path, nargs="+", required=True, help="files .svg")
+    parser.add_argument("--ladder", type=Path, required=True, help="ladder.md")
+    parser.add_argument("--summary", type=Path, required=True, help="summary.csv")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    html = render(given.figures, given.ladder, pd.read_csv(given.summary))
+    with write_whole(given.out) as temporary:
+        print_page(html, temporary)
+
+
+def render(figures: list[Path], ladder: Path, summary: pd.DataFrame) -> str:
+    """The poster as a web page of exactly one A1 sheet."""
+    there = {path.stem: path for path in figures}
+    chosen = [name for name in WANTED if name in there][:COUNT]
+    cells = sum(2 if name in TALL else 1 for name in chosen)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(page.text(TEMPLATE)).render(
+        question=page.TITLE,
+        result=result(summary),
+        ladder=short(page.blocks(page.text(ladder))),
+        figures=[
+            {
+                "name": name,
+                "shape": "tall" if name in TALL else "",
+                "image": base64.b64encode(page.text(there[name]).encode()).decode(),
+            }
+            for name in chosen
+        ],
+        rows=max(1, -(-cells // 2)),
+        method=METHOD,
+    )
+
+
+def short(blocks: list[page.Block]) -> list[page.Block]:
+    """The first table's stage, change, last time and last speedup: the rest is in the report."""
+    for kind, rows in blocks:
+        if kind == "table":
+            heads = rows[0]
+            wanted = [
+                *(i for i, head in enumerate(heads) if head in ("stage", "what changes")),
+                *[i for i, head in enumerate(heads) if head.startswith("epoch")][-1:],
+                *[i for i, head in enumerate(heads) if head.startswith("speedup")][-1:],
+            ]
+            return [("table", [[row[i] for i in wanted] for row in rows])]
+    return []
+
+
+def result(summary: pd.DataFrame) -> str:
+    """The largest speedup that was measured, in one sentence; host-built kernels do not count."""
+    measured = summary[(summary["device_kind"] != "host") & summary["speedup"].notna()]
+    if not len(measured):
+        return "No speedup was measured."
+    best = measured.loc[measured["speedup"].idxmax()]
+    scaled = " (extrapolated)" if best["baseline_extrapolated"] else ""
+    return (
+        f"On {wording.device(str(best['device']))}, {best['stage']} trains "
+        f"{wording.NETWORKS.get(best['network'], best['network'])} "
+        f"{wording.times(best['speedup'])} faster than {best['baseline']}{scaled}: "
+        f"an epoch in {wording.duration(best['epoch_seconds'])} at batch {best['batch_size']}."
+    )
+
+
+def find_browser() -> str:
+    """Chromium's program; UserError with the remedy where there is none."""
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    raise UserError(
+        f"the poster is printed by Chromium, which is not here ({', '.join(BROWSERS)}); "
+        "on Debian: apt-get install chromium"
+    )
+
+
+def print_page(html: str, out: Path) -> None:
+    """Print a page to a PDF file; the date that Chromium writes is made to be nothing."""
+    browser = find_browser()
+    with tempfile.TemporaryDirectory() as scratch:
+        source, printed = Path(scratch, "poster.html"), Path(scratch, "poster.pdf")
+        source.write_text(html, encoding="utf-8")
+        done = subprocess.run(
+            [
+                browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                f"--user-data-dir={scratch}/profile", "--no-pdf-header-footer",
+                "--disable-pdf-tagging",  # tags are numbered in no fixed order
+                f"--print-to-pdf={printed}", source.as_uri(),
+            ],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        if not printed.exists():
+            raise DataError(f"{browser} has printed nothing: {done.stderr.strip()[-300:]}")
+        date = re.compile(rb"(?<=Date \(D:)\d{14}")
+        out.write_bytes(date.sub(b"20000101000000", printed.read_bytes()))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
