@@ -132,7 +132,7 @@ def title(parts: pd.DataFrame, sizes: list[int], stages: list[str]) -> str:
     largest = group.nlargest(1, "seconds").iloc[0]
     return (
         f"Kernels fill {100 * share:.0f} % of a step of {gpu[-1]} at batch {sizes[-1]}, "
-        f"most of it {name_of(largest)} {largest['part']}"
+        f"the largest part {name_of(largest)} {largest['part']}"
     )
 
 
