@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cnnlib import sampling
-from cnnlib.sampling import Gpu, Reading, Sampler, host_memory, window_energy
+from cnnlib.sampling import Gpu, Reading, Sampler, host_memory, sustain, window_energy
 
 GB = 2**30
 
@@ -97,6 +97,16 @@ def test_a_container_knows_its_process_by_another_number(monkeypatch: pytest.Mon
     assert math.isnan(gpu.read()[2])
 
 
+def test_nvml_vanishes_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = Nvml(processes=(77,))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    gpu = Gpu("0000:01:00.0", process=77)
+    assert not any(map(math.isnan, gpu.read()))
+    for name in [name for name in vars(nvml) if name.startswith("nvml")]:
+        setattr(nvml, name, nvml._fail)
+    assert all(map(math.isnan, gpu.read()))
+
+
 def test_readings_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(processes=(5,)))
     with Sampler(0.002) as sampler:
@@ -118,6 +128,57 @@ def test_readings_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["device_memory_mib"] == 2048 for row in trained)
     assert trained[0]["time_seconds"] >= 0.09
     assert all(row["host_memory_mib"] > 1 for row in trained)
+
+
+def test_the_highest_memory_is_always_kept() -> None:
+    sampler = Sampler(0.01)
+    sampler._phases = [(0.0, "open"), (1.0, "train"), (2.0, "")]
+    memory = np.full(2 * 10_000, 600.0)
+    memory[3] = 900.0  # every fifth is kept here, and one in 26 of the training
+    sampler._readings = np.array(
+        [
+            Reading(i / 10_000, device_memory_mib=mib, process_memory_mib=600, host_memory_mib=50)
+            for i, mib in enumerate(memory)
+        ]
+    )
+    rows = sampler.rows()
+    assert max(row["device_memory_mib"] for row in rows) == 900
+    assert [row["sample"] for row in rows] == list(range(1, len(rows) + 1))
+    trained = sum(row["phase"] == "train" for row in rows)
+    assert 300 < trained < 500
+
+
+class Timed:
+    """An engine that takes `seconds` of a clock of its own for a step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, size: int, seconds: float) -> None:
+        self.setup = SimpleNamespace(batch_size=size)
+        self.now, self._seconds = 0.0, seconds
+        self.calls: list[int] = []
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
+        monkeypatch.setattr(sampling, "time", clock)
+
+    def train(self, order: np.ndarray) -> float:
+        assert len(set(order.tolist())) == len(order)
+        self.calls.append(len(order))
+        self.now += self._seconds * len(order) / self.setup.batch_size
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("step", "window"),
+    [(0.001, 1.0), (0.3, 1.0), (5.0, 1.0)],
+    ids=["many epochs", "less than an epoch", "less than a step"],
+)
+def test_training_is_sustained(monkeypatch: pytest.MonkeyPatch, step: float, window: float) -> None:
+    engine = Timed(monkeypatch, size=8, seconds=step)
+    images = sustain(engine, 100, 1, window)  # type: ignore[arg-type]
+    assert images == sum(engine.calls) > 0
+    assert all(call % 8 == 0 for call in engine.calls)
+    # for as long as was asked, and not much longer than a part or a step
+    assert window <= engine.now <= window + max(0.2 * window, step)
+    # what fits the window well is trained in whole epochs, of whole batches
+    assert (max(engine.calls) == 96) == (step == 0.001)
 
 
 def test_without_nvml_the_host_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

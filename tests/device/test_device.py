@@ -1,5 +1,6 @@
 """What every device promises; the same tests run on the host and on a GPU."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -26,6 +27,13 @@ def test_describes_itself(device: Device) -> None:
     assert device.kind in ("cuda", "host")
     assert device.name
     assert device.multiprocessors >= 1
+
+
+def test_says_where_nvml_finds_it(device: Device) -> None:
+    if device.kind == "host":
+        assert device.pci_bus_id is None
+    else:
+        assert re.fullmatch(r"[0-9a-fA-F]{4,8}(:[0-9a-fA-F]{2}){2}\.[0-7]", device.pci_bus_id or "")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8, np.float64, np.int64])

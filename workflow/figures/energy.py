@@ -69,6 +69,8 @@ def lines(
         group = energy[energy["stage"] == stage]
         middle = panels.spread_line(axes, group, "batch_size", value, mark, host=False)
         text = f"{wording.title(stage)}  {write(middle.iloc[-1])}"
+        if middle.index[-1] < sizes[-1]:
+            text += f" at {middle.index[-1]}"
         labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
     return labels
 

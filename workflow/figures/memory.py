@@ -6,6 +6,7 @@ the repeats, against the card's capacity; what it holds before the first image (
 the kernels) is the same for all. Where there is no GPU: the memory of the process on the host.
 """
 
+import matplotlib.patheffects as effects
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
@@ -14,102 +15,143 @@ from matplotlib.figure import Figure
 
 from workflow import panels, style, wording
 
-TABLES = ("samples",)
+TABLES = ("samples", "epochs")
 
 MIB = 2**20
 PHASES = {
     "open": "set up", "validate": "check", "warm_up": "warm up", "train": "timed epochs",
-    "evaluate": "timed epochs", "profile": "kernels one by one", "learn": "learning curve",
+    "evaluate": "timed epochs", "profile": "kernels", "learn": "learning curve",
     "sustain": "energy",
 }  # fmt: skip
 SHADES = ("#f4f4f4", "#e9eef4")
-RUN = ["stage", "batch_size", "repeat"]
+RUN = ["stage", "device", "device_kind", "batch_size", "repeat"]
+PANEL, LETTER, LINE = 6.6, 0.066, 0.115
+"""Inches: a trace's width, a letter's width in its bands and the height of a line there."""
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Traces at one batch size on the left, peaks against batch size on the right."""
-    samples = tables["samples"]
-    cell = panels.first_cell(samples)
+    cell = panels.first_cell(tables["samples"])
     if cell is None:
         return style.nothing("Memory was not looked at", "There are no samples.")
-    samples = panels.of_cell(samples, cell)
+    samples = panels.of_cell(tables["samples"], cell)
     samples = samples[samples["phase"] != "close"]
-    gpu = samples[(samples["device_kind"] == "cuda") & samples["device_memory_mib"].notna()]
-    on_gpu = len(gpu) > 0
-    if on_gpu:
-        samples = gpu.assign(memory=gpu["process_memory_mib"].fillna(gpu["device_memory_mib"]))
-    else:
-        samples = samples.assign(memory=samples["host_memory_mib"])
-    samples = samples[samples["memory"].notna()].assign(memory=lambda rows: rows["memory"] * MIB)
+    epochs = panels.of_cell(tables["epochs"], cell)
+    # What a run held that did not come to train says nothing of what training takes.
+    trained = epochs.loc[epochs["status"] == "ok", RUN].drop_duplicates()
+    samples, what = choose(samples.merge(trained, on=RUN))
     if not len(samples):
         return style.nothing("Memory was not looked at", "Neither NVML nor the system told of it.")
-    peaks = samples.groupby([*RUN, "device_kind"], as_index=False)["memory"].max()
-    stages = panels.on_ladder(samples["stage"])
-    size = samples["batch_size"].max()
-    figure = pyplot.figure(figsize=(14.0, 6.4), layout="constrained")
-    grid = figure.add_gridspec(len(stages), 2, width_ratios=(1.15, 1))
-    style.headline(figure, title(peaks, stages, on_gpu), subtitle(samples, cell, size, on_gpu))
-    traces = [figure.add_subplot(grid[row, 0]) for row in range(len(stages))]
+    on_gpu = bool((samples["device_kind"] == "cuda").all())
+    peaks = samples.groupby(RUN, as_index=False, sort=False)["memory"].max()
+    size = common_batch(peaks)
     shown = samples[samples["batch_size"] == size]
+    traced = panels.on_ladder(shown["stage"])
+    figure = pyplot.figure(figsize=(14.0, max(6.4, 1.9 + 1.5 * len(traced))), layout="constrained")
+    style.headline(
+        figure, title(peaks, on_gpu), subtitle(peaks, cell, size, what), notes(epochs, on_gpu)
+    )
+    left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.05))
     ends, top = shown["time_seconds"].max(), shown["memory"].max()
-    for axes, stage in zip(traces, stages, strict=True):
+    traces = left.subgridspec(len(traced), 1).subplots(sharex=True, squeeze=False)[:, 0]
+    for axes, stage in zip(traces, traced, strict=True):
         draw_trace(axes, shown[shown["stage"] == stage], stage, ends, top)
     traces[-1].set_xlabel("seconds since the run began")
-    for axes in traces[:-1]:
-        axes.tick_params(labelbottom=False)
     capacity = samples["device_memory_total_mib"].max() * MIB if on_gpu else np.nan
-    right = figure.add_subplot(grid[:, 1])
-    labels = draw_peaks(right, peaks, stages, capacity)
-    style.end_labels(right, labels)
+    kinds = [part for _, part in peaks.groupby(peaks["device_kind"] == "host")]
+    drawn = [
+        (axes, draw_peaks(axes, part, capacity))
+        for axes, part in zip(
+            right.subgridspec(len(kinds), 1).subplots(squeeze=False)[:, 0], kinds, strict=True
+        )
+    ]
+    for axes, labels in drawn:
+        style.end_labels(axes, labels)
     return figure
+
+
+def choose(samples: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The samples with their `memory` in bytes, and in words whose memory it is.
+
+    That of the process on the GPU; of all that use the GPU, where one run's own is not known; of
+    the process on the host, where there is no GPU.
+    """
+    gpu = samples[(samples["device_kind"] == "cuda") & samples["device_memory_mib"].notna()]
+    if not len(gpu):
+        column, what = "host_memory_mib", "of the process and its children on the host"
+    elif gpu.groupby(RUN)["process_memory_mib"].count().all():
+        samples, column, what = gpu, "process_memory_mib", "of the process on the device, by NVML"
+    else:
+        samples, column, what = gpu, "device_memory_mib", "in use on the device, by NVML"
+    samples = samples[samples[column].notna()]
+    return samples.assign(memory=samples[column] * MIB), what
+
+
+def common_batch(peaks: pd.DataFrame) -> int:
+    """The largest batch size that all stages have, or else the largest of all."""
+    of_stages = [set(group) for _, group in peaks.groupby("stage")["batch_size"]]
+    return int(max(set.intersection(*of_stages) or set.union(*of_stages)))
 
 
 def draw_trace(axes: Axes, rows: pd.DataFrame, stage: str, ends: float, top: float) -> None:
     """The first repeat's memory against time, its phases as bands."""
     rows = rows[rows["repeat"] == rows["repeat"].min()]
-    axes.set_title(wording.title(stage), loc="left", fontsize=10, color=style.mark(stage).color)
+    mark, host = style.mark(stage), bool((rows["device_kind"] == "host").all())
+    name = f"{wording.title(stage)} ({wording.HOST})" if host else wording.title(stage)
+    axes.set_title(name, loc="left", fontsize=10, color=mark.color)
     axes.grid(False)
     axes.set_xlim(0, ends)
-    if not len(rows):
-        return
+    axes.set_ylim(0, top * 1.15)
     names = rows["phase"].map(lambda phase: PHASES.get(phase, phase))
     change = (names != names.shift()).cumsum()
     starts = [*rows.groupby(change)["time_seconds"].first(), rows["time_seconds"].max()]
-    for i, name in enumerate(names.groupby(change).first()):
+    for i, phase in enumerate(names.groupby(change).first()):
         axes.axvspan(starts[i], starts[i + 1], color=SHADES[i % 2], linewidth=0, zorder=0)
-        wide = (starts[i + 1] - starts[i]) / ends > 0.011 * len(name)
-        if wide and name:
-            axes.annotate(
-                name, ((starts[i] + starts[i + 1]) / 2, 0.06), xycoords=axes.get_xaxis_transform(),
-                ha="center", fontsize=8, color=style.QUIET,
-            )  # fmt: skip
-    mark = style.mark(stage)
-    axes.plot(rows["time_seconds"], rows["memory"], color=mark.color, linewidth=2)
+        write_phase(axes, phase, starts[i], starts[i + 1])
+    axes.plot(
+        rows["time_seconds"], rows["memory"], color=mark.color, linewidth=2,
+        linestyle=(0, (4, 2)) if host else "-",
+    )  # fmt: skip
     axes.fill_between(rows["time_seconds"], rows["memory"], color=mark.color, alpha=0.15)
-    axes.set_ylim(0, top * 1.15)
     axes.set_yticks([0, rows["memory"].max()])
     axes.set_yticklabels(["0", wording.size(rows["memory"].max())])
 
 
-def draw_peaks(
-    axes: Axes, peaks: pd.DataFrame, stages: list[str], capacity: float
-) -> list[style.Label]:
+def write_phase(axes: Axes, name: str, began: float, ended: float) -> None:
+    """The name of a phase in its band, upward in a narrow one, left out in one that is no wider."""
+    width = (ended - began) / axes.get_xlim()[1] * PANEL
+    along = width > LETTER * (len(name) + 1)
+    if not along and width < LINE:
+        return
+    text = axes.annotate(
+        name, ((began + ended) / 2, 0.06), xycoords=axes.get_xaxis_transform(), ha="center",
+        va="bottom", fontsize=8, color=style.QUIET, rotation=0 if along else 90, zorder=4,
+    )  # fmt: skip
+    text.set_path_effects([effects.withStroke(linewidth=2.5, foreground="white", alpha=0.7)])
+
+
+def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.Label]:
     """Peaks by batch size, a line a stage, and what the card has; labels for the right edge."""
     sizes = sorted(set(peaks["batch_size"]))
     style.batch_axis(axes, sizes)
+    values = [*peaks["memory"], *([capacity] if np.isfinite(capacity) else [])]
+    every = 4 if max(values) / min(values) > 16 else 2
     style.quantity_axis(
-        axes, "y", [*peaks["memory"], capacity], wording.size, steps=(1, 4, 16, 64, 256), base=1024,
-        margin=1.25,
+        axes, "y", values, wording.size, steps=[every**k for k in range(10) if every**k < 1024],
+        base=1024, margin=1.25,
     )  # fmt: skip
-    axes.set_ylabel("peak memory of the process")
-    axes.set_title("Peak against the batch size", fontsize=11, loc="left", color=style.INK)
+    host = bool((peaks["device_kind"] == "host").all())
+    axes.set_ylabel("peak memory")
+    heading = "Peak against the batch size" + (f" ({wording.HOST})" if host else "")
+    axes.set_title(heading, fontsize=11, loc="left", color=style.INK)
     labels = []
-    for stage in stages:
-        group = peaks[peaks["stage"] == stage]
-        host = bool((group["device_kind"] == "host").all())
+    for stage in panels.on_ladder(peaks["stage"]):
         mark = style.mark(stage)
+        group = peaks[peaks["stage"] == stage]
         middle = panels.spread_line(axes, group, "batch_size", "memory", mark, host)
         text = f"{wording.title(stage)}  {wording.size(middle.iloc[-1])}"
+        if middle.index[-1] < sizes[-1]:
+            text += f" at {middle.index[-1]}"
         labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
     if np.isfinite(capacity):
         axes.axhline(capacity, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)))
@@ -119,25 +161,38 @@ def draw_peaks(
     return labels
 
 
-def title(peaks: pd.DataFrame, stages: list[str], on_gpu: bool) -> str:
+def title(peaks: pd.DataFrame, on_gpu: bool) -> str:
     """Who needs the least at the largest batch, and how much the most hungry one."""
-    largest = peaks[peaks["batch_size"] == peaks["batch_size"].max()]
-    need = largest.groupby("stage")["memory"].median().reindex(stages).dropna().sort_values()
+    measured = peaks[peaks["device_kind"] != "host"]
+    built = "" if len(measured) else f" ({wording.HOST})"
+    peaks = measured if len(measured) else peaks
+    size = common_batch(peaks)
+    largest = peaks[peaks["batch_size"] == size]
+    need = largest.groupby("stage")["memory"].median().sort_values(kind="stable")
     where = "" if on_gpu else " on the host"
     least, most = need.index[0], need.index[-1]
-    text = (
-        f"{least} needs {wording.size(need.iloc[0])}{where} at batch {largest.iloc[0].batch_size}"
-    )
-    return text if least == most else f"{text}, {most} {wording.size(need.iloc[-1])}"
+    text = f"{least} needs {wording.size(need.iloc[0])}{where} at batch {size}"
+    return (text if least == most else f"{text}, {most} {wording.size(need.iloc[-1])}") + built
 
 
-def subtitle(samples: pd.DataFrame, cell: tuple[str, str], size: int, on_gpu: bool) -> str:
-    """Network, device; what is counted, and how."""
-    repeats = samples.groupby(["stage", "batch_size"])["repeat"].nunique()
-    names = "; ".join(dict.fromkeys(map(wording.device, samples["device"])))
-    what = "of the process on the device, by NVML" if on_gpu else "of the process on the host"
+def subtitle(peaks: pd.DataFrame, cell: tuple[str, str], size: int, what: str) -> str:
+    """Network, devices; what is counted, and how."""
+    repeats = peaks.groupby(["stage", "batch_size"])["repeat"].nunique().min()
+    noun = "repeat" if repeats == 1 else "repeats"
     return (
-        f"{wording.what(*cell)}; {names}\n"
-        f"memory {what}; left: batch {size}, first repeat; right: median of {repeats.min()} "
-        "repeats, bars: quartiles"
+        f"{wording.what(*cell)}; {panels.devices(peaks)}\n"
+        f"memory {what}; left: batch {size}, first repeat; right: median of {repeats} {noun}, "
+        "bars: quartiles"
     )
+
+
+def notes(epochs: pd.DataFrame, on_gpu: bool) -> str:
+    """Which stages did not come to train, and at which batch sizes."""
+    failed = epochs[epochs["status"] != "ok"]
+    if on_gpu:
+        failed = failed[failed["device_kind"] == "cuda"]
+    parts = []
+    for (stage, status), group in failed.groupby(["stage", "status"], sort=False):
+        sizes = ", ".join(map(str, sorted(set(group["batch_size"]))))
+        parts.append(f"{stage} {wording.STATUS.get(status, status)} at batch {sizes}")
+    return f"Left out: {'; '.join(parts)}." if parts else ""

@@ -1,0 +1,284 @@
+"""Figures of memory and energy: what is told apart, what is left out, titles that are true."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cnnlib import records
+from workflow import modules, style, wording
+
+# Phase -> readings, ten milliseconds apart.
+PHASES = {"open": 4, "validate": 6, "warm_up": 3, "train": 20, "evaluate": 2, "close": 1}
+CARD = 81920
+EPOCH = 60000
+# MiB of the process at batch 16, and how it grows with the batch; joules and watts.
+GPU = {"gemm_cuda": (600, 0.2, 20.0, 400.0), "fused": (580, 0.05, 5.0, 250.0)}
+
+
+@pytest.fixture(autouse=True)
+def house_style() -> Iterator[None]:
+    style.apply()
+    yield
+    pyplot.close("all")
+
+
+def identity(stage: str, kind: str, size: int, repeat: int, **changes: object) -> dict:
+    device = {"cpu": "a cpu, 1 thread", "host": "a cpu, g++", "cuda": "a card"}[kind]
+    return {
+        "dataset": "mnist", "network": "lenet5", "stage": stage, "device": device,
+        "batch_size": size, "seed": repeat, "repeat": repeat, "device_kind": kind, "status": "ok",
+        "validated": True, "extrapolated": False, **changes,
+    }  # fmt: skip
+
+
+def samples_of(
+    stage: str, kind: str = "cuda", size: int = 64, repeat: int = 1, memory: float = 600, **changes
+) -> list[dict]:
+    """One run; its memory grows until it trains. On the CPU only the host's is known."""
+    names = [name for name, count in PHASES.items() for _ in range(count)]
+    rows = []
+    for i, phase in enumerate(names):
+        own = memory * min(1.0, (i + 1) / 8)
+        gpu = own if kind == "cuda" else math.nan
+        rows.append(
+            identity(stage, kind, size, repeat)
+            | {"sample": i + 1, "time_seconds": 0.01 * i, "phase": phase}
+            | {
+                "device_memory_mib": gpu + 500, "device_memory_total_mib": gpu * 0 + CARD,
+                "process_memory_mib": gpu, "utilization_percent": math.nan,
+                "power_watts": math.nan, "energy_joules": math.nan, "sm_clock_mhz": math.nan,
+                "temperature_celsius": math.nan, "host_memory_mib": own,
+                "status": "ok" if kind == "cuda" else "unavailable",
+            }
+            | changes
+        )  # fmt: skip
+    return rows
+
+
+def epoch_of(stage: str, kind: str = "cuda", size: int = 64, repeat: int = 1, **changes) -> dict:
+    times = {"epoch_seconds": 1.0, "event_seconds": math.nan, "loss": 1.0, "test_accuracy": 0.9}
+    return identity(stage, kind, size, repeat) | {"epoch": 1, "images": EPOCH} | times | changes
+
+
+def energy_of(
+    stage: str, size: int, repeat: int, joules: float, watts: float, **changes: object
+) -> dict:
+    """One run whose window of half a second trained as many images as its energy and power say."""
+    return identity(stage, "cuda", size, repeat) | {
+        "images": round(0.5 * watts / joules * EPOCH), "window_seconds": 0.5,
+        "energy_joules": 0.5 * watts, "idle_watts": 70.0, **changes,
+    }  # fmt: skip
+
+
+def draw(name: str, **tables: list[dict]) -> Figure:
+    wanted = modules.tables_read("figures", name)
+    frames = {
+        table: pd.DataFrame(tables.get(table, []), columns=list(records.TABLES[table]))
+        for table in wanted
+    }
+    figure = modules.load("figures", name).draw(frames)
+    figure.canvas.draw()
+    return figure
+
+
+def sweep(stages: dict[str, str], sizes: tuple[int, ...] = (16, 256), repeats: int = 3) -> dict:
+    """Samples and epochs of several stages (stage -> kind)."""
+    runs = [
+        (stage, kind, size, repeat + 1)
+        for stage, kind in stages.items()
+        for size in sizes
+        for repeat in range(repeats)
+    ]
+    samples = []
+    for stage, kind, size, repeat in runs:
+        base, slope, *_ = GPU.get(stage, (200, 0.1))
+        samples += samples_of(stage, kind, size, repeat, base + slope * size + repeat)
+    return {"samples": samples, "epochs": [epoch_of(*run) for run in runs]}
+
+
+def said(figure: Figure) -> str:
+    return " | ".join(text.get_text() for text in figure.texts)
+
+
+def headings(figure: Figure) -> list[str]:
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def peaks(figure: Figure) -> list[Axes]:
+    return [axes for axes in figure.axes if axes.get_title(loc="left").startswith("Peak")]
+
+
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_memory_is_that_of_the_process_against_the_card() -> None:
+    figure = draw("memory", **sweep({"naive": "cpu", "fused": "cuda", "gemm_cuda": "cuda"}))
+    # median of three repeats; 580 + 0.05 x 256 + 2 MiB, 600 + 0.2 x 256 + 2 MiB
+    assert figure.texts[0].get_text() == "fused needs 595 MB at batch 256, gemm_cuda 653 MB"
+    assert "batch 256, first repeat" in said(figure)
+    assert "median of 3 repeats" in said(figure)
+    assert "naive" not in said(figure)  # it takes nothing of the card
+    assert headings(figure)[:2] == [wording.title("gemm_cuda"), wording.title("fused")]
+    (right,) = peaks(figure)
+    assert "the card  80 GB" in texts(right)
+    low, high = right.get_ylim()
+    assert low < 580 * 2**20 < 80 * 2**30 < high
+
+
+def test_the_phases_of_a_run_are_named() -> None:
+    figure = draw("memory", **sweep({"fused": "cuda"}))
+    assert texts(figure.axes[0]) == ["set up", "check", "warm up", "timed epochs"]
+    (line,) = figure.axes[0].lines
+    # from the first reading to the last, the peak as the upper tick
+    assert line.get_ydata()[0] < line.get_ydata()[-1]
+    assert figure.axes[0].get_yticks()[-1] == line.get_ydata().max()
+
+
+def test_traces_are_of_the_largest_batch_that_all_stages_have() -> None:
+    rows = sweep({"fused": "cuda", "gemm_cuda": "cuda"})
+    rows["samples"] += samples_of("fused", size=4096, memory=2000)
+    rows["epochs"] += [epoch_of("fused", size=4096)]
+    figure = draw("memory", **rows)
+    assert "at batch 256, gemm_cuda" in said(figure)
+    assert "batch 256, first repeat" in said(figure)
+    # a line that ends early does not look like one of the largest batch
+    assert f"{wording.title('gemm_cuda')}  653 MB at 256" in texts(peaks(figure)[0])
+    apart = sweep({"fused": "cuda"}, sizes=(16,))
+    apart["samples"] += samples_of("gemm_cuda", size=32)
+    apart["epochs"] += [epoch_of("gemm_cuda", size=32)]
+    assert draw("memory", **apart).texts[0].get_text() == "gemm_cuda needs 600 MB at batch 32"
+
+
+def test_where_there_is_no_gpu_memory_is_the_hosts() -> None:
+    figure = draw("memory", **sweep({"naive": "cpu", "gemm": "cpu"}))
+    assert " on the host at batch 256" in said(figure)
+    assert "of the process and its children on the host" in said(figure)
+    assert not any("card" in text for text in texts(peaks(figure)[0]))
+    assert wording.HOST not in said(figure) + "".join(headings(figure))
+
+
+def test_host_built_kernels_have_a_panel_of_their_own() -> None:
+    figure = draw("memory", **sweep({"naive": "cpu", "gemm": "cpu", "fused": "host"}))
+    measured, built = peaks(figure)
+    assert wording.HOST not in measured.get_title(loc="left")
+    assert wording.HOST in built.get_title(loc="left")
+    assert [text.partition("  ")[0] for text in texts(built)] == [wording.title("fused")]
+    assert f"{wording.title('fused')} ({wording.HOST})" in headings(figure)
+    assert "fused" not in figure.texts[0].get_text()
+    alone = draw("memory", **sweep({"fused": "host"}))
+    assert wording.HOST in alone.texts[0].get_text()
+
+
+def test_a_run_that_did_not_train_is_named_and_not_drawn() -> None:
+    rows = sweep({"fused": "cuda", "gemm_cuda": "cuda"})
+    rows["samples"] += samples_of("gemm_cuda", size=8192, memory=99)
+    rows["epochs"] += [epoch_of("gemm_cuda", size=8192, status="does_not_fit")]
+    figure = draw("memory", **rows)
+    assert "Left out: gemm_cuda does not fit at batch 8192." in said(figure)
+    assert peaks(figure)[0].get_xlim()[1] < 8192
+    failed = [epoch_of("fused", status="diverged")]
+    figure = draw("memory", samples=samples_of("fused"), epochs=failed)
+    assert "not looked at" in said(figure)
+
+
+def test_whose_memory_it_is_is_the_same_for_all() -> None:
+    """A run whose process is not known by NVML must not be compared with one that is."""
+    rows = sweep({"fused": "cuda"})
+    rows["samples"] += samples_of("gemm_cuda", size=256, process_memory_mib=math.nan)
+    rows["epochs"] += [epoch_of("gemm_cuda", size=256)]
+    figure = draw("memory", **rows)
+    assert "in use on the device" in said(figure)
+    assert "fused needs 1.07 GB at batch 256, gemm_cuda 1.07 GB" in said(figure)
+    # a first look, before NVML knows the process, is only left out
+    early = sweep({"fused": "cuda"})
+    early["samples"][0]["process_memory_mib"] = math.nan
+    assert "of the process on the device" in said(draw("memory", **early))
+
+
+def test_a_first_network_and_an_unknown_stage() -> None:
+    rows = sweep({"fused": "cuda", "mystery": "cuda"})
+    other = [row | {"network": "wide"} for row in rows["samples"]]
+    figure = draw("memory", samples=rows["samples"] + other, epochs=rows["epochs"])
+    assert "LeNet-5 on MNIST" in said(figure)
+    assert headings(figure)[1] == "mystery"
+
+
+def watched(sizes: tuple[int, ...] = (16, 256)) -> list[dict]:
+    return [
+        energy_of(stage, size, repeat, joules * 16 / size + 0.1 * repeat, watts)
+        for stage, (_, _, joules, watts) in GPU.items()
+        for size in sizes
+        for repeat in (1, 2, 3)
+    ]
+
+
+def epochs_of(rows: list[dict]) -> list[dict]:
+    return [epoch_of(row["stage"], "cuda", row["batch_size"], row["repeat"]) for row in rows]
+
+
+def test_energy_of_an_epoch_and_power() -> None:
+    rows = watched()
+    figure = draw("energy", energy=rows, epochs=epochs_of(rows))
+    # 5 x 16 / 256 + 0.2 J and 20 + 0.2 J, as the middle repeat has them
+    assert (
+        figure.texts[0].get_text()
+        == "fused trains an epoch with 0.51 J at batch 256; gemm_cuda at batch 16 takes 20 J"
+    )
+    assert "over 0.5 s of training; median of 3 repeats" in said(figure)
+    left, right = figure.axes
+    assert any(text.endswith("0.51 J") for text in texts(left))
+    assert {text.split("  ")[1] for text in texts(right)} == {"400 W", "250 W", "70 W"}
+    # bars are quartiles over the repeats
+    assert len(left.containers) == 2
+
+
+def test_a_line_that_ends_early_says_where() -> None:
+    rows = [row for row in watched() if row["stage"] == "fused" or row["batch_size"] == 16]
+    figure = draw("energy", energy=rows, epochs=epochs_of(rows))
+    assert f"{wording.title('gemm_cuda')}  400 W at 16" in texts(figure.axes[1])
+
+
+def test_an_epoch_is_of_whole_batches() -> None:
+    rows = watched((16,))
+    epochs = [row | {"images": EPOCH // 2} for row in epochs_of(rows)]
+    assert "with 2.6 J" in said(draw("energy", energy=rows, epochs=epochs))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"status": "unavailable", "energy_joules": math.nan, "images": 0}, "not measured"),
+        ({"extrapolated_epochs": True}, "whole epoch"),
+    ],
+)
+def test_without_energy_it_is_said(changes: dict, word: str) -> None:
+    scaled = bool(changes.pop("extrapolated_epochs", False))
+    rows = [row | changes for row in watched()]
+    epochs = [row | {"extrapolated": scaled} for row in epochs_of(rows)]
+    figure = draw("energy", energy=rows, epochs=epochs)
+    assert word in said(figure)
+    assert not figure.axes
+
+
+def test_energy_of_one_run_alone() -> None:
+    rows = [energy_of("fused", 64, 1, 5.0, 250.0, idle_watts=math.nan)]
+    figure = draw("energy", energy=rows, epochs=epochs_of(rows))
+    assert figure.texts[0].get_text() == "fused trains an epoch with 5.0 J at batch 64"
+    assert "median of 1 repeat," in said(figure)
+    assert "idle" not in "".join(texts(figure.axes[1]))
+
+
+@pytest.mark.parametrize("name", ["memory", "energy"])
+def test_the_same_tables_give_the_same_bytes(name: str, tmp_path: Path) -> None:
+    rows = watched()
+    tables = sweep({"fused": "cuda", "gemm_cuda": "cuda"}) | {"energy": rows}
+    for file in ("a.png", "b.png"):
+        draw(name, **tables).savefig(tmp_path / file, metadata={"Software": None})
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
