@@ -1,8 +1,10 @@
 """Which functions a CPU stage spends its time in, by Python's own profiler.
 
 cProfile counts every call, which a sampling profiler does not. numpy's ufuncs (matmul, multiply)
-are no functions to it: their time is the caller's own. It adds some tenths of a microsecond to
-every call, so functions that are called very often look slower beside the others than they are.
+are no functions to it: their time is the caller's own. It adds 0.5 to 0.7 microseconds to every
+call: LeNet-5 in naive, 66,000 calls an image, took 1.3 times as long with it (gemm at batch 64
+at most 1.1 times), and functions that are called very often look slower beside the others than they
+are. Between layers that moves little: convolutions had 69 % of the time with it, 71 % without.
 """
 
 import cProfile

@@ -7,12 +7,14 @@ form: means and intervals are made from them in workflow/tables, never while mea
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from cnnlib.errors import DataError
 from cnnlib.files import write_whole
+
+# Loading pandas takes longer than many a run. Whoever only writes rows does without.
+if TYPE_CHECKING:
+    import pandas as pd
 
 IDENTITY: dict[str, type] = {
     "dataset": str,
@@ -211,12 +213,25 @@ def _text(table: str, column: str, value: Any) -> str:
     return str(int(value)) if kind is int else " ".join(str(value).split())
 
 
-def read(path: Path | str, table: str) -> pd.DataFrame:
+def read(path: Path | str, table: str) -> "pd.DataFrame":
     """Rows of one file in the table's column order and types.
 
     Raises DataError naming the file and the column when it is missing, empty, cut off or has
     another header: a damaged file is refused, never drawn.
     """
+    import pandas as pd
+
+    dtypes = {str: "str", int: "int64", float: "float64", bool: "bool"}
+    return pd.DataFrame(
+        {
+            column: pd.Series(values, dtype=dtypes[TABLES[table][column]])
+            for column, values in read_columns(path, table).items()
+        }
+    )
+
+
+def read_columns(path: Path | str, table: str) -> dict[str, list[Any]]:
+    """The same as plain lists, for a look at a small table. Raises as `read` does."""
     columns = TABLES[table]
     # pandas would fill up short rows and shift long ones; here every row has its cells or is wrong.
     try:
@@ -239,38 +254,41 @@ def read(path: Path | str, table: str) -> pd.DataFrame:
                 f"{path}, row {number}: {len(line)} cells, not {len(columns)}: cut off?"
             )
     cells = zip(*lines[1:], strict=True) if lines[1:] else [()] * len(columns)
-    return pd.DataFrame(
-        {
-            column: _typed(path, column, kind, texts)
-            for (column, kind), texts in zip(columns.items(), cells, strict=True)
-        }
-    )
+    return {
+        column: _typed(path, column, kind, texts)
+        for (column, kind), texts in zip(columns.items(), cells, strict=True)
+    }
 
 
-def _typed(path: Path | str, column: str, kind: type, texts: Sequence[str]) -> "pd.Series[Any]":
+def _typed(path: Path | str, column: str, kind: type, texts: Sequence[str]) -> list[Any]:
     if kind is str:
         unknown = set(texts) - set(CHOICES.get(column, texts))
         if unknown:
             raise DataError(f"{path}: unknown {column} {min(unknown)!r}")
-        return pd.Series(texts, dtype="str")
+        return list(texts)
     try:
         if kind is bool:
             known = {"true": True, "false": False}
-            return pd.Series([known[text] for text in texts], dtype=bool)
-        dtype = "float64" if kind is float else "int64"
-        return pd.Series([kind(text) for text in texts], dtype=dtype)
+            return [known[text] for text in texts]
+        values = [kind(text) for text in texts]
+        # What a table cannot hold: whole numbers of more than 64 bits.
+        if kind is int and any(not -(2**63) <= value < 2**63 for value in values):
+            raise OverflowError
+        return values
     except (KeyError, ValueError, OverflowError):
         raise DataError(
             f"{path}: column {column} holds something that is no {kind.__name__}"
         ) from None
 
 
-def combine(paths: Sequence[Path | str], table: str) -> pd.DataFrame:
+def combine(paths: Sequence[Path | str], table: str) -> "pd.DataFrame":
     """All rows of many files of one kind, in the order of `paths`.
 
     Raises DataError where `read` does, and when rows of one run stand in two files: the same
     measurement counted twice would look more certain than it is.
     """
+    import pandas as pd
+
     if not paths:
         raise DataError(f"there are no {table} files to combine")
     frames = [read(path, table) for path in paths]

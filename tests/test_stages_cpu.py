@@ -335,3 +335,36 @@ def test_five_steps_reject_a_wrong_rate():
         validate(engine, images[:16], labels[:16])
         with pytest.raises(ValidationFailed, match="five steps is off by"):
             five_steps(engine, images, labels)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("stage", "size"), [(naive.STAGE, 2), (gemm.STAGE, 48)])
+def test_a_profile_counts_every_operator_and_changes_nothing(stage, size, momentum):
+    network = lenet5()
+    stage = dataclasses.replace(stage, threads=2 if stage.name == "gemm" else 1)
+    with open_engine(stage, network, size, momentum=momentum) as engine:
+        engine.load(*pictures(network, size))
+        engine.velocity = np.linspace(-1, 1, network.parameter_count)
+        before = engine.parameters, engine.velocity
+        began = time.perf_counter()
+        rows = engine.profile()
+        took = time.perf_counter() - began
+        assert np.array_equal(engine.parameters, before[0])
+        assert np.array_equal(engine.velocity, before[1])
+        # nothing is left in the operators' way
+        operators = engine.lane.operators if stage.name == "gemm" else engine.operators
+        assert not any({"forward", "backward"} & set(vars(each)) for each in operators)
+        named = {(row.layers, row.part): row for row in rows}
+        assert len(named) == len(rows)
+        assert set(named) == {
+            *((planned.name, part) for planned in engine.plan for part in ("forward", "backward")),
+            ("batch", "loss"),
+            ("batch", "update"),
+        }
+        for planned in engine.plan:
+            for part in ("forward", "backward"):
+                row = named[planned.name, part]
+                assert (row.flops, row.bytes) == planned.arithmetic(part, size)
+    assert all((row.kernel, row.grid, row.launches) == ("numpy", 0, 1) for row in rows)
+    assert all(row.seconds > 0 for row in rows)
+    assert sum(row.seconds for row in rows) <= took

@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import Bbox, ScaledTranslation
 
 INK, QUIET, GRID = "#222222", "#5c5c5c", "#e4e4e4"
+STEP = 2**20
+"""What a panel's place is rounded to; a power of two, so that it is exact."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def mark(stage: str) -> Mark:
 
 def apply() -> None:
     """Seaborn's theme with our changes; what makes the bytes of a file depend on its data alone."""
+    matplotlib.rcdefaults()  # a user's matplotlibrc is for the user's own figures
     seaborn.set_theme(
         context="notebook",
         style="whitegrid",
@@ -220,11 +223,30 @@ def end_labels(axes: Axes, labels: Sequence[Label], gap_points: float = 13.5) ->
     placed = spread(wanted, gap_points, bottom + 4, top - 4)
     x = max(label.x for label in labels)
     for label, at, was in zip(labels, placed, wanted, strict=True):
-        offset = ScaledTranslation(9 / 72, (at - was) / 72, axes.figure.dpi_scale_trans)
+        # rounded, for the reason that `settle` gives
+        offset = ScaledTranslation(9 / 72, _rounded((at - was) / 72), axes.figure.dpi_scale_trans)
         axes.text(
             x, label.y, label.text, color=label.color, fontsize=10, weight="bold",
             va="center", ha="left", transform=axes.transData + offset, clip_on=False,
         )  # fmt: skip
+
+
+def settle(figure: Figure) -> None:
+    """Lay `figure` out for good, every panel at a multiple of a millionth of its width and height.
+
+    The solver of the layout walks its equations in the order of their addresses, so that the last
+    bits of what it finds differ from one process to the next.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        found = axes.get_position(original=True)
+        corners = [[_rounded(at) for at in corner] for corner in found.get_points()]
+        axes.set_position(Bbox(corners), which="original")
+
+
+def _rounded(value: float) -> float:
+    return round(float(value) * STEP) / STEP
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -120,18 +120,21 @@ def transfers(
 
 def summary(folder: Path) -> str:
     """One line on the run whose files lie in `folder`."""
+    from statistics import median
+
     from cnnlib import records
 
-    epochs = records.read(folder / "epochs.csv", "epochs")
-    last = epochs.iloc[-1]
-    text = f"{last.stage}, batch {last.batch_size}: {last.status}"
-    good = epochs[epochs.status == "ok"]
-    if len(good):
-        text += f", {good.epoch_seconds.median():.4g} s an epoch"
-        text += f" (scaled from {good.images.sum()} images)" if last.extrapolated else ""
-        if last.test_accuracy >= 0:
-            text += f", test accuracy {100 * last.test_accuracy:.2f} %"
-    return f"{text}, on {last.device}"
+    epochs = records.read_columns(folder / "epochs.csv", "epochs")
+    last = {column: values[-1] for column, values in epochs.items()}
+    text = f"{last['stage']}, batch {last['batch_size']}: {last['status']}"
+    good = [i for i, status in enumerate(epochs["status"]) if status == "ok"]
+    if good:
+        text += f", {median(epochs['epoch_seconds'][i] for i in good):.4g} s an epoch"
+        if last["extrapolated"]:
+            text += f" (scaled from {sum(epochs['images'][i] for i in good)} images)"
+        if last["test_accuracy"] >= 0:
+            text += f", test accuracy {100 * last['test_accuracy']:.2f} %"
+    return f"{text}, on {last['device']}"
 
 
 def check(config: ConfigFiles = CONFIG) -> None:

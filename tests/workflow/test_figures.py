@@ -1,5 +1,8 @@
 """Every figure copes with tables that hold nothing, and says so."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,9 @@ from matplotlib import pyplot
 
 from cnnlib import records
 from workflow import modules, style
-from workflow.draw import name_clips
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "results/reference/nvidia-h100"
 
 RAW = [
     name
@@ -37,16 +42,39 @@ def test_its_caption_says_what_to_see(name: str) -> None:
     assert caption.splitlines()[0].endswith(".")
 
 
-def test_clip_paths_are_named_by_what_is_in_them() -> None:
-    def svg(first: str, second: str) -> str:
-        rect = '<rect x="1" y="2" width="3" height="4"/>'
-        return (
-            f'<g clip-path="url(#{first})"/><g clip-path="url(#{second})"/>\n<defs>\n'
-            f'  <clipPath id="{first}">\n   {rect}\n  </clipPath>\n'
-            f'  <clipPath id="{second}">\n   {rect.replace("1", "9")}\n  </clipPath>\n</defs>\n'
-        )
+def test_the_last_bits_of_a_layout_do_not_matter() -> None:
+    def places(nudge: float) -> list[list[float]]:
+        style.apply()
+        figure, _ = pyplot.subplots(2, 2, layout="constrained")
+        figure.get_layout_engine().set(rect=(0.1 + nudge, 0.1, 0.8, 0.8))
+        style.settle(figure)
+        figure.draw_without_rendering()
+        pyplot.close(figure)
+        return [list(axes.get_position().extents) for axes in figure.axes]
 
-    assert name_clips(svg("p1", "p2")) == name_clips(svg("pa", "pb"))
-    assert name_clips(svg("p1", "p2")).count("<clipPath") == 2
-    same = '<clipPath id="p{}">\n <rect x="1"/>\n</clipPath>\n<a clip-path="url(#p{})"/>\n'
-    assert name_clips(same.format(1, 1) + same.format(2, 2)).count("<clipPath") == 1
+    assert places(0) == places(3e-15)
+    assert places(0) != places(1e-3)
+
+
+MATPLOTLIBRC = "savefig.bbox: tight\nfont.size: 20\nsvg.fonttype: none\naxes.titlesize: 30\n"
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        {"MPLCONFIGDIR": "here"},
+        {"NPY_DISABLE_CPU_FEATURES": "X86_V3"},
+        {"LC_ALL": "C", "TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "12345"},
+    ],
+    ids=lambda surroundings: next(iter(surroundings)),
+)
+def test_where_it_is_drawn_does_not_matter(tmp_path: Path, surroundings: dict[str, str]) -> None:
+    (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC)
+    if "MPLCONFIGDIR" in surroundings:
+        surroundings = {"MPLCONFIGDIR": str(tmp_path)}
+    files = [tmp_path / "filters.png", tmp_path / "filters.svg"]
+    command = [sys.executable, "-m", "workflow.draw", "filters"]
+    command += ["--tables", str(REFERENCE / "tables/features.csv"), "--out", *map(str, files)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | surroundings, check=True, timeout=60)
+    for file in files:
+        assert file.read_bytes() == (REFERENCE / "figures" / file.name).read_bytes(), file.name

@@ -20,14 +20,18 @@ pytestmark = pytest.mark.slow
 
 NOTHING: dict[str, int] = {}
 NAMES = modules.names("figures")
-TABLES = {"combine": len(RUN_TABLES) + 1, "tabulate": len(modules.names("tables"))}
 # What no run and no CPU stage has a part in.
 BESIDES = {"probes", "pictures", "transfers"}
-FIGURES = {
-    "draw": len([n for n in NAMES if not BESIDES.issuperset(modules.tables_read("figures", n))]),
-    "page": 1,
-    "all": 1,
-}
+
+
+def concerned(folder: str) -> int:
+    """How many of the figures or tables a CPU stage has a part in."""
+    names = modules.names(folder)
+    return len([n for n in names if not BESIDES.issuperset(modules.tables_read(folder, n))])
+
+
+TABLES = {"combine": len(RUN_TABLES) + 1, "tabulate": concerned("tables")}
+FIGURES = {"draw": concerned("figures"), "page": 1, "all": 1}
 
 
 def sweep(checkout: Checkout) -> dict:

@@ -4,7 +4,8 @@ Left: one thread follows addresses in random order, each load waiting for the on
 of growing size; every step up is a level of memory that no longer holds it. Right: copies between
 host and GPU, until the host knows that they are done; small ones are all latency. Memory of the
 host that is page-locked (pinned) is read by the GPU itself; pageable memory is copied there first.
-Medians over the repeats; both axes are logarithmic.
+Lines are medians over the repeats, bands reach from the lowest to the highest; all axes are
+logarithmic.
 """
 
 from collections.abc import Callable
@@ -19,19 +20,21 @@ from workflow import style, wording
 TABLES = ("probes",)
 
 CHASES = {
-    "chase_cpu": ("CPU: caches and memory", style.Mark("#5c5c5c", "o")),
-    "chase_global": ("GPU: L1, L2, device memory", style.Mark("#d55e00", "D")),
-    "chase_shared": ("GPU: shared memory", style.Mark("#009e73", "v")),
+    "chase_cpu": ("CPU memory", style.Mark("#5c5c5c", "o")),
+    "chase_global": ("GPU memory", style.Mark("#d55e00", "D")),
+    "chase_shared": ("GPU shared", style.Mark("#009e73", "v")),
 }
 COPIES = {
-    "copy_up_pinned": ("to the GPU, pinned", style.Mark("#0072b2", "^")),
-    "copy_down_pinned": ("from the GPU, pinned", style.Mark("#56b4e9", "v")),
-    "copy_up_pageable": ("to the GPU, pageable", style.Mark("#d08a00", "^")),
-    "copy_down_pageable": ("from the GPU, pageable", style.Mark("#c264a0", "v")),
-    "copy_cpu": ("CPU: memory to memory, one thread", style.Mark("#5c5c5c", "o")),
+    "copy_up_pinned": ("to GPU, pinned", style.Mark("#0072b2", "^")),
+    "copy_down_pinned": ("from GPU, pinned", style.Mark("#3a9bd9", "v")),
+    "copy_up_pageable": ("to GPU, pageable", style.Mark("#d08a00", "^")),
+    "copy_down_pageable": ("from GPU, pageable", style.Mark("#c264a0", "v")),
+    "copy_cpu": ("within CPU memory", style.Mark("#5c5c5c", "o")),
 }
 LEVEL = 1.15
-"""Latencies within this factor of each other are one level of memory."""
+"""Latencies within this factor of the first one of a run are one level of memory."""
+GPU_LEVELS = ("L1", "L2", "device memory")
+"""What they are called where as many are seen: every GPU that CUDA runs on today has these."""
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -41,7 +44,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     chased, copied = (good[good["probe"].isin(names)] for names in (CHASES, COPIES))
     if not len(chased):
         return style.nothing("Memory latency was not measured", "There are no such probes.")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14.6, 6.2), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13.2, 6.0), layout="constrained")
     style.headline(figure, title(chased), subtitle(chased))
     sizes_axis(left, chased["size_bytes"], "memory touched")
     style.seconds_axis(left, chased["rate"], steps=(1, 2, 5))
@@ -51,8 +54,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     waiting = [(left, labels)]
     if len(copied):
         sizes_axis(right, copied["size_bytes"], "bytes copied")
-        style.quantity_axis(right, "y", copied["rate"], lambda value: f"{value:g}")
-        right.set_ylabel("GB/s")
+        steps = (1,) if copied["rate"].max() > 100 * copied["rate"].min() else (1, 2, 5)
+        style.quantity_axis(right, "y", copied["rate"], lambda value: f"{value:g}", steps)
+        right.set_ylabel("GB/s copied")
         waiting.append((right, lines(right, copied, COPIES, lambda v: f"{v:.3g} GB/s")))
     else:
         right.axis("off")
@@ -74,8 +78,12 @@ def lines(
     """A line a probe; the labels for the right edge, with the last value."""
     labels = []
     for probe, (name, mark) in probes.items():
-        middle = rows[rows["probe"] == probe].groupby("size_bytes")["rate"].median()
+        sizes = rows[rows["probe"] == probe].groupby("size_bytes")["rate"]
+        middle = sizes.median()
         if len(middle):
+            axes.fill_between(
+                middle.index, sizes.min(), sizes.max(), color=mark.color, alpha=0.18, linewidth=0
+            )
             axes.plot(middle.index, middle, color=mark.color, marker=mark.marker, markersize=6,
                       linewidth=2)  # fmt: skip
             labels.append(
@@ -89,7 +97,7 @@ def levels(middle: pd.Series) -> list[pd.Series]:
     """Runs of at least three sizes whose latencies lie close together: a level of memory each."""
     runs: list[list[int]] = []
     for size, latency in middle.items():
-        if runs and latency <= middle[runs[-1][0]] * LEVEL:
+        if runs and 1 / LEVEL <= latency / middle[runs[-1][0]] <= LEVEL:
             runs[-1].append(size)
         else:
             runs.append([size])
@@ -97,14 +105,19 @@ def levels(middle: pd.Series) -> list[pd.Series]:
 
 
 def mark_levels(axes: Axes, rows: pd.DataFrame) -> None:
-    """The latency of each level, written above it."""
-    for probe, (_, mark) in CHASES.items():
+    """The latency of each level, written above it unless it stands at the line's end."""
+    for probe in ("chase_cpu", "chase_global"):
         middle = rows[rows["probe"] == probe].groupby("size_bytes")["rate"].median()
-        for level in levels(middle)[:-1]:
+        found = levels(middle)
+        known = probe == "chase_global" and len(found) == len(GPU_LEVELS)
+        for level, name in zip(found, GPU_LEVELS if known else [""] * len(found), strict=True):
+            if level.index[-1] == middle.index[-1]:
+                break
             at = float(level.index[0] * level.index[-1]) ** 0.5
             axes.annotate(
-                wording.duration(level.median()), (at, level.median()), xytext=(0, 9),
-                textcoords="offset points", ha="center", fontsize=9, color=mark.color,
+                f"{name} {wording.duration(level.median())}".strip(), (at, level.max()),
+                xytext=(0, 10), textcoords="offset points", ha="center", fontsize=10,
+                color=CHASES[probe][1].color,
             )  # fmt: skip
 
 
@@ -124,4 +137,8 @@ def subtitle(chased: pd.DataFrame) -> str:
     names = "; ".join(dict.fromkeys(map(wording.device, chased["device"])))
     repeats = chased.groupby(["probe", "size_bytes"]).size().min()
     noun = "repeat" if repeats == 1 else "repeats"
-    return f"{names}\ndependent loads of one thread in random order; median of {repeats} {noun}"
+    return (
+        f"{names}\nleft: loads of one thread, each waiting for the one before, in random order; "
+        "right: copies one at a time, the CPU's by one thread; "
+        f"medians of {repeats} {noun}, bands from lowest to highest"
+    )

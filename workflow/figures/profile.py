@@ -1,10 +1,11 @@
 """What a training step is spent on, part by part of the network, in every stage.
 
-One bar a stage and batch size: the times of a step's kernels (on a CPU: of the operators), each
-timed on its own and put together by layer and direction, as shares of the step as it was timed in
-whole epochs. No kernel is timed shorter than a launch takes (some 4 µs), so with small batches the
-bars are launches in truth. What is left of a step is no kernel: gathering images, waiting. On a CPU
-the loss stands for all that is no operator: gathering, adding up, waiting for other cores.
+One bar a stage and batch size: the times of a step's kernels, each timed on its own and put
+together by layer and direction, as shares of the step as it was timed in whole epochs. No kernel is
+timed shorter than a launch takes (some 4 µs), so with small batches the bars are launches in truth.
+What is left of a step is no kernel: gathering images, waiting. On a CPU the shares are those of a
+step that was looked at by itself, its images gathered before; operators are timed in one process of
+several, and "the rest" is the loss, adding up, and waiting for the slowest of the others.
 """
 
 import pandas as pd
@@ -19,17 +20,23 @@ TABLES = ("kernels", "epochs")
 # Okabe and Ito's colours for directions; layers are told by name.
 COLOURS = {
     "forward": "#56b4e9", "backward": "#d08a00", "update": "#009e73", "loss": "#c264a0",
-    "input": "#8c6bb1", "no kernel": "#e4e4e4",
+    "the rest": "#d9a9c9", "input": "#8c6bb1", "no kernel": "#e4e4e4",
 }  # fmt: skip
 NAMED = 0.055
 """Share of the bar from which a part is written into it."""
+THIN = 0.008
+"""Share up to which a part is too thin for an edge of its own."""
 CELL = ["stage", "device", "device_kind", "batch_size"]
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """A panel for each of up to three batch sizes, a bar a stage."""
+    """A panel for each of up to three batch sizes, a bar a stage; host-built kernels apart."""
     kernels = tables["kernels"]
     kernels = kernels[(kernels["status"] == "ok") & (kernels["launches"] > 0)]
+    kernels = kernels[kernels["kernel_seconds"] > 0]
+    # Engines on a CPU count as the loss all that is no operator.
+    rest = (kernels["device_kind"] == "cpu") & (kernels["part"] == "loss")
+    kernels = kernels.assign(part=kernels["part"].mask(rest, "the rest"))
     cell = panels.first_cell(kernels)
     if cell is None:
         return style.nothing("No profile was taken", "There are no kernels in the table.")
@@ -38,14 +45,24 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     sizes = sorted(set(parts["batch_size"]))
     sizes = sorted({sizes[0], panels.usual_batch(sizes), sizes[-1]})
     stages = panels.on_ladder(parts["stage"])
+    host = parts["device_kind"] == "host"
+    places = [(lines, built) for built, lines in ((False, parts[~host]), (True, parts[host]))]
+    shown = [
+        (size, built, lines, panels.on_ladder(lines["stage"]))
+        for lines, built in places
+        for size in sizes
+        if len(lines)
+    ]
+    heights = [0.55 + 0.42 * len(rows) for *_, rows in shown]
     figure, column = pyplot.subplots(
-        len(sizes), 1, figsize=(12.6, 1.9 + len(sizes) * (0.55 + 0.42 * len(stages))),
+        len(shown), 1, figsize=(12.6, 1.9 + sum(heights)), height_ratios=heights,
         squeeze=False, layout="constrained", sharex=True,
     )  # fmt: skip
     style.headline(figure, title(parts, sizes, stages), subtitle(parts, cell))
-    for axes, size in zip(column.flat, sizes, strict=True):
-        draw_bars(axes, parts[parts["batch_size"] == size], stages)
-        axes.set_title(f"batch {size}", fontsize=11, loc="left", color=style.INK)
+    for axes, (size, built, lines, rows) in zip(column.flat, shown, strict=True):
+        draw_bars(axes, lines[lines["batch_size"] == size], rows)
+        note = f" ({wording.HOST})" if built else ""
+        axes.set_title(f"batch {size}{note}", fontsize=11, loc="left", color=style.INK)
     last = column.flat[-1]
     last.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     last.set_xlabel("share of a training step")
@@ -98,17 +115,18 @@ def draw_bars(axes: Axes, parts: pd.DataFrame, stages: list[str]) -> None:
             at += width
         if at < 0.999:
             draw_part(axes, row, at, 1 - at, "no kernel", COLOURS["no kernel"])
-        host = " (host-built)" if group["device_kind"].iloc[0] == "host" else ""
         if step == step:
             axes.annotate(
-                f"{wording.duration(step)}{host}", (1, row), xytext=(6, 0),
+                wording.duration(step), (1, row), xytext=(6, 0),
                 textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False,
             )  # fmt: skip
 
 
 def draw_part(axes: Axes, row: int, at: float, width: float, name: str, colour: str) -> None:
     """One piece of a bar, named if there is room."""
-    axes.barh(row, width, left=at, height=0.72, color=colour, edgecolor="white", linewidth=0.8)
+    # An edge would cover the whole of a very small piece.
+    edge = 0.8 if width > THIN else 0
+    axes.barh(row, width, left=at, height=0.72, color=colour, edgecolor="white", linewidth=edge)
     if width > max(NAMED, 0.0085 * len(name)):
         axes.annotate(name, (at + width / 2, row), ha="center", va="center", fontsize=8.5)
 
@@ -120,20 +138,28 @@ def name_of(part: pd.Series) -> str:
 
 
 def title(parts: pd.DataFrame, sizes: list[int], stages: list[str]) -> str:
-    """How much of a step is kernels, for the last stage on a GPU at the largest batch."""
-    gpu = [s for s in stages if (parts.loc[parts["stage"] == s, "device_kind"] == "cuda").any()]
-    if not gpu:
-        largest = parts[parts["stage"] == stages[-1]].nlargest(1, "seconds").iloc[0]
-        return f"{name_of(largest)} {largest['part']} takes most of a step of {stages[-1]}"
-    group = parts[(parts["stage"] == gpu[-1]) & (parts["batch_size"] == sizes[-1])]
-    if not len(group):
-        return "What a training step is spent on"
-    share = min(1.0, group["seconds"].sum() / group["step_seconds"].iloc[0])
+    """What takes longest in the last stage on a GPU (if none was: on a CPU, then host-built) at the
+    largest batch; on a GPU also how much of a step is kernels.
+    """
+    large = parts[parts["batch_size"] == sizes[-1]]
+    kind = next((k for k in ("cuda", "cpu", "host") if k in set(large["device_kind"])), None)
+    large = large[large["device_kind"] == kind]
+    stage = next(stage for stage in reversed(stages) if stage in set(large["stage"]))
+    group = large[large["stage"] == stage]
     largest = group.nlargest(1, "seconds").iloc[0]
-    return (
-        f"Kernels fill {100 * share:.0f} % of a step of {gpu[-1]} at batch {sizes[-1]}, "
-        f"the largest part {name_of(largest)} {largest['part']}"
-    )
+    place = f"a step of {stage} at batch {sizes[-1]}"
+    longest = f"{whole_name(largest)} takes longest"
+    share = group["seconds"].sum() / group["step_seconds"].iloc[0]
+    if kind != "cuda" or share != share:
+        built = f" ({wording.HOST})" if kind == "host" else ""
+        return f"In {place}{built} {longest}"
+    return f"Kernels fill {100 * min(1.0, share):.0f} % of {place}; {longest}"
+
+
+def whole_name(part: pd.Series) -> str:
+    """`conv1 backward`; of what belongs to no layer the part alone."""
+    name = name_of(part)
+    return name if name == part["part"] else f"{name} {part['part']}"
 
 
 def subtitle(parts: pd.DataFrame, cell: tuple[str, str]) -> str:

@@ -5,7 +5,8 @@ arithmetic that it needs for each byte that must at least be moved; up, the arit
 in the time that its kernels took. The lines are what was measured of the machine: copying memory
 (slanted) and multiply-adds (level). Both counts are those of the network, the same for every stage,
 so a stage that moves or multiplies more than it must stands lower. Large marks take more of a step.
-Marks may lie above the slanted line where data stay in a cache.
+Marks may lie above the slanted line where data stay in a cache. Of a CPU stage on several cores one
+process is timed while all work: where it waits for slower ones its marks stand too high.
 """
 
 import numpy as np
@@ -32,6 +33,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """A panel for each kind of device."""
     kernels = tables["kernels"]
     kernels = kernels[(kernels["status"] == "ok") & (kernels["launches"] > 0)]
+    kernels = kernels[kernels["kernel_seconds"] > 0]
     kernels = kernels[kernels["part"].isin(["forward", "backward"]) & (kernels["flops"] > 0)]
     cell = panels.first_cell(kernels)
     if cell is None:
@@ -45,7 +47,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     figure, row = pyplot.subplots(
         1, len(kinds), figsize=(1.2 + 7.0 * len(kinds), 6.6), squeeze=False, layout="constrained"
     )
-    style.headline(figure, title(marks, tables["probes"]), subtitle(marks, cell, size))
+    style.headline(
+        figure, title(marks, tables["probes"]), subtitle(marks, cell, size, tables["probes"])
+    )
     for axes, kind in zip(row.flat, kinds, strict=True):
         draw_panel(axes, marks[marks["device_kind"] == kind], tables["probes"], kind)
     return figure
@@ -146,24 +150,28 @@ def rate_text(value: float) -> str:
 
 def title(marks: pd.DataFrame, probes: pd.DataFrame) -> str:
     """How much of the machine's arithmetic the best part of the best stage uses."""
-    kind = "cuda" if "cuda" in set(marks["device_kind"]) else "cpu"
+    kind = next(k for k in ("cuda", "cpu", "host") if k in set(marks["device_kind"]))
     own = marks[marks["device_kind"] == kind]
-    if not len(own):
-        own = marks
     best = own.nlargest(1, "rate").iloc[0]
     name = str(best["layers"]).partition("+")[0]
     text = f"{best['stage']} reaches {rate_text(best['rate'])} in {name} {best['part']}"
+    if kind == "host":
+        text += f" ({wording.HOST})"
     levels, _, _ = ceilings(probes, kind)
     if not levels:
         return text
     ceiling, rate = levels[0]
-    return f"{text}, {100 * best['rate'] / rate:.0f} % of the {ceiling} peak"
+    return f"{text}, {100 * best['rate'] / rate:.0f} % of the peak ({ceiling})"
 
 
-def subtitle(marks: pd.DataFrame, cell: tuple[str, str], size: int) -> str:
-    """Network, batch; what is counted, and how."""
+def subtitle(marks: pd.DataFrame, cell: tuple[str, str], size: int, probes: pd.DataFrame) -> str:
+    """Network, batch; what is counted, and how; whether there is anything to compare with."""
+    kinds = dict.fromkeys(marks["device_kind"])
+    found = [ceilings(probes, kind) for kind in kinds if kind != "host"]
+    bare = not any(levels or bandwidth == bandwidth for levels, bandwidth, _ in found)
+    note = "; the machine's own limits were not measured" if bare else ""
     return (
         f"{wording.what(*cell)}, batch {size}; {panels.devices(marks)}\n"
         "each part of the layers, forward and backward; medians over the repeats; "
-        "a mark's area: its share of the stage's time"
+        f"a mark's area: its share of the stage's time{note}"
     )

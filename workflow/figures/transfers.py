@@ -2,8 +2,10 @@
 
 One panel a stage: what the host spends gathering images, what the copies to the GPU take and what
 the kernels take, as shares of the epoch, against the images resident per load; above, the time of
-the epoch. Host and GPU work side by side, so the shares may add up to more than 100 %. What none of
-them fills is waiting: for launches, and at the end of every load for the GPU.
+the epoch. Host and GPU work side by side, so the shares may add up to more than 100 %. Kernels are
+timed from the first to the last of a load, with the gaps between their launches; what nothing fills
+is waiting at the ends of loads. Where stages were timed on different numbers of images, compare
+shares, not epochs.
 """
 
 import numpy as np
@@ -26,7 +28,7 @@ PARTS = {
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """A panel a stage, side by side."""
     transfers = tables["transfers"]
-    transfers = transfers[transfers["status"] == "ok"]
+    transfers = transfers[(transfers["status"] == "ok") & (transfers["epoch_seconds"] > 0)]
     cell = panels.first_cell(transfers)
     if cell is None:
         return style.nothing("Transfers were not measured", "No stage of the sweep runs on a GPU.")
@@ -87,9 +89,10 @@ def title(transfers: pd.DataFrame, stages: list[str]) -> str:
     if least == most:
         return f"Where an epoch of {stages[-1]} goes"
     factor = epochs[least] / epochs[most]
+    built = f" ({wording.HOST})" if (rows["device_kind"] == "host").all() else ""
     return (
         f"Loads of {least:,} images make an epoch of {stages[-1]} "
-        f"{wording.times(factor)} as long as loads of {most:,}"
+        f"{wording.times(factor)} as long as loads of {most:,}{built}"
     )
 
 
