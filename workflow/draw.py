@@ -11,11 +11,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import pandas as pd
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from cnnlib.errors import UserError
 from cnnlib.files import write_whole
-from workflow import modules, style
+from workflow import layout, modules, style
 
 METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
 
@@ -27,15 +29,21 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, nargs="+", required=True, help="files .png or .svg")
     given = parser.parse_args()
-    style.apply()
-    figure = modules.load("figures", given.name).draw(modules.read_tables(given.tables))
-    style.settle(figure)
+    figure = draw(given.name, modules.read_tables(given.tables))
     for path in given.out:
         if path.suffix not in METADATA:
             raise UserError(f"cannot draw {path}: known formats: {', '.join(METADATA)}")
         with write_whole(path) as temporary:
             figure.savefig(temporary, metadata=METADATA[path.suffix])
     pyplot.close(figure)
+
+
+def draw(name: str, tables: dict[str, pd.DataFrame]) -> Figure:
+    """The figure `name` of `tables`, every part of it in its place."""
+    style.apply()
+    figure: Figure = modules.load("figures", name).draw(tables)
+    layout.settle(figure)
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The experiment as the rules see it: its paths, what each job reads, what each run depends on."""
 
 import functools
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,13 @@ from workflow.sources import stage_sources
 
 # What is measured once a data set, network and stage, and by which stages.
 EXAMINED = {"transfers": "gpu", "functions": "cpu"}
+
+# The digits and six figures for the poster; where one is not wanted the next takes its place.
+POSTER = (
+    "discern", "speedup", "learning", "profile", "roofline", "memory", "energy", "memory_latency",
+    "latency", "transfers", "push_pull", "filters",
+)  # fmt: skip
+POSTER_COUNT = 7
 
 
 class Experiment:
@@ -54,6 +62,21 @@ class Experiment:
     def figure_pictures(self) -> list[str]:
         """Of those, the ones that stay sharp at any size."""
         return [path for path in self.figure_files if path.endswith(".svg")]
+
+    @property
+    def poster_figures(self) -> list[str]:
+        """Names of the figures that the poster shows."""
+        return [name for name in POSTER if name in self.wanted_figures][:POSTER_COUNT]
+
+    @property
+    def poster_tables(self) -> list[str]:
+        """What they are drawn from, and the summary."""
+        read = [modules.tables_read("figures", name) for name in self.poster_figures]
+        return [self.table(name) for name in dict.fromkeys(["summary", *itertools.chain(*read)])]
+
+    @property
+    def poster_sources(self) -> list[str]:
+        return [str(modules.source("figures", name)) for name in self.poster_figures]
 
     @property
     def table_pages(self) -> list[str]:

@@ -1,80 +1,98 @@
 """The poster: one A1 page with the question, the ladder and the figures that carry the message.
 
-python -m workflow.poster --figures FILE.svg... --ladder ladder.md --summary summary.csv --out FILE
+python -m workflow.poster --figures NAME... --tables FILE.csv... --ladder ladder.md --out FILE
 
-Laid out as a web page and printed by Chromium, which keeps the figures as vectors.
+The figures are drawn for it, with larger type. It is laid out as a web page and printed by
+Chromium, which keeps them as vectors.
 """
 
 import argparse
 import base64
+import io
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 import pandas as pd
+from matplotlib import pyplot
 
 from cnnlib.errors import DataError, UserError
 from cnnlib.files import write_whole
-from workflow import modules, page, wording
+from workflow import draw, layout, modules, page, wording
 
 TEMPLATE = modules.HERE / "report" / "poster.html.j2"
-# Six figures and the digits; where one is missing the next takes its place.
-WANTED = (
-    "discern", "speedup", "learning", "profile", "roofline", "memory_latency", "memory", "energy",
-    "latency", "transfers", "push_pull", "filters",
-)  # fmt: skip
-COUNT = 7
 TALL = {"discern"}
+PLACE_MM = (278.0, 122.0)
+"""A figure's place on the page, in millimetres; a tall one has two, with what is between them."""
+BETWEEN_MM = 32.0
+LARGER = 1.5
+"""How much larger the figures' type is on the page than on a screen, where it has 10 points."""
+INTERVAL = re.compile(r" \([^)]*× to [^)]*\)")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 METHOD = (
     "Every stage starts from the same weights, sees the same batches in the same order and is "
     "checked against a float64 reference before a clock starts. Times are medians of whole epochs, "
-    "shuffling, gathering and transfers included. * timed on a part and scaled."
+    "shuffling, gathering and transfers included. Hollow marks and *: timed on a part and scaled."
 )
 
 
 def main() -> None:
     """Read the arguments, print the poster."""
     parser = argparse.ArgumentParser(prog="python -m workflow.poster", description=__doc__)
-    parser.add_argument("--figures", type=Path, nargs="+", required=True, help="files .svg")
+    parser.add_argument("--figures", nargs="+", required=True, choices=modules.names("figures"))
+    parser.add_argument("--tables", type=Path, nargs="+", required=True)
     parser.add_argument("--ladder", type=Path, required=True, help="ladder.md")
-    parser.add_argument("--summary", type=Path, required=True, help="summary.csv")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    html = render(given.figures, given.ladder, pd.read_csv(given.summary))
+    html = render(given.figures, modules.read_tables(given.tables), given.ladder)
     with write_whole(given.out) as temporary:
         print_page(html, temporary)
 
 
-def render(figures: list[Path], ladder: Path, summary: pd.DataFrame) -> str:
-    """The poster as a web page of exactly one A1 sheet."""
-    there = {path.stem: path for path in figures}
-    chosen = [name for name in WANTED if name in there][:COUNT]
-    cells = sum(2 if name in TALL else 1 for name in chosen)
+def render(figures: Sequence[str], tables: dict[str, pd.DataFrame], ladder: Path) -> str:
+    """The poster as a web page of exactly one A1 sheet; `tables`: the figures' and the summary."""
+    cells = sum(2 if name in TALL else 1 for name in figures)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(page.text(TEMPLATE)).render(
         question=page.TITLE,
-        result=result(summary),
+        result=result(tables["summary"]),
         ladder=short(page.blocks(page.text(ladder))),
-        figures=[
-            {
-                "name": name,
-                "shape": "tall" if name in TALL else "",
-                "image": base64.b64encode(page.text(there[name]).encode()).decode(),
-            }
-            for name in chosen
-        ],
+        figures=[drawn(name, tables) for name in figures],
         rows=max(1, -(-cells // 2)),
         method=METHOD,
     )
 
 
+def drawn(name: str, tables: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """A figure for its place on the page, its words apart."""
+    width, height = PLACE_MM
+    if name in TALL:
+        height = 2 * height + BETWEEN_MM
+    with layout.sheet(width / 25.4 / LARGER, height / 25.4 / LARGER):
+        own = {table: tables[table] for table in modules.tables_read("figures", name)}
+        figure = draw.draw(name, own)
+    picture = io.StringIO()
+    figure.savefig(picture, format="svg", metadata=draw.METADATA[".svg"])
+    pyplot.close(figure)
+    words = layout.HEADLINES[figure]
+    return {
+        "name": name,
+        "shape": "tall" if name in TALL else "",
+        "title": words.title,
+        "subtitle": "; ".join(words.subtitle.split("\n")),
+        "image": base64.b64encode(picture.getvalue().encode()).decode(),
+    }
+
+
 def short(blocks: list[page.Block]) -> list[page.Block]:
-    """The first table's stage, change, last time and last speedup: the rest is in the report."""
+    """The first table's stage, change, last time and last speedup, without its interval: the rest
+    is in the report.
+    """
     for kind, rows in blocks:
         if kind == "table":
             heads = rows[0]
@@ -83,7 +101,7 @@ def short(blocks: list[page.Block]) -> list[page.Block]:
                 *[i for i, head in enumerate(heads) if head.startswith("epoch")][-1:],
                 *[i for i, head in enumerate(heads) if head.startswith("speedup")][-1:],
             ]
-            return [("table", [[row[i] for i in wanted] for row in rows])]
+            return [("table", [[INTERVAL.sub("", row[i]) for i in wanted] for row in rows])]
     return []
 
 

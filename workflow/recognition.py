@@ -19,7 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from workflow import panels, style, wording
+from workflow import layout, panels, style, wording
 
 RUN = ["dataset", "network", "batch_size", "seed"]
 LINE = ["stage", "device", "device_kind"]
@@ -261,7 +261,7 @@ def blocks(
         found.append(
             Block(
                 picture_of(pictures, dataset, digit),
-                f"a {label}, {kind}\ntest image {digit:,}",
+                f"a {label}, {kind}" + ("" if layout.compact() else f"\ntest image {digit:,}"),
                 [grid_row(line, cells(line)) for line in lines(of_digit)],
             )
         )
@@ -293,7 +293,7 @@ def draw_grid(
         layout="constrained",
     )
     grid = figure.add_gridspec(len(blocks), 2, width_ratios=(1.5, width), height_ratios=inches)
-    style.headline(figure, title, subtitle, notes)
+    layout.headline(figure, title, subtitle, notes)
     figure.get_layout_engine().set(h_pad=0.08, wspace=0.0)
     for number, block in enumerate(blocks):
         draw_picture(figure.add_subplot(grid[number, 0]), block)
@@ -325,7 +325,8 @@ def key(axes: Axes, cells: Sequence[Belief | None], nothing: str) -> None:
         if there
     ]
     axes.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(-0.01, 0.0), ncols=len(handles),
+        handles=handles, loc="upper left", bbox_to_anchor=(-0.01, 0.0),
+        ncols=3 if layout.compact() else len(handles),
         frameon=False, fontsize=9.5, handlelength=1.3, handleheight=1.1, columnspacing=1.4,
         handletextpad=0.5, borderaxespad=0.4,
     )  # fmt: skip

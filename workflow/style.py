@@ -6,17 +6,12 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 import seaborn
-from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from matplotlib.transforms import Bbox, ScaledTranslation
+from matplotlib.transforms import ScaledTranslation
 
-INK, QUIET, GRID = "#222222", "#5c5c5c", "#e4e4e4"
-STEP = 2**20
-"""What a panel's place is rounded to; a power of two, so that it is exact."""
+from workflow import layout
+from workflow.layout import GRID, INK, QUIET
 
 
 @dataclass(frozen=True)
@@ -57,56 +52,10 @@ def apply() -> None:
             "xtick.labelsize": 10, "ytick.labelsize": 10,
             "figure.dpi": 100, "savefig.dpi": 160, "savefig.facecolor": "white",
             "svg.hashsalt": "cnn", "svg.fonttype": "path", "lines.solid_capstyle": "round",
+            "figure.hooks": ["workflow.layout:fit"],
         },
     )  # fmt: skip
     matplotlib.rcParams["path.sketch"] = None
-
-
-def headline(figure: Figure, title: str, subtitle: str, notes: str = "") -> None:
-    """Title and subtitle above the panels, left-aligned; notes small below them.
-
-    Lines that are wider than the figure are broken at spaces.
-    """
-    width, height = figure.get_size_inches()
-    left = 0.30 / width
-    title = _wrapped(figure, title, 15, "bold")
-    subtitle = _wrapped(figure, subtitle, 10, "normal")
-    notes = _wrapped(figure, notes, 8.5, "normal")
-    look = {"ha": "left", "linespacing": 1.35}
-    top = 0.22
-    figure.text(left, 1 - top / height, title, fontsize=15, weight="bold", va="top", **look)
-    top += 0.10 + 0.28 * _lines(title)
-    figure.text(left, 1 - top / height, subtitle, fontsize=10, color=QUIET, va="top", **look)
-    above = top + 0.10 + 0.19 * _lines(subtitle)
-    figure.text(left, 0.12 / height, notes, fontsize=8.5, color=QUIET, va="bottom", **look)
-    below = 0.18 + 0.17 * _lines(notes) if notes else 0.12
-    figure.get_layout_engine().set(
-        w_pad=0.12,
-        rect=(0.12 / width, below / height, 1 - 0.24 / width, 1 - (above + below) / height),
-    )
-
-
-def _lines(text: str) -> int:
-    return text.count("\n") + 1
-
-
-def _wrapped(figure: Figure, text: str, size: float, weight: str) -> str:
-    """`text` with its lines broken where they would leave the figure."""
-    room = (figure.get_size_inches()[0] - 0.6) * 72
-    font = FontProperties(size=size, weight=weight)
-    lines: list[str] = []
-    for line in text.split("\n"):
-        current = ""
-        for word in line.split(" "):
-            longer = f"{current} {word}".strip()
-            # TextPath measures without a renderer, in points for a size in points; by its corners,
-            # since the exact extent of every curve takes seconds.
-            if current and TextPath((0, 0), longer, prop=font).vertices[:, 0].max() > room:
-                lines.append(current)
-                longer = word
-            current = longer
-        lines.append(current)
-    return "\n".join(lines)
 
 
 def batch_axis(axes: Axes, sizes: Iterable[int]) -> None:
@@ -152,13 +101,6 @@ def quantity_axis(
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
     axis.set_minor_locator(NullLocator())
-
-
-def nothing(title: str, reason: str) -> Figure:
-    """Said in a picture, since a missing one looks like a mistake."""
-    figure = pyplot.figure(figsize=(9.0, 2.4), layout="constrained")
-    headline(figure, title, reason)
-    return figure
 
 
 SECONDS = (
@@ -223,30 +165,14 @@ def end_labels(axes: Axes, labels: Sequence[Label], gap_points: float = 13.5) ->
     placed = spread(wanted, gap_points, bottom + 4, top - 4)
     x = max(label.x for label in labels)
     for label, at, was in zip(labels, placed, wanted, strict=True):
-        # rounded, for the reason that `settle` gives
-        offset = ScaledTranslation(9 / 72, _rounded((at - was) / 72), axes.figure.dpi_scale_trans)
+        # rounded, for the reason that layout.settle gives
+        offset = ScaledTranslation(
+            9 / 72, layout.rounded((at - was) / 72), axes.figure.dpi_scale_trans
+        )
         axes.text(
             x, label.y, label.text, color=label.color, fontsize=10, weight="bold",
             va="center", ha="left", transform=axes.transData + offset, clip_on=False,
         )  # fmt: skip
-
-
-def settle(figure: Figure) -> None:
-    """Lay `figure` out for good, every panel at a multiple of a millionth of its width and height.
-
-    The solver of the layout walks its equations in the order of their addresses, so that the last
-    bits of what it finds differ from one process to the next.
-    """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes in figure.axes:
-        found = axes.get_position(original=True)
-        corners = [[_rounded(at) for at in corner] for corner in found.get_points()]
-        axes.set_position(Bbox(corners), which="original")
-
-
-def _rounded(value: float) -> float:
-    return round(float(value) * STEP) / STEP
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

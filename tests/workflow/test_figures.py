@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from matplotlib import pyplot
 
 from cnnlib import records
-from workflow import modules, style
+from workflow import layout, modules, style
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results/reference/nvidia-h100"
@@ -47,13 +48,42 @@ def test_the_last_bits_of_a_layout_do_not_matter() -> None:
         style.apply()
         figure, _ = pyplot.subplots(2, 2, layout="constrained")
         figure.get_layout_engine().set(rect=(0.1 + nudge, 0.1, 0.8, 0.8))
-        style.settle(figure)
+        layout.settle(figure)
         figure.draw_without_rendering()
         pyplot.close(figure)
         return [list(axes.get_position().extents) for axes in figure.axes]
 
     assert places(0) == places(3e-15)
     assert places(0) != places(1e-3)
+
+
+@pytest.mark.parametrize("width", [12.0, 4.0, 2.0])
+def test_numbers_of_an_axis_do_not_run_into_each_other(width: float) -> None:
+    sizes = [2**power for power in range(4, 15)]
+    style.apply()
+    figure, axes = pyplot.subplots(figsize=(width, 3), layout="constrained")
+    axes.plot(sizes, sizes)
+    style.batch_axis(axes, sizes)
+    layout.settle(figure)
+    texts = [label.get_text() for label in axes.get_xticklabels()]
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    pyplot.close(figure)
+    assert texts[-1] == str(sizes[-1])
+    assert (len(texts) == len(sizes)) == (width == 12)
+    assert all(box.x1 < later.x0 for box, later in pairwise(boxes))
+
+
+def test_figures_for_a_sheet_have_its_size_and_no_words() -> None:
+    style.apply()
+    with layout.sheet(5.0, 3.0):
+        small = layout.nothing("A title", "A reason")
+    large = layout.nothing("A title", "A reason")
+    for figure in (small, large):
+        assert layout.HEADLINES[figure].title == "A title"
+        pyplot.close(figure)
+    assert list(small.get_size_inches()) == [5.0, 3.0]
+    assert not small.texts
+    assert large.texts
 
 
 MATPLOTLIBRC = "savefig.bbox: tight\nfont.size: 20\nsvg.fonttype: none\naxes.titlesize: 30\n"

@@ -1,42 +1,90 @@
 """The poster: one A1 page of vectors, with the stages and the result, the same bytes each time."""
 
+import json
 import re
+import subprocess
 import zlib
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from cnnlib.errors import UserError
 from tests.workflow.conftest import ROOT
-from workflow import poster
+from workflow import modules, poster
+from workflow.experiment import Experiment
 
 REFERENCE = ROOT / "results/reference/nvidia-h100"
-FIGURES = sorted((REFERENCE / "figures").glob("*.svg"))
+EXPERIMENT = Experiment(yaml.safe_load((ROOT / "config.yaml").read_text()))
+FIGURES = EXPERIMENT.poster_figures
 SUMMARY = pd.read_csv(REFERENCE / "tables/summary.csv")
 A1 = 594 / 25.4 * 72, 841 / 25.4 * 72
+LEGIBLE = 13.0
+"""Points of most of a figure's type on the page, at least: at arm's length as 8 in the hand."""
+# How much each picture is blown up, written where the page's title is.
+SCALES = """<script>addEventListener("load", () => { document.title = JSON.stringify(
+  [...document.images].map(i => Math.min(i.clientWidth / i.naturalWidth,
+                                         i.clientHeight / i.naturalHeight)))});</script>"""
 
 
-def render(figures: list[Path] = FIGURES) -> str:
-    return poster.render(figures, REFERENCE / "tables/ladder.md", SUMMARY)
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    names = {Path(path).name for path in EXPERIMENT.poster_tables}
+    return modules.read_tables([REFERENCE / "tables" / name for name in sorted(names)])
 
 
-def test_it_says_what_was_found() -> None:
-    html = render()
+@pytest.fixture(scope="module")
+def html(tables: dict[str, pd.DataFrame]) -> str:
+    return poster.render(FIGURES, tables, REFERENCE / "tables/ladder.md")
+
+
+def browser() -> str:
+    try:
+        return poster.find_browser()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def test_it_says_what_was_found(html: str) -> None:
     best = SUMMARY.loc[SUMMARY["speedup"].idxmax()]
     assert f"{best['stage']} trains LeNet-5" in html
     assert f"at batch {best['batch_size']}" in html
     for stage in SUMMARY["stage"].unique():
         assert f"{stage}</td>" in html
-    assert re.findall(r'<img alt="(\w+)"', html) == list(poster.WANTED[: poster.COUNT])
+    assert re.findall(r'<img alt="(\w+)"', html) == FIGURES
+    assert html.count("<h2>") == len(FIGURES)
+    assert "batch 64" in html.partition("<h2>")[2].partition("<img")[0]
 
 
-def test_a_missing_figure_leaves_no_hole() -> None:
-    html = render([path for path in FIGURES if path.stem not in ("speedup", "memory")])
-    shown = re.findall(r'<img alt="(\w+)"', html)
-    assert len(shown) == poster.COUNT
+def test_a_figure_that_is_not_wanted_leaves_no_hole() -> None:
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    names = [name for name in modules.names("figures") if name not in ("speedup", "memory")]
+    shown = Experiment({**config, "figures": names}).poster_figures
+    assert len(shown) == len(FIGURES)
     assert not {"speedup", "memory"} & set(shown)
-    assert render([]).count("<img") == 0
+
+
+def test_without_figures_there_is_a_page(tables: dict[str, pd.DataFrame]) -> None:
+    assert "<img" not in poster.render([], tables, REFERENCE / "tables/ladder.md")
+
+
+def test_figures_are_legible_at_arms_length(html: str, tmp_path: Path) -> None:
+    (tmp_path / "poster.html").write_text(html.replace("<head>", "<head>" + SCALES))
+    done = subprocess.run(
+        [
+            browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=20000",
+            "--dump-dom", (tmp_path / "poster.html").as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    found = re.search(r"<title>(\[.*\])</title>", done.stdout)
+    assert found, done.stdout[-500:] + done.stderr[-500:]
+    scales = json.loads(found[1])
+    assert len(scales) == len(FIGURES)
+    # 10 points is what axes are labelled with
+    assert min(scales) * 10 >= LEGIBLE, dict(zip(FIGURES, scales, strict=True))
 
 
 def test_host_built_kernels_are_no_result() -> None:
@@ -49,12 +97,8 @@ def test_without_a_browser_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -
         poster.find_browser()
 
 
-def test_one_page_of_vectors(tmp_path: Path) -> None:
-    try:
-        poster.find_browser()
-    except UserError as error:
-        pytest.skip(str(error))
-    html = render()
+def test_one_page_of_vectors(html: str, tmp_path: Path) -> None:
+    browser()
     for name in ("one", "two"):
         poster.print_page(html, tmp_path / name)
     pdf = (tmp_path / "one").read_bytes()

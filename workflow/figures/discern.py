@@ -13,7 +13,7 @@ own measured time per image.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workflow import recognition, style, wording
+from workflow import layout, recognition, style, wording
 
 TABLES = ("digits", "pictures", "epochs")
 
@@ -28,7 +28,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     rows = recognition.beliefs(completed)
     rows = rows[rows["train_seconds"] > 0]
     if not len(rows):
-        return style.nothing(*recognition.NO_ROWS)
+        return layout.nothing(*recognition.NO_ROWS)
     times = moments(rows)
     blocks = recognition.blocks(rows, pictures, lambda line: beliefs_at(line, times))
     return recognition.draw_grid(

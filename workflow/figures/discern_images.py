@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workflow import recognition, style, wording
+from workflow import layout, recognition, wording
 
 TABLES = ("digits", "pictures", "epochs")
 
@@ -29,7 +29,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     completed = recognition.complete(recognition.one_run(digits), epochs)
     rows = recognition.beliefs(completed[~completed["borrowed"]])
     if not len(rows):
-        return style.nothing(*recognition.NO_ROWS)
+        return layout.nothing(*recognition.NO_ROWS)
     counts = columns(rows)
     blocks = recognition.blocks(
         rows, pictures, lambda line: [belief_after(line, count) for count in counts]

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import panels, style, wording
+from workflow import layout, panels, style, wording
 
 TABLES = ("energy", "epochs")
 
@@ -24,7 +24,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     energy = energy[(energy["status"] == "ok") & (energy["images"] > 0)]
     cell = panels.first_cell(energy)
     if cell is None:
-        return style.nothing(
+        return layout.nothing(
             "Energy was not measured", "It takes a GPU whose driver tells of it (NVML)."
         )
     energy = panels.of_cell(energy, cell).copy()
@@ -35,9 +35,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     energy["epoch_joules"] = energy["energy_joules"] / energy["images"] * energy["images_an_epoch"]
     energy["watts"] = energy["energy_joules"] / energy["window_seconds"]
     if not len(energy):
-        return style.nothing("Energy was not measured", "No stage has trained a whole epoch.")
+        return layout.nothing("Energy was not measured", "No stage has trained a whole epoch.")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14.0, 5.8), layout="constrained")
-    style.headline(figure, title(energy), subtitle(energy, cell))
+    layout.headline(figure, title(energy), subtitle(energy, cell))
     style.quantity_axis(left, "y", energy["epoch_joules"], joules, steps=(1, 2, 5))
     left.set_ylabel("energy of an epoch")
     idle = energy["idle_watts"].median()

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from workflow import panels, style, wording
+from workflow import layout, panels, style, wording
 
 TABLES = ("features",)
 
@@ -26,7 +26,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     features = tables["features"]
     cell = panels.first_cell(features)
     if cell is None:
-        return style.nothing(
+        return layout.nothing(
             "There are no filters to show", "No network of the sweep begins with a convolution."
         )
     features = panels.of_cell(features, cell)
@@ -41,7 +41,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     across = min(MOST, max(len(group) for _, group, _ in rows))
     figure = pyplot.figure(figsize=(12.6, 1.5 + 0.9 * len(rows)), layout="constrained")
     grid = figure.add_gridspec(len(rows), across + 2, width_ratios=[1.7, *[1] * across, 0.25])
-    style.headline(figure, title(found), subtitle(features, cell))
+    layout.headline(figure, title(found), subtitle(features, cell))
     bound = max((np.abs(picture).max() for group in found.values() for picture in group), default=1)
     for row, (name, group, signed) in enumerate(rows):
         head = figure.add_subplot(grid[row, 0])

@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import panels, style, wording
+from workflow import layout, panels, style, wording
 
 TABLES = ("summary",)
 
@@ -27,7 +27,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     figure, grid = pyplot.subplots(
         len(parts), 2, figsize=(14.0, 1.5 + 4.4 * len(parts)), squeeze=False, layout="constrained"
     )
-    style.headline(figure, title(summary), subtitle(summary), panels.notes(summary))
+    layout.headline(figure, title(summary), subtitle(summary), panels.notes(summary))
     waiting = []
     for row, panel in zip(grid, parts, strict=True):
         for axes, quantity in zip(row, QUANTITIES, strict=True):

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import panels, style, wording
+from workflow import layout, panels, style, wording
 
 TABLES = ("samples", "epochs")
 
@@ -33,7 +33,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Traces at one batch size on the left, peaks against batch size on the right."""
     cell = panels.first_cell(tables["samples"])
     if cell is None:
-        return style.nothing("Memory was not looked at", "There are no samples.")
+        return layout.nothing("Memory was not looked at", "There are no samples.")
     samples = panels.of_cell(tables["samples"], cell)
     samples = samples[samples["phase"] != "close"]
     epochs = panels.of_cell(tables["epochs"], cell)
@@ -41,14 +41,14 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     trained = epochs.loc[epochs["status"] == "ok", RUN].drop_duplicates()
     samples, what = choose(samples.merge(trained, on=RUN))
     if not len(samples):
-        return style.nothing("Memory was not looked at", "Neither NVML nor the system told of it.")
+        return layout.nothing("Memory was not looked at", "Neither NVML nor the system told of it.")
     on_gpu = bool((samples["device_kind"] == "cuda").all())
     peaks = samples.groupby(RUN, as_index=False, sort=False)["memory"].max()
     size = common_batch(peaks)
     shown = samples[samples["batch_size"] == size]
     traced = panels.on_ladder(shown["stage"])
     figure = pyplot.figure(figsize=(14.0, max(6.4, 1.9 + 1.5 * len(traced))), layout="constrained")
-    style.headline(
+    layout.headline(
         figure, title(peaks, on_gpu), subtitle(peaks, cell, size, what), notes(epochs, on_gpu)
     )
     left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.05))

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import style, wording
+from workflow import layout, style, wording
 
 TABLES = ("probes",)
 
@@ -43,9 +43,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     good = probes[(probes["status"] == "ok") & (probes["size_bytes"] > 0)]
     chased, copied = (good[good["probe"].isin(names)] for names in (CHASES, COPIES))
     if not len(chased):
-        return style.nothing("Memory latency was not measured", "There are no such probes.")
+        return layout.nothing("Memory latency was not measured", "There are no such probes.")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13.2, 6.0), layout="constrained")
-    style.headline(figure, title(chased), subtitle(chased))
+    layout.headline(figure, title(chased), subtitle(chased))
     sizes_axis(left, chased["size_bytes"], "memory touched")
     style.seconds_axis(left, chased["rate"], steps=(1, 2, 5))
     left.set_ylabel("time of one load")

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import panels, style, wording
+from workflow import layout, panels, style, wording
 
 TABLES = ("kernels", "epochs")
 
@@ -22,8 +22,10 @@ COLOURS = {
     "forward": "#56b4e9", "backward": "#d08a00", "update": "#009e73", "loss": "#c264a0",
     "the rest": "#d9a9c9", "input": "#8c6bb1", "no kernel": "#e4e4e4",
 }  # fmt: skip
-NAMED = 0.055
-"""Share of the bar from which a part is written into it."""
+LETTER_INCHES = 0.08
+"""Room that a letter of a part's name takes in a bar."""
+BAR = 0.7
+"""Share of the figure's width that a whole bar takes, about."""
 THIN = 0.008
 """Share up to which a part is too thin for an edge of its own."""
 CELL = ["stage", "device", "device_kind", "batch_size"]
@@ -39,11 +41,11 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     kernels = kernels.assign(part=kernels["part"].mask(rest, "the rest"))
     cell = panels.first_cell(kernels)
     if cell is None:
-        return style.nothing("No profile was taken", "There are no kernels in the table.")
+        return layout.nothing("No profile was taken", "There are no kernels in the table.")
     parts = of_parts(panels.of_cell(kernels, cell))
     parts = parts.join(step_seconds(panels.of_cell(tables["epochs"], cell)), on=CELL)
     sizes = sorted(set(parts["batch_size"]))
-    sizes = sorted({sizes[0], panels.usual_batch(sizes), sizes[-1]})
+    sizes = sorted({*([] if layout.compact() else sizes[:1]), panels.usual_batch(sizes), sizes[-1]})
     stages = panels.on_ladder(parts["stage"])
     host = parts["device_kind"] == "host"
     places = [(lines, built) for built, lines in ((False, parts[~host]), (True, parts[host]))]
@@ -58,7 +60,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         len(shown), 1, figsize=(12.6, 1.9 + sum(heights)), height_ratios=heights,
         squeeze=False, layout="constrained", sharex=True,
     )  # fmt: skip
-    style.headline(figure, title(parts, sizes, stages), subtitle(parts, cell))
+    layout.headline(figure, title(parts, sizes, stages), subtitle(parts, cell))
     for axes, (size, built, lines, rows) in zip(column.flat, shown, strict=True):
         draw_bars(axes, lines[lines["batch_size"] == size], rows)
         note = f" ({wording.HOST})" if built else ""
@@ -127,7 +129,7 @@ def draw_part(axes: Axes, row: int, at: float, width: float, name: str, colour: 
     # An edge would cover the whole of a very small piece.
     edge = 0.8 if width > THIN else 0
     axes.barh(row, width, left=at, height=0.72, color=colour, edgecolor="white", linewidth=edge)
-    if width > max(NAMED, 0.0085 * len(name)):
+    if width * axes.figure.get_figwidth() * BAR > LETTER_INCHES * (len(name) + 1):
         axes.annotate(name, (at + width / 2, row), ha="center", va="center", fontsize=8.5)
 
 

@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import style, wording
+from workflow import layout, style, wording
 
 TABLES = ("kernels",)
 
@@ -29,7 +29,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     times = kernels[(kernels["stage"] == STAGE) & kernels["kernel"].isin(WAYS)].copy()
     times["image_seconds"] = times["kernel_seconds"] / times["batch_size"]
     if not len(times):
-        return style.nothing(
+        return layout.nothing(
             "Push and pull were not measured", f"Stage '{STAGE}' is not in sweep.stages."
         )
     panels = [group for _, group in times.groupby(PANEL, sort=False)]
@@ -39,7 +39,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         down, across, figsize=(2.4 + 6.6 * across, 1.7 + 4.4 * down), squeeze=False,
         layout="constrained", sharey=True,
     )  # fmt: skip
-    style.headline(figure, title(times), subtitle(times))
+    layout.headline(figure, title(times), subtitle(times))
     waiting = []
     for axes, panel in zip(grid.flat, panels, strict=False):
         waiting.append((axes, draw_panel(axes, panel, times)))

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import panels, style, wording
+from workflow import layout, panels, style, wording
 
 TABLES = ("kernels", "probes")
 
@@ -37,17 +37,19 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     kernels = kernels[kernels["part"].isin(["forward", "backward"]) & (kernels["flops"] > 0)]
     cell = panels.first_cell(kernels)
     if cell is None:
-        return style.nothing(
+        return layout.nothing(
             "There is no roofline to draw", "There are no kernels with arithmetic in the table."
         )
     kernels = panels.of_cell(kernels, cell)
     size = max(kernels["batch_size"])
     marks = of_parts(kernels[kernels["batch_size"] == size])
     kinds = [kind for kind in ("cpu", "host", "cuda") if kind in set(marks["device_kind"])]
+    if layout.compact():
+        kinds = kinds[-1:]
     figure, row = pyplot.subplots(
         1, len(kinds), figsize=(1.2 + 7.0 * len(kinds), 6.6), squeeze=False, layout="constrained"
     )
-    style.headline(
+    layout.headline(
         figure, title(marks, tables["probes"]), subtitle(marks, cell, size, tables["probes"])
     )
     for axes, kind in zip(row.flat, kinds, strict=True):
@@ -128,7 +130,8 @@ def draw_panel(axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str)
 def name_marks(axes: Axes, marks: pd.DataFrame) -> None:
     """Names of the parts that take most, once each, above the highest of their marks."""
     marks = marks.assign(name=marks["layers"].str.partition("+")[0] + " " + marks["part"])
-    busiest = marks.groupby("name")["share"].max().nlargest(5).index
+    count = 3 if layout.compact() else 5
+    busiest = marks.groupby("name")["share"].max().nlargest(count).index
     for name in sorted(busiest):
         # Forward above its mark and backward below: both have the same intensity in a first layer.
         upward = name.endswith("forward")

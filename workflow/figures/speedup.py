@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import panels, style, wording
+from workflow import layout, panels, style, wording
 
 TABLES = ("summary",)
 
@@ -23,7 +23,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         1, len(parts), figsize=(2.6 + 6.2 * len(parts), 5.7), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    style.headline(figure, title(summary), subtitle(summary), panels.notes(summary))
+    layout.headline(figure, title(summary), subtitle(summary), panels.notes(summary))
     values = pd.concat([summary["speedup"], summary["speedup_low"], summary["speedup_high"]])
     labels = []
     for axes, panel in zip(grid[0], parts, strict=True):

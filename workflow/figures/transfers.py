@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import panels, style, wording
+from workflow import layout, panels, style, wording
 
 TABLES = ("transfers",)
 
@@ -31,7 +31,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     transfers = transfers[(transfers["status"] == "ok") & (transfers["epoch_seconds"] > 0)]
     cell = panels.first_cell(transfers)
     if cell is None:
-        return style.nothing("Transfers were not measured", "No stage of the sweep runs on a GPU.")
+        return layout.nothing("Transfers were not measured", "No stage of the sweep runs on a GPU.")
     transfers = panels.of_cell(transfers, cell).copy()
     for part in PARTS:
         transfers[part] = 100 * transfers[part] / transfers["epoch_seconds"]
@@ -40,7 +40,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         1, len(stages), figsize=(2.0 + 4.6 * len(stages), 5.6), squeeze=False, sharey=True,
         layout="constrained",
     )  # fmt: skip
-    style.headline(figure, title(transfers, stages), subtitle(transfers, cell))
+    layout.headline(figure, title(transfers, stages), subtitle(transfers, cell))
     waiting = []
     for axes, stage in zip(row.flat, stages, strict=True):
         waiting.append((axes, draw_stage(axes, transfers[transfers["stage"] == stage], stage)))

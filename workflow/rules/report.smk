@@ -9,6 +9,7 @@ rule draw:
             *multiext(
                 "workflow/",
                 "draw.py",
+                "layout.py",
                 "panels.py",
                 "recognition.py",
                 "style.py",
@@ -64,13 +65,22 @@ rule page:
 rule poster:
     # Not part of `all`: it needs Chromium, which prints it.
     input:
-        figures=EXPERIMENT.figure_pictures,
+        tables=EXPERIMENT.poster_tables,
         ladder=EXPERIMENT.table("ladder", "md"),
-        summary=EXPERIMENT.table("summary"),
         code=[
-            "workflow/poster.py",
-            "workflow/page.py",
+            *EXPERIMENT.poster_sources,
             "workflow/report/poster.html.j2",
+            *multiext(
+                "workflow/",
+                "draw.py",
+                "layout.py",
+                "page.py",
+                "panels.py",
+                "poster.py",
+                "recognition.py",
+                "style.py",
+                "wording.py",
+            ),
         ],
     output:
         "<results>/poster.pdf",
@@ -78,6 +88,8 @@ rule poster:
         "<results>/logs/poster.log",
     conda:
         "../envs/cnn.yaml"
+    params:
+        figures=EXPERIMENT.poster_figures,
     shell:
-        "python -m workflow.poster --figures {input.figures} --ladder {input.ladder}"
-        " --summary {input.summary} --out {output} 2>&1 | tee {log}"
+        "python -m workflow.poster --figures {params.figures} --tables {input.tables}"
+        " --ladder {input.ladder} --out {output} 2>&1 | tee {log}"
