@@ -1,4 +1,4 @@
-// The machine's own limits, each kernel asking for one thing alone; measured by cnnlib/probes.py.
+// The machine's own limits, each kernel asking for one thing alone; measured by cnnlib/probes/.
 #pragma once
 
 // Follows the chain p = next[p] for so many hops, each load waiting for the last. The place is kept in

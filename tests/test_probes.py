@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from toys import toy_config
 
-from cnnlib import probes, records
+from cnnlib import records
 from cnnlib.device import Device, open_device
 from cnnlib.device.cuda import gpu_present
 from cnnlib.errors import DeviceError
-from cnnlib.probes import Book, Probes, chain, measure_limits, probe_gpu
+from cnnlib.probes import book as books
+from cnnlib.probes import chase, cpu, gpu, measure_limits, walk
+from cnnlib.probes.book import Book
+from cnnlib.probes.chase import Probes, chain
 
 KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 
@@ -76,7 +79,7 @@ def test_a_walk_is_long_enough_for_its_beginning_not_to_count(
     monkeypatch.setattr(timed, "time", lambda call: (call(), 1e-5)[1])
     timed.follow(book, "chase_global", 4096, 128)
     # a walk of ALONG hops took 10 us, so one of WALK_SECONDS has so many more
-    hops = probes.ALONG * probes.WALK_SECONDS / 1e-5
+    hops = chase.ALONG * chase.WALK_SECONDS / 1e-5
     assert book.rows[0]["seconds"] == pytest.approx(1e-5 / hops, rel=1e-3)
 
 
@@ -87,8 +90,8 @@ def test_shared_chain_is_followed(device: Device) -> None:
 
 
 def test_a_cpu_has_limits_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(probes, "CPU_CHAINS", [2**13, 2**16])
-    monkeypatch.setattr(probes, "CPU_COPIES", [2**17])
+    monkeypatch.setattr(cpu, "CPU_CHAINS", [2**13, 2**16])
+    monkeypatch.setattr(cpu, "CPU_COPIES", [2**17])
     config = toy_config(sweep={"device": "host"}, measuring={"probe_seconds": 0.001})
     records.write(tmp_path / "probes.csv", "probes", measure_limits(config))
     rows = records.read(tmp_path / "probes.csv", "probes")
@@ -102,22 +105,19 @@ def test_a_cpu_has_limits_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert (chased.rate == chased.seconds).all()
 
 
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes at which everything is measured within a second, on a slow CPU too."""
-    for name, sizes in (
-        ("SHARED_CHAINS", [2**10, 2**30]), ("GPU_CHAINS", [2**12]), ("COPIES", [4, 2**12]),
-        ("CPU_CHAINS", [2**13]), ("CPU_COPIES", [2**17]),
+    for module, name, small in (
+        (gpu, "SHARED_CHAINS", [2**10, 2**30]), (gpu, "GPU_CHAINS", [2**12]),
+        (gpu, "COPIES", [4, 2**12]), (gpu, "DEVICE_COPY", 2**20), (gpu, "ROUNDS", 16),
+        (gpu, "BARRIERS", 10), (gpu, "LAUNCHES", 10), (chase, "WALK_SECONDS", 1e-4),
+        (cpu, "CPU_CHAINS", [2**13]), (cpu, "CPU_COPIES", [2**17]), (cpu, "MATRIX", 64),
     ):  # fmt: skip
-        monkeypatch.setattr(probes, name, sizes)
-    for name, number in (
-        ("DEVICE_COPY", 2**20), ("ROUNDS", 16), ("BARRIERS", 10), ("LAUNCHES", 10),
-        ("MATRIX", 64), ("WALK_SECONDS", 1e-4),
-    ):  # fmt: skip
-        monkeypatch.setattr(probes, name, number)
+        monkeypatch.setattr(module, name, small)
 
 
 def test_without_a_compiler_only_the_chain_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    small(monkeypatch)
+    make_small(monkeypatch)
     monkeypatch.setenv("CXX", "no-such-compiler")
     rows = measure_limits(toy_config(sweep={"device": "host"}))
     standing = {row["probe"]: row["status"] for row in rows}
@@ -141,16 +141,19 @@ ASKED = {
 
 def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the host in its place, which lacks only the kernels that no CPU has."""
-    small(monkeypatch)
+    make_small(monkeypatch)
 
     def lacking(book: Book, probes: Probes) -> None:
         raise DeviceError("only on a GPU")
 
-    monkeypatch.setattr(probes, "probe_grid_barrier", lacking)
-    monkeypatch.setattr(probes, "probe_tensor_cores", lacking)
+    monkeypatch.setattr(gpu, "probe_grid_barrier", lacking)
+    monkeypatch.setattr(gpu, "probe_tensor_cores", lacking)
     book = Book(deadline=time.perf_counter())
     with open_device("host") as host:
-        probe_gpu(book, host)
+        told: list[tuple[str, int, int]] = []
+        walk(book, gpu.gpu_steps(book, host), lambda *words: told.append(words))
+    count = told[0][2]
+    assert [done for _, done, _ in told] == list(range(count))
     assert {row["probe"] for row in book.rows} == ASKED
     missing = {row["probe"] for row in book.rows if row["status"] != "ok"}
     assert missing == {"barrier_grid", "peak_tf32"}
@@ -165,7 +168,7 @@ def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_answers_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    small(monkeypatch)
+    make_small(monkeypatch)
     rows = measure_limits(toy_config(sweep={"device": "cuda"}))
     of_gpu = [row for row in rows if row["device_kind"] == "cuda"]
     assert {row["probe"] for row in of_gpu} == ASKED
@@ -182,7 +185,7 @@ def test_what_fails_is_unavailable_and_the_rest_goes_on() -> None:
         ("one", "unavailable"), ("two", "unavailable"), ("three", "ok"),
     ]  # fmt: skip
     assert {row["rate"] for row in book.rows[2:]} == {4.0}
-    assert len(book.rows) == 2 + probes.REPEATS
+    assert len(book.rows) == 2 + books.REPEATS
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc here")
@@ -194,5 +197,5 @@ def test_a_gpu_compiles_them(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     names = target.read_bytes()
-    for kernel in (*probes.KERNELS, *probes.CUDA_KERNELS):
+    for kernel in (*chase.KERNELS, *chase.CUDA_KERNELS):
         assert f"probe_{kernel}".encode() in names

@@ -41,14 +41,16 @@ class Experiment:
         self.combined_tables = (*records.RUN_TABLES, *EXAMINED)
         self.tables = modules.names("tables")
         self.figures = modules.names("figures")
-        self.wanted_figures = modules.chosen("figures", self.config.figures, "figures")
+        wanted = modules.chosen("figures", self.config.figures, "figures")
+        self.wanted_figures = [name for name in wanted if not self.missing("figures", name)]
+        self.wanted_tables = [name for name in self.tables if not self.missing("tables", name)]
 
     # paths ----------------------------------------------------------------------------------
 
     @property
     def table_files(self) -> list[str]:
         """The tables made from the raw ones, for people and for programs."""
-        return [self.table(name, kind) for name in self.tables for kind in ("csv", "md")]
+        return [self.table(name, kind) for name in self.wanted_tables for kind in ("csv", "md")]
 
     @property
     def figure_files(self) -> list[str]:
@@ -110,6 +112,20 @@ class Experiment:
     def tables_are_given(self) -> bool:
         """Raw tables without the runs they came from: published results, drawn as they are."""
         return Path(self.table("epochs")).exists() and not Path(self.results, "runs").exists()
+
+    def missing(self, folder: str, name: str) -> list[str]:
+        """Raw tables that a figure or table needs and that given results lack; said once."""
+        if not self.tables_are_given:
+            return []
+        raw = sorted(modules.raw_tables(folder, name))
+        lacking = [table for table in raw if not Path(self.table(table)).exists()]
+        if lacking:
+            print(
+                f"left out: {folder.removesuffix('s')} {name}, since {self.results}/tables has no "
+                f"{', '.join(f'{table}.csv' for table in lacking)}",
+                file=sys.stderr,
+            )
+        return lacking
 
     # data -----------------------------------------------------------------------------------
 

@@ -48,6 +48,15 @@ def tables_read(folder: str, name: str) -> tuple[str, ...]:
     raise ConfigError(f"{source(folder, name)} does not say which TABLES it reads")
 
 
+def raw_tables(folder: str, name: str) -> set[str]:
+    """The raw tables that the file's tables are, or are made from."""
+    made = set(names("tables"))
+    found: set[str] = set()
+    for table in tables_read(folder, name):
+        found |= raw_tables("tables", table) if table in made else {table}
+    return found
+
+
 def docstring(folder: str, name: str) -> str:
     """What the file says of itself, without running it."""
     path = HERE / folder / f"{name}.py"

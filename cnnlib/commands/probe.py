@@ -13,11 +13,21 @@ def probe(
     config: ConfigFiles = CONFIG,
 ) -> None:
     """Measure the machine's own limits: latencies, bandwidths, peak arithmetic of GPU and CPU."""
+    from tqdm import tqdm
+
     from cnnlib import records
     from cnnlib.config import load_config
     from cnnlib.probes import measure_limits
 
-    rows = measure_limits(load_config(config))
+    settings = load_config(config)
+    with tqdm(unit="probe", leave=False, disable=None) as bar:
+
+        def report(probe: str, done: int, of: int) -> None:
+            bar.total = of
+            bar.set_description(probe, refresh=False)
+            bar.update(done - bar.n)
+
+        rows = measure_limits(settings, report)
     records.write(out, "probes", rows)
     devices = ", ".join(dict.fromkeys(str(row["device"]) for row in rows))
     typer.echo(f"{out}: {len(rows)} rows on {devices}")

@@ -159,6 +159,24 @@ def test_figures_are_drawn_again_from_tables_alone(
     assert not (published / "runs").exists()
 
 
+def test_what_given_tables_do_not_hold_is_left_out(
+    fresh: Checkout, finished: Checkout, tmp_path: Path
+) -> None:
+    checkout = fresh.copy(tmp_path / "checkout")
+    tables = checkout.folder / "results/reference/machine/tables"
+    tables.mkdir(parents=True)
+    given = (finished.folder / "results/tables/epochs.csv").read_bytes()
+    (tables / "epochs.csv").write_bytes(given)
+    arguments = ("figures", "--config", "results=results/reference/machine")
+    drawn = [name for name in NAMES if modules.raw_tables("figures", name) == {"epochs"}]
+    planned = {"tabulate": 1, "draw": len(drawn), "figures": 1}
+    assert checkout.planned(*arguments, config=None) == planned
+    told = checkout.snakemake("--dry-run", *arguments, config=None)
+    place = "results/reference/machine/tables"
+    assert f"left out: figure transfers, since {place} has no transfers.csv\n" in told
+    assert told.count("left out: figure ") == len(NAMES) - len(drawn)
+
+
 def test_kill_in_the_middle_of_a_measurement(fresh: Checkout, tmp_path: Path) -> None:
     """kill -9 of everything while a run is measured; the next call needs no option to go on."""
     checkout = fresh.copy(tmp_path / "checkout")

@@ -7,7 +7,14 @@ if not EXPERIMENT.tables_are_given:
     rule probe:
         input:
             code=[
-                "cnnlib/probes.py",
+                *multiext(
+                    "cnnlib/probes/",
+                    "__init__.py",
+                    "book.py",
+                    "chase.py",
+                    "cpu.py",
+                    "gpu.py",
+                ),
                 "kernels/probes.cuh",
             ],
         output:

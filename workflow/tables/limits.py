@@ -1,6 +1,6 @@
 """The machine's own limits: latencies, bandwidths and peak arithmetic of its GPU and its CPU.
 
-cnnlib/probes.py says how each is measured. Of what was measured at many sizes the smallest and the
+cnnlib/probes/ says how each is measured. Of what was measured at many sizes the smallest and the
 largest are here (figure memory_latency shows them all); a copy of the smallest size is a latency.
 """
 

@@ -1,0 +1,172 @@
+"""What a GPU can be asked: launches, barriers, copies, its memory's levels, its peak arithmetic."""
+
+import time
+from functools import partial
+
+import numpy as np
+
+from cnnlib.device import Device
+from cnnlib.errors import DeviceError
+from cnnlib.probes.book import Book, Step
+from cnnlib.probes.chase import THREADS, Probes
+
+KIB, MIB = 2**10, 2**20
+GPU_LINE = 128
+"""Bytes from one place of a chain to the next: a cache line, so that every hop asks for another."""
+COPIES = [4**k for k in range(1, 15)]
+"""Bytes copied between host and device: 4 B to 256 MB."""
+SHARED_CHAINS = [*(2**k * KIB for k in range(8)), 192 * KIB]
+GPU_CHAINS = [2**k * KIB for k in range(21)]
+LAUNCHES = 500
+BARRIERS = 2000
+ROUNDS = 8192
+DEVICE_COPY = 64 * MIB
+"""Numbers copied from device memory to device memory: 256 MB."""
+
+
+def gpu_steps(book: Book, device: Device) -> list[Step]:
+    """All that a GPU can be asked."""
+    probes = Probes(device)
+    shared = [size for size in SHARED_CHAINS if size <= device.shared_bytes]
+    return [
+        (("launch", "launch_host", "event"), lambda: probe_launches(book, probes)),
+        (("barrier_block",), lambda: probe_block_barrier(book, probes)),
+        (("barrier_grid",), lambda: probe_grid_barrier(book, probes)),
+        *[(("chase_shared",), partial(probes.follow_shared, book, size)) for size in shared],
+        *[
+            (("chase_global",), partial(probes.follow, book, "chase_global", size, GPU_LINE))
+            for size in GPU_CHAINS
+        ],
+        (("copy_device",), lambda: probe_device_copy(book, probes)),
+        (("peak_fp32",), lambda: probe_arithmetic(book, probes)),
+        (("peak_tf32",), lambda: probe_tensor_cores(book, probes)),
+        *[
+            ((f"copy_up_{how}", f"copy_down_{how}"), partial(probe_copies, book, device, size, how))
+            for size in COPIES
+            for how in ("pageable", "pinned")
+        ],
+    ]
+
+
+def probe_launches(book: Book, probes: Probes) -> None:
+    """Launches in a row, by the device's clock and by the host's; an event's way there and back."""
+    device = probes.device
+    nothing = probes.kernels["do_nothing"].bind(1, 32, device.array((1,), np.int32))
+    nothing()
+    book.repeat("launch", lambda: probes.time(nothing, LAUNCHES))
+
+    def by_host() -> float:
+        device.synchronize()
+        began = time.perf_counter()
+        for _ in range(LAUNCHES):
+            nothing()
+        seconds = time.perf_counter() - began
+        device.synchronize()
+        return seconds / LAUNCHES
+
+    book.repeat("launch_host", by_host)
+
+    def there_and_back() -> float:
+        device.synchronize()
+        began = time.perf_counter()
+        for _ in range(100):
+            probes.ended.record()
+            device.synchronize()
+        return (time.perf_counter() - began) / 100
+
+    book.repeat("event", there_and_back)
+
+
+def probe_block_barrier(book: Book, probes: Probes) -> None:
+    """A barrier of the threads of one block."""
+    waited = probes.device.array((1,), np.int32)
+    wait = probes.kernels["wait_in_block"].bind(1, THREADS, waited, BARRIERS)
+    wait()
+    book.repeat("barrier_block", lambda: probes.time(wait) / BARRIERS)
+
+
+def probe_grid_barrier(book: Book, probes: Probes) -> None:
+    """A barrier of as many blocks as there are multiprocessors."""
+    device = probes.device
+    arrived, failed = device.array((1,), np.uint32), device.array((1,), np.uint32)
+    wait = probes.kernels["wait_in_grid"].bind(
+        device.multiprocessors, THREADS, arrived, failed, BARRIERS
+    )
+
+    def once() -> float:
+        arrived.fill_bytes(0)
+        failed.fill_bytes(0)
+        seconds = probes.time(wait) / BARRIERS
+        if failed.get()[0] or arrived.get()[0] != device.multiprocessors * BARRIERS:
+            raise DeviceError("not all blocks of the grid barrier were resident")
+        return seconds
+
+    once()
+    book.repeat("barrier_grid", once)
+
+
+def probe_device_copy(book: Book, probes: Probes) -> None:
+    """From device memory to device memory; bytes read and bytes written count."""
+    device, count = probes.device, DEVICE_COPY
+    source, target = device.array((count,)), device.array((count,))
+    source.fill_bytes(1)
+    copy = probes.kernels["copy_numbers"].bind(
+        device.multiprocessors * 8, THREADS, source, target, count
+    )
+    copy()
+    book.repeat(
+        "copy_device", lambda: probes.time(copy, 10), "GB/s", 2 * source.nbytes / 1e9, source.nbytes
+    )
+
+
+def probe_arithmetic(book: Book, probes: Probes) -> None:
+    """Fused multiply-adds of float32 by all cores, two operations each."""
+    device = probes.device
+    blocks = device.multiprocessors * 8
+    sums = device.array((blocks * THREADS,))
+    run = probes.kernels["multiply_add"].bind(blocks, THREADS, sums, 1.0, 1.0, ROUNDS)
+    run()
+    if not (sums.get() == 8 * ROUNDS).all():
+        raise DeviceError("fused multiply-adds give wrong sums")
+    book.repeat("peak_fp32", lambda: probes.time(run), "TFLOP/s", 2 * 8 * ROUNDS * sums.size / 1e12)
+
+
+def probe_tensor_cores(book: Book, probes: Probes) -> None:
+    """Products of matrices in TF32 by mma.sync, the way a kernel of one warp's reach takes.
+
+    Hopper's wgmma, by which four warps multiply out of shared memory, is faster.
+    """
+    device = probes.device
+    blocks = device.multiprocessors * 8
+    sums = device.array((blocks * THREADS,))
+    run = probes.kernels["multiply_matrices"].bind(blocks, THREADS, sums, ROUNDS)
+    run()
+    if not (sums.get() == 4 * 4 * 8 * ROUNDS).all():
+        raise DeviceError("tensor cores give wrong sums")
+    flops = 2 * 16 * 8 * 8 * 4 * ROUNDS * sums.size / 32
+    book.repeat("peak_tf32", lambda: probes.time(run), "TFLOP/s", flops / 1e12)
+
+
+def probe_copies(book: Book, device: Device, size: int, how: str) -> None:
+    """Up and down, from the host's point of view: until the copy is known to be done."""
+    host = device.pinned((size,), np.uint8) if how == "pinned" else np.empty(size, np.uint8)
+    host.fill(1)
+    there = device.array(host.shape, np.uint8)
+
+    def up() -> float:
+        device.synchronize()
+        began = time.perf_counter()
+        there.set(host)
+        device.synchronize()
+        return time.perf_counter() - began
+
+    def down() -> float:
+        device.synchronize()
+        began = time.perf_counter()
+        there.get(host)
+        return time.perf_counter() - began
+
+    for name, copy in (("copy_up", up), ("copy_down", down)):
+        copy()
+        book.repeat(f"{name}_{how}", copy, "GB/s", host.nbytes / 1e9, host.nbytes)
+    there.free()
