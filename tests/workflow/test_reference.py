@@ -1,12 +1,11 @@
 """Published figures come out of their tables again, byte for byte, on whatever machine this is."""
 
 import shutil
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import ROOT, Checkout
+from tests.workflow.conftest import ROOT, Checkout, digest
 
 pytestmark = pytest.mark.slow
 
@@ -14,7 +13,7 @@ MACHINES = sorted(path.parent for path in (ROOT / "results/reference").glob("*/t
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {path.name: digest(path) for path in sorted(folder.iterdir())}
 
 
 def test_something_is_published() -> None:
