@@ -9,7 +9,7 @@ from cnnlib import records
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Engine, Order
-from cnnlib.engine.gpu import GpuEngine, LoadTimes
+from cnnlib.engine.gpu import DeviceEngine, LoadTimes
 from cnnlib.errors import ConfigError
 from cnnlib.experiment import Run, seed_of
 from cnnlib.stages import find_stage
@@ -28,7 +28,7 @@ def loads(batch_size: int, images: int) -> list[int]:
     return [*sizes, whole] if whole > sizes[-1] else sizes
 
 
-def images_within(config: Config, engine: GpuEngine, order: Order) -> int:
+def images_within(config: Config, engine: DeviceEngine, order: Order) -> int:
     """Images to train on at each size of load: all, or what a part of the time allows.
 
     As for runs: what would take longer than budget_seconds is timed for sample_seconds, each load.
@@ -52,7 +52,7 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
     that does not run on a GPU: it loads nothing.
     """
     stage = find_stage(run.stage, "--stage")
-    if not issubclass(stage.engine, GpuEngine):
+    if not issubclass(stage.engine, DeviceEngine):
         raise ConfigError(f"stage '{run.stage}' loads nothing onto a GPU")
     network = config.network(run.network, run.dataset, "--network")
     check_batch(dataset, run.batch_size)
@@ -66,12 +66,12 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
 
     with open_place(stage, config) as place:
         with opened(run.batch_size) as engine:
-            assert isinstance(engine, GpuEngine)
+            assert isinstance(engine, DeviceEngine)
             start(engine, seed)
             used = images_within(config, engine, epoch_order(count, seed, 0))
         for resident in loads(run.batch_size, used):
             with opened(resident) as engine:
-                assert isinstance(engine, GpuEngine)
+                assert isinstance(engine, DeviceEngine)
                 start(engine, seed)
                 for epoch in range(EPOCHS + 1):
                     times = engine.train_timed(epoch_order(count, seed, epoch)[:used])

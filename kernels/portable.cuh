@@ -30,6 +30,26 @@
 
 #endif
 
+// A number that another block may have written since this kernel began: not from this multiprocessor's own cache.
+__device__ __forceinline__ float fresh(const float* at) {
+#ifdef __CUDACC__
+    return __ldcg(at);
+#else
+    return *at;
+#endif
+}
+
+// A clock of the multiprocessor (or of the machine), for differences only.
+__device__ __forceinline__ unsigned long long ticks() {
+#ifdef __CUDACC__
+    return clock64();
+#else
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000ull + now.tv_nsec;
+#endif
+}
+
 #define PORTABLE_JOIN_(layer, name) layer##_##name
 #define PORTABLE_JOIN(layer, name) PORTABLE_JOIN_(layer, name)
 

@@ -58,6 +58,7 @@ class Asked:
 
     def __init__(self, device: Device) -> None:
         self.multiprocessors, self.shared_bytes = device.multiprocessors, device.shared_bytes
+        self.kind = device.kind
 
     def compile(self, *asked: Any) -> NoReturn:
         raise SourceTaken(*asked)

@@ -211,7 +211,55 @@ class Piece:
         self.gathered.record()
 
 
-class GpuEngine(Engine):
+class DeviceEngine(Engine):
+    """What engines of GPU stages share: state on the device, and a look at where training goes."""
+
+    device: Device
+    _parameters: DeviceArray
+    _velocity: DeviceArray
+
+    @abstractmethod
+    def _train(self, order: Order, pieces: "list[Piece] | None") -> float:
+        """`train`; with `pieces` a Piece is appended for every load, or part of one."""
+
+    def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
+        """A device array that kernels can index."""
+        return device_array(self.device, shape, dtype)
+
+    def train(self, order: Order) -> float:
+        return self._train(order, None)
+
+    def train_timed(self, order: Order) -> LoadTimes:
+        """Train as `train` does, with a look at where the time goes; the looking takes a little."""
+        pieces: list[Piece] = []
+        began = time.perf_counter()
+        self._train(order, pieces)
+        total = time.perf_counter() - began
+        return LoadTimes(
+            total,
+            sum(piece.gather for piece in pieces),
+            sum(piece.uploaded.seconds_since(piece.gathered) for piece in pieces),
+            sum(piece.trained.seconds_since(piece.uploaded) for piece in pieces),
+        )
+
+    @property
+    def parameters(self) -> Array:
+        return self._parameters.get()
+
+    @parameters.setter
+    def parameters(self, vector: Array) -> None:
+        self._parameters.set(np.ascontiguousarray(vector, dtype=np.float32))
+
+    @property
+    def velocity(self) -> Array:
+        return self._velocity.get()
+
+    @velocity.setter
+    def velocity(self, vector: Array) -> None:
+        self._velocity.set(np.ascontiguousarray(vector, dtype=np.float32))
+
+
+class GpuEngine(DeviceEngine):
     """Buffers in a chain, one map and one error map between every two operators."""
 
     BATCH = "batch"
@@ -242,9 +290,6 @@ class GpuEngine(Engine):
         for operator in self.operators:
             kernels += operator.entry_points()
         return self.device.compile("".join(parts), f"{self.stage.name}_{network.name}", kernels)
-
-    def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
-        return device_array(self.device, shape, dtype)
 
     def _allocate(self) -> None:
         batch, network = self.setup.batch_size, self.network
@@ -382,22 +427,6 @@ class GpuEngine(Engine):
         self._device_labels = self.array((count,), np.uint8)
         self._host_images = self.device.pinned((count, *self.network.input_shape), np.uint8)
         self._host_labels = self.device.pinned((count,), np.uint8)
-
-    def train(self, order: Order) -> float:
-        return self._train(order, None)
-
-    def train_timed(self, order: Order) -> LoadTimes:
-        """Train as `train` does, with a look at where the time goes; the looking takes a little."""
-        pieces: list[Piece] = []
-        began = time.perf_counter()
-        self._train(order, pieces)
-        total = time.perf_counter() - began
-        return LoadTimes(
-            total,
-            sum(piece.gather for piece in pieces),
-            sum(piece.uploaded.seconds_since(piece.gathered) for piece in pieces),
-            sum(piece.trained.seconds_since(piece.uploaded) for piece in pieces),
-        )
 
     def _train(self, order: Order, pieces: "list[Piece] | None") -> float:
         batch = self.setup.batch_size
@@ -571,19 +600,3 @@ class GpuEngine(Engine):
 
     def close(self) -> None:
         self._pool.shutdown()
-
-    @property
-    def parameters(self) -> Array:
-        return self._parameters.get()
-
-    @parameters.setter
-    def parameters(self, vector: Array) -> None:
-        self._parameters.set(np.ascontiguousarray(vector, dtype=np.float32))
-
-    @property
-    def velocity(self) -> Array:
-        return self._velocity.get()
-
-    @velocity.setter
-    def velocity(self, vector: Array) -> None:
-        self._velocity.set(np.ascontiguousarray(vector, dtype=np.float32))

@@ -2,7 +2,7 @@
 
 from cnnlib.engine import Stage
 from cnnlib.errors import ConfigError
-from cnnlib.stages import fused, gemm, gemm_cuda, naive, ring
+from cnnlib.stages import fused, gemm, gemm_cuda, naive, ring, tuned
 
 LADDER: tuple[Stage, ...] = (
     naive.STAGE,
@@ -10,6 +10,7 @@ LADDER: tuple[Stage, ...] = (
     gemm_cuda.STAGE,
     fused.STAGE,
     ring.STAGE,
+    tuned.STAGE,
 )
 VARIANTS: tuple[Stage, ...] = (fused.PULL,)
 """Stages to compare a rung with; measured like any other, but no rung themselves."""
