@@ -112,7 +112,7 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
         open_place(stage, config) as place,
     ):
         rows.device, rows.device_kind = place.name, place.kind
-        sampler.attach(place.device.pci_bus_id if place.device else None)
+        sampler.attach(place.pci_bus_id)
         sustained = 0
         try:
             described["plan"] = [f"{p.name}: {p.operator.__name__}" for p in plan(stage, network)]

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.device import Device, open_device
+from cnnlib.device.cuda import gpu_identity, gpu_present
 from cnnlib.engine import Bytes, Engine, Order, Setup, Stage
 from cnnlib.errors import ConfigError, DataError
 from cnnlib.files import read_arrays, write_whole
@@ -59,6 +60,8 @@ class Place:
     name: str
     kind: str
     device: Device | None = None
+    pci_bus_id: str | None = None
+    """Where NVML finds it; None: it is no GPU."""
 
 
 @contextmanager
@@ -67,9 +70,17 @@ def open_place(stage: Stage, config: Config) -> Iterator[Place]:
     if stage.runs_on == "cpu":
         yield Place(cpu_description(stage.threads), "cpu")
         return
-    device = open_device(config.sweep.device)
+    wanted = config.sweep.device
+    if stage.runs_on == "either":
+        if wanted == "cuda" or (wanted == "auto" and gpu_present()):
+            name, bus = gpu_identity()
+            yield Place(name, "cuda", None, bus)
+        else:
+            yield Place(cpu_description(None), "cpu")
+        return
+    device = open_device(wanted)
     try:
-        yield Place(device.name, device.kind, device)
+        yield Place(device.name, device.kind, device, device.pci_bus_id)
     finally:
         device.close()
 
@@ -96,6 +107,7 @@ def open_engine(
         mean=dataset.mean,
         deviation=dataset.deviation,
         resident_images=config.measuring.resident_images,
+        on=place.kind,
     )
     # Said even when all cores are meant: a caller such as Snakemake sets OMP_NUM_THREADS.
     threads = stage.threads or usable_cores()

@@ -147,16 +147,16 @@ class Experiment:
 
     def run_settings(self, wildcards: Any) -> dict[str, Any]:
         """Of all the settings, those that can change what this run measures."""
-        gpu = find_stage(wildcards.stage, "a rule").runs_on == "gpu"
+        runs_on = find_stage(wildcards.stage, "a rule").runs_on
         measuring = dict(self.settings["measuring"])
-        if not gpu:
+        if runs_on != "gpu":
             del measuring["resident_images"]
         return {
             "network": self.layers(wildcards.network, wildcards.dataset),
             "training": self.settings["training"],
             "measuring": measuring,
             "hard_images": self.settings["datasets"][wildcards.dataset]["hard_images"],
-            "device": self.settings["sweep"]["device"] if gpu else "cpu",
+            "device": "cpu" if runs_on == "cpu" else self.settings["sweep"]["device"],
         }
 
     @functools.cache  # noqa: B019 - there is one Experiment
@@ -184,7 +184,7 @@ class Experiment:
 
     def gpus(self, wildcards: Any) -> int:
         """GPUs that a run takes: none when its kernels are asked to be built for the host."""
-        gpu = find_stage(wildcards.stage, "a rule").runs_on == "gpu"
+        gpu = find_stage(wildcards.stage, "a rule").runs_on != "cpu"
         return int(gpu and self.config.sweep.device != "host")
 
     # what is measured beside the runs ---------------------------------------------------------

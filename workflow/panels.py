@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.axes import Axes
 
-from cnnlib.stages import LADDER, VARIANTS
+from cnnlib.peers import PEERS
+from cnnlib.stages import ALL
 from workflow import style, wording
+
+NAMES_OF_PEERS = {stage.name for stage in PEERS}
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,15 @@ def by_stage(lines: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 def draw_line(
     axes: Axes, group: pd.DataFrame, stage: str, value: str, low: str, high: str, host: bool
 ) -> None:
-    """Medians joined by a line, bars from `low` to `high`; hollow marks where scaled."""
-    mark = style.mark(stage)
+    """Medians joined by a line, bars from `low` to `high`; hollow marks where scaled.
+
+    Peers have hollow marks too, on dotted lines.
+    """
+    mark, peer = style.mark(stage), stage in NAMES_OF_PEERS
     good = group[group[value].notna()]
     axes.plot(
         good["batch_size"], good[value], color=mark.color, linewidth=2,
-        linestyle=(0, (4, 2)) if host else "-", zorder=3,
+        linestyle=":" if peer else (0, (4, 2)) if host else "-", zorder=3,
     )  # fmt: skip
     spread = good[good[low].notna()]
     axes.errorbar(
@@ -72,7 +78,7 @@ def draw_line(
         axes.plot(
             part["batch_size"], part[value], linestyle="none", marker=mark.marker,
             markersize=8, markeredgecolor=mark.color, markeredgewidth=1.6,
-            markerfacecolor="white" if scaled else mark.color, zorder=4,
+            markerfacecolor="white" if scaled or peer else mark.color, zorder=4,
         )  # fmt: skip
 
 
@@ -113,7 +119,7 @@ def usual_batch(sizes: Iterable[int]) -> int:
 
 def on_ladder(stages: Iterable[str]) -> list[str]:
     """Stages in the ladder's order, unknown ones last."""
-    known = [stage.name for stage in (*LADDER, *VARIANTS)]
+    known = [stage.name for stage in ALL]
     present = set(stages)
     return [name for name in known if name in present] + sorted(present - set(known))
 
@@ -158,11 +164,16 @@ def devices(summary: pd.DataFrame) -> str:
 
 
 def notes(summary: pd.DataFrame) -> str:
-    """What hollow marks mean, where there are some."""
-    if not summary["extrapolated"].any():
-        return ""
-    stages = ", ".join(dict.fromkeys(summary.loc[summary["extrapolated"], "stage"]))
-    return f"Hollow marks ({stages}): timed on part of an epoch and scaled to a whole one."
+    """What hollow marks and dotted lines mean, where there are some."""
+    parts = []
+    if summary["extrapolated"].any():
+        stages = ", ".join(dict.fromkeys(summary.loc[summary["extrapolated"], "stage"]))
+        parts.append(
+            f"Hollow marks ({stages}): timed on part of an epoch and scaled to a whole one."
+        )
+    if summary["stage"].isin(NAMES_OF_PEERS).any():
+        parts.append("Dotted lines: the same training by other libraries, each at its best.")
+    return " ".join(parts)
 
 
 def count(summary: pd.DataFrame) -> str:

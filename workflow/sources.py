@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cnnlib import stages
+from cnnlib import peers, stages
 from cnnlib.stages import find_stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ def modules_of(name: str) -> set[Path]:
     devices, for a stage that runs on none.
     """
     skipped = set(PLUMBING)
-    if find_stage(name, "a rule").runs_on == "cpu":
+    if find_stage(name, "a rule").runs_on != "gpu":
         skipped.add("cnnlib.device")
     waiting, seen = [stage_module(name), "cnnlib.measure"], {"cnnlib.stages"}
     while waiting:
@@ -62,6 +62,8 @@ def modules_of(name: str) -> set[Path]:
 def stage_module(name: str) -> str:
     """The module of cnnlib/stages in which the stage's record stands."""
     wanted = find_stage(name, "a rule")
+    if wanted in peers.PEERS:
+        return "cnnlib.peers"
     for path in sorted(Path(stages.__file__).parent.glob("[!_]*.py")):
         module = getattr(stages, path.stem, None)
         if module is not None and any(value is wanted for value in vars(module).values()):

@@ -28,6 +28,12 @@ STAGES = {
     "fused": Mark("#d08a00", "D"),
     "ring": Mark("#009e73", "v"),
     "tuned": Mark("#d55e00", "P"),
+    "torch": Mark("#7a7a7a", "<"),
+    "torch_graph": Mark("#8c6bb1", ">"),
+    "torch_compile": Mark("#5b3a8c", "p"),
+    "torch_compile_tf32": Mark("#b08fd8", "h"),
+    "jax": Mark("#1b6f8a", "X"),
+    "jax_tf32": Mark("#63b7cf", "d"),
 }
 OTHERS = [Mark("#56b4e9", "X"), Mark("#8c6bb1", "h"), Mark("#a6761d", "<"), Mark("#1b1b1b", ">")]
 

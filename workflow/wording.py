@@ -3,7 +3,7 @@
 import math
 import re
 
-from cnnlib.stages import LADDER, VARIANTS
+from cnnlib.stages import ALL
 
 HOST = "host-built, not a GPU measurement"
 
@@ -19,7 +19,7 @@ NETWORKS = {"lenet5": "LeNet-5"}
 
 def title(stage: str) -> str:
     """The stage's own title, or its name if nobody knows it."""
-    return next((s.title for s in (*LADDER, *VARIANTS) if s.name == stage), stage)
+    return next((s.title for s in ALL if s.name == stage), stage)
 
 
 def what(dataset: str, network: str) -> str:

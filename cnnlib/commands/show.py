@@ -9,10 +9,10 @@ from cnnlib.commands.options import CONFIG, ConfigFiles, columns, first
 
 
 def stages() -> None:
-    """List the stages of the ladder, then variants of them, and what each one changes."""
-    from cnnlib.stages import LADDER, VARIANTS
+    """List the stages of the ladder, variants of them, peers, and what each one changes."""
+    from cnnlib.stages import ALL
 
-    rows = [[stage.name, stage.runs_on, stage.change] for stage in (*LADDER, *VARIANTS)]
+    rows = [[stage.name, stage.runs_on, stage.change] for stage in ALL]
     typer.echo(columns([["stage", "runs on", "what changes"], *rows]))
 
 

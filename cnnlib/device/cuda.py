@@ -501,6 +501,25 @@ def _nvcc_version(nvcc: str) -> str:
 
 
 @cache
+def gpu_identity() -> tuple[str, str]:
+    """Name and PCI bus id of the first GPU that this process sees; needs the driver alone."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    handle, name, bus = (
+        ctypes.c_int(0),
+        ctypes.create_string_buffer(256),
+        (ctypes.create_string_buffer(64)),
+    )
+    code = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(handle), 0)
+        or driver.cuDeviceGetName(name, len(name), handle)
+        or driver.cuDeviceGetPCIBusId(bus, len(bus), handle)
+    )
+    if code:
+        raise DeviceError(f"the NVIDIA driver does not name its GPU (CUDA error {code})")
+    return name.value.decode(), bus.value.decode()
+
+
 def _driver_problem() -> str:
     """Why the driver does not show a GPU; empty when it does."""
     try:

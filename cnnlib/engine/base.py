@@ -40,6 +40,8 @@ class Setup:
     mean: float = 0.0
     deviation: float = 1.0
     resident_images: int | Literal["auto"] = "auto"
+    on: str = "cpu"
+    """Kind of device (as in records) for engines that find theirs themselves: cpu or cuda."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,13 @@ class Stage:
     """For figures and tables."""
     change: str
     """What is different from the stage before, in one sentence."""
-    runs_on: Literal["cpu", "gpu"]
+    runs_on: Literal["cpu", "gpu", "either"]
+    """either: on a GPU where there is one, by a library that finds it itself."""
     engine: type["Engine"]
     operators: Mapping[tuple[type[Layer], ...], Any] = field(default_factory=dict)
     dtype: DTypeLike = np.float32
+    rounding: float | None = None
+    """Of a factor of a product, relative, where it is coarser than dtype's."""
     threads: int | None = None
     """CPU threads; None: all cores."""
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from cnnlib.engine import Stage
 from cnnlib.errors import ConfigError
+from cnnlib.peers import PEERS
 from cnnlib.stages import fused, gemm, gemm_cuda, naive, ring, tuned
 
 LADDER: tuple[Stage, ...] = (
@@ -14,12 +15,13 @@ LADDER: tuple[Stage, ...] = (
 )
 VARIANTS: tuple[Stage, ...] = (fused.PULL,)
 """Stages to compare a rung with; measured like any other, but no rung themselves."""
+ALL: tuple[Stage, ...] = (*LADDER, *VARIANTS, *PEERS)
 
 
 def find_stage(name: str, place: str) -> Stage:
     """The stage called `name`; ConfigError naming `place` and the choices if there is none."""
-    for stage in (*LADDER, *VARIANTS):
+    for stage in ALL:
         if stage.name == name:
             return stage
-    known = ", ".join(stage.name for stage in (*LADDER, *VARIANTS))
+    known = ", ".join(stage.name for stage in ALL)
     raise ConfigError(f"unknown stage {name!r} in {place}; known: {known}")

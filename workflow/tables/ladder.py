@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from cnnlib.stages import LADDER, VARIANTS
+from cnnlib.stages import ALL
 from workflow import wording
 
 TABLES = ("summary",)
@@ -24,7 +24,7 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     summary = tables["summary"]
     sizes = sorted(set(summary["batch_size"]))
     sizes = [size for size in sizes if size in CHOSEN] or sizes[-3:]
-    change = {stage.name: stage.change for stage in (*LADDER, *VARIANTS)}
+    change = {stage.name: stage.change for stage in ALL}
     frame = summary[summary["batch_size"].isin(sizes)].copy()
     frame["change"] = frame["stage"].map(change).fillna("")
     return frame[COLUMNS]

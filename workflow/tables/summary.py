@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from cnnlib.stages import LADDER, VARIANTS
+from cnnlib.stages import ALL
 
 TABLES = ("epochs", "steps")
 
@@ -38,7 +38,7 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def ladder_order(stages: Iterable[str]) -> list[str]:
     """The stages' names in the ladder's order, then its variants, unknown ones last by name."""
-    known = [stage.name for stage in (*LADDER, *VARIANTS)]
+    known = [stage.name for stage in ALL]
     present = set(stages)
     return [name for name in known if name in present] + sorted(present - set(known))
 

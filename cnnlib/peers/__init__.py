@@ -1,0 +1,54 @@
+"""The same training in PyTorch and in JAX: what one would otherwise use, measured in the same way.
+
+Each is a Stage like any other, with engines that call the library. Where a package is not
+installed, or an arm needs a GPU that is not there, its runs are `unavailable`.
+"""
+
+from dataclasses import replace
+
+from cnnlib.engine import Stage
+from cnnlib.peers import jax, pytorch
+
+TF32 = 2.0**-10
+"""Rounding of a factor that tensor cores multiply as TF32."""
+
+TORCH = Stage(
+    name="torch",
+    title="PyTorch",
+    change="PyTorch as it comes: a call for every operation, data on the device",
+    runs_on="either",
+    engine=pytorch.TorchEngine,
+    operators=pytorch.OPERATORS,
+)
+TORCH_GRAPH = replace(
+    TORCH,
+    name="torch_graph",
+    title="PyTorch, graph",
+    change="PyTorch with the whole step in one CUDA graph",
+    options={"graph": True},
+)
+TORCH_COMPILE = replace(
+    TORCH,
+    name="torch_compile",
+    title="PyTorch, compiled",
+    change="torch.compile, and on a GPU the whole step in one CUDA graph",
+    options={"compile": True, "graph": "gpu"},
+)
+JAX = Stage(
+    name="jax",
+    title="JAX",
+    change="JAX with a whole epoch in one jitted scan, in the better of two layouts",
+    runs_on="either",
+    engine=jax.JaxEngine,
+    operators=jax.OPERATORS,
+)
+PEERS: tuple[Stage, ...] = (
+    TORCH,
+    TORCH_GRAPH,
+    TORCH_COMPILE,
+    replace(TORCH_COMPILE, name="torch_compile_tf32", title="PyTorch, compiled, TF32",
+            change="the same with products in TF32", rounding=TF32),
+    JAX,
+    replace(JAX, name="jax_tf32", title="JAX, TF32", change="the same with products in TF32",
+            rounding=TF32),
+)  # fmt: skip

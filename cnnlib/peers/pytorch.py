@@ -1,0 +1,246 @@
+"""PyTorch as an engine: eager, with the step in a CUDA graph, or compiled."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage
+from cnnlib.errors import DoesNotFit, Unsupported
+from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
+from cnnlib.machine import usable_cores
+
+WARM_STEPS = 3
+"""Steps before a step is captured: libraries choose their algorithms in the first ones."""
+
+
+def conv(torch: Any, planned: Planned, source: Any, weight: Any, bias: Any) -> Any:
+    """conv2d"""
+    return torch.nn.functional.conv2d(source, weight, bias, planned.layers[0].stride)  # type: ignore[attr-defined]
+
+
+def activation(torch: Any, planned: Planned, source: Any) -> Any:
+    """relu, tanh or sigmoid"""
+    return getattr(torch, planned.layers[0].function)(source)  # type: ignore[attr-defined]
+
+
+def subsample(torch: Any, planned: Planned, source: Any) -> Any:
+    """max_pool2d or avg_pool2d"""
+    layer: Any = planned.layers[0]
+    functional = torch.nn.functional
+    pool = functional.max_pool2d if layer.method == "max" else functional.avg_pool2d
+    return pool(source, layer.size)
+
+
+def dense(torch: Any, planned: Planned, source: Any, weight: Any, bias: Any) -> Any:
+    """linear"""
+    return torch.nn.functional.linear(source.flatten(1), weight, bias)
+
+
+OPERATORS: dict[tuple[type[Layer], ...], Any] = {
+    (Conv,): conv,
+    (Activation,): activation,
+    (Subsample,): subsample,
+    (Dense,): dense,
+}
+
+
+class TorchEngine(Engine):
+    """Plain SGD by torch.optim on tensors that hold the network's parameters."""
+
+    def __init__(self, stage: Stage, setup: Setup, device: Any = None) -> None:
+        super().__init__(stage, setup, device)
+        try:
+            import torch
+        except ImportError:
+            raise Unsupported(
+                f"stage '{stage.name}' needs PyTorch, which is not installed (pip install torch)"
+            ) from None
+        self.torch = torch
+        on_gpu = setup.on == "cuda"
+        if on_gpu and not torch.cuda.is_available():
+            raise Unsupported(f"stage '{stage.name}': this PyTorch cannot use the GPU")
+        if not on_gpu and stage.options.get("graph") is True:
+            raise Unsupported(f"stage '{stage.name}' needs a GPU: CUDA graphs are launches of one")
+        if not on_gpu and stage.rounding:
+            raise Unsupported(f"stage '{stage.name}' needs a GPU: TF32 is of its tensor cores")
+        self.where = torch.device("cuda" if on_gpu else "cpu")
+        self.graphed = bool(stage.options.get("graph")) and on_gpu
+        torch.set_num_threads(usable_cores())
+        torch.backends.cuda.matmul.allow_tf32 = bool(stage.rounding)
+        torch.backends.cudnn.allow_tf32 = bool(stage.rounding)
+        self._tensors = [
+            torch.zeros(p.shape, device=self.where, requires_grad=True)
+            for p in self.network.parameters
+        ]
+        momentum = setup.momentum
+        self._optimizer = torch.optim.SGD(
+            self._tensors, lr=setup.learning_rate, momentum=momentum, foreach=True
+        )
+        if momentum:
+            for tensor in self._tensors:
+                self._optimizer.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
+        self._loss: Callable[[Any, Any], Any] = self._loss_of
+        if stage.options.get("compile"):
+            self._loss = torch.compile(self._loss_of, fullgraph=True, dynamic=False)
+        self._graph: Any = None
+
+    # The network
+
+    def _logits_of(self, images: Any) -> Any:
+        values = (images.to(self.torch.float32) - self.setup.mean) / self.setup.deviation
+        views: list[list[Any]] = [[] for _ in self.network.layers]
+        for p, tensor in zip(self.network.parameters, self._tensors, strict=True):
+            views[p.layer].append(tensor)
+        for planned in self.plan:
+            values = planned.operator(self.torch, planned, values, *views[planned.start])
+        return values.flatten(1)
+
+    def _loss_of(self, images: Any, labels: Any) -> Any:
+        return self.torch.nn.functional.cross_entropy(self._logits_of(images), labels)
+
+    @contextlib.contextmanager
+    def _memory(self) -> Iterator[None]:
+        try:
+            yield
+        except self.torch.cuda.OutOfMemoryError as error:
+            raise DoesNotFit(str(error).partition("\n")[0]) from None
+
+    # Training
+
+    def load(self, images: Bytes, labels: Bytes) -> None:
+        torch, count = self.torch, len(labels)
+        state = self.parameters, self.velocity
+        with self._memory():
+            self._images = torch.from_numpy(np.ascontiguousarray(images)).to(self.where)
+            self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.where)
+            self._order = torch.zeros(count, dtype=torch.int64, device=self.where)
+            self._total = torch.zeros((), device=self.where)
+            self._first = torch.zeros((), dtype=torch.int64, device=self.where)
+            self._batch = torch.arange(self.setup.batch_size, device=self.where)
+            if self.graphed:
+                self._capture()
+            elif self.stage.options.get("compile"):
+                self._train_on(self._order[: self.setup.batch_size])
+        self.parameters, self.velocity = state  # warming up has trained
+
+    def _train_on(self, chosen: Any) -> None:
+        """One step on the images with these indices."""
+        loss = self._loss(self._images[chosen], self._labels[chosen])
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        self._total += loss.detach()
+
+    def _train_next(self) -> None:
+        """One step on the batch that begins at self._first, which moves on: a graph is the same."""
+        self._train_on(self._order[self._first + self._batch])
+        self._first += self.setup.batch_size
+
+    def _capture(self) -> None:
+        torch = self.torch
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_STEPS):
+                self._first.zero_()
+                self._train_next()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._first.zero_()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._train_next()
+
+    def train(self, order: Order) -> float:
+        torch, batch = self.torch, self.setup.batch_size
+        steps = len(order) // batch
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self._on_gpu else []
+        if events:
+            events[0].record()
+        wanted = torch.from_numpy(np.ascontiguousarray(order[: steps * batch], dtype=np.int64))
+        self._order[: steps * batch].copy_(wanted, non_blocking=True)
+        self._total.zero_()
+        self._first.zero_()
+        with self._memory():
+            for step in range(steps):
+                if self._graph is not None:
+                    self._graph.replay()
+                else:
+                    self._train_on(self._order[step * batch : (step + 1) * batch])
+        if events:
+            events[1].record()
+        loss = float(self._total) / steps
+        if events:
+            self.event_seconds = events[0].elapsed_time(events[1]) / 1e3
+        return loss
+
+    @property
+    def _on_gpu(self) -> bool:
+        return bool(self.where.type == "cuda")
+
+    # What is compared
+
+    def _put(self, images: Bytes) -> Any:
+        return self.torch.from_numpy(np.ascontiguousarray(images)).to(self.where)
+
+    def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
+        wanted = self.torch.from_numpy(labels.astype(np.int64)).to(self.where)
+        loss = self._loss_of(self._put(images), wanted)
+        return float(loss.detach()), self._flat(self.torch.autograd.grad(loss, self._tensors))
+
+    def backward(self, images: Bytes, output_error: Array) -> Array:
+        errors = self.torch.from_numpy(np.ascontiguousarray(output_error, dtype=np.float32))
+        logits = self._logits_of(self._put(images))
+        return self._flat(
+            self.torch.autograd.grad(logits, self._tensors, grad_outputs=errors.to(self.where))
+        )
+
+    def logits(self, images: Bytes) -> Array:
+        batch = self.setup.batch_size
+        found = np.empty((len(images), self.network.classes), np.float32)
+        with self.torch.no_grad(), self._memory():
+            for start in range(0, len(images), batch):
+                part = self._logits_of(self._put(images[start : start + batch]))
+                found[start : start + batch] = part.cpu().numpy()
+        return found
+
+    def _flat(self, tensors: Any) -> Array:
+        parts = [tensor.detach().reshape(-1).cpu().numpy() for tensor in tensors]
+        return np.concatenate(parts).astype(np.float32)
+
+    def _fill(self, tensors: Any, vector: Array) -> None:
+        given = np.ascontiguousarray(vector, dtype=np.float32)
+        with self.torch.no_grad():
+            for p, tensor in zip(self.network.parameters, tensors, strict=True):
+                part = given[p.offset : p.offset + p.size].reshape(p.shape)
+                tensor.copy_(self.torch.from_numpy(part))
+
+    def _buffers(self) -> list[Any]:
+        state = self._optimizer.state
+        return [state[tensor]["momentum_buffer"] for tensor in self._tensors]
+
+    @property
+    def parameters(self) -> Array:
+        return self._flat(self._tensors)
+
+    @parameters.setter
+    def parameters(self, vector: Array) -> None:
+        self._fill(self._tensors, vector)
+
+    @property
+    def velocity(self) -> Array:
+        """Zeros where there is no momentum: then the optimiser keeps none."""
+        if not self.setup.momentum:
+            return np.zeros(self.network.parameter_count, np.float32)
+        return self._flat(self._buffers())
+
+    @velocity.setter
+    def velocity(self, vector: Array) -> None:
+        if self.setup.momentum:
+            self._fill(self._buffers(), vector)
+
+    def close(self) -> None:
+        self._graph = None
+        if self._on_gpu:
+            self.torch.cuda.empty_cache()

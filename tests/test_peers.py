@@ -1,0 +1,135 @@
+"""The same training by other libraries: as exact as a stage; where they are absent, rows say so."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engines import open_engine, pictures, training
+from networks import NETWORKS, awkward, lenet5
+from toys import toy_config, toy_data
+
+from cnnlib import records
+from cnnlib.engine import Setup
+from cnnlib.errors import Unsupported
+from cnnlib.experiment import Run
+from cnnlib.measure import measure
+from cnnlib.peers import PEERS
+from cnnlib.stages import find_stage
+from cnnlib.validate import FAST_REFERENCE, ValidationFailed, five_steps, validate
+
+HERE = [stage for stage in PEERS if not stage.rounding and stage.options.get("graph") is not True]
+PACKAGE = {stage.name: stage.name.partition("_")[0] for stage in PEERS}
+
+
+def each(stages):
+    return pytest.mark.parametrize("stage", stages, ids=lambda stage: stage.name)
+
+
+@pytest.fixture
+def installed(stage):
+    if not importlib.util.find_spec(PACKAGE[stage.name]):
+        pytest.skip(f"{PACKAGE[stage.name]} is not installed")
+
+
+@each(HERE)
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=list(NETWORKS))
+def test_parity(stage, network) -> None:
+    with open_engine(stage, network, 7, momentum=0.9) as engine:
+        validate(engine, *pictures(network, 7))
+        five_steps(engine, *pictures(network, 21))
+
+
+@each(HERE)
+@pytest.mark.usefixtures("installed")
+def test_the_order_is_followed_and_what_is_left_over_dropped(stage) -> None:
+    order = np.random.default_rng(3).permutation(40)[:37]
+    results = []
+    for each_stage in (stage, FAST_REFERENCE):
+        with training(each_stage, awkward(), 10, 40, momentum=0.5) as engine:
+            results.append((engine.train(order), engine.parameters, engine.velocity))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert np.abs(results[0][1] - results[1][1]).max() < 1e-4
+    assert np.abs(results[0][2] - results[1][2]).max() < 1e-4
+
+
+@each(HERE)
+@pytest.mark.usefixtures("installed")
+def test_loading_trains_nothing(stage) -> None:
+    network = awkward()
+    with open_engine(stage, network, 4, momentum=0.9) as engine:
+        before = engine.parameters
+        engine.load(*pictures(network, 12))
+        assert np.array_equal(engine.parameters, before)
+        assert not engine.velocity.any()
+
+
+@each(HERE)
+@pytest.mark.usefixtures("installed")
+def test_logits_of_any_number_of_images(stage) -> None:
+    network = awkward()
+    images, _ = pictures(network, 11)
+    with open_engine(stage, network, 4) as engine:
+        found = engine.logits(images)
+    with open_engine(FAST_REFERENCE, network, 11) as reference:
+        assert found == pytest.approx(reference.logits(images), rel=1e-4, abs=1e-5)
+
+
+@each(HERE)
+@pytest.mark.usefixtures("installed")
+def test_it_is_measured_as_a_stage_is(stage, tmp_path: Path) -> None:
+    run = Run("toy", "small", stage.name, 4, 1)
+    measure(toy_config(), run, toy_data(tmp_path)[1], tmp_path)
+    rows = records.read(tmp_path / "epochs.csv", "epochs")
+    assert set(rows.status) == {"ok"}
+    assert rows.validated.all()
+    assert set(rows.device_kind) == {"cpu"}
+
+
+@each(PEERS)
+def test_an_absent_package_leaves_a_row(stage, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, PACKAGE[stage.name], None)
+    run = Run("toy", "small", stage.name, 4, 1)
+    measure(toy_config(), run, toy_data(tmp_path)[1], tmp_path)
+    rows = records.read(tmp_path / "epochs.csv", "epochs")
+    assert list(rows.status) == ["unavailable"]
+    assert "is not installed (pip install" in (tmp_path / "run.json").read_text()
+
+
+@each([stage for stage in PEERS if stage not in HERE])
+@pytest.mark.usefixtures("installed")
+def test_what_needs_a_gpu_says_so(stage) -> None:
+    with pytest.raises(Unsupported, match=f"stage '{stage.name}' needs a GPU"):
+        stage.engine(stage, Setup(lenet5(), 4, 0.1))
+
+
+def test_less_precision_has_a_name_of_its_own() -> None:
+    coarse = {stage.name for stage in PEERS if stage.rounding}
+    assert coarse == {stage.name for stage in PEERS if stage.name.endswith("_tf32")}
+    assert find_stage("jax_tf32", "here").rounding == 2**-10
+
+
+def test_coarse_products_are_judged_as_a_whole() -> None:
+    """A gradient that is off by what TF32 rounds passes, one that is off by more does not."""
+    stage = find_stage("gemm", "here")
+    network = lenet5()
+
+    class Coarse(stage.engine):  # type: ignore[name-defined]
+        error = 0.0
+
+        def gradient(self, images, labels):
+            loss, gradient = super().gradient(images, labels)
+            noise = np.random.default_rng(0).standard_normal(len(gradient))
+            noise *= self.error * np.linalg.norm(gradient) / np.linalg.norm(noise)
+            return loss, gradient + noise
+
+    rough = replace(stage, name="rough", engine=Coarse, rounding=2**-10)
+    with open_engine(rough, network, 8) as engine:
+        engine.error = 4 * 2**-10
+        validate(engine, *pictures(network, 8))
+        engine.error = 0.2
+        with pytest.raises(ValidationFailed, match="the whole gradient"):
+            validate(engine, *pictures(network, 8))
