@@ -63,7 +63,7 @@ def _open(path: Path | str) -> Image.Image:
                         f"{path} is too large: {width}x{height} pixels; at most {MOST_PIXELS:,}"
                     )
                 picture.load()
-                return ImageOps.exif_transpose(picture)
+                return _eight_bits(ImageOps.exif_transpose(picture))
     except Image.DecompressionBombError:
         raise DataError(f"{path} is too large; at most {MOST_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
@@ -77,11 +77,15 @@ def _open(path: Path | str) -> Image.Image:
         raise DataError(f"{path} is damaged: {error}") from None
 
 
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16 bits of grey as 8; Pillow's own conversion would clip them at 255."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+
+
 def _grey_and_opacity(picture: Image.Image) -> tuple[Grey, Grey]:
     """Brightness 0..255 and opacity 0..1 of every pixel, (H, W) each."""
-    if picture.mode.startswith("I"):
-        # 16 bits of grey; Pillow's own conversion would clip them at 255
-        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
     if picture.has_transparency_data:
         layers = np.asarray(_reduced(picture.convert("RGBA").convert("LA")), dtype=np.float32)
         return layers[..., 0], layers[..., 1] / np.float32(255)

@@ -5,6 +5,7 @@ MNIST and all its relatives. Format: Yann LeCun's page on MNIST.
 """
 
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from cnnlib.errors import DataError
 from cnnlib.files import write_whole
 
 UINT8 = 0x08
+MOST_DIMENSIONS = 32
+"""Images have three or four; numpy ends at 64."""
 
 
 def read_idx(path: Path | str) -> NDArray[np.uint8]:
@@ -23,11 +26,23 @@ def read_idx(path: Path | str) -> NDArray[np.uint8]:
     Raises DataError naming the file, what was expected and what was found.
     """
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as stream:
+            found = os.fstat(stream.fileno()).st_size
+            shape = _read_shape(path, stream.read(4 + 4 * 255), found)
+            # Only now, when the sizes are known to be right, is memory taken for the elements.
+            stream.seek(4 + 4 * len(shape))
+            elements = np.frombuffer(bytearray(stream.read(math.prod(shape))), np.uint8)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    if len(data) < 4:
-        raise DataError(f"{path} is truncated: {len(data)} bytes, an IDX file has 4 at the least")
+    if len(elements) != math.prod(shape):
+        raise DataError(f"{path} changed while it was read")
+    return elements.reshape(shape)
+
+
+def _read_shape(path: Path | str, data: bytes, found: int) -> tuple[int, ...]:
+    """The sizes of a file of `found` bytes that begins with `data`; DataError if they are wrong."""
+    if found < 4 or len(data) < 4:
+        raise DataError(f"{path} is truncated: {found} bytes, an IDX file has 4 at the least")
     zeros, kind, dimensions = struct.unpack(">HBB", data[:4])
     if zeros != 0 or kind != UINT8 or dimensions == 0:
         raise DataError(
@@ -36,18 +51,21 @@ def read_idx(path: Path | str) -> NDArray[np.uint8]:
         )
     header = 4 + 4 * dimensions
     if len(data) < header:
-        raise DataError(
-            f"{path} is truncated: expected a header of {header} bytes, found {len(data)}"
-        )
+        raise DataError(f"{path} is truncated: expected a header of {header} bytes, found {found}")
     shape = struct.unpack(f">{dimensions}I", data[4:header])
     expected = header + math.prod(shape)
-    if len(data) != expected:
-        wrong = "truncated" if len(data) < expected else "too long"
-        sizes = " x ".join(map(str, shape))
+    sizes = " x ".join(map(str, shape[:MOST_DIMENSIONS]))
+    if found != expected:
+        wrong = "truncated" if found < expected else "too long"
+        many = str(expected) if expected < 1 << 128 else "more than 2^128"
+        raise DataError(f"{path} is {wrong}: expected {many} bytes for {sizes}, found {found}")
+    # An empty array may have sizes that no machine can count to.
+    if dimensions > MOST_DIMENSIONS or math.prod(size or 1 for size in shape) >= 1 << 63:
         raise DataError(
-            f"{path} is {wrong}: expected {expected} bytes for {sizes}, found {len(data)}"
+            f"{path} has {dimensions} dimensions of {sizes}: at most {MOST_DIMENSIONS} of them, "
+            "and fewer than 2^63 elements, can be read"
         )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
+    return shape
 
 
 def write_idx(path: Path | str, array: NDArray[np.uint8]) -> None:
