@@ -4,8 +4,9 @@ An unknown key, a wrong type or an impossible network is a ConfigError that name
 ever executed or unpickled from a config file.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,6 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from cnnlib.datasets import DatasetSpec
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network, first_problem, parse_layers, worst_problem
+
+MOST_RUNS = 1_000_000
+"""More than can be measured in years, and than a list of them should take of memory."""
 
 # Counts are C ints in kernels.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
@@ -88,7 +92,8 @@ class Measuring(Section):
 class Config(Section):
     """Everything a user can change."""
 
-    results: str = Field(default="results", min_length=1)
+    # Stands in the commands of the rules: nothing that a shell, or a rule's wildcards, would read.
+    results: str = Field(default="results", pattern=r"^[\w./][\w./+@,-]*$")
     datasets: dict[Name, DatasetSpec]
     networks: dict[Name, list[Any]]
     training: Training
@@ -134,6 +139,9 @@ def parse_config(settings: Any, place: str = "config") -> Config:
         repeated = [value for i, value in enumerate(values) if value in values[:i]]
         if repeated:
             raise ConfigError(f"{repeated[0]!r} stands twice in sweep.{key}")
+    lists: tuple[Sized, ...] = (sweep.datasets, sweep.networks, sweep.stages, sweep.batch_sizes)
+    if (count := sweep.repeats * math.prod(len(each) for each in lists)) > MOST_RUNS:
+        raise ConfigError(f"sweep asks for {count:,} runs; at most {MOST_RUNS:,}")
     for name, layers in config.networks.items():
         parse_layers(name, layers)
     for dataset in sweep.datasets:

@@ -225,6 +225,10 @@ def first_problem(error: ValidationError, place: str, model: type[Any] | None = 
         fields = f"; known: {', '.join(model.model_fields)}" if model else ""
         key = short(problem["loc"][-1])
         return f"unknown key {key} in {place}{where.rpartition('.')[0]}{fields}"
+    if problem["type"] == "union_tag_invalid":
+        tags = problem["ctx"]
+        key, choices = (tags[k].replace("'", "") for k in ("discriminator", "expected_tags"))
+        return f"unknown {key} {short(tags['tag'])} in {place}{where}; known: {choices}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     given = "" if problem["type"] == "missing" else f", not {short(problem['input'])}"
     return f"{place}{where}: {message}{given}"

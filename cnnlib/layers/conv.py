@@ -16,9 +16,9 @@ class Conv(Layer):
     kind = "conv"
     shorthand = "maps"
 
-    maps: int = Field(gt=0)
-    kernel: int = Field(gt=0)
-    stride: int = Field(default=1, gt=0)
+    maps: int = Field(gt=0, lt=2**31)
+    kernel: int = Field(gt=0, lt=2**31)
+    stride: int = Field(default=1, gt=0, lt=2**31)
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3:

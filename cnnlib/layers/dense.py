@@ -17,7 +17,7 @@ class Dense(Layer):
     kind = "dense"
     shorthand = "units"
 
-    units: int = Field(gt=0)
+    units: int = Field(gt=0, lt=2**31)
 
     def output_shape(self, shape: Shape) -> Shape:
         return (self.units,)

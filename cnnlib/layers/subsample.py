@@ -18,7 +18,7 @@ class Subsample(Layer):
     kind = "subsample"
     shorthand = "size"
 
-    size: int = Field(gt=0)
+    size: int = Field(gt=0, lt=2**31)
     method: Literal["max", "mean"] = "max"
 
     def output_shape(self, shape: Shape) -> Shape:

@@ -23,7 +23,8 @@ KINDS = {
 FORMATS = [(colour, bits) for colour, (_, depths) in KINDS.items() for bits in depths]
 # Adam7: first row, first column, step of rows, step of columns of each pass.
 PASSES = [
-    (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1),
+    (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+    (1, 0, 2, 1),
 ]  # fmt: skip
 COLOURS = np.random.default_rng(3).integers(0, 256, (256, 3), np.uint8)
 
@@ -146,7 +147,8 @@ def mended(data: bytes) -> bytes:
 
 @inputs(800)
 @given(
-    seed=st.sampled_from(SEEDS), changes=CHANGES, mend=st.booleans(), channels=st.sampled_from([1, 3])
+    seed=st.sampled_from(SEEDS), changes=CHANGES, mend=st.booleans(),
+    channels=st.sampled_from([1, 3])
 )  # fmt: skip
 def test_damaged_pictures(
     path: Path, seed: bytes, changes: list[Change], mend: bool, channels: int
@@ -165,7 +167,8 @@ def test_damaged_pictures(
 @inputs(200)
 @given(
     width=st.integers(0, (1 << 32) - 1), height=st.integers(0, (1 << 32) - 1),
-    bits=st.sampled_from([1, 8, 16]), colour=st.sampled_from([0, 2, 3, 4, 6]), lace=st.integers(0, 1),
+    bits=st.sampled_from([1, 8, 16]), colour=st.sampled_from([0, 2, 3, 4, 6]),
+    lace=st.integers(0, 1),
 )  # fmt: skip
 def test_sizes_that_promise_much(
     path: Path, width: int, height: int, bits: int, colour: int, lace: int
