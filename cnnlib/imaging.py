@@ -72,9 +72,12 @@ def _open(path: Path | str) -> Image.Image:
         if error.errno is not None:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
         raise DataError(f"{path} is damaged: {error}") from None
-    except (SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError) as error:
-        # Pillow's decoders raise all of these for damaged files.
-        raise DataError(f"{path} is damaged: {error}") from None
+    except (
+        SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
+        # Pillow's decoders raise all of these for damaged files: a chunk that says it is
+        # of gigabytes is given memory before it is read.
+        raise DataError(f"{path} is damaged: {error or type(error).__name__}") from None
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

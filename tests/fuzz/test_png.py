@@ -180,3 +180,13 @@ def test_sizes_that_promise_much(
     found, said = refusal(lambda: read_image(path, (1, 12, 10)))
     assert found is None or width * height <= 100 * 8
     assert found is not None or str(path) in str(said)
+
+
+def test_a_chunk_that_says_it_is_vast(path: Path) -> None:
+    """Four gigabytes are asked for, a few bytes are there."""
+    whole = SEEDS[3]
+    at = whole.index(b"IDAT") - 4
+    path.write_bytes(whole[:at] + b"\xff\xff\xff\xf0" + whole[at + 4 :])
+    found, said = refusal(lambda: read_image(path, (1, 12, 10)))
+    assert found is None
+    assert f"{path} is damaged" in str(said)
