@@ -1,7 +1,7 @@
 """The command line, `python -m cnnlib`: every step of the experiment by itself.
 
 Exit codes: 0 done; 1 a check failed or a training diverged; 2 bad input, said in one line;
-130 and 143 interrupted.
+130, 138 and 143 interrupted (by SIGINT, SIGUSR1, SIGTERM).
 """
 
 import signal
@@ -14,6 +14,7 @@ import typer
 
 from cnnlib.commands import data, examine, measuring, probe, show, training
 from cnnlib.errors import UserError
+from cnnlib.stopping import SIGNALS
 
 app = typer.Typer(
     name="cnnlib", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -49,7 +50,8 @@ for command in (
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit code. What a user can mend is one line on stderr, no traceback."""
     given = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _leave)
+    for number in SIGNALS:
+        signal.signal(number, _leave)
     warnings.showwarning = _say_warning
     # Overflow on the way to a loss that is not finite; the loss itself is looked at.
     warnings.simplefilter("ignore", RuntimeWarning)

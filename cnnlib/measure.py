@@ -5,10 +5,12 @@ shuffling, gathering, every transfer the stage needs, compute, update. Compiling
 set into host memory, validation, warm-up and evaluation are outside.
 """
 
+import hashlib
 import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import write_whole
 from cnnlib.learning import choose_digits, learning_curve
-from cnnlib.machine import provenance
+from cnnlib.machine import ROOT, provenance
 from cnnlib.sampling import Sampler, sustain
 from cnnlib.stages import find_stage
 from cnnlib.training import (
@@ -31,6 +33,7 @@ from cnnlib.training import (
     epoch_order,
     open_engine,
     open_place,
+    read_notes,
     start,
     train_epochs,
 )
@@ -93,8 +96,20 @@ class Rows:
         self.add(table, **{"status": "ok"} | values | {"extrapolated": False})
 
 
-def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
+def measure(
+    config: Config,
+    run: Run,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    checkpoints: Path | None = None,
+    stop: Callable[[], int] = lambda: 0,
+) -> Path:
     """Measure `run` and write its tables (records.RUN_TABLES) and run.json into `folder`.
+
+    A run in full that takes longer than measuring.budget_seconds is saved in the folder
+    `checkpoints` every half minute and gone on from there (`resumed` in run.json says so), if
+    neither the settings nor the code have changed; `stop` is that of training.train_epochs.
 
     A batch that does not fit the device gives one `does_not_fit` row, a network whose sizes the
     stage's operators refuse one `unavailable` row, and a loss that is not finite ends the run with
@@ -106,6 +121,7 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
     rows = Rows(run, seed_of(config, run.repeat))
     began = datetime.now(UTC)
     described: dict[str, Any] = {}
+    safe = Safe(checkpoint_file(config, run, checkpoints), stop)
     check_batch(dataset, run.batch_size)
     with (
         Sampler(config.measuring.sample_interval) as sampler,
@@ -120,7 +136,7 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
             for size in _engine_batches(config, run, stage):
                 if not done:
                     with open_engine(stage, config, network, dataset, size, place) as engine:
-                        done = _measure(config, rows, engine, dataset, sampler)
+                        done = _measure(config, rows, engine, dataset, sampler, safe)
                         if done and _trained(rows):
                             sustained = _afterwards(config, rows, engine, dataset, sampler)
         except (DoesNotFit, MemoryError) as error:
@@ -147,12 +163,34 @@ def measure(config: Config, run: Run, dataset: Dataset, folder: Path) -> Path:
         "seconds": round((datetime.now(UTC) - began).total_seconds(), 3),
         "config": digest(config),
         **described,
+        **({"resumed": True} if safe.resumed else {}),
         **provenance(),
     }
     # Written last: where run.json stands, the run is complete.
     with write_whole(folder / "run.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if safe.checkpoint is not None:
+        safe.checkpoint.unlink(missing_ok=True)
     return folder
+
+
+@dataclass
+class Safe:
+    """Where a long measurement is saved meanwhile, and how it learns that it should stop."""
+
+    checkpoint: Path | None
+    stop: Callable[[], int]
+    resumed: bool = False
+
+
+def checkpoint_file(config: Config, run: Run, folder: Path | None) -> Path | None:
+    """The checkpoint of a run in full; its name changes with the settings and with the code."""
+    if folder is None or not config.measuring.full:
+        return None
+    content = hashlib.sha256(digest(config).encode())
+    for path in sorted([*ROOT.glob("cnnlib/**/*.py"), *ROOT.glob("kernels/**/*.cuh")]):
+        content.update(path.read_bytes())
+    return folder / run.folder / f"{content.hexdigest()[:16]}.npz"
 
 
 def _engine_batches(config: Config, run: Run, stage: Stage) -> list[int]:
@@ -171,7 +209,7 @@ def _trained(rows: Rows) -> bool:
 
 
 def _measure(
-    config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler
+    config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler, safe: Safe
 ) -> bool:
     """Time `engine`; False where that takes epochs and its batch is a part of the run's."""
     size = engine.setup.batch_size
@@ -191,7 +229,9 @@ def _measure(
     elif size < rows.run.batch_size:
         return False
     else:
-        _time_epochs(config, rows, engine, dataset, sampler)
+        if whole <= config.measuring.budget_seconds:
+            safe.checkpoint = None  # not worth it: saving would only disturb
+        _time_epochs(config, rows, engine, dataset, sampler, safe)
     return True
 
 
@@ -243,10 +283,18 @@ def _warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> flo
 
 
 def _time_epochs(
-    config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler
+    config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler, safe: Safe
 ) -> None:
     count, size = len(dataset.train_labels), engine.setup.batch_size
-    for done in train_epochs(engine, count, config.training.epochs, rows.seed):
+    options: dict[str, Any] = {}
+    if safe.checkpoint is not None:
+        options = dict(
+            checkpoint=safe.checkpoint, stop=safe.stop, notes=lambda: json.dumps(rows["epochs"])
+        )
+        if safe.checkpoint.exists():
+            rows["epochs"][:] = json.loads(read_notes(safe.checkpoint) or "[]")
+            safe.resumed = True
+    for done in train_epochs(engine, count, config.training.epochs, rows.seed, **options):
         sampler.phase("evaluate")
         rows.epoch(
             "diverged" if done.diverged else "ok",

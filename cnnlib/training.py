@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cnnlib.errors import ConfigError, DataError
 from cnnlib.files import read_arrays, write_whole
 from cnnlib.machine import cpu_description, usable_cores
 from cnnlib.network import Network
+from cnnlib.stopping import Stopped
 
 CHECKPOINT_SECONDS = 30.0
 BLOCK_SECONDS = 1.0
@@ -48,6 +50,10 @@ class State:
     epoch: int = 1
     step: int = 0
     """Steps of this epoch already done."""
+    images_done: int = 0
+    """Images of this epoch already trained on: more than those of its steps where an engine can be
+    interrupted within one (Engine.unit).
+    """
     seconds: float = 0.0
     loss_sum: float = 0.0
     """Sum of the mean losses of the steps done."""
@@ -148,6 +154,8 @@ def train_epochs(
     checkpoint: Path | None = None,
     report: Callable[[State, int], None] | None = None,
     seconds_between: float = CHECKPOINT_SECONDS,
+    stop: Callable[[], int] = lambda: 0,
+    notes: Callable[[], str] = str,
 ) -> Iterator[Epoch]:
     """Train on the `count` images loaded, from the engine's current state; one Epoch each.
 
@@ -155,7 +163,9 @@ def train_epochs(
     runs from before its order is drawn until its last update is visible to the host. With
     `checkpoint` or `report` an epoch is done in blocks of about a second; in between, `report` is
     called with the state and the steps per epoch, and the state is saved every `seconds_between`
-    seconds (and at each epoch's end), off the clock. An existing checkpoint is gone on from.
+    seconds, off the clock, together with the text that `notes` gives; so it is when an epoch has
+    ended and the caller asks for the next. An existing checkpoint is gone on from. Raises Stopped,
+    the state saved, after the block in which `stop` begins to tell a signal's number.
     """
     size = engine.setup.batch_size
     steps = count // size
@@ -163,40 +173,47 @@ def train_epochs(
     if checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, engine, count, seed)
     saved = time.monotonic()
-    block = steps if checkpoint is None and report is None else 1
+    in_blocks = checkpoint is not None or report is not None
+    unit, images = (engine.unit if in_blocks else size), steps * size
+    block = unit if in_blocks else images
     while state.epoch <= epochs:
         began = time.perf_counter()
         order = epoch_order(count, seed, state.epoch)
-        while state.step < steps:
-            # Blocks end at fixed multiples, so that a resumed epoch sees the same batches.
-            end = min(state.step + block, steps)
-            loss = engine.train(order[state.step * size : end * size])
+        while state.images_done < images:
+            # Blocks are whole units, so that a resumed epoch sees the same batches.
+            end = min(state.images_done + block, images)
+            part = order[state.images_done : end]
+            loss = engine.train_units(part) if in_blocks else engine.train(part) * steps
             now = time.perf_counter()
             elapsed, began = now - began, now
             state.seconds += elapsed
-            state.loss_sum += loss * (end - state.step)
-            state.step = end
+            state.loss_sum += loss
+            state.images_done, state.step = end, end // size
             if not math.isfinite(loss):
                 break
-            if block < steps:
-                fitting = int(block * BLOCK_SECONDS / max(elapsed, 1e-3))
-                block = max(1, min(steps, fitting, 2 * block))
+            if in_blocks:
+                fitting = int(block // unit * BLOCK_SECONDS / max(elapsed, 1e-3)) * unit
+                block = max(unit, min(images, fitting, 2 * block))
             if report is not None:
                 report(state, steps)
-            if checkpoint is not None and time.monotonic() - saved > seconds_between:
-                save_checkpoint(checkpoint, engine, count, seed, state)
+            number = stop()
+            late = time.monotonic() - saved > seconds_between
+            if checkpoint is not None and (late or number):
+                save_checkpoint(checkpoint, engine, count, seed, state, notes())
                 saved = time.monotonic()
+            if number:
+                raise Stopped(number, checkpoint is not None)
             began = time.perf_counter()
         done = Epoch(
             state.epoch, state.seconds, state.step * size, state.loss_sum / max(state.step, 1)
         )
         state = State(epoch=state.epoch + 1)
-        if checkpoint is not None and not done.diverged:
-            save_checkpoint(checkpoint, engine, count, seed, state)
-            saved = time.monotonic()
         yield done
         if done.diverged:
             return
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, engine, count, seed, state, notes())
+            saved = time.monotonic()
 
 
 def accuracy(engine: Engine, images: Bytes, labels: Bytes) -> float:
@@ -225,13 +242,20 @@ def _training(engine: Engine, count: int, seed: int) -> dict[str, Any]:
     }
 
 
-def save_checkpoint(path: Path, engine: Engine, count: int, seed: int, state: State) -> None:
-    """Parameters, velocity and position, as a whole file; the old one stays until it is there."""
+def save_checkpoint(
+    path: Path, engine: Engine, count: int, seed: int, state: State, notes: str = ""
+) -> None:
+    """Parameters, velocity, unfinished step and position, as a whole file, with the caller's notes;
+    the old one stays until it is there.
+    """
     with write_whole(path) as temporary, open(temporary, "wb") as out:
         np.savez(
             out,
             parameters=engine.parameters,
             velocity=engine.velocity,
+            unfinished=engine.unfinished,
+            cores=usable_cores(),
+            notes=notes,
             **_training(engine, count, seed),
             **vars(state),
         )
@@ -240,11 +264,13 @@ def save_checkpoint(path: Path, engine: Engine, count: int, seed: int, state: St
 def load_checkpoint(path: Path, engine: Engine, count: int, seed: int) -> State:
     """Put a checkpoint's parameters and velocity into `engine` and return its position.
 
-    Raises DataError naming the file when it is damaged or belongs to another training.
+    Warns when it was made with another number of cores, by which sums of several cores may round
+    otherwise. Raises DataError naming the file when it is damaged or belongs to another training.
     """
     wanted = _training(engine, count, seed)
     fields = vars(State())
-    saved = read_arrays(path, [*wanted, *fields, "parameters", "velocity"], "checkpoint")
+    names = [*wanted, *fields, "parameters", "velocity", "unfinished", "cores"]
+    saved = read_arrays(path, names, "checkpoint")
     remedy = "remove it to start again"
     for name, value in wanted.items():
         if not np.array_equal(saved[name], value):
@@ -254,15 +280,33 @@ def load_checkpoint(path: Path, engine: Engine, count: int, seed: int) -> State:
     vectors = [saved["parameters"], saved["velocity"]]
     try:
         state = State(**{name: type(value)(saved[name].item()) for name, value in fields.items()})
+        size, unit = engine.setup.batch_size, engine.unit
         sound = (
             state.epoch >= 1
-            and 0 <= state.step <= count // engine.setup.batch_size
+            and 0 <= state.images_done <= count // size * size
+            and state.images_done % unit == 0
+            and state.step == state.images_done // size
             and all(vector.shape == (engine.network.parameter_count,) for vector in vectors)
             and all(vector.dtype == engine.parameters.dtype for vector in vectors)
         )
+        cores = int(saved["cores"].item())
+        if sound:
+            engine.unfinished = saved["unfinished"]
     except (TypeError, ValueError, OverflowError):
         sound = False
     if not sound:
         raise DataError(f"checkpoint {path} is damaged; {remedy}")
+    if engine.stage.threads is None and cores != usable_cores():
+        warnings.warn(
+            f"checkpoint {path} was made with {cores} cores, here are {usable_cores()}: the last "
+            "bits may differ from those of an undisturbed training",
+            stacklevel=2,
+        )
     engine.parameters, engine.velocity = vectors
     return state
+
+
+def read_notes(path: Path) -> str:
+    """What the caller noted in a checkpoint; DataError if it is damaged."""
+    notes = read_arrays(path, ["notes"], "checkpoint")["notes"]
+    return str(notes.item()) if notes.dtype.kind == "U" and notes.ndim == 0 else ""

@@ -23,6 +23,7 @@ ORDER = [
     "peers",
     "stages",
     "experiment",
+    "stopping",
     "training",
     "decisions",
     "validate",

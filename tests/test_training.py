@@ -286,7 +286,7 @@ def test_a_device_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch) ->
     closed = []
 
     class Fake:
-        name, kind = "fake", "host"
+        name, kind, pci_bus_id = "fake", "host", None
 
         def close(self) -> None:
             closed.append(True)

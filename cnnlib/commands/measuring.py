@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one, columns
+from cnnlib.commands.options import (
+    CONFIG,
+    ConfigFiles,
+    at_least_one,
+    columns,
+    telling_of_a_stop,
+)
 
 if TYPE_CHECKING:
     from cnnlib.config import Config
@@ -27,12 +33,15 @@ def measure(
     """Time one run: validated first, then epochs and single steps, into rows.
 
     A batch that does not fit the device and a loss that is not finite are results, with their rows.
+    With measuring.full a long run is saved under results/checkpoints every half minute, and when
+    SIGTERM or SIGUSR1 ends it; the same command goes on from there.
     """
     from cnnlib import datasets
     from cnnlib.config import load_config
     from cnnlib.experiment import Run
     from cnnlib.measure import measure as measure_run
     from cnnlib.stages import find_stage
+    from cnnlib.stopping import asked_to_stop
 
     at_least_one(batch_size=batch_size, repeat=repeat)
     settings = load_config(config)
@@ -41,7 +50,13 @@ def measure(
     find_stage(stage, "--stage")
     loaded = datasets.load(dataset, data, spec)
     run = Run(dataset, network, stage, batch_size, repeat)
-    typer.echo(summary(measure_run(settings, run, loaded, out)))
+    checkpoints = Path(settings.results) / "checkpoints" if settings.measuring.full else None
+    if checkpoints is None:
+        typer.echo(summary(measure_run(settings, run, loaded, out)))
+        return
+    with telling_of_a_stop(checkpoints), asked_to_stop() as stop:
+        done = measure_run(settings, run, loaded, out, checkpoints=checkpoints, stop=stop)
+    typer.echo(summary(done))
 
 
 def sweep(config: ConfigFiles = CONFIG) -> None:

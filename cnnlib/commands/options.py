@@ -1,6 +1,7 @@
 """Options that several commands share, and how text is laid out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -27,6 +28,23 @@ def at_least_one(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+@contextmanager
+def telling_of_a_stop(checkpoint: Path | None) -> Iterator[None]:
+    """A training that was asked to stop says how to go on and ends with the signal's exit code."""
+    from cnnlib.stopping import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        what = (
+            f"the training is saved in {checkpoint}; the same command goes on from there"
+            if stopped.saved
+            else "nothing is saved: there was no --checkpoint"
+        )
+        typer.echo(f"{stopped}: {what}", err=True)
+        raise typer.Exit(128 + stopped.number) from None
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

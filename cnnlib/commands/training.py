@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one, first
+from cnnlib.commands.options import (
+    CONFIG,
+    ConfigFiles,
+    at_least_one,
+    first,
+    telling_of_a_stop,
+)
 
 if TYPE_CHECKING:
     from cnnlib.config import Config
@@ -45,10 +51,12 @@ def train(
 ) -> None:
     """Train a network and write its weights; the test accuracy is told after every epoch.
 
-    Exit code 1, and no weights, when the loss is no longer finite.
+    Exit code 1, and no weights, when the loss is no longer finite. SIGTERM and SIGUSR1 end it after
+    the present second of work, with the checkpoint saved.
     """
     from cnnlib.config import load_config
     from cnnlib.stages import find_stage
+    from cnnlib.stopping import asked_to_stop
     from cnnlib.training import accuracy, open_engine, open_place, start, train_epochs
     from cnnlib.weights import Weights, save_weights
 
@@ -77,10 +85,10 @@ def train(
         if checkpoint is not None and checkpoint.exists():
             typer.echo(f"going on from {checkpoint}")
         right = None
-        with Progress(total) as progress:
+        with Progress(total) as progress, telling_of_a_stop(checkpoint), asked_to_stop() as stop:
             for done in train_epochs(
                 engine, len(loaded.train_labels), total, seed,
-                checkpoint=checkpoint, report=progress,
+                checkpoint=checkpoint, report=progress, stop=stop,
             ):  # fmt: skip
                 if done.diverged:
                     typer.echo(

@@ -256,6 +256,25 @@ class Engine(ABC):
         Returns when the last update is visible to the host.
         """
 
+    @property
+    def unit(self) -> int:
+        """Images that are trained on together: a training can be interrupted between two units."""
+        return self.setup.batch_size
+
+    def train_units(self, order: Order) -> float:
+        """Train on whole units; the sum of the mean losses of the steps that ended in it."""
+        return self.train(order) * (len(order) // self.setup.batch_size)
+
+    @property
+    def unfinished(self) -> Array:
+        """What units have left of a step that has not ended; nothing where a unit is a step."""
+        return np.zeros(0, self.stage.dtype)
+
+    @unfinished.setter
+    def unfinished(self, vector: Array) -> None:
+        if len(vector):
+            raise ValueError("steps of this engine are done whole")
+
     @abstractmethod
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
         """(mean loss, flat gradient) over up to batch_size images, parameters unchanged."""

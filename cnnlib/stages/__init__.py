@@ -20,8 +20,9 @@ ALL: tuple[Stage, ...] = (*LADDER, *VARIANTS, *PEERS)
 
 def find_stage(name: str, place: str) -> Stage:
     """The stage called `name`; ConfigError naming `place` and the choices if there is none."""
-    for stage in ALL:
+    stages = (*LADDER, *VARIANTS, *PEERS)
+    for stage in stages:
         if stage.name == name:
             return stage
-    known = ", ".join(stage.name for stage in ALL)
+    known = ", ".join(stage.name for stage in stages)
     raise ConfigError(f"unknown stage {name!r} in {place}; known: {known}")

@@ -40,6 +40,7 @@ class OneByOne(Engine):
         self.operators = [p.operator(p.layers[0]) for p in self.plan]
         self._parameters = np.zeros(self.network.parameter_count, stage.dtype)
         self._velocity = np.zeros_like(self._parameters)
+        self._clear()
 
     def load(self, images: Bytes, labels: Bytes) -> None:
         self._images, self._labels = images, labels
@@ -53,6 +54,44 @@ class OneByOne(Engine):
             self.update(gradient)
             losses.append(loss)
         return float(np.mean(losses))
+
+    @property
+    def unit(self) -> int:
+        """One image: a step of thousands takes minutes, which must not be lost."""
+        return 1
+
+    def train_units(self, order: Order) -> float:
+        size, losses = self.setup.batch_size, 0.0
+        for image, label in zip(self._images[order], self._labels[order], strict=True):
+            self._add(image, label)
+            if self._added == size:
+                self.update(self._sum / size)
+                losses += self._loss_sum / size
+                self._clear()
+        return losses
+
+    @property
+    def unfinished(self) -> Array:
+        """Gradient and loss summed over the images of the step so far, and their number."""
+        return np.concatenate([self._sum, [self._loss_sum, self._added]])
+
+    @unfinished.setter
+    def unfinished(self, vector: Array) -> None:
+        if vector.shape != (len(self._parameters) + 2,) or vector.dtype != self._parameters.dtype:
+            raise ValueError("a gradient of another network")
+        self._sum, self._loss_sum = vector[:-2].copy(), float(vector[-2])
+        self._added = int(vector[-1])
+
+    def _clear(self) -> None:
+        self._sum, self._loss_sum, self._added = np.zeros_like(self._parameters), 0.0, 0
+
+    def _add(self, image: Bytes, label: int) -> None:
+        """An image's gradient and loss to the sums."""
+        maps = list(self._forward(image))
+        loss, error = cross_entropy(maps[-1].reshape(-1), int(label))
+        self._sum = self._sum + self._backward(maps, error)
+        self._loss_sum += loss
+        self._added += 1
 
     def update(self, gradient: Array) -> None:
         """One step of gradient descent on the flat parameter vector."""
