@@ -232,6 +232,11 @@ def read(path: Path | str, table: str) -> "pd.DataFrame":
 
 def read_columns(path: Path | str, table: str) -> dict[str, list[Any]]:
     """The same as plain lists, for a look at a small table. Raises as `read` does."""
+    return _columns(path, table, _lines(path, table))
+
+
+def _lines(path: Path | str, table: str) -> list[list[str]]:
+    """The cells of every row below the header, as many as there are columns."""
     columns = TABLES[table]
     # pandas would fill up short rows and shift long ones; here every row has its cells or is wrong.
     try:
@@ -253,7 +258,13 @@ def read_columns(path: Path | str, table: str) -> dict[str, list[Any]]:
             raise DataError(
                 f"{path}, row {number}: {len(line)} cells, not {len(columns)}: cut off?"
             )
-    cells = zip(*lines[1:], strict=True) if lines[1:] else [()] * len(columns)
+    return lines[1:]
+
+
+def _columns(path: Path | str, table: str, lines: list[list[str]]) -> dict[str, list[Any]]:
+    """Column -> its values in these rows, each checked."""
+    columns = TABLES[table]
+    cells = zip(*lines, strict=True) if lines else [()] * len(columns)
     return {
         column: _typed(path, column, kind, texts)
         for (column, kind), texts in zip(columns.items(), cells, strict=True)
@@ -281,23 +292,30 @@ def _typed(path: Path | str, column: str, kind: type, texts: Sequence[str]) -> l
         ) from None
 
 
-def combine(paths: Sequence[Path | str], table: str) -> "pd.DataFrame":
-    """All rows of many files of one kind, in the order of `paths`.
+def combine(paths: Sequence[Path | str], table: str, out: Path | str) -> int:
+    """Write all rows of many files of one kind into `out`, in the order of `paths`; their number.
 
-    Raises DataError where `read` does, and when rows of one run stand in two files: the same
-    measurement counted twice would look more certain than it is.
+    One file is in memory at a time. Raises DataError where `read` does, and when rows of one run
+    stand in two files: the same measurement counted twice would look more certain than it is.
     """
-    import pandas as pd
-
     if not paths:
         raise DataError(f"there are no {table} files to combine")
-    frames = [read(path, table) for path in paths]
-    seen: dict[tuple[Any, ...], Path | str] = {}
-    for path, frame in zip(paths, frames, strict=True):
-        keys = [column for column in IDENTITY if column in frame]
-        for identity in frame[keys].drop_duplicates().itertuples(index=False, name=None):
-            if identity in seen:
-                run = ", ".join(f"{k} {v}" for k, v in zip(keys, identity, strict=True))
-                raise DataError(f"{seen[identity]} and {path} both hold the run {run}")
-            seen[identity] = path
-    return pd.concat(frames, ignore_index=True)
+    columns = TABLES[table]
+    keys = [column for column in IDENTITY if column in columns]
+    places = [list(columns).index(column) for column in keys]
+    seen: dict[tuple[str, ...], Path | str] = {}
+    count = 0
+    with write_whole(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as whole:
+        writer = csv.writer(whole, lineterminator="\n")
+        writer.writerow(columns)
+        for path in paths:
+            lines = _lines(path, table)
+            _columns(path, table, lines)
+            for identity in dict.fromkeys(tuple(line[i] for i in places) for line in lines):
+                if identity in seen:
+                    run = ", ".join(f"{k} {v}" for k, v in zip(keys, identity, strict=True))
+                    raise DataError(f"{seen[identity]} and {path} both hold the run {run}")
+                seen[identity] = path
+            writer.writerows(lines)
+            count += len(lines)
+    return count

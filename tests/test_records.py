@@ -170,9 +170,11 @@ def test_combine_keeps_order(tmp_path: Path) -> None:
     for repeat in (2, 1):
         rows = [STEP | {"repeat": repeat, "step": step} for step in (1, 2)]
         records.write(tmp_path / f"r{repeat}.csv", "steps", rows)
-    both = records.combine([tmp_path / "r2.csv", tmp_path / "r1.csv"], "steps")
+    paths = [tmp_path / "r2.csv", tmp_path / "r1.csv"]
+    assert records.combine(paths, "steps", tmp_path / "both.csv") == 4
+    both = records.read(tmp_path / "both.csv", "steps")
     assert list(both.repeat) == [2, 2, 1, 1]
-    assert list(both.index) == [0, 1, 2, 3]
+    assert list(both.step) == [1, 2, 1, 2]
 
 
 def test_combine_refuses_the_same_run_twice(tmp_path: Path) -> None:
@@ -182,6 +184,7 @@ def test_combine_refuses_the_same_run_twice(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"one\.csv and .*copy\.csv both hold the run dataset mnist"
     ):
-        records.combine([one, copy], "steps")
+        records.combine([one, copy], "steps", tmp_path / "both.csv")
     with pytest.raises(DataError, match="no steps files"):
-        records.combine([], "steps")
+        records.combine([], "steps", tmp_path / "both.csv")
+    assert not (tmp_path / "both.csv").exists()

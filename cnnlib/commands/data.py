@@ -61,7 +61,5 @@ def combine(
         records.write(out, table, [])
         typer.echo(f"{out}: no rows, {list_file} names no file")
         return
-    frame = records.combine(paths, table)
-    rows = frame.itertuples(index=False, name=None)
-    records.write(out, table, (dict(zip(frame.columns, row, strict=True)) for row in rows))
-    typer.echo(f"{out}: {len(frame)} rows of {len(paths)} files")
+    rows = records.combine(paths, table, out)
+    typer.echo(f"{out}: {rows} rows of {len(paths)} files")

@@ -26,7 +26,7 @@ class Checkout:
     folder: Path
 
     def command(self, *arguments: str, config: str | None = "tests/tiny.yaml") -> list[str]:
-        command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
         return command + (["--configfile", config] if config else [])
 
     def snakemake(

@@ -133,10 +133,12 @@ def interval(repeats: list[np.ndarray], base: list[np.ndarray] | None) -> tuple[
     if any(len(sample) < 2 for sample in samples):
         return np.nan, np.nan
     padded = [pad(sample) for sample in samples]
+    # the same where nothing is missing, and several times quicker
+    median = np.nanmedian if any(np.isnan(rows).any() for rows in padded) else np.median
 
     def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
         medians = [
-            np.nanmedian(rows[which].reshape(*which.shape[:-1], -1), axis=-1)
+            median(rows[which].reshape(*which.shape[:-1], -1), axis=-1)
             for rows, which in zip(padded, drawn, strict=True)
         ]
         return medians[0] if base is None else medians[0] / medians[1]
