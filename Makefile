@@ -2,31 +2,38 @@
 #   make run PROFILE=slurm         with workflow/profiles/slurm
 #   make run ARGS="--configfile my.yaml"   further arguments for snakemake (or pytest)
 #   make run PYTHON=python3.13     this Python makes .venv
-CORES ?= 1
 ENV := .venv
 PIP := $(ENV)/bin/python -m pip install -qq --disable-pip-version-check \
 	--require-hashes --no-deps --no-compile
+PROFILES := $(notdir $(wildcard workflow/profiles/*))
+ifneq ($(filter-out $(PROFILES),$(PROFILE)),)
+$(error unknown profile in PROFILE=$(PROFILE); known: $(PROFILES))
+endif
+# what a profile needs besides, where there is a lock for it
+EXTRA := $(if $(wildcard requirements/$(PROFILE).txt),$(ENV)/$(PROFILE))
+# a profile says how many cores, unless CORES does
+CORED := $(if $(CORES),--cores $(CORES),$(if $(PROFILE),,--cores 1))
 PROFILED := $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
 # rules find this environment's programs on PATH
-SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake --cores $(CORES) $(PROFILED)
+SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake $(CORED) $(PROFILED)
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12; echo; sed -n '2,4s/^# *//p' Makefile
 
-run: $(ENV)/base  ## run the whole experiment of config.yaml and draw its figures
+run: $(ENV)/base $(EXTRA)  ## run the whole experiment of config.yaml and draw its figures
 	@$(ENV)/bin/python requirements/install_pycuda.py
 	$(SNAKEMAKE) all $(ARGS)
 
-figures: $(ENV)/base  ## draw the figures again from results that are there
+figures: $(ENV)/base $(EXTRA)  ## draw the figures again from results that are there
 	$(SNAKEMAKE) figures $(ARGS)
 
-report: $(ENV)/base  ## everything on one page: report.html in the results
+report: $(ENV)/base $(EXTRA)  ## everything on one page: report.html in the results
 	$(SNAKEMAKE) page $(ARGS)
 
-poster: $(ENV)/base  ## one A1 page to hang up: poster.pdf in the results (needs Chromium)
+poster: $(ENV)/base $(EXTRA)  ## one A1 page to hang up: poster.pdf in the results (needs Chromium)
 	$(SNAKEMAKE) poster $(ARGS)
 
-test: $(ENV)/dev  ## run the tests
+test: $(ENV)/dev $(ENV)/cluster-generic  ## run the tests
 	$(ENV)/bin/python -m pytest $(ARGS)
 
 lint: $(ENV)/dev  ## check style, types and the workflow
@@ -42,7 +49,7 @@ format: $(ENV)/dev  ## format Python and Snakemake files, mend what can be mende
 	$(ENV)/bin/snakefmt Snakefile workflow
 
 lock:  ## pin all dependencies anew, from requirements/*.in (needs uv)
-	for name in base cuda dev; do \
+	for name in base cuda dev slurm cluster-generic; do \
 	  uv pip compile --quiet --no-config --universal --python-version 3.11 --upgrade --generate-hashes \
 	    --no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt || exit; \
 	done
@@ -63,7 +70,7 @@ $(ENV)/base: requirements/base.txt requirements/cuda.txt
 	@"$(found)" -m venv --clear $(ENV)
 	@$(PIP) -r requirements/base.txt && touch $@
 
-$(ENV)/dev: $(ENV)/base requirements/dev.txt
-	@$(PIP) -r requirements/dev.txt && touch $@
+$(ENV)/%: requirements/%.txt $(ENV)/base
+	@$(PIP) -r $< && touch $@
 
 .PHONY: help run figures report poster test lint format lock clean distclean

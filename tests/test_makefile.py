@@ -116,7 +116,7 @@ def test_a_newer_python_beside_an_old_one_is_found(machine: Machine) -> None:
     assert found.stdout == f"{machine.programs}/python3.12\n"
 
 
-@pytest.mark.parametrize("lock", ["base", "cuda", "dev"])
+@pytest.mark.parametrize("lock", ["base", "cuda", "dev", "slurm", "cluster-generic"])
 def test_locks_pin_with_hashes_and_name_no_address(lock: str) -> None:
     text = (ROOT / f"requirements/{lock}.txt").read_text()
     assert "://" not in text

@@ -72,10 +72,8 @@ def environment(folder: Path) -> dict[str, str]:
     return {**kept, "TMPDIR": str(scratch)}
 
 
-@pytest.fixture(scope="session")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout in which nothing has been run."""
-    folder = tmp_path_factory.mktemp("fresh") / "checkout"
+def make_checkout(folder: Path) -> Checkout:
+    """A checkout in `folder`, in which nothing has been run."""
     for part in PARTS:
         source, target = ROOT / part, folder / part
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +82,12 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
         else:
             shutil.copy2(source, target)
     return Checkout(folder)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which nothing has been run."""
+    return make_checkout(tmp_path_factory.mktemp("fresh") / "checkout")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,109 @@
+"""A real Slurm schedules the experiment, through a cancelled job and a drained node.
+
+Only when asked for, `pytest -m slurm tests/cluster`, as root; installs Slurm where it is missing.
+"""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import CONFIG
+from tests.workflow.conftest import Checkout, environment
+
+SCRIPT = Path(__file__).parent / "slurm.sh"
+PROFILE = "workflow/profiles/slurm"
+CANNOT = 3
+
+
+@pytest.fixture
+def slurm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Slurm with a GPU node and a CPU node, for as long as the test takes."""
+    if "slurm" not in request.config.option.markexpr:
+        pytest.skip("starts Slurm on this machine: only with -m slurm")
+    if not importlib.util.find_spec("snakemake_executor_plugin_slurm"):
+        pytest.skip("snakemake-executor-plugin-slurm is not installed (requirements/slurm.txt)")
+    state = tmp_path / "slurm"
+    done = subprocess.run([SCRIPT, "start", state], text=True, capture_output=True, timeout=300)
+    if done.returncode == CANNOT:
+        pytest.skip(f"Slurm cannot be started here: {done.stdout.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    try:
+        yield
+    finally:
+        subprocess.run([SCRIPT, "stop", state], check=True, timeout=60)
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, text=True, capture_output=True, check=True, timeout=30).stdout
+
+
+def jobs() -> list[dict[str, str]]:
+    """What Slurm knows of every job, by its own names."""
+    return [
+        dict(re.findall(r"(\w+)=(\S*)", line))
+        for line in ask("scontrol", "show", "job", "--oneliner").splitlines()
+        if line.startswith("JobId=")
+    ]
+
+
+def on_gpu(state: str) -> list[dict[str, str]]:
+    return [j for j in jobs() if j["Partition"] == "gpu" and j["JobState"] == state]
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert process.poll() is None, "the workflow ended before"
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+@pytest.mark.usefixtures("slurm")
+def test_the_experiment_through_slurm(checkout: Checkout, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "snakemake", "--workflow-profile", PROFILE, "--latency-wait", "5",
+        "--configfile", *CONFIG, "--", "figures",
+    ]  # fmt: skip
+    log = tmp_path / "snakemake.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=checkout.folder, text=True, stdout=out, stderr=subprocess.STDOUT,
+            env=environment(checkout.folder),
+        )  # fmt: skip
+    try:
+        wait_for(lambda: on_gpu("RUNNING"), process)
+        cancelled = on_gpu("RUNNING")[0]["JobId"]
+        ask("scancel", cancelled)
+        ask("scontrol", "update", "NodeName=gpu1", "State=DRAIN", "Reason=test")
+        wait_for(lambda: on_gpu("PENDING"), process)
+        time.sleep(2)
+        assert not on_gpu("RUNNING"), "a job runs on a drained node"
+        ask("scontrol", "update", "NodeName=gpu1", "State=RESUME")
+        assert process.wait(300) == 0
+    except BaseException:
+        process.kill()
+        print(log.read_text())
+        raise
+    assert (checkout.folder / "results/figures/speedup.png").stat().st_size > 0
+    states = {job["JobId"]: job["JobState"] for job in jobs()}
+    assert states.pop(cancelled) == "CANCELLED"
+    assert set(states.values()) == {"COMPLETED"}
+    timed = [job for job in jobs() if job["Partition"] == "gpu" and job["JobId"] != cancelled]
+    assert len(timed) == 2  # a run of each stage; the cancelled one is among them once more
+    assert {job["NodeList"] for job in timed} == {"gpu1"}
+    assert all(job["OverSubscribe"] == "NO" for job in timed), "not alone on its node"
+    spans = sorted((job["StartTime"], job["EndTime"]) for job in timed)
+    assert spans[0][1] <= spans[1][0], "two were timed at once"
+    # the stage that runs on a GPU has asked for one
+    assert sorted("gpu" in job.get("TresPerJob", "") for job in timed) == [False, True]
+    others = [job for job in jobs() if job["Partition"] != "gpu"]
+    assert {job["NodeList"] for job in others} == {"cpu1"}
+    assert len(others) == 2  # the data; all tables and figures together
