@@ -1,8 +1,11 @@
 """Files that appear whole or not at all."""
 
+import contextlib
+import glob
 import hashlib
 import os
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -28,6 +31,7 @@ def write_whole(path: Path | str) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_left_over(target)
         # The target's suffix is kept: numpy and matplotlib choose a format by it.
         handle, name = tempfile.mkstemp(
             prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent
@@ -46,6 +50,19 @@ def write_whole(path: Path | str) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+LEFT_OVER_SECONDS = 24 * 3600.0
+"""Age from which a temporary file is one that a killed process has left."""
+
+
+def _clear_left_over(target: Path) -> None:
+    """Remove what processes killed while they wrote `target` have left beside it."""
+    pattern = f".{glob.escape(target.stem)}.????????{glob.escape(target.suffix)}"
+    for path in target.parent.glob(pattern):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_OVER_SECONDS:
+                path.unlink()
 
 
 def sha256(path: Path | str) -> str:

@@ -1,5 +1,6 @@
 """Mirrors that work and mirrors that do not, against a web server of this machine."""
 
+import gzip
 import io
 import os
 import signal
@@ -437,3 +438,17 @@ def test_two_at_once_fetch_once(server: Server, source: Path, folder: Path) -> N
     assert is_whole(folder, source)
     assert len(server.asked) == 4
     assert sorted("waiting for another download" in each for each in said) == [False, True]
+
+
+def test_a_bomb_is_not_unpacked_to_its_end(
+    source: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # by its module: the package has a function of the same name
+    monkeypatch.setattr(sys.modules["cnnlib.datasets.download"], "MOST_BYTES", 1 << 20)
+    mirror = tmp_path / "bomb"
+    mirror.mkdir()
+    for name in NAMES:
+        (mirror / f"{name}.gz").write_bytes(gzip.compress(bytes(4 << 20)))
+    text = failure(spec_of(source, [{"folder": str(mirror)}]), folder)
+    assert text.count("unpacked, not kept") == len(NAMES)
+    assert not any(path.is_file() for path in folder.rglob("*"))

@@ -193,3 +193,17 @@ def test_an_array_too_large_for_any_memory(tmp_path: Path) -> None:
         archive.writestr("x.npy", header.getvalue())
     with pytest.raises(DataError, match="is damaged"):
         read_arrays(path, ["x"], "data file")
+
+
+def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
+    old, young = tmp_path / ".table.abcd1234.csv", tmp_path / ".table.efgh5678.csv"
+    others = [tmp_path / ".tables.abcd1234.csv", tmp_path / "table.old.csv", tmp_path / ".a.csv"]
+    for path in (old, young, *others):
+        path.write_text("cut o")
+    for path in (old, *others):
+        os.utime(path, (0, 0))
+    with write_whole(tmp_path / "table.csv") as temporary:
+        temporary.write_text("whole")
+    assert not old.exists()
+    assert young.exists(), "somebody may be at work on it"
+    assert all(path.exists() for path in others)

@@ -25,6 +25,8 @@ __all__ = ["Patience", "download"]
 Report = Callable[[str], None]
 GZIP = b"\x1f\x8b"
 CHUNK = 1 << 20
+MOST_BYTES = 4 << 30
+"""Of one unpacked file: a few kilobytes of gzip can hold a disk full of zeros."""
 
 
 def download(
@@ -126,6 +128,8 @@ def _deliver(source: Path, target: Path, file: IdxFile, scratch: Path) -> int:
                 beginning = beginning or chunk[:256]
                 found.update(chunk)
                 size += out.write(chunk)
+                if size > MOST_BYTES:
+                    raise FileFailed(f"more than {MOST_BYTES >> 30} GiB unpacked, not kept")
             out.flush()
             os.fsync(out.fileno())
         if found.hexdigest() != file.sha256:
