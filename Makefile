@@ -2,9 +2,19 @@
 #   make run PROFILE=slurm         with workflow/profiles/slurm
 #   make run ARGS="--configfile my.yaml"   further arguments for snakemake (or pytest)
 #   make run PYTHON=python3.13     this Python makes .venv
+#   make run WHEELHOUSE=folder     without a network: all comes from what `make wheelhouse` has put there
 ENV := .venv
 PIP := $(ENV)/bin/python -m pip install -qq --disable-pip-version-check \
 	--require-hashes --no-deps --no-compile
+ifdef WHEELHOUSE
+ifeq ($(wildcard $(WHEELHOUSE)/mnist),)
+$(error WHEELHOUSE=$(WHEELHOUSE) is no folder that `make wheelhouse` has made)
+endif
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(abspath $(WHEELHOUSE))
+CARRIED := mkdir -p results/data/mnist && cp -n "$(WHEELHOUSE)"/mnist/* results/data/mnist/
+endif
+FETCH := $(ENV)/bin/python -m pip download -q --disable-pip-version-check -d wheelhouse
 PROFILES := $(notdir $(wildcard workflow/profiles/*))
 ifneq ($(filter-out $(PROFILES),$(PROFILE)),)
 $(error unknown profile in PROFILE=$(PROFILE); known: $(PROFILES))
@@ -18,10 +28,11 @@ PROFILED := $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
 SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake $(CORED) $(PROFILED)
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12; echo; sed -n '2,4s/^# *//p' Makefile
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12; echo; sed -n '2,5s/^# *//p' Makefile
 
 run: $(ENV)/base $(EXTRA)  ## run the whole experiment of config.yaml and draw its figures
 	@$(ENV)/bin/python requirements/install_pycuda.py
+	@$(CARRIED)
 	$(SNAKEMAKE) all $(ARGS)
 
 figures: $(ENV)/base $(EXTRA)  ## draw the figures again from results that are there
@@ -48,6 +59,14 @@ format: $(ENV)/dev  ## format Python and Snakemake files, mend what can be mende
 	$(ENV)/bin/ruff format
 	$(ENV)/bin/snakefmt Snakefile workflow
 
+wheelhouse: $(ENV)/base  ## fetch all that a machine without a network needs into wheelhouse/
+	@mkdir -p wheelhouse
+	for name in base cuda slurm cluster-generic; do \
+	  $(FETCH) --require-hashes --no-deps -r requirements/$$name.txt || exit; \
+	done
+	$(FETCH) setuptools wheel  # for what comes as source
+	$(ENV)/bin/python -m cnnlib download --dataset mnist --folder wheelhouse/mnist
+
 lock:  ## pin all dependencies anew, from requirements/*.in (needs uv)
 	for name in base cuda dev slurm cluster-generic; do \
 	  uv pip compile --quiet --no-config --universal --python-version 3.11 --upgrade --generate-hashes \
@@ -73,4 +92,4 @@ $(ENV)/base: requirements/base.txt requirements/cuda.txt
 $(ENV)/%: requirements/%.txt $(ENV)/base
 	@$(PIP) -r $< && touch $@
 
-.PHONY: help run figures report poster test lint format lock clean distclean
+.PHONY: help run figures report poster test lint format wheelhouse lock clean distclean
