@@ -6,7 +6,11 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """The configuration asks for something that cannot be."""
+    """The configuration asks for something that cannot be; the message is one line."""
+
+    def __init__(self, message: str) -> None:
+        # a key or a name that is quoted may hold anything, ends of lines too
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class DataError(UserError):

@@ -26,6 +26,14 @@ def test_names_are_no_paths_and_no_commands(name: str) -> None:
             parse_config(settings)
 
 
+@pytest.mark.parametrize("key", ["\x1e", "\r.", "a\nb", "\u2028"])
+def test_keys_that_end_a_line_do_not_end_it(key: str) -> None:
+    for settings in ({key: None}, SETTINGS | {"datasets": {key: None}}):
+        with pytest.raises(ConfigError) as raised:
+            parse_config(settings)
+        assert len(str(raised.value).splitlines()) == 1
+
+
 def test_a_wrong_kind_of_data_set_is_one_short_line() -> None:
     settings = copy.deepcopy(SETTINGS)
     settings["datasets"]["toy"]["kind"] = "ipx"
