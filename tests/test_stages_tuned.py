@@ -10,7 +10,8 @@ from networks import NETWORKS, build, lenet5
 from cnnlib.device import Device
 from cnnlib.engine import plan
 from cnnlib.engine.gpu import GpuEngine
-from cnnlib.engine.whole import StepPlan, WholeStepEngine
+from cnnlib.engine.steps import StepPlan
+from cnnlib.engine.whole import WholeStepEngine
 from cnnlib.errors import Unsupported
 from cnnlib.stages.tuned import BLOCK, STAGE, shares_of
 from cnnlib.validate import five_steps, validate

@@ -13,7 +13,8 @@ from typing import Any
 from cnnlib.device import Device
 from cnnlib.engine import Engine, Planned, Setup, Stage, plan
 from cnnlib.engine.gpu import GpuEngine
-from cnnlib.engine.whole import BLOCK, CHUNK, Places, Room, StepOperator, StepPlan, WholeStepEngine
+from cnnlib.engine.steps import BLOCK, CHUNK, Places, Room, StepOperator, StepPlan
+from cnnlib.engine.whole import WholeStepEngine
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Activation, Conv, Dense, Subsample
 from cnnlib.stages import ring
