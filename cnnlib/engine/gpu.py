@@ -215,8 +215,41 @@ class DeviceEngine(Engine):
     """What engines of GPU stages share: state on the device, and a look at where training goes."""
 
     device: Device
-    _parameters: DeviceArray
-    _velocity: DeviceArray
+
+    def _allocate_state(self) -> None:
+        """Parameters, velocity and gradient, and what one batch brings: images, labels, losses."""
+        batch, network = self.setup.batch_size, self.network
+        self._parameters = self.array((network.parameter_count,))
+        self._velocity = self.array((network.parameter_count,))
+        self._velocity.fill_bytes(0)
+        self._gradient = self.array((network.parameter_count,))
+        self._losses = self.array((batch,))
+        self._batch_images = self.array((batch, *network.input_shape), np.uint8)
+        self._batch_labels = self.array((batch,), np.uint8)
+
+    def _images_wanted(self) -> int:
+        """Images that may be on the device at a time: at least a batch."""
+        resident = self.setup.resident_images
+        if resident != "auto":
+            return resident
+        # Half of what is free: the other half is left for the device's other users.
+        bytes_each = math.prod(self.network.input_shape) + 1
+        return max(self.device.free_bytes() // 2 // bytes_each, self.setup.batch_size)
+
+    def _time(self, run: Callable[[], None]) -> float:
+        """Seconds of one launch: the mean over as many in a row as PROFILE_SECONDS allow."""
+        began, ended = self.device.event(), self.device.event()
+        count = 1
+        while True:
+            began.record()
+            for _ in range(count):
+                run()
+            ended.record()
+            self.device.synchronize()
+            seconds = ended.seconds_since(began)
+            if seconds > PROFILE_SECONDS / 4 or count >= PROFILE_LAUNCHES:
+                return seconds / count
+            count *= 4
 
     @abstractmethod
     def _train(self, order: Order, pieces: "list[Piece] | None") -> float:
@@ -292,14 +325,8 @@ class GpuEngine(DeviceEngine):
         return self.device.compile("".join(parts), f"{self.stage.name}_{network.name}", kernels)
 
     def _allocate(self) -> None:
-        batch, network = self.setup.batch_size, self.network
-        self._parameters = self.array((network.parameter_count,))
-        self._velocity = self.array((network.parameter_count,))
-        self._velocity.fill_bytes(0)
-        self._gradient = self.array((network.parameter_count,))
-        self._losses = self.array((batch,))
-        self._batch_images = self.array((batch, *network.input_shape), np.uint8)
-        self._batch_labels = self.array((batch,), np.uint8)
+        batch = self.setup.batch_size
+        self._allocate_state()
         shapes = [p.source_shape for p in self.plan] + [self.plan[-1].target_shape]
         maps = [self.array((batch, *shape)) for shape in shapes]
         errors = [None, *self._error_maps(shapes[1:])]
@@ -415,12 +442,8 @@ class GpuEngine(DeviceEngine):
 
     def load(self, images: Bytes, labels: Bytes) -> None:
         self._images, self._labels = images, labels
-        bytes_each = math.prod(self.network.input_shape) + 1
-        batch, resident = self.setup.batch_size, self.setup.resident_images
-        # Half of what is free: the other half is left for the device's other users.
-        fits = self.device.free_bytes() // 2 // bytes_each
-        wanted = max(fits, batch) if resident == "auto" else resident
-        count = max(batch, min(wanted, len(labels)) // batch * batch)
+        batch = self.setup.batch_size
+        count = max(batch, min(self._images_wanted(), len(labels)) // batch * batch)
         self._resident = count
         self._steps.clear()
         self._device_images = self.array((count, *self.network.input_shape), np.uint8)
@@ -557,7 +580,7 @@ class GpuEngine(DeviceEngine):
                     continue
                 times[key] = KernelTime(
                     launch.layer, launch.kernel, planned.name if planned else self.BATCH, part,
-                    *least, launch.grid, int(part != "compared"), self._time(launch),
+                    *least, launch.grid, int(part != "compared"), self._time(launch.run),
                 )  # fmt: skip
         self.parameters, self.velocity = saved
         return list(times.values())
@@ -582,21 +605,6 @@ class GpuEngine(DeviceEngine):
         if planned is None:
             return batch_arithmetic(self.setup, part)
         return planned.arithmetic(part, self.setup.batch_size)
-
-    def _time(self, launch: Launch) -> float:
-        """Seconds of one launch: the mean over as many in a row as PROFILE_SECONDS allow."""
-        began, ended = self.device.event(), self.device.event()
-        count = 1
-        while True:
-            began.record()
-            for _ in range(count):
-                launch.run()
-            ended.record()
-            self.device.synchronize()
-            seconds = ended.seconds_since(began)
-            if seconds > PROFILE_SECONDS / 4 or count >= PROFILE_LAUNCHES:
-                return seconds / count
-            count *= 4
 
     def close(self) -> None:
         self._pool.shutdown()

@@ -4,7 +4,6 @@ A step has two phases (kernels/tuned_step.cuh). On a GPU a launch does as many s
 with barriers of the whole grid between the phases; elsewhere each phase is a launch of its own.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,16 +48,10 @@ class WholeStepEngine(DeviceEngine):
 
     def _allocate(self) -> None:
         batch, network = self.setup.batch_size, self.network
-        self._parameters = self.array((network.parameter_count,))
-        self._velocity = self.array((network.parameter_count,))
-        self._velocity.fill_bytes(0)
-        self._gradient = self.array((network.parameter_count,))
+        self._allocate_state()
         self._traces = self.array((batch, self.steps.trace))
         self._partials = self.array((self.grid, max(1, self.steps.convolved)))
         self._outputs = self.array((batch, network.classes))
-        self._losses = self.array((batch,))
-        self._batch_images = self.array((batch, *network.input_shape), np.uint8)
-        self._batch_labels = self.array((batch,), np.uint8)
         self._batch_order = self.array((batch,), np.int32)
         self._batch_order.set(np.arange(batch, dtype=np.int32))
         self._signals = self.array((2,), np.uint32)
@@ -66,19 +59,25 @@ class WholeStepEngine(DeviceEngine):
     # Launches
 
     def _bind(self, kernel: str, *args: Any) -> Callable[[], None]:
-        bound = self.module.kernel(f"step_{kernel}").bind(
+        return self.module.kernel(f"step_{kernel}").bind(
             self.grid, BLOCK, *args, shared_bytes=self.steps.shared_bytes
         )
-        return bound
+
+    def _bind_images(
+        self, kernel: str, images: DeviceArray, labels: DeviceArray, order: DeviceArray,
+        count: int, *more: Any,
+    ) -> Callable[[], None]:  # fmt: skip
+        """A kernel that takes `count` images through the network, with `more` arguments last."""
+        return self._bind(
+            kernel, images, labels, order, self._parameters, self._traces, self._partials,
+            self._outputs, self._losses, float(self.setup.mean), float(self.setup.deviation),
+            count, *more,
+        )  # fmt: skip
 
     def _take_images(
         self, images: DeviceArray, labels: DeviceArray, order: DeviceArray, count: int, mode: int
     ) -> Callable[[], None]:
-        return self._bind(
-            "take_images", images, labels, order, self._parameters, self._traces, self._partials,
-            self._outputs, self._losses, float(self.setup.mean), float(self.setup.deviation),
-            count, mode,
-        )  # fmt: skip
+        return self._bind_images("take_images", images, labels, order, count, mode)
 
     def _update(self, count: int, apply: bool) -> Callable[[], None]:
         return self._bind(
@@ -98,10 +97,8 @@ class WholeStepEngine(DeviceEngine):
                 update()
             return
         self._signals.fill_bytes(0)
-        self._bind(
-            "train", self._images, self._labels, order, self._parameters, self._traces,
-            self._partials, self._outputs, self._losses, float(self.setup.mean),
-            float(self.setup.deviation), batch, self._velocity, self._gradient,
+        self._bind_images(
+            "train", self._images, self._labels, order, batch, self._velocity, self._gradient,
             float(self.setup.learning_rate), float(self.setup.momentum), steps,
             self._signals.part(0, (1,)), self._signals.part(1, (1,)),
         )()  # fmt: skip
@@ -116,11 +113,7 @@ class WholeStepEngine(DeviceEngine):
     # Engine
 
     def load(self, images: Bytes, labels: Bytes) -> None:
-        batch, resident = self.setup.batch_size, self.setup.resident_images
-        bytes_each = math.prod(self.network.input_shape) + 1
-        fits = self.device.free_bytes() // 2 // bytes_each
-        wanted = max(fits, batch) if resident == "auto" else resident
-        count = len(labels)
+        batch, wanted, count = self.setup.batch_size, self._images_wanted(), len(labels)
         self._all = wanted >= count
         if not self._all:
             count = max(batch, min(wanted, count) // batch * batch)
@@ -256,26 +249,9 @@ class WholeStepEngine(DeviceEngine):
     def _watch(self, args: tuple[DeviceArray, DeviceArray, DeviceArray, int]) -> list[float]:
         """Share of the first phase that each section takes; the last of two steps counts."""
         spent = self.array((len(self._sections()),), np.uint64)
-        images, labels, order, count = args
-        run = self._bind(
-            "watch_images", images, labels, order, self._parameters, self._traces, self._partials,
-            self._outputs, self._losses, float(self.setup.mean), float(self.setup.deviation),
-            count, spent,
-        )  # fmt: skip
+        run = self._bind_images("watch_images", *args, spent)
         for _ in range(2):
             spent.fill_bytes(0)
             run()
         ticks = spent.get().astype(np.float64)
         return list(ticks / ticks.sum())
-
-    def _time(self, run: Callable[[], None], times: int = 20) -> float:
-        """Seconds of one launch: the mean of several in a row."""
-        began, ended = self.device.event(), self.device.event()
-        run()
-        times = times if self.device.kind == "cuda" else 1
-        began.record()
-        for _ in range(times):
-            run()
-        ended.record()
-        self.device.synchronize()
-        return ended.seconds_since(began) / times

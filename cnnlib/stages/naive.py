@@ -87,11 +87,16 @@ class OneByOne(Engine):
 
     def _add(self, image: Bytes, label: int) -> None:
         """An image's gradient and loss to the sums."""
-        maps = list(self._forward(image))
-        loss, error = cross_entropy(maps[-1].reshape(-1), int(label))
-        self._sum = self._sum + self._backward(maps, error)
+        loss, gradient = self._of_image(image, label)
+        self._sum = self._sum + gradient
         self._loss_sum += loss
         self._added += 1
+
+    def _of_image(self, image: Bytes, label: int) -> tuple[float, Array]:
+        """Loss and flat gradient of one image."""
+        maps = list(self._forward(image))
+        loss, error = cross_entropy(maps[-1].reshape(-1), int(label))
+        return loss, self._backward(maps, error)
 
     def update(self, gradient: Array) -> None:
         """One step of gradient descent on the flat parameter vector."""
@@ -122,9 +127,8 @@ class OneByOne(Engine):
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
         total, loss_sum = np.zeros_like(self._parameters), 0.0
         for image, label in zip(images, labels, strict=True):
-            maps = list(self._forward(image))
-            loss, error = cross_entropy(maps[-1].reshape(-1), int(label))
-            total = total + self._backward(maps, error)
+            loss, found = self._of_image(image, label)
+            total = total + found
             loss_sum += loss
         return loss_sum / len(images), total / len(images)
 

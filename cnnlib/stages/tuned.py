@@ -42,6 +42,11 @@ def shares_of(pieces: int, lines: int) -> int:
     return math.ceil(pieces / math.ceil(pieces / most))
 
 
+def bytes_at(place: int) -> str:
+    """The block's shared memory from `place` on, as bytes."""
+    return f"reinterpret_cast<unsigned char*>(shared + {place})"
+
+
 class TunedConv(StepOperator):
     file = "tuned_conv.cuh"
     leaves_sums = True
@@ -123,20 +128,16 @@ class TunedConv(StepOperator):
     def hold(self) -> str:
         return f"::{self.label}::hold(parameters + {self.offset}, shared + {self.weights});"
 
-    @property
-    def _winners(self) -> str:
-        return f"reinterpret_cast<unsigned char*>(shared + {self.winners})"
-
     def forward(self) -> str:
         return (
             f"::{self.label}::forward(shared + {self.places.source}, shared + {self.weights}, "
-            f"shared + {self.places.target}, {self._winners}, shared + {self.full}, "
+            f"shared + {self.places.target}, {bytes_at(self.winners)}, shared + {self.full}, "
             "shared + {scratch});"
         )
 
     def backward(self) -> str:
         lines = [
-            f"::{self.label}::spread(shared + {self.places.target}, {self._winners}, "
+            f"::{self.label}::spread(shared + {self.places.target}, {bytes_at(self.winners)}, "
             f"shared + {self.places.target_errors}, shared + {self.full});",
             "__syncthreads();",
             f"::{self.label}::add_gradient(shared + {self.places.source}, shared + {self.full}, "
@@ -253,21 +254,17 @@ class TunedPlain(StepOperator):
             room.take(math.ceil(math.prod(self.planned.target_shape) / 4)) if winners else 0
         )
 
-    @property
-    def _winners(self) -> str:
-        return f"reinterpret_cast<unsigned char*>(shared + {self.winners})"
-
     def forward(self) -> str:
         return (
             f"::{self.label}::forward(shared + {self.places.source}, "
-            f"shared + {self.places.target}, {self._winners});"
+            f"shared + {self.places.target}, {bytes_at(self.winners)});"
         )
 
     def backward(self) -> str:
         if self.places.source_errors is None:
             return ""
         return (
-            f"::{self.label}::send_back(shared + {self.places.target}, {self._winners}, "
+            f"::{self.label}::send_back(shared + {self.places.target}, {bytes_at(self.winners)}, "
             f"shared + {self.places.target_errors}, shared + {self.places.source_errors});"
         )
 
