@@ -140,6 +140,10 @@ def read_until_told(connection: Connection, process: int, interval: float) -> No
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.suppress(Exception):  # takes a while, and the first reading waits for it
+        import pynvml
+
+        pynvml.nvmlInit()
     gpu: Gpu | None = None
     readings: list[Reading] = []
     due = time.perf_counter()
@@ -300,16 +304,16 @@ def window_energy(
 def sustain(engine: Engine, count: int, seed: int, seconds: float) -> int:
     """Train on the `count` images loaded, epoch after epoch, for `seconds`; images trained on.
 
-    Where an epoch takes longer than that it is trained in parts of about a tenth of the time.
+    Where an epoch takes longer than that it is trained in parts of about a tenth of the time. The
+    order is drawn each time, as it is in an epoch that is measured.
     """
     size = engine.setup.batch_size
     steps = count // size
-    order = epoch_order(count, seed, 0)
     ends = time.perf_counter() + seconds
-    images, part = 0, 1
+    images, part, epoch = 0, 1, 0
     while (began := time.perf_counter()) < ends:
-        engine.train(order[: part * size])
-        images += part * size
+        engine.train(epoch_order(count, seed, epoch)[: part * size])
+        images, epoch = images + part * size, epoch + 1
         if time.perf_counter() - began < seconds / 10:
             part = min(steps, 2 * part)
     return images

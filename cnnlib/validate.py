@@ -171,7 +171,7 @@ def _compare_few_errors(
 
 
 def _eps(engine: Engine) -> float:
-    return float(np.finfo(np.dtype(engine.stage.dtype)).eps)
+    return engine.stage.slack * float(np.finfo(np.dtype(engine.stage.dtype)).eps)
 
 
 def _compare_views(

@@ -22,9 +22,80 @@ __device__ __forceinline__ void copy_async(Quad* target, const Quad* source) {
 #endif
 }
 
+// The calling thread's copies since the last such call are a group.
+__device__ __forceinline__ void end_group_of_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// All groups but the last LATE have arrived; a barrier makes them visible to the other threads.
+template <int LATE>
+__device__ __forceinline__ void wait_for_groups() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(LATE) : "memory");
+#endif
+}
+
 // The calling thread's copies have arrived; a barrier makes them visible to the other threads.
 __device__ __forceinline__ void wait_for_copies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
 #endif
 }
+
+// Copies by the hardware's own copy engine, rows at a time: `arrived` (in shared memory) is prepared once by one thread,
+// then for each round one thread expects so many bytes, any threads begin copies of as many, and everybody waits. The
+// caller's barrier stands between the last use of the target and the round's first copy. Only for a GPU of capability
+// 9.0 and later; elsewhere the copy is made at once and nobody waits.
+struct Arrivals {
+  unsigned long long* arrived;
+  unsigned round;
+  bool pending;  // the round has begun and has not been waited for
+};
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+
+__device__ __forceinline__ unsigned shared_address(const void* at) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(at));
+}
+
+__device__ __forceinline__ void prepare_arrivals(unsigned long long* arrived) {
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(shared_address(arrived)) : "memory");
+}
+
+// By each thread that copies, before it does: what was written before, here or (after a barrier) by other blocks, is
+// what the engine will see.
+__device__ __forceinline__ void begin_rows() { asm volatile("fence.proxy.async;" ::: "memory"); }
+
+__device__ __forceinline__ void expect_rows(Arrivals& to, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(to.arrived)), "r"(bytes) : "memory");
+}
+
+// Both at 16-byte boundaries, and a multiple of 4 floats.
+__device__ __forceinline__ void copy_row(float* target, const float* source, int floats, Arrivals& to) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(target)), "l"(source), "r"(floats * 4), "r"(shared_address(to.arrived)) : "memory");
+}
+
+__device__ __forceinline__ void wait_for_rows(Arrivals& of) {
+  if (!of.pending) return;
+  unsigned done = 0;
+  for (int tries = 0; !done; tries++) {
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(shared_address(of.arrived)), "r"(of.round % 2) : "memory");
+    if (tries > 1000000) __trap();  // no copy takes so long
+  }
+  of.round++;
+  of.pending = false;
+}
+
+#else
+
+__device__ __forceinline__ void prepare_arrivals(unsigned long long*) {}
+__device__ __forceinline__ void begin_rows() {}
+__device__ __forceinline__ void expect_rows(Arrivals&, int) {}
+__device__ __forceinline__ void copy_row(float* target, const float* source, int floats, Arrivals&) {
+  for (int i = 0; i < floats; i++) target[i] = source[i];
+}
+__device__ __forceinline__ void wait_for_rows(Arrivals&) {}
+
+#endif

@@ -1,171 +1,156 @@
-// Stage tuned: convolution + bias + activation + subsampling of one image by one block, all in shared memory.
+// Stage tuned: convolution + bias + activation + subsampling of one image by one team, all in shared memory, as products
+// of matrices: (positions, terms) x (terms, maps) forward, (terms, positions) x (positions, maps) for the weights'
+// gradient, where a term is a (channel, i, j).
 // Needs: CHANNELS, HEIGHT, WIDTH (source), MAPS, KERNEL, STRIDE, ROWS, COLUMNS (of the convolution), FUNCTION
-// (IDENTITY without activation), WINDOW (1 without subsampling), METHOD, EACH (neighbouring maps a thread makes;
-// divides MAPS), SHARES (threads that share the channels of one such sum; divides CHANNELS), OWNED and SPLITS (rows of
-// the weight gradient a thread owns, threads that share one), SENDERS (threads that share the maps of one row of
-// source errors), KEEPS (the activated values stay in `full` from forward to backward), BLOCK (threads).
-// Every function is called by all threads of the block, between barriers that the caller places.
+// (IDENTITY without activation), WINDOW (1 without subsampling), METHOD, KEEPS (the activated values stay in `full` from
+// forward to backward), FULL_PITCH (floats
+// from a map to the next one in `full`), DOWN (tiles of positions a warp makes together), SHARES (warps that share the
+// terms of one such sum), GROUPS and SPLITS (of warps, for the weights' gradient: GROUPS share its terms, SPLITS the
+// positions), SENDERS (threads that share the maps of one row of source errors), SENDER_PITCH (floats from what one of
+// these has to say to the next), BLOCK (threads of a block), TEAM (of a team).
+// Every function is called by all threads of the team, between barriers of it that the caller places.
 #include "conv.cuh"
+#include "tensor.cuh"
 
+constexpr int WARPS = TEAM / 32;
 constexpr int AREA = ROWS * COLUMNS, TERMS = CHANNELS * KERNEL * KERNEL;
 constexpr int SOURCE_SIZE = CHANNELS * HEIGHT * WIDTH;
 constexpr int OUT_ROWS = ROWS / WINDOW, OUT_COLUMNS = COLUMNS / WINDOW;
 constexpr int OUT_AREA = OUT_ROWS * OUT_COLUMNS, TARGET_SIZE = MAPS * OUT_AREA;
-constexpr int ITEMS = MAPS / EACH * OUT_AREA;  // windows x groups of maps
-constexpr int WINDOW_SUMS = WINDOW * WINDOW * EACH;
-constexpr int GRADIENT_ROWS = MAPS * CHANNELS * KERNEL;
 constexpr int PARAMETERS = MAPS * TERMS + MAPS;
+constexpr int ACROSS = (MAPS + 7) / 8;                                    // tiles of maps
+constexpr int TERM_EIGHTS = (TERMS + 7) / 8, AREA_EIGHTS = (AREA + 7) / 8;
+constexpr int POSITION_TILES = (AREA + 15) / 16, TERM_TILES = (TERMS + 1 + 15) / 16;  // the bias is a term, always 1
+constexpr int OWN_TILES = (TERM_TILES + GROUPS - 1) / GROUPS;
+constexpr int GRADIENT_PITCH = TERM_TILES * 16 + 4;
 constexpr bool SHORT_ROWS = COLUMNS <= 32 && WIDTH <= 32;  // a row fits a thread's registers
 
-// A thread's share of the gradient, kept in registers over all images of a step.
+// A warp's share of the gradient, (terms, maps), kept in registers over all images of a step.
 struct Sums {
-  float row[OWNED][KERNEL + 1];  // KERNEL neighbouring weights, and their map's bias
+  Fragment tile[OWN_TILES][ACROSS];
 };
 
-// held = weight (MAPS, TERMS) transposed to (TERMS, MAPS), then bias (MAPS,)
-__device__ __forceinline__ void hold(const float* parameters, float* held) {
-  for (int i : block_range(MAPS * TERMS)) held[i % TERMS * MAPS + i / TERMS] = fresh(parameters + i);
-  for (int i : block_range(MAPS)) held[MAPS * TERMS + i] = fresh(parameters + MAPS * TERMS + i);
+#include "tuned_pool.cuh"
+
+// From a position's first source unit to that of a term; a term there is none of may be any (its weight is 0).
+__device__ __forceinline__ int term_place(int term) {
+  if (term >= TERMS) return 0;
+  return (term / (KERNEL * KERNEL) * HEIGHT + term / KERNEL % KERNEL) * WIDTH + term % KERNEL;
 }
 
-// The last thing that happens to an item's sums: activation, subsampling, and what backward will ask for.
-__device__ __forceinline__ void finish(const float (&sum)[WINDOW][WINDOW][EACH], int item, float* target,
-                                       unsigned char* winners, float* full) {
-  const int window = item % OUT_AREA;
-  const int y = window / OUT_COLUMNS * WINDOW, x = window % OUT_COLUMNS * WINDOW;
-UNROLL
-  for (int m = 0; m < EACH; m++) {
-    const int map = item / OUT_AREA * EACH + m, at = map * OUT_AREA + window;
-    float value[WINDOW][WINDOW];
-UNROLL
-    for (int a = 0; a < WINDOW; a++)
-UNROLL
-      for (int b = 0; b < WINDOW; b++) {
-        value[a][b] = activate<FUNCTION>(sum[a][b][m]);
-        if (KEEPS) full[map * AREA + (y + a) * COLUMNS + x + b] = value[a][b];
-      }
-    int winner;
-    target[at] = subsample_window<WINDOW, METHOD>(value, &winner);
-    if (WINDOW > 1 && METHOD == MAX) winners[at] = (unsigned char)winner;
-  }
+// A position's first source unit, in channel 0.
+__device__ __forceinline__ int position_place(int position) {
+  const int at = min(position, AREA - 1);
+  return (at / COLUMNS * WIDTH + at % COLUMNS) * STRIDE;
 }
 
-// source (SOURCE_SIZE,) -> target (TARGET_SIZE,). scratch: SHARES * ITEMS * WINDOW_SUMS floats if SHARES > 1.
+// source (SOURCE_SIZE,) -> target (TARGET_SIZE,). held: weight (MAPS, TERMS), then bias (MAPS,). scratch: SHARES * MAPS * FULL_PITCH floats.
 __device__ __forceinline__ void forward(const float* source, const float* held, float* target,
                                         unsigned char* winners, float* full, float* scratch) {
-  constexpr int OWN = CHANNELS / SHARES;
-  for (int job = threadIdx.x; job < ITEMS * SHARES; job += BLOCK) {
-    const int item = job % ITEMS, share = job / ITEMS;
-    const int map = item / OUT_AREA * EACH, y = item % OUT_AREA / OUT_COLUMNS, x = item % OUT_COLUMNS;
-    const float* corner = source + (share * OWN * HEIGHT + y * WINDOW * STRIDE) * WIDTH + x * WINDOW * STRIDE;
-    float sum[WINDOW][WINDOW][EACH];
+  constexpr int TASKS = (POSITION_TILES + DOWN - 1) / DOWN;
+  for (int task = member() / 32; task < TASKS * SHARES; task += WARPS) {
+    const int share = task / TASKS, position0 = task % TASKS * DOWN * 16;
+    Fragment sum[DOWN][ACROSS];
+    clear(sum);
+#pragma unroll 2
+    for (int eight = share; eight < TERM_EIGHTS; eight += SHARES)
+      multiply<false>(
+          sum,
+          [&](int m, int row, int pair) -> Two {
+            const float* corner = source + position_place(position0 + m * 16 + row);
+            return {corner[term_place(eight * 8 + pair)], corner[term_place(eight * 8 + pair + 4)]};
+          },
+          [&](int, int n, int pair, int map) -> Two {
+            const float* weight = held + min(n * 8 + map, MAPS - 1) * TERMS + eight * 8 + pair;
+            return {eight * 8 + pair < TERMS ? weight[0] : 0.0f, eight * 8 + pair + 4 < TERMS ? weight[4] : 0.0f};
+          });
 UNROLL
-    for (int m = 0; m < EACH; m++)
+    for (int m = 0; m < DOWN; m++)
 UNROLL
-      for (int a = 0; a < WINDOW; a++)
+      for (int n = 0; n < ACROSS; n++)
 UNROLL
-        for (int b = 0; b < WINDOW; b++) sum[a][b][m] = share == 0 ? held[MAPS * TERMS + map + m] : 0.0f;
-    convolve_window<OWN, KERNEL, STRIDE, WINDOW, MAPS, EACH>(
-        sum, [&](int c, int a) { return corner + (c * HEIGHT + a) * WIDTH; },
-        held + share * OWN * KERNEL * KERNEL * MAPS + map);
-    if (SHARES > 1) {
-UNROLL
-      for (int i = 0; i < WINDOW_SUMS; i++)
-        scratch[(share * WINDOW_SUMS + i) * ITEMS + item] = sum[i / EACH / WINDOW][i / EACH % WINDOW][i % EACH];
-    } else {
-      finish(sum, item, target, winners, full);
-    }
-  }
-  if (SHARES == 1) return;
-  __syncthreads();
-  for (int item = threadIdx.x; item < ITEMS; item += BLOCK) {
-    float sum[WINDOW][WINDOW][EACH];
-UNROLL
-    for (int i = 0; i < WINDOW_SUMS; i++) {
-      float total = scratch[i * ITEMS + item];
-UNROLL
-      for (int share = 1; share < SHARES; share++) total += scratch[(share * WINDOW_SUMS + i) * ITEMS + item];
-      sum[i / EACH / WINDOW][i / EACH % WINDOW][i % EACH] = total;
-    }
-    finish(sum, item, target, winners, full);
-  }
-}
-
-// full (MAPS, AREA) = derivative of the loss by the convolution's sums; errors (TARGET_SIZE,) are the target's.
-__device__ __forceinline__ void spread(const float* target, const unsigned char* winners, const float* errors,
-                                       float* full) {
-  for (int at = threadIdx.x; at < TARGET_SIZE; at += BLOCK) {
-    const int map = at / OUT_AREA, window = at % OUT_AREA;
-    const int y = window / OUT_COLUMNS * WINDOW, x = window % OUT_COLUMNS * WINDOW;
-    const float error = errors[at];
-    // for max the target is the winner's own activated value; the losers' derivatives are not needed
-    const float winning = WINDOW > 1 && METHOD == MEAN ? 0.0f : error * slope<FUNCTION>(target[at]);
-    const int winner = WINDOW > 1 && METHOD == MAX ? winners[at] : 0;
-UNROLL
-    for (int a = 0; a < WINDOW; a++)
-UNROLL
-      for (int b = 0; b < WINDOW; b++) {
-        float* place = full + map * AREA + (y + a) * COLUMNS + x + b;
-        if (WINDOW > 1 && METHOD == MEAN)
-          *place = error / float(WINDOW * WINDOW) * (KEEPS ? slope<FUNCTION>(*place) : 1.0f);
-        else
-          *place = a * WINDOW + b == winner ? winning : 0.0f;
-      }
-  }
-}
-
-__device__ __forceinline__ void clear(Sums& sums) {
-UNROLL
-  for (int owned = 0; owned < OWNED; owned++)
-UNROLL
-    for (int j = 0; j <= KERNEL; j++) sums.row[owned][j] = 0.0f;
-}
-
-// A row of the weight gradient is (map, channel, i): sums += this image's share of the thread's rows.
-__device__ __forceinline__ void add_gradient(const float* source, const float* full, Sums& sums) {
-  const int split = threadIdx.x % SPLITS;
-UNROLL
-  for (int owned = 0; owned < OWNED; owned++) {
-    const int row = threadIdx.x / SPLITS + owned * (BLOCK / SPLITS);
-    if (row >= GRADIENT_ROWS) break;
-    const int map = row / (CHANNELS * KERNEL), channel = row / KERNEL % CHANNELS, i = row % KERNEL;
-    for (int y = split; y < ROWS; y += SPLITS) {
-      const float* delta = full + map * AREA + y * COLUMNS;
-      const float* values = source + (channel * HEIGHT + y * STRIDE + i) * WIDTH;
-      if (SHORT_ROWS) {
-        // the whole row of source values in registers: each is used KERNEL times
-        float value[SHORT_ROWS ? WIDTH : 1];
-UNROLL
-        for (int x = 0; x < WIDTH; x++) value[x] = values[x];
-UNROLL
-        for (int x = 0; x < COLUMNS; x++) {
-          const float d = delta[x];
-UNROLL
-          for (int j = 0; j < KERNEL; j++)
-            sums.row[owned][j] = fmaf(d, value[(x * STRIDE + j) % WIDTH], sums.row[owned][j]);
-          sums.row[owned][KERNEL] += d;
+        for (int i = 0; i < 4; i++) {
+          const int position = position0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
+          if ((AREA % (DOWN * 16) == 0 || position < AREA) && (MAPS % 8 == 0 || map < MAPS))
+            scratch[(share * MAPS + map) * FULL_PITCH + position] = sum[m][n].at[i];
         }
-      } else {
-        add_row_gradient<KERNEL, STRIDE>(sums.row[owned], delta, values, COLUMNS);
-      }
-    }
+  }
+  team_barrier();
+  finish(held + MAPS * TERMS, target, winners, full, scratch);
+}
+
+__device__ __forceinline__ void clear(Sums& sums) { ::clear(sums.tile); }
+
+// sums += this image's share of the gradient of the weights and, as the last term, of the bias.
+__device__ __forceinline__ void add_gradient(const float* source, const float* full, Sums& sums) {
+  const int warp = member() / 32, split = warp / GROUPS, term0 = warp % GROUPS * OWN_TILES * 16;
+  if (split >= SPLITS) return;
+  for (int eight = split; eight < AREA_EIGHTS; eight += SPLITS)
+    multiply<false>(
+        sums.tile,
+        [&](int m, int row, int pair) -> Two {
+          const int term = term0 + m * 16 + row;
+          const float* first = source + term_place(term);
+          const Two two = {first[position_place(eight * 8 + pair)], first[position_place(eight * 8 + pair + 4)]};
+          return term == TERMS ? Two{1.0f, 1.0f} : two;
+        },
+        [&](int, int n, int pair, int map) -> Two {
+          const float* delta = full + min(n * 8 + map, MAPS - 1) * FULL_PITCH + eight * 8 + pair;
+          return {delta[0], delta[4]};
+        });
+}
+
+// partial (PARAMETERS,) = weight gradient (MAPS, TERMS), then bias gradient.
+// scratch: TEAMS * SPLITS * ACROSS * 8 * GRADIENT_PITCH floats. All threads of the block.
+__device__ __forceinline__ void write_gradient(Sums& sums, float* scratch, float* partial) {
+  const int warp = member() / 32, split = team() * SPLITS + warp / GROUPS, term0 = warp % GROUPS * OWN_TILES * 16;
+  if (warp / GROUPS < SPLITS)
+UNROLL
+    for (int m = 0; m < OWN_TILES; m++)
+UNROLL
+      for (int n = 0; n < ACROSS; n++)
+UNROLL
+        for (int i = 0; i < 4; i++) {
+          const int term = term0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
+          if (term <= TERMS) scratch[(split * ACROSS * 8 + map) * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
+        }
+  __syncthreads();
+  for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
+    const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS, term = i < MAPS * TERMS ? i % TERMS : TERMS;
+    float total = scratch[map * GRADIENT_PITCH + term];
+UNROLL
+    for (int other = 1; other < TEAMS * SPLITS; other++)
+      total += scratch[(other * ACROSS * 8 + map) * GRADIENT_PITCH + term];
+    partial[i] = total;
   }
 }
 
-// partial (PARAMETERS,) = weight gradient (MAPS, TERMS), then bias gradient. scratch: BLOCK * OWNED * (KERNEL + 1)
-// floats if SPLITS > 1.
-__device__ __forceinline__ void write_gradient(Sums& sums, float* scratch, float* partial) {
-  write_gradient_rows<BLOCK, OWNED, SPLITS, KERNEL, CHANNELS, MAPS>(sums.row, threadIdx.x / SPLITS, scratch, partial);
+// COUNT floats from `from`, whose rows begin at 16-byte boundaries if COUNT is a multiple of 4 and PITCH too.
+template <int COUNT, int PITCH>
+__device__ __forceinline__ void load_row(float (&row)[COUNT], const float* from) {
+  if (COUNT % 4 == 0 && PITCH % 4 == 0) {
+UNROLL
+    for (int x = 0; x < COUNT; x += 4) {
+      const Quad quad = *reinterpret_cast<const Quad*>(from + x);
+UNROLL
+      for (int i = 0; i < 4; i++) row[x + i < COUNT ? x + i : 0] = quad.at[i];
+    }
+  } else {
+UNROLL
+    for (int x = 0; x < COUNT; x++) row[x] = from[x];
+  }
 }
 
 // source_errors (SOURCE_SIZE,): each row of a channel is one thread's (or SENDERS threads', who share the maps), which
-// takes the errors of the rows that saw it and pushes each to the KERNEL places it came from, all in registers.
-// scratch: SENDERS * SOURCE_SIZE floats if SENDERS > 1.
+// takes the errors of the rows that saw it and pushes each to the KERNEL places it came from, all in registers. The
+// threads of a warp have the same row of different channels, so that the hardware broadcasts the errors.
+// scratch: SENDERS * SENDER_PITCH floats if SENDERS > 1.
 __device__ __forceinline__ void send_rows_back(const float* full, const float* held, float* source_errors,
                                                float* scratch) {
-  constexpr int LINES = CHANNELS * HEIGHT;
-  for (int job = threadIdx.x; job < LINES * SENDERS; job += BLOCK) {
-    const int line = job % LINES, sender = job / LINES, channel = line / HEIGHT, y = line % HEIGHT;
+  constexpr int CREW = CHANNELS * SENDERS, ROOM = (CREW + 31) / 32 * 32;
+  for (int job = member(); job < HEIGHT * ROOM; job += TEAM) {
+    const int y = job / ROOM, place = job % ROOM, channel = place % CHANNELS, sender = place / CHANNELS;
+    if (place >= CREW) continue;
     float error[SHORT_ROWS ? WIDTH : 1];
 UNROLL
     for (int x = 0; x < WIDTH; x++) error[x] = 0.0f;
@@ -174,37 +159,34 @@ UNROLL
       const int above = y - i;  // first source row of the windows that saw this row with row i of the weights
       if (above < 0 || above % STRIDE || above / STRIDE >= ROWS) continue;
       for (int map = from; map < to; map++) {
-        const float* delta = full + map * AREA + above / STRIDE * COLUMNS;
-        const float* weight = held + (channel * KERNEL + i) * KERNEL * MAPS + map;
-        float w[KERNEL];
+        float delta[SHORT_ROWS ? COLUMNS : 1], weight[KERNEL];
+        load_row<SHORT_ROWS ? COLUMNS : 1, FULL_PITCH>(delta, full + map * FULL_PITCH + above / STRIDE * COLUMNS);
 UNROLL
-        for (int j = 0; j < KERNEL; j++) w[j] = weight[j * MAPS];
+        for (int j = 0; j < KERNEL; j++) weight[j] = held[map * TERMS + (channel * KERNEL + i) * KERNEL + j];
 UNROLL
-        for (int x = 0; x < COLUMNS; x++) {
-          const float d = delta[x];
+        for (int x = 0; x < COLUMNS; x++)
 UNROLL
           for (int j = 0; j < KERNEL; j++)
-            error[(x * STRIDE + j) % WIDTH] = fmaf(d, w[j], error[(x * STRIDE + j) % WIDTH]);
-        }
+            error[(x * STRIDE + j) % WIDTH] = fmaf(delta[x], weight[j], error[(x * STRIDE + j) % WIDTH]);
       }
     }
-    float* out = (SENDERS == 1 ? source_errors : scratch + sender * SOURCE_SIZE) + line * WIDTH;
+    float* out = (SENDERS == 1 ? source_errors : scratch + sender * SENDER_PITCH) + (channel * HEIGHT + y) * WIDTH;
 UNROLL
     for (int x = 0; x < WIDTH; x++) out[x] = error[x];
   }
   if (SENDERS == 1) return;
-  __syncthreads();
-  for (int unit = threadIdx.x; unit < SOURCE_SIZE; unit += BLOCK) {
+  team_barrier();
+  for (int unit = member(); unit < SOURCE_SIZE; unit += TEAM) {
     float total = scratch[unit];
 UNROLL
-    for (int sender = 1; sender < SENDERS; sender++) total += scratch[sender * SOURCE_SIZE + unit];
+    for (int sender = 1; sender < SENDERS; sender++) total += scratch[sender * SENDER_PITCH + unit];
     source_errors[unit] = total;
   }
 }
 
 // The same where rows are too long for that: each source unit gathers from the units that saw it.
 __device__ __forceinline__ void gather_errors(const float* full, const float* held, float* source_errors) {
-  for (int unit = threadIdx.x; unit < SOURCE_SIZE; unit += BLOCK) {
+  for (int unit = member(); unit < SOURCE_SIZE; unit += TEAM) {
     const int channel = unit / (HEIGHT * WIDTH), y = unit / WIDTH % HEIGHT, x = unit % WIDTH;
     float sum = 0.0f;
     for (int i = 0; i < KERNEL; i++) {
@@ -213,9 +195,9 @@ __device__ __forceinline__ void gather_errors(const float* full, const float* he
       for (int j = 0; j < KERNEL; j++) {
         const int column = x - j;
         if (column < 0 || column % STRIDE || column / STRIDE >= COLUMNS) continue;
-        const float* weight = held + ((channel * KERNEL + i) * KERNEL + j) * MAPS;
+        const float* weight = held + (channel * KERNEL + i) * KERNEL + j;
         const float* delta = full + row / STRIDE * COLUMNS + column / STRIDE;
-        for (int map = 0; map < MAPS; map++) sum = fmaf(delta[map * AREA], weight[map], sum);
+        for (int map = 0; map < MAPS; map++) sum = fmaf(delta[map * FULL_PITCH], weight[map * TERMS], sum);
       }
     }
     source_errors[unit] = sum;

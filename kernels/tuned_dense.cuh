@@ -1,144 +1,316 @@
-// Stage tuned: fully connected layer + bias + activation of one image by one block. Needs: INPUTS, UNITS, FUNCTION,
-// HELD (the weights are in shared memory; else they are read from device memory), PHASE (floats from a 16-byte boundary
-// to the first weight, in both memories), SENDERS (threads that share the units
-// of one source error), BLOCK (threads), TRACE_SOURCE and TRACE_DELTA (where the image's trace keeps them).
-// weights: (UNITS, INPUTS), then bias (UNITS,).
+// Stage tuned: fully connected layer + bias + activation of IMAGES images by one block, as products of matrices. Needs:
+// INPUTS, UNITS, FUNCTION, IMAGES, HELD (the weights are in shared memory; else they are read from device memory),
+// PITCH (floats from a unit's weights to the next one's in shared memory; even), ALIGNED (rows of weights begin at
+// 16-byte boundaries in both memories), SOURCE_PITCH and TARGET_PITCH (floats from an image's numbers to the next one's;
+// even), PLACE (of the layer in the network), BLOCK (threads), TRACE_SOURCE and TRACE_DELTA (where the image's trace keeps them).
+// weights: (UNITS, INPUTS), then bias (UNITS,). Source and errors: (IMAGES, INPUTS), target and deltas: (IMAGES, UNITS).
 #include "async.cuh"
+#include "tensor.cuh"
 
-constexpr int PARAMETERS = UNITS * INPUTS + UNITS;
 constexpr int WARPS = BLOCK / 32;
-constexpr int LANE_INPUTS = (INPUTS + 31) / 32;
-constexpr bool FEW_INPUTS = LANE_INPUTS <= 16;  // a warp's lanes hold the whole source in registers
-constexpr int TOGETHER = 4;                     // units a warp sums at a time, so that loads do not wait for each other
+constexpr int ROW = HELD ? PITCH : INPUTS;
+constexpr int ACROSS = (IMAGES + 7) / 8;                                      // tiles of images
+// Sums that a warp makes side by side; where weights come from far away, more loads must be on their way.
+constexpr int EACH = (HELD ? 4 : 8) / ACROSS < 1 ? 1 : (HELD ? 4 : 8) / ACROSS;
+constexpr int UNIT_TILES = (UNITS + 15) / 16, INPUT_TILES = (INPUTS + 15) / 16;
+constexpr int UNIT_EIGHTS = (UNITS + 7) / 8, INPUT_EIGHTS = (INPUTS + 7) / 8;
 
-// The weights and the bias on their way into shared memory; wait_for_copies() and a barrier before they are used.
-__device__ __forceinline__ void hold(const float* parameters, float* held) {
-  constexpr int LEAD = (4 - PHASE) % 4 < PARAMETERS ? (4 - PHASE) % 4 : PARAMETERS;
-  constexpr int WHOLE = (PARAMETERS - LEAD) / 4, REST = LEAD + WHOLE * 4;
-  for (int i : block_range(WHOLE))
-    copy_async(reinterpret_cast<Quad*>(held + LEAD) + i, reinterpret_cast<const Quad*>(parameters + LEAD) + i);
-  for (int i : block_range(LEAD)) held[i] = fresh(parameters + i);
-  for (int i : block_range(PARAMETERS - REST)) held[REST + i] = fresh(parameters + REST + i);
+// How many warps share a sum of `terms` pieces, where there are `tiles` of them.
+__host__ __device__ constexpr int warps_for(int tiles, int terms) {
+  return tiles >= WARPS ? 1 : WARPS / tiles < terms ? WARPS / tiles : terms;
+}
+constexpr int SHARES = warps_for(UNIT_TILES, INPUT_EIGHTS), SENDERS = warps_for(INPUT_TILES, UNIT_EIGHTS);
+
+// The weights on their way into shared memory, by the first warp where they are ALIGNED (ROW_BYTES in all); and the bias.
+constexpr int ROW_BYTES = ALIGNED ? UNITS * INPUTS * 4 : 0;
+
+__device__ __forceinline__ void hold(const float* parameters, float* held, Arrivals& arrivals) {
+  if (ALIGNED) {
+    if (threadIdx.x < 32)
+#pragma unroll 1
+      for (int unit = threadIdx.x; unit < UNITS; unit += 32)
+        copy_row(held + unit * PITCH, parameters + unit * INPUTS, INPUTS, arrivals);
+  } else {
+    for (int i = threadIdx.x; i < UNITS * INPUTS; i += BLOCK) held[i / INPUTS * PITCH + i % INPUTS] = fresh(parameters + i);
+  }
+  // each layer by other warps, so that none waits for one after the other
+  for (int i = (threadIdx.x + BLOCK - PLACE % WARPS * 32) % BLOCK; i < UNITS; i += BLOCK)
+    held[UNITS * PITCH + i] = fresh(parameters + UNITS * INPUTS + i);
+  constexpr int REST = INPUT_EIGHTS * 8 - INPUTS;
+  for (int i : block_range(UNITS * REST)) held[i / max(1, REST) * PITCH + INPUTS + i % max(1, REST)] = 0.0f;
+}
+
+// What lies beyond the inputs is multiplied too; a barrier before forward.
+__device__ __forceinline__ void pad(float* source) {
+  constexpr int REST = INPUT_EIGHTS * 8 - INPUTS;
+  for (int i : block_range(IMAGES * REST))
+    source[i / max(1, REST) * SOURCE_PITCH + INPUTS + i % max(1, REST)] = 0.0f;
 }
 
 __device__ __forceinline__ float weight_at(const float* weights, int i) { return HELD ? weights[i] : fresh(weights + i); }
 
-// target = f(weights source + bias): a warp a unit, its lanes along the inputs
-__device__ __forceinline__ void forward(const float* source, const float* weights, float* target) {
+// Two neighbouring weights of a unit.
+__device__ __forceinline__ Two weights_at(const float* weights, int unit, int input) {
+  const int at = min(unit, UNITS - 1) * ROW + input;
+  if (HELD) return *reinterpret_cast<const Two*>(weights + at);
+  return {input < INPUTS ? fresh(weights + at) : 0.0f, input + 1 < INPUTS ? fresh(weights + at + 1) : 0.0f};
+}
+
+// sum[0] += the others: sums that did not have to wait for each other.
+__device__ __forceinline__ void add_up(Fragment (&sum)[EACH][ACROSS]) {
+UNROLL
+  for (int m = 1; m < EACH; m++)
+UNROLL
+    for (int n = 0; n < ACROSS; n++)
+UNROLL
+      for (int i = 0; i < 4; i++) sum[0][n].at[i] += sum[m][n].at[i];
+}
+
+// One image alone has nothing for a product of matrices: four inputs at a time, weights straight into the sums.
+constexpr bool ALONE = IMAGES == 1 && HELD && INPUTS % 4 == 0 && PITCH % 4 == 0 && INPUTS <= 1024;
+constexpr int QUADS = INPUTS / 4, LANE_QUADS = (QUADS + 31) / 32;
+constexpr int QUAD_SENDERS = QUADS < 1 || QUADS > BLOCK ? 1 : BLOCK / QUADS < UNITS ? BLOCK / QUADS : UNITS;
+
+// A warp makes four units at a time, its lanes along the inputs.
+__device__ __forceinline__ void forward_alone(const float* source, const float* weights, float* target) {
+  constexpr unsigned ALL = 0xffffffffu;
   const int lane = threadIdx.x % 32;
-  float value[FEW_INPUTS ? LANE_INPUTS : 1];
-  if (FEW_INPUTS)
+  const auto quad = [](const float* from, int i) {
+    return i < QUADS ? reinterpret_cast<const Quad*>(from)[i] : Quad{{0.0f, 0.0f, 0.0f, 0.0f}};
+  };
+  Quad value[LANE_QUADS];
 UNROLL
-    for (int n = 0; n < LANE_INPUTS; n++) value[n] = lane + n * 32 < INPUTS ? source[lane + n * 32] : 0.0f;
-  for (int first = threadIdx.x / 32 * TOGETHER; first < UNITS; first += WARPS * TOGETHER) {
-    float sum[TOGETHER];
+  for (int n = 0; n < LANE_QUADS; n++) value[n] = quad(source, lane + n * 32);
+  for (int first = threadIdx.x / 32 * 4; first < UNITS; first += WARPS * 4) {
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 UNROLL
-    for (int t = 0; t < TOGETHER; t++) {
-      sum[t] = 0.0f;
-      if (first + t >= UNITS) continue;
-      const int row = (first + t) * INPUTS;
-      if (FEW_INPUTS) {
+    for (int u = 0; u < 4; u++)
 UNROLL
-        for (int n = 0; n < LANE_INPUTS; n++)
-          if (lane + n * 32 < INPUTS) sum[t] = fmaf(weight_at(weights, row + lane + n * 32), value[n], sum[t]);
-      } else {
-        for (int i = lane; i < INPUTS; i += 32) sum[t] = fmaf(weight_at(weights, row + i), source[i], sum[t]);
+      for (int n = 0; n < LANE_QUADS; n++) {
+        const Quad weight = quad(weights + min(first + u, UNITS - 1) * PITCH, lane + n * 32);
+UNROLL
+        for (int i = 0; i < 4; i++) sum[u] = fmaf(weight.at[i], value[n].at[i], sum[u]);
       }
+    // each exchange halves what a lane has still to add up: first half the units, then a unit, then lanes
+    const bool upper = lane & 16, odd = lane & 8;
+    float mine[2];
+UNROLL
+    for (int u = 0; u < 2; u++)
+      mine[u] = (upper ? sum[u + 2] : sum[u]) + __shfl_xor_sync(ALL, upper ? sum[u] : sum[u + 2], 16);
+    float total = (odd ? mine[1] : mine[0]) + __shfl_xor_sync(ALL, odd ? mine[0] : mine[1], 8);
+UNROLL
+    for (int bit = 4; bit; bit /= 2) total += __shfl_xor_sync(ALL, total, bit);
+    const int unit = first + lane / 8;
+    if (lane % 8 == 0 && unit < UNITS) target[unit] = activate<FUNCTION>(total + weights[UNITS * PITCH + unit]);
+  }
+}
+
+// A thread makes four inputs' errors, from a share of the units. scratch: QUAD_SENDERS * INPUTS floats.
+__device__ __forceinline__ void send_back_alone(const float* deltas, const float* weights, float* source_errors,
+                                                float* scratch) {
+  for (int job = threadIdx.x; job < QUADS * QUAD_SENDERS; job += BLOCK) {
+    const int i = job % QUADS, sender = job / QUADS;
+    const int from = sender * UNITS / QUAD_SENDERS, to = (sender + 1) * UNITS / QUAD_SENDERS;
+    Quad sum = {{0.0f, 0.0f, 0.0f, 0.0f}};
+#pragma unroll 4
+    for (int u = from; u < to; u++) {
+      const Quad weight = reinterpret_cast<const Quad*>(weights + u * PITCH)[i];
+      const float delta = deltas[u];
+UNROLL
+      for (int k = 0; k < 4; k++) sum.at[k] = fmaf(weight.at[k], delta, sum.at[k]);
     }
-UNROLL
-    for (int t = 0; t < TOGETHER; t++)
-UNROLL
-      for (int bit = 16; bit; bit /= 2) sum[t] += __shfl_xor_sync(0xffffffffu, sum[t], bit);
-UNROLL
-    for (int t = 0; t < TOGETHER; t++)
-      if (lane == t && first + t < UNITS)
-        target[first + t] = activate<FUNCTION>(sum[t] + weight_at(weights, UNITS * INPUTS + first + t));
+    reinterpret_cast<Quad*>(scratch + sender * INPUTS)[i] = sum;
   }
-}
-
-// errors (UNITS,) *= slope, so that they are the derivative by the sums; the trace keeps them, and the source.
-__device__ __forceinline__ void leave_trace(const float* source, const float* target, float* errors, float* trace) {
-  for (int i : block_range(INPUTS)) trace[TRACE_SOURCE + i] = source[i];
-  for (int u : block_range(UNITS)) {
-    const float delta = errors[u] * slope<FUNCTION>(target[u]);
-    errors[u] = delta;
-    trace[TRACE_DELTA + u] = delta;
-  }
-}
-
-// source_errors (INPUTS,) = transposed weights x deltas. scratch: SENDERS * INPUTS floats if SENDERS > 1.
-__device__ __forceinline__ void send_back(const float* deltas, const float* weights, float* source_errors,
-                                          float* scratch) {
-  for (int job = threadIdx.x; job < INPUTS * SENDERS; job += BLOCK) {
-    const int i = job % INPUTS, sender = job / INPUTS;
-    const int from = sender * UNITS / SENDERS, to = (sender + 1) * UNITS / SENDERS;
-    float sum = 0.0f;
-    for (int u = from; u < to; u++) sum = fmaf(weight_at(weights, u * INPUTS + i), deltas[u], sum);
-    (SENDERS == 1 ? source_errors : scratch + sender * INPUTS)[i] = sum;
-  }
-  if (SENDERS == 1) return;
   __syncthreads();
   for (int i = threadIdx.x; i < INPUTS; i += BLOCK) {
     float total = scratch[i];
 UNROLL
-    for (int sender = 1; sender < SENDERS; sender++) total += scratch[sender * INPUTS + i];
+    for (int sender = 1; sender < QUAD_SENDERS; sender++) total += scratch[sender * INPUTS + i];
     source_errors[i] = total;
   }
 }
 
-// The update: the gradient is deltas^T x sources over the batch, in tiles of which a block makes one.
-constexpr int TILE_UNITS = 16, TILE_INPUTS = 32, AT_ONCE = 64;  // images whose numbers are in shared memory together
-constexpr int ACROSS = 4, DOWN = 2;                             // numbers a thread makes: inputs, units
-constexpr int TEAM = TILE_UNITS / DOWN * (TILE_INPUTS / ACROSS), TEAMS = BLOCK / TEAM;
-constexpr int WIDE = (INPUTS + 1 + TILE_INPUTS - 1) / TILE_INPUTS, HIGH = (UNITS + TILE_UNITS - 1) / TILE_UNITS;
-constexpr int TILES = WIDE * HIGH;
-constexpr int TILE_SIZE = TILE_UNITS * TILE_INPUTS;
-
-// traces (count, TRACE). The bias is the weight of an input that is always 1. done(parameter of this layer, gradient).
-// shared: AT_ONCE * (TILE_UNITS + TILE_INPUTS) + TEAMS * TILE_SIZE floats.
-template <int TRACE, class Done>
-__device__ __forceinline__ void sum_tile(int tile, const float* traces, int count, float* shared, Done done) {
-  const int unit0 = tile / WIDE * TILE_UNITS, input0 = tile % WIDE * TILE_INPUTS;
-  float* deltas = shared;
-  float* sources = deltas + AT_ONCE * TILE_UNITS;
-  float* sums = sources + AT_ONCE * TILE_INPUTS;
-  const int team = threadIdx.x / TEAM, member = threadIdx.x % TEAM;
-  const int down = member / (TILE_INPUTS / ACROSS) * DOWN, across = member % (TILE_INPUTS / ACROSS) * ACROSS;
-  float sum[DOWN][ACROSS];
+// target = f(weights source + bias). scratch: SHARES * UNIT_TILES * 16 * ACROSS * 8 floats.
+__device__ __forceinline__ void forward(const float* source, const float* weights, float* target, float* scratch) {
+  if (ALONE) return forward_alone(source, weights, target);
+  constexpr int WIDE = ACROSS * 8, HIGH = UNIT_TILES * 16;
+  for (int task = threadIdx.x / 32; task < UNIT_TILES * SHARES; task += WARPS) {
+    const int share = task / UNIT_TILES, unit0 = task % UNIT_TILES * 16;
+    Fragment sum[EACH][ACROSS];
+    clear(sum);
+    for (int eight = share; eight < INPUT_EIGHTS; eight += SHARES * EACH)
+      multiply<true>(
+          sum,
+          [&](int m, int row, int pair) -> Two {
+            const int at = eight + m * SHARES;
+            return at < INPUT_EIGHTS ? weights_at(weights, unit0 + row, at * 8 + pair * 2) : Two{0.0f, 0.0f};
+          },
+          [&](int m, int n, int pair, int image) -> Two {
+            const int at = min(eight + m * SHARES, INPUT_EIGHTS - 1);
+            return *reinterpret_cast<const Two*>(source + min(n * 8 + image, IMAGES - 1) * SOURCE_PITCH + at * 8 + pair * 2);
+          });
+    add_up(sum);
 UNROLL
-  for (int y = 0; y < DOWN; y++)
+    for (int n = 0; n < ACROSS; n++)
 UNROLL
-    for (int x = 0; x < ACROSS; x++) sum[y][x] = 0.0f;
-  for (int first = 0; first < count; first += AT_ONCE) {
-    __syncthreads();
-    for (int i : block_range(AT_ONCE * TILE_UNITS)) {
-      const int image = first + i / TILE_UNITS, unit = unit0 + i % TILE_UNITS;
-      deltas[i] = image < count && unit < UNITS ? fresh(traces + image * TRACE + TRACE_DELTA + unit) : 0.0f;
-    }
-    for (int i : block_range(AT_ONCE * TILE_INPUTS)) {
-      const int image = first + i / TILE_INPUTS, input = input0 + i % TILE_INPUTS;
-      sources[i] = image < count && input < INPUTS ? fresh(traces + image * TRACE + TRACE_SOURCE + input)
-                                                   : image < count && input == INPUTS ? 1.0f : 0.0f;
-    }
-    __syncthreads();
-    for (int k = team; k < min(AT_ONCE, count - first); k += TEAMS)
-UNROLL
-      for (int y = 0; y < DOWN; y++)
-UNROLL
-        for (int x = 0; x < ACROSS; x++)
-          sum[y][x] = fmaf(deltas[k * TILE_UNITS + down + y], sources[k * TILE_INPUTS + across + x], sum[y][x]);
+      for (int i = 0; i < 4; i++)
+        scratch[(share * HIGH + unit0 + tile_row(i)) * WIDE + n * 8 + tile_column(i)] = sum[0][n].at[i];
   }
-UNROLL
-  for (int y = 0; y < DOWN; y++)
-UNROLL
-    for (int x = 0; x < ACROSS; x++) sums[team * TILE_SIZE + (down + y) * TILE_INPUTS + across + x] = sum[y][x];
   __syncthreads();
-  for (int i = threadIdx.x; i < TILE_SIZE; i += BLOCK) {
-    const int unit = unit0 + i / TILE_INPUTS, input = input0 + i % TILE_INPUTS;
-    if (unit >= UNITS || input > INPUTS) continue;
-    float total = sums[i];
-    for (int other = 1; other < TEAMS; other++) total += sums[other * TILE_SIZE + i];
-    done(input < INPUTS ? unit * INPUTS + input : UNITS * INPUTS + unit, total);
+  for (int i = threadIdx.x; i < UNITS * IMAGES; i += BLOCK) {
+    const int unit = i / IMAGES, image = i % IMAGES;
+    float total = weight_at(weights, UNITS * ROW + unit);
+UNROLL
+    for (int share = 0; share < SHARES; share++) total += scratch[(share * HIGH + unit) * WIDE + image];
+    target[image * TARGET_PITCH + unit] = activate<FUNCTION>(total);
+  }
+}
+
+// errors (IMAGES, UNITS) *= slope, so that they are the derivative by the sums; the traces of the first `here` images,
+// `stride` floats apart, keep them, and the sources.
+__device__ __forceinline__ void leave_trace(const float* source, const float* target, float* errors, float* trace,
+                                            int stride, int here) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < here * INPUTS; i += BLOCK)
+    trace[i / INPUTS * stride + TRACE_SOURCE + i % INPUTS] = source[i / INPUTS * SOURCE_PITCH + i % INPUTS];
+#pragma unroll 1
+  for (int i = threadIdx.x; i < IMAGES * UNIT_EIGHTS * 8; i += BLOCK) {
+    const int image = i / (UNIT_EIGHTS * 8), unit = i % (UNIT_EIGHTS * 8), at = image * TARGET_PITCH + unit;
+    const float delta = unit < UNITS && image < here ? errors[at] * slope<FUNCTION>(target[at]) : 0.0f;
+    errors[at] = delta;
+    if (unit < UNITS && image < here) trace[image * stride + TRACE_DELTA + unit] = delta;
+  }
+}
+
+// source_errors = transposed weights x deltas. scratch: SENDERS * INPUT_TILES * 16 * ACROSS * 8 floats if SENDERS > 1
+// or, if ALONE, those of send_back_alone.
+__device__ __forceinline__ void send_back(const float* deltas, const float* weights, float* source_errors,
+                                          float* scratch) {
+  if (ALONE) return send_back_alone(deltas, weights, source_errors, scratch);
+  constexpr int WIDE = ACROSS * 8, HIGH = INPUT_TILES * 16;
+  for (int task = threadIdx.x / 32; task < INPUT_TILES * SENDERS; task += WARPS) {
+    const int sender = task / INPUT_TILES, input0 = task % INPUT_TILES * 16;
+    Fragment sum[EACH][ACROSS];
+    clear(sum);
+    for (int eight = sender; eight < UNIT_EIGHTS; eight += SENDERS * EACH)
+      // units pair and pair + 4: neighbours would meet in one bank
+      multiply<true>(
+          sum,
+          [&](int m, int row, int pair) -> Two {
+            const int unit = (eight + m * SENDERS) * 8 + pair, input = min(input0 + row, INPUTS - 1);
+            return {unit < UNITS ? weight_at(weights, unit * ROW + input) : 0.0f,
+                    unit + 4 < UNITS ? weight_at(weights, (unit + 4) * ROW + input) : 0.0f};
+          },
+          [&](int m, int n, int pair, int image) -> Two {
+            const int at = min(eight + m * SENDERS, UNIT_EIGHTS - 1);
+            const float* delta = deltas + min(n * 8 + image, IMAGES - 1) * TARGET_PITCH + at * 8 + pair;
+            return {delta[0], delta[4]};
+          });
+    add_up(sum);
+UNROLL
+    for (int n = 0; n < ACROSS; n++)
+UNROLL
+      for (int i = 0; i < 4; i++) {
+        const int input = input0 + tile_row(i), image = n * 8 + tile_column(i);
+        if (SENDERS > 1)
+          scratch[(sender * HIGH + input) * WIDE + image] = sum[0][n].at[i];
+        else if (input < INPUTS && image < IMAGES)
+          source_errors[image * SOURCE_PITCH + input] = sum[0][n].at[i];
+      }
+  }
+  if (SENDERS == 1) return;
+  __syncthreads();
+  for (int i = threadIdx.x; i < INPUTS * IMAGES; i += BLOCK) {
+    const int input = i / IMAGES, image = i % IMAGES;
+    float total = scratch[input * WIDE + image];
+UNROLL
+    for (int sender = 1; sender < SENDERS; sender++) total += scratch[(sender * HIGH + input) * WIDE + image];
+    source_errors[image * SOURCE_PITCH + input] = total;
+  }
+}
+
+// The update: the gradient is deltas^T x sources over the batch, in tiles of 16 units x 32 inputs of which a block makes
+// one, its warps sharing the images.
+constexpr int TILE_INPUTS = 32, TILE_PITCH = TILE_INPUTS + 8;
+constexpr int TILES_WIDE = (INPUTS + TILE_INPUTS - 1) / TILE_INPUTS, TILES = TILES_WIDE * UNIT_TILES;
+
+// traces (count, TRACE). weights.fetch(i) is what there is of this layer's parameter i, weights.change(i, that, gradient)
+// changes it. shared: WARPS * 16 * (TILE_PITCH + 1) floats.
+template <int TRACE, class Weights>
+__device__ __forceinline__ void sum_tile(int tile, const float* traces, int count, float* shared, Weights weights) {
+  constexpr int OWN = (16 * TILE_INPUTS + BLOCK - 1) / BLOCK;  // weights of a thread
+  const int unit0 = tile / TILES_WIDE * 16, input0 = tile % TILES_WIDE * TILE_INPUTS;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int unit = unit0 + static_cast<int>(threadIdx.x);  // whose bias the thread has, if any
+  const bool has_bias = input0 == 0 && threadIdx.x < 16 && unit < UNITS;
+  decltype(weights.fetch(0)) now[OWN], bias;
+  const auto place = [&](int n) {  // of the n-th weight of the thread; -1: there is none
+    const int i = threadIdx.x + n * BLOCK;
+    const int u = unit0 + i / TILE_INPUTS, input = input0 + i % TILE_INPUTS;
+    return i < 16 * TILE_INPUTS && u < UNITS && input < INPUTS ? u * INPUTS + input : -1;
+  };
+UNROLL
+  for (int n = 0; n < OWN; n++)
+    if (place(n) >= 0) now[n] = weights.fetch(place(n));
+  if (has_bias) bias = weights.fetch(UNITS * INPUTS + unit);
+
+  float* sums = shared;                               // (WARPS, 16, TILE_PITCH)
+  float* delta_sums = shared + WARPS * 16 * TILE_PITCH;  // (WARPS, 16)
+  const int eights = (count + 7) / 8, sharing = min(WARPS, eights);
+  if (warp < sharing) {
+    Fragment sum[1][4];
+    clear(sum);
+    float delta_sum[2] = {0.0f, 0.0f};
+#pragma unroll 4
+    for (int eight = warp; eight < eights; eight += WARPS) {
+      const int image0 = eight * 8;
+      const auto both = [&](int pair, int at, bool inside) -> Two {
+        const float* trace = traces + static_cast<long long>(image0 + pair) * TRACE + at;
+        return {inside && image0 + pair < count ? fresh(trace) : 0.0f,
+                inside && image0 + pair + 4 < count ? fresh(trace + 4 * TRACE) : 0.0f};
+      };
+      if (input0 == 0) {  // the bias is the weight of an input that is always 1
+UNROLL
+        for (int half = 0; half < 2; half++) {
+          const int row = lane / 4 + half * 8;
+          const Two own = both(lane % 4, TRACE_DELTA + unit0 + row, unit0 + row < UNITS);
+          delta_sum[half] += own.x + own.y;
+        }
+      }
+      multiply<false>(
+          sum,
+          [&](int, int row, int pair) { return both(pair, TRACE_DELTA + unit0 + row, unit0 + row < UNITS); },
+          [&](int, int n, int pair, int column) {
+            const int input = input0 + n * 8 + column;
+            return both(pair, TRACE_SOURCE + input, input < INPUTS);
+          });
+    }
+UNROLL
+    for (int n = 0; n < 4; n++)
+UNROLL
+      for (int i = 0; i < 4; i++)
+        sums[(warp * 16 + tile_row(i)) * TILE_PITCH + n * 8 + tile_column(i)] = sum[0][n].at[i];
+UNROLL
+    for (int half = 0; half < 2; half++) {
+UNROLL
+      for (int bit = 1; bit < 4; bit *= 2) delta_sum[half] += __shfl_xor_sync(0xffffffffu, delta_sum[half], bit);
+      if (lane % 4 == 0) delta_sums[warp * 16 + lane / 4 + half * 8] = delta_sum[half];
+    }
+  }
+  __syncthreads();
+UNROLL
+  for (int n = 0; n < OWN; n++) {
+    if (place(n) < 0) continue;
+    const int i = threadIdx.x + n * BLOCK;
+    float total = 0.0f;
+    for (int other = 0; other < sharing; other++)
+      total += sums[(other * 16 + i / TILE_INPUTS) * TILE_PITCH + i % TILE_INPUTS];
+    weights.change(place(n), now[n], total);
+  }
+  if (has_bias) {
+    float total = 0.0f;
+    for (int other = 0; other < sharing; other++) total += delta_sums[other * 16 + threadIdx.x];
+    weights.change(UNITS * INPUTS + unit, bias, total);
   }
   __syncthreads();
 }

@@ -1,5 +1,5 @@
-// Stage tuned: an activation or a subsampling that follows nothing it could be fused with, of one image by one block.
-// Needs: CHANNELS, HEIGHT, WIDTH (source), FUNCTION, WINDOW (1: no subsampling), METHOD, BLOCK (threads).
+// Stage tuned: an activation or a subsampling that follows nothing it could be fused with, of one image by one team.
+// Needs: CHANNELS, HEIGHT, WIDTH (source), FUNCTION, WINDOW (1: no subsampling), METHOD, BLOCK (threads of a block), TEAM (of a team).
 #include "conv.cuh"
 
 constexpr int OUT_ROWS = HEIGHT / WINDOW, OUT_COLUMNS = WIDTH / WINDOW;
@@ -12,7 +12,7 @@ __device__ __forceinline__ int corner_of(int at) {
 }
 
 __device__ __forceinline__ void forward(const float* source, float* target, unsigned char* winners) {
-  for (int at : block_range(TARGET_SIZE)) {
+  for (int at = member(); at < TARGET_SIZE; at += TEAM) {
     float value[WINDOW][WINDOW];
 UNROLL
     for (int a = 0; a < WINDOW; a++)
@@ -26,7 +26,7 @@ UNROLL
 
 __device__ __forceinline__ void send_back(const float* target, const unsigned char* winners, const float* errors,
                                           float* source_errors) {
-  for (int at : block_range(TARGET_SIZE)) {
+  for (int at = member(); at < TARGET_SIZE; at += TEAM) {
     const int winner = WINDOW > 1 && METHOD == MAX ? winners[at] : 0;
     const float error = errors[at] * (WINDOW > 1 ? 1.0f : slope<FUNCTION>(target[at]));
 UNROLL

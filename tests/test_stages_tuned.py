@@ -1,19 +1,17 @@
 """Stage tuned: what only it does. What every stage promises is tested in test_stages*.py."""
 
-import math
-
 import numpy as np
 import pytest
 from engines import open_engine, pictures, training
-from networks import NETWORKS, build, lenet5
+from networks import NETWORKS, awkward, build, lenet5
 
 from cnnlib.device import Device
 from cnnlib.engine import plan
 from cnnlib.engine.gpu import GpuEngine
-from cnnlib.engine.steps import StepPlan
-from cnnlib.engine.whole import WholeStepEngine
+from cnnlib.engine.steps import ONE_TEAM, StepPlan, pitch_of
+from cnnlib.engine.whole import MOST_TOGETHER, TWO_TEAMS, WholeStepEngine
 from cnnlib.errors import Unsupported
-from cnnlib.stages.tuned import BLOCK, STAGE, shares_of
+from cnnlib.stages.tuned import STAGE, TunedFirst
 from cnnlib.validate import five_steps, validate
 
 H100_SHARED_BYTES = 232448
@@ -80,13 +78,47 @@ def test_more_blocks_than_images_and_fewer(device: Device, monkeypatch: pytest.M
         assert np.abs(gradient - gradients[0]).max() < 1e-5 * scale
 
 
-@pytest.mark.parametrize(("pieces", "lines"), [(16, 72), (6, 28), (1, 3), (84, 120), (10, 5000)])
-def test_threads_that_share_a_sum(pieces: int, lines: int) -> None:
-    shares = shares_of(pieces, lines)
-    assert 1 <= shares <= pieces
-    assert shares == 1 or shares * lines <= BLOCK
-    # one thread fewer would make the longest share longer
-    assert shares == 1 or math.ceil(pieces / (shares - 1)) > math.ceil(pieces / shares)
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 17, 37])
+@pytest.mark.parametrize("network", [lenet5(), NETWORKS["lenet5_mean_tanh"], awkward()], ids=str)
+def test_a_block_takes_several_images(
+    device: Device, monkeypatch: pytest.MonkeyPatch, network, count: int
+) -> None:
+    """More than its maps have places for, more than it takes together, teams with none left."""
+    monkeypatch.setattr(device, "multiprocessors", 1)
+    with open_engine(STAGE, network, count, device) as engine:
+        assert engine.steps.images > 1
+        assert engine.steps.threads == (ONE_TEAM if count == 2 else TWO_TEAMS)
+        validate(engine, *pictures(network, count))
+        five_steps(engine, *pictures(network, 3 * count))
+
+
+def test_where_several_do_not_fit_fewer_are_taken(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "multiprocessors", 1)
+    monkeypatch.setattr(device, "shared_bytes", 90_000)
+    with open_engine(STAGE, lenet5(), 64, device) as engine:
+        assert 1 < engine.steps.images < MOST_TOGETHER
+        validate(engine, *pictures(lenet5(), 64))
+
+
+@pytest.mark.parametrize("floats", [1, 4, 8, 10, 84, 120, 256, 257, 800])
+def test_rows_begin_in_banks_of_their_own(floats: int) -> None:
+    pitch = pitch_of(floats)
+    assert floats <= pitch < floats + 20
+    assert pitch % 4 == 0
+    for rows, wide in ((8, 4), (4, 8)):
+        banks = {(row * pitch + i) % 32 for row in range(rows) for i in range(wide)}
+        assert len(banks) == (32 if wide == 8 else 16)
+
+
+def test_only_the_first_convolution_takes_bytes() -> None:
+    operators = step_plan(lenet5(), H100_SHARED_BYTES).operators
+    assert [type(operator) is TunedFirst for operator in operators[:2]] == [True, False]
+    strided = build(
+        "s", (1, 9, 9), 3, [{"conv": {"maps": 2, "kernel": 3, "stride": 2}}, {"dense": 3}]
+    )
+    assert not isinstance(step_plan(strided, H100_SHARED_BYTES).operators[0], TunedFirst)
 
 
 def test_the_profile_names_every_layer_both_ways(device: Device) -> None:

@@ -64,6 +64,8 @@ class Stage:
     dtype: DTypeLike = np.float32
     rounding: float | None = None
     """Of a factor of a product, relative, where it is coarser than dtype's."""
+    slack: float = 1.0
+    """How many times the bound of a sum as it stands its rounding errors may be."""
     threads: int | None = None
     """CPU threads; None: all cores."""
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ in order (kernels/tuned_step.cuh says for what).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cnnlib.engine.base import (
@@ -16,15 +16,46 @@ from cnnlib.engine.base import (
 )
 from cnnlib.engine.gpu import HEADERS, kernel_source
 from cnnlib.errors import Unsupported
+from cnnlib.layers import Dense
 
-BLOCK = 512
-"""Threads a block; a multiprocessor has one block."""
+
+@dataclass(frozen=True)
+class Threads:
+    """How a block's threads are used; a multiprocessor has one block."""
+
+    block: int
+    teams: int = 1
+    """Each takes images of its own through the convolutions."""
+
+    @property
+    def team(self) -> int:
+        return self.block // self.teams
+
+    @property
+    def warps(self) -> int:
+        """Of a team."""
+        return self.team // 32
+
+
 CHUNK = 64
-"""Weights of a convolution that a block sums together: CHUNK of kernels/tuned_step.cuh."""
+"""Weights of a convolution that a block sums together: CHUNK of kernels/tuned_sum.cuh."""
+PLACES = 2
+"""Images whose maps a team has in shared memory where a block takes several together."""
 OWN_SECTIONS = ("INPUT", "LOSS", "LEAVE")
 """What a watched step tells apart besides its operators, forward and then backward."""
+STEP_HEADERS = ("grid.cuh", "tensor.cuh", "team.cuh")
 GROUP = 4
 """Floats: arrays in shared memory begin at multiples of it, and are copied four at once."""
+
+
+ONE_TEAM = Threads(256)
+SECTOR = 8
+"""Floats that device memory moves at once; arrays of a trace begin at multiples of it."""
+
+
+def sectors(floats: int) -> int:
+    """Up to the next multiple of SECTOR."""
+    return math.ceil(floats / SECTOR) * SECTOR
 
 
 def padded(floats: int) -> int:
@@ -37,35 +68,72 @@ class Room:
     """Shared memory of a block, given out from the beginning; places and sizes in floats."""
 
     size: int = 0
-    common: dict[str, int] = field(default_factory=dict)
-    """Arrays that several operators use one after the other: the size of the largest."""
 
     def take(self, floats: int) -> int:
         place = self.size
         self.size += padded(floats)
         return place
 
-    def share(self, name: str, floats: int) -> None:
-        self.common[name] = max(self.common.get(name, 0), floats)
+
+@dataclass(frozen=True)
+class Map:
+    """Where a map, or its errors, lie in shared memory; floats."""
+
+    place: int
+    pitch: int = 0
+    """From an image's to the next one's, where the block takes several together; 0: one image."""
+    turn: int = 0
+    """From an image's to the next one's, where they lie in `turns` places by turns; 0: in one."""
+    turns: int = 1
+
+    @property
+    def all(self) -> str:
+        return f"shared + {self.place}"
+
+    @property
+    def one(self) -> str:
+        """Of image `slot` of those that the block takes together."""
+        if self.turn:
+            return f"{self.all} + slot % {self.turns} * {self.turn}"
+        return f"{self.all} + slot * {self.pitch}" if self.pitch else self.all
+
+
+@dataclass(frozen=True)
+class Places:
+    """An operator's maps; no errors of the images are kept."""
+
+    source: Map
+    target: Map
+    source_errors: Map | None
+    target_errors: Map
 
 
 class StepOperator(ABC):
     """Serves a run of layers within a step: device functions in a namespace of their own.
 
     A subclass names its `file` and its constants, and writes the calls of its functions, in which
-    `shared` is the block's shared memory.
+    `shared` is the block's shared memory. Up to the first operator that `takes_all` images of a
+    block together, each takes image `slot` alone.
     """
 
     file: ClassVar[str]
+    takes_all: ClassVar[bool] = False
+    takes_bytes: ClassVar[bool] = False
+    """Whether it takes the image's bytes, as words of two neighbours, where it is the first."""
     leaves_sums: ClassVar[bool] = False
     """Whether every block sums the gradient of its images and leaves it as a partial sum."""
-    update_floats: ClassVar[int] = BLOCK
-    """Shared memory that summing a part of the gradient takes."""
+    used_raw: ClassVar[bool] = False
+    """Whether a convolution's weights are used as they lie in device memory."""
+    weights: int
+    """Where they are in shared memory."""
     held: bool = False
     """Whether the weights of a dense layer are in shared memory."""
+    places: Places
 
-    def __init__(self, planned: Planned, stage: Stage) -> None:
-        self.planned, self.stage = planned, stage
+    def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
+        self.planned, self.stage, self.threads = planned, stage, threads
+        self.images = images
+        """How many a block takes together."""
         self.layer: Any = planned.layers[0]
         self.label = planned.network.layer_names[planned.start]
         own = [p for p in planned.network.parameters if planned.start <= p.layer < planned.stop]
@@ -76,9 +144,24 @@ class StepOperator(ABC):
     def constants(self) -> Mapping[str, int | str]:
         """Name -> value of each constant of the file; strings are enumerators."""
 
-    @abstractmethod
-    def lay_out(self, room: Room, places: "Places") -> None:
-        """Take shared memory; `places` are those of the maps before and after."""
+    def keep(self, room: Room, turn: int, turns: int) -> None:
+        """Take shared memory for what an image leaves forward and needs again backward."""
+
+    def lay_out(self, room: Room) -> None:
+        """Take shared memory for weights."""
+
+    def work(self) -> int:
+        """Floats of shared memory, from {work} on, that nobody else uses meanwhile."""
+        return 0
+
+    def last_work(self) -> int:
+        """The same from 0 on, when no image is left."""
+        return 0
+
+    @property
+    def raw_floats(self) -> int:
+        """Of a convolution's parameters as they are, from a 16-byte boundary to another."""
+        return padded(self.offset % GROUP + self.parameters) if self.leaves_sums else 0
 
     def trace(self, place: int) -> int:
         """Floats of an image's trace that begin at `place` and belong to this operator."""
@@ -94,12 +177,16 @@ class StepOperator(ABC):
     @abstractmethod
     def backward(self) -> str: ...
 
+    def write_gradient(self) -> str:
+        """Statement that leaves a partial sum in `partial`, if the operator leaves any."""
+        return ""
+
     def jobs(self) -> int:
         """Parts of the gradient that blocks sum one at a time."""
         return 0
 
     def sum_job(self) -> str:
-        """Statement that sums part `job` and hands each weight's gradient to `done`."""
+        """Statement that sums part `job` and changes its weights."""
         return ""
 
     def unsupported(self, reason: str) -> Unsupported:
@@ -109,26 +196,40 @@ class StepOperator(ABC):
         )
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where an operator's maps lie in shared memory; no errors of the images are kept."""
+def pitch_of(floats: int) -> int:
+    """Of rows of at least so many, so that eight rows' neighbours lie in different banks.
 
-    source: int
-    target: int
-    source_errors: int | None
-    target_errors: int
+    Rows are read four floats wide eight at a time, or eight floats wide four at a time; both are
+    free of conflicts where rows begin an odd multiple of eight banks apart.
+    """
+    return math.ceil((padded(floats) - GROUP * 2) / (GROUP * 4)) * GROUP * 4 + GROUP * 2
 
 
 class StepPlan:
     """The operators of a network in order, the layout of shared memory, the generated source.
 
-    Raises Unsupported where a network's maps and convolution weights do not fit a block.
+    A block takes `images` together where the network lets it. Raises Unsupported where a network's
+    maps and convolution weights do not fit a block.
     """
 
-    def __init__(self, stage: Stage, planned: Sequence[Planned], shared_bytes: int) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        planned: Sequence[Planned],
+        shared_bytes: int,
+        images: int = 1,
+        threads: Threads = ONE_TEAM,
+    ) -> None:
         self.network = planned[0].network
+        dense = any(isinstance(layer, Dense) for layer in self.network.layers)
+        self.images = images if dense else 1
+        self.threads = threads if self.images % threads.teams == 0 else Threads(threads.block)
+        self.operators: list[StepOperator] = [
+            p.operator(p, stage, self.threads, self.images) for p in planned
+        ]
+        takes_all = [i for i, operator in enumerate(self.operators) if operator.takes_all]
+        self.first_all = takes_all[0] if takes_all else len(self.operators)
         # The most is gained by holding all weights; the largest layers give way first.
-        self.operators: list[StepOperator] = [p.operator(p, stage) for p in planned]
         give_way = sorted((o for o in self.operators if o.held), key=lambda o: o.parameters)
         while (room := self._lay_out()).size * 4 > shared_bytes and give_way:
             give_way.pop().held = False
@@ -142,7 +243,7 @@ class StepPlan:
         self.trace = 0
         for operator in self.operators:
             self.trace += operator.trace(self.trace)
-        self.trace = max(1, self.trace)
+        self.trace = max(SECTOR, self.trace)
         self.partial_places: dict[str, int] = {}
         self.convolved = 0
         for operator in self.operators:
@@ -151,30 +252,65 @@ class StepPlan:
                 self.convolved += operator.parameters
 
     def _lay_out(self) -> Room:
-        room, network = Room(), self.network
-        room.share("scratch", 0)
+        room, network, first = Room(), self.network, self.first_all
         bounds = [o.planned.start for o in self.operators] + [len(network.layers)]
         sizes = [math.prod(network.shapes[i]) for i in bounds]
-        maps = [room.take(size) for size in sizes]
-        errors = [None, *(room.take(size) for size in sizes[1:])]
-        self.image, self.logits, last = maps[0], maps[-1], errors[-1]
-        assert last is not None
-        self.errors = last
+
+        def several(size: int) -> Map:
+            pitch = pitch_of(size)
+            return Map(room.take(pitch * self.images), pitch)
+
+        # What is kept of one image comes first, so that its size is known: it lies there by turns.
+        one = Room()
+        for size in sizes[:first]:
+            one.take(size)
+        for operator in self.operators[:first]:
+            operator.keep(one, 0, 1)
+        self.kept = one.size
+        teams = self.threads.teams
+        self.turns = PLACES * teams if self.images > 1 else 1
+        turn = (self.kept if self.turns > 1 else 0), self.turns
+        maps = [Map(room.take(size), 0, *turn) for size in sizes[:first]]
+        for operator in self.operators[:first]:
+            operator.keep(room, *turn)
+        room.take(self.kept * (self.turns - 1))
+
+        def by_team(size: int) -> Map:
+            return Map(room.take(padded(size) * teams), 0, padded(size) if teams > 1 else 0, teams)
+
+        maps += [several(size) for size in sizes[first:]]
+        errors: list[Map | None] = [None]
+        errors += [by_team(size) for size in sizes[1:first]]
+        errors += [several(size) for size in sizes[max(1, first) :]]
+        self.labels = room.take(self.images)
+        self.arrivals = room.take(GROUP)
         for i, operator in enumerate(self.operators):
             target_errors = errors[i + 1]
             assert target_errors is not None
-            operator.lay_out(room, Places(maps[i], maps[i + 1], errors[i], target_errors))
-        self.common = {name: room.take(size) for name, size in room.common.items()}
+            operator.places = Places(maps[i], maps[i + 1], errors[i], target_errors)
+            if i >= first:
+                operator.keep(room, 0, 1)
+            operator.lay_out(room)
+        self.image, self.logits = maps[0], maps[-1]
+        assert errors[-1] is not None
+        self.errors = errors[-1]
+        raw = sum(o.raw_floats for o in self.operators)
+        one_work = padded(max((o.work() for o in self.operators[:first]), default=0))
+        all_work = max(raw, one_work * teams, *(o.work() for o in self.operators))
+        self.work = Map(room.take(all_work), 0, one_work if teams > 1 else 0, teams)
         # The second phase needs nothing of the first: its arrays lie over all of these.
-        room.size = max(room.size, padded(max(o.update_floats for o in self.operators)))
+        room.size = max(
+            room.size, padded(max(self.threads.block, *(o.last_work() for o in self.operators)))
+        )
         return room
 
     def source(self) -> str:
         """The translation unit."""
-        block = {"BLOCK": BLOCK}
+        block = {"BLOCK": self.threads.block, "TEAM": self.threads.team}
         return "".join(
             [
-                *[f'#include "{header}"\n' for header in (*HEADERS, "grid.cuh")],
+                f"constexpr int TEAM = {self.threads.team}, TEAMS = {self.threads.teams};\n",
+                *[f'#include "{header}"\n' for header in HEADERS + STEP_HEADERS],
                 *[
                     kernel_source(o.label, o.file, {**o.constants(), **block})
                     for o in self.operators
@@ -190,18 +326,30 @@ class StepPlan:
         """The namespace `network`: the operators' calls, one after the other."""
         constants = {
             "IMAGE_SIZE": math.prod(self.network.input_shape), "CLASSES": self.network.classes,
-            "IMAGE": self.image, "LOGITS": self.logits, "ERRORS": self.errors,
+            "IMAGES": self.images, "IMAGE": self.image.place, "LABELS": self.labels,
+            "LOGITS": self.logits.place, "ERRORS": self.errors.place,
+            "BYTES": int(self.operators[0].takes_bytes), "CLASS_PITCH": self.logits.pitch,
+            "KEPT_PLACE": 0, "KEPT": self.kept, "PLACES": self.turns, "ARRIVALS": self.arrivals,
             "TRACE": self.trace, "CONVOLVED": self.convolved,
             "JOBS": sum(o.jobs() for o in self.operators),
             "SHARED_QUADS": self.shared_bytes // 16,
             **{name: i for i, name in enumerate(OWN_SECTIONS)},
         }  # fmt: skip
-        first = len(OWN_SECTIONS)
-        forward = range(first, first + len(self.operators))
-        backward = range(forward.stop, forward.stop + len(self.operators))
         summed = [o for o in self.operators if o.label in self.partial_places]
-        upwards = self.operators[::-1]
         function = "__device__ __forceinline__ void"
+        everyone = "const float* parameters, float* shared"
+        forward_marks = range(len(OWN_SECTIONS), len(OWN_SECTIONS) + len(self.operators))
+        marks = dict(zip((o.label for o in self.operators), forward_marks, strict=True))
+
+        def calls(operators: Sequence[StepOperator], back: bool, one: bool) -> list[str]:
+            return [
+                f"{self._filled(o.backward() if back else o.forward(), one=one)}\n"
+                f"{'team_barrier' if one else '__syncthreads'}();\n"
+                f"watch.mark({marks[o.label] + back * len(self.operators)});"
+                for o in (operators[::-1] if back else operators)
+            ]
+
+        singles, together = self.operators[: self.first_all], self.operators[self.first_all :]
         return [
             "namespace network {",
             *[f"constexpr int {name} = {value};" for name, value in constants.items()],
@@ -211,39 +359,40 @@ class StepPlan:
             f"{function} clear(Sums& sums) {{",
             *[f"::{o.label}::clear(sums.of_{o.label});" for o in summed],
             "}",
-            f"{function} hold(const float* parameters, float* shared) {{",
-            # dense layers first: the hardware copies them while the others are fetched by threads
-            *[self._filled(o, o.hold()) for o in upwards],
+            f"{function} hold({everyone}, float mean, float deviation, Arrivals (&arrivals)[2]) {{",
+            *self._hold(),
             "}",
             "template <class Watch>",
-            f"{function} forward(const float* parameters, float* shared, Watch& watch) {{",
-            *[
-                f"{self._filled(o, o.forward())}\n__syncthreads();\nwatch.mark({section});"
-                for o, section in zip(self.operators, forward, strict=True)
-            ],
+            f"{function} forward_one(float* shared, int slot, float deviation, Watch& watch) {{",
+            *calls(singles, back=False, one=True),
             "}",
             "template <class Watch>",
-            f"{function} backward(const float* parameters, float* shared, Sums& sums, "
-            "float* trace, Watch& watch) {",
-            *[
-                f"{self._filled(o, o.backward())}\n__syncthreads();\nwatch.mark({section});"
-                for o, section in zip(upwards, reversed(backward), strict=True)
-            ],
+            f"{function} forward_all({everyone}, Arrivals& arrivals, Watch& watch) {{",
+            *(["wait_for_rows(arrivals);"] if any(o.held for o in self.operators) else []),
+            *calls(together, back=False, one=False),
             "}",
-            f"{function} write_gradient(Sums& sums, float* shared, float* partial) {{",
+            "template <class Watch>",
+            f"{function} backward_all({everyone}, float* trace, int stride, int here, "
+            "Watch& watch) {",
+            *calls(together, back=True, one=False),
+            "}",
+            "template <class Watch>",
+            f"{function} backward_one(float* shared, Sums& sums, int slot, Watch& watch) {{",
+            *calls(singles, back=True, one=True),
+            "}",
+            f"{function} write_gradient(Sums& sums, float* shared, float* partials, float mean, "
+            "float deviation) {",
             *[
-                self._filled(
-                    o, f"::{o.label}::write_gradient(sums.of_{o.label}, shared + {{scratch}}, "
-                    "partial + {partial});\n__syncthreads();"
-                )
+                f"{{\nfloat* partial = partials + {self.partial_places[o.label]};\n"
+                f"{o.write_gradient()}\n__syncthreads();\n}}"
                 for o in summed
             ],
             "}",
-            "template <class Done>",
+            "template <class Weights>",
             f"{function} sum_job(int job, const float* traces, const float* partials, int count, "
-            "int groups, float* shared, Done done) {",
+            "int groups, float* shared, const Weights& weights) {",
             *[
-                f"if (job < {o.jobs()}) {{\n{self._filled(o, o.sum_job())}\nreturn;\n}}\n"
+                f"if (job < {o.jobs()}) {{\n{self._filled(o.sum_job(), o.label)}\nreturn;\n}}\n"
                 f"job -= {o.jobs()};"
                 for o in self.operators
                 if o.jobs()
@@ -252,9 +401,45 @@ class StepPlan:
             "}",
         ]  # fmt: skip
 
-    def _filled(self, operator: StepOperator, text: str) -> str:
-        """The text with the places that are known only now."""
-        places = {**self.common, "partial": self.partial_places.get(operator.label, 0)}
-        for name, place in places.items():
-            text = text.replace(f"{{{name}}}", str(place))
+    def _hold(self) -> list[str]:
+        """Statements that fetch the weights: convolutions' as they are, and from there in order.
+
+        The dense layers' are on their way while convolutions work.
+        """
+        raw = [o for o in self.operators if o.raw_floats]
+        rows = [o for o in self.operators if o.held]
+        places, place = {}, self.work.place
+        for operator in raw:
+            # what is used as it comes goes where it is used
+            direct = operator.weights - operator.offset % GROUP
+            places[operator.label] = direct if operator.used_raw else place
+            place += 0 if operator.used_raw else operator.raw_floats
+        text = ["if (threadIdx.x < 32) begin_rows();", "if (threadIdx.x == 0) {"]
+        if raw:
+            text.append(f"expect_rows(arrivals[0], {sum(o.raw_floats for o in raw)} * 4);")
+        if rows:
+            sizes = " + ".join(f"::{o.label}::ROW_BYTES" for o in rows)
+            text.append(f"expect_rows(arrivals[1], {sizes});")
+        for operator in raw:
+            text.append(
+                f"copy_row(shared + {places[operator.label]}, parameters + "
+                f"{operator.offset - operator.offset % GROUP}, {operator.raw_floats}, arrivals[0]);"
+            )
+        text += ["}", f"arrivals[0].pending = {int(bool(raw))};"]
+        text += [f"arrivals[1].pending = {int(bool(rows))};"]
+        text += [operator.hold() for operator in rows]
+        if raw:
+            text += ["wait_for_rows(arrivals[0]);", "__syncthreads();"]
+            text += [
+                operator.hold().replace(
+                    "{raw}", str(places[operator.label] + operator.offset % GROUP)
+                )
+                for operator in raw
+            ]
         return text
+
+    def _filled(self, text: str, label: str = "", one: bool = False) -> str:
+        """The text with the places that are known only now; `one`: of an image alone."""
+        work = self.work.one if one else self.work.all
+        text = text.replace("shared + {work}", work)
+        return text.replace("{partial}", str(self.partial_places.get(label, 0)))

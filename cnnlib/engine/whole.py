@@ -4,7 +4,8 @@ A step has two phases (kernels/tuned_step.cuh). On a GPU a launch does as many s
 with barriers of the whole grid between the phases; elsewhere each phase is a launch of its own.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,42 @@ from cnnlib.engine.base import (
     KernelTime,
     Order,
     Part,
+    Planned,
     Setup,
     Stage,
     batch_arithmetic,
 )
 from cnnlib.engine.gpu import DeviceEngine, Piece
-from cnnlib.engine.steps import BLOCK, StepPlan
+from cnnlib.engine.steps import ONE_TEAM, StepPlan, Threads
+from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
 
 TRAIN, ONLY_FORWARD, GIVEN_ERRORS = range(3)
 """enum Mode of kernels/tuned_step.cuh."""
+MOST_TOGETHER = 16
+"""Images: two tiles of a product; more did not make a step faster."""
+
+
+TWO_TEAMS = Threads(256, teams=2)
+"""Of a block with more than two images; found by measuring."""
+
+
+def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Device) -> StepPlan:
+    """The plan for a batch size: how many images a block takes together, and in how many teams.
+
+    All that a block has, up to MOST_TOGETHER; fewer where their maps do not fit its shared memory.
+    """
+    own = math.ceil(batch_size / device.multiprocessors)
+    images = min(MOST_TOGETHER, 2 ** math.ceil(math.log2(own)))
+    while True:
+        threads = ONE_TEAM if images <= 2 else TWO_TEAMS
+        try:
+            return StepPlan(stage, planned, device.shared_bytes, images, threads)
+        except Unsupported:
+            if images == 1:
+                raise
+            images //= 2
 
 
 class WholeStepEngine(DeviceEngine):
@@ -36,8 +62,8 @@ class WholeStepEngine(DeviceEngine):
         super().__init__(stage, setup, device)
         assert device is not None, "a GPU stage needs a device"
         self.device = device
-        self.steps = StepPlan(stage, self.plan, device.shared_bytes)
         self.grid = device.multiprocessors
+        self.steps = choose(stage, self.plan, setup.batch_size, device)
         self.whole = device.kind == "cuda"
         kernels = ["step_take_images", "step_watch_images", "step_update"]
         kernels += ["step_train"] * self.whole
@@ -52,6 +78,7 @@ class WholeStepEngine(DeviceEngine):
         self._traces = self.array((batch, self.steps.trace))
         self._partials = self.array((self.grid, max(1, self.steps.convolved)))
         self._outputs = self.array((batch, network.classes))
+        self._stash = self.array((self.grid, self.steps.images, self.steps.kept))
         self._batch_order = self.array((batch,), np.int32)
         self._batch_order.set(np.arange(batch, dtype=np.int32))
         self._signals = self.array((2,), np.uint32)
@@ -60,7 +87,7 @@ class WholeStepEngine(DeviceEngine):
 
     def _bind(self, kernel: str, *args: Any) -> Callable[[], None]:
         return self.module.kernel(f"step_{kernel}").bind(
-            self.grid, BLOCK, *args, shared_bytes=self.steps.shared_bytes
+            self.grid, self.steps.threads.block, *args, shared_bytes=self.steps.shared_bytes
         )
 
     def _bind_images(
@@ -70,8 +97,8 @@ class WholeStepEngine(DeviceEngine):
         """A kernel that takes `count` images through the network, with `more` arguments last."""
         return self._bind(
             kernel, images, labels, order, self._parameters, self._traces, self._partials,
-            self._outputs, self._losses, float(self.setup.mean), float(self.setup.deviation),
-            count, *more,
+            self._outputs, self._losses, self._stash, float(self.setup.mean),
+            float(self.setup.deviation), count, *more,
         )  # fmt: skip
 
     def _take_images(
@@ -98,7 +125,7 @@ class WholeStepEngine(DeviceEngine):
             return
         self._signals.fill_bytes(0)
         self._bind_images(
-            "train", self._images, self._labels, order, batch, self._velocity, self._gradient,
+            "train", self._images, self._labels, order, batch, self._velocity,
             float(self.setup.learning_rate), float(self.setup.momentum), steps,
             self._signals.part(0, (1,)), self._signals.part(1, (1,)),
         )()  # fmt: skip

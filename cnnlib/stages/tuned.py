@@ -6,15 +6,24 @@ of the weights. A network whose maps do not fit a block is trained by the kernel
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from cnnlib.device import Device
 from cnnlib.engine import Engine, Planned, Setup, Stage, plan
 from cnnlib.engine.gpu import GpuEngine
-from cnnlib.engine.steps import BLOCK, CHUNK, Places, Room, StepOperator, StepPlan
-from cnnlib.engine.whole import WholeStepEngine
+from cnnlib.engine.steps import (
+    CHUNK,
+    GROUP,
+    Map,
+    Room,
+    StepOperator,
+    Threads,
+    pitch_of,
+    sectors,
+)
+from cnnlib.engine.whole import WholeStepEngine, choose
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Activation, Conv, Dense, Subsample
 from cnnlib.stages import ring
@@ -22,37 +31,39 @@ from cnnlib.stages.fused import function_of
 
 SCHEDULERS = 4
 """Of a multiprocessor: each issues one warp's instruction a cycle."""
-MOST_SUMS = 48
-"""Registers a thread may spend on its share of a convolution's gradient."""
+MOST_SUMS = 32
+"""Registers a thread may spend on its share of a convolution's gradient, and on sums forward."""
 MOST_SCRATCH = 6144
-"""Floats of shared memory for sums that several threads share."""
-TILE_UNITS, TILE_INPUTS, AT_ONCE = 16, 32, 64
-TEAMS = BLOCK // (TILE_UNITS * TILE_INPUTS // 8)
-"""Of kernels/tuned_dense.cuh."""
+"""Floats of shared memory for sums that several warps or threads share."""
+WAIT = 120
+"""Cycles that a warp waits in a product of tiles for what it has loaded."""
+TILE_INPUTS = 32
+"""Inputs of a tile of a dense layer's gradient: of kernels/tuned_dense.cuh."""
 
 
-def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
-    return [n for n in range(1, number + 1) if number % n == 0]
+def tiles(count: int, size: int) -> int:
+    """Of `size`, to cover `count`."""
+    return math.ceil(count / size)
 
 
-def shares_of(pieces: int, lines: int) -> int:
-    """How many threads share one of `lines` sums of `pieces`, so that none is idle for long."""
-    most = max(1, min(pieces, BLOCK // lines))
-    return math.ceil(pieces / math.ceil(pieces / most))
+def cycles(warps: int, down: int, across: int) -> int:
+    """Of a product of `down` by `across` tiles by each of `warps`, about."""
+    instructions = 20 * down + 8 * across + 3 * down * across
+    return max(tiles(warps, SCHEDULERS) * instructions, instructions + WAIT)
 
 
-def bytes_at(place: int) -> str:
-    """The block's shared memory from `place` on, as bytes."""
-    return f"reinterpret_cast<unsigned char*>(shared + {place})"
+def bytes_at(there: Map) -> str:
+    """An image's map, as bytes."""
+    return f"reinterpret_cast<unsigned char*>({there.one})"
 
 
 class TunedConv(StepOperator):
     file = "tuned_conv.cuh"
     leaves_sums = True
+    used_raw = True
 
-    def __init__(self, planned: Planned, stage: Stage) -> None:
-        super().__init__(planned, stage)
+    def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
+        super().__init__(planned, stage, threads, images)
         conv = planned.layers[0]
         assert isinstance(conv, Conv)
         self.conv = conv
@@ -65,175 +76,282 @@ class TunedConv(StepOperator):
         # A mean over a curved activation needs the slope at every value.
         self.keeps = self.window > 1 and self.method == "mean" and self.function != "IDENTITY"
         self.source_size = math.prod(planned.source_shape)
-        self.out_area = self.rows // self.window * (self.columns // self.window)
-        self.each, self.shares = min(
-            (
-                (each, shares)
-                for each in divisors(self.maps)
-                for shares in divisors(self.channels)
-                if each <= 4 and (shares == 1 or self.sums(shares) <= MOST_SCRATCH)
-            ),
-            key=lambda choice: (self.cost(*choice), choice),
+        self.area = self.rows * self.columns
+        self.terms = self.channels * conv.kernel**2
+        self.full_pitch = tiles(tiles(self.area, 8) * 8 - 4, 16) * 16 + 4
+        self.across = tiles(self.maps, 8)
+        self.down, self.shares = self._best(
+            ((down, shares) for down in range(1, 9) for shares in range(1, self.threads.warps + 1)),
+            self._forward_cost,
         )
-        gradient_rows = self.maps * self.channels * conv.kernel
-        self.splits = 1
-        while gradient_rows * self.splits * 2 <= BLOCK and self.splits * 2 <= self.rows:
-            self.splits *= 2
-        self.owned = math.ceil(gradient_rows * self.splits / BLOCK)
-        if self.owned * (conv.kernel + 1) > MOST_SUMS:
-            raise self.unsupported(f"its {gradient_rows} rows of weights are too many for a block")
-        self.senders = shares_of(self.maps, self.channels * self.height)
+        self.term_tiles = tiles(self.terms + 1, 16)
+        self.groups, self.splits = self._best(
+            ((groups, splits) for groups in range(1, self.threads.warps + 1)
+             for splits in range(1, self.threads.warps // groups + 1)),
+            self._gradient_cost,
+        )  # fmt: skip
+        self.sender_pitch = self.source_size + 8
         self.sends_rows = self.columns <= 32 and self.width <= 32
+        self.senders = min(range(1, self.maps + 1), key=self._sending_cost)
 
-    def sums(self, shares: int) -> int:
-        """Floats of scratch for sums whose channels `shares` threads share."""
-        return shares * self.maps * self.out_area * self.window**2
+    def _best(
+        self,
+        choices: Iterable[tuple[int, int]],
+        cost: Callable[[int, int], float],
+    ) -> tuple[int, int]:
+        best = min(choices, key=lambda choice: (cost(*choice), choice))
+        if math.isinf(cost(*best)):
+            raise self.unsupported(f"its {self.parameters} weights are too many for a block")
+        return best
 
-    def cost(self, each: int, shares: int) -> float:
-        """Instructions that a scheduler issues for the forward pass, about."""
-        jobs = self.maps // each * self.out_area * shares
-        warps = math.ceil(math.ceil(jobs / 32) / SCHEDULERS)
-        span = (self.window - 1) * self.conv.stride + self.conv.kernel
-        channel = span**2 + self.conv.kernel**2 * (1 + self.window**2 * each)
-        adding = 0 if shares == 1 else 60 + (shares + 2) * self.window**2 * each
-        return warps * channel * self.channels / shares + adding
+    def _forward_cost(self, down: int, shares: int) -> float:
+        """Cycles of the forward pass, about, where a warp makes `down` tiles of positions."""
+        eights = tiles(self.terms, 8)
+        tasks = tiles(tiles(self.area, 16), down) * shares
+        fits = shares * self.maps * self.full_pitch <= MOST_SCRATCH or shares == 1
+        if down * self.across * 4 > MOST_SUMS or shares > eights or not fits:
+            return math.inf
+        products = tiles(tasks, self.threads.warps) * tiles(eights, shares)
+        took = products * cycles(min(tasks, self.threads.warps), down, self.across)
+        return took + shares * self.maps * self.area / 128
+
+    def _gradient_cost(self, groups: int, splits: int) -> float:
+        """Cycles of the weights' gradient, about."""
+        own, eights = tiles(self.term_tiles, groups), tiles(self.area, 8)
+        if own * self.across * 4 > MOST_SUMS or splits > eights:
+            return math.inf
+        return tiles(eights, splits) * cycles(groups * splits, own, self.across) + 20 * splits
+
+    def _sending_cost(self, senders: int) -> float:
+        """Rounds of errors sent back by rows where `senders` threads share the maps."""
+        if not self.sends_rows or senders * self.sender_pitch > MOST_SCRATCH:
+            return senders * 1e9
+        warps = self.height * tiles(self.channels * senders, 32)
+        return tiles(warps, SCHEDULERS) * tiles(self.maps, senders) + senders / 16
 
     def constants(self) -> Mapping[str, int | str]:
         return {
             "CHANNELS": self.channels, "HEIGHT": self.height, "WIDTH": self.width,
             "MAPS": self.maps, "KERNEL": self.conv.kernel, "STRIDE": self.conv.stride,
             "ROWS": self.rows, "COLUMNS": self.columns, "FUNCTION": self.function,
-            "WINDOW": self.window, "METHOD": self.method.upper(), "EACH": self.each,
-            "SHARES": self.shares, "OWNED": self.owned, "SPLITS": self.splits,
-            "SENDERS": self.senders, "KEEPS": int(self.keeps),
+            "WINDOW": self.window, "METHOD": self.method.upper(), "KEEPS": int(self.keeps),
+            "FULL_PITCH": self.full_pitch, "DOWN": self.down,
+            "SHARES": self.shares, "GROUPS": self.groups, "SPLITS": self.splits,
+            "SENDERS": self.senders, "SENDER_PITCH": self.sender_pitch,
         }  # fmt: skip
 
-    def lay_out(self, room: Room, places: Places) -> None:
-        self.places = places
-        self.weights = room.take(self.parameters)
-        winners = self.window > 1 and self.method == "max"
-        self.winners = room.take(math.ceil(self.maps * self.out_area / 4)) if winners else 0
-        full = self.maps * self.rows * self.columns
-        # A map that is kept from forward to backward is nobody else's meanwhile.
-        self.full = str(room.take(full)) if self.keeps else "{full}"
-        if not self.keeps:
-            room.share("full", full)
-        scratch = [self.sums(self.shares)] * (self.shares > 1)
-        if self.splits > 1:
-            scratch.append(BLOCK * self.owned * (self.conv.kernel + 1))
-        if self.senders > 1 and self.sends_rows and not self.planned.is_first:
-            scratch.append(self.senders * self.source_size)
-        room.share("scratch", max(scratch, default=0))
+    @property
+    def _full_size(self) -> int:
+        return self.maps * self.full_pitch
 
-    def hold(self) -> str:
-        return f"::{self.label}::hold(parameters + {self.offset}, shared + {self.weights});"
+    def keep(self, room: Room, turn: int, turns: int) -> None:
+        winners = self.window > 1 and self.method == "max"
+        out_area = self.rows // self.window * (self.columns // self.window)
+        self.winners = Map(
+            room.take(tiles(self.maps * out_area, 4)) if winners else 0, 0, turn, turns
+        )
+        if self.keeps:
+            self.full = Map(room.take(self._full_size), 0, turn, turns)
+
+    def lay_out(self, room: Room) -> None:
+        self.weights = room.take(self.raw_floats) + self.offset % GROUP
+
+    def work(self) -> int:
+        back = 0
+        if self.senders > 1 and self.places.source_errors is not None:
+            back = self.senders * self.sender_pitch
+        return max(self.shares * self._full_size, (not self.keeps) * self._full_size + back)
+
+    def last_work(self) -> int:
+        return self.threads.teams * self.splits * self.across * 8 * (self.term_tiles * 16 + 4)
+
+    @property
+    def _full(self) -> str:
+        return self.full.one if self.keeps else "shared + {work}"
+
+    @property
+    def _scratch(self) -> str:
+        return "shared + {work}" + ("" if self.keeps else f" + {self._full_size}")
 
     def forward(self) -> str:
         return (
-            f"::{self.label}::forward(shared + {self.places.source}, shared + {self.weights}, "
-            f"shared + {self.places.target}, {bytes_at(self.winners)}, shared + {self.full}, "
-            "shared + {scratch});"
+            f"::{self.label}::forward({self.places.source.one}, shared + {self.weights}, "
+            f"{self.places.target.one}, {bytes_at(self.winners)}, {self._full}, shared + {{work}});"
         )
 
     def backward(self) -> str:
         lines = [
-            f"::{self.label}::spread(shared + {self.places.target}, {bytes_at(self.winners)}, "
-            f"shared + {self.places.target_errors}, shared + {self.full});",
+            f"::{self.label}::spread({self.places.target.one}, {bytes_at(self.winners)}, "
+            f"{self.places.target_errors.one}, {self._full});",
             "__syncthreads();",
-            f"::{self.label}::add_gradient(shared + {self.places.source}, shared + {self.full}, "
+            f"::{self.label}::add_gradient({self.places.source.one}, {self._full}, "
             f"sums.of_{self.label});",
         ]
         if self.places.source_errors is not None:
             lines.append(
-                f"::{self.label}::send_back(shared + {self.full}, shared + {self.weights}, "
-                f"shared + {self.places.source_errors}, shared + {{scratch}});"
+                f"::{self.label}::send_back({self._full}, shared + {self.weights}, "
+                f"{self.places.source_errors.one}, {self._scratch});"
             )
         return "\n".join(lines)
 
+    def write_gradient(self) -> str:
+        return f"::{self.label}::write_gradient(sums.of_{self.label}, shared, partial);"
+
     def jobs(self) -> int:
-        return math.ceil(self.parameters / CHUNK)
+        return tiles(self.parameters, CHUNK)
 
     def sum_job(self) -> str:
         return (
             f"::convolved::sum_chunk<CONVOLVED>(partials, {{partial}} + job * {CHUNK}, "
             f"min({CHUNK}, {self.parameters} - job * {CHUNK}), groups, shared, "
-            f"[&](int i, float sum) {{ done({self.offset} + job * {CHUNK} + i, sum); }});"
+            f"weights.from({self.offset} + job * {CHUNK}));"
         )
+
+
+class TunedFirst(TunedConv):
+    """The convolution that takes the image's bytes, which tensor cores multiply exactly."""
+
+    file = "tuned_first.cuh"
+    takes_bytes = True
+    used_raw = False
+
+    def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
+        super().__init__(planned, stage, threads, images)
+        pairs = self.channels * self.conv.kernel * tiles(self.conv.kernel, 2)
+        self.term_pitch = tiles(pairs, 8) * 8 + 4
+
+    def constants(self) -> Mapping[str, int | str]:
+        return {**super().constants(), "TERM_PITCH": self.term_pitch}
+
+    def _forward_cost(self, down: int, shares: int) -> float:
+        pairs = self.channels * self.conv.kernel * tiles(self.conv.kernel, 2)
+        if down * self.across * 4 > MOST_SUMS or shares > 1:
+            return math.inf
+        tasks = tiles(tiles(self.area, 16), down)
+        return (
+            tiles(tasks, self.threads.warps)
+            * tiles(pairs, 8)
+            * cycles(min(tasks, self.threads.warps), down, self.across)
+        )
+
+    def _gradient_cost(self, groups: int, splits: int) -> float:
+        own, sixteenths = tiles(self.term_tiles, groups), tiles(self.area, 16)
+        if own * self.across * 4 > MOST_SUMS or splits > sixteenths:
+            return math.inf
+        return tiles(sixteenths, splits) * cycles(groups * splits, own, self.across) + 20 * splits
+
+    def lay_out(self, room: Room) -> None:
+        self.weights = room.take(self.maps * (3 * self.term_pitch + 1))
+
+    def hold(self) -> str:
+        return f"::{self.label}::hold(shared + {{raw}}, shared + {self.weights}, mean, deviation);"
+
+    def forward(self) -> str:
+        return f"{super().forward()[:-2]}, deviation);"
+
+    def write_gradient(self) -> str:
+        return f"{super().write_gradient()[:-2]}, mean, deviation);"
+
+
+def convolution(planned: Planned, stage: Stage, threads: Threads, images: int) -> TunedConv:
+    """The operator of a convolution and what follows it."""
+    conv = planned.layers[0]
+    assert isinstance(conv, Conv)
+    first = planned.is_first and conv.stride == 1
+    return (TunedFirst if first else TunedConv)(planned, stage, threads, images)
 
 
 class TunedDense(StepOperator):
     file = "tuned_dense.cuh"
-    update_floats = AT_ONCE * (TILE_UNITS + TILE_INPUTS) + TEAMS * TILE_UNITS * TILE_INPUTS
+    takes_all = True
 
-    def __init__(self, planned: Planned, stage: Stage) -> None:
-        super().__init__(planned, stage)
+    def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
+        super().__init__(planned, stage, threads, images)
         self.inputs, self.units = math.prod(planned.source_shape), int(self.layer.units)
         self.held = True
-        self.senders = shares_of(self.units, self.inputs)
+        self.pitch = pitch_of(tiles(self.inputs, 8) * 8)
 
     def constants(self) -> Mapping[str, int | str]:
         return {
-            "INPUTS": self.inputs, "UNITS": self.units,
+            "INPUTS": self.inputs, "UNITS": self.units, "IMAGES": self.images,
             "FUNCTION": function_of(self.planned.layers),
-            "HELD": int(self.held), "PHASE": self.offset % 4, "SENDERS": self.senders,
-            "TRACE_SOURCE": self.trace_place, "TRACE_DELTA": self.trace_place + self.inputs,
+            "HELD": int(self.held), "PLACE": 4 * self.planned.start, "PITCH": self.pitch,
+            "ALIGNED": int(self.inputs % GROUP == 0 and self.offset % GROUP == 0),
+            "SOURCE_PITCH": self.places.source.pitch, "TARGET_PITCH": self.places.target.pitch,
+            "TRACE_SOURCE": self.trace_place,
+            "TRACE_DELTA": self.trace_place + sectors(self.inputs),
         }  # fmt: skip
 
-    def lay_out(self, room: Room, places: Places) -> None:
-        self.places = places
+    def lay_out(self, room: Room) -> None:
         if self.held:
-            self.weights = room.take(self.parameters + 3) + self.offset % 4
-        if self.senders > 1 and places.source_errors is not None:
-            room.share("scratch", self.senders * self.inputs)
+            self.weights = room.take(self.units * (self.pitch + 1))
+
+    def _shared_sums(self, rows: int, terms: int) -> tuple[int, int]:
+        """Warps that share a sum of `terms`, and floats of scratch for what they have to say."""
+        high = tiles(rows, 16)
+        warps = max(1, min(self.threads.block // 32 // high, tiles(terms, 8)))
+        return warps, warps * high * 16 * tiles(self.images, 8) * 8
+
+    def work(self) -> int:
+        _, forward = self._shared_sums(self.units, self.inputs)
+        senders, back = self._shared_sums(self.inputs, self.units)
+        return max(forward, back if senders > 1 else 0, self.threads.block * GROUP)
+
+    def last_work(self) -> int:
+        return self.threads.block // 32 * 16 * (TILE_INPUTS + 8 + 1)
 
     def trace(self, place: int) -> int:
         self.trace_place = place
-        return self.inputs + self.units
+        return sectors(self.inputs) + sectors(self.units)
 
     def hold(self) -> str:
         if not self.held:
             return ""
-        return f"::{self.label}::hold(parameters + {self.offset}, shared + {self.weights});"
+        return (
+            f"::{self.label}::hold(parameters + {self.offset}, shared + {self.weights}, "
+            "arrivals[1]);"
+        )
 
     @property
     def _weights(self) -> str:
         return f"shared + {self.weights}" if self.held else f"parameters + {self.offset}"
 
     def forward(self) -> str:
-        wait = "wait_for_copies();\n__syncthreads();\n" if self.held else ""
+        source = self.places.source.all
         return (
-            f"{wait}::{self.label}::forward(shared + {self.places.source}, {self._weights}, "
-            f"shared + {self.places.target});"
+            f"::{self.label}::pad({source});\n__syncthreads();\n"
+            f"::{self.label}::forward({source}, {self._weights}, {self.places.target.all}, "
+            "shared + {work});"
         )
 
     def backward(self) -> str:
-        errors = f"shared + {self.places.target_errors}"
+        errors = self.places.target_errors.all
         text = (
-            f"::{self.label}::leave_trace(shared + {self.places.source}, "
-            f"shared + {self.places.target}, {errors}, trace);"
+            f"::{self.label}::leave_trace({self.places.source.all}, {self.places.target.all}, "
+            f"{errors}, trace, stride, here);"
         )
         if self.places.source_errors is not None:
             text += (
                 f"\n__syncthreads();\n::{self.label}::send_back({errors}, {self._weights}, "
-                f"shared + {self.places.source_errors}, shared + {{scratch}});"
+                f"{self.places.source_errors.all}, shared + {{work}});"
             )
         return text
 
     def jobs(self) -> int:
-        return math.ceil((self.inputs + 1) / TILE_INPUTS) * math.ceil(self.units / TILE_UNITS)
+        return tiles(self.inputs, TILE_INPUTS) * tiles(self.units, 16)
 
     def sum_job(self) -> str:
         return (
             f"::{self.label}::sum_tile<TRACE>(job, traces, count, shared, "
-            f"[&](int i, float sum) {{ done({self.offset} + i, sum); }});"
+            f"weights.from({self.offset}));"
         )
 
 
 class TunedPlain(StepOperator):
     file = "tuned_plain.cuh"
 
-    def __init__(self, planned: Planned, stage: Stage) -> None:
-        super().__init__(planned, stage)
+    def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
+        super().__init__(planned, stage, threads, images)
         shape = planned.source_shape
         self.shape = shape if len(shape) == 3 else (math.prod(shape), 1, 1)
         subsample = isinstance(self.layer, Subsample)
@@ -247,25 +365,29 @@ class TunedPlain(StepOperator):
             "METHOD": self.method.upper(), "FUNCTION": function_of(self.planned.layers),
         }  # fmt: skip
 
-    def lay_out(self, room: Room, places: Places) -> None:
-        self.places = places
+    def keep(self, room: Room, turn: int, turns: int) -> None:
         winners = self.window > 1 and self.method == "max"
-        self.winners = (
-            room.take(math.ceil(math.prod(self.planned.target_shape) / 4)) if winners else 0
-        )
+        size = tiles(math.prod(self.planned.target_shape), 4)
+        self.winners = Map(room.take(size) if winners else 0, 0, turn, turns)
+
+    def _each(self, call: str) -> str:
+        """The call for one image or, after a dense layer, for all of a block's."""
+        if not self.places.source.pitch:
+            return call
+        return f"for (int slot = 0; slot < {self.images}; slot++)\n{call}"
 
     def forward(self) -> str:
-        return (
-            f"::{self.label}::forward(shared + {self.places.source}, "
-            f"shared + {self.places.target}, {bytes_at(self.winners)});"
+        return self._each(
+            f"::{self.label}::forward({self.places.source.one}, {self.places.target.one}, "
+            f"{bytes_at(self.winners)});"
         )
 
     def backward(self) -> str:
         if self.places.source_errors is None:
             return ""
-        return (
-            f"::{self.label}::send_back(shared + {self.places.target}, {bytes_at(self.winners)}, "
-            f"shared + {self.places.target_errors}, shared + {self.places.source_errors});"
+        return self._each(
+            f"::{self.label}::send_back({self.places.target.one}, {bytes_at(self.winners)}, "
+            f"{self.places.target_errors.one}, {self.places.source_errors.one});"
         )
 
 
@@ -275,7 +397,7 @@ class TunedEngine(WholeStepEngine):
     def __new__(cls, stage: Stage, setup: Setup, device: Device | None = None) -> Any:
         assert device is not None, "a GPU stage needs a device"
         try:
-            StepPlan(stage, plan(stage, setup.network), device.shared_bytes)
+            choose(stage, plan(stage, setup.network), setup.batch_size, device)
         except Unsupported:
             return otherwise(stage, setup, device)
         return super().__new__(cls)
@@ -296,10 +418,10 @@ STAGE = Stage(
     runs_on="gpu",
     engine=TunedEngine,
     operators={
-        (Conv, Activation, Subsample): TunedConv,
-        (Conv, Subsample): TunedConv,
-        (Conv, Activation): TunedConv,
-        (Conv,): TunedConv,
+        (Conv, Activation, Subsample): convolution,
+        (Conv, Subsample): convolution,
+        (Conv, Activation): convolution,
+        (Conv,): convolution,
         (Dense, Activation): TunedDense,
         (Dense,): TunedDense,
         (Activation,): TunedPlain,
