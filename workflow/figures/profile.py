@@ -22,6 +22,8 @@ COLOURS = {
     "forward": "#56b4e9", "backward": "#d08a00", "update": "#009e73", "loss": "#c264a0",
     "the rest": "#d9a9c9", "input": "#8c6bb1", "no kernel": "#e4e4e4",
 }  # fmt: skip
+ORDER = ["input", "forward", "loss", "backward", "the rest", "update"]
+"""Of directions within a step."""
 LETTER_INCHES = 0.08
 """Room that a letter of a part's name takes in a bar."""
 BAR = 0.7
@@ -108,6 +110,7 @@ def draw_bars(axes: Axes, parts: pd.DataFrame, stages: list[str]) -> None:
             axes.annotate("not measured", (0.01, row), va="center", fontsize=9, color=style.QUIET)
             continue
         # Stage 1 is profiled on fewer images than a batch has: there the shares are of the parts.
+        group = group.sort_values("part", key=place_in_step, kind="stable")
         total, step = group["seconds"].sum(), group["step_seconds"].iloc[0]
         whole = max(total, step) if group["device_kind"].iloc[0] != "cpu" else total
         at = 0.0
@@ -122,6 +125,11 @@ def draw_bars(axes: Axes, parts: pd.DataFrame, stages: list[str]) -> None:
                 wording.duration(step), (1, row), xytext=(6, 0),
                 textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False,
             )  # fmt: skip
+
+
+def place_in_step(parts: pd.Series) -> pd.Series:
+    """Numbers in the order of a step; what is not known comes last."""
+    return parts.map({name: i for i, name in enumerate(ORDER)}).fillna(len(ORDER))
 
 
 def draw_part(axes: Axes, row: int, at: float, width: float, name: str, colour: str) -> None:
