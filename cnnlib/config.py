@@ -77,6 +77,8 @@ class Measuring(Section):
     """Images timed at the least when a run is scaled."""
     full: bool = False
     """Run everything in full, however long it takes."""
+    limit_seconds: Number = Field(default=1800.0, gt=0)
+    """A run that takes longer has hung and is ended; not where everything is run in full."""
     resident_images: PositiveInt | Literal["auto"] = "auto"
     """Images that the GPU holds per load; auto: as many as fit."""
     sample_interval: Number = Field(default=0.01, gt=0)

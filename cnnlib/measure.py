@@ -9,8 +9,11 @@ import hashlib
 import json
 import math
 import statistics
+import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,13 +23,14 @@ from cnnlib import records
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Engine, Stage, plan
-from cnnlib.errors import DoesNotFit, Unsupported
+from cnnlib.errors import DoesNotFit, Unsupported, UserError
 from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import write_whole
 from cnnlib.learning import choose_digits, learning_curve
 from cnnlib.machine import ROOT, provenance
 from cnnlib.sampling import Sampler, sustain
 from cnnlib.stages import find_stage
+from cnnlib.stopping import Stopped, within
 from cnnlib.training import (
     accuracy,
     check_batch,
@@ -88,6 +92,13 @@ class Rows:
         )  # fmt: skip
         self.add("epochs", status, **row | values)
 
+    def fail(self) -> None:
+        """What there was is not to be trusted: one row says that the run failed."""
+        for table in self.tables.values():
+            table.clear()
+        self.validated = self.extrapolated = False
+        self.epoch("failed")
+
     def step(self, seconds: float) -> None:
         self.add("steps", step=len(self["steps"]) + 1, step_seconds=seconds)
 
@@ -104,6 +115,7 @@ def measure(
     *,
     checkpoints: Path | None = None,
     stop: Callable[[], int] = lambda: 0,
+    mark: bool = False,
 ) -> Path:
     """Measure `run` and write its tables (records.RUN_TABLES) and run.json into `folder`.
 
@@ -113,18 +125,21 @@ def measure(
 
     A batch that does not fit the device gives one `does_not_fit` row, a network whose sizes the
     stage's operators refuse one `unavailable` row, and a loss that is not finite ends the run with
-    a `diverged` row: these are results. Raises ValidationFailed (nothing is written) when the stage
-    computes wrong gradients. Returns `folder`.
+    a `diverged` row: these are results. Raises ValidationFailed when the stage computes wrong
+    gradients, and whatever the stage raises; nothing is written then. With `mark` the run gets one
+    `failed` row instead, and its run.json says why; so does one that takes longer than
+    measuring.limit_seconds, which ends the process. Returns `folder`.
     """
     stage = find_stage(run.stage, "--stage")
     network = config.network(run.network, run.dataset, "--network")
     rows = Rows(run, seed_of(config, run.repeat))
-    began = datetime.now(UTC)
     described: dict[str, Any] = {}
+    began = datetime.now(UTC)
     safe = Safe(checkpoint_file(config, run, checkpoints), stop)
     check_batch(dataset, run.batch_size)
     with (
         Sampler(config.measuring.sample_interval) as sampler,
+        _limited(config, run, folder, rows, began, mark),
         open_place(stage, config) as place,
     ):
         rows.device, rows.device_kind = place.name, place.kind
@@ -145,10 +160,28 @@ def measure(
         except Unsupported as error:
             described["unavailable"] = str(error)
             rows.epoch("unavailable")
+        except Exception as error:
+            bad_input = isinstance(error, UserError) and not isinstance(error, ValidationFailed)
+            if not mark or bad_input or isinstance(error, Stopped):
+                raise
+            traceback.print_exc()
+            return fail(config, run, folder, rows, began, f"{type(error).__name__}: {error}")
     for sample in sampler.rows():
         rows.in_full("samples", **sample)
     if _trained(rows):
         rows.in_full("energy", **sampler.energy(sustained))
+    if safe.resumed:
+        described["resumed"] = True
+    _write(config, run, folder, rows, began, described)
+    if safe.checkpoint is not None:
+        safe.checkpoint.unlink(missing_ok=True)
+    return folder
+
+
+def _write(
+    config: Config, run: Run, folder: Path, rows: Rows, began: datetime, described: dict[str, Any]
+) -> None:
+    """The tables and run.json, in which `described` stands too."""
     # An older result is gone before the first of its files is replaced.
     (folder / "run.json").unlink(missing_ok=True)
     for name in records.RUN_TABLES:
@@ -163,15 +196,43 @@ def measure(
         "seconds": round((datetime.now(UTC) - began).total_seconds(), 3),
         "config": digest(config),
         **described,
-        **({"resumed": True} if safe.resumed else {}),
         **provenance(),
     }
     # Written last: where run.json stands, the run is complete.
     with write_whole(folder / "run.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    if safe.checkpoint is not None:
-        safe.checkpoint.unlink(missing_ok=True)
+
+
+def fail(config: Config, run: Run, folder: Path, rows: Rows, began: datetime, why: str) -> Path:
+    """Mark the run as failed: one row, whatever had been measured, and `why` in run.json."""
+    rows.fail()
+    _write(config, run, folder, rows, began, {"failed": why})
     return folder
+
+
+@contextmanager
+def _limited(
+    config: Config, run: Run, folder: Path, rows: Rows, began: datetime, mark: bool
+) -> Iterator[None]:
+    """Ends the process when a run that is not in full takes too long."""
+    limit = config.measuring.limit_seconds
+    why = (
+        f"stage '{run.stage}' hangs: {run.folder} took longer than measuring.limit_seconds, "
+        f"{limit:g} s"
+    )
+
+    def hung() -> int:
+        print(f"error: {why}", file=sys.stderr, flush=True)
+        if not mark:
+            return 1
+        fail(config, run, folder, rows, began, why)
+        return 0
+
+    if config.measuring.full:
+        yield
+        return
+    with within(limit, hung):
+        yield
 
 
 @dataclass

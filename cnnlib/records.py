@@ -36,7 +36,7 @@ STANDING: dict[str, type] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "device_kind": ("cpu", "host", "cuda"),
-    "status": ("ok", "does_not_fit", "diverged", "unavailable"),
+    "status": ("ok", "does_not_fit", "diverged", "unavailable", "failed"),
 }
 
 TABLES: dict[str, dict[str, type]] = {

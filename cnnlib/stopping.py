@@ -1,11 +1,16 @@
-"""Asking a long run to stop: a scheduler's SIGTERM or SIGUSR1, then some time to save itself."""
+"""Ending runs: when a scheduler asks by SIGTERM or SIGUSR1, and when they hang."""
 
+import faulthandler
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+GRACE = 5.0
+"""Seconds after which a process that can no longer run Python is ended all the same."""
 
 
 class Stopped(Exception):
@@ -41,3 +46,26 @@ def asked_to_stop() -> Iterator[Callable[[], int]]:
     finally:
         for number in SIGNALS:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def within(seconds: float, hung: Callable[[], int]) -> Iterator[None]:
+    """Ends the process if what is done within it takes longer than `seconds`.
+
+    Every thread's traceback goes to standard error, and the exit code is what `hung` returns; it is
+    1 where the process hangs in a library so that `hung` cannot be called.
+    """
+
+    def end() -> None:
+        faulthandler.dump_traceback()
+        os._exit(hung())
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        faulthandler.cancel_dump_traceback_later()

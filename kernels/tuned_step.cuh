@@ -170,7 +170,7 @@ __device__ __forceinline__ void take_images(const Step& step, int mode, float* s
     const int rounds = (here + TEAMS - 1) / TEAMS;
     for (int round = 0; round < rounds; round++) {
       const int i = round * TEAMS + team();
-      block.upcoming.arrive(step, i < here, kept(i) + network::IMAGE, labels + i);
+      block.upcoming.arrive(step, i < here, network::image_of(shared, i), labels + i);
       if (i < here) block.upcoming.fetch(step);
       team_barrier();
       watch.mark(network::INPUT);

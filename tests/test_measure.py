@@ -1,9 +1,11 @@
 """One measurement: which rows it leaves, and what it never calls a result."""
 
+import ctypes
 import dataclasses
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -311,6 +313,105 @@ def test_a_wrong_stage_leaves_no_rows(
     install(dataclasses.replace(naive.STAGE, name="wrong", engine=Wrong))
     with pytest.raises(ValidationFailed, match=r"stage 'wrong' fails validation .* gradient of "):
         measure(toy_config(), run(), data, folder)
+    assert not folder.exists()
+
+
+class NotANumber(Wrong):
+    """Right until it is trained."""
+
+    def gradient(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+        return naive.OneByOne.gradient(self, images, labels)
+
+    def train(self, order: np.ndarray) -> float:
+        raise FloatingPointError("a NaN in conv1")
+
+
+@pytest.mark.parametrize(
+    ("engine", "why"),
+    [
+        (Wrong, r"ValidationFailed: stage 'mine' fails validation .* gradient of "),
+        (NotANumber, "FloatingPointError: a NaN in conv1"),
+        (failing(RuntimeError("no such kernel"), "load"), "RuntimeError: no such kernel"),
+    ],
+    ids=["wrong", "nan", "raises"],
+)
+def test_a_stage_that_fails_is_marked(
+    data: Dataset, folder: Path, install: Callable[[Stage], None], engine: type, why: str
+) -> None:
+    install(dataclasses.replace(naive.STAGE, name="mine", engine=engine))
+    with pytest.raises(Exception, match=why.partition(": ")[2]):
+        measure(toy_config(), run(), data, folder)
+    assert not folder.exists()
+    measure(toy_config(), run(), data, folder, mark=True)
+    epochs, steps, facts = tables(folder)
+    assert list(epochs.status) == ["failed"]
+    assert list(epochs.validated) == [False]
+    assert epochs.epoch_seconds.isna().all()
+    assert len(steps) == 0
+    assert facts["status"] == "failed"
+    assert re.match(why, facts["failed"])
+
+
+def test_what_the_user_asked_for_wrongly_is_no_failure(
+    data: Dataset, folder: Path, install: Callable[[Stage], None]
+) -> None:
+    engine = failing(ConfigError("no such thing"), "load")
+    install(dataclasses.replace(naive.STAGE, engine=engine))
+    with pytest.raises(ConfigError, match="no such thing"):
+        measure(toy_config(), run(), data, folder, mark=True)
+    assert not folder.exists()
+
+
+def hanging(how: Callable[[float], object]) -> type[naive.OneByOne]:
+    class Hanging(naive.OneByOne):
+        def train(self, order: np.ndarray) -> float:
+            how(60.0)
+            raise AssertionError("it was to be ended")
+
+    return Hanging
+
+
+def in_a_process(work: Callable[[], object]) -> int:
+    """Its exit code."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(77)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_a_stage_that_hangs_is_ended(
+    data: Dataset, folder: Path, install: Callable[[Stage], None], mark: bool
+) -> None:
+    install(dataclasses.replace(naive.STAGE, name="mine", engine=hanging(time.sleep)))
+    config = toy_config(measuring={"limit_seconds": 1.0})
+    code = in_a_process(lambda: measure(config, run("mine"), data, folder, mark=mark))
+    assert code == (0 if mark else 1)
+    assert folder.exists() == mark
+    if mark:
+        epochs, _, facts = tables(folder)
+        assert list(epochs.status) == ["failed"]
+        assert "stage 'mine' hangs" in facts["failed"]
+        assert "limit_seconds, 1 s" in facts["failed"]
+
+
+def test_a_stage_that_hangs_in_a_library_is_ended(
+    data: Dataset,
+    folder: Path,
+    install: Callable[[Stage], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It never gives Python's lock back, so that nothing can be written."""
+    monkeypatch.setattr("cnnlib.stopping.GRACE", 0.5)
+    library = ctypes.PyDLL(None)
+    install(dataclasses.replace(naive.STAGE, engine=hanging(lambda s: library.sleep(int(s)))))
+    config = toy_config(measuring={"limit_seconds": 1.0})
+    began = time.monotonic()
+    assert in_a_process(lambda: measure(config, run(), data, folder, mark=True)) == 1
+    assert time.monotonic() - began < 30
     assert not folder.exists()
 
 

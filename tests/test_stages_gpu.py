@@ -238,6 +238,7 @@ HIDING = {
         2,
         [
             {"conv": {"maps": 1, "kernel": 1}},
+            {"conv": {"maps": 1, "kernel": 1}},
             {"activation": "tanh"},
             {"subsample": 2},
             {"dense": 2},
@@ -253,10 +254,11 @@ def test_a_nan_beats_any_other_value_of_its_window(stage, network, place, device
     images = np.ones((1, 1, 6, 6), np.uint8)
     with open_engine(stage, network, 1, device, mean=0, deviation=1) as engine:
         vector = np.ones(network.parameter_count)
-        vector[0] = np.inf  # times 1 is infinite, whose tanh is 1; times 0 is NaN
+        vector[0] = 3e38  # times 1 is finite, times 2 it is not
+        vector[2] = 0  # times what is finite is 0, else NaN
         engine.parameters = vector
         assert np.isfinite(engine.logits(images)).all()
-        images[0, 0, 2 + place[0], 2 + place[1]] = 0
+        images[0, 0, 2 + place[0], 2 + place[1]] = 2
         assert np.isnan(engine.logits(images)).all()
 
 

@@ -10,6 +10,7 @@ HOST = "host-built, not a GPU measurement"
 STATUS = {
     "does_not_fit": "does not fit",
     "diverged": "diverged",
+    "failed": "failed",
     "unavailable": "unavailable",
 }
 

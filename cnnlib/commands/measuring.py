@@ -1,7 +1,7 @@
 """Commands that time a run and that check stages against the reference."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,11 +28,16 @@ def measure(
     data: Annotated[Path, typer.Option(help="The data set's .npz file.")],
     out: Annotated[Path, typer.Option(help="Folder for epochs.csv, steps.csv and run.json.")],
     repeat: Annotated[int, typer.Option(help="Which repeat; counted from 1.")] = 1,
+    mark: Annotated[
+        bool, typer.Option(help="A run that fails is a result too, marked so.")
+    ] = False,
     config: ConfigFiles = CONFIG,
 ) -> None:
     """Time one run: validated first, then epochs and single steps, into rows.
 
     A batch that does not fit the device and a loss that is not finite are results, with their rows.
+    So is, with --mark, a stage that raises, computes wrong gradients or hangs; otherwise that is an
+    error.
     With measuring.full a long run is saved under results/checkpoints every half minute, and when
     SIGTERM or SIGUSR1 ends it; the same command goes on from there.
     """
@@ -52,15 +57,17 @@ def measure(
     run = Run(dataset, network, stage, batch_size, repeat)
     checkpoints = Path(settings.results) / "checkpoints" if settings.measuring.full else None
     if checkpoints is None:
-        typer.echo(summary(measure_run(settings, run, loaded, out)))
+        typer.echo(summary(measure_run(settings, run, loaded, out, mark=mark)))
         return
     with telling_of_a_stop(checkpoints), asked_to_stop() as stop:
-        done = measure_run(settings, run, loaded, out, checkpoints=checkpoints, stop=stop)
+        done = measure_run(
+            settings, run, loaded, out, checkpoints=checkpoints, stop=stop, mark=mark
+        )
     typer.echo(summary(done))
 
 
 def sweep(config: ConfigFiles = CONFIG) -> None:
-    """Time every run of the sweep that has no result yet, in the order of the workflow.
+    """Time every run of the sweep that has no result yet or failed, in the order of the workflow.
 
     The same as the workflow's rule `measure`, each run in a process of its own, but forked from one
     that has loaded Python's libraries and the data already: for a machine that is paid by the
@@ -83,16 +90,19 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
         )
         for name in settings.sweep.datasets
     }
-    asked = [run for run in runs(settings) if not (results / run.folder / "run.json").exists()]
+    asked = [
+        run
+        for run in runs(settings)
+        if facts_of(results / run.folder).get("status", "failed") == "failed"
+    ]
     failed = 0
     for number, run in enumerate(asked, 1):
         child = os.fork()
         if not child:
             code = 1
             try:
-                line = summary(
-                    measure_run(settings, run, loaded[run.dataset], results / run.folder)
-                )
+                folder = results / run.folder
+                line = summary(measure_run(settings, run, loaded[run.dataset], folder, mark=True))
                 typer.echo(f"{number} of {len(asked)}, repeat {run.repeat}: {line}")
                 code = 0
             except UserError as error:
@@ -102,7 +112,8 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
             finally:
                 os._exit(code)  # the child must end here whatever happens
         try:
-            failed += os.waitpid(child, 0)[1] != 0
+            ended = os.waitpid(child, 0)[1]
+            failed += ended != 0 or facts_of(results / run.folder).get("status") == "failed"
         except BaseException:  # a signal that only this process has seen
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -149,7 +160,17 @@ def summary(folder: Path) -> str:
             text += f" (scaled from {sum(epochs['images'][i] for i in good)} images)"
         if last["test_accuracy"] >= 0:
             text += f", test accuracy {100 * last['test_accuracy']:.2f} %"
+    if last["status"] == "failed":
+        text += f": {facts_of(folder)['failed']}"
     return f"{text}, on {last['device']}"
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """run.json of a run; {} if it has not been measured."""
+    import json
+
+    file = folder / "run.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
 def check(config: ConfigFiles = CONFIG) -> None:

@@ -326,7 +326,7 @@ class StepPlan:
         """The namespace `network`: the operators' calls, one after the other."""
         constants = {
             "IMAGE_SIZE": math.prod(self.network.input_shape), "CLASSES": self.network.classes,
-            "IMAGES": self.images, "IMAGE": self.image.place, "LABELS": self.labels,
+            "IMAGES": self.images, "LABELS": self.labels,
             "LOGITS": self.logits.place, "ERRORS": self.errors.place,
             "BYTES": int(self.operators[0].takes_bytes), "CLASS_PITCH": self.logits.pitch,
             "KEPT_PLACE": 0, "KEPT": self.kept, "PLACES": self.turns, "ARRIVALS": self.arrivals,
@@ -353,6 +353,9 @@ class StepPlan:
         return [
             "namespace network {",
             *[f"constexpr int {name} = {value};" for name, value in constants.items()],
+            "__device__ __forceinline__ float* image_of(float* shared, int slot) {",
+            f"return {self.image.one};",
+            "}",
             "struct Sums {",
             *[f"::{o.label}::Sums of_{o.label};" for o in summed],
             "};",

@@ -50,4 +50,4 @@ rule measure:
         " --config {params.config} --dataset {wildcards.dataset}"
         " --network {wildcards.network} --stage {wildcards.stage}"
         " --batch-size {wildcards.batch_size} --repeat {wildcards.repeat}"
-        " --data {input.data} --out {params.folder} 2>&1 | tee {log}"
+        " --data {input.data} --out {params.folder} --mark 2>&1 | tee {log}"
