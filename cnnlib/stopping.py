@@ -12,6 +12,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 GRACE = 5.0
 """Seconds after which a process that can no longer run Python is ended all the same."""
 
+STDERR = 2
+"""The file that a traceback goes to, whatever Python has put in sys.stderr."""
+
 
 class Stopped(Exception):
     """A training was asked to stop and did so after a whole block of work.
@@ -57,13 +60,13 @@ def within(seconds: float, hung: Callable[[], int]) -> Iterator[None]:
     """
 
     def end() -> None:
-        faulthandler.dump_traceback()
+        faulthandler.dump_traceback(STDERR)
         os._exit(hung())
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
-    faulthandler.dump_traceback_later(seconds + GRACE, exit=True)
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=STDERR)
     try:
         yield
     finally:
