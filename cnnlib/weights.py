@@ -68,7 +68,8 @@ def load_weights(path: Path | str) -> Weights:
         raise DataError(f"weights file {path} is damaged: {error}") from None
     parameters = saved["parameters"]
     sound = (
-        parameters.dtype == np.float32
+        min(shape, default=0) > 0
+        and parameters.dtype == np.float32
         and parameters.shape == (network.parameter_count,)
         and math.isfinite(mean)
         and 0 < deviation < math.inf

@@ -380,6 +380,7 @@ def test_predict_refuses(home: Home) -> None:
         ("layers", '[{"dense": 4}]', "is damaged.*3 classes"),
         ("layers", 3, "is damaged"),
         ("input_shape", [8, 8], "is damaged"),
+        ("input_shape", [-1, 8, 8], "is damaged"),
         ("input_shape", [1, 2, 2], "is damaged.*larger than the 2x2 map"),
         ("classes", [3, 3], "is damaged"),
         ("parameters", np.zeros(3, np.float32), "do not fit"),

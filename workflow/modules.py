@@ -5,10 +5,14 @@ the workflow knows its inputs without running it.
 """
 
 import ast
+import csv
 import importlib.util
+import io
 from collections.abc import Iterable
 from pathlib import Path
+from re import fullmatch
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 
@@ -16,6 +20,10 @@ from cnnlib import records
 from cnnlib.errors import ConfigError, DataError
 
 HERE = Path(__file__).resolve().parent
+
+NUMBER = r"-?\d+(\.\d+)?(e[+-]\d+)?|-?inf|nan|"
+KINDS = {"text": r"[^\x00-\x1f\x7f]*", "truth": "True|False", "count": r"\d+", "number": NUMBER}
+"""Kinds of columns of tables that are made here, as they are written."""
 
 
 def names(folder: str) -> list[str]:
@@ -39,13 +47,21 @@ def source(folder: str, name: str) -> Path:
     return Path("workflow", folder, f"{name}.py")
 
 
-def tables_read(folder: str, name: str) -> tuple[str, ...]:
-    """The constant TABLES of the file, without running it."""
+def constant(folder: str, name: str, constant: str) -> Any:
+    """A constant of the file, without running it; None if it has none of this name."""
     path = HERE / folder / f"{name}.py"
     for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "TABLES":
-            return tuple(ast.literal_eval(statement.value))
-    raise ConfigError(f"{source(folder, name)} does not say which TABLES it reads")
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == constant:
+            return ast.literal_eval(statement.value)
+    return None
+
+
+def tables_read(folder: str, name: str) -> tuple[str, ...]:
+    """The constant TABLES of the file."""
+    tables = constant(folder, name, "TABLES")
+    if tables is None:
+        raise ConfigError(f"{source(folder, name)} does not say which TABLES it reads")
+    return tuple(tables)
 
 
 def raw_tables(folder: str, name: str) -> set[str]:
@@ -75,14 +91,40 @@ def load(folder: str, name: str) -> ModuleType:
 
 
 def read_tables(paths: Iterable[Path]) -> dict[str, pd.DataFrame]:
-    """Table name -> rows; raw tables are checked column by column, others as pandas reads them."""
-    tables = {}
-    for path in paths:
-        if path.stem in records.TABLES:
-            tables[path.stem] = records.read(path, path.stem)
-        else:
-            try:
-                tables[path.stem] = pd.read_csv(path, keep_default_na=False, na_values=["nan", ""])
-            except (OSError, ValueError) as error:
-                raise DataError(f"cannot read {path}: {error}") from None
-    return tables
+    """Table name -> rows, of which every field is checked."""
+    return {
+        path.stem: (records.read if path.stem in records.TABLES else read_made)(path, path.stem)
+        for path in paths
+    }
+
+
+def read_made(path: Path, name: str) -> pd.DataFrame:
+    """A table that workflow/tables/<name>.py has made: whole, with its COLUMNS of their kinds.
+
+    Raises DataError that names the file and the line; a damaged table is made again once it is
+    removed.
+    """
+    columns = constant("tables", name, "COLUMNS") if name in names("tables") else None
+    if not isinstance(columns, dict):
+        raise DataError(f"cannot read {path}: no table that is read has this name")
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = list(csv.reader(io.StringIO(text), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise damaged(path, str(error)) from None
+    if not lines or lines[0] != list(columns):
+        raise damaged(path, f"its columns are not those of workflow/tables/{name}.py")
+    if len(lines) == 1 or not text.endswith("\n"):
+        raise damaged(path, "its end is missing")
+    for number, line in enumerate(lines[1:], 2):
+        if len(line) != len(columns):
+            raise damaged(path, f"line {number} has {len(line)} fields, not {len(columns)}")
+        for (column, kind), field in zip(columns.items(), line, strict=True):
+            if not fullmatch(KINDS[kind], field):
+                raise damaged(path, f"line {number} has {ascii(field)[:40]} as {column}")
+    return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=["nan", ""])
+
+
+def damaged(path: Path, why: str) -> DataError:
+    """What to say of a table that was made here and is no longer what it was."""
+    return DataError(f"{path} is damaged: {why}; remove it, and it is made again")

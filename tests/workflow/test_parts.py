@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnlib import records
+from cnnlib.errors import DataError
 from cnnlib.stages import LADDER
 from workflow import modules, schema, sources, style, wording
 
@@ -222,3 +224,37 @@ def test_only_one_measurement_at_a_time(tmp_path: Path) -> None:
     told = [process.communicate(timeout=30)[1] for process in both]
     assert log.read_text().split() == ["begin", "end"] * 2
     assert sum("waiting for another measurement" in text for text in told) == 1
+
+
+DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
+    "empty": (lambda text: "", "its columns are not those of workflow/tables/summary.py"),
+    "another column": (lambda text: text.replace("stage", "stages", 1), "its columns are not"),
+    "no rows": (lambda text: text.partition("\n")[0] + "\n", "its end is missing"),
+    "cut off": (lambda text: text[:-30], "its end is missing"),
+    "a field too many": (lambda text: text[:-1] + ",1\n", r"line 3 has 30 fields, not 29"),
+    "no number": (lambda text: text.replace(",8,", ",eight,", 1), "'eight' as batch_size"),
+    "bytes": (lambda text: text.replace("gemm", "g\0mm"), r"'g\\x00mm' as stage"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_summary_is_named_and_not_drawn(tmp_path: Path, damage: str) -> None:
+    summary = summarise(epoch_rows("naive", [[2.0]]), epoch_rows("gemm", [[1.0, 1.5]]))
+    file = tmp_path / "summary.csv"
+    summary.to_csv(file, index=False, na_rep="nan", float_format="%.9g", lineterminator="\n")
+    text = file.read_text()
+    read = modules.read_tables([file])["summary"]
+    assert list(read["speedup"]) == pytest.approx(list(summary["speedup"]))
+    change, problem = DAMAGE[damage]
+    assert change(text) != text
+    file.write_text(change(text))
+    with pytest.raises(DataError, match=problem) as caught:
+        modules.read_tables([file])
+    assert str(file) in str(caught.value)
+    assert "made again" in str(caught.value)
+
+
+def test_a_table_that_nobody_makes_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="no table that is read has this name"):
+        modules.read_tables([tmp_path / "other.csv"])

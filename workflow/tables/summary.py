@@ -16,6 +16,38 @@ from cnnlib.stages import ALL
 
 TABLES = ("epochs", "steps")
 
+COLUMNS = {
+    "dataset": "text",
+    "network": "text",
+    "stage": "text",
+    "device": "text",
+    "device_kind": "text",
+    "batch_size": "count",
+    "repeats": "count",
+    "n": "count",
+    "epoch_seconds": "number",
+    "epoch_seconds_min": "number",
+    "epoch_seconds_q25": "number",
+    "epoch_seconds_q75": "number",
+    "epoch_seconds_low": "number",
+    "epoch_seconds_high": "number",
+    "epochs_trained": "count",
+    "test_accuracy": "number",
+    "test_accuracy_min": "number",
+    "status": "text",
+    "validated": "truth",
+    "extrapolated": "truth",
+    "steps_timed": "count",
+    "step_seconds": "number",
+    "step_seconds_q05": "number",
+    "step_seconds_q95": "number",
+    "baseline": "text",
+    "baseline_extrapolated": "truth",
+    "speedup": "number",
+    "speedup_low": "number",
+    "speedup_high": "number",
+}
+"""Of what, in the order in which they are written; kinds of workflow/modules.py."""
 KEY = ["dataset", "network", "stage", "device", "device_kind", "batch_size"]
 RESAMPLES = 2000
 SEED = 20171
@@ -31,7 +63,7 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         line = dict(zip(KEY, key, strict=True)) | summarise(group) | latency(steps.get(key))
         line |= speedup(group, epochs.get(baselines.get(cell(key))))
         lines.append(line)
-    frame = pd.DataFrame(lines)
+    frame = pd.DataFrame(lines)[list(COLUMNS)]
     rank = {name: i for i, name in enumerate(ladder_order(frame["stage"]))}
     return frame.sort_values(KEY, key=lambda c: c.map(rank) if c.name == "stage" else c)
 
