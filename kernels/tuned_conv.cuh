@@ -3,34 +3,16 @@
 // gradient, where a term is a (channel, i, j).
 // Needs: CHANNELS, HEIGHT, WIDTH (source), MAPS, KERNEL, STRIDE, ROWS, COLUMNS (of the convolution), FUNCTION
 // (IDENTITY without activation), WINDOW (1 without subsampling), METHOD, KEEPS (the activated values stay in `full` from
-// forward to backward), FULL_PITCH (floats
-// from a map to the next one in `full`), DOWN (tiles of positions a warp makes together), SHARES (warps that share the
-// terms of one such sum), GROUPS and SPLITS (of warps, for the weights' gradient: GROUPS share its terms, SPLITS the
-// positions), SENDERS (threads that share the maps of one row of source errors), SENDER_PITCH (floats from what one of
-// these has to say to the next), BLOCK (threads of a block), TEAM (of a team).
+// forward to backward), FULL_PITCH (floats from a map to the next one in `full`), DOWN (tiles of positions a warp makes
+// together), SHARES (warps that share the terms of one such sum), GROUPS and SPLITS (of warps, for the weights' gradient:
+// GROUPS share its terms, SPLITS the positions), SENDERS (threads that share the maps of one row of source errors),
+// SENDER_PITCH (floats from what one of these has to say to the next), BLOCK (threads of a block), TEAM (of a team).
 // Every function is called by all threads of the team, between barriers of it that the caller places.
-#include "conv.cuh"
-#include "tensor.cuh"
+#include "tuned_maps.cuh"
 
-constexpr int WARPS = TEAM / 32;
-constexpr int AREA = ROWS * COLUMNS, TERMS = CHANNELS * KERNEL * KERNEL;
 constexpr int SOURCE_SIZE = CHANNELS * HEIGHT * WIDTH;
-constexpr int OUT_ROWS = ROWS / WINDOW, OUT_COLUMNS = COLUMNS / WINDOW;
-constexpr int OUT_AREA = OUT_ROWS * OUT_COLUMNS, TARGET_SIZE = MAPS * OUT_AREA;
-constexpr int PARAMETERS = MAPS * TERMS + MAPS;
-constexpr int ACROSS = (MAPS + 7) / 8;                                    // tiles of maps
-constexpr int TERM_EIGHTS = (TERMS + 7) / 8, AREA_EIGHTS = (AREA + 7) / 8;
-constexpr int POSITION_TILES = (AREA + 15) / 16, TERM_TILES = (TERMS + 1 + 15) / 16;  // the bias is a term, always 1
-constexpr int OWN_TILES = (TERM_TILES + GROUPS - 1) / GROUPS;
-constexpr int GRADIENT_PITCH = TERM_TILES * 16 + 4;
+constexpr int TERM_EIGHTS = (TERMS + 7) / 8;
 constexpr bool SHORT_ROWS = COLUMNS <= 32 && WIDTH <= 32;  // a row fits a thread's registers
-
-// A warp's share of the gradient, (terms, maps), kept in registers over all images of a step.
-struct Sums {
-  Fragment tile[OWN_TILES][ACROSS];
-};
-
-#include "tuned_pool.cuh"
 
 // From a position's first source unit to that of a term; a term there is none of may be any (its weight is 0).
 __device__ __forceinline__ int term_place(int term) {
@@ -44,7 +26,8 @@ __device__ __forceinline__ int position_place(int position) {
   return (at / COLUMNS * WIDTH + at % COLUMNS) * STRIDE;
 }
 
-// source (SOURCE_SIZE,) -> target (TARGET_SIZE,). held: weight (MAPS, TERMS), then bias (MAPS,). scratch: SHARES * MAPS * FULL_PITCH floats.
+// source (SOURCE_SIZE,) -> target (TARGET_SIZE,). held: weight (MAPS, TERMS), then bias (MAPS,).
+// scratch: SHARES * MAPS * FULL_PITCH floats.
 __device__ __forceinline__ void forward(const float* source, const float* held, float* target,
                                         unsigned char* winners, float* full, float* scratch) {
   constexpr int TASKS = (POSITION_TILES + DOWN - 1) / DOWN;
@@ -64,26 +47,15 @@ __device__ __forceinline__ void forward(const float* source, const float* held, 
             const float* weight = held + min(n * 8 + map, MAPS - 1) * TERMS + eight * 8 + pair;
             return {eight * 8 + pair < TERMS ? weight[0] : 0.0f, eight * 8 + pair + 4 < TERMS ? weight[4] : 0.0f};
           });
-UNROLL
-    for (int m = 0; m < DOWN; m++)
-UNROLL
-      for (int n = 0; n < ACROSS; n++)
-UNROLL
-        for (int i = 0; i < 4; i++) {
-          const int position = position0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
-          if ((AREA % (DOWN * 16) == 0 || position < AREA) && (MAPS % 8 == 0 || map < MAPS))
-            scratch[(share * MAPS + map) * FULL_PITCH + position] = sum[m][n].at[i];
-        }
+    put_sums(sum, position0, scratch + share * MAPS * FULL_PITCH);
   }
   team_barrier();
   finish(held + MAPS * TERMS, target, winners, full, scratch);
 }
 
-__device__ __forceinline__ void clear(Sums& sums) { ::clear(sums.tile); }
-
 // sums += this image's share of the gradient of the weights and, as the last term, of the bias.
 __device__ __forceinline__ void add_gradient(const float* source, const float* full, Sums& sums) {
-  const int warp = member() / 32, split = warp / GROUPS, term0 = warp % GROUPS * OWN_TILES * 16;
+  const int split = own_split(), term0 = first_term();
   if (split >= SPLITS) return;
   for (int eight = split; eight < AREA_EIGHTS; eight += SPLITS)
     multiply<false>(
@@ -103,25 +75,10 @@ __device__ __forceinline__ void add_gradient(const float* source, const float* f
 // partial (PARAMETERS,) = weight gradient (MAPS, TERMS), then bias gradient.
 // scratch: TEAMS * SPLITS * ACROSS * 8 * GRADIENT_PITCH floats. All threads of the block.
 __device__ __forceinline__ void write_gradient(Sums& sums, float* scratch, float* partial) {
-  const int warp = member() / 32, split = team() * SPLITS + warp / GROUPS, term0 = warp % GROUPS * OWN_TILES * 16;
-  if (warp / GROUPS < SPLITS)
-UNROLL
-    for (int m = 0; m < OWN_TILES; m++)
-UNROLL
-      for (int n = 0; n < ACROSS; n++)
-UNROLL
-        for (int i = 0; i < 4; i++) {
-          const int term = term0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
-          if (term <= TERMS) scratch[(split * ACROSS * 8 + map) * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
-        }
-  __syncthreads();
+  put_gradient(sums, scratch);
   for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
     const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS, term = i < MAPS * TERMS ? i % TERMS : TERMS;
-    float total = scratch[map * GRADIENT_PITCH + term];
-UNROLL
-    for (int other = 1; other < TEAMS * SPLITS; other++)
-      total += scratch[(other * ACROSS * 8 + map) * GRADIENT_PITCH + term];
-    partial[i] = total;
+    partial[i] = total_of(scratch, map, term);
   }
 }
 

@@ -4,30 +4,12 @@
 // and so for the gradient, where deltas are in the weights' place.
 // The image is words: each pixel and the one behind it as two BF16, so that any two neighbours are one load.
 // Needs what tuned_conv.cuh needs but SENDERS, and TERM_PITCH (words from a map's weights to the next one's).
-#include "conv.cuh"
-#include "tensor.cuh"
+#include "tuned_maps.cuh"
 
-constexpr int WARPS = TEAM / 32;
-constexpr int AREA = ROWS * COLUMNS, TERMS = CHANNELS * KERNEL * KERNEL;
-constexpr int OUT_ROWS = ROWS / WINDOW, OUT_COLUMNS = COLUMNS / WINDOW;
-constexpr int OUT_AREA = OUT_ROWS * OUT_COLUMNS, TARGET_SIZE = MAPS * OUT_AREA;
-constexpr int PARAMETERS = MAPS * TERMS + MAPS;
-constexpr int ACROSS = (MAPS + 7) / 8;  // tiles of maps
-constexpr int AREA_EIGHTS = (AREA + 7) / 8;
-constexpr int POSITION_TILES = (AREA + 15) / 16, TERM_TILES = (TERMS + 1 + 15) / 16;  // the bias is a term, always 1
-constexpr int OWN_TILES = (TERM_TILES + GROUPS - 1) / GROUPS;
-constexpr int GRADIENT_PITCH = TERM_TILES * 16 + 4;
 // Pairs of neighbours along a row: of weights forward, of positions for the gradient. A row's last may be half empty.
 constexpr int WEIGHT_PAIRS = (KERNEL + 1) / 2, TERM_PAIRS = CHANNELS * KERNEL * WEIGHT_PAIRS;
 constexpr int COLUMN_PAIRS = (COLUMNS + 1) / 2, AREA_PAIRS = ROWS * COLUMN_PAIRS;
 constexpr int TERM_SIXTEENTHS = (TERM_PAIRS + 7) / 8, AREA_SIXTEENTHS = (AREA_PAIRS + 7) / 8;
-
-// A warp's share of the gradient, (terms, maps), kept in registers over all images of a step.
-struct Sums {
-  Fragment tile[OWN_TILES][ACROSS];
-};
-
-#include "tuned_pool.cuh"
 
 // held: words (3, MAPS, TERM_PITCH) of the weights, then (MAPS,) what is added to the sums. raw: the parameters, in
 // shared memory
@@ -81,26 +63,15 @@ UNROLL
             for (int part = 0; part < 3; part++)
               words[part] = weights[(part * MAPS + min(n * 8 + map, MAPS - 1)) * TERM_PITCH + sixteenth * 8 + pair];
           });
-UNROLL
-    for (int m = 0; m < DOWN; m++)
-UNROLL
-      for (int n = 0; n < ACROSS; n++)
-UNROLL
-        for (int i = 0; i < 4; i++) {
-          const int position = position0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
-          if ((AREA % (DOWN * 16) == 0 || position < AREA) && (MAPS % 8 == 0 || map < MAPS))
-            scratch[map * FULL_PITCH + position] = sum[m][n].at[i];
-        }
+    put_sums(sum, position0, scratch);
   }
   team_barrier();
   finish(held + 3 * MAPS * TERM_PITCH, target, winners, full, scratch, 1.0f / deviation);
 }
 
-__device__ __forceinline__ void clear(Sums& sums) { ::clear(sums.tile); }
-
 // sums += this image's share: deltas x bytes and, as the last term, deltas.
 __device__ __forceinline__ void add_gradient(const float* image, const float* full, Sums& sums) {
-  const int warp = member() / 32, split = warp / GROUPS, term0 = warp % GROUPS * OWN_TILES * 16;
+  const int split = own_split(), term0 = first_term();
   if (split >= SPLITS) return;
   const unsigned* pixels = reinterpret_cast<const unsigned*>(image);
 #pragma unroll 2
@@ -133,27 +104,10 @@ __device__ __forceinline__ void add_gradient(const float* image, const float* fu
 // scratch: TEAMS * SPLITS * ACROSS * 8 * GRADIENT_PITCH floats. All threads of the block.
 __device__ __forceinline__ void write_gradient(Sums& sums, float* scratch, float* partial, float mean,
                                                float deviation) {
-  const int warp = member() / 32, split = team() * SPLITS + warp / GROUPS, term0 = warp % GROUPS * OWN_TILES * 16;
-  if (warp / GROUPS < SPLITS)
-UNROLL
-    for (int m = 0; m < OWN_TILES; m++)
-UNROLL
-      for (int n = 0; n < ACROSS; n++)
-UNROLL
-        for (int i = 0; i < 4; i++) {
-          const int term = term0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
-          if (term <= TERMS) scratch[(split * ACROSS * 8 + map) * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
-        }
-  __syncthreads();
+  put_gradient(sums, scratch);
   for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
     const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS;
-    float bytes = 0.0f, deltas = 0.0f;
-UNROLL
-    for (int other = 0; other < TEAMS * SPLITS; other++) {
-      const float* sum = scratch + (other * ACROSS * 8 + map) * GRADIENT_PITCH;
-      if (i < MAPS * TERMS) bytes += sum[i % TERMS];
-      deltas += sum[TERMS];
-    }
-    partial[i] = i < MAPS * TERMS ? (bytes - mean * deltas) / deviation : deltas;
+    const float deltas = total_of(scratch, map, TERMS);
+    partial[i] = i < MAPS * TERMS ? (total_of(scratch, map, i % TERMS) - mean * deltas) / deviation : deltas;
   }
 }

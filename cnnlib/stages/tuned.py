@@ -1,8 +1,9 @@
 """Stage 5: what is left of a step when launches, host round trips and gathering are gone.
 
 The data set lies on the GPU as bytes and a whole epoch is one launch. Every block takes its images
-through the network alone, with the weights in its shared memory; then every block updates a share
-of the weights. A network whose maps do not fit a block is trained by the kernels of stage ring.
+through the network, with the weights in its shared memory as far as they fit; then every block
+updates a share of the weights. Tensor cores multiply, to float32's accuracy (kernels/tensor.cuh).
+A network whose maps do not fit a block is trained by the kernels of stage ring.
 """
 
 import math

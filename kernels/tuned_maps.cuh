@@ -1,5 +1,70 @@
-// Stage tuned: what follows a convolution's sums, and how errors come back to them; part of tuned_conv.cuh and
-// tuned_first.cuh, whose constants it needs.
+// Stage tuned: what convolutions do with their sums, whatever they are sums of: part of tuned_conv.cuh and
+// tuned_first.cuh, which say what it needs.
+#include "conv.cuh"
+#include "tensor.cuh"
+
+constexpr int WARPS = TEAM / 32;
+constexpr int AREA = ROWS * COLUMNS, TERMS = CHANNELS * KERNEL * KERNEL;
+constexpr int OUT_ROWS = ROWS / WINDOW, OUT_COLUMNS = COLUMNS / WINDOW;
+constexpr int OUT_AREA = OUT_ROWS * OUT_COLUMNS, TARGET_SIZE = MAPS * OUT_AREA;
+constexpr int PARAMETERS = MAPS * TERMS + MAPS;
+constexpr int ACROSS = (MAPS + 7) / 8;  // tiles of maps
+constexpr int AREA_EIGHTS = (AREA + 7) / 8;
+constexpr int POSITION_TILES = (AREA + 15) / 16, TERM_TILES = (TERMS + 1 + 15) / 16;  // the bias is a term, always 1
+constexpr int OWN_TILES = (TERM_TILES + GROUPS - 1) / GROUPS;
+constexpr int GRADIENT_PITCH = TERM_TILES * 16 + 4;
+
+// A warp's share of the gradient, (terms, maps), kept in registers over all images of a step.
+struct Sums {
+  Fragment tile[OWN_TILES][ACROSS];
+};
+
+__device__ __forceinline__ void clear(Sums& sums) { ::clear(sums.tile); }
+
+// The first term of the calling warp's share, and which part of the positions it sums; beyond SPLITS it has none.
+__device__ __forceinline__ int first_term() { return member() / 32 % GROUPS * OWN_TILES * 16; }
+__device__ __forceinline__ int own_split() { return member() / 32 / GROUPS; }
+
+// scratch (MAPS, FULL_PITCH) = a warp's sums of the positions from position0 on
+__device__ __forceinline__ void put_sums(const Fragment (&sum)[DOWN][ACROSS], int position0, float* scratch) {
+UNROLL
+  for (int m = 0; m < DOWN; m++)
+UNROLL
+    for (int n = 0; n < ACROSS; n++)
+UNROLL
+      for (int i = 0; i < 4; i++) {
+        const int position = position0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
+        if ((AREA % (DOWN * 16) == 0 || position < AREA) && (MAPS % 8 == 0 || map < MAPS))
+          scratch[map * FULL_PITCH + position] = sum[m][n].at[i];
+      }
+}
+
+// scratch (TEAMS, SPLITS, ACROSS * 8, GRADIENT_PITCH) = every warp's share of the gradient, of every team; a barrier of
+// the block ends it.
+__device__ __forceinline__ void put_gradient(const Sums& sums, float* scratch) {
+  if (own_split() < SPLITS) {
+    float* own = scratch + (team() * SPLITS + own_split()) * ACROSS * 8 * GRADIENT_PITCH;
+UNROLL
+    for (int m = 0; m < OWN_TILES; m++)
+UNROLL
+      for (int n = 0; n < ACROSS; n++)
+UNROLL
+        for (int i = 0; i < 4; i++) {
+          const int term = first_term() + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
+          if (term <= TERMS) own[map * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
+        }
+  }
+  __syncthreads();
+}
+
+// The gradient of a map's term, all shares of it.
+__device__ __forceinline__ float total_of(const float* scratch, int map, int term) {
+  float total = 0.0f;
+UNROLL
+  for (int share = 0; share < TEAMS * SPLITS; share++)
+    total += scratch[(share * ACROSS * 8 + map) * GRADIENT_PITCH + term];
+  return total;
+}
 
 constexpr bool PAIRED = WINDOW % 2 == 0 && COLUMNS % 2 == 0 && FULL_PITCH % 2 == 0;  // a window's rows are whole Twos
 
