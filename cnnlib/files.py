@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import os
@@ -95,3 +96,40 @@ def read_arrays(path: Path | str, names: Collection[str], what: str) -> dict[str
     ) as error:  # fmt: skip
         # what zipfile and numpy raise for files that are not theirs, or no longer
         raise DataError(f"{what} {path} is damaged: {error or type(error).__name__}") from None
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Nobody else who asks for it works on `path` meanwhile: a lock on .lock-NAME beside it.
+
+    Raises UserError if somebody does. Where no lock can be had (a file system without them, a
+    folder that cannot be written) there is none: what is wrong will be said when `path` is written.
+    """
+    lock = path.with_name(f".lock-{path.name}")
+    try:
+        handle = _open_locked(lock)
+    except BlockingIOError:
+        raise UserError(f"{path} is in use: another training is saved there") from None
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is ours
+        os.close(handle)
+
+
+def _open_locked(lock: Path) -> int:
+    """The file, which nobody else has locked. Raises OSError."""
+    while True:
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # whoever had it may have removed it between the two calls
+            if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)

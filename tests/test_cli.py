@@ -1,5 +1,6 @@
 """The command line: what commands do, what they say of bad input, and how they are interrupted."""
 
+import fcntl
 import os
 import pty
 import re
@@ -518,6 +519,17 @@ def test_a_network_beyond_any_memory(home: Home) -> None:
     home.write(toy_config(networks={"small": layers}))
     assert "memory" in home.fails(*TRAIN)
     assert home(*MEASURE).startswith("gemm, batch 8: does_not_fit, on ")
+
+
+def test_two_trainings_do_not_share_a_checkpoint(home: Home) -> None:
+    with open(".lock-c.npz", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert "c.npz is in use: another training is saved there" in home.fails(
+            *TRAIN, "--checkpoint", "c.npz"
+        )
+        assert not Path("c.npz").exists()
+    home(*TRAIN, "--epochs", "1", "--checkpoint", "c.npz")
+    assert Path("c.npz").exists()
 
 
 def test_a_full_disk(home: Home) -> None:

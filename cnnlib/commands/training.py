@@ -1,5 +1,6 @@
 """Commands that train a network and that use one."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -55,6 +56,7 @@ def train(
     the present second of work, with the checkpoint saved.
     """
     from cnnlib.config import load_config
+    from cnnlib.files import alone
     from cnnlib.stages import find_stage
     from cnnlib.stopping import asked_to_stop
     from cnnlib.training import accuracy, open_engine, open_place, start, train_epochs
@@ -74,6 +76,7 @@ def train(
     loaded = load_data(settings, dataset, data)
     total, seed = settings.training.epochs, settings.training.seed
     with (
+        alone(checkpoint) if checkpoint is not None else contextlib.nullcontext(),
         open_place(chosen, settings) as place,
         open_engine(chosen, settings, built, loaded, batch_size, place) as engine,
     ):
