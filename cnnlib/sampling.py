@@ -140,12 +140,13 @@ def read_until_told(connection: Connection, process: int, interval: float) -> No
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with contextlib.suppress(Exception):  # takes a while, and the first reading waits for it
+    gpu: Gpu | None = None
+    # a look at what costs nothing, for runs that are over before NVML has begun
+    readings = [Reading(at=time.perf_counter(), host_memory_mib=host_memory(process))]
+    with contextlib.suppress(Exception):  # takes a while: before there is a GPU to look at
         import pynvml
 
         pynvml.nvmlInit()
-    gpu: Gpu | None = None
-    readings: list[Reading] = []
     due = time.perf_counter()
     while os.getppid() == process:
         try:
