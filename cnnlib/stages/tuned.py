@@ -218,20 +218,23 @@ class TunedFirst(TunedConv):
 
     def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
         super().__init__(planned, stage, threads, images)
-        pairs = self.channels * self.conv.kernel * tiles(self.conv.kernel, 2)
-        self.term_pitch = tiles(pairs, 8) * 8 + 4
+        self.term_pitch = tiles(self._pairs, 8) * 8 + 4
+
+    @property
+    def _pairs(self) -> int:
+        """Of neighbouring weights of a map; a row's last may be half empty."""
+        return self.channels * self.conv.kernel * tiles(self.conv.kernel, 2)
 
     def constants(self) -> Mapping[str, int | str]:
         return {**super().constants(), "TERM_PITCH": self.term_pitch}
 
     def _forward_cost(self, down: int, shares: int) -> float:
-        pairs = self.channels * self.conv.kernel * tiles(self.conv.kernel, 2)
         if down * self.across * 4 > MOST_SUMS or shares > 1:
             return math.inf
         tasks = tiles(tiles(self.area, 16), down)
         return (
             tiles(tasks, self.threads.warps)
-            * tiles(pairs, 8)
+            * tiles(self._pairs, 8)
             * cycles(min(tasks, self.threads.warps), down, self.across)
         )
 
