@@ -241,7 +241,9 @@ class WholeStepEngine(DeviceEngine):
         """
         saved = self.parameters, self.velocity
         args = self._images, self._labels, self._batch_order, self.setup.batch_size
-        phase = self._time(self._take_images(*args, TRAIN))
+        take_images = self._take_images(*args, TRAIN)
+        take_images()  # a first launch finds nothing where it will be
+        phase = self._time(take_images)
         update = self._time(self._update(self.setup.batch_size, apply=True))
         shares = self._watch(args)
         self.parameters, self.velocity = saved
