@@ -240,11 +240,10 @@ def alive(pid):
 
 class TransposedKernel(gemm.MatrixConv):
     def forward(self):
-        weight = self.parameters["weight"]
-        upright = weight.copy()
-        weight[...] = upright.swapaxes(2, 3)
+        upright = self.parameters  # shared with the other lanes: not to be written
+        self.parameters = upright | {"weight": upright["weight"].swapaxes(2, 3)}
         super().forward()
-        weight[...] = upright
+        self.parameters = upright
 
 
 class ForgottenBias(gemm.MatrixConv):
