@@ -34,6 +34,7 @@ for command in (
     measuring.measure,
     measuring.sweep,
     measuring.transfers,
+    measuring.race,
     probe.probe,
     examine.functions,
     examine.features,

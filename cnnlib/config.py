@@ -47,6 +47,10 @@ class Training(Section):
 
     learning_rate: Number = Field(gt=0)
     momentum: Number = Field(default=0.0, ge=0, lt=1)
+    schedule: Literal["constant", "one_cycle"] = "constant"
+    """one_cycle: the learning rate rises from 0 in the first steps and falls to 0 in all others."""
+    warmup: Number = Field(default=0.2, ge=0, le=1)
+    """Share of the steps in which it rises."""
     epochs: PositiveInt
     seed: int = Field(default=1, ge=0, lt=2**32)
 
@@ -91,6 +95,20 @@ class Measuring(Section):
     """Time for all measurements of the machine's own limits, about."""
 
 
+class Race(Section):
+    """One recipe, trained from many seeds: how soon it recognises `target` of the test images."""
+
+    dataset: Name
+    network: Name
+    stages: list[Name] = Field(min_length=1)
+    batch_size: PositiveInt
+    training: Training
+    seeds: PositiveInt = 30
+    """Trainings of each stage; the first has the seed of `training`, the next one more."""
+    target: Number = Field(default=0.99, gt=0, le=1)
+    """Mean test accuracy that counts as the finish."""
+
+
 class Config(Section):
     """Everything a user can change."""
 
@@ -101,6 +119,7 @@ class Config(Section):
     training: Training
     sweep: Sweep
     measuring: Measuring = Measuring()
+    race: Race | None = None
     figures: list[Name] | None = None
     """Names of workflow/figures/NAME.py to draw; all of them if not given."""
 
@@ -146,6 +165,14 @@ def parse_config(settings: Any, place: str = "config") -> Config:
         raise ConfigError(f"sweep asks for {count:,} runs; at most {MOST_RUNS:,}")
     for name, layers in config.networks.items():
         parse_layers(name, layers)
+    if (race := config.race) is not None:
+        config.network(race.network, race.dataset, "race.network")
+        images = config.dataset(race.dataset, "race.dataset").train_count
+        if images is not None and race.batch_size > images:
+            raise ConfigError(
+                f"race.batch_size {race.batch_size} is larger than data set '{race.dataset}' "
+                f"({images} training images)"
+            )
     for dataset in sweep.datasets:
         images = config.dataset(dataset, "sweep.datasets").train_count
         for batch_size in sweep.batch_sizes:
@@ -201,6 +228,7 @@ def _model_at(error: ValidationError) -> type[BaseModel] | None:
         "training": Training,
         "sweep": Sweep,
         "measuring": Measuring,
+        "race": Race,
     }
     if not path:
         return Config

@@ -63,6 +63,10 @@ def check_experiment(config: Config) -> Config:
         for dataset in config.sweep.datasets:
             for network in config.sweep.networks:
                 plan(stage, config.network(network, dataset, "sweep.networks"))
+    if (race := config.race) is not None:
+        course = config.network(race.network, race.dataset, "race.network")
+        for name in race.stages:
+            plan(find_stage(name, "race.stages"), course)
     return config
 
 

@@ -47,17 +47,18 @@ def trained(
 ) -> Array:
     """Parameters after training.epochs, or as much of it as measuring.budget_seconds allow."""
     ends = time.perf_counter() + config.measuring.budget_seconds
-    count, seed = len(dataset.train_labels), seed_of(config, 1)
-    part = max(1, count // batch_size // 20) * batch_size
+    count, seed, epochs = len(dataset.train_labels), seed_of(config, 1), config.training.epochs
+    steps = count // batch_size
+    part = max(1, steps // 20)
     with open_engine(gemm.STAGE, config, network, dataset, batch_size, place) as engine:
         start(engine, seed)
-        for epoch in range(1, config.training.epochs + 1):
+        for epoch in range(1, epochs + 1):
             order = epoch_order(count, seed, epoch)
-            for first in range(0, count - batch_size + 1, part):
+            rates = engine.setup.schedule.rates(epoch, epochs, steps)
+            for first in range(0, steps, part):
+                last = min(first + part, steps)
                 if time.perf_counter() < ends:
-                    stretch = order[first : first + part]
-                    if len(stretch) >= batch_size:
-                        engine.train(stretch)
+                    engine.train(order[first * batch_size : last * batch_size], rates[first:last])
         return engine.parameters.astype(np.float64)
 
 

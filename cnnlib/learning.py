@@ -93,7 +93,9 @@ def _stops(engine: Engine, count: int, seed: int, epochs: int) -> Iterator[tuple
             epoch, first = divmod(done, steps)
             began = time.perf_counter()
             order = epoch_order(count, seed, epoch + 1)
-            engine.train(order[first * size : (first + pause - done) * size])
+            rates = engine.setup.schedule.rates(epoch + 1, epochs, steps)
+            last = first + pause - done
+            engine.train(order[first * size : last * size], rates[first:last])
             seconds += time.perf_counter() - began
             done = pause
         yield done * size, seconds

@@ -280,7 +280,7 @@ def _measure(
     rows.validated = True
     sampler.phase("warm_up")
     start(engine, rows.seed)
-    seconds_per_image = _warm_up(config, engine, dataset, rows.seed)
+    seconds_per_image = warm_up(config, engine, dataset, rows.seed)
     start(engine, rows.seed)
     whole = seconds_per_image * len(dataset.train_labels) * config.training.epochs
     sampler.phase("train")
@@ -328,7 +328,7 @@ def _afterwards(
     return images
 
 
-def _warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> float:
+def warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> float:
     """Train for warmup_seconds, at least one step; seconds per image of the last steps."""
     size = engine.setup.batch_size
     order = epoch_order(len(dataset.train_labels), seed, 0)
@@ -410,4 +410,4 @@ def _settled(times: list[float]) -> bool:
     return (upper - lower) / math.sqrt(len(times)) < SMALL_SPREAD * middle
 
 
-__all__ = ["ValidationFailed", "measure"]
+__all__ = ["ValidationFailed", "measure", "warm_up"]

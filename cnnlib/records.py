@@ -109,6 +109,18 @@ TABLES: dict[str, dict[str, type]] = {
         "idle_watts": float,
         **STANDING,
     },
+    # One row an epoch of one training of the race, `train_seconds` since it began; the mean of
+    # test_accuracy over all trainings, when they end, is to be target_accuracy.
+    "race": {
+        **IDENTITY,
+        "epoch": int,
+        "images": int,
+        "train_seconds": float,
+        "loss": float,
+        "test_accuracy": float,
+        "target_accuracy": float,
+        **STANDING,
+    },
     # One row a point of a training, after `images` images and `train_seconds` of training.
     "learning": {
         **IDENTITY,

@@ -110,6 +110,7 @@ def open_engine(
         batch_size=batch_size,
         learning_rate=config.training.learning_rate,
         momentum=config.training.momentum,
+        warmup=config.training.warmup if config.training.schedule == "one_cycle" else None,
         mean=dataset.mean,
         deviation=dataset.deviation,
         resident_images=config.measuring.resident_images,
@@ -171,7 +172,7 @@ def train_epochs(
     steps = count // size
     state = State()
     if checkpoint is not None and checkpoint.exists():
-        state = load_checkpoint(checkpoint, engine, count, seed)
+        state = load_checkpoint(checkpoint, engine, count, seed, epochs)
     saved = time.monotonic()
     in_blocks = checkpoint is not None or report is not None
     unit, images = (engine.unit if in_blocks else size), steps * size
@@ -179,11 +180,12 @@ def train_epochs(
     while state.epoch <= epochs:
         began = time.perf_counter()
         order = epoch_order(count, seed, state.epoch)
+        rates = engine.setup.schedule.rates(state.epoch, epochs, steps)
         while state.images_done < images:
             # Blocks are whole units, so that a resumed epoch sees the same batches.
             end = min(state.images_done + block, images)
-            part = order[state.images_done : end]
-            loss = engine.train_units(part) if in_blocks else engine.train(part) * steps
+            part, due = order[state.images_done : end], rates[state.step : end // size]
+            loss = engine.train_units(part, due) if in_blocks else engine.train(part, due) * steps
             now = time.perf_counter()
             elapsed, began = now - began, now
             state.seconds += elapsed
@@ -199,7 +201,7 @@ def train_epochs(
             number = stop()
             late = time.monotonic() - saved > seconds_between
             if checkpoint is not None and (late or number):
-                save_checkpoint(checkpoint, engine, count, seed, state, notes())
+                save_checkpoint(checkpoint, engine, count, seed, epochs, state, notes())
                 saved = time.monotonic()
             if number:
                 raise Stopped(number, checkpoint is not None)
@@ -212,7 +214,7 @@ def train_epochs(
         if done.diverged:
             return
         if checkpoint is not None:
-            save_checkpoint(checkpoint, engine, count, seed, state, notes())
+            save_checkpoint(checkpoint, engine, count, seed, epochs, state, notes())
             saved = time.monotonic()
 
 
@@ -224,7 +226,7 @@ def accuracy(engine: Engine, images: Bytes, labels: Bytes) -> float:
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 
-def _training(engine: Engine, count: int, seed: int) -> dict[str, Any]:
+def _training(engine: Engine, count: int, seed: int, epochs: int) -> dict[str, Any]:
     """All that decides how a training goes on from a given state, but for the images themselves."""
     setup = engine.setup
     layers = [{layer.kind: layer.model_dump()} for layer in engine.network.layers]
@@ -235,6 +237,9 @@ def _training(engine: Engine, count: int, seed: int) -> dict[str, Any]:
         "batch_size": setup.batch_size,
         "learning_rate": setup.learning_rate,
         "momentum": setup.momentum,
+        # A cycle ends with its last epoch; a training at one rate may go on for more of them.
+        "warmup": math.inf if setup.warmup is None else setup.warmup,
+        "epochs": 0 if setup.warmup is None else epochs,
         "mean": setup.mean,
         "deviation": setup.deviation,
         "images": count,
@@ -243,7 +248,13 @@ def _training(engine: Engine, count: int, seed: int) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    path: Path, engine: Engine, count: int, seed: int, state: State, notes: str = ""
+    path: Path,
+    engine: Engine,
+    count: int,
+    seed: int,
+    epochs: int,
+    state: State,
+    notes: str = "",
 ) -> None:
     """Parameters, velocity, unfinished step and position, as a whole file, with the caller's notes;
     the old one stays until it is there.
@@ -256,18 +267,18 @@ def save_checkpoint(
             unfinished=engine.unfinished,
             cores=usable_cores(),
             notes=notes,
-            **_training(engine, count, seed),
+            **_training(engine, count, seed, epochs),
             **vars(state),
         )
 
 
-def load_checkpoint(path: Path, engine: Engine, count: int, seed: int) -> State:
+def load_checkpoint(path: Path, engine: Engine, count: int, seed: int, epochs: int) -> State:
     """Put a checkpoint's parameters and velocity into `engine` and return its position.
 
     Warns when it was made with another number of cores, by which sums of several cores may round
     otherwise. Raises DataError naming the file when it is damaged or belongs to another training.
     """
-    wanted = _training(engine, count, seed)
+    wanted = _training(engine, count, seed, epochs)
     fields = vars(State())
     names = [*wanted, *fields, "parameters", "velocity", "unfinished", "cores"]
     saved = read_arrays(path, names, "checkpoint")

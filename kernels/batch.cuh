@@ -33,12 +33,12 @@ ENTRY(softmax_cross_entropy)
   }
 }
 
-// v <- momentum v + g, w <- w - learning_rate v over the flat parameter vector.
+// v <- momentum v + g, w <- w - learning_rate v over the flat parameter vector. learning_rate (1,).
 ENTRY(update_parameters)
 (float* __restrict__ parameters, float* __restrict__ velocity, const float* __restrict__ gradient,
- float learning_rate, float momentum, int count) {
+ const float* __restrict__ learning_rate, float momentum, int count) {
   for (int i : grid_range(count))
-    descend(parameters[i], velocity[i], gradient[i], learning_rate, momentum);
+    descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum);
 }
 
 // The same update where operators left their gradients as partial sums, one of each group of images.
@@ -49,7 +49,7 @@ ENTRY(update_parameters)
 ENTRY(sum_and_update)
 (float* __restrict__ parameters, float* __restrict__ velocity, float* __restrict__ gradient,
  const float* __restrict__ partials, const int* __restrict__ segments, int segment_count,
- float learning_rate, float momentum, int apply, int shares, int count) {
+ const float* __restrict__ learning_rate, float momentum, int apply, int shares, int count) {
   SHARED(float, sums, 256);
   // Sum of every shares-th partial of weight i; *partial becomes whether it has any.
   const auto sum_partials = [&](int i, int share, bool* partial) {
@@ -66,7 +66,7 @@ ENTRY(sum_and_update)
   };
   const auto finish = [&](int i, bool partial, float sum) {
     if (partial) gradient[i] = sum;
-    if (apply) descend(parameters[i], velocity[i], gradient[i], learning_rate, momentum);
+    if (apply) descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum);
   };
   if (shares == 1) {
     for (int i : grid_range(count)) {

@@ -271,29 +271,30 @@ ENTRY_BOUNDED(watch_images, BLOCK)
 }
 
 ENTRY_BOUNDED(update, BLOCK)
-(float* parameters, float* traces, float* partials, float* velocity, float* gradient, float learning_rate,
+(float* parameters, float* traces, float* partials, float* velocity, float* gradient, const float* learning_rate,
  float momentum, int apply, int count) {
   SHARED_LARGE(Quad, quads_held, network::SHARED_QUADS);
   Step step = {};
   step.traces = traces, step.partials = partials, step.count = count;
-  update(step, {parameters, velocity, apply ? nullptr : gradient, learning_rate, momentum},
+  update(step, {parameters, velocity, apply ? nullptr : gradient, *learning_rate, momentum},
          reinterpret_cast<float*>(quads_held));
 }
 
 #ifdef __CUDACC__
 
-// `steps` whole steps in one launch. order (steps, count). All blocks must be resident; `arrived` and `failed` begin
+// `steps` whole steps in one launch. order (steps, count), learning_rates (steps,). All blocks must be resident; `arrived` and `failed` begin
 // as 0, and `failed` ends as 1 when they were not.
 ENTRY_BOUNDED(train, BLOCK)
 (const unsigned char* images, const unsigned char* labels, const int* order, float* parameters, float* traces,
  float* partials, float* outputs, float* losses, float* stash, float mean, float deviation, int count, float* velocity,
- float learning_rate, float momentum, int steps, unsigned* arrived, unsigned* failed) {
+ const float* learning_rates, float momentum, int steps, unsigned* arrived, unsigned* failed) {
   SHARED_LARGE(Quad, quads_held, network::SHARED_QUADS);
   float* shared = reinterpret_cast<float*>(quads_held);
   Step step = {images, labels, order, parameters, traces, partials, outputs, losses, stash, mean, deviation, count};
   Block block(step, shared, steps);
   unsigned wanted = 0;
   for (int s = 0; s < steps; s++, step.order += count) {
+    const float learning_rate = learning_rates[s];  // asked for long before it is needed
     take_images(step, TRAIN, shared, block, Unwatched());
     if (!wait_for_grid(arrived, failed, wanted += gridDim.x)) return;
     update(step, {parameters, velocity, nullptr, learning_rate, momentum}, shared);

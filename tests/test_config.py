@@ -119,6 +119,8 @@ def test_the_shipped_config_is_good() -> None:
         (changed("training.learning_rate", float("nan")), r"training\.learning_rate: "),
         (changed("training.learning_rate", float("inf")), r"training\.learning_rate: .*finite"),
         (changed("training.momentum", 1), r"training\.momentum: .*less than 1"),
+        (changed("training.schedule", "cosine"), r"training\.schedule: .*'one_cycle'"),
+        (changed("training.warmup", 1.5), r"training\.warmup: .*less than or equal to 1"),
         (changed("training.epochs", 1.5), r"training\.epochs: .*integer"),
         (changed("training.epochs", True), r"training\.epochs: .*integer"),
         (changed("training.epochs", "3"), r"training\.epochs: .*integer.*'3'"),

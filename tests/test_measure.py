@@ -156,9 +156,9 @@ class Recording(naive.OneByOne):
 
     asked: ClassVar[list[np.ndarray]] = []
 
-    def train(self, order: np.ndarray) -> float:
+    def train(self, order: np.ndarray, rates: np.ndarray | None = None) -> float:
         self.asked.append(order)
-        return super().train(order)
+        return super().train(order, rates)
 
 
 def test_the_order_is_that_of_the_seed(
@@ -192,7 +192,7 @@ def test_beyond_the_budget_it_is_scaled(data: Dataset, folder: Path) -> None:
 class Sleeping(naive.OneByOne):
     """Takes 2 ms for each image and 4 ms for an update, on any machine."""
 
-    def train(self, order: np.ndarray) -> float:
+    def train(self, order: np.ndarray, rates: np.ndarray | None = None) -> float:
         time.sleep(0.002 * len(order) + 0.004)
         return 1.0
 
@@ -322,7 +322,7 @@ class NotANumber(Wrong):
     def gradient(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
         return naive.OneByOne.gradient(self, images, labels)
 
-    def train(self, order: np.ndarray) -> float:
+    def train(self, order: np.ndarray, rates: np.ndarray | None = None) -> float:
         raise FloatingPointError("a NaN in conv1")
 
 
@@ -364,7 +364,7 @@ def test_what_the_user_asked_for_wrongly_is_no_failure(
 
 def hanging(how: Callable[[float], object]) -> type[naive.OneByOne]:
     class Hanging(naive.OneByOne):
-        def train(self, order: np.ndarray) -> float:
+        def train(self, order: np.ndarray, rates: np.ndarray | None = None) -> float:
             how(60.0)
             raise AssertionError("it was to be ended")
 

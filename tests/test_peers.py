@@ -58,6 +58,19 @@ def test_the_order_is_followed_and_what_is_left_over_dropped(stage) -> None:
 
 @each(HERE)
 @pytest.mark.usefixtures("installed")
+def test_learning_rates_change_with_the_steps(stage) -> None:
+    order, rates = np.random.default_rng(3).permutation(40), np.array([0.1, 0.4, 0.2, 0.01])
+    results = []
+    for each_stage in (stage, FAST_REFERENCE):
+        with training(each_stage, awkward(), 10, 40, momentum=0.5, warmup=0.3) as engine:
+            engine.train(order[:20], rates[:2])
+            engine.train(order[20:], rates[2:])
+            results.append(engine.parameters)
+    assert np.abs(results[0] - results[1]).max() < 1e-4
+
+
+@each(HERE)
+@pytest.mark.usefixtures("installed")
 def test_loading_trains_nothing(stage) -> None:
     network = awkward()
     with open_engine(stage, network, 4, momentum=0.9) as engine:

@@ -158,7 +158,7 @@ class Timed:
         clock = SimpleNamespace(perf_counter=lambda: self.now)
         monkeypatch.setattr(sampling, "time", clock)
 
-    def train(self, order: np.ndarray) -> float:
+    def train(self, order: np.ndarray, rates: np.ndarray | None = None) -> float:
         assert len(set(order.tolist())) == len(order)
         self.calls.append(len(order))
         self.now += self._seconds * len(order) / self.setup.batch_size

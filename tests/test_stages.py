@@ -55,6 +55,27 @@ def test_momentum(stage, network, device):
 
 @each_stage
 @each(SMALL)
+def test_every_step_has_its_learning_rate(stage, network, device):
+    """Also where only two steps' images are on the device at a time."""
+    images, labels = pictures(network, 6)
+    rates = np.array([0.5, 0.0, 0.25])
+    with training(stage, network, 2, 6, device, resident_images=4) as engine:
+        weights = engine.parameters
+        for _ in range(2):
+            engine.parameters = weights
+            engine.train(np.arange(6), rates)
+        after = engine.parameters
+        engine.parameters = weights
+        for step, rate in enumerate(rates):
+            part = slice(2 * step, 2 * step + 2)
+            _, gradient = engine.gradient(images[part], labels[part])
+            engine.parameters = engine.parameters - rate.astype(gradient.dtype) * gradient
+        assert after == pytest.approx(engine.parameters, rel=1e-5, abs=1e-7)
+        assert abs(after - weights).max() > 0.01
+
+
+@each_stage
+@each(SMALL)
 def test_what_is_left_over_is_dropped(stage, network, device):
     results = []
     for order in ([5, 1, 4, 2, 0, 3], [5, 1, 4, 2, 0, 3, 7, 6]):

@@ -324,8 +324,8 @@ def test_exact_rejects_the_last_of_equals():
 
 def test_five_steps_reject_a_wrong_rate():
     class WrongRate(gemm.BlockEngine):
-        def _update(self):
-            super()._update()
+        def _update(self, rate):
+            super()._update(rate)
             self._vector *= 0.999
 
     stage = dataclasses.replace(gemm.STAGE, engine=WrongRate)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Engine, Stage
 from cnnlib.errors import ConfigError, DataError, DeviceError
+from cnnlib.schedule import Schedule
 from cnnlib.stages import find_stage, naive
+from cnnlib.stopping import Stopped
 from cnnlib.training import (
     Epoch,
     Place,
@@ -170,9 +173,44 @@ def test_a_loss_that_is_not_finite_ends_it(data: Dataset, tmp_path: Path, stage:
     assert not checkpoint.exists()
 
 
+ONE_CYCLE = toy_config(training={"schedule": "one_cycle", "warmup": 0.25})
+
+
+@pytest.mark.parametrize("stage", ["naive", "gemm"])
+def test_one_cycle(data: Dataset, tmp_path: Path, stage: str) -> None:
+    """Step by step, in blocks and from a checkpoint the rates are those of the schedule."""
+    steps, checkpoint = COUNT // SIZE, tmp_path / "checkpoint.npz"
+    with opened(data, stage, config=ONE_CYCLE) as engine:
+        rates = Schedule(engine.setup.learning_rate, 0.25)
+        for epoch in (1, 2):
+            order, due = epoch_order(COUNT, SEED, epoch), rates.rates(epoch, 2, steps)
+            for step in range(steps):
+                engine.train(order[step * SIZE : (step + 1) * SIZE], due[step : step + 1])
+        expected = engine.parameters
+    with opened(data, stage, config=ONE_CYCLE) as engine:
+        list(train_epochs(engine, COUNT, 2, SEED))
+        np.testing.assert_allclose(engine.parameters, expected, rtol=1e-12)
+    seen = 0
+
+    def stop() -> int:
+        nonlocal seen
+        seen += 1
+        return signal.SIGTERM if seen == 2 else 0
+
+    with opened(data, stage, config=ONE_CYCLE) as engine, pytest.raises(Stopped):
+        list(train_epochs(engine, COUNT, 2, SEED, checkpoint=checkpoint, stop=stop))
+    with opened(data, stage, config=ONE_CYCLE) as engine:
+        list(train_epochs(engine, COUNT, 2, SEED, checkpoint=checkpoint))
+        np.testing.assert_allclose(engine.parameters, expected, rtol=1e-12)
+    with opened(data, stage, config=ONE_CYCLE) as engine:
+        problem = "another training: epochs differs"
+        with pytest.raises(DataError, match=problem):
+            list(train_epochs(engine, COUNT, 3, SEED, checkpoint=checkpoint))
+
+
 def saved_checkpoint(data: Dataset, path: Path) -> None:
     with opened(data) as engine:
-        save_checkpoint(path, engine, COUNT, SEED, State(epoch=2, step=3))
+        save_checkpoint(path, engine, COUNT, SEED, 2, State(epoch=2, step=3))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +220,7 @@ def saved_checkpoint(data: Dataset, path: Path) -> None:
         (dict(size=9), "batch_size"),
         (dict(config=toy_config(training={"learning_rate": 0.2})), "learning_rate"),
         (dict(config=toy_config(training={"momentum": 0.0})), "momentum"),
+        (dict(config=toy_config(training={"schedule": "one_cycle"})), "warmup"),
         (
             dict(
                 config=toy_config(

@@ -38,7 +38,7 @@ class Experiment:
         self.results = os.path.normpath(self.config.results)
         self.runs = experiment.runs(self.config)
         self.run_tables = records.RUN_TABLES
-        self.combined_tables = (*records.RUN_TABLES, *EXAMINED)
+        self.combined_tables = (*records.RUN_TABLES, *EXAMINED, "race")
         self.tables = modules.names("tables")
         self.figures = modules.names("figures")
         wanted = modules.chosen("figures", self.config.figures, "figures")
@@ -114,10 +114,13 @@ class Experiment:
         return Path(self.table("epochs")).exists() and not Path(self.results, "runs").exists()
 
     def missing(self, folder: str, name: str) -> list[str]:
-        """Raw tables that a figure or table needs and that given results lack; said once."""
-        if not self.tables_are_given:
-            return []
+        """Raw tables that a figure or table needs and that given results lack; said once.
+
+        Without results it is a race that the config may not have.
+        """
         raw = sorted(modules.raw_tables(folder, name))
+        if not self.tables_are_given:
+            return [table for table in raw if table == "race" and not self.config.race]
         lacking = [table for table in raw if not Path(self.table(table)).exists()]
         if lacking:
             print(
@@ -209,6 +212,21 @@ class Experiment:
             if find_stage(stage, "a rule").runs_on == EXAMINED[raw]
         ]
 
+    @property
+    def race_data(self) -> str:
+        """The race's images; a name that no rule makes where there is no race."""
+        return f"{self.results}/data/{self.config.race.dataset if self.config.race else '-'}.npz"
+
+    def race_settings(self, wildcards: Any) -> dict[str, Any]:
+        """Of all the settings, those that can change how this stage runs the race."""
+        race = dict(self.settings["race"])
+        del race["stages"]  # who else runs
+        return {
+            "race": race,
+            "network": self.layers(race["network"], race["dataset"]),
+            "device": self.settings["sweep"]["device"],
+        }
+
     def without_wildcards(self, *sections: str) -> dict[str, Any]:
         """Settings of a job that is not about one run."""
         return {section: self.settings[section] for section in sections}
@@ -219,6 +237,8 @@ class Experiment:
         """This table's rows of every run, in the order of the sweep."""
         if wildcards.raw in EXAMINED:
             return self.examined_files(wildcards.raw)
+        if wildcards.raw == "race" and self.config.race:
+            return [f"{self.results}/race/{stage}.csv" for stage in self.config.race.stages]
         return [f"{self.results}/{run.folder}/{wildcards.raw}.csv" for run in self.runs]
 
     def tables_of_table(self, wildcards: Any) -> list[str]:

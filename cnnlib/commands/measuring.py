@@ -144,6 +144,35 @@ def transfers(
     measure_transfers(settings, Run(dataset, network, stage, batch_size, 1), loaded, out)
 
 
+def race(
+    stage: Annotated[str, typer.Option(help="A stage of the ladder, or a peer.")],
+    data: Annotated[Path, typer.Option(help="The .npz file of the race's data set.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    config: ConfigFiles = CONFIG,
+) -> None:
+    """Train the recipe of the config's section race from all its seeds: accuracy against time."""
+    from statistics import fmean
+
+    from cnnlib import datasets
+    from cnnlib.experiment import load_experiment
+    from cnnlib.race import run_race, the_race
+
+    settings = load_experiment(config)
+    wanted = the_race(settings)
+    spec = settings.dataset(wanted.dataset, "race.dataset")
+    rows = run_race(settings, stage, datasets.load(wanted.dataset, data, spec), out)
+    last = [row for row in rows if row["epoch"] == wanted.training.epochs and row["status"] == "ok"]
+    text = f"{stage}: {len(last)} of {wanted.seeds} trainings"
+    if last:
+        text += (
+            f", {100 * fmean(row['test_accuracy'] for row in last):.2f} % on average after "
+            f"{1e3 * fmean(row['train_seconds'] for row in last):.4g} ms"
+        )
+    else:
+        text += f" ({rows[-1]['status']})"
+    typer.echo(f"{text}, on {rows[-1]['device']}")
+
+
 def summary(folder: Path) -> str:
     """One line on the run whose files lie in `folder`."""
     from statistics import median

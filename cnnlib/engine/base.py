@@ -19,6 +19,7 @@ from cnnlib.device import Device
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array, Layer, Shape
 from cnnlib.network import FLOAT, Arithmetic, Network
+from cnnlib.schedule import Schedule
 
 Bytes = NDArray[np.uint8]
 Order = NDArray[np.integer[Any]]
@@ -36,12 +37,19 @@ class Setup:
     network: Network
     batch_size: int
     learning_rate: float
+    """The peak of a cycle, and the rate of every step where a training gives no others."""
     momentum: float = 0.0
+    warmup: float | None = None
+    """Of a schedule of one cycle; None: the learning rate is constant."""
     mean: float = 0.0
     deviation: float = 1.0
     resident_images: int | Literal["auto"] = "auto"
     on: str = "cpu"
     """Kind of device (as in records) for engines that find theirs themselves: cpu or cuda."""
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.learning_rate, self.warmup)
 
 
 @dataclass(frozen=True)
@@ -252,9 +260,10 @@ class Engine(ABC):
         """Make images (N, C, H, W) and labels (N,) the training set; not timed."""
 
     @abstractmethod
-    def train(self, order: Order) -> float:
+    def train(self, order: Order, rates: Array | None = None) -> float:
         """Train on the batches of `order` (indices into the training set); mean loss of them.
 
+        `rates` are the learning rates of the steps, (steps,); setup.learning_rate if not given.
         Returns when the last update is visible to the host.
         """
 
@@ -263,9 +272,16 @@ class Engine(ABC):
         """Images that are trained on together: a training can be interrupted between two units."""
         return self.setup.batch_size
 
-    def train_units(self, order: Order) -> float:
-        """Train on whole units; the sum of the mean losses of the steps that ended in it."""
-        return self.train(order) * (len(order) // self.setup.batch_size)
+    def train_units(self, order: Order, rates: Array | None = None) -> float:
+        """Train on whole units; the sum of the mean losses of the steps that ended in it.
+
+        `rates` are those of these steps.
+        """
+        return self.train(order, rates) * (len(order) // self.setup.batch_size)
+
+    def rates_of(self, steps: int, rates: Array | None) -> Array:
+        """`rates`, or those of a constant schedule: (steps,)."""
+        return np.full(steps, self.setup.learning_rate) if rates is None else rates
 
     @property
     def unfinished(self) -> Array:

@@ -264,26 +264,26 @@ class BlockEngine(Engine):
     def load(self, images: Bytes, labels: Bytes) -> None:
         self._images, self._labels = images, labels
 
-    def train(self, order: Order) -> float:
+    def train(self, order: Order, rates: Array | None = None) -> float:
         size = self.setup.batch_size
         steps = len(order) // size
         total = 0.0
         with self._blas.limit(limits=self._blas_threads, user_api="blas"):
-            for step in range(steps):
+            for step, rate in enumerate(self.rates_of(steps, rates)):
                 batch = order[step * size : (step + 1) * size]
                 np.take(self._images, batch, axis=0, out=self._exchange.images)
                 self._exchange.labels[:] = self._labels[batch]
                 total += self._do("add_losses", size)
-                self._update()
+                self._update(rate)
         return total / (steps * size)
 
-    def _update(self) -> None:
-        """velocity = momentum velocity + gradient; parameters -= learning rate velocity."""
+    def _update(self, rate: float) -> None:
+        """velocity = momentum velocity + gradient; parameters -= rate velocity."""
         dtype = self._vector.dtype.type
         np.multiply(self._velocity, dtype(self.setup.momentum), out=self._velocity)
         for gradient in self._exchange.gradients:
             np.add(self._velocity, gradient, out=self._velocity)
-        np.multiply(self._velocity, dtype(self.setup.learning_rate), out=self._change)
+        np.multiply(self._velocity, dtype(rate), out=self._change)
         np.subtract(self._vector, self._change, out=self._vector)
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
@@ -331,7 +331,8 @@ class BlockEngine(Engine):
         with self._blas.limit(limits=self._blas_threads, user_api="blas"):
             rows = profile_operators(
                 self.setup, self.plan, self.lane.operators,
-                lambda: self._do("add_losses", size), self._update,
+                lambda: self._do("add_losses", size),
+                lambda: self._update(self.setup.learning_rate),
             )  # fmt: skip
         self.parameters, self.velocity = saved
         return rows

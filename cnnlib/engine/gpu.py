@@ -226,6 +226,19 @@ class DeviceEngine(Engine):
         self._losses = self.array((batch,))
         self._batch_images = self.array((batch, *network.input_shape), np.uint8)
         self._batch_labels = self.array((batch,), np.uint8)
+        self._allocate_rates(1)
+
+    def _allocate_rates(self, steps: int) -> None:
+        """Room for the learning rates of the steps of a load; constant so far."""
+        self._rates, self._last_rates = self.array((steps,)), np.zeros(0)
+        self._upload_rates(self.rates_of(steps, None))
+
+    def _upload_rates(self, rates: Array) -> None:
+        """The learning rates (steps,) of the next steps, unless the device has them from before."""
+        if np.array_equal(rates, self._last_rates[: len(rates)]):
+            return
+        self._rates.part(0, (len(rates),)).set(np.ascontiguousarray(rates, dtype=np.float32))
+        self._last_rates = rates.copy()
 
     def _images_wanted(self) -> int:
         """Images that may be on the device at a time: at least a batch."""
@@ -252,21 +265,23 @@ class DeviceEngine(Engine):
             count *= 4
 
     @abstractmethod
-    def _train(self, order: Order, pieces: "list[Piece] | None") -> float:
+    def _train(self, order: Order, rates: Array, pieces: "list[Piece] | None") -> float:
         """`train`; with `pieces` a Piece is appended for every load, or part of one."""
 
     def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
         """A device array that kernels can index."""
         return device_array(self.device, shape, dtype)
 
-    def train(self, order: Order) -> float:
-        return self._train(order, None)
+    def train(self, order: Order, rates: Array | None = None) -> float:
+        steps = len(order) // self.setup.batch_size
+        return self._train(order, self.rates_of(steps, rates), None)
 
     def train_timed(self, order: Order) -> LoadTimes:
         """Train as `train` does, with a look at where the time goes; the looking takes a little."""
         pieces: list[Piece] = []
+        steps = len(order) // self.setup.batch_size
         began = time.perf_counter()
-        self._train(order, pieces)
+        self._train(order, self.rates_of(steps, None), pieces)
         total = time.perf_counter() - began
         return LoadTimes(
             total,
@@ -412,10 +427,13 @@ class GpuEngine(DeviceEngine):
             launch for operator in reversed(self.operators) for launch in operator.backward(count)
         ]
 
-    def _update(self, apply: bool = True) -> list[Launch]:
-        """Make the gradient whole and, if `apply`, go one step down it."""
-        count = self.network.parameter_count
-        rate, momentum = float(self.setup.learning_rate), float(self.setup.momentum)
+    def _update(self, step: int | None) -> list[Launch]:
+        """Make the gradient whole and go one step down it, at the rate of this step of the load.
+
+        None: leave the parameters alone.
+        """
+        count, momentum = self.network.parameter_count, float(self.setup.momentum)
+        rate, apply = self._rates.part(step or 0, (1,)), step is not None
         if self._segment_count:
             shares = 8 if self._most_groups > FEW_GROUPS else 1
             return [
@@ -450,8 +468,9 @@ class GpuEngine(DeviceEngine):
         self._device_labels = self.array((count,), np.uint8)
         self._host_images = self.device.pinned((count, *self.network.input_shape), np.uint8)
         self._host_labels = self.device.pinned((count,), np.uint8)
+        self._allocate_rates(count // batch)
 
-    def _train(self, order: Order, pieces: "list[Piece] | None") -> float:
+    def _train(self, order: Order, rates: Array, pieces: "list[Piece] | None") -> float:
         batch = self.setup.batch_size
         steps = len(order) // batch
         self._losses.set(np.zeros(batch, np.float32))
@@ -461,7 +480,9 @@ class GpuEngine(DeviceEngine):
             if start:
                 # The pinned memory may be filled again only when its images have gone up.
                 self.device.synchronize()
-            self._train_load(order[start : min(start + self._resident, steps * batch)], pieces)
+            stop = min(start + self._resident, steps * batch)
+            self._upload_rates(rates[start // batch : stop // batch])
+            self._train_load(order[start:stop], pieces)
         ended.record()
         losses = self._losses.get()
         self.device.synchronize()
@@ -516,12 +537,12 @@ class GpuEngine(DeviceEngine):
             batch, shape = self.setup.batch_size, self.network.input_shape
             if not self._steps:
                 self._forward_pass = self._forward(batch)
-                self._backward_pass = [*self._backward(batch), *self._update()]
+                self._backward_pass = self._backward(batch)
             images = self._device_images.part(first * math.prod(shape), (batch, *shape))
             labels = self._device_labels.part(first, (batch,))
             self._steps[first] = [
                 self._normalize(images, batch), *self._forward_pass,
-                self._loss(labels, batch), *self._backward_pass,
+                self._loss(labels, batch), *self._backward_pass, *self._update(first // batch),
             ]  # fmt: skip
         return self._steps[first]
 
@@ -534,7 +555,7 @@ class GpuEngine(DeviceEngine):
             [
                 self._normalize(self._batch_images, count), *self._forward(count),
                 self._loss(self._batch_labels, count), *self._backward(count),
-                *self._update(apply=False),
+                *self._update(None),
             ]
         )  # fmt: skip
         losses = self._losses.get()[:count]
@@ -549,7 +570,7 @@ class GpuEngine(DeviceEngine):
         self._run(
             [
                 self._normalize(self._batch_images, count), *self._forward(count),
-                *self._backward(count), *self._update(apply=False),
+                *self._backward(count), *self._update(None),
             ]
         )  # fmt: skip
         return self._gradient.get()
@@ -594,7 +615,7 @@ class GpuEngine(DeviceEngine):
         yield "loss", None, [self._loss(self._device_labels.part(0, (batch,)), batch)]
         for operator in reversed(self.operators):
             yield "backward", operator.planned, operator.backward(batch)
-        yield "update", None, self._update()
+        yield "update", None, self._update(0)
         for operator in self.operators:
             yield "compared", operator.planned, operator.compared(batch)
 

@@ -106,27 +106,27 @@ class WholeStepEngine(DeviceEngine):
     ) -> Callable[[], None]:
         return self._bind_images("take_images", images, labels, order, count, mode)
 
-    def _update(self, count: int, apply: bool) -> Callable[[], None]:
+    def _update(self, count: int, step: int | None) -> Callable[[], None]:
+        """The second phase, at the rate of this step of the load; None: parameters stay."""
         return self._bind(
             "update", self._parameters, self._traces, self._partials, self._velocity,
-            self._gradient, float(self.setup.learning_rate), float(self.setup.momentum),
-            int(apply), count,
+            self._gradient, self._rates.part(step or 0, (1,)), float(self.setup.momentum),
+            int(step is not None), count,
         )  # fmt: skip
 
     def _train_steps(self, order: DeviceArray, steps: int) -> None:
         """`steps` steps on the batches of `order`, which index the resident images."""
         batch = self.setup.batch_size
         if not self.whole:
-            update = self._update(batch, apply=True)
             for step in range(steps):
                 part = order.part(step * batch, (batch,))
                 self._take_images(self._images, self._labels, part, batch, TRAIN)()
-                update()
+                self._update(batch, step)()
             return
         self._signals.fill_bytes(0)
         self._bind_images(
             "train", self._images, self._labels, order, batch, self._velocity,
-            float(self.setup.learning_rate), float(self.setup.momentum), steps,
+            self._rates, float(self.setup.momentum), steps,
             self._signals.part(0, (1,)), self._signals.part(1, (1,)),
         )()  # fmt: skip
 
@@ -148,6 +148,7 @@ class WholeStepEngine(DeviceEngine):
         self._images = self.array((count, *self.network.input_shape), np.uint8)
         self._labels = self.array((count,), np.uint8)
         self._order = self.array((max(count, len(labels)),), np.int32)
+        self._allocate_rates(self._order.size // batch)
         if self._all:
             self._images.set(np.ascontiguousarray(images))
             self._labels.set(np.ascontiguousarray(labels))
@@ -157,7 +158,7 @@ class WholeStepEngine(DeviceEngine):
         self._host_labels = self.device.pinned((count,), np.uint8)
         self._order.set(np.arange(self._order.size, dtype=np.int32))
 
-    def _train(self, order: Order, pieces: list[Piece] | None) -> float:
+    def _train(self, order: Order, rates: Array, pieces: list[Piece] | None) -> float:
         batch = self.setup.batch_size
         images = len(order) // batch * batch
         self._losses.fill_bytes(0)
@@ -175,6 +176,7 @@ class WholeStepEngine(DeviceEngine):
             if piece:
                 piece.end_gather()
             self._upload_load(part)
+            self._upload_rates(rates[start // batch : (start + len(part)) // batch])
             if piece:
                 piece.uploaded.record()
             self._train_steps(self._order, len(part) // batch)
@@ -208,7 +210,7 @@ class WholeStepEngine(DeviceEngine):
             self._batch_images, self._batch_labels, self._batch_order, count, mode
         )()  # fmt: skip
         if mode != ONLY_FORWARD:
-            self._update(count, apply=False)()
+            self._update(count, None)()
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
         count = len(labels)
@@ -244,7 +246,7 @@ class WholeStepEngine(DeviceEngine):
         take_images = self._take_images(*args, TRAIN)
         take_images()  # a first launch finds nothing where it will be
         phase = self._time(take_images)
-        update = self._time(self._update(self.setup.batch_size, apply=True))
+        update = self._time(self._update(self.setup.batch_size, 0))
         shares = self._watch(args)
         self.parameters, self.velocity = saved
         return [

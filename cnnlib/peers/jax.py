@@ -107,38 +107,40 @@ class JaxEngine(Engine):
         chosen = self.jax.numpy.take_along_axis(shares, labels[:, None].astype(np.int32), axis=1)
         return -chosen.mean()
 
-    def _step(self, layout: str, weights: Any, speeds: Any, images: Any, labels: Any) -> Any:
+    def _step(self, layout: str, weights: Any, speeds: Any, images: Any, labels: Any,
+              rate: Any) -> Any:  # fmt: skip
         loss, gradient = self.jax.value_and_grad(self._loss_of, argnums=1)(
             layout, weights, images, labels
         )
-        rate, momentum = self.setup.learning_rate, self.setup.momentum
+        momentum = self.setup.momentum
         speeds = [momentum * v + g for v, g in zip(speeds, gradient, strict=True)]
         weights = [w - rate * v for w, v in zip(weights, speeds, strict=True)]
         return weights, speeds, loss
 
     def _scan(self, layout: str, weights: Any, speeds: Any, images: Any, labels: Any,
-              order: Any) -> Any:  # fmt: skip
-        """A whole epoch: order (steps, batch)."""
+              order: Any, rates: Any) -> Any:  # fmt: skip
+        """A whole epoch: order (steps, batch), rates (steps,)."""
 
-        def body(state: Any, chosen: Any) -> Any:
+        def body(state: Any, step: Any) -> Any:
             weights, speeds = state
+            chosen, rate = step
             weights, speeds, loss = self._step(
-                layout, weights, speeds, images[chosen], labels[chosen]
+                layout, weights, speeds, images[chosen], labels[chosen], rate
             )
             return (weights, speeds), loss
 
-        (weights, speeds), losses = self.jax.lax.scan(body, (weights, speeds), order)
+        (weights, speeds), losses = self.jax.lax.scan(body, (weights, speeds), (order, rates))
         return weights, speeds, losses.sum()
 
     def _loop(self, layout: str, weights: Any, speeds: Any, images: Any, labels: Any, order: Any,
-              steps: Any) -> Any:  # fmt: skip
+              rates: Any, steps: Any) -> Any:  # fmt: skip
         """The first `steps` steps of order (steps, batch), compiled once for any number of them."""
 
         def body(step: Any, state: Any) -> Any:
             weights, speeds, total = state
             chosen = order[step]
             weights, speeds, loss = self._step(
-                layout, weights, speeds, images[chosen], labels[chosen]
+                layout, weights, speeds, images[chosen], labels[chosen], rates[step]
             )
             return weights, speeds, total + loss
 
@@ -172,28 +174,32 @@ class JaxEngine(Engine):
         seconds = []
         for _ in range(3):
             began = time.perf_counter()
-            self._run(order, steps)
+            self._run(order, self.rates_of(steps, None))
             seconds.append(time.perf_counter() - began)
         return min(seconds[1:])
 
-    def train(self, order: Order) -> float:
+    def train(self, order: Order, rates: Array | None = None) -> float:
         """In parts of an epoch at most."""
         batch, total = self.setup.batch_size, 0.0
         steps = len(order) // batch
+        due = self.rates_of(steps, rates)
         for first in range(0, steps, self._steps):
             part = min(self._steps, steps - first)
-            total += part * self._run(order[first * batch : (first + part) * batch], part)
+            chosen = order[first * batch : (first + part) * batch]
+            total += part * self._run(chosen, due[first : first + part])
         return total / steps
 
-    def _run(self, order: Order, steps: int) -> float:
-        batch = self.setup.batch_size
+    def _run(self, order: Order, rates: Array) -> float:
+        batch, steps = self.setup.batch_size, len(rates)
         whole = steps == self._steps
         chosen = np.zeros((self._steps, batch), np.int32)
         chosen[:steps] = order[: steps * batch].reshape(steps, batch)
+        due = np.zeros(self._steps, np.float32)
+        due[:steps] = rates
         args = self.layout, self._weights, self._speeds, self._images, self._labels
-        there = self.jax.device_put(chosen, self.where)
+        there = self.jax.device_put((chosen, due), self.where)
         call: Callable[[], Any] = lambda: (  # noqa: E731
-            self._epoch(*args, there) if whole else self._some(*args, there, steps)
+            self._epoch(*args, *there) if whole else self._some(*args, *there, steps)
         )
         self._weights, self._speeds, total = call()
         return float(total) / steps

@@ -75,9 +75,15 @@ class TorchEngine(Engine):
             for p in self.network.parameters
         ]
         momentum = setup.momentum
+        # A rate that changes must be a tensor, or a graph would keep the first: `fused` takes one.
+        self._changing = setup.warmup is not None
+        rate: Any = setup.learning_rate
+        if self._changing:
+            rate = self._rate = torch.full((), setup.learning_rate, device=self.where)
         self._optimizer = torch.optim.SGD(
-            self._tensors, lr=setup.learning_rate, momentum=momentum, foreach=True
-        )
+            self._tensors, lr=rate, momentum=momentum,
+            foreach=not self._changing, fused=self._changing,
+        )  # fmt: skip
         if momentum:
             for tensor in self._tensors:
                 self._optimizer.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
@@ -118,6 +124,8 @@ class TorchEngine(Engine):
             self._order = torch.zeros(count, dtype=torch.int64, device=self.where)
             self._total = torch.zeros((), device=self.where)
             self._first = torch.zeros((), dtype=torch.int64, device=self.where)
+            # of the step that begins with an image of the order, at that image's place
+            self._rates = torch.full((count,), self.setup.learning_rate, device=self.where)
             self._batch = torch.arange(self.setup.batch_size, device=self.where)
             if self.graphed:
                 self._capture()
@@ -135,6 +143,8 @@ class TorchEngine(Engine):
 
     def _train_next(self) -> None:
         """One step on the batch that begins at self._first, which moves on: a graph is the same."""
+        if self._changing:
+            self._rate.copy_(self._rates[self._first])
         self._train_on(self._order[self._first + self._batch])
         self._first += self.setup.batch_size
 
@@ -152,14 +162,20 @@ class TorchEngine(Engine):
         with torch.cuda.graph(self._graph):
             self._train_next()
 
-    def train(self, order: Order) -> float:
+    def train(self, order: Order, rates: Array | None = None) -> float:
         torch, batch = self.torch, self.setup.batch_size
         steps = len(order) // batch
+        due = self.rates_of(steps, rates)
+        if not self._changing and (due != self.setup.learning_rate).any():
+            raise ValueError("learning rates that change need a setup with a warmup")
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self._on_gpu else []
         if events:
             events[0].record()
         wanted = torch.from_numpy(np.ascontiguousarray(order[: steps * batch], dtype=np.int64))
         self._order[: steps * batch].copy_(wanted, non_blocking=True)
+        if self._changing:
+            spread = np.repeat(due, batch).astype(np.float32)
+            self._rates[: steps * batch].copy_(torch.from_numpy(spread), non_blocking=True)
         self._total.zero_()
         self._first.zero_()
         with self._memory():
@@ -167,6 +183,8 @@ class TorchEngine(Engine):
                 if self._graph is not None:
                     self._graph.replay()
                 else:
+                    if self._changing:
+                        self._rate.copy_(self._rates[step * batch])
                     self._train_on(self._order[step * batch : (step + 1) * batch])
         if events:
             events[1].record()

@@ -45,13 +45,13 @@ class OneByOne(Engine):
     def load(self, images: Bytes, labels: Bytes) -> None:
         self._images, self._labels = images, labels
 
-    def train(self, order: Order) -> float:
+    def train(self, order: Order, rates: Array | None = None) -> float:
         size = self.setup.batch_size
         losses = []
-        for start in range(0, len(order) - size + 1, size):
-            batch = order[start : start + size]
+        for step, rate in enumerate(self.rates_of(len(order) // size, rates)):
+            batch = order[step * size : (step + 1) * size]
             loss, gradient = self.gradient(self._images[batch], self._labels[batch])
-            self.update(gradient)
+            self.update(gradient, rate)
             losses.append(loss)
         return float(np.mean(losses))
 
@@ -60,12 +60,14 @@ class OneByOne(Engine):
         """One image: a step of thousands takes minutes, which must not be lost."""
         return 1
 
-    def train_units(self, order: Order) -> float:
+    def train_units(self, order: Order, rates: Array | None = None) -> float:
         size, losses = self.setup.batch_size, 0.0
+        steps = (self._added + len(order)) // size
+        due = iter(self.rates_of(steps, rates))
         for image, label in zip(self._images[order], self._labels[order], strict=True):
             self._add(image, label)
             if self._added == size:
-                self.update(self._sum / size)
+                self.update(self._sum / size, next(due))
                 losses += self._loss_sum / size
                 self._clear()
         return losses
@@ -98,17 +100,17 @@ class OneByOne(Engine):
         loss, error = cross_entropy(maps[-1].reshape(-1), int(label))
         return loss, self._backward(maps, error)
 
-    def update(self, gradient: Array) -> None:
+    def update(self, gradient: Array, rate: float) -> None:
         """One step of gradient descent on the flat parameter vector."""
         self._velocity = self.setup.momentum * self._velocity + gradient
-        self._parameters = self._parameters - self.setup.learning_rate * self._velocity
+        self._parameters = self._parameters - self._parameters.dtype.type(rate) * self._velocity
 
     def time_update(self) -> float:
         gradient = np.zeros_like(self._parameters)
         times = []
         for _ in range(20):
             began = time.perf_counter()
-            self.update(gradient)
+            self.update(gradient, self.setup.learning_rate)
             times.append(time.perf_counter() - began)
         return statistics.median(times)
 
@@ -119,7 +121,7 @@ class OneByOne(Engine):
         rows = profile_operators(
             self.setup, self.plan, self.operators,
             lambda: self.gradient(self._images[:size], self._labels[:size]),
-            lambda: self.update(nothing),
+            lambda: self.update(nothing, self.setup.learning_rate),
         )  # fmt: skip
         self.parameters, self.velocity = saved
         return rows

@@ -30,7 +30,7 @@ def concerned(folder: str) -> int:
     return len([n for n in names if not BESIDES.issuperset(modules.tables_read(folder, n))])
 
 
-TABLES = {"combine": len(RUN_TABLES) + 1, "tabulate": concerned("tables")}
+TABLES = {"combine": len(RUN_TABLES) + 2, "tabulate": concerned("tables")}
 FIGURES = {"draw": concerned("figures"), "page": 1, "all": 1}
 
 
@@ -56,6 +56,10 @@ def test_all_makes_tables_and_figures(finished: Checkout, printed: str) -> None:
     assert (summary["epoch_seconds"] > 0).all()
     ladder = (results / "tables/ladder.md").read_text()
     assert all(stage in ladder for stage in asked["stages"])
+    race = pd.read_csv(results / "tables/race_summary.csv")
+    assert list(race["stage"]) == ["naive", "gemm"]
+    assert (race["n"] == 3).all()
+    assert "naive" in (results / "tables/race_summary.md").read_text()
     for name in NAMES:
         assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (results / f"figures/{name}.svg").read_text()[:1000]
@@ -97,7 +101,8 @@ def test_editing_a_stage_measures_only_that_stage(mine: Checkout) -> None:
     asked = sweep(mine)
     per_stage = len(asked["batch_sizes"]) * asked["repeats"]
     mine.edit("cnnlib/stages/gemm.py")
-    examined = {"examine": 1, "features": 1}  # its CPU profile, and what gemm has learned
+    # its CPU profile, what gemm has learned, and its part in the race
+    examined = {"examine": 1, "features": 1, "race": 1}
     assert mine.planned("all") == {
         "sources": 1, "measure": per_stage, **examined, **TABLES, **FIGURES,
     }  # fmt: skip
@@ -127,8 +132,9 @@ def test_touching_a_file_is_not_editing_it(mine: Checkout) -> None:
         ({"sweep": {"repeats": 3, "batch_sizes": [4, 8]}}, 4),
         ({"sweep": {"batch_sizes": [4, 8, 16]}}, 4),
         ({"training": {"learning_rate": 0.05}}, 8),
+        ({"race": {"seeds": 4}}, 0),
     ],
-    ids=["what runs do not depend on", "repeats", "batch sizes", "training"],
+    ids=["what runs do not depend on", "repeats", "batch sizes", "training", "the race"],
 )
 def test_a_setting_measures_only_the_runs_it_matters_to(
     mine: Checkout, change: dict, measured: int
@@ -138,6 +144,18 @@ def test_a_setting_measures_only_the_runs_it_matters_to(
         overlay[key] = {**overlay.get(key, {}), **value} if isinstance(value, dict) else value
     (mine.folder / "changed.yaml").write_text(yaml.safe_dump(overlay))
     assert mine.planned("all", config="changed.yaml").get("measure", 0) == measured
+
+
+def test_the_race_runs_again_for_its_own_settings_only(mine: Checkout) -> None:
+    overlay = yaml.safe_load((mine.folder / "tests/tiny.yaml").read_text())
+    changed = mine.folder / "changed.yaml"
+    overlay["race"]["seeds"] = 4
+    changed.write_text(yaml.safe_dump(overlay))
+    planned = mine.planned("all", config="changed.yaml")
+    assert planned == {"race": 2, "combine": 1, "tabulate": 1, "draw": 1, "page": 1, "all": 1}
+    del overlay["race"]
+    changed.write_text(yaml.safe_dump(overlay))
+    assert not set(mine.planned("all", config="changed.yaml")) & {"race", "combine", "draw"}
 
 
 def test_figures_are_drawn_again_from_tables_alone(
@@ -152,7 +170,7 @@ def test_figures_are_drawn_again_from_tables_alone(
         (published / f"tables/{name}.csv").write_bytes(table)
     arguments = ("figures", "--config", "results=results/reference/machine")
     planned = checkout.planned(*arguments, config=None)
-    assert planned == {"tabulate": 1, "draw": len(NAMES), "figures": 1}
+    assert planned == {"tabulate": 2, "draw": len(NAMES), "figures": 1}
     checkout.snakemake(*arguments, config=None)
     for path in (finished.folder / "results/figures").iterdir():
         assert digest(published / "figures" / path.name) == digest(path), path.name

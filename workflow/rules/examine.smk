@@ -70,6 +70,28 @@ if not EXPERIMENT.tables_are_given:
         shell:
             "python -m cnnlib features --config {params.config} --out {output} 2>&1 | tee {log}"
 
+    rule race:
+        input:
+            data=EXPERIMENT.race_data,
+            sources="<results>/sources/{stage}.sha256",
+            code="cnnlib/race.py",
+        output:
+            "<results>/race/{stage}.csv",
+        log:
+            "<results>/logs/race/{stage}.log",
+        conda:
+            "../envs/cnn.yaml"
+        threads: workflow.resource_settings.cores or 1
+        resources:
+            timer=1,
+            gpu=EXPERIMENT.gpus,
+        params:
+            config=EXPERIMENT.settings_file,
+            settings=EXPERIMENT.race_settings,
+        shell:
+            "python -m workflow.exclusive python -m cnnlib race --config {params.config}"
+            " --stage {wildcards.stage} --data {input.data} --out {output} 2>&1 | tee {log}"
+
     rule examine:
         # {raw} is the command's name and the table's: transfers or functions.
         input:

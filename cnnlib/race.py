@@ -1,0 +1,104 @@
+"""How soon a stage reaches an accuracy: one recipe, trained from many seeds, on the clock.
+
+The recipe (network, batch size, training) stands in the config's section `race`. It is for whoever
+writes it to choose it without the test set; here it is only run. Peers run the same one.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from cnnlib import records
+from cnnlib.config import Config, Race
+from cnnlib.datasets import Dataset
+from cnnlib.engine import Engine
+from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
+from cnnlib.measure import warm_up
+from cnnlib.stages import find_stage
+from cnnlib.training import accuracy, check_batch, open_engine, open_place, start, train_epochs
+from cnnlib.validate import ValidationFailed, validate
+
+Row = dict[str, Any]
+
+
+def seeds(race: Race) -> range:
+    """Those of the race's trainings: race.seeds of them, from the recipe's own on."""
+    return range(race.training.seed, race.training.seed + race.seeds)
+
+
+def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> list[Row]:
+    """Train race.seeds times by the stage and write the rows of `race` to `out`; the rows.
+
+    Validated before the first of them. An epoch's clock is that of every measurement; evaluating
+    the test images is off it. What the stage cannot do here gives one row that says so. Raises
+    ConfigError where the config has no race.
+    """
+    race = the_race(config)
+    stage = find_stage(stage_name, "--stage")
+    network = config.network(race.network, race.dataset, "race.network")
+    check_batch(dataset, race.batch_size)
+    recipe = config.model_copy(update={"training": race.training})
+    rows: list[Row] = []
+    with open_place(stage, config) as place:
+        identity = {
+            "dataset": race.dataset, "network": race.network, "stage": stage.name,
+            "device": place.name, "batch_size": race.batch_size, "target_accuracy": race.target,
+        }  # fmt: skip
+
+        def add(seed: int, status: str = "ok", **values: Any) -> None:
+            of_run = {"seed": seed, "repeat": seed - race.training.seed + 1}
+            nothing = dict(
+                epoch=1, images=0, train_seconds=math.nan, loss=math.nan, test_accuracy=math.nan
+            )
+            validated = status in ("ok", "diverged")
+            standing = {
+                "device_kind": place.kind, "status": status, "validated": validated,
+                "extrapolated": False,
+            }  # fmt: skip
+            rows.append(identity | of_run | nothing | values | standing)
+
+        first = race.training.seed
+        try:
+            with open_engine(stage, recipe, network, dataset, race.batch_size, place) as engine:
+                start(engine, first)
+                size = race.batch_size
+                validate(engine, dataset.train_images[:size], dataset.train_labels[:size])
+                start(engine, first)
+                warm_up(recipe, engine, dataset, first)
+                for seed in seeds(race):
+                    for row in trained(engine, dataset, race, seed):
+                        add(seed, **row)
+        except (DoesNotFit, MemoryError):
+            add(first, "does_not_fit")
+        except Unsupported:
+            add(first, "unavailable")
+        except ValidationFailed as error:
+            print(f"error: {error}", flush=True)
+            add(first, "failed")
+    records.write(out, "race", rows)
+    return rows
+
+
+def the_race(config: Config) -> Race:
+    """The config's race; ConfigError where it has none."""
+    if config.race is None:
+        raise ConfigError("the config has no section race, with the recipe to run")
+    return config.race
+
+
+def trained(engine: Engine, dataset: Dataset, race: Race, seed: int) -> list[Row]:
+    """One training from `seed`: a row an epoch, its time that since the training began."""
+    start(engine, seed)
+    rows, seconds = [], 0.0
+    for done in train_epochs(engine, len(dataset.train_labels), race.training.epochs, seed):
+        seconds += done.seconds
+        row = {
+            "status": "diverged" if done.diverged else "ok",
+            "epoch": done.epoch,
+            "images": done.images,
+            "train_seconds": seconds,
+            "loss": done.loss,
+            "test_accuracy": accuracy(engine, dataset.test_images, dataset.test_labels),
+        }
+        rows.append(row)
+    return rows

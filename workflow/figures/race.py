@@ -1,0 +1,124 @@
+"""The race: one recipe trained from many seeds, test accuracy against milliseconds of training.
+
+A line a stage: the mean over the seeds at the end of each epoch, bars: the standard deviation of
+one seed. Small dots are the single trainings when they end. Dotted: the accuracy to be reached by
+the mean. Every stage computes the same, so the lines have one height, and a quicker stage's lies
+further to the left; evaluating the test images is off the clock.
+"""
+
+import pandas as pd
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workflow import layout, panels, style, wording
+
+TABLES = ("race", "race_summary")
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """A panel for what was measured, and one for host-built stages if there are any."""
+    race = tables["race"]
+    good = race[race["status"] == "ok"].copy()
+    good["percent"] = 100 * good["test_accuracy"]
+    if not len(good):
+        return layout.nothing("The race was not run", "No stage of it could train here.")
+    found = panels.split(good)
+    figure, column = pyplot.subplots(
+        len(found), 1, figsize=(10.5, 1.9 + 4.6 * len(found)), squeeze=False, layout="constrained"
+    )
+    summary = tables["race_summary"]
+    layout.headline(figure, title(summary), subtitle(race), notes(summary))
+    waiting = [
+        (axes, draw_panel(axes, panel)) for axes, panel in zip(column.flat, found, strict=True)
+    ]
+    for axes, labels in waiting:
+        style.end_labels(axes, labels)
+    return figure
+
+
+def draw_panel(axes: Axes, panel: panels.Panel) -> list[style.Label]:
+    """Means, deviations and single trainings of every stage; the labels for the right edge."""
+    lines = panel.lines
+    style.seconds_axis(axes, lines["train_seconds"], steps=(1, 2, 5), which="x")
+    axes.set_xlabel("training time")
+    axes.set_ylabel("test accuracy")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g} %")
+    if panel.host:
+        axes.set_title(panel.title, fontsize=11, loc="left", color=style.INK)
+    target = 100 * lines["target_accuracy"].iloc[0]
+    axes.axhline(target, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
+    labels = []
+    for stage in panels.on_ladder(lines["stage"]):
+        mark, of_stage = style.mark(stage), lines[lines["stage"] == stage]
+        hollow = stage in panels.NAMES_OF_PEERS
+        last = of_stage[of_stage["epoch"] == of_stage["epoch"].max()]
+        axes.plot(
+            last["train_seconds"], last["percent"], linestyle="none", marker=".", markersize=4,
+            color=mark.color, alpha=0.5, zorder=2,
+        )  # fmt: skip
+        epochs = of_stage.groupby("epoch")
+        seconds, middle = epochs["train_seconds"].mean(), epochs["percent"].mean()
+        axes.errorbar(
+            seconds, middle, epochs["percent"].std().fillna(0), color=mark.color, linewidth=2,
+            linestyle=":" if hollow else (0, (4, 2)) if panel.host else "-", capsize=3.5,
+            marker=mark.marker, markersize=8, markeredgewidth=1.6, markeredgecolor=mark.color,
+            markerfacecolor="white" if hollow else mark.color, elinewidth=1.3, zorder=3,
+        )  # fmt: skip
+        text = f"{wording.title(stage)}  {middle.iloc[-1]:.2f} %, {time(seconds.iloc[-1])}"
+        labels.append(style.Label(axes.get_xlim()[1], middle.iloc[-1], text, mark.color))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, target - 0.1), max(high, target + 0.1))
+    return labels
+
+
+def time(seconds: float) -> str:
+    """To two or three digits."""
+    return wording.duration(seconds)
+
+
+def finished(summary: pd.DataFrame) -> pd.DataFrame:
+    """The stages that have trained to the end, the quickest first; measured ones, if any."""
+    good = summary[summary["n"] > 0]
+    measured = good[good["device_kind"] != "host"]
+    return (measured if len(measured) else good).sort_values("train_seconds_mean")
+
+
+def title(summary: pd.DataFrame) -> str:
+    """How soon the quickest stage is there, and the next."""
+    ranked = finished(summary)
+    if not len(ranked):
+        return "No stage has trained to the end"
+    first = ranked.iloc[0]
+    text = (
+        f"{first['stage']} recognises {100 * first['accuracy_mean']:.2f} % of the test images "
+        f"after {time(first['train_seconds_mean'])} of training"
+    )
+    if len(ranked) > 1:
+        next_one = ranked.iloc[1]
+        text += f", {next_one['stage']} after {time(next_one['train_seconds_mean'])}"
+    return text + (f" ({wording.HOST})" if first["device_kind"] == "host" else "")
+
+
+def subtitle(race: pd.DataFrame) -> str:
+    """Network, devices, recipe and how many seeds."""
+    first = race.iloc[0]
+    count = race.groupby(["stage", "device"])["seed"].nunique().max()
+    what = wording.what(first["dataset"], first["network"])
+    epochs = race["epoch"].max()
+    return (
+        f"{what}; {panels.devices(race)}\nbatch {first['batch_size']}, {epochs} epochs; mean over "
+        f"{count} {'seed' if count == 1 else 'seeds'}, bars: standard deviation of one seed"
+    )
+
+
+def notes(summary: pd.DataFrame) -> str:
+    """Stages that have no line, and why; what hollow marks are."""
+    bad = summary[summary["n"] == 0]
+    said = [
+        f"{wording.title(line.stage)}: {wording.STATUS.get(line.status, line.status)}"
+        for line in bad.itertuples()
+    ]
+    peers = finished(summary)["stage"].isin(panels.NAMES_OF_PEERS).any()
+    hollow = ["hollow marks, dotted: the same training by other libraries"] if peers else []
+    return "; ".join([*said, *hollow])
