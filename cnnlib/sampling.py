@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnlib.engine import Engine
+from cnnlib.shuffle import Shuffle
 from cnnlib.training import epoch_order
 
 Row = dict[str, Any]
@@ -313,7 +314,10 @@ def sustain(engine: Engine, count: int, seed: int, seconds: float) -> int:
     ends = time.perf_counter() + seconds
     images, part, epoch = 0, 1, 0
     while (began := time.perf_counter()) < ends:
-        engine.train(epoch_order(count, seed, epoch)[: part * size])
+        if part == steps:
+            engine.train_epoch(Shuffle(count, seed, epoch))
+        else:
+            engine.train(epoch_order(count, seed, epoch)[: part * size])
         images, epoch = images + part * size, epoch + 1
         if time.perf_counter() - began < seconds / 10:
             part = min(steps, 2 * part)

@@ -22,6 +22,7 @@ from cnnlib.errors import ConfigError, DataError
 from cnnlib.files import read_arrays, write_whole
 from cnnlib.machine import cpu_description, usable_cores
 from cnnlib.network import Network
+from cnnlib.shuffle import Shuffle
 from cnnlib.stopping import Stopped
 
 CHECKPOINT_SECONDS = 30.0
@@ -137,7 +138,7 @@ def check_batch(dataset: Dataset, batch_size: int) -> None:
 
 def epoch_order(count: int, seed: int, epoch: int) -> Order:
     """The order in which epoch `epoch` visits `count` images: the same in every stage."""
-    return np.random.default_rng((seed, epoch)).permutation(count)
+    return Shuffle(count, seed, epoch).indices()
 
 
 def start(engine: Engine, seed: int) -> None:
@@ -179,13 +180,16 @@ def train_epochs(
     block = unit if in_blocks else images
     while state.epoch <= epochs:
         began = time.perf_counter()
-        order = epoch_order(count, seed, state.epoch)
+        order = epoch_order(count, seed, state.epoch) if in_blocks else None
         rates = engine.setup.schedule.rates(state.epoch, epochs, steps)
         while state.images_done < images:
             # Blocks are whole units, so that a resumed epoch sees the same batches.
             end = min(state.images_done + block, images)
-            part, due = order[state.images_done : end], rates[state.step : end // size]
-            loss = engine.train_units(part, due) if in_blocks else engine.train(part, due) * steps
+            if order is None:
+                loss = engine.train_epoch(Shuffle(count, seed, state.epoch), rates) * steps
+            else:
+                part, due = order[state.images_done : end], rates[state.step : end // size]
+                loss = engine.train_units(part, due)
             now = time.perf_counter()
             elapsed, began = now - began, now
             state.seconds += elapsed

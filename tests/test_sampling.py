@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cnnlib import sampling
+from cnnlib.engine import Engine
 from cnnlib.sampling import Gpu, Reading, Sampler, host_memory, sustain, window_energy
 
 GB = 2**30
@@ -160,9 +161,13 @@ class Timed:
 
     def train(self, order: np.ndarray, rates: np.ndarray | None = None) -> float:
         assert len(set(order.tolist())) == len(order)
+        assert len(order) % self.setup.batch_size == 0
         self.calls.append(len(order))
         self.now += self._seconds * len(order) / self.setup.batch_size
         return 1.0
+
+
+    train_epoch = Engine.train_epoch  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(

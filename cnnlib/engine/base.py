@@ -20,6 +20,7 @@ from cnnlib.errors import Unsupported
 from cnnlib.layers import Array, Layer, Shape
 from cnnlib.network import FLOAT, Arithmetic, Network
 from cnnlib.schedule import Schedule
+from cnnlib.shuffle import Shuffle
 
 Bytes = NDArray[np.uint8]
 Order = NDArray[np.integer[Any]]
@@ -266,6 +267,11 @@ class Engine(ABC):
         `rates` are the learning rates of the steps, (steps,); setup.learning_rate if not given.
         Returns when the last update is visible to the host.
         """
+
+    def train_epoch(self, shuffle: Shuffle, rates: Array | None = None) -> float:
+        """`train` on all whole batches of an epoch; its order is drawn here, wherever that is."""
+        size = self.setup.batch_size
+        return self.train(shuffle.indices()[: len(shuffle) // size * size], rates)
 
     @property
     def unit(self) -> int:

@@ -22,11 +22,12 @@ from cnnlib.engine.base import (
     Stage,
     batch_arithmetic,
 )
-from cnnlib.engine.gpu import DeviceEngine, Piece
+from cnnlib.engine.gpu import THREADS, DeviceEngine, Piece, kernel_source
 from cnnlib.engine.steps import ONE_TEAM, StepPlan, Threads
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
+from cnnlib.shuffle import ROUNDS, Shuffle
 
 TRAIN, ONLY_FORWARD, GIVEN_ERRORS = range(3)
 """enum Mode of kernels/tuned_step.cuh."""
@@ -67,9 +68,9 @@ class WholeStepEngine(DeviceEngine):
         self.whole = device.kind == "cuda"
         kernels = ["step_take_images", "step_watch_images", "step_update"]
         kernels += ["step_train"] * self.whole
-        self.module = device.compile(
-            self.steps.source(), f"{stage.name}_{self.network.name}", kernels
-        )
+        kernels += ["order_shuffle_images"]
+        source = self.steps.source() + kernel_source("order", "shuffle.cuh", {"ROUNDS": ROUNDS})
+        self.module = device.compile(source, f"{stage.name}_{self.network.name}", kernels)
         self._allocate()
 
     def _allocate(self) -> None:
@@ -148,6 +149,7 @@ class WholeStepEngine(DeviceEngine):
         self._images = self.array((count, *self.network.input_shape), np.uint8)
         self._labels = self.array((count,), np.uint8)
         self._order = self.array((max(count, len(labels)),), np.int32)
+        self._tables = self.array((1, 1), np.uint16)
         self._allocate_rates(self._order.size // batch)
         if self._all:
             self._images.set(np.ascontiguousarray(images))
@@ -158,7 +160,14 @@ class WholeStepEngine(DeviceEngine):
         self._host_labels = self.device.pinned((count,), np.uint8)
         self._order.set(np.arange(self._order.size, dtype=np.int32))
 
-    def _train(self, order: Order, rates: Array, pieces: list[Piece] | None) -> float:
+    def train_epoch(self, shuffle: Shuffle, rates: Array | None = None) -> float:
+        """Where all images are on the device, their order is drawn there."""
+        if not self._all or len(shuffle) != self._count:
+            return super().train_epoch(shuffle, rates)
+        steps = len(shuffle) // self.setup.batch_size
+        return self._train(shuffle, self.rates_of(steps, rates), None)
+
+    def _train(self, order: Order | Shuffle, rates: Array, pieces: list[Piece] | None) -> float:
         batch = self.setup.batch_size
         images = len(order) // batch * batch
         self._losses.fill_bytes(0)
@@ -166,20 +175,19 @@ class WholeStepEngine(DeviceEngine):
         began.record()
         load = max(batch, (images if self._all else self._count) // batch * batch)
         for start in range(0, images, load):
-            part = order[start : min(start + load, images)]
+            count = min(load, images - start)
             piece = Piece(self.device) if pieces is not None else None
             if start:
                 # the pinned memory may be filled again only when its images have gone up
                 self.device.synchronize()
-            if not self._all:
-                self._gather(part)
-            if piece:
-                piece.end_gather()
-            self._upload_load(part)
-            self._upload_rates(rates[start // batch : (start + len(part)) // batch])
+            if isinstance(order, Shuffle):
+                self._draw(order)
+            else:
+                self._bring(order[start : start + count], piece)
+            self._upload_rates(rates[start // batch : (start + count) // batch])
             if piece:
                 piece.uploaded.record()
-            self._train_steps(self._order, len(part) // batch)
+            self._train_steps(self._order, count // batch)
             if piece and pieces is not None:
                 piece.trained.record()
                 pieces.append(piece)
@@ -194,9 +202,23 @@ class WholeStepEngine(DeviceEngine):
         np.take(images, order, axis=0, out=self._host_images[: len(order)], mode="clip")
         np.take(labels, order, axis=0, out=self._host_labels[: len(order)], mode="clip")
 
-    def _upload_load(self, order: Order) -> None:
+    def _draw(self, shuffle: Shuffle) -> None:
+        """The order of an epoch of all images, by the device."""
+        if self._tables.shape != shuffle.tables.shape:
+            self._tables = self.array(shuffle.tables.shape, np.uint16)
+        self._tables.set(shuffle.tables)
+        self.module.kernel("order_shuffle_images").bind(
+            math.ceil(len(shuffle) / THREADS), THREADS,
+            self._tables, self._order, shuffle.half, len(shuffle),
+        )()  # fmt: skip
+
+    def _bring(self, order: Order, piece: Piece | None) -> None:
         """Where all images are there only their order goes up; else the images, in order."""
         count = len(order)
+        if not self._all:
+            self._gather(order)
+        if piece:
+            piece.end_gather()
         if self._all:
             self._order.part(0, (count,)).set(np.ascontiguousarray(order, dtype=np.int32))
             return

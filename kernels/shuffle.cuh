@@ -1,0 +1,19 @@
+// The order of an epoch, drawn where it is needed: cnnlib/shuffle.py says how and why.
+// Needs from the generated source: ROUNDS.
+
+// order (count,) becomes a permutation of [0, count). tables (ROUNDS, 2^half), each below 2^half; count <= 4^half.
+ENTRY(shuffle_images)(const unsigned short* __restrict__ tables, int* __restrict__ order, int half, int count) {
+  const unsigned mask = (1u << half) - 1;
+  for (int i : grid_range(count)) {
+    unsigned number = static_cast<unsigned>(i);
+    do {
+      unsigned left = number >> half, right = number & mask;
+      for (int round = 0; round < ROUNDS; round++) {
+        const unsigned mixed = left ^ tables[(round << half) + right];
+        left = right, right = mixed;
+      }
+      number = left << half | right;
+    } while (number >= static_cast<unsigned>(count));
+    order[i] = static_cast<int>(number);
+  }
+}
