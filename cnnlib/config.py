@@ -85,6 +85,8 @@ class Measuring(Section):
     """A run that takes longer has hung and is ended; not where everything is run in full."""
     resident_images: PositiveInt | Literal["auto"] = "auto"
     """Images that the GPU holds per load; auto: as many as fit."""
+    autotune: bool = True
+    """On a GPU, a stage that has several ways to train takes the one it measures to be fastest."""
     sample_interval: Number = Field(default=0.01, gt=0)
     """Seconds between two looks at memory, power and clocks."""
     energy_seconds: Number = Field(default=1.0, ge=0)

@@ -151,6 +151,7 @@ def measure(
             for size in _engine_batches(config, run, stage):
                 if not done:
                     with open_engine(stage, config, network, dataset, size, place) as engine:
+                        described |= engine.choices
                         done = _measure(config, rows, engine, dataset, sampler, safe)
                         if done and _trained(rows):
                             sustained = _afterwards(config, rows, engine, dataset, sampler)

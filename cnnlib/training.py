@@ -115,6 +115,8 @@ def open_engine(
         mean=dataset.mean,
         deviation=dataset.deviation,
         resident_images=config.measuring.resident_images,
+        # what is fast as a host build says nothing about anything
+        tune=config.measuring.autotune and place.kind == "cuda",
         on=place.kind,
     )
     # Said even when all cores are meant: a caller such as Snakemake sets OMP_NUM_THREADS.

@@ -166,7 +166,6 @@ class Timed:
         self.now += self._seconds * len(order) / self.setup.batch_size
         return 1.0
 
-
     train_epoch = Engine.train_epoch  # type: ignore[assignment]
 
 

@@ -129,7 +129,9 @@ def test_the_profile_names_every_layer_both_ways(device: Device) -> None:
         for part in ("forward", "backward"):
             assert [row.layer for row in rows if row.part == part] == labels
         phase = [row.seconds for row in rows if row.kernel != "update"]
-        images = engine._images, engine._labels, engine._batch_order, 4
-        # the sections are shares of one launch
-        assert sum(phase) == pytest.approx(engine._time(engine._take_images(*images, 0)), rel=0.9)
+        assert all(seconds > 0 for seconds in phase)
+        # the sections are shares of one launch, of whatever length
+        engine._time = lambda run: 2.0
+        phase = [row.seconds for row in engine.profile() if row.kernel != "update"]
+        assert sum(phase) == pytest.approx(2.0)
         assert all(row.flops > 0 for row in rows if row.part in ("forward", "backward"))

@@ -126,6 +126,9 @@ class Device(Protocol):
         error.
         """
 
+    def precompile(self, sources: Sequence[str], name: str, kernels: Sequence[str]) -> None:
+        """Compile side by side what `compile` will be asked for."""
+
     def synchronize(self) -> None:
         """Wait until everything asked for so far is done."""
 

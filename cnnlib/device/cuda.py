@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -32,6 +33,7 @@ from cnnlib.device.api import (
 from cnnlib.device.cache import cached, content_key, content_of, kernel_files, kernels_folder
 from cnnlib.device.compiler import run_compiler
 from cnnlib.errors import DeviceError, DoesNotFit
+from cnnlib.machine import usable_cores
 
 USUAL_PLACES = ("/usr/local/cuda",)
 """Where the toolkit is looked for when neither PATH nor the environment says."""
@@ -411,6 +413,11 @@ class CudaDevice:
         for kernel in kernels:
             module.kernel(kernel)
         return module
+
+    def precompile(self, sources: Sequence[str], name: str, kernels: Sequence[str]) -> None:
+        del kernels  # of a loaded module; only this thread can load one
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            list(pool.map(lambda text: compile_cubin(text, name, self.architecture), sources))
 
     def synchronize(self) -> None:
         self.wait_for(self.stream)

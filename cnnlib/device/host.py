@@ -16,6 +16,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -45,6 +46,7 @@ from cnnlib.device.compiler import (
 )
 from cnnlib.device.source import with_launchers
 from cnnlib.errors import DeviceError, DoesNotFit
+from cnnlib.machine import usable_cores
 
 FIBER_ORDERS = ("forward", "reverse")
 
@@ -366,6 +368,10 @@ class HostDevice:
             self._modules[key] = HostModule(self, name, library)
         return self._modules[key]
 
+    def precompile(self, sources: Sequence[str], name: str, kernels: Sequence[str]) -> None:
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            list(pool.map(lambda source: self.compile(source, name, kernels), sources))
+
     def synchronize(self) -> None:
         pass
 
@@ -422,14 +428,6 @@ class HostDevice:
         runtime.host_free.restype = None
         runtime.host_free.argtypes = (ctypes.c_void_p,)
         return runtime
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 def available_memory() -> int:

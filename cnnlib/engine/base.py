@@ -45,6 +45,8 @@ class Setup:
     mean: float = 0.0
     deviation: float = 1.0
     resident_images: int | Literal["auto"] = "auto"
+    tune: bool = False
+    """Whether an engine that has several ways to train chooses among them by measuring."""
     on: str = "cpu"
     """Kind of device (as in records) for engines that find theirs themselves: cpu or cuda."""
 
@@ -255,6 +257,11 @@ class Engine(ABC):
         self.setup = setup
         self.network = setup.network
         self.plan = plan(stage, setup.network)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What this engine has decided for itself, for provenance."""
+        return {}
 
     @abstractmethod
     def load(self, images: Bytes, labels: Bytes) -> None:

@@ -4,6 +4,7 @@ A step has two phases (kernels/tuned_step.cuh). On a GPU a launch does as many s
 with barriers of the whole grid between the phases; elsewhere each phase is a launch of its own.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from cnnlib.device import Device, DeviceArray
 from cnnlib.device.api import KernelError
+from cnnlib.device.cache import content_key, kernel_files
 from cnnlib.engine.base import (
     Bytes,
     KernelTime,
@@ -22,6 +24,7 @@ from cnnlib.engine.base import (
     Stage,
     batch_arithmetic,
 )
+from cnnlib.engine.fastest import fastest, measured_once
 from cnnlib.engine.gpu import THREADS, DeviceEngine, Piece, kernel_source
 from cnnlib.engine.steps import ONE_TEAM, StepPlan, Threads
 from cnnlib.errors import Unsupported
@@ -36,7 +39,13 @@ MOST_TOGETHER = 16
 
 
 TWO_TEAMS = Threads(256, teams=2)
-"""Of a block with more than two images; found by measuring."""
+"""Of a block with more than two images; found by measuring on an H100."""
+TRIED = (ONE_TEAM, TWO_TEAMS, Threads(512), Threads(512, teams=4))
+"""What is tried where the plan is chosen by measuring."""
+TRIED_STEPS = 32
+"""In one launch."""
+TRIALS = 3
+"""Of which the shortest counts, after one that does not."""
 
 
 def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Device) -> StepPlan:
@@ -56,6 +65,28 @@ def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: De
             images //= 2
 
 
+def whole_source(steps: StepPlan) -> str:
+    """All kernels of a plan."""
+    return steps.source() + kernel_source("order", "shuffle.cuh", {"ROUNDS": ROUNDS})
+
+
+def candidates(
+    stage: Stage, planned: Sequence[Planned], batch_size: int, device: Device
+) -> list[StepPlan]:
+    """Plans worth measuring, all different: first that of `choose`, then with other threads, and
+    with half as many images together.
+    """
+    first = choose(stage, planned, batch_size, device)
+    found = {(first.images, first.threads): first}
+    for images in (first.images, first.images // 2):
+        for threads in TRIED:
+            if images and images % threads.teams == 0 and (images, threads) not in found:
+                with contextlib.suppress(Unsupported):
+                    other = StepPlan(stage, planned, device.shared_bytes, images, threads)
+                    found.setdefault((other.images, other.threads), other)
+    return list(found.values())
+
+
 class WholeStepEngine(DeviceEngine):
     """Trains by operators that are StepOperators; each multiprocessor has one block."""
 
@@ -64,14 +95,76 @@ class WholeStepEngine(DeviceEngine):
         assert device is not None, "a GPU stage needs a device"
         self.device = device
         self.grid = device.multiprocessors
-        self.steps = choose(stage, self.plan, setup.batch_size, device)
         self.whole = device.kind == "cuda"
-        kernels = ["step_take_images", "step_watch_images", "step_update"]
-        kernels += ["step_train"] * self.whole
-        kernels += ["order_shuffle_images"]
-        source = self.steps.source() + kernel_source("order", "shuffle.cuh", {"ROUNDS": ROUNDS})
-        self.module = device.compile(source, f"{stage.name}_{self.network.name}", kernels)
+        plans = candidates(stage, self.plan, setup.batch_size, device)
+        self._times = self._measured(plans) if setup.tune and len(plans) > 1 else []
+        self._build(plans[fastest(self._times) if self._times else 0])
+        self._tried = plans
+
+    def _build(self, steps: StepPlan) -> None:
+        """Kernels and buffers of a plan."""
+        self.steps = steps
+        self.module = self.device.compile(whole_source(steps), *self._names)
         self._allocate()
+
+    @property
+    def _names(self) -> tuple[str, list[str]]:
+        """Of the module and of its kernels."""
+        kernels = ["take_images", "watch_images", "update", *["train"] * self.whole]
+        return (
+            f"{self.stage.name}_{self.network.name}",
+            [*(f"step_{kernel}" for kernel in kernels), "order_shuffle_images"],
+        )
+
+    def _measured(self, plans: Sequence[StepPlan]) -> list[float]:
+        """Seconds of a step by each of the plans, from the cache if they are there."""
+        batch, device = self.setup.batch_size, self.device
+        sources = [whole_source(plan) for plan in plans]
+        parts = [device.name, str(device.multiprocessors), str(batch), str(TRIED_STEPS)]
+
+        def measure() -> list[float]:
+            device.precompile(sources, *self._names)
+            return [self._step_seconds(plan) for plan in plans]
+
+        key = content_key(parts + sources, kernel_files("**/*.cuh"))
+        return measured_once(key, len(plans), measure)
+
+    def _step_seconds(self, steps: StepPlan) -> float:
+        """Of a step by this plan, on noise; the engine's state is of no use afterwards."""
+        batch, network = self.setup.batch_size, self.network
+        random = np.random.default_rng(0)
+        self._build(steps)
+        images = random.integers(0, 256, (batch, *network.input_shape), dtype=np.uint8)
+        self.load(images, random.integers(0, network.classes, batch, dtype=np.uint8))
+        self.parameters = network.initial_parameters(1)
+        order = self.array((TRIED_STEPS * batch,), np.int32)
+        order.set(np.tile(np.arange(batch, dtype=np.int32), TRIED_STEPS))
+        self._allocate_rates(TRIED_STEPS)
+        self._upload_rates(np.zeros(TRIED_STEPS))  # so that no number grows
+        self._losses.fill_bytes(0)
+        times = []
+        for _ in range(1 + TRIALS):
+            began, ended = self.device.event(), self.device.event()
+            began.record()
+            self._train_steps(order, TRIED_STEPS)
+            ended.record()
+            self._check_signals()
+            times.append(ended.seconds_since(began) / TRIED_STEPS)
+        return min(times[1:])
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The plan, and what the others took where it was chosen by measuring."""
+
+        def told(plan: StepPlan) -> dict[str, int]:
+            block = plan.threads
+            return {"images_a_block": plan.images, "threads": block.block, "teams": block.teams}
+
+        tried = [
+            told(plan) | {"step_seconds": seconds}
+            for plan, seconds in zip(self._tried, self._times, strict=False)
+        ]
+        return {"chosen": told(self.steps)} | ({"tried": tried} if tried else {})
 
     def _allocate(self) -> None:
         batch, network = self.setup.batch_size, self.network

@@ -13,8 +13,9 @@ import pytest
 
 from cnnlib.device import Kernel, KernelError, open_device
 from cnnlib.device.compiler import find_compiler
-from cnnlib.device.host import HostDevice, usable_cores
+from cnnlib.device.host import HostDevice
 from cnnlib.errors import DeviceError, DoesNotFit
+from cnnlib.machine import usable_cores
 
 KernelsIn = Callable[[str], list[str]]
 
