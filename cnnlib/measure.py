@@ -28,6 +28,7 @@ from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import write_whole
 from cnnlib.learning import choose_digits, learning_curve
 from cnnlib.machine import ROOT, provenance
+from cnnlib.neighbours import Presence
 from cnnlib.sampling import Sampler, sustain
 from cnnlib.stages import find_stage
 from cnnlib.stopping import Stopped, within
@@ -48,6 +49,14 @@ Row = dict[str, Any]
 # Rows of an extrapolated run: blocks are timed until their spread is this small (or time is up).
 ENOUGH_BLOCKS = 5
 SMALL_SPREAD = 0.02
+
+TIMED_IN = {
+    "train": ("epochs", "steps"),
+    "profile": ("kernels",),
+    "learn": ("learning", "digits"),
+    "sustain": ("energy",),
+}
+"""Phases of a run in which others on its GPU disturb, and the tables that hold what was timed."""
 
 
 @dataclass
@@ -99,6 +108,13 @@ class Rows:
         self.validated = self.extrapolated = False
         self.epoch("failed")
 
+    def disturb(self, *tables: str) -> None:
+        """Others were there. What did not fit might have, without them."""
+        for table in tables:
+            for row in self[table]:
+                if row["status"] in ("ok", "does_not_fit"):
+                    row["status"] = "disturbed"
+
     def step(self, seconds: float) -> None:
         self.add("steps", step=len(self["steps"]) + 1, step_seconds=seconds)
 
@@ -125,10 +141,12 @@ def measure(
 
     A batch that does not fit the device gives one `does_not_fit` row, a network whose sizes the
     stage's operators refuse one `unavailable` row, and a loss that is not finite ends the run with
-    a `diverged` row: these are results. Raises ValidationFailed when the stage computes wrong
-    gradients, and whatever the stage raises; nothing is written then. With `mark` the run gets one
-    `failed` row instead, and its run.json says why; so does one that takes longer than
-    measuring.limit_seconds, which ends the process. Returns `folder`.
+    a `diverged` row: these are results. What is timed while another process is on the run's GPU is
+    `disturbed`, and run.json says by whom (cnnlib.neighbours: how that is known). Raises
+    ValidationFailed when the stage computes wrong gradients, and whatever the stage raises; nothing
+    is written then. With `mark` the run gets one `failed` row instead, and its run.json says why;
+    so does one that takes longer than measuring.limit_seconds, which ends the process. Returns
+    `folder`.
     """
     stage = find_stage(run.stage, "--stage")
     network = config.network(run.network, run.dataset, "--network")
@@ -171,6 +189,7 @@ def measure(
         rows.in_full("samples", **sample)
     if _trained(rows):
         rows.in_full("energy", **sampler.energy(sustained))
+    described |= _disturbances(rows, sampler)
     if safe.resumed:
         described["resumed"] = True
     _write(config, run, folder, rows, began, described)
@@ -264,6 +283,27 @@ def _engine_batches(config: Config, run: Run, stage: Stage) -> list[int]:
     if stage.engine.image_by_image and not config.measuring.full:
         return sorted({min(run.batch_size, config.measuring.budget_images), run.batch_size})
     return [run.batch_size]
+
+
+def _disturbances(rows: Rows, sampler: Sampler) -> dict[str, Any]:
+    """Mark what was timed while others were on the run's GPU; who they were, for run.json."""
+    if rows.device_kind != "cuda":
+        return {}
+    if not sampler.saw_processes:
+        return {"unwatched": "NVML lists no process of this GPU; others would not be noticed"}
+    found: dict[int, Presence] = {}
+    timed_in: list[tuple[str | None, tuple[str, ...]]] = list(TIMED_IN.items())
+    if rows["epochs"][-1]["status"] == "does_not_fit":
+        timed_in = [(None, ("epochs", "steps"))]  # whenever they took the memory
+    for phase, tables in timed_in:
+        if others := sampler.others(phase):
+            rows.disturb(*tables)
+            found |= {other.process: other for other in others}
+    who = [
+        {"process": other.process, "name": other.name, "memory_mib": round(other.memory_mib, 1)}
+        for other in found.values()
+    ]
+    return {"disturbed": who} if who else {}
 
 
 def _trained(rows: Rows) -> bool:

@@ -36,7 +36,8 @@ STANDING: dict[str, type] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "device_kind": ("cpu", "host", "cuda"),
-    "status": ("ok", "does_not_fit", "diverged", "unavailable", "failed"),
+    # disturbed: somebody else was on the GPU while it was timed
+    "status": ("ok", "does_not_fit", "diverged", "unavailable", "failed", "disturbed"),
 }
 
 TABLES: dict[str, dict[str, type]] = {

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnlib.engine import Engine
+from cnnlib.neighbours import Presence, Span, Watch, others
 from cnnlib.shuffle import Shuffle
 from cnnlib.training import epoch_order
 
@@ -57,13 +58,17 @@ DIGITS = {"time_seconds": 4, "energy_joules": 3}
 
 
 class Gpu:
-    """One GPU's sensors, by NVML; whatever cannot be read is nan."""
+    """One GPU's sensors, by NVML; whatever cannot be read is nan.
+
+    `listed` are the compute processes that the last look saw; None: NVML did not tell.
+    """
 
     def __init__(self, bus_id: str, process: int) -> None:
         import pynvml
 
         self._nvml: Any = pynvml
         self._process, self._seen = process, False
+        self.listed: list[Any] | None = None
         pynvml.nvmlInit()
         self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus_id)
 
@@ -95,8 +100,17 @@ class Gpu:
                 return float(field.value.uiVal) / 1e3
         return float(nvml.nvmlDeviceGetPowerUsage(self._handle)) / 1e3
 
+    def name_of(self, process: int) -> str:
+        """A process's program, or nothing where nobody tells."""
+        with contextlib.suppress(Exception):
+            name = self._nvml.nvmlSystemGetProcessName(process)
+            return str(name.decode(errors="replace") if isinstance(name, bytes) else name)
+        return ""
+
     def _process_memory(self) -> float:
+        self.listed = None
         processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        self.listed = processes
         own = [process for process in processes if process.pid == self._process]
         self._seen = self._seen or bool(own)
         if not self._seen and len(processes) == 1:
@@ -142,6 +156,7 @@ def read_until_told(connection: Connection, process: int, interval: float) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gpu: Gpu | None = None
+    watch = Watch(process)
     # a look at what costs nothing, for runs that are over before NVML has begun
     readings = [Reading(at=time.perf_counter(), host_memory_mib=host_memory(process))]
     with contextlib.suppress(Exception):  # takes a while: before there is a GPU to look at
@@ -154,9 +169,8 @@ def read_until_told(connection: Connection, process: int, interval: float) -> No
             if connection.poll(max(0.0, due - time.perf_counter())):
                 message = connection.recv()
                 if message is None:
-                    connection.send(
-                        np.array(readings, np.float64).reshape(-1, len(Reading._fields))
-                    )
+                    seen = np.array(readings, np.float64).reshape(-1, len(Reading._fields))
+                    connection.send((seen, watch.presences))
                     return
                 with contextlib.suppress(Exception):  # no NVML, no driver, no such GPU
                     gpu = Gpu(message, process)
@@ -165,13 +179,17 @@ def read_until_told(connection: Connection, process: int, interval: float) -> No
         now = time.perf_counter()
         if now < due:
             continue
-        values = gpu.read() if gpu else [math.nan] * 8
+        values = [math.nan] * 8
+        if gpu is not None:
+            values = gpu.read()
+            watch.look(now, gpu.listed, gpu.name_of)
         readings.append(Reading._make([now, *values, host_memory(process)]))
         due = max(due + (interval if gpu else max(interval, UNHURRIED)), time.perf_counter())
 
 
 class Sampler:
-    """Reads sensors from its beginning to its end; then `rows` and `energy` say what they were.
+    """Reads sensors from its beginning to its end; then `rows` and `energy` say what they were, and
+    `others` who else was there.
 
     To be entered before a CUDA context exists: a process that has one must not be forked.
     """
@@ -180,6 +198,7 @@ class Sampler:
         self._interval = interval
         self._phases: list[tuple[float, str]] = []
         self._readings = np.empty((0, len(Reading._fields)))
+        self._presences: list[Presence] = []
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("fork")
@@ -197,7 +216,7 @@ class Sampler:
         with contextlib.suppress(OSError, EOFError):
             self._connection.send(None)
             if self._connection.poll(PATIENCE):
-                self._readings = self._connection.recv()
+                self._readings, self._presences = self._connection.recv()
         self._connection.close()
         self._reader.join(PATIENCE)
         if self._reader.is_alive():
@@ -257,9 +276,10 @@ class Sampler:
             "images": images, "window_seconds": 0.0, "energy_joules": math.nan,
             "idle_watts": math.nan, "status": "unavailable",
         }  # fmt: skip
-        span = self._span("sustain")
-        if span is None or not len(self._readings):
+        spans = self._spans("sustain")
+        if not spans or not len(self._readings):
             return row
+        span = spans[0]
         times = self._column("at")
         joules = window_energy(times, self._column("energy_joules"), *span)
         row |= {"window_seconds": span[1] - span[0], "energy_joules": joules}
@@ -271,16 +291,28 @@ class Sampler:
             row["status"] = "ok"
         return row
 
+    @property
+    def saw_processes(self) -> bool:
+        """Whether NVML listed any process at all, if only the run's own."""
+        return bool(self._presences)
+
+    def others(self, phase: str | None = None) -> list[Presence]:
+        """Other processes that were on the GPU in a phase, or ever (cnnlib.neighbours says how
+        that is known).
+        """
+        return others(self._presences, self._spans(phase))
+
     def _column(self, name: str) -> NDArray[np.float64]:
         column: NDArray[np.float64] = self._readings[:, Reading._fields.index(name)]
         return column
 
-    def _span(self, name: str) -> tuple[float, float] | None:
-        """When the (first) phase of this name began and ended."""
-        for (began, phase), (ended, _) in zip(self._phases, self._phases[1:], strict=False):
-            if phase == name:
-                return began, ended
-        return None
+    def _spans(self, name: str | None) -> list[Span]:
+        """When the phases of this name (None: all) began and ended."""
+        return [
+            (began, ended)
+            for (began, phase), (ended, _) in zip(self._phases, self._phases[1:], strict=False)
+            if name in (phase, None)
+        ]
 
 
 def window_energy(

@@ -29,6 +29,7 @@ ORDER = [
     "training",
     "decisions",
     "validate",
+    "neighbours",
     "sampling",
     "learning",
     "measure",

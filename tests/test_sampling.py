@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,38 +14,7 @@ import pytest
 from cnnlib import sampling
 from cnnlib.engine import Engine
 from cnnlib.sampling import Gpu, Reading, Sampler, host_memory, sustain, window_energy
-
-GB = 2**30
-
-
-class Nvml(SimpleNamespace):
-    """Stands for pynvml; a name in `broken` raises."""
-
-    NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS = 186, 0
-    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
-
-    def __init__(self, *broken: str, processes: tuple[int, ...] = ()) -> None:
-        super().__init__()
-        watts = SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=250_000))
-        answers: dict[str, Any] = {
-            "nvmlInit": None,
-            "nvmlDeviceGetHandleByPciBusId": "handle",
-            "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=2 * GB, total=80 * GB),
-            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=70),
-            "nvmlDeviceGetFieldValues": [watts],
-            "nvmlDeviceGetPowerUsage": 100_000,
-            "nvmlDeviceGetTotalEnergyConsumption": 5_000,
-            "nvmlDeviceGetClockInfo": 1980,
-            "nvmlDeviceGetTemperature": 40,
-            "nvmlDeviceGetComputeRunningProcesses": [
-                SimpleNamespace(pid=pid, usedGpuMemory=GB) for pid in processes
-            ],
-        }
-        for name, answer in answers.items():
-            setattr(self, name, self._fail if name in broken else lambda *_, a=answer: a)
-
-    def _fail(self, *_: object) -> None:
-        raise RuntimeError("NVML error")
+from tests.nvml import Changing, Nvml
 
 
 def read(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
@@ -103,9 +71,11 @@ def test_nvml_vanishes_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     gpu = Gpu("0000:01:00.0", process=77)
     assert not any(map(math.isnan, gpu.read()))
+    assert gpu.listed
     for name in [name for name in vars(nvml) if name.startswith("nvml")]:
         setattr(nvml, name, nvml._fail)
     assert all(map(math.isnan, gpu.read()))
+    assert gpu.listed is None
 
 
 def test_readings_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +99,54 @@ def test_readings_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["device_memory_mib"] == 2048 for row in trained)
     assert trained[0]["time_seconds"] >= 0.09
     assert all(row["host_memory_mib"] > 1 for row in trained)
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Changing:
+    changing = Changing(visitor=os.getppid())
+    monkeypatch.setitem(sys.modules, "pynvml", changing)
+    return changing
+
+
+def test_a_gpu_that_is_lost_in_the_middle(nvml: Changing) -> None:
+    """The reader goes on; what it saw before is kept, and the rest says that nobody knows."""
+    with Sampler(0.001) as sampler:
+        sampler.attach("0000:01:00.0")
+        nvml.looked_at(1)
+        sampler.phase("train")
+        nvml.looked_at(20)
+        nvml.lost.value = 1
+        nvml.looked_at(20)
+        sampler.phase("sustain")
+        nvml.looked_at(20)
+    rows = [row for row in sampler.rows() if row["phase"] == "train"]
+    status = [row["status"] for row in rows]
+    assert {status[0], status[-1]} == {"ok", "unavailable"}
+    assert status == sorted(status)
+    lost = rows[-1]
+    assert lost["host_memory_mib"] > 1
+    assert all(math.isnan(lost[name]) for name in ("power_watts", "process_memory_mib"))
+    assert sampler.energy(100)["status"] == "unavailable"
+    assert sampler.others("train") == []
+
+
+@pytest.mark.parametrize("phase", ["open", "train", "profile"])
+def test_somebody_else_is_noticed_in_the_phase_they_come_in(nvml: Changing, phase: str) -> None:
+    phases = ("open", "train", "profile")
+    with Sampler(0.001) as sampler:
+        sampler.attach("0000:01:00.0")
+        for name in phases:
+            sampler.phase(name)
+            nvml.looked_at()
+            nvml.visited.value = int(name == phase)
+            nvml.looked_at()
+            nvml.visited.value = 0
+            nvml.looked_at()
+    assert sampler.saw_processes
+    noticed = {name: [other.process for other in sampler.others(name)] for name in phases}
+    assert noticed == {name: [os.getppid()] if name == phase else [] for name in phases}
+    (other,) = sampler.others()
+    assert (other.name, other.memory_mib) == ("/usr/bin/other", 3 * 1024)
 
 
 def test_the_highest_memory_is_always_kept() -> None:

@@ -9,6 +9,7 @@ HOST = "host-built, not a GPU measurement"
 
 STATUS = {
     "does_not_fit": "does not fit",
+    "disturbed": "disturbed",
     "diverged": "diverged",
     "failed": "failed",
     "unavailable": "unavailable",

@@ -67,11 +67,12 @@ def measure(
 
 
 def sweep(config: ConfigFiles = CONFIG) -> None:
-    """Time every run of the sweep that has no result yet or failed, in the order of the workflow.
+    """Time every run of the sweep that has no result, failed or was disturbed by others on its GPU.
 
-    The same as the workflow's rule `measure`, each run in a process of its own, but forked from one
-    that has loaded Python's libraries and the data already: for a machine that is paid by the
-    minute. Needs results/data/NAME.npz; exit code 1 if a run failed.
+    In the order of the workflow and the same as its rule `measure`, each run in a process of its
+    own, but forked from one that has loaded Python's libraries and the data already: for a machine
+    that is paid by the minute. Needs results/data/NAME.npz; exit code 1 if a run failed or was
+    disturbed.
     """
     import os
     import signal
@@ -90,11 +91,7 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
         )
         for name in settings.sweep.datasets
     }
-    asked = [
-        run
-        for run in runs(settings)
-        if facts_of(results / run.folder).get("status", "failed") == "failed"
-    ]
+    asked = [run for run in runs(settings) if not is_sound(results / run.folder)]
     failed = 0
     for number, run in enumerate(asked, 1):
         child = os.fork()
@@ -113,13 +110,13 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
                 os._exit(code)  # the child must end here whatever happens
         try:
             ended = os.waitpid(child, 0)[1]
-            failed += ended != 0 or facts_of(results / run.folder).get("status") == "failed"
+            failed += ended != 0 or not is_sound(results / run.folder)
         except BaseException:  # a signal that only this process has seen
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             raise
     if failed:
-        typer.echo(f"error: {failed} of {len(asked)} runs failed", err=True)
+        typer.echo(f"error: {failed} of {len(asked)} runs failed or were disturbed", err=True)
         raise typer.Exit(1)
 
 
@@ -191,7 +188,16 @@ def summary(folder: Path) -> str:
             text += f", test accuracy {100 * last['test_accuracy']:.2f} %"
     if last["status"] == "failed":
         text += f": {facts_of(folder)['failed']}"
+    if others := facts_of(folder).get("disturbed"):
+        names = ", ".join(f"{p['process']} ({p['name'] or 'no name known'})" for p in others)
+        text += f", others on the GPU meanwhile: process {names}"
     return f"{text}, on {last['device']}"
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether a run has a result that measuring it again would not mend."""
+    facts = facts_of(folder)
+    return facts.get("status", "failed") != "failed" and "disturbed" not in facts
 
 
 def facts_of(folder: Path) -> dict[str, Any]:

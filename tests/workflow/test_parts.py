@@ -99,6 +99,36 @@ def test_a_stage_without_a_result_stays_in_the_summary() -> None:
     assert math.isnan(gemm["speedup"])
 
 
+def test_disturbed_runs_do_not_count() -> None:
+    disturbed = {"status": "disturbed"}
+    quiet = epoch_rows("gemm", [[1.0], [2.0]])
+    loud = [row | disturbed | {"repeat": 3} for row in epoch_rows("gemm", [[9.0]])]
+    steps = step_rows("gemm", [0.1]) + [row | disturbed for row in step_rows("gemm", [0.9])]
+    summary = summarise(quiet, loud, steps=steps)
+    gemm = line(summary, "gemm")
+    assert (gemm["status"], gemm["n"], gemm["repeats"]) == ("ok", 2, 2)
+    assert gemm["epoch_seconds"] == 1.5
+    assert (gemm["steps_timed"], gemm["step_seconds"]) == (1, 0.1)
+
+
+def test_a_line_that_was_only_disturbed_says_so() -> None:
+    summary = summarise(
+        epoch_rows("naive", [[20.0]]),
+        epoch_rows("gemm", [[1.0], [2.0]], status="disturbed"),
+        steps=[row | {"status": "disturbed"} for row in step_rows("gemm", [0.9])],
+    )
+    gemm = line(summary, "gemm")
+    assert (gemm["status"], gemm["n"], gemm["steps_timed"]) == ("disturbed", 0, 0)
+    assert math.isnan(gemm["epoch_seconds"])
+    assert math.isnan(gemm["speedup"])
+    ladder = modules.load("tables", "ladder")
+    assert "disturbed" in ladder.markdown(ladder.make({"summary": summary}))
+
+
+def test_every_status_has_its_word() -> None:
+    assert set(wording.STATUS) == set(records.CHOICES["status"]) - {"ok"}
+
+
 def test_without_a_first_stage_there_is_no_other_baseline_at_that_batch_size() -> None:
     """Where the baseline did not run, a speedup over another stage would look like one over it."""
     naive = epoch_rows("naive", [[2.0]])

@@ -2,8 +2,9 @@
 
 Times are medians over every epoch (or scaled block) of every repeat, with quartiles. Intervals are
 95 % bootstrap intervals over the repeats, which are the independent observations; with a single
-repeat there is none (nan). The speedup is over the first stage of the ladder that was measured at
-the same batch size.
+repeat there is none (nan). Runs that others on their GPU disturbed do not count; a line of nothing
+else says so. The speedup is over the first stage of the ladder that was measured at the same batch
+size.
 """
 
 from collections.abc import Iterable
@@ -55,8 +56,9 @@ SEED = 20171
 
 def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The summary of tables["epochs"] and ["steps"], ordered by KEY, stages as on the ladder."""
-    epochs = dict(iter(tables["epochs"].groupby(KEY, sort=False)))
-    steps = {key: group["step_seconds"] for key, group in tables["steps"].groupby(KEY, sort=False)}
+    epochs = dict(iter(undisturbed(tables["epochs"]).groupby(KEY, sort=False)))
+    timed_steps = tables["steps"][tables["steps"]["status"] == "ok"]
+    steps = {key: group["step_seconds"] for key, group in timed_steps.groupby(KEY, sort=False)}
     baselines = find_baselines(epochs)
     lines = []
     for key, group in epochs.items():
@@ -66,6 +68,15 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     frame = pd.DataFrame(lines)[list(COLUMNS)]
     rank = {name: i for i, name in enumerate(ladder_order(frame["stage"]))}
     return frame.sort_values(KEY, key=lambda c: c.map(rank) if c.name == "stage" else c)
+
+
+def undisturbed(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Without the rows of disturbed runs, but for lines that have no others."""
+    disturbed = epochs["status"] == "disturbed"
+    if not disturbed.any():
+        return epochs
+    every = disturbed.groupby([epochs[name] for name in KEY]).transform("all")
+    return epochs[~disturbed | every]
 
 
 def ladder_order(stages: Iterable[str]) -> list[str]:

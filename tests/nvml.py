@@ -1,0 +1,75 @@
+"""Stand-ins for NVML: a GPU with sensors, one that is lost, one that somebody else uses too."""
+
+import multiprocessing
+import os
+import time
+from types import SimpleNamespace
+from typing import Any
+
+GB = 2**30
+
+
+class Nvml(SimpleNamespace):
+    """Stands for pynvml; a name in `broken` raises."""
+
+    NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS = 186, 0
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
+
+    def __init__(self, *broken: str, processes: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        watts = SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=250_000))
+        answers: dict[str, Any] = {
+            "nvmlInit": None,
+            "nvmlDeviceGetHandleByPciBusId": "handle",
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=2 * GB, total=80 * GB),
+            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=70),
+            "nvmlDeviceGetFieldValues": [watts],
+            "nvmlDeviceGetPowerUsage": 100_000,
+            "nvmlDeviceGetTotalEnergyConsumption": 5_000,
+            "nvmlDeviceGetClockInfo": 1980,
+            "nvmlDeviceGetTemperature": 40,
+            "nvmlDeviceGetComputeRunningProcesses": [
+                SimpleNamespace(pid=pid, usedGpuMemory=GB) for pid in processes
+            ],
+        }
+        for name, answer in answers.items():
+            setattr(self, name, self._fail if name in broken else lambda *_, a=answer: a)
+
+    def _fail(self, *_: object) -> None:
+        raise RuntimeError("NVML error")
+
+
+class Changing(Nvml):
+    """One that the reader looks at and the test changes, each in a process of its own.
+
+    While `visited` is 1 the process `visitor` is there too; once `lost` is, nothing answers.
+    """
+
+    def __init__(self, visitor: int) -> None:
+        super().__init__(processes=(os.getpid(),))
+        # not a property of this process alone: the reader is forked from it
+        shared = multiprocessing.get_context("fork").Value
+        self.looks, self.visited, self.lost = shared("l"), shared("l"), shared("l")
+        own = self.nvmlDeviceGetComputeRunningProcesses("handle")
+        another = SimpleNamespace(pid=visitor, usedGpuMemory=3 * GB)
+        self.nvmlDeviceGetComputeRunningProcesses = lambda *_: own + [another] * self.visited.value
+        self.nvmlSystemGetProcessName = lambda process: b"/usr/bin/other"
+        self.nvmlDeviceGetTotalEnergyConsumption = lambda *_: 1000 * self.looks.value
+        for name in [name for name in vars(self) if name.startswith("nvmlDeviceGet")]:
+            setattr(self, name, self._unless_lost(getattr(self, name)))
+        self._last = self.nvmlDeviceGetTemperature
+        self.nvmlDeviceGetTemperature = self._counted
+
+    def _unless_lost(self, answer: Any) -> Any:
+        return lambda *arguments: self._fail() if self.lost.value else answer(*arguments)
+
+    def _counted(self, *arguments: object) -> Any:
+        self.looks.value += 1
+        return self._last(*arguments)
+
+    def looked_at(self, times: int = 3) -> None:
+        """Wait until it has been so often: the first may have begun before."""
+        wanted, deadline = self.looks.value + times, time.monotonic() + 60
+        while self.looks.value < wanted:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
