@@ -22,6 +22,7 @@ from typing import Any
 from cnnlib import records
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
+from cnnlib.device import KernelError
 from cnnlib.engine import Engine, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported, UserError
 from cnnlib.experiment import Run, digest, seed_of
@@ -180,7 +181,8 @@ def measure(
             described["unavailable"] = str(error)
             rows.epoch("unavailable")
         except Exception as error:
-            bad_input = isinstance(error, UserError) and not isinstance(error, ValidationFailed)
+            stages_own = isinstance(error, (ValidationFailed, KernelError))
+            bad_input = isinstance(error, UserError) and not stages_own
             if not mark or bad_input or isinstance(error, Stopped):
                 raise
             traceback.print_exc()

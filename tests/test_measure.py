@@ -21,6 +21,7 @@ from cnnlib import measure as measuring
 from cnnlib import records
 from cnnlib.commands.measuring import is_sound, summary
 from cnnlib.datasets import Dataset
+from cnnlib.device import KernelError
 from cnnlib.engine import Stage
 from cnnlib.engine.cpu import BlockEngine
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, UserError
@@ -454,8 +455,9 @@ class NotANumber(Wrong):
         (Wrong, r"ValidationFailed: stage 'mine' fails validation .* gradient of "),
         (NotANumber, "FloatingPointError: a NaN in conv1"),
         (failing(RuntimeError("no such kernel"), "load"), "RuntimeError: no such kernel"),
+        (failing(KernelError("step: the GPU is lost"), "train"), "KernelError: step: the GPU is"),
     ],
-    ids=["wrong", "nan", "raises"],
+    ids=["wrong", "nan", "raises", "a GPU that disappears"],
 )
 def test_a_stage_that_fails_is_marked(
     data: Dataset, folder: Path, install: Callable[[Stage], None], engine: type, why: str

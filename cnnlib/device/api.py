@@ -13,7 +13,9 @@ Extent = int | Sequence[int]
 
 
 class KernelError(DeviceError):
-    """A kernel was launched wrongly, or went wrong: divergent barrier, lost shuffle partner."""
+    """A kernel does not compile, was launched wrongly, or went wrong: divergent barrier, lost
+    shuffle partner, a GPU that is gone.
+    """
 
 
 class Resources(NamedTuple):

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from cnnlib.device.api import KernelError
 from cnnlib.errors import DeviceError
 
 SANITIZERS = ("address", "undefined")
@@ -131,7 +132,7 @@ def compile_flags(compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
 
 
 def run_compiler(command: list[str], what: str, folder: Path) -> None:
-    """Run it in `folder`; DeviceError with its first error line when it fails."""
+    """Run it in `folder`; KernelError with its first error line when it fails."""
     try:
         done = subprocess.run(
             command,
@@ -144,7 +145,7 @@ def run_compiler(command: list[str], what: str, folder: Path) -> None:
     except OSError as error:
         raise DeviceError(f"{what}: cannot run {command[0]}: {error}") from error
     if done.returncode:
-        raise DeviceError(f"{what} does not compile: {first_error(done.stderr + done.stdout)}")
+        raise KernelError(f"{what} does not compile: {first_error(done.stderr + done.stdout)}")
 
 
 def first_error(output: str) -> str:

@@ -142,7 +142,10 @@ class CudaArray:
         if self.nbytes:
             # pageable memory is staged by the driver before the call returns
             contiguous = np.ascontiguousarray(source)
-            device.driver.memcpy_htod_async(self.address, contiguous, device.stream)
+            try:
+                device.driver.memcpy_htod_async(self.address, contiguous, device.stream)
+            except device.driver.Error as error:
+                raise device.failure(f"copying {self.nbytes} bytes to the GPU", error) from error
 
     def get(self, out: np.ndarray | None = None) -> np.ndarray:
         device = self._device()
@@ -151,7 +154,10 @@ class CudaArray:
         check_copy("get", self.shape, self.dtype, out)
         target = out if out.flags.c_contiguous else np.empty(self.shape, self.dtype)
         if self.nbytes:
-            device.driver.memcpy_dtoh_async(target, self.address, device.stream)
+            try:
+                device.driver.memcpy_dtoh_async(target, self.address, device.stream)
+            except device.driver.Error as error:
+                raise device.failure(f"copying {self.nbytes} bytes from the GPU", error) from error
         device.synchronize()
         if target is not out:
             np.copyto(out, target)
@@ -168,7 +174,10 @@ class CudaArray:
     def fill_bytes(self, value: int = 0xFF) -> None:
         device = self._device()
         if self.nbytes:
-            device.driver.memset_d8_async(self.address, value, self.nbytes, device.stream)
+            try:
+                device.driver.memset_d8_async(self.address, value, self.nbytes, device.stream)
+            except device.driver.Error as error:
+                raise device.failure(f"filling {self.nbytes} bytes on the GPU", error) from error
 
     def free(self) -> None:
         self._memory.free()
@@ -218,9 +227,8 @@ class CudaKernel:
                 self._grid, self._block, self._device.stream, *values
             )
         except (driver.Error, self._device.packing_error) as error:
-            raise KernelError(
-                f"kernel {self.name}, grid {self._grid}, block {self._block}: {error}"
-            ) from error
+            what = f"kernel {self.name}, grid {self._grid}, block {self._block}"
+            raise self._device.failure(what, error) from error
 
     def bind(
         self, grid: Extent, block: Extent, *args: Argument, shared_bytes: int = 0
@@ -236,9 +244,8 @@ class CudaKernel:
                 self._function.set_attribute(attribute, shared_bytes)
                 self._shared_bytes = shared_bytes
         except (driver.Error, self._device.packing_error) as error:
-            raise KernelError(
-                f"kernel {self.name}, {shared_bytes} bytes of shared memory: {error}"
-            ) from error
+            what = f"kernel {self.name}, {shared_bytes} bytes of shared memory"
+            raise self._device.failure(what, error) from error
         # What prepared_async_call ends in; packing the arguments each time takes twice as long.
         launch_kernel = self._function._launch_kernel
 
@@ -246,9 +253,8 @@ class CudaKernel:
             try:
                 launch_kernel(blocks, threads, packed, shared_bytes, stream)
             except driver.Error as error:
-                raise KernelError(
-                    f"kernel {self.name}, grid {blocks}, block {threads}: {error}"
-                ) from error
+                what = f"kernel {self.name}, grid {blocks}, block {threads}"
+                raise self._device.failure(what, error) from error
 
         return launch
 
@@ -311,11 +317,17 @@ class CudaEvent:
 
     def __init__(self, device: "CudaDevice") -> None:
         self._device = device
-        self._event = device.driver.Event()
+        try:
+            self._event = device.driver.Event()
+        except device.driver.Error as error:
+            raise device.failure("making an event", error) from error
         self._recorded = False
 
     def record(self) -> None:
-        self._event.record(self._device.stream)
+        try:
+            self._event.record(self._device.stream)
+        except self._device.driver.Error as error:
+            raise self._device.failure("recording an event", error) from error
         self._recorded = True
 
     def seconds_since(self, earlier: Event) -> float:
@@ -324,7 +336,10 @@ class CudaEvent:
         if not (self._recorded and earlier._recorded):
             raise DeviceError("event: seconds_since before record")
         self._device.wait_for(self._event)
-        return float(self._event.time_since(earlier._event)) * 1e-3
+        try:
+            return float(self._event.time_since(earlier._event)) * 1e-3
+        except self._device.driver.Error as error:
+            raise self._device.failure("timing by events", error) from error
 
 
 class CudaDevice:
@@ -391,11 +406,9 @@ class CudaDevice:
             return np.empty(sizes, kind)
         try:
             result: np.ndarray = self.driver.pagelocked_empty(sizes, kind)
-        except (self.driver.MemoryError, MemoryError) as error:
-            raise DoesNotFit(
-                f"device cuda: {prod(sizes) * kind.itemsize} bytes of page-locked memory wanted: "
-                f"{error}"
-            ) from error
+        except (self.driver.Error, MemoryError) as error:
+            what = f"{prod(sizes) * kind.itemsize} bytes of page-locked memory wanted"
+            raise self.failure(what, error) from error
         return result
 
     def compile(
@@ -423,20 +436,30 @@ class CudaDevice:
         self.wait_for(self.stream)
 
     def wait_for(self, thing: Any) -> None:
-        """Synchronise with a stream or an event; a kernel's fault is a KernelError."""
+        """Synchronise with a stream or an event; what failed since is raised as by `failure`."""
         try:
             thing.synchronize()
         except self.driver.Error as error:
-            raise KernelError(
-                f"device cuda: a kernel launched before has failed: {error}"
-            ) from error
+            raise self.failure("what was launched before has failed", error) from error
+
+    def failure(self, what: str, error: Exception) -> DeviceError:
+        """PyCUDA's error as one of ours: DoesNotFit where memory ran out, or else KernelError.
+
+        Calls do not wait for the GPU, so that a kernel's fault or a GPU that is lost may be told by
+        any later one.
+        """
+        out_of_memory = isinstance(error, (self.driver.MemoryError, MemoryError))
+        return (DoesNotFit if out_of_memory else KernelError)(f"device cuda: {what}: {error}")
 
     def event(self) -> CudaEvent:
         return CudaEvent(self)
 
     def free_bytes(self) -> int:
         pooled = sum(size * len(blocks) for size, blocks in self._pool.items())
-        return int(self.driver.mem_get_info()[0]) + pooled
+        try:
+            return int(self.driver.mem_get_info()[0]) + pooled
+        except self.driver.Error as error:
+            raise self.failure("asking for free memory", error) from error
 
     def used_bytes(self) -> int:
         return self._taken
@@ -444,22 +467,23 @@ class CudaDevice:
     def allocate(self, nbytes: int) -> Any:
         """`nbytes` of device memory, from the pool or the driver. Raises DoesNotFit."""
         kept = self._pool.get(nbytes)
-        if kept:
-            allocation = kept.pop()
-        else:
-            try:
-                allocation = self.driver.mem_alloc(nbytes)
-            except self.driver.MemoryError:
-                self._release_pool()
-                try:
-                    allocation = self.driver.mem_alloc(nbytes)
-                except self.driver.MemoryError as error:
-                    raise DoesNotFit(
-                        f"device cuda: {nbytes} bytes wanted, {self.free_bytes()} free "
-                        f"on {self.name}"
-                    ) from error
+        allocation = kept.pop() if kept else self._allocate_anew(nbytes)
         self._taken += nbytes
         return allocation
+
+    def _allocate_anew(self, nbytes: int) -> Any:
+        try:
+            try:
+                return self.driver.mem_alloc(nbytes)
+            except self.driver.MemoryError:
+                self._release_pool()
+                return self.driver.mem_alloc(nbytes)
+        except self.driver.MemoryError as error:
+            raise DoesNotFit(
+                f"device cuda: {nbytes} bytes wanted, {self.free_bytes()} free on {self.name}"
+            ) from error
+        except self.driver.Error as error:
+            raise self.failure(f"{nbytes} bytes wanted", error) from error
 
     def recycle(self, memory: _Memory) -> None:
         """Keep freed memory. Whoever gets it next comes later in the one stream."""
@@ -480,7 +504,7 @@ class CudaDevice:
         self.is_open = False
         atexit.unregister(self._at_exit)
         # after a kernel's fault every call fails, and there is nothing left to save
-        with contextlib.suppress(KernelError, self.driver.Error):
+        with contextlib.suppress(DeviceError, self.driver.Error):
             self._release_pool()
         self._pool.clear()
         self._modules.clear()

@@ -1,0 +1,201 @@
+"""What PyCUDA raises, as errors of ours, with a driver that is none: a GPU that is lost, no memory.
+
+Here calls of PyCUDA only take note of what they are given; tests/device/test_device.py has a GPU do
+them.
+"""
+
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnlib.device import KernelError, cuda
+from cnnlib.errors import DeviceError, DoesNotFit
+
+LOST = "GPU is lost"
+
+
+class Driver(ModuleType):
+    """Stands for pycuda.driver; whatever is named in `broken` raises the error given there."""
+
+    class Error(Exception):
+        pass
+
+    # as in PyCUDA, both are Errors, and neither is Python's
+    class MemoryError(Error):
+        pass
+
+    class LogicError(Error):
+        pass
+
+    device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT=0, MAX_SHARED_MEMORY_PER_BLOCK_OPTIN=1)
+    function_attribute = SimpleNamespace(MAX_DYNAMIC_SHARED_SIZE_BYTES=2)
+
+    def __init__(self) -> None:
+        super().__init__("pycuda.driver")
+        self.broken: dict[str, Exception] = {}
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.do(name)
+
+    def do(self, name: str) -> Any:
+        self.calls.append(name)
+        if error := self.broken.get(name, self.broken.get("*")):
+            raise error
+        return {"mem_get_info": (1000, 2000), "mem_alloc": Allocation(self)}.get(
+            name, Thing(self, name)
+        )
+
+
+class Thing:
+    """Whatever a call gave, with methods that are calls again: `Stream.synchronize`."""
+
+    arg_format = "P"
+
+    def __init__(self, driver: Driver, name: str) -> None:
+        self._driver, self._name = driver, name
+
+    def __getattr__(self, method: str) -> Any:
+        return lambda *arguments: self._driver.do(f"{self._name}.{method}")
+
+    def compute_capability(self) -> tuple[int, int]:
+        return 9, 0
+
+    def __float__(self) -> float:
+        return 1.0
+
+
+class Allocation(Thing):
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver, "allocation")
+
+    def __int__(self) -> int:
+        return 4096
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    made = Driver()
+    packing = ModuleType("pycuda._pvt_struct")
+    packing.pack, packing.error = struct.pack, struct.error  # type: ignore[attr-defined]
+    for name, module in (("driver", made), ("_pvt_struct", packing)):
+        monkeypatch.setitem(sys.modules, f"pycuda.{name}", module)
+    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
+    monkeypatch.setattr(cuda, "missing_parts", list)
+    monkeypatch.setattr(cuda, "compile_cubin", lambda *arguments: b"")
+    return made
+
+
+@pytest.fixture
+def device(driver: Driver) -> Iterator[cuda.CudaDevice]:
+    with cuda.CudaDevice() as opened:
+        yield opened
+
+
+def kernel(device: cuda.CudaDevice) -> cuda.CudaKernel:
+    return device.compile("", "some.cu", ["k"]).kernel("k")
+
+
+# What is done, and the call of PyCUDA in which it fails.
+CALLS: dict[str, tuple[Callable[[cuda.CudaDevice], Any], str]] = {
+    "allocate": (lambda d: d.array(3), "mem_alloc"),
+    "fill": (lambda d: d.array(3), "memset_d8_async"),
+    "to the GPU": (lambda d: d.array(3).set(np.zeros(3, np.float32)), "memcpy_htod_async"),
+    "from the GPU": (lambda d: d.array(3).get(), "memcpy_dtoh_async"),
+    "wait for a copy": (lambda d: d.array(3).get(), "Stream.synchronize"),
+    "wait": (lambda d: d.synchronize(), "Stream.synchronize"),
+    "pinned": (lambda d: d.pinned(3), "pagelocked_empty"),
+    "free memory": (lambda d: d.free_bytes(), "mem_get_info"),
+    "launch": (
+        lambda d: kernel(d)(1, 1, d.array(3)),
+        "module_from_buffer.get_function.prepared_async_call",
+    ),
+    "bind": (
+        lambda d: kernel(d).bind(1, 1, d.array(3), shared_bytes=2**17),
+        "module_from_buffer.get_function.set_attribute",
+    ),
+    "bound launch": (
+        lambda d: kernel(d).bind(1, 1, d.array(3))(),
+        "module_from_buffer.get_function._launch_kernel",
+    ),
+    "event": (lambda d: d.event(), "Event"),
+    "record": (lambda d: d.event().record(), "Event.record"),
+    "time": (lambda d: elapsed(d), "Event.time_since"),
+}  # fmt: skip
+
+
+def forget(device: cuda.CudaDevice) -> None:
+    """What would be taken from before, so that PyCUDA would not be called."""
+    device._pool.clear()
+    device._modules.clear()
+
+
+def elapsed(device: cuda.CudaDevice) -> float:
+    first, second = device.event(), device.event()
+    first.record()
+    second.record()
+    return second.seconds_since(first)
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_a_gpu_that_disappears_is_an_error_of_ours(
+    driver: Driver, device: cuda.CudaDevice, what: str
+) -> None:
+    do, call = CALLS[what]
+    do(device)
+    driver.broken[call] = driver.LogicError(f"{call} failed: {LOST}")
+    forget(device)
+    with pytest.raises(KernelError, match=f"^device cuda: .*: .* failed: {LOST}"):
+        do(device)
+    assert driver.calls[-1] == call
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_memory_that_runs_out_in_the_middle_does_not_fit(
+    driver: Driver, device: cuda.CudaDevice, what: str
+) -> None:
+    do, call = CALLS[what]
+    do(device)
+    driver.broken[call] = driver.MemoryError(f"{call} failed: out of memory")
+    forget(device)
+    with pytest.raises(DoesNotFit, match="^device cuda: .*(out of memory|wanted, 1000 free on)"):
+        do(device)
+
+
+def test_memory_kept_for_later_is_given_back_first(driver: Driver, device: cuda.CudaDevice) -> None:
+    device.array(3).free()
+    driver.broken["mem_alloc"] = driver.MemoryError("out of memory")
+    with pytest.raises(DoesNotFit, match="bytes wanted"):
+        device.array(3000)
+    assert driver.calls.count("allocation.free") == 1
+
+
+def test_a_gpu_that_is_lost_while_memory_is_given_back(
+    driver: Driver, device: cuda.CudaDevice
+) -> None:
+    device.array(3).free()
+    driver.broken["mem_alloc"] = driver.MemoryError("out of memory")
+    driver.broken["allocation.free"] = driver.LogicError(LOST)
+    with pytest.raises(KernelError, match=LOST):
+        device.array(3000)
+
+
+def test_a_lost_gpu_can_be_closed(driver: Driver) -> None:
+    device = cuda.CudaDevice()
+    kept, freed = device.array(3), device.array(4)
+    freed.free()
+    driver.broken["*"] = driver.LogicError(LOST)
+    device.close()
+    assert not device.is_open
+    kept.free()
+
+
+def test_a_gpu_that_cannot_be_opened(driver: Driver) -> None:
+    driver.broken["Device.retain_primary_context"] = driver.LogicError(LOST)
+    with pytest.raises(DeviceError, match=f"the GPU cannot be used: {LOST}"):
+        cuda.CudaDevice()
