@@ -63,4 +63,6 @@ def provenance() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "system": platform.platform(),
+        # what a scheduler leaves of the machine's GPUs; None: all
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }

@@ -1,9 +1,11 @@
-"""A real Slurm schedules the experiment, through a cancelled job and a drained node.
+"""A real Slurm schedules the experiment, beside a neighbour on its GPU node, through a cancelled
+job and a drained node.
 
 Only when asked for, `pytest -m slurm tests/cluster`, as root; installs Slurm where it is missing.
 """
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from tests.workflow.conftest import Checkout, environment
 SCRIPT = Path(__file__).parent / "slurm.sh"
 PROFILE = "workflow/profiles/slurm"
 CANNOT = 3
+NEIGHBOUR = "neighbour"
 
 
 @pytest.fixture
@@ -47,9 +50,15 @@ def jobs() -> list[dict[str, str]]:
     """What Slurm knows of every job, by its own names."""
     return [
         dict(re.findall(r"(\w+)=(\S*)", line))
-        for line in ask("scontrol", "show", "job", "--oneliner").splitlines()
-        if line.startswith("JobId=")
+        for line in ask("scontrol", "show", "job", "--details", "--oneliner").splitlines()
+        if line.startswith("JobId=") and f"JobName={NEIGHBOUR} " not in line
     ]
+
+
+def visible(checkout: Checkout, stage: str) -> str | None:
+    """The GPUs that the only run of a stage saw, as its run.json has them."""
+    (file,) = (checkout.folder / "results/runs").glob(f"*/*/{stage}/*/*/run.json")
+    return json.loads(file.read_text())["cuda_visible_devices"]
 
 
 def on_gpu(state: str) -> list[dict[str, str]]:
@@ -72,6 +81,10 @@ def test_the_experiment_through_slurm(checkout: Checkout, tmp_path: Path) -> Non
         sys.executable, "-m", "snakemake", "--workflow-profile", PROFILE, "--latency-wait", "5",
         "--configfile", *CONFIG, "--", "figures",
     ]  # fmt: skip
+    neighbour = ask(
+        "sbatch", "--parsable", "-J", NEIGHBOUR, "-p", "gpu", "--gpus=1", "--mem=100",
+        "-o", "/dev/null", "--wrap", "sleep 600",
+    ).strip()  # fmt: skip
     log = tmp_path / "snakemake.log"
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -88,10 +101,13 @@ def test_the_experiment_through_slurm(checkout: Checkout, tmp_path: Path) -> Non
         assert not on_gpu("RUNNING"), "a job runs on a drained node"
         ask("scontrol", "update", "NodeName=gpu1", "State=RESUME")
         assert process.wait(300) == 0
+        assert "JobState=RUNNING" in ask("scontrol", "show", "job", neighbour)
     except BaseException:
         process.kill()
         print(log.read_text())
         raise
+    finally:
+        ask("scancel", neighbour)
     assert (checkout.folder / "results/figures/speedup.png").stat().st_size > 0
     states = {job["JobId"]: job["JobState"] for job in jobs()}
     assert states.pop(cancelled) == "CANCELLED"
@@ -99,11 +115,13 @@ def test_the_experiment_through_slurm(checkout: Checkout, tmp_path: Path) -> Non
     timed = [job for job in jobs() if job["Partition"] == "gpu" and job["JobId"] != cancelled]
     assert len(timed) == 2  # a run of each stage; the cancelled one is among them once more
     assert {job["NodeList"] for job in timed} == {"gpu1"}
-    assert all(job["OverSubscribe"] == "NO" for job in timed), "not alone on its node"
+    # what they have of the node they have alone, and they have no more than they asked for
+    assert {(job["MinCPUsNode"], job["NumCPUs"]) for job in timed} == {("16", "16")}
     spans = sorted((job["StartTime"], job["EndTime"]) for job in timed)
     assert spans[0][1] <= spans[1][0], "two were timed at once"
-    # the stage that runs on a GPU has asked for one
-    assert sorted("gpu" in job.get("TresPerJob", "") for job in timed) == [False, True]
+    # the stage that runs on a GPU has got one, which it sees alone: the neighbour has the other
+    assert sorted(job.get("JOB_GRES", "") for job in timed) == ["(null)", "gpu:1"]
+    assert visible(checkout, "fused") == "1"
     others = [job for job in jobs() if job["Partition"] != "gpu"]
     assert {job["NodeList"] for job in others} == {"cpu1"}
     assert len(others) == 2  # the data; all tables and figures together
