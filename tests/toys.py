@@ -1,5 +1,8 @@
-"""Small things: a data set and a network that train in milliseconds, a disk that is soon full."""
+"""Small things: a data set and a network that train in milliseconds, a disk that is soon full, a
+folder in which nothing can be written.
+"""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,15 +62,37 @@ def write_config(path: Path, config: Config) -> Path:
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     """Make `folder` a file system of 64 KiB; skips the test where mounting is not permitted."""
+    with mounted(folder, "size=64k"):
+        yield folder
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[Path]:
+    """Make `folder` one in which nothing can be written; for root, whom permissions do not bind, a
+    file system that is read-only (skips the test where mounting is not permitted).
+    """
+    if not os.geteuid():
+        with mounted(folder, "size=64k,ro"):
+            yield folder
+        return
+    folder.mkdir(mode=0o500)
+    try:
+        yield folder
+    finally:
+        folder.chmod(0o700)
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
         done = subprocess.run(mount, capture_output=True, text=True)
     except FileNotFoundError:
         pytest.skip("there is no mount here")
     if done.returncode:
-        pytest.skip(f"this user may not mount a small disk: {done.stderr.strip()}")
+        pytest.skip(f"this user may not mount a file system: {done.stderr.strip()}")
     try:
-        yield folder
+        yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)

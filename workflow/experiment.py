@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cnnlib import experiment, records
+from cnnlib.errors import ConfigError
 from cnnlib.files import write_whole
 from cnnlib.stages import find_stage
 from workflow import modules
@@ -36,6 +37,8 @@ class Experiment:
         self.config = experiment.parse_experiment(plain(config))
         self.settings = in_order(self.config.model_dump(mode="json"))
         self.results = os.path.normpath(self.config.results)
+        if os.path.exists(self.results) and not os.path.isdir(self.results):
+            raise ConfigError(f"results: {self.results} is no folder")
         self.runs = experiment.runs(self.config)
         self.run_tables = records.RUN_TABLES
         self.combined_tables = (*records.RUN_TABLES, *EXAMINED, "race")

@@ -1,14 +1,23 @@
 # What the rules share: the checked experiment, its paths, and what must not run side by side.
+from contextlib import contextmanager
+
 from cnnlib.errors import UserError
 from workflow.experiment import Experiment, put_this_python_first, write_text
 from workflow.recovery import recover
 
-try:
+
+@contextmanager
+def told_in_one_line():
+    # A WorkflowError would come with a place in this file, which says nothing about the mistake.
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+with told_in_one_line():
     EXPERIMENT = Experiment(config)
-except UserError as error:
-    # A WorkflowError would come with a place in this file, which says nothing about the config.
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
 
 
 pathvars:
@@ -37,7 +46,8 @@ recover(workflow)
 # Not a rule: where one job runs again, Snakemake does not look at what else changed for the jobs after
 # it, and ancient() would then hide that a run's own settings did.
 onstart:
-    EXPERIMENT.save_settings()
+    with told_in_one_line():
+        EXPERIMENT.save_settings()
 
 
 onsuccess:

@@ -1,0 +1,118 @@
+"""The whole workflow where something is wrong: results that cannot be written, a user's stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.toys import read_only
+from tests.workflow.conftest import Checkout
+
+pytestmark = pytest.mark.slow
+
+
+def errors(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "error" in line.lower()]
+
+
+def test_results_that_cannot_be_written(fresh: Checkout, tmp_path: Path) -> None:
+    with read_only(tmp_path / "kept") as folder:
+        text = fresh.snakemake("figures", "--config", f"results={folder}", code=2)
+        assert list(folder.iterdir()) == []
+    (line,) = errors(text)
+    assert line.startswith(f"error: cannot write {folder}/config.yaml: ")
+    assert line.endswith(("Read-only file system", "Permission denied"))
+    assert "Traceback" not in text
+
+
+def test_runs_that_cannot_be_written(fresh: Checkout, tmp_path: Path) -> None:
+    """Only they have no place; the rest is there."""
+    checkout = fresh.copy(tmp_path / "checkout")
+    results = checkout.folder / "results"
+    results.mkdir()
+    with read_only(results / "runs") as runs:
+        text = checkout.snakemake("results/runs/blobs/tiny/gemm/b4/r1/run.json", code=1)
+        assert list(runs.iterdir()) == []
+    (line,) = (line for line in errors(text) if "Errno" in line)
+    assert "results/runs" in line
+    assert "Read-only file system" in line or "Permission denied" in line
+    assert "Traceback" not in text
+    assert (results / "data/blobs.npz").exists()
+
+
+def test_a_file_where_results_should_be(fresh: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    text = fresh.snakemake("figures", "--config", f"results={tmp_path}/file", code=2)
+    assert errors(text) == [f"error: results: {tmp_path}/file is no folder"]
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+# Stages as users write them: those of the ladder, but for one thing.
+RAISES = """
+class Engine(gemm.STAGE.engine):
+    def train(self, *arguments):
+        raise RuntimeError("the third wheel came off")
+"""
+NOT_A_NUMBER = """
+class Engine(gemm.STAGE.engine):
+    def gradient(self, images, labels):
+        loss, gradient = super().gradient(images, labels)
+        return loss, gradient * numpy.nan
+"""
+MODULE = '''"""A stage of a user's own."""
+
+import dataclasses
+
+import numpy
+
+from cnnlib.stages import gemm
+
+{engine}
+
+STAGE = dataclasses.replace(gemm.STAGE, name="{name}", title="{name}", engine=Engine)
+'''
+
+
+def add_stage(checkout: Checkout, name: str, engine: str) -> None:
+    """As README says: a module, and its place in the ladder."""
+    folder = checkout.folder / "cnnlib/stages"
+    (folder / f"{name}.py").write_text(MODULE.format(name=name, engine=engine))
+    ladder = folder / "__init__.py"
+    text = ladder.read_text()
+    place = "LADDER: tuple[Stage, ...] = ("
+    assert place in text
+    text = text.replace(place, f"from cnnlib.stages import {name}\n\n{place}{name}.STAGE, ")
+    ladder.write_text(text)
+
+
+def run_json(checkout: Checkout, stage: str) -> dict[str, Any]:
+    (path,) = checkout.folder.glob(f"results/runs/blobs/tiny/{stage}/b4/r1/run.json")
+    return dict(json.loads(path.read_text()))
+
+
+def test_stages_of_a_users_own_that_fail(fresh: Checkout, tmp_path: Path) -> None:
+    """They are named and marked, and the sweep goes on to its figures."""
+    checkout = fresh.copy(tmp_path / "checkout")
+    add_stage(checkout, "wheels", RAISES)
+    add_stage(checkout, "nowhere", NOT_A_NUMBER)
+    settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
+    settings["sweep"] |= {
+        "stages": ["wheels", "nowhere", "gemm"], "batch_sizes": [4], "repeats": 1,
+    }  # fmt: skip
+    settings["figures"] = ["speedup"]
+    (checkout.folder / "mine.yaml").write_text(yaml.safe_dump(settings))
+    text = checkout.snakemake("figures", config="mine.yaml")
+    assert "wheels, batch 4: failed: RuntimeError: the third wheel came off" in text
+    assert "nowhere, batch 4: failed: ValidationFailed: stage 'nowhere' fails validation" in text
+    status = {stage: run_json(checkout, stage)["status"] for stage in settings["sweep"]["stages"]}
+    assert status == {"wheels": "failed", "nowhere": "failed", "gemm": "ok"}
+    assert run_json(checkout, "wheels")["failed"] == "RuntimeError: the third wheel came off"
+    summary = pd.read_csv(checkout.folder / "results/tables/summary.csv").set_index("stage")
+    assert summary["status"].to_dict() == status
+    assert summary["epoch_seconds"].notna().to_dict() == {
+        stage: status == "ok" for stage, status in status.items()
+    }
+    assert (checkout.folder / "results/figures/speedup.png").read_bytes().startswith(b"\x89PNG")
