@@ -181,9 +181,7 @@ def measure(
             described["unavailable"] = str(error)
             rows.epoch("unavailable")
         except Exception as error:
-            stages_own = isinstance(error, (ValidationFailed, KernelError))
-            bad_input = isinstance(error, UserError) and not stages_own
-            if not mark or bad_input or isinstance(error, Stopped):
+            if not mark or not is_the_stages(error):
                 raise
             traceback.print_exc()
             return fail(config, run, folder, rows, began, f"{type(error).__name__}: {error}")
@@ -198,6 +196,13 @@ def measure(
     if safe.checkpoint is not None:
         safe.checkpoint.unlink(missing_ok=True)
     return folder
+
+
+def is_the_stages(error: Exception) -> bool:
+    """Whether it is the stage that failed, not what it was given or who stopped it."""
+    if isinstance(error, (ValidationFailed, KernelError)):
+        return True
+    return not isinstance(error, (UserError, Stopped))
 
 
 def _write(
@@ -453,4 +458,4 @@ def _settled(times: list[float]) -> bool:
     return (upper - lower) / math.sqrt(len(times)) < SMALL_SPREAD * middle
 
 
-__all__ = ["ValidationFailed", "measure", "warm_up"]
+__all__ = ["ValidationFailed", "is_the_stages", "measure", "warm_up"]

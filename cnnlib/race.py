@@ -5,6 +5,7 @@ writes it to choose it without the test set; here it is only run. Peers run the 
 """
 
 import math
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from cnnlib.config import Config, Race
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Engine
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
-from cnnlib.measure import warm_up
+from cnnlib.measure import is_the_stages, warm_up
 from cnnlib.stages import find_stage
 from cnnlib.training import accuracy, check_batch, open_engine, open_place, start, train_epochs
-from cnnlib.validate import ValidationFailed, validate
+from cnnlib.validate import validate
 
 Row = dict[str, Any]
 
@@ -30,8 +31,8 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
     """Train race.seeds times by the stage and write the rows of `race` to `out`; the rows.
 
     Validated before the first of them. An epoch's clock is that of every measurement; evaluating
-    the test images is off it. What the stage cannot do here gives one row that says so. Raises
-    ConfigError where the config has no race.
+    the test images is off it. What the stage cannot do here, or does wrong, gives one row that says
+    so. Raises ConfigError where the config has no race.
     """
     race = the_race(config)
     stage = find_stage(stage_name, "--stage")
@@ -72,8 +73,11 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
             add(first, "does_not_fit")
         except Unsupported:
             add(first, "unavailable")
-        except ValidationFailed as error:
-            print(f"error: {error}", flush=True)
+        except Exception as error:
+            if not is_the_stages(error):
+                raise
+            traceback.print_exc()
+            rows.clear()  # what there was is not to be trusted
             add(first, "failed")
     records.write(out, "race", rows)
     return rows

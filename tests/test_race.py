@@ -154,6 +154,23 @@ def test_a_wrong_stage_does_not_run(
     assert list(records.read(tmp_path / "race.csv", "race")["status"]) == ["failed"]
 
 
+class Raising(naive.OneByOne):
+    def update(self, gradient: np.ndarray, rate: float) -> None:
+        raise RuntimeError("a stage of somebody's own")
+
+
+def test_a_stage_that_raises_has_failed(
+    data: Dataset,
+    tmp_path: Path,
+    install: Callable[[Stage], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    install(dataclasses.replace(naive.STAGE, engine=Raising))
+    run_race(racing(), "naive", data, tmp_path / "race.csv")
+    assert list(records.read(tmp_path / "race.csv", "race")["status"]) == ["failed"]
+    assert "a stage of somebody's own" in capfd.readouterr().err
+
+
 def test_a_training_that_diverges_says_so(data: Dataset, tmp_path: Path) -> None:
     wild = RACE["training"] | {"learning_rate": 1e200}
     run_race(racing(training=wild), "naive", data, tmp_path / "race.csv")
