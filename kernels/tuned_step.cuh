@@ -163,7 +163,8 @@ __device__ __forceinline__ void take_images(const Step& step, int mode, float* s
   network::hold(step.parameters, shared, step.mean, step.deviation, block.arrivals);
   int* labels = reinterpret_cast<int*>(shared + network::LABELS);
   // a team's images lie in two places by turns, so that one comes or goes while the other is worked on
-  const auto kept = [&](int i) { return shared + network::KEPT_PLACE + i % network::PLACES * network::KEPT; };
+  // what is kept of an image lies first of all, by turns
+  const auto kept = [&](int i) { return shared + i % network::PLACES * network::KEPT; };
   float* stash = step.stash + static_cast<long long>(blockIdx.x) * IMAGES * network::KEPT;
   for (int first = blockIdx.x; first < step.count; first += grid * IMAGES) {
     const int here = min(IMAGES, (step.count - first + grid - 1) / grid);

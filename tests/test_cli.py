@@ -1,5 +1,6 @@
 """The command line: what commands do, what they say of bad input, and how they are interrupted."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -94,6 +95,8 @@ def start(home: Home) -> Iterator[Start]:
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
             text=True,
             start_new_session=True,
+            # tests that run in a shell's background have it ignored, and would pass that on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
         )
         processes.append(process)
@@ -101,7 +104,8 @@ def start(home: Home) -> Iterator[Start]:
 
     yield start
     for process in processes:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 

@@ -117,6 +117,8 @@ def start(
     return subprocess.Popen(
         [sys.executable, "-c", program, tmp_path / "spec.json", folder],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+        # tests that run in a shell's background have it ignored, and would pass that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

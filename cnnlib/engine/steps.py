@@ -329,7 +329,7 @@ class StepPlan:
             "IMAGES": self.images, "LABELS": self.labels,
             "LOGITS": self.logits.place, "ERRORS": self.errors.place,
             "BYTES": int(self.operators[0].takes_bytes), "CLASS_PITCH": self.logits.pitch,
-            "KEPT_PLACE": 0, "KEPT": self.kept, "PLACES": self.turns, "ARRIVALS": self.arrivals,
+            "KEPT": self.kept, "PLACES": self.turns, "ARRIVALS": self.arrivals,
             "TRACE": self.trace, "CONVOLVED": self.convolved,
             "JOBS": sum(o.jobs() for o in self.operators),
             "SHARED_QUADS": self.shared_bytes // 16,
