@@ -5,6 +5,7 @@ import itertools
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -240,8 +241,9 @@ class Experiment:
         """This table's rows of every run, in the order of the sweep."""
         if wildcards.raw in EXAMINED:
             return self.examined_files(wildcards.raw)
-        if wildcards.raw == "race" and self.config.race:
-            return [f"{self.results}/race/{stage}.csv" for stage in self.config.race.stages]
+        if wildcards.raw == "race":
+            stages = self.config.race.stages if self.config.race else []
+            return [f"{self.results}/race/{stage}.csv" for stage in stages]
         return [f"{self.results}/{run.folder}/{wildcards.raw}.csv" for run in self.runs]
 
     def tables_of_table(self, wildcards: Any) -> list[str]:
@@ -254,9 +256,9 @@ class Experiment:
         """What the report says below the figure."""
         return modules.docstring("figures", wildcards.figure)
 
-    def list_run_files(self, wildcards: Any) -> str:
-        """The same, one path a line, for a command that takes thousands of them."""
-        return "".join(f"{path}\n" for path in self.run_files(wildcards))
+    def list_file(self, wildcards: Any) -> str:
+        """The file that names them, one path a line."""
+        return f"{self.results}/tables/.{wildcards.raw}.list"
 
     # writing --------------------------------------------------------------------------------
 
@@ -267,6 +269,17 @@ class Experiment:
         """
         if not self.tables_are_given:
             write_text(self.settings_file, yaml.safe_dump(self.settings, sort_keys=False))
+
+    def save_lists(self) -> None:
+        """Write which files each table is combined from, for commands that take thousands of them.
+
+        Not rules: for each of its jobs without a program Snakemake starts another Snakemake.
+        """
+        if not self.tables_are_given:
+            for raw in self.combined_tables:
+                wildcards = SimpleNamespace(raw=raw)
+                text = "".join(f"{path}\n" for path in self.run_files(wildcards))
+                write_text(self.list_file(wildcards), text)
 
     def say_where(self) -> None:
         """At the end of a run: where to look."""
@@ -297,7 +310,7 @@ def plain(value: Any) -> Any:
 
 
 def write_text(path: str, text: str) -> None:
-    """For rules that write a few lines and need no program for it."""
+    """For a few lines that need no program."""
     with write_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -3,30 +3,20 @@
 # Where tables lie without runs (results/reference/*), they are given: nothing is measured again.
 if not EXPERIMENT.tables_are_given:
 
-    rule list_runs:
-        # The names of thousands of files go through a file, not through the command line.
-        output:
-            "<results>/tables/.{raw}.list",
-        log:
-            "<results>/logs/list_runs/{raw}.log",
-        localrule: True
-        params:
-            paths=EXPERIMENT.list_run_files,
-        run:
-            write_text(output[0], params.paths)
-
     rule combine:
         input:
-            runs=EXPERIMENT.run_files,
-            list="<results>/tables/.{raw}.list",
+            EXPERIMENT.run_files,
         output:
             "<results>/tables/{raw}.csv",
         log:
             "<results>/logs/combine/{raw}.log",
         conda:
             "../envs/cnn.yaml"
+        params:
+            # The names of thousands of files go through a file, not through the command line.
+            list=EXPERIMENT.list_file,
         shell:
-            "python -m cnnlib combine --table {wildcards.raw} --out {output} --list {input.list}"
+            "python -m cnnlib combine --table {wildcards.raw} --out {output} --list {params.list}"
             " 2>&1 | tee {log}"
 
 

@@ -2,7 +2,7 @@
 from contextlib import contextmanager
 
 from cnnlib.errors import UserError
-from workflow.experiment import Experiment, put_this_python_first, write_text
+from workflow.experiment import Experiment, put_this_python_first
 from workflow.recovery import recover
 
 
@@ -48,6 +48,7 @@ recover(workflow)
 onstart:
     with told_in_one_line():
         EXPERIMENT.save_settings()
+        EXPERIMENT.save_lists()
 
 
 onsuccess:
