@@ -24,6 +24,7 @@ ALLOWED = 8
 def planning_seconds(checkout: Checkout, repeats: int) -> float:
     """Of the processor, for a dry run of a sweep of 50 runs a repeat; start and end are in it."""
     settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
+    del settings["race"]
     dense = settings["networks"]["tiny"]
     settings["networks"] = {f"n{i}": dense for i in range(5)}
     settings["sweep"] |= {
