@@ -1,17 +1,28 @@
-"""What all tests share: figures without a screen, and `gpu` tests only where a GPU can be used."""
+"""What all tests share: figures without a screen, `gpu` tests only where a GPU can be used, and
+what makes them come out alike each time, on a busy machine too.
+"""
 
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
+from cnnlib import sampling
 from cnnlib.device import Device, open_device
 
 if TYPE_CHECKING:
     from engines import Builder
 
 os.environ["MPLBACKEND"] = "Agg"  # programs that tests start inherit it
+
+# The same inputs each time, however long they take.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+# A reader that gets no core for a while has not died.
+sampling.PATIENCE = 60.0
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -120,8 +120,11 @@ def test_the_same_bits_after_kills(
     began = time.perf_counter()
     expected = train(data, stage, momentum, None)
     seconds = time.perf_counter() - began
-    begun_again, within, killed = 0, 0, 0
-    for _ in range(-(-KILLS // len(CASES))):
+    begun_again, within, killed, wanted = 0, 0, 0, -(-KILLS // len(CASES))
+    # on a machine so quick that each of them came before or after all that is looked for, some more
+    while killed < wanted or (
+        killed < wanted + 50 and not (begun_again and (within or stage.name != "naive"))
+    ):
         for _ in range(200):
             before, saved = where(checkpoint), saved_at(checkpoint)
             child = forked(lambda: train(data, stage, momentum, checkpoint))

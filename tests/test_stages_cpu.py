@@ -220,7 +220,7 @@ def test_no_process_outlives_a_killed_parent():
     assert done.returncode == -signal.SIGKILL
     pids = [int(line) for line in done.stdout.split()]
     assert len(pids) == 2
-    for _ in range(50):
+    for _ in range(300):
         if not any(alive(pid) for pid in pids):
             return
         time.sleep(0.1)

@@ -5,8 +5,10 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -241,19 +243,24 @@ def test_the_schema_is_that_of_the_config() -> None:
 
 def test_only_one_measurement_at_a_time(tmp_path: Path) -> None:
     """The second command starts when the first has ended, even if who started that is gone."""
-    log = tmp_path / "log"
-    script = f"echo begin >> '{log}'; sleep 0.5; echo end >> '{log}'"
+    log, go = tmp_path / "log", tmp_path / "go"
+    script = f"echo begin >> '{log}'; until [ -e '{go}' ]; do sleep 0.05; done; echo end >> '{log}'"
     command = [sys.executable, "-m", "workflow.exclusive", "sh", "-c", script]
-    surroundings = {**os.environ, "TMPDIR": str(tmp_path)}
-    both = [
-        subprocess.Popen(
-            command, cwd=sources.ROOT, env=surroundings, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    told = [process.communicate(timeout=30)[1] for process in both]
+    options: dict[str, Any] = dict(
+        cwd=sources.ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    first = subprocess.Popen(command, **options)
+    while not log.exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    second = subprocess.Popen(command, **options)
+    assert second.stderr is not None
+    assert "waiting for another measurement" in second.stderr.readline()
+    assert log.read_text().split() == ["begin"]
+    go.touch()
+    assert [process.communicate(timeout=60)[1] for process in (first, second)] == ["", ""]
     assert log.read_text().split() == ["begin", "end"] * 2
-    assert sum("waiting for another measurement" in text for text in told) == 1
 
 
 DAMAGE: dict[str, tuple[Callable[[str], str], str]] = {
