@@ -161,7 +161,10 @@ def test_the_race_runs_again_for_its_own_settings_only(mine: Checkout) -> None:
 def test_figures_are_drawn_again_from_tables_alone(
     fresh: Checkout, finished: Checkout, tmp_path: Path
 ) -> None:
-    """As published: the tables are there, the runs are not; config.yaml is about other things."""
+    """As published: the tables are there, the runs are not; config.yaml is about other things.
+
+    Two are drawn: test_reference.py draws all, from tables of another machine.
+    """
     checkout = fresh.copy(tmp_path / "checkout")
     published = checkout.folder / "results/reference/machine"
     (published / "tables").mkdir(parents=True)
@@ -171,9 +174,11 @@ def test_figures_are_drawn_again_from_tables_alone(
     arguments = ("figures", "--config", "results=results/reference/machine")
     planned = checkout.planned(*arguments, config=None)
     assert planned == {"tabulate": 2, "draw": len(NAMES), "figures": 1}
-    checkout.snakemake(*arguments, config=None)
-    for path in (finished.folder / "results/figures").iterdir():
-        assert digest(published / "figures" / path.name) == digest(path), path.name
+    checkout.snakemake(*arguments, "figures=[race, speedup]", config=None)
+    drawn = {path.name: digest(path) for path in (published / "figures").iterdir()}
+    assert sorted(drawn) == ["race.png", "race.svg", "speedup.png", "speedup.svg"]
+    for name, content in drawn.items():
+        assert content == digest(finished.folder / "results/figures" / name), name
     assert not (published / "runs").exists()
 
 
