@@ -269,8 +269,8 @@ def test_a_nan_beats_any_other_value_of_its_window(stage, network, place, device
 @each(AWKWARD)
 def test_a_wrong_rate_is_noticed(stage, network, device):
     class WrongRate(stage.engine):
-        def _train(self, order, pieces):
-            loss = super()._train(order, pieces)
+        def _train(self, order, rates, pieces):
+            loss = super()._train(order, rates, pieces)
             self.parameters = self.parameters * 0.999
             return loss
 
