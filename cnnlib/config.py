@@ -169,23 +169,24 @@ def parse_config(settings: Any, place: str = "config") -> Config:
         parse_layers(name, layers)
     if (race := config.race) is not None:
         config.network(race.network, race.dataset, "race.network")
-        images = config.dataset(race.dataset, "race.dataset").train_count
-        if images is not None and race.batch_size > images:
-            raise ConfigError(
-                f"race.batch_size {race.batch_size} is larger than data set '{race.dataset}' "
-                f"({images} training images)"
-            )
+        spec = config.dataset(race.dataset, "race.dataset")
+        _check_batch(f"race.batch_size {race.batch_size}", race.batch_size, race.dataset, spec)
     for dataset in sweep.datasets:
-        images = config.dataset(dataset, "sweep.datasets").train_count
+        spec = config.dataset(dataset, "sweep.datasets")
         for batch_size in sweep.batch_sizes:
-            if images is not None and batch_size > images:
-                raise ConfigError(
-                    f"batch size {batch_size} in sweep.batch_sizes is larger than data set "
-                    f"'{dataset}' ({images} training images)"
-                )
+            what = f"batch size {batch_size} in sweep.batch_sizes"
+            _check_batch(what, batch_size, dataset, spec)
         for network in sweep.networks:
             config.network(network, dataset, "sweep.networks")
     return config
+
+
+def _check_batch(what: str, batch_size: int, dataset: str, spec: DatasetSpec) -> None:
+    """ConfigError beginning with `what` for a batch larger than the data set, if that is known."""
+    if spec.train_count is not None and batch_size > spec.train_count:
+        raise ConfigError(
+            f"{what} is larger than data set '{dataset}' ({spec.train_count} training images)"
+        )
 
 
 def load_config(paths: Iterable[Path | str]) -> Config:

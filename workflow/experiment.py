@@ -5,7 +5,6 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -239,12 +238,16 @@ class Experiment:
 
     def run_files(self, wildcards: Any) -> list[str]:
         """This table's rows of every run, in the order of the sweep."""
-        if wildcards.raw in EXAMINED:
-            return self.examined_files(wildcards.raw)
-        if wildcards.raw == "race":
+        return self.files_of(wildcards.raw)
+
+    def files_of(self, raw: str) -> list[str]:
+        """What a raw table is combined from."""
+        if raw in EXAMINED:
+            return self.examined_files(raw)
+        if raw == "race":
             stages = self.config.race.stages if self.config.race else []
             return [f"{self.results}/race/{stage}.csv" for stage in stages]
-        return [f"{self.results}/{run.folder}/{wildcards.raw}.csv" for run in self.runs]
+        return [f"{self.results}/{run.folder}/{raw}.csv" for run in self.runs]
 
     def tables_of_table(self, wildcards: Any) -> list[str]:
         return [self.table(name) for name in modules.tables_read("tables", wildcards.table)]
@@ -258,7 +261,10 @@ class Experiment:
 
     def list_file(self, wildcards: Any) -> str:
         """The file that names them, one path a line."""
-        return f"{self.results}/tables/.{wildcards.raw}.list"
+        return self.list_of(wildcards.raw)
+
+    def list_of(self, raw: str) -> str:
+        return f"{self.results}/tables/.{raw}.list"
 
     # writing --------------------------------------------------------------------------------
 
@@ -277,9 +283,8 @@ class Experiment:
         """
         if not self.tables_are_given:
             for raw in self.combined_tables:
-                wildcards = SimpleNamespace(raw=raw)
-                text = "".join(f"{path}\n" for path in self.run_files(wildcards))
-                write_text(self.list_file(wildcards), text)
+                text = "".join(f"{path}\n" for path in self.files_of(raw))
+                write_text(self.list_of(raw), text)
 
     def say_where(self) -> None:
         """At the end of a run: where to look."""

@@ -96,8 +96,9 @@ class WholeStepEngine(DeviceEngine):
         self.device = device
         self.grid = device.multiprocessors
         self.whole = device.kind == "cuda"
-        plans = candidates(stage, self.plan, setup.batch_size, device)
-        self._times = self._measured(plans) if setup.tune and len(plans) > 1 else []
+        given = stage, self.plan, setup.batch_size, device
+        plans = candidates(*given) if setup.tune else [choose(*given)]
+        self._times = self._measured(plans) if len(plans) > 1 else []
         self._build(plans[fastest(self._times) if self._times else 0])
         self._tried = plans
 
