@@ -22,6 +22,22 @@ __device__ __forceinline__ void copy_async(Quad* target, const Quad* source) {
 #endif
 }
 
+// The same, or four zeros: `source` need not be there then.
+__device__ __forceinline__ void copy_async_or_zero(Quad* target, const Quad* source, bool there) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(target));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(there ? 16 : 0) : "memory");
+#else
+  *target = there ? *source : Quad{{0.0f, 0.0f, 0.0f, 0.0f}};
+#endif
+}
+
+// By all threads of a block: `count` fours, each thread's share in its group of copies.
+__device__ __forceinline__ void copy_quads(float* target, const float* source, int count) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x)
+    copy_async(reinterpret_cast<Quad*>(target) + i, reinterpret_cast<const Quad*>(source) + i);
+}
+
 // The calling thread's copies since the last such call are a group.
 __device__ __forceinline__ void end_group_of_copies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

@@ -10,6 +10,16 @@ struct alignas(16) Quad {
   float at[4];
 };
 
+// As fresh() of one float.
+__device__ __forceinline__ Quad fresh(const Quad* at) {
+#ifdef __CUDACC__
+  const float4 four = __ldcg(reinterpret_cast<const float4*>(at));
+  return {{four.x, four.y, four.z, four.w}};
+#else
+  return *at;
+#endif
+}
+
 __host__ __device__ constexpr int quads(int floats) { return (floats + 3) / 4; }
 
 template <int FUNCTION>

@@ -20,16 +20,23 @@ __device__ __forceinline__ int term_place(int term) {
   return (term / (KERNEL * KERNEL) * HEIGHT + term / KERNEL % KERNEL) * WIDTH + term % KERNEL;
 }
 
+// places (TERM_EIGHTS * 8,): of every term, since to work it out takes longer than to look it up.
+__device__ __forceinline__ void prepare(float* places) {
+  for (int term = threadIdx.x; term < TERM_EIGHTS * 8; term += BLOCK)
+    reinterpret_cast<int*>(places)[term] = term_place(term);
+}
+
 // A position's first source unit, in channel 0.
 __device__ __forceinline__ int position_place(int position) {
   const int at = min(position, AREA - 1);
   return (at / COLUMNS * WIDTH + at % COLUMNS) * STRIDE;
 }
 
-// source (SOURCE_SIZE,) -> target (TARGET_SIZE,). held: weight (MAPS, TERMS), then bias (MAPS,).
+// source (SOURCE_SIZE,) -> target (TARGET_SIZE,). held: weight (MAPS, TERMS), then bias (MAPS,). places: see prepare.
 // scratch: SHARES * MAPS * FULL_PITCH floats.
 __device__ __forceinline__ void forward(const float* source, const float* held, float* target,
-                                        unsigned char* winners, float* full, float* scratch) {
+                                        unsigned char* winners, float* full, float* scratch, const float* places) {
+  const int* term_at = reinterpret_cast<const int*>(places);
   constexpr int TASKS = (POSITION_TILES + DOWN - 1) / DOWN;
   for (int task = member() / 32; task < TASKS * SHARES; task += WARPS) {
     const int share = task / TASKS, position0 = task % TASKS * DOWN * 16;
@@ -41,7 +48,7 @@ __device__ __forceinline__ void forward(const float* source, const float* held, 
           sum,
           [&](int m, int row, int pair) -> Two {
             const float* corner = source + position_place(position0 + m * 16 + row);
-            return {corner[term_place(eight * 8 + pair)], corner[term_place(eight * 8 + pair + 4)]};
+            return {corner[term_at[eight * 8 + pair]], corner[term_at[eight * 8 + pair + 4]]};
           },
           [&](int, int n, int pair, int map) -> Two {
             const float* weight = held + min(n * 8 + map, MAPS - 1) * TERMS + eight * 8 + pair;
@@ -73,9 +80,8 @@ __device__ __forceinline__ void add_gradient(const float* source, const float* f
 }
 
 // partial (PARAMETERS,) = weight gradient (MAPS, TERMS), then bias gradient.
-// scratch: TEAMS * SPLITS * ACROSS * 8 * GRADIENT_PITCH floats. All threads of the block.
-__device__ __forceinline__ void write_gradient(Sums& sums, float* scratch, float* partial) {
-  put_gradient(sums, scratch);
+// scratch: as put_gradient left it, and a barrier after that. All threads of the block.
+__device__ __forceinline__ void write_gradient(const float* scratch, float* partial) {
   for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
     const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS, term = i < MAPS * TERMS ? i % TERMS : TERMS;
     partial[i] = total_of(scratch, map, term);
@@ -105,25 +111,28 @@ UNROLL
 __device__ __forceinline__ void send_rows_back(const float* full, const float* held, float* source_errors,
                                                float* scratch) {
   constexpr int CREW = CHANNELS * SENDERS, ROOM = (CREW + 31) / 32 * 32;
+  constexpr int MAPS_EACH = (MAPS + SENDERS - 1) / SENDERS;
   for (int job = member(); job < HEIGHT * ROOM; job += TEAM) {
     const int y = job / ROOM, place = job % ROOM, channel = place % CHANNELS, sender = place / CHANNELS;
     if (place >= CREW) continue;
     float error[SHORT_ROWS ? WIDTH : 1];
 UNROLL
     for (int x = 0; x < WIDTH; x++) error[x] = 0.0f;
-    const int from = sender * MAPS / SENDERS, to = (sender + 1) * MAPS / SENDERS;
     for (int i = 0; i < KERNEL; i++) {
       const int above = y - i;  // first source row of the windows that saw this row with row i of the weights
       if (above < 0 || above % STRIDE || above / STRIDE >= ROWS) continue;
-      for (int map = from; map < to; map++) {
+#pragma unroll 4
+      for (int n = 0; n < MAPS_EACH; n++) {
+        const int map = sender * MAPS_EACH + n;
+        if (MAPS % SENDERS && map >= MAPS) break;
         float delta[SHORT_ROWS ? COLUMNS : 1], weight[KERNEL];
         load_row<SHORT_ROWS ? COLUMNS : 1, FULL_PITCH>(delta, full + map * FULL_PITCH + above / STRIDE * COLUMNS);
 UNROLL
         for (int j = 0; j < KERNEL; j++) weight[j] = held[map * TERMS + (channel * KERNEL + i) * KERNEL + j];
 UNROLL
-        for (int x = 0; x < COLUMNS; x++)
+        for (int j = 0; j < KERNEL; j++)
 UNROLL
-          for (int j = 0; j < KERNEL; j++)
+          for (int x = 0; x < COLUMNS; x++)
             error[(x * STRIDE + j) % WIDTH] = fmaf(delta[x], weight[j], error[(x * STRIDE + j) % WIDTH]);
       }
     }

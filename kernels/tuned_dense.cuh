@@ -21,22 +21,29 @@ __host__ __device__ constexpr int warps_for(int tiles, int terms) {
 }
 constexpr int SHARES = warps_for(UNIT_TILES, INPUT_EIGHTS), SENDERS = warps_for(INPUT_TILES, UNIT_EIGHTS);
 
-// The weights on their way into shared memory, by the first warp where they are ALIGNED (ROW_BYTES in all); and the bias.
-constexpr int ROW_BYTES = ALIGNED ? UNITS * INPUTS * 4 : 0;
+// The weights as they lie, in one copy by the hardware's engine: this many bytes, or 0 where it cannot be.
+constexpr int WHOLE_BYTES = ALIGNED && PITCH == INPUTS ? UNITS * INPUTS * 4 : 0;
 
-__device__ __forceinline__ void hold(const float* parameters, float* held, Arrivals& arrivals) {
-  if (ALIGNED) {
-    if (threadIdx.x < 32)
-#pragma unroll 1
-      for (int unit = threadIdx.x; unit < UNITS; unit += 32)
-        copy_row(held + unit * PITCH, parameters + unit * INPUTS, INPUTS, arrivals);
-  } else {
-    for (int i = threadIdx.x; i < UNITS * INPUTS; i += BLOCK) held[i / INPUTS * PITCH + i % INPUTS] = fresh(parameters + i);
+// By one thread, after begin_rows and expect_rows.
+__device__ __forceinline__ void hold_whole(const float* parameters, float* held, Arrivals& arrivals) {
+  if (WHOLE_BYTES) copy_row(held, parameters, UNITS * INPUTS, arrivals);
+}
+
+// By all threads: what is left of weights and bias on its way into shared memory.
+__device__ __forceinline__ void hold(const float* parameters, float* held) {
+  constexpr int ROW_QUADS = INPUTS < 4 ? 1 : INPUTS / 4;
+  if (ALIGNED && !WHOLE_BYTES) {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < UNITS * ROW_QUADS; i += BLOCK)
+      copy_async(reinterpret_cast<Quad*>(held + i / ROW_QUADS * PITCH) + i % ROW_QUADS,
+                 reinterpret_cast<const Quad*>(parameters) + i);
+  } else if (!WHOLE_BYTES) {
+    for (int i = threadIdx.x; i < UNITS * INPUTS; i += BLOCK)
+      copy_async(held + i / INPUTS * PITCH + i % INPUTS, parameters + i);
   }
-  // each layer by other warps, so that none waits for one after the other
-  for (int i = (threadIdx.x + BLOCK - PLACE % WARPS * 32) % BLOCK; i < UNITS; i += BLOCK)
-    held[UNITS * PITCH + i] = fresh(parameters + UNITS * INPUTS + i);
-  constexpr int REST = INPUT_EIGHTS * 8 - INPUTS;
+  for (int i = threadIdx.x; i < UNITS; i += BLOCK) copy_async(held + UNITS * PITCH + i, parameters + UNITS * INPUTS + i);
+  // what lies between a row's inputs and its last eight is multiplied too
+  constexpr int REST = (INPUT_EIGHTS * 8 < PITCH ? INPUT_EIGHTS * 8 : PITCH) - INPUTS;
   for (int i : block_range(UNITS * REST)) held[i / max(1, REST) * PITCH + INPUTS + i % max(1, REST)] = 0.0f;
 }
 
@@ -81,6 +88,7 @@ __device__ __forceinline__ void forward_alone(const float* source, const float* 
   Quad value[LANE_QUADS];
 UNROLL
   for (int n = 0; n < LANE_QUADS; n++) value[n] = quad(source, lane + n * 32);
+#pragma unroll 2
   for (int first = threadIdx.x / 32 * 4; first < UNITS; first += WARPS * 4) {
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 UNROLL
@@ -130,6 +138,52 @@ UNROLL
   }
 }
 
+// Weights that are far away come four neighbours at once, which are two pairs of a lane, while others are multiplied.
+constexpr bool FAR_QUADS = !HELD && ALIGNED && EACH > 1;
+constexpr int INPUT_SIXTEENTHS = (INPUTS + 15) / 16;
+
+// sum += a share of the products of 16 units, from unit0 on, and all images.
+__device__ __forceinline__ void multiply_far(const float* source, const float* weights, int unit0, int share,
+                                             Fragment (&sum)[EACH][ACROSS]) {
+  constexpr int FOURS = EACH > 1 ? EACH / 2 : 1;
+  Quad coming[FOURS][2];
+  const auto fetch = [&](int first) {
+UNROLL
+    for (int m = 0; m < FOURS; m++)
+UNROLL
+      for (int lower = 0; lower < 2; lower++) {
+        const int lane = threadIdx.x % 32, unit = min(unit0 + lane / 4 + lower * 8, UNITS - 1);
+        const int input = (first + m * SHARES) * 16 + lane % 4 * 4;
+        coming[m][lower] = input < INPUTS ? fresh(reinterpret_cast<const Quad*>(weights + unit * INPUTS + input))
+                                          : Quad{{0.0f, 0.0f, 0.0f, 0.0f}};
+      }
+  };
+  fetch(share);
+#pragma unroll 2
+  for (int first = share; first < INPUT_SIXTEENTHS; first += SHARES * FOURS) {
+    Quad here[FOURS][2];
+UNROLL
+    for (int m = 0; m < FOURS; m++) here[m][0] = coming[m][0], here[m][1] = coming[m][1];
+    fetch(first + SHARES * FOURS);
+    multiply<true>(
+        sum,
+        [&](int m, int row, int pair) -> Two {
+#ifdef __CUDA_ARCH__
+          const Quad& quad = here[m / 2][row < 8 ? 0 : 1];  // the lane's own
+          return {quad.at[m % 2 * 2], quad.at[m % 2 * 2 + 1]};
+#else
+          const int unit = min(unit0 + row, UNITS - 1), input = (first + m / 2 * SHARES) * 16 + pair * 4 + m % 2 * 2;
+          const float* weight = weights + unit * INPUTS + input;
+          return input < INPUTS ? Two{weight[0], weight[1]} : Two{0.0f, 0.0f};
+#endif
+        },
+        [&](int m, int n, int pair, int image) -> Two {
+          const int input = min((first + m / 2 * SHARES) * 16 + pair * 4 + m % 2 * 2, INPUT_EIGHTS * 8 - 2);
+          return *reinterpret_cast<const Two*>(source + min(n * 8 + image, IMAGES - 1) * SOURCE_PITCH + input);
+        });
+  }
+}
+
 // target = f(weights source + bias). scratch: SHARES * UNIT_TILES * 16 * ACROSS * 8 floats.
 __device__ __forceinline__ void forward(const float* source, const float* weights, float* target, float* scratch) {
   if (ALONE) return forward_alone(source, weights, target);
@@ -138,7 +192,8 @@ __device__ __forceinline__ void forward(const float* source, const float* weight
     const int share = task / UNIT_TILES, unit0 = task % UNIT_TILES * 16;
     Fragment sum[EACH][ACROSS];
     clear(sum);
-    for (int eight = share; eight < INPUT_EIGHTS; eight += SHARES * EACH)
+    if (FAR_QUADS) multiply_far(source, weights, unit0, share, sum);
+    for (int eight = share; !FAR_QUADS && eight < INPUT_EIGHTS; eight += SHARES * EACH)
       multiply<true>(
           sum,
           [&](int m, int row, int pair) -> Two {
@@ -230,71 +285,118 @@ UNROLL
 }
 
 // The update: the gradient is deltas^T x sources over the batch, in tiles of 16 units x 32 inputs of which a block makes
-// one, its warps sharing the images.
-constexpr int TILE_INPUTS = 32, TILE_PITCH = TILE_INPUTS + 8;
-constexpr int TILES_WIDE = (INPUTS + TILE_INPUTS - 1) / TILE_INPUTS, TILES = TILES_WIDE * UNIT_TILES;
+// one. Its warps share the images, eight at a time, of which each warp has STAGES on their way into shared memory: rows
+// of 16 deltas and 32 sources, an odd number of quads of banks apart.
+constexpr int TILE_UNITS = 16, TILE_INPUTS = 32, TILE_PITCH = TILE_INPUTS + 8;
+constexpr int STAGE_PITCH = TILE_UNITS + TILE_INPUTS + 8, STAGE = 8 * STAGE_PITCH, WARP_STAGES = STAGES * STAGE;
+constexpr int TILES_WIDE = (INPUTS + TILE_INPUTS - 1) / TILE_INPUTS;
+static_assert(STAGES % 2 == 0, "two are multiplied at a time");
+static_assert(WARP_STAGES >= TILE_UNITS * (TILE_PITCH + 1), "a warp's sums lie where its stages were");
+
+// A lane's part of what a tile takes of eight images' traces.
+template <int TRACE>
+struct Fetch {
+  static constexpr int ROW_QUADS = (TILE_UNITS + TILE_INPUTS) / 4, DELTA_QUADS = TILE_UNITS / 4;
+  static constexpr int OWN = 8 * ROW_QUADS / 32;
+  const float* from[OWN];  // of the first eight
+  int image[OWN], place[OWN];
+  bool there[OWN];
+
+  __device__ __forceinline__ Fetch(const float* traces, int unit0, int input0) {
+UNROLL
+    for (int n = 0; n < OWN; n++) {
+      const int i = threadIdx.x % 32 + n * 32, quad = i % ROW_QUADS;
+      const int unit = unit0 + quad * 4, input = input0 + (quad - DELTA_QUADS) * 4;
+      image[n] = i / ROW_QUADS;
+      place[n] = image[n] * STAGE_PITCH + quad * 4;
+      there[n] = quad < DELTA_QUADS ? unit < UNIT_EIGHTS * 8 : input < INPUT_EIGHTS * 8;
+      from[n] = traces + image[n] * TRACE + (quad < DELTA_QUADS ? TRACE_DELTA + unit : TRACE_SOURCE + input);
+    }
+  }
+
+  // By all lanes of a warp; zeros for images from `count` on.
+  __device__ __forceinline__ void operator()(int eight, int count, float* stage) const {
+UNROLL
+    for (int n = 0; n < OWN; n++)
+      copy_async_or_zero(reinterpret_cast<Quad*>(stage + place[n]),
+                         reinterpret_cast<const Quad*>(from[n] + static_cast<long long>(eight) * 8 * TRACE),
+                         there[n] && eight * 8 + image[n] < count);
+  }
+};
 
 // traces (count, TRACE). weights.fetch(i) is what there is of this layer's parameter i, weights.change(i, that, gradient)
-// changes it. shared: WARPS * 16 * (TILE_PITCH + 1) floats.
+// changes it. shared: WARPS * WARP_STAGES floats.
 template <int TRACE, class Weights>
 __device__ __forceinline__ void sum_tile(int tile, const float* traces, int count, float* shared, Weights weights) {
-  constexpr int OWN = (16 * TILE_INPUTS + BLOCK - 1) / BLOCK;  // weights of a thread
-  const int unit0 = tile / TILES_WIDE * 16, input0 = tile % TILES_WIDE * TILE_INPUTS;
+  constexpr int OWN = (TILE_UNITS * TILE_INPUTS + BLOCK - 1) / BLOCK;  // weights of a thread
+  const int unit0 = tile / TILES_WIDE * TILE_UNITS, input0 = tile % TILES_WIDE * TILE_INPUTS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int unit = unit0 + static_cast<int>(threadIdx.x);  // whose bias the thread has, if any
-  const bool has_bias = input0 == 0 && threadIdx.x < 16 && unit < UNITS;
+  const bool has_bias = input0 == 0 && threadIdx.x < TILE_UNITS && unit < UNITS;
+  float* own = shared + warp * WARP_STAGES;
+  const int eights = (count + 7) / 8, sharing = min(WARPS, eights);
+  const Fetch<TRACE> fetch(traces, unit0, input0);
+  if (warp < sharing)
+#pragma unroll 1
+    for (int stage = 0; stage < STAGES; stage++) {
+      // the second of two is multiplied whether there is any or not
+      if (warp + stage / 2 * 2 * WARPS < eights) fetch(warp + stage * WARPS, count, own + stage * STAGE);
+      end_group_of_copies();
+    }
+
   decltype(weights.fetch(0)) now[OWN], bias;
   const auto place = [&](int n) {  // of the n-th weight of the thread; -1: there is none
     const int i = threadIdx.x + n * BLOCK;
     const int u = unit0 + i / TILE_INPUTS, input = input0 + i % TILE_INPUTS;
-    return i < 16 * TILE_INPUTS && u < UNITS && input < INPUTS ? u * INPUTS + input : -1;
+    return i < TILE_UNITS * TILE_INPUTS && u < UNITS && input < INPUTS ? u * INPUTS + input : -1;
   };
 UNROLL
   for (int n = 0; n < OWN; n++)
     if (place(n) >= 0) now[n] = weights.fetch(place(n));
   if (has_bias) bias = weights.fetch(UNITS * INPUTS + unit);
 
-  float* sums = shared;                               // (WARPS, 16, TILE_PITCH)
-  float* delta_sums = shared + WARPS * 16 * TILE_PITCH;  // (WARPS, 16)
-  const int eights = (count + 7) / 8, sharing = min(WARPS, eights);
   if (warp < sharing) {
     Fragment sum[1][4];
     clear(sum);
     float delta_sum[2] = {0.0f, 0.0f};
-#pragma unroll 4
-    for (int eight = warp; eight < eights; eight += WARPS) {
-      const int image0 = eight * 8;
-      const auto both = [&](int pair, int at, bool inside) -> Two {
-        const float* trace = traces + static_cast<long long>(image0 + pair) * TRACE + at;
-        return {inside && image0 + pair < count ? fresh(trace) : 0.0f,
-                inside && image0 + pair + 4 < count ? fresh(trace + 4 * TRACE) : 0.0f};
-      };
-      if (input0 == 0) {  // the bias is the weight of an input that is always 1
+    for (int eight = warp, stage = 0; eight < eights; eight += 2 * WARPS, stage = (stage + 2) % STAGES) {
+      wait_for_groups<STAGES - 2>();
+      __syncwarp();
 UNROLL
-        for (int half = 0; half < 2; half++) {
-          const int row = lane / 4 + half * 8;
-          const Two own = both(lane % 4, TRACE_DELTA + unit0 + row, unit0 + row < UNITS);
-          delta_sum[half] += own.x + own.y;
+      for (int half = 0; half < 2; half++) {
+        const float* rows = own + (stage + half) * STAGE;
+        const auto both = [&](int pair, int at) -> Two {
+          return {rows[pair * STAGE_PITCH + at], rows[(pair + 4) * STAGE_PITCH + at]};
+        };
+        if (input0 == 0) {  // the bias is the weight of an input that is always 1
+UNROLL
+          for (int upper = 0; upper < 2; upper++) {
+            const Two two = both(lane % 4, lane / 4 + upper * 8);
+            delta_sum[upper] += two.x + two.y;
+          }
         }
+        multiply<false>(
+            sum, [&](int, int row, int pair) { return both(pair, row); },
+            [&](int, int n, int pair, int column) { return both(pair, TILE_UNITS + n * 8 + column); });
       }
-      multiply<false>(
-          sum,
-          [&](int, int row, int pair) { return both(pair, TRACE_DELTA + unit0 + row, unit0 + row < UNITS); },
-          [&](int, int n, int pair, int column) {
-            const int input = input0 + n * 8 + column;
-            return both(pair, TRACE_SOURCE + input, input < INPUTS);
-          });
+      __syncwarp();
+UNROLL
+      for (int half = 0; half < 2; half++) {
+        if (eight + STAGES * WARPS < eights)
+          fetch(eight + (STAGES + half) * WARPS, count, own + (stage + half) * STAGE);
+        end_group_of_copies();
+      }
     }
+    // over the warp's stages: sums (16, TILE_PITCH), then of the deltas (16,)
 UNROLL
     for (int n = 0; n < 4; n++)
 UNROLL
-      for (int i = 0; i < 4; i++)
-        sums[(warp * 16 + tile_row(i)) * TILE_PITCH + n * 8 + tile_column(i)] = sum[0][n].at[i];
+      for (int i = 0; i < 4; i++) own[tile_row(i) * TILE_PITCH + n * 8 + tile_column(i)] = sum[0][n].at[i];
 UNROLL
-    for (int half = 0; half < 2; half++) {
+    for (int upper = 0; upper < 2; upper++) {
 UNROLL
-      for (int bit = 1; bit < 4; bit *= 2) delta_sum[half] += __shfl_xor_sync(0xffffffffu, delta_sum[half], bit);
-      if (lane % 4 == 0) delta_sums[warp * 16 + lane / 4 + half * 8] = delta_sum[half];
+      for (int bit = 1; bit < 4; bit *= 2) delta_sum[upper] += __shfl_xor_sync(0xffffffffu, delta_sum[upper], bit);
+      if (lane % 4 == 0) own[TILE_UNITS * TILE_PITCH + lane / 4 + upper * 8] = delta_sum[upper];
     }
   }
   __syncthreads();
@@ -304,12 +406,13 @@ UNROLL
     const int i = threadIdx.x + n * BLOCK;
     float total = 0.0f;
     for (int other = 0; other < sharing; other++)
-      total += sums[(other * 16 + i / TILE_INPUTS) * TILE_PITCH + i % TILE_INPUTS];
+      total += shared[other * WARP_STAGES + i / TILE_INPUTS * TILE_PITCH + i % TILE_INPUTS];
     weights.change(place(n), now[n], total);
   }
   if (has_bias) {
     float total = 0.0f;
-    for (int other = 0; other < sharing; other++) total += delta_sums[other * 16 + threadIdx.x];
+    for (int other = 0; other < sharing; other++)
+      total += shared[other * WARP_STAGES + TILE_UNITS * TILE_PITCH + threadIdx.x];
     weights.change(UNITS * INPUTS + unit, bias, total);
   }
   __syncthreads();

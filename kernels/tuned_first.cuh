@@ -101,10 +101,9 @@ __device__ __forceinline__ void add_gradient(const float* image, const float* fu
 }
 
 // partial (PARAMETERS,) = weight gradient (MAPS, TERMS), then bias gradient.
-// scratch: TEAMS * SPLITS * ACROSS * 8 * GRADIENT_PITCH floats. All threads of the block.
-__device__ __forceinline__ void write_gradient(Sums& sums, float* scratch, float* partial, float mean,
+// scratch: as put_gradient left it, and a barrier after that. All threads of the block.
+__device__ __forceinline__ void write_gradient(const float* scratch, float* partial, float mean,
                                                float deviation) {
-  put_gradient(sums, scratch);
   for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
     const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS;
     const float deltas = total_of(scratch, map, TERMS);

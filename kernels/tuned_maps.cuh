@@ -39,8 +39,7 @@ UNROLL
       }
 }
 
-// scratch (TEAMS, SPLITS, ACROSS * 8, GRADIENT_PITCH) = every warp's share of the gradient, of every team; a barrier of
-// the block ends it.
+// scratch (TEAMS, SPLITS, ACROSS * 8, GRADIENT_PITCH) = every warp's share of the gradient, of every team.
 __device__ __forceinline__ void put_gradient(const Sums& sums, float* scratch) {
   if (own_split() < SPLITS) {
     float* own = scratch + (team() * SPLITS + own_split()) * ACROSS * 8 * GRADIENT_PITCH;
@@ -54,7 +53,6 @@ UNROLL
           if (term <= TERMS) own[map * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
         }
   }
-  __syncthreads();
 }
 
 // The gradient of a map's term, all shares of it.

@@ -59,19 +59,31 @@ __device__ __forceinline__ void add_later(float* at, float value) {
 #endif
 }
 
-// errors = derivative of the batch's mean loss by the logits; one warp. The loss of the image is added to *loss.
-__device__ __forceinline__ void lose(const float* logits, int label, int count, float* errors, float* loss) {
+// How many lanes have numbers of their own where there are so many: a power of two, at most a warp.
+__host__ __device__ constexpr int lanes_for(int numbers) {
+  int lanes = 1;
+  while (lanes < numbers && lanes < 32) lanes *= 2;
+  return lanes;
+}
+
+// errors = derivative of the batch's mean loss by the logits, share = 1 / images of the batch; one warp. The loss of the
+// image is added to *loss.
+__device__ __forceinline__ void lose(const float* logits, int label, float share, float* errors, float* loss) {
   constexpr unsigned ALL = 0xffffffffu;
-  const int lane = threadIdx.x % 32;
+  constexpr int LANES = lanes_for(network::CLASSES);
+  const int lane = threadIdx.x % LANES;  // the others do the same once more
   float largest = -INFINITY;
-  for (int k = lane; k < network::CLASSES; k += 32) largest = fmaxf(largest, logits[k]);
-  for (int bit = 16; bit; bit /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, bit));
-  float sum = 0.0f;
-  for (int k = lane; k < network::CLASSES; k += 32) sum += expf(logits[k] - largest);
-  for (int bit = 16; bit; bit /= 2) sum += __shfl_xor_sync(ALL, sum, bit);
-  for (int k = lane; k < network::CLASSES; k += 32)
-    errors[k] = (expf(logits[k] - largest) / sum - (k == label ? 1.0f : 0.0f)) / float(count);
-  if (lane == 0) add_later(loss, logf(sum) + largest - logits[label]);
+  for (int k = lane; k < network::CLASSES; k += LANES) largest = fmaxf(largest, logits[k]);
+  for (int bit = LANES / 2; bit; bit /= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, bit));
+  float sum = 0.0f, last = 0.0f;
+  for (int k = lane; k < network::CLASSES; k += LANES) sum += last = expf(logits[k] - largest);
+  for (int bit = LANES / 2; bit; bit /= 2) sum += __shfl_xor_sync(ALL, sum, bit);
+  const float part = share / sum;
+  for (int k = lane; k < network::CLASSES; k += LANES) {
+    const float own = network::CLASSES <= LANES ? last : expf(logits[k] - largest);
+    errors[k] = k == label ? own * part - share : own * part;
+  }
+  if (threadIdx.x % 32 == 0) add_later(loss, logf(sum) + largest - logits[label]);
 }
 
 // A team's next image on its way from device memory, each thread's share of the bytes in its registers.
@@ -128,14 +140,13 @@ UNROLL
 // What a block has from one step to the next.
 struct Block {
   Upcoming upcoming;
-  Arrivals arrivals[2];  // of the convolutions' weights, of the dense layers'
+  Arrivals arrivals;  // of the dense layers' weights
 
   // All threads, when a launch begins.
   __device__ __forceinline__ Block(const Step& step, float* shared, int steps) {
-    for (int i = 0; i < 2; i++) {
-      arrivals[i] = {reinterpret_cast<unsigned long long*>(shared + network::ARRIVALS) + i, 0, false};
-      if (threadIdx.x == 0) prepare_arrivals(arrivals[i].arrived);
-    }
+    arrivals = {reinterpret_cast<unsigned long long*>(shared + network::ARRIVALS), 0, false};
+    if (threadIdx.x == 0) prepare_arrivals(arrivals.arrived);
+    network::prepare(shared);
     upcoming.begin(step, steps);
     __syncthreads();
   }
@@ -158,6 +169,7 @@ __device__ __forceinline__ void take_images(const Step& step, int mode, float* s
   const int grid = gridDim.x;
   if (static_cast<int>(blockIdx.x) >= step.count) return;
   watch.mark(-1);
+  const float share = 1.0f / float(step.count);
   network::Sums sums;
   network::clear(sums);
   network::hold(step.parameters, shared, step.mean, step.deviation, block.arrivals);
@@ -179,7 +191,7 @@ __device__ __forceinline__ void take_images(const Step& step, int mode, float* s
       // the last ones stay where they are
       if (i + network::PLACES < rounds * TEAMS && mode != ONLY_FORWARD) put_away(kept(i), stash + i * network::KEPT);
     }
-    network::forward_all(step.parameters, shared, block.arrivals[1], watch);
+    network::forward_all(step.parameters, shared, block.arrivals, watch);
     for (int i = threadIdx.x / 32; i < here; i += BLOCK / 32) {
       const int image = first + i * grid, lane = threadIdx.x % 32;
       const float* logits = shared + network::LOGITS + i * network::CLASS_PITCH;
@@ -190,7 +202,7 @@ __device__ __forceinline__ void take_images(const Step& step, int mode, float* s
       else if (mode == GIVEN_ERRORS)
         for (int k = lane; k < network::CLASSES; k += 32) errors[k] = outputs[k];
       else
-        lose(logits, labels[i], step.count, errors, step.losses + image);
+        lose(logits, labels[i], share, errors, step.losses + image);
     }
     __syncthreads();
     watch.mark(network::LOSS);

@@ -10,7 +10,8 @@ from networks import awkward
 from cnnlib.device import Device
 from cnnlib.engine import fastest as choosing
 from cnnlib.engine import plan, whole
-from cnnlib.engine.fastest import fastest, measured_once
+from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
+from cnnlib.engine.steps import StepPlan
 from cnnlib.engine.whole import WholeStepEngine, candidates
 from cnnlib.stages.tuned import STAGE
 from cnnlib.validate import five_steps, validate
@@ -86,6 +87,33 @@ def test_every_plan_that_is_tried_is_right(device: Device, monkeypatch: pytest.M
             five_steps(engine, *pictures(network, 3 * count))
 
 
+def test_times_that_do_not_repeat_are_not_taken() -> None:
+    assert steady([1.1, 1.0, 1.15]) == 1.0
+    with pytest.raises(Unsteady):
+        steady([1.0, 1.1, 1.3])
+
+
+@pytest.mark.parametrize("bad", [1, whole.ATTEMPTS])
+def test_a_choice_needs_times_that_repeat(
+    device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    network, rounds = awkward(), []
+    monkeypatch.setattr(device, "precompile", lambda *_: rounds.append(1))
+
+    def times(engine: WholeStepEngine, steps: StepPlan) -> float:
+        return steady([1.0, 2.0] if len(rounds) <= bad else [1.0, 1.0])
+
+    monkeypatch.setattr(WholeStepEngine, "_step_seconds", times)
+    with open_engine(STAGE, network, 6, device, tune=True) as engine:
+        found = bad < whole.ATTEMPTS
+        assert ("tried" in engine.choices) == found
+        assert len(list(cache.glob("*.times"))) == found
+        ways = candidates(STAGE, plan(STAGE, network), 6, device)
+        assert engine.steps.images == ways[0].images
+        assert engine.steps.threads == ways[0].threads
+    assert len(rounds) == min(bad + 1, whole.ATTEMPTS)
+
+
 def test_plans_are_timed_and_the_choice_is_told(
     device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +121,7 @@ def test_plans_are_timed_and_the_choice_is_told(
     monkeypatch.setattr(device, "multiprocessors", 2)
     monkeypatch.setattr(whole, "TRIED_STEPS", 2)
     monkeypatch.setattr(whole, "TRIED", whole.TRIED[:2])
+    monkeypatch.setattr(choosing, "STEADY", math.inf)  # this machine may be busy
     with open_engine(STAGE, network, count, device, tune=True) as engine:
         told = engine.choices
         times = [way["step_seconds"] for way in told["tried"]]

@@ -11,7 +11,7 @@ from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.steps import ONE_TEAM, StepPlan, pitch_of
 from cnnlib.engine.whole import MOST_TOGETHER, TWO_TEAMS, WholeStepEngine
 from cnnlib.errors import Unsupported
-from cnnlib.stages.tuned import STAGE, TunedFirst
+from cnnlib.stages.tuned import MOST_GRADIENT_SUMS, MOST_SUMS, STAGE, TunedFirst
 from cnnlib.validate import five_steps, validate
 
 H100_SHARED_BYTES = 232448
@@ -90,6 +90,37 @@ def test_a_block_takes_several_images(
         assert engine.steps.threads == (ONE_TEAM if count == 2 else TWO_TEAMS)
         validate(engine, *pictures(network, count))
         five_steps(engine, *pictures(network, 3 * count))
+
+
+@pytest.mark.parametrize("count", [510, 1100])
+def test_the_second_phase_sums_more_than_is_on_its_way(
+    device: Device, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Pieces of the batch go through the same shared memory round after round."""
+    monkeypatch.setattr(device, "multiprocessors", 4)
+    network = build("thin", (1, 6, 6), 3, [{"dense": 20}, {"activation": "tanh"}, {"dense": 3}])
+    with open_engine(STAGE, network, count, device) as engine:
+        first = engine.steps.operators[0]
+        # more than all warps have on their way at once, or just as much
+        in_all = 8 * first.stages * engine.steps.threads.block // 32
+        assert (count > in_all) == (count > 512)
+        validate(engine, *pictures(network, count))
+        five_steps(engine, *pictures(network, 2 * count))
+
+
+def test_a_convolution_of_many_maps(device: Device) -> None:
+    """More sums than a thread has where networks are small; few threads have room for them."""
+    layers = [
+        {"conv": {"maps": 8, "kernel": 5}}, {"activation": "relu"}, {"subsample": 2},
+        {"conv": {"maps": 48, "kernel": 5}}, {"activation": "relu"}, {"subsample": 2}, {"dense": 3},
+    ]  # fmt: skip
+    network = build("many", (1, 20, 20), 3, layers)
+    with open_engine(STAGE, network, 5, device) as engine:
+        assert isinstance(engine, WholeStepEngine)
+        conv = engine.steps.operators[1]
+        assert MOST_SUMS < conv._gradient_sums(conv.groups) <= MOST_GRADIENT_SUMS
+        validate(engine, *pictures(network, 5))
+        five_steps(engine, *pictures(network, 15))
 
 
 def test_where_several_do_not_fit_fewer_are_taken(

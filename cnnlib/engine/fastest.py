@@ -16,11 +16,26 @@ WORTH = 0.97
 measurements of the same thing come to the same choice, and a training to the same last bits.
 """
 
+STEADY = 1.2
+"""Longest over shortest of several times of the same thing that nobody disturbed."""
+
+
+class Unsteady(Exception):
+    """Times do not repeat: something else computes on the device too."""
+
+
+def steady(times: list[float]) -> float:
+    """The shortest of several times in seconds of the same thing; Unsteady if they differ."""
+    if max(times) > STEADY * min(times):
+        raise Unsteady
+    return min(times)
+
 
 def measured_once(key: str, count: int, measure: Callable[[], list[float]]) -> list[float]:
     """The `count` times in seconds kept under `key`, or else those of `measure`.
 
-    nan stands for what cannot be done. An entry that is damaged, or of another kind, is replaced.
+    nan stands for what cannot be done. An entry that is damaged, or of another kind, is replaced;
+    nothing is kept when `measure` raises.
     """
 
     def write(file: Path) -> None:

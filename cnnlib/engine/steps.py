@@ -39,6 +39,8 @@ class Threads:
 
 CHUNK = 64
 """Weights of a convolution that a block sums together: CHUNK of kernels/tuned_sum.cuh."""
+LEAST_STAGES, MOST_STAGES = 2, 8
+"""Of the second phase (StepOperator.stages)."""
 PLACES = 2
 """Images whose maps a team has in shared memory where a block takes several together."""
 OWN_SECTIONS = ("INPUT", "LOSS", "LEAVE")
@@ -129,6 +131,8 @@ class StepOperator(ABC):
     held: bool = False
     """Whether the weights of a dense layer are in shared memory."""
     places: Places
+    stages: int
+    """How many pieces of what it sums in the second phase are on their way at once; even."""
 
     def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
         self.planned, self.stage, self.threads = planned, stage, threads
@@ -150,12 +154,23 @@ class StepOperator(ABC):
     def lay_out(self, room: Room) -> None:
         """Take shared memory for weights."""
 
+    def keep_always(self, room: Room) -> None:
+        """Take shared memory for what is made when a launch begins and stays until it ends."""
+
+    def prepare(self) -> str:
+        """Statement that makes it."""
+        return ""
+
     def work(self) -> int:
         """Floats of shared memory, from {work} on, that nobody else uses meanwhile."""
         return 0
 
     def last_work(self) -> int:
-        """The same from 0 on, when no image is left."""
+        """The same from {last} on, when no image is left."""
+        return 0
+
+    def update_work(self, stages: int) -> int:
+        """The same from 0 on in the second phase, with `stages` pieces on their way at once."""
         return 0
 
     @property
@@ -168,7 +183,11 @@ class StepOperator(ABC):
         return 0
 
     def hold(self) -> str:
-        """Statements that fetch the weights when a step begins."""
+        """Statement of all threads that fetches the weights when a step begins."""
+        return ""
+
+    def hold_whole(self) -> str:
+        """The same of one thread alone, for what the hardware copies by itself."""
         return ""
 
     @abstractmethod
@@ -231,7 +250,7 @@ class StepPlan:
         self.first_all = takes_all[0] if takes_all else len(self.operators)
         # The most is gained by holding all weights; the largest layers give way first.
         give_way = sorted((o for o in self.operators if o.held), key=lambda o: o.parameters)
-        while (room := self._lay_out()).size * 4 > shared_bytes and give_way:
+        while (room := self._lay_out(shared_bytes)).size * 4 > shared_bytes and give_way:
             give_way.pop().held = False
         self.shared_bytes = room.size * 4
         if self.shared_bytes > shared_bytes:
@@ -251,7 +270,7 @@ class StepPlan:
                 self.partial_places[operator.label] = self.convolved
                 self.convolved += operator.parameters
 
-    def _lay_out(self) -> Room:
+    def _lay_out(self, shared_bytes: int) -> Room:
         room, network, first = Room(), self.network, self.first_all
         bounds = [o.planned.start for o in self.operators] + [len(network.layers)]
         sizes = [math.prod(network.shapes[i]) for i in bounds]
@@ -283,7 +302,6 @@ class StepPlan:
         errors += [by_team(size) for size in sizes[1:first]]
         errors += [several(size) for size in sizes[max(1, first) :]]
         self.labels = room.take(self.images)
-        self.arrivals = room.take(GROUP)
         for i, operator in enumerate(self.operators):
             target_errors = errors[i + 1]
             assert target_errors is not None
@@ -298,10 +316,29 @@ class StepPlan:
         one_work = padded(max((o.work() for o in self.operators[:first]), default=0))
         all_work = max(raw, one_work * teams, *(o.work() for o in self.operators))
         self.work = Map(room.take(all_work), 0, one_work if teams > 1 else 0, teams)
-        # The second phase needs nothing of the first: its arrays lie over all of these.
-        room.size = max(
-            room.size, padded(max(self.threads.block, *(o.last_work() for o in self.operators)))
-        )
+        # From here on nothing of the images is needed: arrays lie over all of these.
+        last = Room()
+        self.last_places = {o.label: last.take(o.last_work()) for o in self.operators}
+
+        def update_work(stages: int) -> int:
+            return max(self.threads.block, *(o.update_work(stages) for o in self.operators))
+
+        # Behind all of these is what no phase may touch.
+        always = Room(GROUP)
+        for operator in self.operators:
+            operator.keep_always(always)
+        stages = LEAST_STAGES
+        while (
+            stages < MOST_STAGES
+            and (padded(update_work(stages + 2)) + always.size) * 4 <= shared_bytes
+        ):
+            stages += 2
+        room.size = max(room.size, last.size)
+        room.size = max(room.size, padded(update_work(stages)))
+        self.arrivals = room.take(GROUP)
+        for operator in self.operators:
+            operator.stages = stages
+            operator.keep_always(room)
         return room
 
     def source(self) -> str:
@@ -362,7 +399,10 @@ class StepPlan:
             f"{function} clear(Sums& sums) {{",
             *[f"::{o.label}::clear(sums.of_{o.label});" for o in summed],
             "}",
-            f"{function} hold({everyone}, float mean, float deviation, Arrivals (&arrivals)[2]) {{",
+            f"{function} prepare(float* shared) {{",
+            *[operator.prepare() for operator in self.operators],
+            "}",
+            f"{function} hold({everyone}, float mean, float deviation, Arrivals& arrivals) {{",
             *self._hold(),
             "}",
             "template <class Watch>",
@@ -371,7 +411,8 @@ class StepPlan:
             "}",
             "template <class Watch>",
             f"{function} forward_all({everyone}, Arrivals& arrivals, Watch& watch) {{",
-            *(["wait_for_rows(arrivals);"] if any(o.held for o in self.operators) else []),
+            "wait_for_rows(arrivals);",
+            "wait_for_copies();",
             *calls(together, back=False, one=False),
             "}",
             "template <class Watch>",
@@ -386,10 +427,17 @@ class StepPlan:
             f"{function} write_gradient(Sums& sums, float* shared, float* partials, float mean, "
             "float deviation) {",
             *[
-                f"{{\nfloat* partial = partials + {self.partial_places[o.label]};\n"
-                f"{o.write_gradient()}\n__syncthreads();\n}}"
+                f"::{o.label}::put_gradient(sums.of_{o.label}, "
+                f"shared + {self.last_places[o.label]});"
                 for o in summed
             ],
+            *(["__syncthreads();"] if summed else []),
+            *[
+                f"{{\nfloat* partial = partials + {self.partial_places[o.label]};\n"
+                f"{o.write_gradient().replace('{last}', str(self.last_places[o.label]))}\n}}"
+                for o in summed
+            ],
+            *(["__syncthreads();"] if summed else []),
             "}",
             "template <class Weights>",
             f"{function} sum_job(int job, const float* traces, const float* partials, int count, "
@@ -405,9 +453,8 @@ class StepPlan:
         ]  # fmt: skip
 
     def _hold(self) -> list[str]:
-        """Statements that fetch the weights: convolutions' as they are, and from there in order.
-
-        The dense layers' are on their way while convolutions work.
+        """Statements that fetch the weights: convolutions' are waited for, dense layers' are on
+        their way while convolutions work.
         """
         raw = [o for o in self.operators if o.raw_floats]
         rows = [o for o in self.operators if o.held]
@@ -417,28 +464,32 @@ class StepPlan:
             direct = operator.weights - operator.offset % GROUP
             places[operator.label] = direct if operator.used_raw else place
             place += 0 if operator.used_raw else operator.raw_floats
-        text = ["if (threadIdx.x < 32) begin_rows();", "if (threadIdx.x == 0) {"]
-        if raw:
-            text.append(f"expect_rows(arrivals[0], {sum(o.raw_floats for o in raw)} * 4);")
+        text = [
+            f"copy_quads(shared + {places[operator.label]}, parameters + "
+            f"{operator.offset - operator.offset % GROUP}, {operator.raw_floats // GROUP});"
+            for operator in raw
+        ]
+        text.append("end_group_of_copies();")
         if rows:
-            sizes = " + ".join(f"::{o.label}::ROW_BYTES" for o in rows)
-            text.append(f"expect_rows(arrivals[1], {sizes});")
-        for operator in raw:
-            text.append(
-                f"copy_row(shared + {places[operator.label]}, parameters + "
-                f"{operator.offset - operator.offset % GROUP}, {operator.raw_floats}, arrivals[0]);"
-            )
-        text += ["}", f"arrivals[0].pending = {int(bool(raw))};"]
-        text += [f"arrivals[1].pending = {int(bool(rows))};"]
-        text += [operator.hold() for operator in rows]
+            sizes = " + ".join(f"::{o.label}::WHOLE_BYTES" for o in rows)
+            text += [
+                f"arrivals.pending = {sizes} > 0;",
+                "if (arrivals.pending && threadIdx.x == 0) {",
+            ]
+            text += ["begin_rows();", f"expect_rows(arrivals, {sizes});"]
+            text += [operator.hold_whole() for operator in rows]
+            text += ["}", *[operator.hold() for operator in rows]]
+        text.append("end_group_of_copies();")
         if raw:
-            text += ["wait_for_rows(arrivals[0]);", "__syncthreads();"]
+            text += ["wait_for_groups<1>();", "__syncthreads();"]
             text += [
                 operator.hold().replace(
                     "{raw}", str(places[operator.label] + operator.offset % GROUP)
                 )
                 for operator in raw
             ]
+            if self.threads.teams > 1:  # which do not wait for each other before the first image
+                text.append("__syncthreads();")
         return text
 
     def _filled(self, text: str, label: str = "", one: bool = False) -> str:

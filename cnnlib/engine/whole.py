@@ -24,7 +24,7 @@ from cnnlib.engine.base import (
     Stage,
     batch_arithmetic,
 )
-from cnnlib.engine.fastest import fastest, measured_once
+from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.gpu import THREADS, DeviceEngine, Piece, kernel_source
 from cnnlib.engine.steps import ONE_TEAM, StepPlan, Threads
 from cnnlib.errors import Unsupported
@@ -45,7 +45,9 @@ TRIED = (ONE_TEAM, TWO_TEAMS, Threads(512), Threads(512, teams=4))
 TRIED_STEPS = 32
 """In one launch."""
 TRIALS = 3
-"""Of which the shortest counts, after one that does not."""
+"""Of which the shortest counts, after one that does not, if they agree; else all are made anew."""
+ATTEMPTS = 3
+"""At that, before the rule's plan is taken."""
 
 
 def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Device) -> StepPlan:
@@ -118,7 +120,9 @@ class WholeStepEngine(DeviceEngine):
         )
 
     def _measured(self, plans: Sequence[StepPlan]) -> list[float]:
-        """Seconds of a step by each of the plans, from the cache if they are there."""
+        """Seconds of a step by each of the plans, from the cache if they are there; none where
+        others on the device keep them from repeating.
+        """
         batch, device = self.setup.batch_size, self.device
         sources = [whole_source(plan) for plan in plans]
         parts = [device.name, str(device.multiprocessors), str(batch), str(TRIED_STEPS)]
@@ -128,10 +132,16 @@ class WholeStepEngine(DeviceEngine):
             return [self._step_seconds(plan) for plan in plans]
 
         key = content_key(parts + sources, kernel_files("**/*.cuh"))
-        return measured_once(key, len(plans), measure)
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(Unsteady):
+                return measured_once(key, len(plans), measure)
+        return []
 
     def _step_seconds(self, steps: StepPlan) -> float:
-        """Of a step by this plan, on noise; the engine's state is of no use afterwards."""
+        """Of a step by this plan, on noise; the engine's state is of no use afterwards.
+
+        Raises Unsteady.
+        """
         batch, network = self.setup.batch_size, self.network
         random = np.random.default_rng(0)
         self._build(steps)
@@ -151,7 +161,7 @@ class WholeStepEngine(DeviceEngine):
             ended.record()
             self._check_signals()
             times.append(ended.seconds_since(began) / TRIED_STEPS)
-        return min(times[1:])
+        return steady(times[1:])
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -171,6 +181,7 @@ class WholeStepEngine(DeviceEngine):
         batch, network = self.setup.batch_size, self.network
         self._allocate_state()
         self._traces = self.array((batch, self.steps.trace))
+        self._traces.fill_bytes(0)  # what lies between its arrays is multiplied too, for nothing
         self._partials = self.array((self.grid, max(1, self.steps.convolved)))
         self._outputs = self.array((batch, network.classes))
         self._stash = self.array((self.grid, self.steps.images, self.steps.kept))

@@ -34,10 +34,16 @@ SCHEDULERS = 4
 """Of a multiprocessor: each issues one warp's instruction a cycle."""
 MOST_SUMS = 32
 """Registers a thread may spend on its share of a convolution's gradient, and on sums forward."""
-MOST_SCRATCH = 6144
+MOST_GRADIENT_SUMS = 64
+"""The former where it cannot be fewer, and a block has so few threads that they have room."""
+MOST_SCRATCH = 7168
 """Floats of shared memory for sums that several warps or threads share."""
 WAIT = 120
 """Cycles that a warp waits in a product of tiles for what it has loaded."""
+MOST_ALONE = 1024
+"""Inputs of a dense layer for whose one image a warp's registers have room: of tuned_dense.cuh."""
+PIECE = 8 * (16 + 32 + 8)
+"""Floats of a piece of a dense layer's gradient: STAGE of tuned_dense.cuh."""
 TILE_INPUTS = 32
 """Inputs of a tile of a dense layer's gradient: of kernels/tuned_dense.cuh."""
 
@@ -86,11 +92,10 @@ class TunedConv(StepOperator):
             self._forward_cost,
         )
         self.term_tiles = tiles(self.terms + 1, 16)
-        self.groups, self.splits = self._best(
-            ((groups, splits) for groups in range(1, self.threads.warps + 1)
-             for splits in range(1, self.threads.warps // groups + 1)),
-            self._gradient_cost,
-        )  # fmt: skip
+        warps = self.threads.warps
+        sharings = [(g, s) for g in range(1, warps + 1) for s in range(1, warps // g + 1)]
+        few = [way for way in sharings if self._gradient_sums(way[0]) <= MOST_SUMS]
+        self.groups, self.splits = self._best(few or sharings, self._gradient_cost)
         self.sender_pitch = self.source_size + 8
         self.sends_rows = self.columns <= 32 and self.width <= 32
         self.senders = min(range(1, self.maps + 1), key=self._sending_cost)
@@ -116,10 +121,18 @@ class TunedConv(StepOperator):
         took = products * cycles(min(tasks, self.threads.warps), down, self.across)
         return took + shares * self.maps * self.area / 128
 
+    def _gradient_sums(self, groups: int) -> int:
+        """Registers of a thread's share of the weights' gradient where so many warps share it."""
+        return tiles(self.term_tiles, groups) * self.across * 4
+
+    @property
+    def _most_gradient_sums(self) -> int:
+        return MOST_GRADIENT_SUMS if self.threads.block <= 256 else MOST_SUMS
+
     def _gradient_cost(self, groups: int, splits: int) -> float:
         """Cycles of the weights' gradient, about."""
         own, eights = tiles(self.term_tiles, groups), tiles(self.area, 8)
-        if own * self.across * 4 > MOST_SUMS or splits > eights:
+        if self._gradient_sums(groups) > self._most_gradient_sums or splits > eights:
             return math.inf
         return tiles(eights, splits) * cycles(groups * splits, own, self.across) + 20 * splits
 
@@ -157,6 +170,12 @@ class TunedConv(StepOperator):
     def lay_out(self, room: Room) -> None:
         self.weights = room.take(self.raw_floats) + self.offset % GROUP
 
+    def keep_always(self, room: Room) -> None:
+        self.term_places = room.take(tiles(self.terms, 8) * 8)
+
+    def prepare(self) -> str:
+        return f"::{self.label}::prepare(shared + {self.term_places});"
+
     def work(self) -> int:
         back = 0
         if self.senders > 1 and self.places.source_errors is not None:
@@ -174,17 +193,21 @@ class TunedConv(StepOperator):
     def _scratch(self) -> str:
         return "shared + {work}" + ("" if self.keeps else f" + {self._full_size}")
 
-    def forward(self) -> str:
+    def _forward(self, last: str) -> str:
         return (
             f"::{self.label}::forward({self.places.source.one}, shared + {self.weights}, "
-            f"{self.places.target.one}, {bytes_at(self.winners)}, {self._full}, shared + {{work}});"
+            f"{self.places.target.one}, {bytes_at(self.winners)}, {self._full}, "
+            f"shared + {{work}}, {last});"
         )
+
+    def forward(self) -> str:
+        return self._forward(f"shared + {self.term_places}")
 
     def backward(self) -> str:
         lines = [
             f"::{self.label}::spread({self.places.target.one}, {bytes_at(self.winners)}, "
             f"{self.places.target_errors.one}, {self._full});",
-            "__syncthreads();",
+            "team_barrier();",
             f"::{self.label}::add_gradient({self.places.source.one}, {self._full}, "
             f"sums.of_{self.label});",
         ]
@@ -196,7 +219,7 @@ class TunedConv(StepOperator):
         return "\n".join(lines)
 
     def write_gradient(self) -> str:
-        return f"::{self.label}::write_gradient(sums.of_{self.label}, shared, partial);"
+        return f"::{self.label}::write_gradient(shared + {{last}}, partial);"
 
     def jobs(self) -> int:
         return tiles(self.parameters, CHUNK)
@@ -240,18 +263,24 @@ class TunedFirst(TunedConv):
 
     def _gradient_cost(self, groups: int, splits: int) -> float:
         own, sixteenths = tiles(self.term_tiles, groups), tiles(self.area, 16)
-        if own * self.across * 4 > MOST_SUMS or splits > sixteenths:
+        if self._gradient_sums(groups) > self._most_gradient_sums or splits > sixteenths:
             return math.inf
         return tiles(sixteenths, splits) * cycles(groups * splits, own, self.across) + 20 * splits
 
     def lay_out(self, room: Room) -> None:
         self.weights = room.take(self.maps * (3 * self.term_pitch + 1))
 
+    def keep_always(self, room: Room) -> None:
+        pass
+
+    def prepare(self) -> str:
+        return ""
+
     def hold(self) -> str:
         return f"::{self.label}::hold(shared + {{raw}}, shared + {self.weights}, mean, deviation);"
 
     def forward(self) -> str:
-        return f"{super().forward()[:-2]}, deviation);"
+        return self._forward("deviation")
 
     def write_gradient(self) -> str:
         return f"{super().write_gradient()[:-2]}, mean, deviation);"
@@ -273,7 +302,9 @@ class TunedDense(StepOperator):
         super().__init__(planned, stage, threads, images)
         self.inputs, self.units = math.prod(planned.source_shape), int(self.layer.units)
         self.held = True
-        self.pitch = pitch_of(tiles(self.inputs, 8) * 8)
+        # One image alone is multiplied by threads, which meet in no bank whatever the pitch is.
+        alone = self.images == 1 and self.inputs % GROUP == 0 and self.inputs <= MOST_ALONE
+        self.pitch = self.inputs if alone else pitch_of(tiles(self.inputs, 8) * 8)
 
     def constants(self) -> Mapping[str, int | str]:
         return {
@@ -282,7 +313,7 @@ class TunedDense(StepOperator):
             "HELD": int(self.held), "PLACE": 4 * self.planned.start, "PITCH": self.pitch,
             "ALIGNED": int(self.inputs % GROUP == 0 and self.offset % GROUP == 0),
             "SOURCE_PITCH": self.places.source.pitch, "TARGET_PITCH": self.places.target.pitch,
-            "TRACE_SOURCE": self.trace_place,
+            "STAGES": self.stages, "TRACE_SOURCE": self.trace_place,
             "TRACE_DELTA": self.trace_place + sectors(self.inputs),
         }  # fmt: skip
 
@@ -301,8 +332,8 @@ class TunedDense(StepOperator):
         senders, back = self._shared_sums(self.inputs, self.units)
         return max(forward, back if senders > 1 else 0, self.threads.block * GROUP)
 
-    def last_work(self) -> int:
-        return self.threads.block // 32 * 16 * (TILE_INPUTS + 8 + 1)
+    def update_work(self, stages: int) -> int:
+        return self.threads.block // 32 * stages * PIECE
 
     def trace(self, place: int) -> int:
         self.trace_place = place
@@ -311,9 +342,12 @@ class TunedDense(StepOperator):
     def hold(self) -> str:
         if not self.held:
             return ""
+        return f"::{self.label}::hold(parameters + {self.offset}, shared + {self.weights});"
+
+    def hold_whole(self) -> str:
         return (
-            f"::{self.label}::hold(parameters + {self.offset}, shared + {self.weights}, "
-            "arrivals[1]);"
+            f"::{self.label}::hold_whole(parameters + {self.offset}, shared + {self.weights}, "
+            "arrivals);"
         )
 
     @property
