@@ -69,6 +69,24 @@ def test_learning_rates_change_with_the_steps(stage) -> None:
     assert np.abs(results[0] - results[1]).max() < 1e-4
 
 
+def test_the_step_that_a_graph_repeats_is_a_step() -> None:
+    """What is recorded finds its batch and its learning rate by itself."""
+    torch = pytest.importorskip("torch")
+    order, rates, found = np.arange(30)[::-1].copy(), np.array([0.3, 0.01, 0.2]), []
+    for one_by_one in (False, True):
+        stage = find_stage("torch", "--stage")
+        with training(stage, awkward(), 10, 30, momentum=0.5, warmup=0.3) as engine:
+            if one_by_one:
+                engine._order.copy_(torch.from_numpy(order))
+                engine._rates.copy_(torch.from_numpy(np.repeat(rates, 10)))
+                for _ in rates:
+                    engine._train_next()
+            else:
+                engine.train(order, rates)
+            found.append(engine.parameters)
+    assert np.array_equal(*found)
+
+
 @each(HERE)
 @pytest.mark.usefixtures("installed")
 def test_loading_trains_nothing(stage) -> None:

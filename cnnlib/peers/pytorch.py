@@ -144,7 +144,8 @@ class TorchEngine(Engine):
     def _train_next(self) -> None:
         """One step on the batch that begins at self._first, which moves on: a graph is the same."""
         if self._changing:
-            self._rate.copy_(self._rates[self._first])
+            # indexing by a number on the GPU would ask the host for it, which a graph cannot
+            self._rate.copy_(self._rates.index_select(0, self._first.view(1)).view(()))
         self._train_on(self._order[self._first + self._batch])
         self._first += self.setup.batch_size
 
