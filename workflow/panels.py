@@ -1,6 +1,6 @@
 """What the figures have in common: which lines share a panel, and the sentences around them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -141,16 +141,29 @@ def of_cell(table: pd.DataFrame, cell: tuple[str, str]) -> pd.DataFrame:
 def spread_line(
     axes: Axes, group: pd.DataFrame, x: str, value: str, mark: style.Mark, host: bool
 ) -> pd.Series:
-    """Medians of `value` at each `x`, joined by a line, with quartiles as bars; the medians."""
+    """Medians of `value` at each `x`, joined by a line, with quartiles as bars; the medians.
+
+    Peers are hollow and dotted.
+    """
     by_x = group.groupby(x)[value]
     middle = by_x.median()
+    peer = group["stage"].isin(NAMES_OF_PEERS).all()
     axes.errorbar(
         middle.index, middle,
         [middle - by_x.quantile(0.25), by_x.quantile(0.75) - middle],
         color=mark.color, marker=mark.marker, markersize=8, linewidth=2,
-        linestyle=(0, (4, 2)) if host else "-", elinewidth=1.3, capsize=3.5,
+        markerfacecolor="white" if peer else mark.color,
+        linestyle=":" if peer else (0, (4, 2)) if host else "-", elinewidth=1.3, capsize=3.5,
     )  # fmt: skip
     return middle
+
+
+def end_label(name: str, value: str, at: int, sizes: Sequence[int]) -> str:
+    """What stands at the end of a line: its name, its last value and, if not at the edge, where.
+
+    `value` as written, at batch size `at` of `sizes`.
+    """
+    return f"{name}  {value}" + (f" at {at}" if at < sizes[-1] else "")
 
 
 def devices(summary: pd.DataFrame) -> str:
@@ -182,10 +195,16 @@ def count(summary: pd.DataFrame) -> str:
     whole = whole if len(whole) else summary[summary["n"] > 0]
     if not len(whole):
         return "no epochs"
-    return f"{_range(whole['n'], 'epoch')} in {_range(whole['repeats'], 'repeat')}"
+    return f"{counted(whole['n'], 'epoch')} in {counted(whole['repeats'], 'repeat')}"
 
 
-def _range(values: pd.Series, noun: str) -> str:
+def repeats(table: pd.DataFrame) -> str:
+    """`5 repeats`, as a range where stages or batch sizes differ."""
+    return counted(table.groupby(["stage", "batch_size"])["repeat"].nunique(), "repeat")
+
+
+def counted(values: pd.Series, noun: str) -> str:
+    """`1 repeat`, `2 to 5 repeats`: the least and the most of some counts."""
     low, high = values.min(), values.max()
     number = f"{low}" if low == high else f"{low} to {high}"
     return f"{number} {noun}{'' if high == 1 else 's'}"

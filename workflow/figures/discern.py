@@ -24,7 +24,8 @@ FEW = 5
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Blocks of cells by time."""
     digits, pictures, epochs = (tables[name] for name in TABLES)
-    completed = recognition.complete(recognition.one_run(digits), epochs)
+    own = recognition.one_run(recognition.of_ladder(digits))
+    completed = recognition.complete(own, recognition.of_ladder(epochs))
     rows = recognition.beliefs(completed)
     rows = rows[rows["train_seconds"] > 0]
     if not len(rows):

@@ -26,7 +26,8 @@ CLOSE = 0.02
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Blocks of cells by images seen."""
     digits, pictures, epochs = (tables[name] for name in TABLES)
-    completed = recognition.complete(recognition.one_run(digits), epochs)
+    own = recognition.one_run(recognition.of_ladder(digits))
+    completed = recognition.complete(own, recognition.of_ladder(epochs))
     rows = recognition.beliefs(completed[~completed["borrowed"]])
     if not len(rows):
         return layout.nothing(*recognition.NO_ROWS)
@@ -101,7 +102,9 @@ def points(share: float) -> str:
 
 def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
     """How much is compared; which stages were not looked at."""
-    missing = sorted(set(recognition.one_run(epochs)["stage"]) - set(rows["stage"]))
+    missing = sorted(
+        set(recognition.one_run(recognition.of_ladder(epochs))["stage"]) - set(rows["stage"])
+    )
     found = compare(rows)
     parts = []
     if len(found):

@@ -68,9 +68,9 @@ def lines(
         mark = style.mark(stage)
         group = energy[energy["stage"] == stage]
         middle = panels.spread_line(axes, group, "batch_size", value, mark, host=False)
-        text = f"{wording.title(stage)}  {write(middle.iloc[-1])}"
-        if middle.index[-1] < sizes[-1]:
-            text += f" at {middle.index[-1]}"
+        text = panels.end_label(
+            wording.title(stage), write(middle.iloc[-1]), middle.index[-1], sizes
+        )
         labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
     return labels
 
@@ -94,11 +94,9 @@ def title(energy: pd.DataFrame) -> str:
 
 def subtitle(energy: pd.DataFrame, cell: tuple[str, str]) -> str:
     """Network, device; what is counted, and how."""
-    repeats = energy.groupby(["stage", "batch_size"])["repeat"].nunique().min()
     names = "; ".join(dict.fromkeys(map(wording.device, energy["device"])))
     seconds = energy["window_seconds"].median()
-    noun = "repeat" if repeats == 1 else "repeats"
     return (
         f"{wording.what(*cell)}; {names}\nby the GPU's energy counter over {seconds:.2g} s of "
-        f"training; median of {repeats} {noun}, bars: quartiles"
+        f"training; median of {panels.repeats(energy)}, bars: quartiles"
     )

@@ -52,8 +52,8 @@ def draw_panel(
         panels.draw_line(axes, group, stage, value, low, high, panel.host)
         ends = group[group[value].notna()]
         if len(ends):
-            last = ends[value].iloc[-1]
-            text = f"{label}  {wording.duration(last)}"
+            last, at = ends[[value, "batch_size"]].iloc[-1]
+            text = panels.end_label(label, wording.duration(last), int(at), sizes)
             labels.append(style.Label(sizes[-1], last, text, style.mark(stage).color))
     panels.draw_failures(axes, panel.lines)
     return labels

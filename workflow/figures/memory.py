@@ -149,9 +149,8 @@ def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.L
         mark = style.mark(stage)
         group = peaks[peaks["stage"] == stage]
         middle = panels.spread_line(axes, group, "batch_size", "memory", mark, host)
-        text = f"{wording.title(stage)}  {wording.size(middle.iloc[-1])}"
-        if middle.index[-1] < sizes[-1]:
-            text += f" at {middle.index[-1]}"
+        written = wording.size(middle.iloc[-1])
+        text = panels.end_label(wording.title(stage), written, middle.index[-1], sizes)
         labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
     if np.isfinite(capacity):
         axes.axhline(capacity, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)))
@@ -177,12 +176,10 @@ def title(peaks: pd.DataFrame, on_gpu: bool) -> str:
 
 def subtitle(peaks: pd.DataFrame, cell: tuple[str, str], size: int, what: str) -> str:
     """Network, devices; what is counted, and how."""
-    repeats = peaks.groupby(["stage", "batch_size"])["repeat"].nunique().min()
-    noun = "repeat" if repeats == 1 else "repeats"
     return (
         f"{wording.what(*cell)}; {panels.devices(peaks)}\n"
-        f"memory {what}; left: batch {size}, first repeat; right: median of {repeats} {noun}, "
-        "bars: quartiles"
+        f"memory {what}; left: batch {size}, first repeat; right: median of "
+        f"{panels.repeats(peaks)}, bars: quartiles"
     )
 
 

@@ -11,6 +11,7 @@ process is timed while all work: where it waits for slower ones its marks stand 
 
 import numpy as np
 import pandas as pd
+from matplotlib import patheffects as effects
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -136,11 +137,12 @@ def name_marks(axes: Axes, marks: pd.DataFrame) -> None:
         # Forward above its mark and backward below: both have the same intensity in a first layer.
         upward = name.endswith("forward")
         top = marks[marks["name"] == name].nlargest(1, "rate").iloc[0]
-        axes.annotate(
+        label = axes.annotate(
             name, (top["intensity"], top["rate"]), xytext=(0, 10 if upward else -12),
             textcoords="offset points", ha="center", va="bottom" if upward else "top", fontsize=9,
             color=style.INK, zorder=5,
         )  # fmt: skip
+        label.set_path_effects([effects.withStroke(linewidth=2.5, foreground="white", alpha=0.8)])
 
 
 def rate_text(value: float) -> str:

@@ -48,7 +48,8 @@ def draw_panel(axes: Axes, panel: panels.Panel, values: pd.Series) -> list[style
         ends = group[group["speedup"].notna()]
         if len(ends):
             last = ends.iloc[-1]
-            text = f"{label}  {wording.times(last['speedup'])}"
+            written = wording.times(last["speedup"])
+            text = panels.end_label(label, written, last["batch_size"], sizes)
             labels.append(style.Label(sizes[-1], last["speedup"], text, style.mark(stage).color))
     panels.draw_failures(axes, panel.lines)
     return labels
