@@ -11,6 +11,7 @@ import pytest
 
 from cnnlib import sampling
 from cnnlib.device import Device, open_device
+from tests.ahead import Ahead
 
 if TYPE_CHECKING:
     from engines import Builder
@@ -31,6 +32,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if missing := missing_parts():
             pytest.skip("; ".join(missing))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ahead(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ahead]:
+    """The long programs that the chosen tests wait for; they have begun."""
+    fixtures = {name for item in request.session.items for name in item.fixturenames}
+    begun = Ahead()
+    try:
+        begun.begin(fixtures, tmp_path_factory.mktemp("ahead"))
+        yield begun
+    finally:
+        begun.stop()
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,7 @@ missing.
 
 import hashlib
 import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
@@ -22,8 +20,8 @@ from networks import awkward, build, lenet5
 from cnnlib.device import sanitizer_environment
 from cnnlib.device.host import FIBER_ORDERS, HostDevice
 from cnnlib.errors import DeviceError
-from cnnlib.machine import usable_cores
 from cnnlib.stages import ring
+from tests.ahead import Program, begins
 
 HERE = Path(__file__).parent
 
@@ -95,38 +93,51 @@ for network in SANITIZED.values():
 """
 
 
-def run_sanitized(stage):
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, stage.name],
-        env={
-            **os.environ,
-            **sanitizer_environment(),
-            "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
-            "CNNLIB_HOST_THREADS": "2",
-        },
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+ONE_BY_ONE = """
+for stage; do
+    timeout 280 env $SANITIZER "$PYTHON" -c "$PROGRAM" "$stage" >"$stage.out" 2>"$stage.err"
+    echo $? >"$stage.code"
+done
+"""
+
+
+@begins("sanitized")
+def begin(folder):
+    """The program for every stage, one after the other; each leaves NAME.out, .err and .code."""
+    try:
+        sanitizer = sanitizer_environment()
+    except DeviceError:
+        sanitizer = {}  # the fixture tells, and skips
+    names = [stage.name for stage in GPU_STAGES] if sanitizer else []
+    env = {
+        **os.environ,
+        "SANITIZER": " ".join(f"{name}={value}" for name, value in sanitizer.items()),
+        "PYTHON": sys.executable,
+        "PROGRAM": PROGRAM,
+        "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
+        "CNNLIB_HOST_THREADS": "2",
+    }
+    return Program(["sh", "-c", ONE_BY_ONE, "sh", *names], folder, env)
 
 
 @pytest.fixture(scope="module")
-def sanitized():
-    """Stage -> the program's end; as many run side by side as there are cores."""
+def sanitized(ahead):
+    """The folder of what has become of the program."""
     try:
         sanitizer_environment()
     except DeviceError as error:
         pytest.skip(str(error))
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        yield {stage.name: pool.submit(run_sanitized, stage) for stage in GPU_STAGES}
+    ahead["sanitized"].end()
+    return ahead["sanitized"].folder
 
 
 @each_stage
 def test_nothing_for_the_sanitizers_to_report(stage, sanitized):
-    done = sanitized[stage.name].result()
-    assert done.returncode == 0, done.stderr
-    assert "Sanitizer" not in done.stderr
-    digests = done.stdout.split()
+    out, err, code = (
+        (sanitized / f"{stage.name}.{what}").read_text() for what in ("out", "err", "code")
+    )
+    assert int(code) == 0, err
+    assert "Sanitizer" not in err
+    digests = out.split()
     assert len(digests) == 2 * len(SANITIZED)
     assert digests[::2] == digests[1::2]  # forward and reverse

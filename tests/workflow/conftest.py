@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ahead import Ahead, Program, begins
+
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "config.yaml", "cnnlib", "kernels", "workflow", "tests/tiny.yaml")
 
@@ -90,22 +92,25 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return make_checkout(tmp_path_factory.mktemp("fresh") / "checkout")
 
 
-@pytest.fixture(scope="session")
-def _finished(fresh: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, str]:
-    checkout = fresh.copy(tmp_path_factory.mktemp("finished") / "checkout")
-    return checkout, checkout.snakemake("all")
+@begins("printed")
+def begin(folder: Path) -> Program:
+    """The tiny experiment in a checkout of its own."""
+    made = make_checkout(folder / "checkout")
+    return Program(made.command("all"), made.folder, environment(made.folder))
 
 
 @pytest.fixture(scope="session")
-def finished(_finished: tuple[Checkout, str]) -> Checkout:
+def printed(ahead: Ahead) -> str:
+    """What the run in `finished` printed."""
+    code, text = ahead["printed"].end()
+    assert code == 0, f"exit code {code}\n{text}"
+    return text
+
+
+@pytest.fixture(scope="session")
+def finished(ahead: Ahead, printed: str) -> Checkout:
     """A checkout in which the tiny experiment has been run; not to be changed."""
-    return _finished[0]
-
-
-@pytest.fixture(scope="session")
-def printed(_finished: tuple[Checkout, str]) -> str:
-    """What that run printed."""
-    return _finished[1]
+    return Checkout(ahead["printed"].folder)
 
 
 @pytest.fixture
