@@ -2,7 +2,8 @@
 // INPUTS, UNITS, FUNCTION, IMAGES, HELD (the weights are in shared memory; else they are read from device memory),
 // PITCH (floats from a unit's weights to the next one's in shared memory; even), ALIGNED (rows of weights begin at
 // 16-byte boundaries in both memories), SOURCE_PITCH and TARGET_PITCH (floats from an image's numbers to the next one's;
-// even), PLACE (of the layer in the network), BLOCK (threads), TRACE_SOURCE and TRACE_DELTA (where the image's trace keeps them).
+// even), BLOCK (threads), TRACE_SOURCE and TRACE_DELTA (where the image's trace keeps them), STAGES (pieces of traces that
+// a warp has on their way in the update; even).
 // weights: (UNITS, INPUTS), then bias (UNITS,). Source and errors: (IMAGES, INPUTS), target and deltas: (IMAGES, UNITS).
 #include "async.cuh"
 #include "tensor.cuh"

@@ -333,8 +333,7 @@ class StepPlan:
             and (padded(update_work(stages + 2)) + always.size) * 4 <= shared_bytes
         ):
             stages += 2
-        room.size = max(room.size, last.size)
-        room.size = max(room.size, padded(update_work(stages)))
+        room.size = max(room.size, last.size, padded(update_work(stages)))
         self.arrivals = room.take(GROUP)
         for operator in self.operators:
             operator.stages = stages

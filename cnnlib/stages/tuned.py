@@ -310,7 +310,7 @@ class TunedDense(StepOperator):
         return {
             "INPUTS": self.inputs, "UNITS": self.units, "IMAGES": self.images,
             "FUNCTION": function_of(self.planned.layers),
-            "HELD": int(self.held), "PLACE": 4 * self.planned.start, "PITCH": self.pitch,
+            "HELD": int(self.held), "PITCH": self.pitch,
             "ALIGNED": int(self.inputs % GROUP == 0 and self.offset % GROUP == 0),
             "SOURCE_PITCH": self.places.source.pitch, "TARGET_PITCH": self.places.target.pitch,
             "STAGES": self.stages, "TRACE_SOURCE": self.trace_place,
