@@ -124,6 +124,12 @@ def on_ladder(stages: Iterable[str]) -> list[str]:
     return [name for name in known if name in present] + sorted(present - set(known))
 
 
+def of_ladder(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the ladder's own stages, if there are any: where peers would be too many lines."""
+    own = rows[~rows["stage"].isin(NAMES_OF_PEERS)]
+    return own if len(own) else rows
+
+
 def first_cell(*tables: pd.DataFrame) -> tuple[str, str] | None:
     """The data set and network that come first, for figures that show one only."""
     for table in tables:

@@ -23,7 +23,8 @@ from matplotlib import pyplot
 
 from cnnlib.errors import DataError, UserError
 from cnnlib.files import write_whole
-from workflow import draw, layout, modules, page, wording
+from cnnlib.peers import PEERS
+from workflow import draw, layout, modules, page, panels, wording
 
 TEMPLATE = modules.HERE / "report" / "poster.html.j2"
 TALL = {"discern"}
@@ -57,12 +58,17 @@ def main() -> None:
 def render(figures: Sequence[str], tables: dict[str, pd.DataFrame], ladder: Path) -> str:
     """The poster as a web page of exactly one A1 sheet; `tables`: the figures' and the summary."""
     cells = sum(2 if name in TALL else 1 for name in figures)
+    # Lines of the ladder's stages alone: with more their names would be too small.
+    own = {
+        name: panels.of_ladder(table) if "stage" in table else table
+        for name, table in tables.items()
+    }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(page.text(TEMPLATE)).render(
         question=page.TITLE,
         result=result(tables["summary"]),
         ladder=short(page.blocks(page.text(ladder))),
-        figures=[drawn(name, tables) for name in figures],
+        figures=[drawn(name, own) for name in figures],
         rows=max(1, -(-cells // 2)),
         method=METHOD,
     )
@@ -90,9 +96,10 @@ def drawn(name: str, tables: dict[str, pd.DataFrame]) -> dict[str, str]:
 
 
 def short(blocks: list[page.Block]) -> list[page.Block]:
-    """The first table's stage, change, last time and last speedup, without its interval: the rest
-    is in the report.
+    """The first table's stage, change, last time and last speedup, without its interval, of the
+    ladder's stages: the rest is in the report.
     """
+    peers = {peer.title for peer in PEERS}
     for kind, rows in blocks:
         if kind == "table":
             heads = rows[0]
@@ -101,7 +108,8 @@ def short(blocks: list[page.Block]) -> list[page.Block]:
                 *[i for i, head in enumerate(heads) if head.startswith("epoch")][-1:],
                 *[i for i, head in enumerate(heads) if head.startswith("speedup")][-1:],
             ]
-            return [("table", [[INTERVAL.sub("", row[i]) for i in wanted] for row in rows])]
+            own = [row for row in rows if row[0] not in peers]
+            return [("table", [[INTERVAL.sub("", row[i]) for i in wanted] for row in own])]
     return []
 
 
@@ -117,6 +125,23 @@ def result(summary: pd.DataFrame) -> str:
         f"{wording.NETWORKS.get(best['network'], best['network'])} "
         f"{wording.times(best['speedup'])} faster than {best['baseline']}{scaled}: "
         f"an epoch in {wording.duration(best['epoch_seconds'])} at batch {best['batch_size']}."
+        + beside_peers(measured, best)
+    )
+
+
+def beside_peers(summary: pd.DataFrame, best: pd.Series) -> str:
+    """How much faster than the best peer of the same precision, where there are some."""
+    exact = [peer.name for peer in PEERS if not peer.rounding]
+    place = ["dataset", "network", "device"]
+    lines = summary[(summary[place] == best[place]).all(axis=1)]
+    times = lines[lines["stage"].isin(exact)].groupby("batch_size")["epoch_seconds"].min()
+    own = lines[lines["stage"] == best["stage"]].set_index("batch_size")["epoch_seconds"]
+    ratios = (times / own).dropna()
+    if best["stage"] in exact or not len(ratios):
+        return ""
+    return (
+        f" PyTorch and JAX take {wording.times(ratios.min())} to {wording.times(ratios.max())} as "
+        "long."
     )
 
 

@@ -113,16 +113,6 @@ def one_run(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["seed"] == rows["seed"].min()]
 
 
-def of_ladder(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the ladder's own stages, if there are any.
-
-    What peers come to know, and when, is told by their accuracy (figure learning); fewer rows can
-    be taken in at one look.
-    """
-    own = rows[~rows["stage"].isin(panels.NAMES_OF_PEERS)]
-    return own if len(own) else rows
-
-
 # beliefs ----------------------------------------------------------------------------------------
 
 

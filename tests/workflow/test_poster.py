@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from cnnlib import stages
 from cnnlib.errors import UserError
+from cnnlib.peers import PEERS
 from tests.workflow.conftest import ROOT
 from workflow import modules, poster
 from workflow.experiment import Experiment
@@ -50,8 +52,10 @@ def test_it_says_what_was_found(html: str) -> None:
     best = SUMMARY.loc[SUMMARY["speedup"].idxmax()]
     assert f"{best['stage']} trains LeNet-5" in html
     assert f"at batch {best['batch_size']}" in html
-    for stage in SUMMARY["stage"].unique():
-        assert f"{stage}</td>" in html
+    for stage in stages.LADDER:
+        assert f"{stage.title}</td>" in html
+    for peer in PEERS:
+        assert f"{peer.title}</td>" not in html
     assert re.findall(r'<img alt="(\w+)"', html) == FIGURES
     assert html.count("<h2>") == len(FIGURES)
     assert "batch 64" in html.partition("<h2>")[2].partition("<img")[0]
@@ -85,6 +89,16 @@ def test_figures_are_legible_at_arms_length(html: str, tmp_path: Path) -> None:
     assert len(scales) == len(FIGURES)
     # 10 points is what axes are labelled with
     assert min(scales) * 10 >= LEGIBLE, dict(zip(FIGURES, scales, strict=True))
+
+
+def test_peers_of_the_same_precision_are_beside_the_result() -> None:
+    assert "PyTorch and JAX take 5.9× to 8.8× as long" in poster.result(SUMMARY)
+    coarse = [peer.name for peer in PEERS if peer.rounding]
+    alone = SUMMARY[~SUMMARY["stage"].isin([peer.name for peer in PEERS])]
+    assert "PyTorch" not in poster.result(alone)
+    assert "PyTorch" not in poster.result(
+        pd.concat([alone, SUMMARY[SUMMARY["stage"].isin(coarse)]])
+    )
 
 
 def test_host_built_kernels_are_no_result() -> None:

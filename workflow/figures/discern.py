@@ -13,7 +13,7 @@ own measured time per image.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workflow import layout, recognition, style, wording
+from workflow import layout, panels, recognition, style, wording
 
 TABLES = ("digits", "pictures", "epochs")
 
@@ -24,8 +24,8 @@ FEW = 5
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Blocks of cells by time."""
     digits, pictures, epochs = (tables[name] for name in TABLES)
-    own = recognition.one_run(recognition.of_ladder(digits))
-    completed = recognition.complete(own, recognition.of_ladder(epochs))
+    own = recognition.one_run(panels.of_ladder(digits))
+    completed = recognition.complete(own, panels.of_ladder(epochs))
     rows = recognition.beliefs(completed)
     rows = rows[rows["train_seconds"] > 0]
     if not len(rows):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workflow import layout, recognition, wording
+from workflow import layout, panels, recognition, wording
 
 TABLES = ("digits", "pictures", "epochs")
 
@@ -26,8 +26,8 @@ CLOSE = 0.02
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Blocks of cells by images seen."""
     digits, pictures, epochs = (tables[name] for name in TABLES)
-    own = recognition.one_run(recognition.of_ladder(digits))
-    completed = recognition.complete(own, recognition.of_ladder(epochs))
+    own = recognition.one_run(panels.of_ladder(digits))
+    completed = recognition.complete(own, panels.of_ladder(epochs))
     rows = recognition.beliefs(completed[~completed["borrowed"]])
     if not len(rows):
         return layout.nothing(*recognition.NO_ROWS)
@@ -103,7 +103,7 @@ def points(share: float) -> str:
 def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
     """How much is compared; which stages were not looked at."""
     missing = sorted(
-        set(recognition.one_run(recognition.of_ladder(epochs))["stage"]) - set(rows["stage"])
+        set(recognition.one_run(panels.of_ladder(epochs))["stage"]) - set(rows["stage"])
     )
     found = compare(rows)
     parts = []

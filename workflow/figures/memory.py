@@ -27,6 +27,8 @@ SHADES = ("#f4f4f4", "#e9eef4")
 RUN = ["stage", "device", "device_kind", "batch_size", "repeat"]
 PANEL, LETTER, LINE = 6.6, 0.066, 0.115
 """Inches: a trace's width, a letter's width in its bands and the height of a line there."""
+UPWARD = 0.65
+"""Of what each trace has of the figure's height: for names that are written upward."""
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -54,8 +56,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.05))
     ends, top = shown["time_seconds"].max(), shown["memory"].max()
     traces = left.subgridspec(len(traced), 1).subplots(sharex=True, squeeze=False)[:, 0]
+    height = UPWARD * (figure.get_figheight() - 1.9) / len(traced)
     for axes, stage in zip(traces, traced, strict=True):
-        draw_trace(axes, shown[shown["stage"] == stage], stage, ends, top)
+        draw_trace(axes, shown[shown["stage"] == stage], stage, ends, top, height)
     traces[-1].set_xlabel("seconds since the run began")
     capacity = samples["device_memory_total_mib"].max() * MIB if on_gpu else np.nan
     kinds = [part for _, part in peaks.groupby(peaks["device_kind"] == "host")]
@@ -93,8 +96,10 @@ def common_batch(peaks: pd.DataFrame) -> int:
     return int(max(set.intersection(*of_stages) or set.union(*of_stages)))
 
 
-def draw_trace(axes: Axes, rows: pd.DataFrame, stage: str, ends: float, top: float) -> None:
-    """The first repeat's memory against time, its phases as bands."""
+def draw_trace(
+    axes: Axes, rows: pd.DataFrame, stage: str, ends: float, top: float, height: float
+) -> None:
+    """The first repeat's memory against time, its phases as bands; names up to `height` inches."""
     rows = rows[rows["repeat"] == rows["repeat"].min()]
     mark, host = style.mark(stage), bool((rows["device_kind"] == "host").all())
     name = f"{wording.title(stage)} ({wording.HOST})" if host else wording.title(stage)
@@ -107,7 +112,7 @@ def draw_trace(axes: Axes, rows: pd.DataFrame, stage: str, ends: float, top: flo
     starts = [*rows.groupby(change)["time_seconds"].first(), rows["time_seconds"].max()]
     for i, phase in enumerate(names.groupby(change).first()):
         axes.axvspan(starts[i], starts[i + 1], color=SHADES[i % 2], linewidth=0, zorder=0)
-        write_phase(axes, phase, starts[i], starts[i + 1])
+        write_phase(axes, phase, starts[i], starts[i + 1], height)
     axes.plot(
         rows["time_seconds"], rows["memory"], color=mark.color, linewidth=2,
         linestyle=(0, (4, 2)) if host else "-",
@@ -117,11 +122,11 @@ def draw_trace(axes: Axes, rows: pd.DataFrame, stage: str, ends: float, top: flo
     axes.set_yticklabels(["0", wording.size(rows["memory"].max())])
 
 
-def write_phase(axes: Axes, name: str, began: float, ended: float) -> None:
-    """The name of a phase in its band, upward in a narrow one, left out in one that is no wider."""
+def write_phase(axes: Axes, name: str, began: float, ended: float, height: float) -> None:
+    """The name of a phase in its band, upward in a narrow one; left out where there is no room."""
     width = (ended - began) / axes.get_xlim()[1] * PANEL
     along = width > LETTER * (len(name) + 1)
-    if not along and width < LINE:
+    if not along and (width < LINE or LETTER * len(name) > height):
         return
     text = axes.annotate(
         name, ((began + ended) / 2, 0.06), xycoords=axes.get_xaxis_transform(), ha="center",
