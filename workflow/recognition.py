@@ -173,7 +173,7 @@ def longest(rows: pd.DataFrame) -> pd.DataFrame:
 def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
     """(digit, what it is like): one soon recognised, one late, one wrong to the end, if there are.
 
-    Judged by the line that has seen the most images.
+    Judged by the line that has seen the most images. Where there is little room the first two.
     """
     moments = {}
     for digit, line in longest(rows).groupby("digit", sort=False):
@@ -184,7 +184,8 @@ def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
     found = [(digit, "easy") for digit in learned[:1]]
     late = learned[:0:-1][: BLOCKS - len(found) - bool(never)]
     found += [(digit, "hard") for digit in reversed(late)]
-    return found + [(digit, "very hard") for digit in never[: BLOCKS - len(found)]]
+    found += [(digit, "very hard") for digit in never[: BLOCKS - len(found)]]
+    return found[: BLOCKS - layout.compact()]
 
 
 def after(row: pd.Series) -> str:
