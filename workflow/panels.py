@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def draw_line(
     good = group[group[value].notna()]
     axes.plot(
         good["batch_size"], good[value], color=mark.color, linewidth=2,
-        linestyle=":" if peer else (0, (4, 2)) if host else "-", zorder=3,
+        linestyle=line_style(peer, host), zorder=3,
     )  # fmt: skip
     spread = good[good[low].notna()]
     axes.errorbar(
@@ -80,6 +81,11 @@ def draw_line(
             markersize=8, markeredgecolor=mark.color, markeredgewidth=1.6,
             markerfacecolor="white" if scaled or peer else mark.color, zorder=4,
         )  # fmt: skip
+
+
+def line_style(peer: bool, host: bool) -> Any:
+    """Dotted for a peer, dashed for a host-built stage."""
+    return ":" if peer else (0, (4, 2)) if host else "-"
 
 
 def draw_failures(axes: Axes, lines: pd.DataFrame) -> None:
@@ -159,7 +165,7 @@ def spread_line(
         [middle - by_x.quantile(0.25), by_x.quantile(0.75) - middle],
         color=mark.color, marker=mark.marker, markersize=8, linewidth=2,
         markerfacecolor="white" if peer else mark.color,
-        linestyle=":" if peer else (0, (4, 2)) if host else "-", elinewidth=1.3, capsize=3.5,
+        linestyle=line_style(peer, host), elinewidth=1.3, capsize=3.5,
     )  # fmt: skip
     return middle
 

@@ -196,6 +196,10 @@ class StepOperator(ABC):
     @abstractmethod
     def backward(self) -> str: ...
 
+    def put_gradient(self) -> str:
+        """Statement that puts the threads' sums together at {last}, if the operator leaves any."""
+        return ""
+
     def write_gradient(self) -> str:
         """Statement that leaves a partial sum in `partial`, if the operator leaves any."""
         return ""
@@ -426,14 +430,13 @@ class StepPlan:
             f"{function} write_gradient(Sums& sums, float* shared, float* partials, float mean, "
             "float deviation) {",
             *[
-                f"::{o.label}::put_gradient(sums.of_{o.label}, "
-                f"shared + {self.last_places[o.label]});"
+                self._filled(o.put_gradient(), o.label)
                 for o in summed
             ],
             *(["__syncthreads();"] if summed else []),
             *[
                 f"{{\nfloat* partial = partials + {self.partial_places[o.label]};\n"
-                f"{o.write_gradient().replace('{last}', str(self.last_places[o.label]))}\n}}"
+                f"{self._filled(o.write_gradient(), o.label)}\n}}"
                 for o in summed
             ],
             *(["__syncthreads();"] if summed else []),
@@ -495,4 +498,5 @@ class StepPlan:
         """The text with the places that are known only now; `one`: of an image alone."""
         work = self.work.one if one else self.work.all
         text = text.replace("shared + {work}", work)
+        text = text.replace("{last}", str(self.last_places.get(label, 0)))
         return text.replace("{partial}", str(self.partial_places.get(label, 0)))

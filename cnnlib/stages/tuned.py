@@ -93,9 +93,13 @@ class TunedConv(StepOperator):
         )
         self.term_tiles = tiles(self.terms + 1, 16)
         warps = self.threads.warps
-        sharings = [(g, s) for g in range(1, warps + 1) for s in range(1, warps // g + 1)]
-        few = [way for way in sharings if self._gradient_sums(way[0]) <= MOST_SUMS]
-        self.groups, self.splits = self._best(few or sharings, self._gradient_cost)
+        few = self._gradient_sums(warps) <= MOST_SUMS or self.threads.block > 256
+        self.most_gradient_sums = MOST_SUMS if few else MOST_GRADIENT_SUMS
+        self.groups, self.splits = self._best(
+            ((groups, splits) for groups in range(1, warps + 1)
+             for splits in range(1, warps // groups + 1)),
+            self._gradient_cost,
+        )  # fmt: skip
         self.sender_pitch = self.source_size + 8
         self.sends_rows = self.columns <= 32 and self.width <= 32
         self.senders = min(range(1, self.maps + 1), key=self._sending_cost)
@@ -125,14 +129,10 @@ class TunedConv(StepOperator):
         """Registers of a thread's share of the weights' gradient where so many warps share it."""
         return tiles(self.term_tiles, groups) * self.across * 4
 
-    @property
-    def _most_gradient_sums(self) -> int:
-        return MOST_GRADIENT_SUMS if self.threads.block <= 256 else MOST_SUMS
-
     def _gradient_cost(self, groups: int, splits: int) -> float:
         """Cycles of the weights' gradient, about."""
         own, eights = tiles(self.term_tiles, groups), tiles(self.area, 8)
-        if self._gradient_sums(groups) > self._most_gradient_sums or splits > eights:
+        if self._gradient_sums(groups) > self.most_gradient_sums or splits > eights:
             return math.inf
         return tiles(eights, splits) * cycles(groups * splits, own, self.across) + 20 * splits
 
@@ -218,6 +218,9 @@ class TunedConv(StepOperator):
             )
         return "\n".join(lines)
 
+    def put_gradient(self) -> str:
+        return f"::{self.label}::put_gradient(sums.of_{self.label}, shared + {{last}});"
+
     def write_gradient(self) -> str:
         return f"::{self.label}::write_gradient(shared + {{last}}, partial);"
 
@@ -263,7 +266,7 @@ class TunedFirst(TunedConv):
 
     def _gradient_cost(self, groups: int, splits: int) -> float:
         own, sixteenths = tiles(self.term_tiles, groups), tiles(self.area, 16)
-        if self._gradient_sums(groups) > self._most_gradient_sums or splits > sixteenths:
+        if self._gradient_sums(groups) > self.most_gradient_sums or splits > sixteenths:
             return math.inf
         return tiles(sixteenths, splits) * cycles(groups * splits, own, self.across) + 20 * splits
 

@@ -27,6 +27,8 @@ SHADES = ("#f4f4f4", "#e9eef4")
 RUN = ["stage", "device", "device_kind", "batch_size", "repeat"]
 PANEL, LETTER, LINE = 6.6, 0.066, 0.115
 """Inches: a trace's width, a letter's width in its bands and the height of a line there."""
+FRAME = 1.9
+"""Inches of the figure's height that are not the traces'."""
 UPWARD = 0.65
 """Of what each trace has of the figure's height: for names that are written upward."""
 
@@ -49,14 +51,16 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     size = common_batch(peaks)
     shown = samples[samples["batch_size"] == size]
     traced = panels.on_ladder(shown["stage"])
-    figure = pyplot.figure(figsize=(14.0, max(6.4, 1.9 + 1.5 * len(traced))), layout="constrained")
+    figure = pyplot.figure(
+        figsize=(14.0, max(6.4, FRAME + 1.5 * len(traced))), layout="constrained"
+    )
     layout.headline(
         figure, title(peaks, on_gpu), subtitle(peaks, cell, size, what), notes(epochs, on_gpu)
     )
     left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.05))
     ends, top = shown["time_seconds"].max(), shown["memory"].max()
     traces = left.subgridspec(len(traced), 1).subplots(sharex=True, squeeze=False)[:, 0]
-    height = UPWARD * (figure.get_figheight() - 1.9) / len(traced)
+    height = UPWARD * (figure.get_figheight() - FRAME) / len(traced)
     for axes, stage in zip(traces, traced, strict=True):
         draw_trace(axes, shown[shown["stage"] == stage], stage, ends, top, height)
     traces[-1].set_xlabel("seconds since the run began")
