@@ -71,6 +71,8 @@ class _Dense(gemm.MatrixDense):
 class _Activation(gemm.WholeActivation):
     """`open` holds where relu's decision is close, `images` in which images there is one."""
 
+    close = CLOSE
+
     def make_buffers(self) -> None:
         super().make_buffers()
         self.open: Array = np.zeros(self.source.shape, bool)
@@ -79,7 +81,7 @@ class _Activation(gemm.WholeActivation):
     def forward(self) -> None:
         if self.function == "relu":
             gaps, largest = np.abs(self.source), _largest(self.source)
-            self.open = (gaps > EQUAL * largest) & (gaps < CLOSE * largest)
+            self.open = (gaps > EQUAL * largest) & (gaps < self.close * largest)
             self.images = _images_of(self.open)
         super().forward()
 
@@ -101,6 +103,8 @@ class _Activation(gemm.WholeActivation):
 class _Subsample(gemm.SlicedSubsample):
     """`open` holds which elements may win a close decision."""
 
+    close = CLOSE
+
     def make_buffers(self) -> None:
         super().make_buffers()
         self.open: Array = np.zeros(self.source.shape, bool)
@@ -110,7 +114,7 @@ class _Subsample(gemm.SlicedSubsample):
         super().forward()
         if self.method == "max":
             gaps, largest = self._whole(self.target) - self.source, _largest(self.source)
-            near = gaps < CLOSE * largest
+            near = gaps < self.close * largest
             rivals = near & (gaps > EQUAL * largest)
             self.images = _images_of(rivals)
             parts = [part for row in self.along_y(rivals) for part in self.along_x(row)]
@@ -153,9 +157,13 @@ def _block_images(network: Network) -> int:
 
 
 class Watch:
-    """Runs images through a network in float64 and looks at the decisions."""
+    """Runs images through a network in float64 and looks at the decisions.
 
-    def __init__(self, setup: Setup) -> None:
+    `slack` is that of the stage that decides (Stage.slack): sums that may be so many times less
+    exact than those of float32 can be make decisions close that are so many times further apart.
+    """
+
+    def __init__(self, setup: Setup, slack: float = 1.0) -> None:
         stage = _watching(
             dataclasses.replace(gemm.STAGE, name="watch", dtype=np.float64, threads=1)
         )
@@ -163,6 +171,9 @@ class Watch:
         self._engine = BlockEngine(stage, setup)
         self._lane = self._engine.lane
         self._operators: list[Any] = self._lane.operators
+        for operator in self._operators:
+            if isinstance(operator, _Activation | _Subsample):
+                operator.close = slack * CLOSE
         self._blas = ThreadpoolController()  # which is slower with threads for so small products
 
     def __enter__(self) -> "Watch":

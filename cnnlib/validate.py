@@ -77,7 +77,8 @@ def validate(engine: Engine, images: Bytes, labels: Bytes) -> float:
     """
     setup, parameters = engine.setup, engine.parameters.astype(np.float64)
     _check_fast_reference(setup)
-    with Watch(setup) as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
+    watched = Watch(setup, engine.stage.slack)
+    with watched as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
         watch.parameters = reference.parameters = parameters
         images, close = watch.clear(images)
         doubt = watch.doubt_of_loss(images[close], labels[close], len(images))
@@ -236,7 +237,8 @@ def five_steps(engine: Engine, images: Bytes, labels: Bytes) -> None:
     engine.velocity = np.zeros_like(parameters)
     velocity_doubt, doubt = np.zeros_like(parameters), np.zeros_like(parameters)
     losses = []
-    with Watch(setup) as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
+    watched = Watch(setup, engine.stage.slack)
+    with watched as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
         reference.parameters = parameters
         for start in range(0, len(order), setup.batch_size):
             batch = slice(start, start + setup.batch_size)

@@ -166,6 +166,10 @@ class JaxEngine(Engine):
             raise DoesNotFit(str(error).partition("\n")[0]) from None
         self.parameters, self.velocity = state  # the trials have trained
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        return {"layout": self.layout}
+
     def _tried(self, layout: str) -> float:
         """Seconds of some steps in this layout, compiled before."""
         self.layout = layout

@@ -1,6 +1,7 @@
 """PyTorch as an engine: eager, with the step in a CUDA graph, or compiled."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ from cnnlib.machine import usable_cores
 
 WARM_STEPS = 3
 """Steps before a step is captured: libraries choose their algorithms in the first ones."""
+
+TRIED_STEPS = 20
+"""Steps by which the faster way of choosing algorithms is found."""
 
 
 def conv(torch: Any, planned: Planned, source: Any, weight: Any, bias: Any) -> Any:
@@ -91,6 +95,7 @@ class TorchEngine(Engine):
         if stage.options.get("compile"):
             self._loss = torch.compile(self._loss_of, fullgraph=True, dynamic=False)
         self._graph: Any = None
+        self._choices: dict[str, Any] = {}
 
     # The network
 
@@ -127,11 +132,45 @@ class TorchEngine(Engine):
             # of the step that begins with an image of the order, at that image's place
             self._rates = torch.full((count,), self.setup.learning_rate, device=self.where)
             self._batch = torch.arange(self.setup.batch_size, device=self.where)
-            if self.graphed:
-                self._capture()
-            elif self.stage.options.get("compile"):
-                self._train_on(self._order[: self.setup.batch_size])
+            if self._on_gpu:
+                self._choose_algorithms()
+            else:
+                self._prepare()
         self.parameters, self.velocity = state  # warming up has trained
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        return self._choices
+
+    def _prepare(self) -> None:
+        if self.graphed:
+            self._capture()
+        elif self.stage.options.get("compile"):
+            self._train_on(self._order[: self.setup.batch_size])
+
+    def _choose_algorithms(self) -> None:
+        """Of convolutions: as cuDNN guesses, or by its trying them all, whichever trains faster."""
+        cudnn = self.torch.backends.cudnn
+        seconds = {}
+        for tries in (False, True):
+            cudnn.benchmark = tries
+            self._prepare()
+            seconds[tries] = min(self._tried() for _ in range(3))
+        cudnn.benchmark = seconds[True] < seconds[False]
+        if not cudnn.benchmark:
+            self._prepare()
+        self._choices = {
+            "cudnn_benchmark": cudnn.benchmark,
+            "seconds_without_and_with_it": list(seconds.values()),
+        }
+
+    def _tried(self) -> float:
+        """Seconds of some steps."""
+        batch = self.setup.batch_size
+        steps = min(TRIED_STEPS, len(self._order) // batch)
+        began = time.perf_counter()
+        self.train(np.arange(steps * batch))
+        return time.perf_counter() - began
 
     def _train_on(self, chosen: Any) -> None:
         """One step on the images with these indices."""
