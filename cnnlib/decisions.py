@@ -71,8 +71,6 @@ class _Dense(gemm.MatrixDense):
 class _Activation(gemm.WholeActivation):
     """`open` holds where relu's decision is close, `images` in which images there is one."""
 
-    close = CLOSE
-
     def make_buffers(self) -> None:
         super().make_buffers()
         self.open: Array = np.zeros(self.source.shape, bool)
@@ -81,7 +79,7 @@ class _Activation(gemm.WholeActivation):
     def forward(self) -> None:
         if self.function == "relu":
             gaps, largest = np.abs(self.source), _largest(self.source)
-            self.open = (gaps > EQUAL * largest) & (gaps < self.close * largest)
+            self.open = (gaps > EQUAL * largest) & (gaps < CLOSE * largest)
             self.images = _images_of(self.open)
         super().forward()
 
@@ -103,8 +101,6 @@ class _Activation(gemm.WholeActivation):
 class _Subsample(gemm.SlicedSubsample):
     """`open` holds which elements may win a close decision."""
 
-    close = CLOSE
-
     def make_buffers(self) -> None:
         super().make_buffers()
         self.open: Array = np.zeros(self.source.shape, bool)
@@ -114,7 +110,7 @@ class _Subsample(gemm.SlicedSubsample):
         super().forward()
         if self.method == "max":
             gaps, largest = self._whole(self.target) - self.source, _largest(self.source)
-            near = gaps < self.close * largest
+            near = gaps < CLOSE * largest
             rivals = near & (gaps > EQUAL * largest)
             self.images = _images_of(rivals)
             parts = [part for row in self.along_y(rivals) for part in self.along_x(row)]
@@ -157,24 +153,16 @@ def _block_images(network: Network) -> int:
 
 
 class Watch:
-    """Runs images through a network in float64 and looks at the decisions.
+    """Runs images through a network in float64 and looks at the decisions."""
 
-    `slack` is that of the stage that decides (Stage.slack): sums that may be so many times less
-    exact than those of float32 can be make decisions close that are so many times further apart.
-    """
-
-    def __init__(self, setup: Setup, slack: float = 1.0) -> None:
+    def __init__(self, setup: Setup) -> None:
         stage = _watching(
             dataclasses.replace(gemm.STAGE, name="watch", dtype=np.float64, threads=1)
         )
         setup = dataclasses.replace(setup, batch_size=_block_images(setup.network))
-        self._patient = slack > 1
         self._engine = BlockEngine(stage, setup)
         self._lane = self._engine.lane
         self._operators: list[Any] = self._lane.operators
-        for operator in self._operators:
-            if isinstance(operator, _Activation | _Subsample):
-                operator.close = slack * CLOSE
         self._blas = ThreadpoolController()  # which is slower with threads for so small products
 
     def __enter__(self) -> "Watch":
@@ -205,8 +193,7 @@ class Watch:
     def clear(self, images: Bytes) -> tuple[Bytes, Array]:
         """(copy of the images with noise on those that ask, indices of those that still do).
 
-        Noise is added for as long as it helps at least half of the images that need it; with slack,
-        where many decisions are close and fewer are helped at a time, in all NOISE_TRIES.
+        Noise is added for as long as it helps at least half of the images that need it.
         """
         images = np.array(images)
         generator = np.random.default_rng(0)
@@ -218,7 +205,7 @@ class Watch:
             changed = np.clip(images[close] + noise, 0, 255).astype(np.uint8)
             still = self.asks(changed)
             images[close[~still]] = changed[~still]
-            if still.sum() > len(close) / 2 and not self._patient:
+            if still.sum() > len(close) / 2:
                 close = close[still]
                 break
             close = close[still]

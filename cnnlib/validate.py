@@ -25,7 +25,7 @@ from cnnlib.decisions import Watch
 from cnnlib.engine import Bytes, Engine, Setup
 from cnnlib.errors import ConfigError, UserError
 from cnnlib.layers import Array, Conv
-from cnnlib.network import Network
+from cnnlib.network import Network, Parameter
 from cnnlib.stages import gemm, naive
 
 FACTOR = 4.0
@@ -77,8 +77,7 @@ def validate(engine: Engine, images: Bytes, labels: Bytes) -> float:
     """
     setup, parameters = engine.setup, engine.parameters.astype(np.float64)
     _check_fast_reference(setup)
-    watched = Watch(setup, engine.stage.slack)
-    with watched as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
+    with Watch(setup) as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
         watch.parameters = reference.parameters = parameters
         images, close = watch.clear(images)
         doubt = watch.doubt_of_loss(images[close], labels[close], len(images))
@@ -196,8 +195,16 @@ def _compare_views(
         if doubt is not None:
             _require_certainty(engine, what.format(p.name), doubt[part], largest)
             error = error - np.minimum(error, doubt[part])
-        share = max(share, _require(engine, what.format(p.name), error.max(), unit * largest))
+        bound = unit * largest * _further_slack(engine, p)
+        share = max(share, _require(engine, what.format(p.name), error.max(), bound))
     return share
+
+
+def _further_slack(engine: Engine, parameter: Parameter) -> float:
+    """Beyond the stage's slack, which `unit` has: of convolutions' weights, if it says so."""
+    stage = engine.stage
+    of_conv = isinstance(engine.network.layers[parameter.layer], Conv) and parameter.key == "weight"
+    return stage.conv_weight_slack / stage.slack if of_conv and stage.conv_weight_slack else 1.0
 
 
 def _require_certainty(engine: Engine, what: str, doubt: Array, largest: float) -> None:
@@ -237,8 +244,7 @@ def five_steps(engine: Engine, images: Bytes, labels: Bytes) -> None:
     engine.velocity = np.zeros_like(parameters)
     velocity_doubt, doubt = np.zeros_like(parameters), np.zeros_like(parameters)
     losses = []
-    watched = Watch(setup, engine.stage.slack)
-    with watched as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
+    with Watch(setup) as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
         reference.parameters = parameters
         for start in range(0, len(order), setup.batch_size):
             batch = slice(start, start + setup.batch_size)

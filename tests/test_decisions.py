@@ -175,21 +175,6 @@ def test_a_batch_of_4096_is_accepted_and_left_with_few_close_decisions():
         validate(engine, images, labels)
 
 
-def test_slack_makes_more_decisions_close_and_images_are_still_cleared_of_them():
-    network = lenet5()
-    images, _ = pictures(network, 64)
-    with open_engine(gemm.STAGE, network, 64) as engine:
-        asked = []
-        for slack in (1, 8):
-            with Watch(engine.setup, slack) as watched:
-                watched.parameters = engine.parameters
-                asked.append(watched.asks(images).sum())
-                cleared, close = watched.clear(images)
-                assert not len(close)
-                assert not watched.asks(cleared).any()
-    assert asked[1] > 2 * asked[0]
-
-
 class LastRowLost(gemm.MatrixConv):
     def backward(self):
         self.target_error[-1] = 0

@@ -17,7 +17,7 @@ from cnnlib.errors import Unsupported
 from cnnlib.experiment import Run
 from cnnlib.measure import measure
 from cnnlib.peers import PEERS
-from cnnlib.stages import find_stage
+from cnnlib.stages import find_stage, gemm
 from cnnlib.validate import FAST_REFERENCE, ValidationFailed, five_steps, validate
 
 HERE = [stage for stage in PEERS if not stage.rounding and stage.options.get("graph") is not True]
@@ -41,6 +41,37 @@ def test_parity(stage, network) -> None:
     with open_engine(stage, network, 7, momentum=0.9) as engine:
         validate(engine, *pictures(network, 7))
         five_steps(engine, *pictures(network, 21))
+
+
+def coarse_gradient(key):
+    """Engine of float32 whose gradient of conv1's weight or bias is off by 2e-4 of the largest."""
+
+    class Coarse(gemm.STAGE.engine):
+        def gradient(self, images, labels):
+            loss, gradient = super().gradient(images, labels)
+            view = self.network.views(gradient)[0][key].reshape(-1)
+            view[0] += 2e-4 * np.abs(view).max()
+            return loss, gradient
+
+    return Coarse
+
+
+@pytest.mark.parametrize("key", ["weight", "bias"])
+def test_only_gradients_of_convolutions_weights_may_be_as_coarse_as_winograds(key) -> None:
+    peer = find_stage("torch", "--stage")
+    coarse = replace(
+        gemm.STAGE,
+        engine=coarse_gradient(key),
+        slack=peer.slack,
+        conv_weight_slack=peer.conv_weight_slack,
+    )
+    for stage in (coarse, replace(coarse, conv_weight_slack=None)):
+        with open_engine(stage, lenet5(), 1) as engine:
+            if key == "weight" and stage is coarse:
+                assert 0.05 < validate(engine, *pictures(lenet5(), 1)) < 1
+            else:
+                with pytest.raises(ValidationFailed, match=f"conv1.{key}"):
+                    validate(engine, *pictures(lenet5(), 1))
 
 
 @each(HERE)

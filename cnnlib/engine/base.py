@@ -77,6 +77,8 @@ class Stage:
     """Of a factor of a product, relative, where it is coarser than dtype's."""
     slack: float = 1.0
     """How many times the bound of a sum as it stands its rounding errors may be."""
+    conv_weight_slack: float | None = None
+    """The same for gradients of convolutions' weights, where they are less exact than the rest."""
     threads: int | None = None
     """CPU threads; None: all cores."""
     options: Mapping[str, Any] = field(default_factory=dict)
