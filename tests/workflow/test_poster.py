@@ -92,7 +92,7 @@ def test_figures_are_legible_at_arms_length(html: str, tmp_path: Path) -> None:
 
 
 def test_peers_of_the_same_precision_are_beside_the_result() -> None:
-    assert "PyTorch and JAX take 6.0× to 8.9× as long" in poster.result(SUMMARY)
+    assert "PyTorch and JAX take 6.1× to 8.9× as long" in poster.result(SUMMARY)
     coarse = [peer.name for peer in PEERS if peer.rounding]
     alone = SUMMARY[~SUMMARY["stage"].isin([peer.name for peer in PEERS])]
     assert "PyTorch" not in poster.result(alone)
