@@ -174,12 +174,35 @@ def only_train_images(handler: Handler, body: bytes) -> None:
     (good if "train-images" in handler.path else not_found)(handler, body)
 
 
+def with_more_behind(handler: Handler, body: bytes) -> None:
+    handler.stop(body + b"\r\n")
+
+
+def padded(handler: Handler, body: bytes) -> None:
+    handler.stop(body + bytes(2_000_000))
+
+
+def in_members(handler: Handler, body: bytes) -> None:
+    content = gzip.decompress(body)
+    parts = (content[:5], b"", content[5:])
+    handler.stop(b"".join(gzip.compress(part) for part in parts) + b"\0\0more")
+
+
+def second_member_cut_off(handler: Handler, body: bytes) -> None:
+    handler.stop(body + body[:-9])
+
+
+def checksum_damaged(handler: Handler, body: bytes) -> None:
+    handler.stop(body[:-8] + b"crc!" + body[-4:])
+
+
 WAYS: dict[str, Answer] = {
     way.__name__: way
     for way in (
         good, not_found, web_page, cut_off, cut_off_without_length, corrupt, empty, other,
         unzipped_on_the_way, zipped_on_the_way, redirected, redirected_forever, nonsense,
         late, silent, stalled, trickle, only_train_images,
+        with_more_behind, padded, in_members, second_member_cut_off, checksum_damaged,
     )
 }  # fmt: skip
 

@@ -70,7 +70,13 @@ def failure(spec: IdxSpec, folder: Path, patience: Patience = ORDINARY) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("way", ["good", "unzipped_on_the_way", "zipped_on_the_way", "redirected"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "good", "unzipped_on_the_way", "zipped_on_the_way", "redirected",
+        "with_more_behind", "padded", "in_members",
+    ],
+)  # fmt: skip
 def test_good_mirror(server: Server, source: Path, folder: Path, way: str) -> None:
     said = get(spec_of(source, [server.mirror(way)]), folder)
     assert is_whole(folder, source)
@@ -130,6 +136,8 @@ BAD_ANSWERS = {
     "cut_off": "train-images: truncated on the way",
     "cut_off_without_length": "train-images: truncated or damaged",
     "corrupt": "train-images: truncated or damaged",
+    "second_member_cut_off": "train-images: truncated or damaged, not kept: it ends before",
+    "checksum_damaged": "train-images: truncated or damaged",
     "empty": "train-images: wrong file, not kept: empty with SHA-256 e3b0c442",
     "other": "train-images: wrong file, not kept: 736 bytes with SHA-256",
     "silent": "silent for 1 s",
@@ -238,6 +246,20 @@ def test_folder_as_mirror(source: Path, folder: Path, tmp_path: Path) -> None:
     assert f"train-images: 736 bytes from folder {here}" in said
     assert f"test-labels from folder {here}: wrong file" in said
     assert (here / "test-labels").read_bytes() == b"wrong"
+
+
+@pytest.mark.parametrize("user", ["~", "~nobody-of-this-name"])
+def test_a_home_folder_that_there_is_none_of(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, user: str
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    said = get(spec_of(source, [{"folder": f"{user}/mnist"}, {"folder": str(source)}]), folder)
+    assert f"folder {user}/mnist: no home folder is known for it" in said
+    assert is_whole(folder, source)
 
 
 def test_folder_that_holds_folders(source: Path, folder: Path, tmp_path: Path) -> None:

@@ -107,7 +107,10 @@ class _Attempt:
         if self.mirror.npm is not None:
             source = self.scratch
         else:
-            source = Path(cast(str, self.mirror.folder)).expanduser()
+            try:
+                source = Path(cast(str, self.mirror.folder)).expanduser()
+            except RuntimeError:
+                raise MirrorFailed("no home folder is known for it") from None
         for path in (source / file.name, source / f"{file.name}.gz"):
             if path.exists():
                 return _deliver(path, target, file, self.scratch)
@@ -151,8 +154,7 @@ def _plain_bytes(source: Path) -> Iterator[bytes]:
             if not zipped:
                 yield from _chunks(stream)
             else:
-                with gzip.open(stream) as unzipped:
-                    yield from _chunks(cast(IO[bytes], unzipped))
+                yield from _unzipped(stream)
     except IsADirectoryError:
         raise FileFailed("is a folder") from None
     except PermissionError:
@@ -168,6 +170,35 @@ def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
         if not chunk:
             return
         yield chunk
+
+
+def _unzipped(stream: IO[bytes]) -> Iterator[bytes]:
+    """The contents of all members of a gzip file, up to what follows them and is no member.
+
+    Bytes after the end (padding, the end of a line that a transfer in text mode appended) are left
+    alone, as gunzip does; Python's gzip module takes them for damage. FileFailed if a member is
+    damaged or cut off.
+    """
+    member, data = zlib.decompressobj(zlib.MAX_WBITS | 16), b""
+    while True:
+        data = data or stream.read(CHUNK)
+        try:
+            # without input this gives what is left of a member whose output was limited
+            chunk = member.decompress(data, CHUNK)
+        except zlib.error as error:
+            raise FileFailed(f"truncated or damaged, not kept: {error}") from None
+        if chunk:
+            yield chunk
+        elif not data and not member.eof:
+            raise FileFailed("truncated or damaged, not kept: it ends before its contents do")
+        data = member.unconsumed_tail
+        if member.eof:
+            data = member.unused_data.lstrip(b"\0")
+            while len(data) < len(GZIP) and (more := stream.read(CHUNK)):
+                data = (data + more).lstrip(b"\0")
+            if not data.startswith(GZIP):
+                return
+            member = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 
 def _looks_like(beginning: bytes, size: int) -> str:
