@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,20 @@ from cnnlib.device.api import KernelError
 from cnnlib.errors import DeviceError
 
 SANITIZERS = ("address", "undefined")
+
+# g++ and clang++ write 'file:1:2: error:', nvcc 'file(1): error:', its parts 'ptxas fatal   :'.
+# The first of these words in a line says what the line is: a warning's text may hold others.
+_SEVERITY = re.compile(
+    r"(?:^|[\s:;,)])(?:(warning|note|remark|info)"
+    r"|(?:fatal |catastrophic |internal |compiler )*error|fatal)\s*(?:#[\w-]+)?\s*:",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r"\s|\d+ \|")
+# These lines end a failure whose reason stands above them.
+_LAST_WORD = re.compile(
+    r"ld returned \d+ exit status|linker command failed|Failed to preprocess host compiler"
+)
+_COLOURS = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
 class Compiler(NamedTuple):
@@ -47,6 +62,11 @@ def find_compiler() -> Compiler:
     )
 
 
+def english() -> dict[str, str]:
+    """The environment for a compiler whose output is read: messages in English, no colours."""
+    return {**os.environ, "LC_ALL": "C"}
+
+
 @functools.cache
 def _describe(command: tuple[str, ...], path: str) -> Compiler:
     del path  # part of the cache's key: another PATH may mean another program
@@ -55,17 +75,24 @@ def _describe(command: tuple[str, ...], path: str) -> Compiler:
             [*command, "--version"],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=60,
             check=True,
+            env=english(),
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise DeviceError(
             f"device host: '{shlex.join(command)} --version' fails: {error}"
         ) from error
-    lines = shown.splitlines() or ["unknown"]
-    numbers = [word for word in lines[0].split() if word[:1].isdigit() and "." in word]
-    label = f"{Path(command[0]).name} {numbers[-1] if numbers else ''}".strip()
-    return Compiler(command, lines[0], label)
+    # a wrapper may have said something before it
+    lines = [line for line in shown.splitlines() if _numbers(line)] or [shown.strip()[:200]]
+    label = " ".join([Path(command[0]).name, *_numbers(lines[0])[-1:]])
+    return Compiler(command, lines[0] or "unknown", label)
+
+
+def _numbers(line: str) -> list[str]:
+    """The words of a line that are version numbers."""
+    return [word for word in line.split() if word[:1].isdigit() and "." in word]
 
 
 @functools.cache
@@ -141,6 +168,7 @@ def run_compiler(command: list[str], what: str, folder: Path) -> None:
             errors="replace",
             cwd=folder,
             check=False,
+            env=english(),
         )
     except OSError as error:
         raise DeviceError(f"{what}: cannot run {command[0]}: {error}") from error
@@ -149,12 +177,15 @@ def run_compiler(command: list[str], what: str, folder: Path) -> None:
 
 
 def first_error(output: str) -> str:
-    """The first line of a compiler's output that reports an error."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    for line in lines:
-        if "error" in line.lower() and not line.startswith("In file included"):
+    """The first line of a compiler's output that reports an error, warnings passed over."""
+    lines = [line.rstrip() for line in _COLOURS.sub("", output).splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        if _LAST_WORD.search(line) and number:
+            return f"{lines[number - 1].strip()}; {line.strip()}"
+        found = None if _QUOTED.match(line) else _SEVERITY.search(line)
+        if found and not found[1]:
             return line
-    return lines[0] if lines else "the compiler gave no reason"
+    return lines[0].strip() if lines else "the compiler gave no reason"
 
 
 def sanitizer_environment(sanitize: str = "address,undefined") -> dict[str, str]:
@@ -181,6 +212,7 @@ def sanitizer_environment(sanitize: str = "address,undefined") -> dict[str, str]
                 capture_output=True,
                 text=True,
                 check=False,
+                env=english(),
             ).stdout.strip()
             if os.path.isabs(found) and os.path.exists(found):
                 result["LD_PRELOAD"] = os.path.realpath(found)

@@ -31,7 +31,7 @@ from cnnlib.device.api import (
     shape_tuple,
 )
 from cnnlib.device.cache import cached, content_key, content_of, kernel_files, kernels_folder
-from cnnlib.device.compiler import run_compiler
+from cnnlib.device.compiler import english, run_compiler
 from cnnlib.errors import DeviceError, DoesNotFit
 from cnnlib.machine import usable_cores
 
@@ -525,8 +525,9 @@ class CudaDevice:
 def _nvcc_version(nvcc: str) -> str:
     try:
         return subprocess.run(
-            [nvcc, "--version"], capture_output=True, text=True, timeout=60, check=True
-        ).stdout
+            [nvcc, "--version"],
+            capture_output=True, text=True, errors="replace", timeout=60, check=True, env=english(),
+        ).stdout  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise DeviceError(f"device cuda: '{nvcc} --version' fails: {error}") from error
 
