@@ -27,6 +27,16 @@ PROFILED := $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
 # rules find this environment's programs on PATH
 SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake $(CORED) $(PROFILED)
 
+# Snakemake wants a folder for its cache that it can write, one for settings and its user's name; a
+# container may have no home folder and no user of this number.
+ifneq ($(shell [ -w "$$HOME" ] || echo no),)
+export XDG_CACHE_HOME ?= $(CURDIR)/.snakemake/cache
+export XDG_CONFIG_HOME ?= $(if $(HOME),$(HOME)/.config,$(CURDIR)/.snakemake/config)
+endif
+ifeq ($(LOGNAME)$(USER),)
+export LOGNAME := $(or $(shell id -un 2>/dev/null),user)
+endif
+
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12; echo; sed -n '2,5s/^# *//p' Makefile
 

@@ -1,11 +1,14 @@
 """The machine and the software a measurement was made on: its provenance."""
 
+import functools
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from cnnlib import cgroups
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("numpy", "pandas", "pycuda", "nvidia-ml-py", "snakemake", "torch", "jax")
@@ -23,8 +26,24 @@ def cpu_name() -> str:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may keep busy: those it may run on, or fewer where its time is limited.
+
+    A container may have time for 1.5 cores though it runs on any of 64. More threads than that are
+    stopped together for the rest of each period (0.1 s as a rule), and would be timed so; hence the
+    quota is rounded down, except where a tenth of a core or less is missing.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota + 0.1)))
+
+
+@functools.cache
+def cpu_quota() -> float | None:
+    """Cores' worth of time that the system gives this process (cgroups); None: no limit."""
+    return cgroups.cpu_quota()
 
 
 def cpu_description(threads: int | None) -> str:
@@ -62,6 +81,8 @@ def provenance() -> dict[str, Any]:
         "libraries": libraries,
         "cpu": cpu_name(),
         "cores": usable_cores(),
+        # cores' worth of time that a container or a scheduler gives; None: no limit
+        "cpu_quota": cpu_quota(),
         "system": platform.platform(),
         # what a scheduler leaves of the machine's GPUs; None: all
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),

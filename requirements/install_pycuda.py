@@ -6,6 +6,7 @@ Says in one line when it tries and when that fails; a failure does not end the r
 without the GPU.
 """
 
+import contextlib
 import ctypes
 import os
 import re
@@ -50,9 +51,10 @@ def driver() -> Path | None:
 
 def build(cuda: Path, libcuda: Path, home: Path) -> bool:
     """Run pip with `home` as the home folder, the only place PyCUDA's build takes settings from."""
-    for name in PERSONAL:
-        if (Path.home() / name).exists():
-            (home / name).symlink_to(Path.home() / name)
+    with contextlib.suppress(RuntimeError):  # a user without a home folder
+        for name in PERSONAL:
+            if (Path.home() / name).exists():
+                (home / name).symlink_to(Path.home() / name)
     (home / "libcuda.so").symlink_to(libcuda)
     settings = {
         "CUDA_ROOT": str(cuda),

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "cnnlib"
 ORDER = [
     "errors",
     "files",
+    "cgroups",
     "machine",
     "records",
     "layers",

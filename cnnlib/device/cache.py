@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from cnnlib.device.cache_folder import REMEDY, cache_folder
 from cnnlib.errors import DeviceError, UserError
 from cnnlib.files import write_whole
 
@@ -17,15 +18,6 @@ def kernels_folder() -> Path:
     """The folder of kernel sources, an include path of every compiler: $CNNLIB_KERNELS, or ours."""
     chosen = os.environ.get("CNNLIB_KERNELS")
     return Path(chosen).resolve() if chosen else KERNELS
-
-
-def cache_folder() -> Path:
-    """$CNNLIB_CACHE, or .cache/cnnlib in the home folder (or below $XDG_CACHE_HOME)."""
-    chosen = os.environ.get("CNNLIB_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "cnnlib"
 
 
 def kernel_files(*patterns: str) -> list[Path]:
@@ -67,7 +59,7 @@ def cached(key: str, suffix: str, build: Callable[[Path], None]) -> Path:
         except DeviceError:
             raise
         except UserError as error:
-            raise DeviceError(f"{error}; CNNLIB_CACHE can name another folder") from error
+            raise DeviceError(f"{error}; {REMEDY}") from error
     return target
 
 

@@ -2,7 +2,8 @@
 
 Settings, all from the environment:
   CXX                  the compiler (default: g++, clang++ or c++ from PATH)
-  CNNLIB_CACHE         folder of compiled code (default: .cache/cnnlib in the home folder)
+  CNNLIB_CACHE         folder of compiled code (default: .cache/cnnlib in the home folder, or a
+                       temporary one where that will not do)
   CNNLIB_KERNELS       folder of kernel sources (default: kernels/ of the checkout)
   CNNLIB_HOST_THREADS  OS threads that share a launch's blocks (default: the usable cores)
   CNNLIB_HOST_MEMORY   bytes that arrays may take (default: what is free when it is opened)
@@ -24,6 +25,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
+from cnnlib.cgroups import memory_left
 from cnnlib.device.api import (
     Argument,
     Event,
@@ -36,6 +38,7 @@ from cnnlib.device.api import (
     shape_tuple,
 )
 from cnnlib.device.cache import cached, content_key, kernel_files, kernels_folder
+from cnnlib.device.cache_folder import REMEDY, cache_folder, check_executable
 from cnnlib.device.compiler import (
     Compiler,
     compile_flags,
@@ -415,6 +418,7 @@ class HostDevice:
             source.unlink(missing_ok=True)
 
     def _load_runtime(self) -> ctypes.CDLL:
+        check_executable(cache_folder())
         text = '#include "host/runtime.cpp"\n'
         key = self._key(text, (), ("host/*.?pp",))
 
@@ -431,7 +435,13 @@ class HostDevice:
 
 
 def available_memory() -> int:
-    """Bytes the machine can still give without swapping."""
+    """Bytes that this process can still get without swapping or exceeding its container's limit."""
+    limit = memory_left()
+    free = _free_memory()
+    return free if limit is None else min(free, limit)
+
+
+def _free_memory() -> int:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -454,7 +464,7 @@ def _load(path: Path, mode: int) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path), mode=mode)
     except OSError as error:
-        raise DeviceError(f"device host: cannot load compiled code: {error}") from error
+        raise DeviceError(f"device host: cannot load compiled code: {error}; {REMEDY}") from error
 
 
 def _check_sanitizer_loaded(sanitize: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnlib.device import cache_folder as places
 from cnnlib.device.cache import cache_folder, cached, content_key, content_of
 from cnnlib.device.host import HostDevice
 from cnnlib.errors import DeviceError
@@ -132,6 +133,99 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "cnnlib"
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A user without a home folder and with a folder for temporary files: that folder."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("CNNLIB_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_without_a_home_the_cache_is_the_users_alone_in_a_temporary_place(homeless: Path) -> None:
+    folder = cache_folder()
+    assert folder == homeless / f"cnnlib-{os.geteuid()}" == cache_folder()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("prepared", ["by all", "a link", "a file"])
+def test_a_temporary_cache_that_others_may_have_prepared_is_not_taken(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch, prepared: str
+) -> None:
+    theirs = homeless / f"cnnlib-{os.geteuid()}"
+    if prepared == "by all":
+        theirs.mkdir()
+        theirs.chmod(0o777)
+    elif prepared == "a link":
+        (homeless / "there").mkdir()
+        theirs.symlink_to(homeless / "there")
+    else:
+        theirs.touch()
+    monkeypatch.setattr(places, "TEMPORARY", (str(homeless),))
+    with pytest.raises(DeviceError, match="no home folder to keep compiled code in; CNNLIB_CACHE"):
+        cache_folder()
+
+
+@pytest.mark.parametrize("home", ["/proc/nobody", "file/under"])
+def test_a_home_that_cannot_be_written(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    (homeless / "file").touch()
+    monkeypatch.setenv("HOME", str(homeless / home))
+    assert cache_folder() == homeless / f"cnnlib-{os.geteuid()}"
+
+
+NOEXEC = """
+mount -t tmpfs -o noexec tmpfs "$0" && exec "$@"
+"""
+PROGRAM = """
+from cnnlib.device import cache_folder as places
+from cnnlib.device.cache import cache_folder
+from cnnlib.device.host import HostDevice
+from cnnlib.errors import DeviceError
+try:
+    HostDevice()
+    print("works in", cache_folder())
+except DeviceError as error:
+    print(error)
+"""
+
+
+def on_noexec(folder: Path, **environment: str) -> str:
+    """What a program says that opens the device where `folder` is mounted noexec."""
+    folder.mkdir(exist_ok=True)
+    private = ["unshare", "--mount"] + ["--map-root-user"] * (os.geteuid() != 0)
+    command = [*private, "sh", "-c", NOEXEC, str(folder)]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    kept = {k: v for k, v in os.environ.items() if k not in ("CNNLIB_CACHE", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [*command, sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[2],
+        env=kept | environment, text=True, capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert not list(folder.iterdir())
+    return done.stdout
+
+
+def test_a_home_mounted_noexec(tmp_path: Path) -> None:
+    said = on_noexec(tmp_path / "home", HOME=str(tmp_path / "home"), TMPDIR=str(tmp_path))
+    assert said == f"works in {tmp_path}/cnnlib-{os.geteuid()}\n"
+
+
+def test_a_chosen_cache_mounted_noexec_is_named_before_anything_is_built(tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    (line,) = on_noexec(folder, CNNLIB_CACHE=str(folder / "cache")).splitlines()
+    assert line == (
+        f"compiled code cannot be run from {folder}/cache, whose file system is mounted noexec; "
+        "CNNLIB_CACHE can name another folder"
+    )
 
 
 def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
