@@ -1,15 +1,14 @@
 """Install PyCUDA into this environment where a CUDA toolkit and a driver are; else do nothing.
 
 PyCUDA comes as source only and is built against both. Its build finds neither a toolkit whose nvcc
-on PATH is a wrapper elsewhere nor a driver without developer files, so it is told where they are.
-Says in one line when it tries and when that fails; a failure does not end the run, which goes on
-without the GPU.
+on PATH is a wrapper elsewhere nor a driver without developer files, so it gets their folders. Says
+in one line when it builds, when that fails and when there is a driver but no toolkit to build with;
+none of these ends the run, which goes on without the GPU.
 """
 
 import contextlib
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,22 +18,6 @@ from pathlib import Path
 LOCK = Path(__file__).with_name("cuda.txt")
 LOG = Path(sys.prefix) / "pycuda.log"  # of a build that failed
 PERSONAL = (".cache", ".config", ".netrc", ".pip")  # what pip reads in a home folder
-
-
-def toolkit() -> Path | None:
-    """The folder that holds bin/nvcc and include/cuda.h."""
-    candidates = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_ROOT", "CUDA_PATH")]
-    if nvcc := shutil.which("nvcc"):
-        candidates.append(str(Path(nvcc).resolve().parents[1]))
-        # a wrapper: nvcc itself says where it lies
-        command = [nvcc, "--dryrun", "-x", "cu", "/dev/null"]
-        shown = subprocess.run(command, capture_output=True, text=True).stderr
-        candidates += re.findall(r"^#\$ TOP=(.+)$", shown, re.MULTILINE)
-    candidates += ["/usr/local/cuda", "/opt/cuda"]
-    for root in (Path(text).resolve() for text in candidates if text):
-        if (root / "bin/nvcc").exists() and (root / "include/cuda.h").exists():
-            return root
-    return None
 
 
 def driver() -> Path | None:
@@ -49,7 +32,7 @@ def driver() -> Path | None:
     return None
 
 
-def build(cuda: Path, libcuda: Path, home: Path) -> bool:
+def build(cuda: Path, include: Path, libcuda: Path, home: Path) -> bool:
     """Run pip with `home` as the home folder, the only place PyCUDA's build takes settings from."""
     with contextlib.suppress(RuntimeError):  # a user without a home folder
         for name in PERSONAL:
@@ -58,7 +41,7 @@ def build(cuda: Path, libcuda: Path, home: Path) -> bool:
     (home / "libcuda.so").symlink_to(libcuda)
     settings = {
         "CUDA_ROOT": str(cuda),
-        "CUDA_INC_DIR": [str(cuda / "include")],
+        "CUDA_INC_DIR": [str(include)],
         "CUDADRV_LIB_DIR": [str(home)],
         "CUDA_ENABLE_CURAND": False,
         "CXXFLAGS": ["-g0", "-w"],
@@ -84,15 +67,25 @@ def works() -> bool:
 
 def main() -> None:
     """Build PyCUDA if it can be of use and is not there."""
-    cuda, libcuda = toolkit(), driver()
-    if cuda is None or libcuda is None or works():
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from cnnlib.device.toolkit import find_toolkit, toolkit_problem
+
+    libcuda = driver()
+    if libcuda is None:
+        return
+    installed = works()
+    if problem := toolkit_problem(headers=not installed):
+        print(f"There is an NVIDIA driver, but {problem}; going on without the GPU")
+        return
+    toolkit = find_toolkit()
+    if installed or toolkit is None or toolkit.include is None:
         return
     if LOG.exists():
         print(f"PyCUDA did not build here: going on without the GPU (delete {LOG} to try again)")
         return
-    print(f"Building PyCUDA against {cuda} (a minute or two)", flush=True)
+    print(f"Building PyCUDA against {toolkit.root} (a minute or two)", flush=True)
     with tempfile.TemporaryDirectory() as home:
-        if not build(cuda, libcuda, Path(home)):
+        if not build(toolkit.root, toolkit.include, libcuda, Path(home)):
             print(f"PyCUDA did not build: going on without the GPU; the reason stands in {LOG}")
 
 

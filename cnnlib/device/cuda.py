@@ -5,9 +5,6 @@ import contextlib
 import ctypes
 import importlib
 import importlib.util
-import os
-import shutil
-import subprocess
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,13 +28,12 @@ from cnnlib.device.api import (
     shape_tuple,
 )
 from cnnlib.device.cache import cached, content_key, content_of, kernel_files, kernels_folder
-from cnnlib.device.compiler import english, run_compiler
+from cnnlib.device.compiler import run_compiler
+from cnnlib.device.toolkit import find_toolkit, nvcc_version, toolkit_problem
 from cnnlib.errors import DeviceError, DoesNotFit
 from cnnlib.machine import usable_cores
 
-USUAL_PLACES = ("/usr/local/cuda",)
-"""Where the toolkit is looked for when neither PATH nor the environment says."""
-
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _ALIGNMENT = 512  # of the driver's own allocations; sizes are rounded up to it
 
 
@@ -49,29 +45,33 @@ def gpu_present() -> bool:
 def missing_parts() -> list[str]:
     """What keeps the cuda device from working here, in words; empty when nothing does."""
     parts = []
-    problem = _driver_problem()
-    if problem:
-        parts.append(problem)
-    if find_nvcc() is None:
-        parts.append("no CUDA toolkit (nvcc is neither on PATH nor in $CUDA_HOME/bin)")
+    driver, toolkit = _driver_problem(), toolkit_problem()
+    if driver:
+        parts.append(driver)
+    if not driver and not toolkit:
+        # an nvcc that starts may still lack a C++ compiler, or know nothing of so new a GPU
+        toolkit = _trial_problem(find_nvcc(), gpu_architecture())
+    if toolkit:
+        parts.append(toolkit)
     if importlib.util.find_spec("pycuda") is None:
         parts.append("no PyCUDA (pip install pycuda)")
     return parts
 
 
 def find_nvcc() -> str | None:
-    """nvcc from PATH, $CUDA_HOME, $CUDA_PATH or the usual place."""
-    found = shutil.which("nvcc")
-    if found:
-        return found
-    for root in (
-        os.environ.get("CUDA_HOME"),
-        os.environ.get("CUDA_PATH"),
-        *USUAL_PLACES,
-    ):
-        if root and (program := Path(root) / "bin" / "nvcc").is_file():
-            return str(program)
-    return None
+    """The nvcc of the toolkit that is found (cnnlib.device.toolkit says where)."""
+    toolkit = find_toolkit()
+    return toolkit and toolkit.nvcc
+
+
+@cache
+def _trial_problem(nvcc: str | None, architecture: str) -> str:
+    """Why nvcc cannot build a kernel for this GPU; empty when it can."""
+    try:
+        compile_cubin("__global__ void nothing() {}\n", "a first kernel", architecture)
+    except DeviceError as error:
+        return f"{nvcc} cannot build for this GPU ({architecture}): {error}"
+    return ""
 
 
 def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str] = ()) -> bytes:
@@ -82,9 +82,7 @@ def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str
     """
     nvcc = find_nvcc()
     if nvcc is None:
-        raise DeviceError(
-            "device cuda: no CUDA toolkit (nvcc is neither on PATH nor in $CUDA_HOME/bin)"
-        )
+        raise DeviceError(f"device cuda: {toolkit_problem()}")
     label = name.replace("\\", "/").replace('"', "'").replace("\n", " ")
     text = f'#line 1 "{label}"\n{source}'
     options = [
@@ -95,7 +93,7 @@ def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str
         "-lineinfo",
         *flags,
     ]
-    key = content_key([text, _nvcc_version(nvcc), *options], kernel_files("**/*.cuh"))
+    key = content_key([text, nvcc_version(nvcc), *options], kernel_files("**/*.cuh"))
 
     def build(path: Path) -> None:
         unit = path.with_suffix(".cu")
@@ -522,17 +520,6 @@ class CudaDevice:
 
 
 @cache
-def _nvcc_version(nvcc: str) -> str:
-    try:
-        return subprocess.run(
-            [nvcc, "--version"],
-            capture_output=True, text=True, errors="replace", timeout=60, check=True, env=english(),
-        ).stdout  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as error:
-        raise DeviceError(f"device cuda: '{nvcc} --version' fails: {error}") from error
-
-
-@cache
 def gpu_identity() -> tuple[str, str]:
     """Name and PCI bus id of the first GPU that this process sees; needs the driver alone."""
     driver = ctypes.CDLL("libcuda.so.1")
@@ -550,6 +537,22 @@ def gpu_identity() -> tuple[str, str]:
     if code:
         raise DeviceError(f"the NVIDIA driver does not name its GPU (CUDA error {code})")
     return name.value.decode(), bus.value.decode()
+
+
+@cache
+def gpu_architecture() -> str:
+    """Of the first GPU that this process sees, e.g. 'sm_90'; needs the driver alone."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    handle, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    code = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(handle), 0)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, handle)
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, handle)
+    )
+    if code:
+        raise DeviceError(f"the NVIDIA driver does not describe its GPU (CUDA error {code})")
+    return f"sm_{major.value}{minor.value}"
 
 
 def _driver_problem() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnlib.device import cuda, open_device
+from cnnlib.device import cuda, open_device, toolkit
 from cnnlib.device.cache import KERNELS
 from cnnlib.errors import DeviceError
 
@@ -29,16 +29,16 @@ def test_auto_without_a_gpu_is_the_host() -> None:
 
 
 def test_missing_toolkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cuda, "USUAL_PLACES", ())
+    monkeypatch.setattr(toolkit, "USUAL_PLACES", ())
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_HOME", raising=False)
-    monkeypatch.delenv("CUDA_PATH", raising=False)
+    for name in (*toolkit.VARIABLES, "CONDA_PREFIX"):
+        monkeypatch.delenv(name, raising=False)
     assert any("toolkit (nvcc" in part for part in cuda.missing_parts())
     with pytest.raises(DeviceError, match="toolkit"):
         cuda.compile_cubin("", "empty", "sm_90")
     program = tmp_path / "bin" / "nvcc"
     program.parent.mkdir()
-    program.touch()
+    program.touch(mode=0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert cuda.find_nvcc() == str(program)
 
