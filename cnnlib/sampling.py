@@ -60,7 +60,9 @@ DIGITS = {"time_seconds": 4, "energy_joules": 3}
 class Gpu:
     """One GPU's sensors, by NVML; whatever cannot be read is nan.
 
-    `listed` are the compute processes that the last look saw; None: NVML did not tell.
+    `listed` are the compute processes that the last look saw; None: NVML did not tell. On a card
+    that MIG shares out, a user may not be allowed to ask for the card's memory and processes: then
+    the instance is asked on which the process runs, whose memory is also all that it can have.
     """
 
     def __init__(self, bus_id: str, process: int) -> None:
@@ -71,24 +73,43 @@ class Gpu:
         self.listed: list[Any] | None = None
         pynvml.nvmlInit()
         self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus_id)
+        self._instances = self._find_instances()
+        self._own_instance: Any = None
 
     def read(self) -> list[float]:
         """The values of a Reading from device_memory_mib to temperature_celsius."""
         nvml, handle = self._nvml, self._handle
-        used, total = math.nan, math.nan
-        with contextlib.suppress(Exception):
-            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            used, total = memory.used / MIB, memory.total / MIB
+        process_memory = known(self._process_memory)
+        used, total = self._memory()
         return [
             used,
             total,
-            known(self._process_memory),
+            process_memory,
             known(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
             known(self._power),
             known(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3),
             known(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
             known(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         ]
+
+    def _find_instances(self) -> list[Any]:
+        """The parts into which MIG has divided the card; none where it has not."""
+        found = []
+        with contextlib.suppress(Exception):
+            for index in range(self._nvml.nvmlDeviceGetMaxMigDeviceCount(self._handle)):
+                with contextlib.suppress(Exception):  # that many there can be, fewer there are
+                    found.append(
+                        self._nvml.nvmlDeviceGetMigDeviceHandleByIndex(self._handle, index)
+                    )
+        return found
+
+    def _memory(self) -> tuple[float, float]:
+        """MiB in use and in all: of the card, or of the process's instance where MIG divides it."""
+        with contextlib.suppress(Exception):
+            handle = self._own_instance if self._instances else self._handle
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+            return memory.used / MIB, memory.total / MIB
+        return math.nan, math.nan
 
     def _power(self) -> float:
         """Watts at this moment; nvmlDeviceGetPowerUsage is a mean over a second on new GPUs."""
@@ -109,13 +130,35 @@ class Gpu:
 
     def _process_memory(self) -> float:
         self.listed = None
-        processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        processes = self._processes()
         self.listed = processes
         own = [process for process in processes if process.pid == self._process]
         self._seen = self._seen or bool(own)
         if not self._seen and len(processes) == 1:
             own = processes  # a container may know its processes by other numbers than NVML
         return own[0].usedGpuMemory / MIB if own else math.nan
+
+    def _processes(self) -> list[Any]:
+        """The card's compute processes, or those of the process's instance if the card denies its.
+
+        Raises what NVML does when both are denied.
+        """
+        query = self._nvml.nvmlDeviceGetComputeRunningProcesses
+        if self._own_instance is None:
+            for instance in self._instances:
+                with contextlib.suppress(Exception):
+                    listed = query(instance)
+                    # in a container with one instance the process may have another number
+                    if listed and (
+                        len(self._instances) == 1 or self._process in [one.pid for one in listed]
+                    ):
+                        self._own_instance = instance
+        try:
+            return list(query(self._handle))
+        except Exception:
+            if self._own_instance is None:
+                raise
+            return list(query(self._own_instance))
 
 
 def known(query: Callable[[], float]) -> float:
@@ -264,7 +307,8 @@ class Sampler:
             values: dict[str, float] = dict(zip(Reading._fields, readings[i].tolist(), strict=True))
             row = {"time_seconds": values.pop("at") - began} | values
             rounded = {name: round(value, DIGITS.get(name, 1)) for name, value in row.items()}
-            status = "ok" if math.isfinite(values["device_memory_mib"]) else "unavailable"
+            memory = (values["device_memory_mib"], values["process_memory_mib"])
+            status = "ok" if any(map(math.isfinite, memory)) else "unavailable"
             rows.append(
                 {"sample": len(rows) + 1, "phase": str(phases[i]), **rounded, "status": status}
             )

@@ -39,6 +39,38 @@ class Nvml(SimpleNamespace):
         raise RuntimeError("NVML error")
 
 
+class Divided(Nvml):
+    """A card shared out by MIG into `instances`, each with its processes.
+
+    What is `denied` of the card itself, "memory" or "processes", its instances still tell.
+    """
+
+    def __init__(self, instances: dict[str, tuple[int, ...]], denied: tuple[str, ...]) -> None:
+        super().__init__("nvmlDeviceGetUtilizationRates", "nvmlDeviceGetTotalEnergyConsumption")
+        memory, names = self.nvmlDeviceGetMemoryInfo, list(instances)
+        own = SimpleNamespace(used=3 * GB, total=10 * GB)
+
+        def processes(handle: str) -> list[Any]:
+            if handle == "handle" and "processes" in denied:
+                self._fail()
+            numbers = instances.get(handle) or [pid for pids in instances.values() for pid in pids]
+            return [SimpleNamespace(pid=pid, usedGpuMemory=GB) for pid in numbers]
+
+        def memory_of(handle: str) -> Any:
+            if handle == "handle" and "memory" in denied:
+                self._fail()
+            return own if handle in instances else memory(handle)
+
+        def instance(handle: str, index: int) -> str:
+            # NVML counts as many as there could be, and numbers need not be without gaps
+            return names[index - 1] if 1 <= index <= len(names) else str(self._fail())
+
+        self.nvmlDeviceGetMaxMigDeviceCount = lambda handle: 7
+        self.nvmlDeviceGetMigDeviceHandleByIndex = instance
+        self.nvmlDeviceGetMemoryInfo = memory_of
+        self.nvmlDeviceGetComputeRunningProcesses = processes
+
+
 class Changing(Nvml):
     """One that the reader looks at and the test changes, each in a process of its own.
 

@@ -15,7 +15,7 @@ import pytest
 from cnnlib import sampling
 from cnnlib.engine import Engine
 from cnnlib.sampling import Gpu, Reading, Sampler, host_memory, sustain, window_energy
-from tests.nvml import Changing, Nvml
+from tests.nvml import Changing, Divided, Nvml
 
 
 def read(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
@@ -65,6 +65,45 @@ def test_a_container_knows_its_process_by_another_number(monkeypatch: pytest.Mon
     # gone again: whoever else is there must not be taken for it
     gpu._nvml = Nvml(processes=(5,))
     assert math.isnan(gpu.read()[2])
+
+
+@pytest.mark.parametrize("denied", [(), ("memory",), ("memory", "processes")])
+def test_a_card_shared_out_by_mig(monkeypatch: pytest.MonkeyPatch, denied: tuple[str, ...]) -> None:
+    """The memory is that of the instance on which the process runs, whatever the card denies."""
+    nvml = Divided({"one": (5, 6), "two": (77,)}, denied)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    gpu = Gpu("0000:01:00.0", process=77)
+    for _ in range(2):
+        values = dict(zip(Reading._fields[1:9], gpu.read(), strict=True))
+        assert values["device_memory_mib"] == 3 * 1024
+        assert values["device_memory_total_mib"] == 10 * 1024
+        assert values["process_memory_mib"] == 1024
+        assert gpu.listed is not None
+        listed = [process.pid for process in gpu.listed]
+        assert listed == ([77] if "processes" in denied else [5, 6, 77])
+
+
+def test_an_instance_of_mig_in_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees one instance, and its process by another number."""
+    monkeypatch.setitem(sys.modules, "pynvml", Divided({"one": (5,)}, ("memory", "processes")))
+    values = Gpu("0000:01:00.0", process=77).read()
+    assert values[:3] == [3 * 1024, 10 * 1024, 1024]
+
+
+def test_a_card_that_denies_all_but_the_processs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are as good as others: what the process holds is what is asked."""
+    nvml = Changing(visitor=os.getppid())
+    nvml.nvmlDeviceGetMemoryInfo = nvml._fail
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    with Sampler(0.001) as sampler:
+        sampler.attach("0000:01:00.0")
+        nvml.looked_at(1)
+        sampler.phase("train")
+        nvml.looked_at(20)
+    trained = [row for row in sampler.rows() if row["phase"] == "train"]
+    assert {row["status"] for row in trained} == {"ok"}
+    assert {row["process_memory_mib"] for row in trained} == {1024}
+    assert all(math.isnan(row["device_memory_mib"]) for row in trained)
 
 
 def test_nvml_vanishes_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,14 @@ def test_whose_memory_it_is_is_the_same_for_all() -> None:
     assert "of the process on the device" in said(draw("memory", **early))
 
 
+def test_a_card_that_tells_only_of_its_processes() -> None:
+    """As one that MIG shares out: no capacity is drawn, and what the process holds is."""
+    rows = sweep({"fused": "cuda", "gemm_cuda": "cuda"})
+    for row in rows["samples"]:
+        row["device_memory_mib"] = row["device_memory_total_mib"] = math.nan
+    assert "of the process on the device" in said(draw("memory", **rows))
+
+
 def test_a_first_network_and_an_unknown_stage() -> None:
     rows = sweep({"fused": "cuda", "mystery": "cuda"})
     other = [row | {"network": "wide"} for row in rows["samples"]]

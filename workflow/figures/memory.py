@@ -83,7 +83,9 @@ def choose(samples: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     That of the process on the GPU; of all that use the GPU, where one run's own is not known; of
     the process on the host, where there is no GPU.
     """
-    gpu = samples[(samples["device_kind"] == "cuda") & samples["device_memory_mib"].notna()]
+    # a card shared out by MIG may tell of its processes' memory and not of its own
+    known = samples[["device_memory_mib", "process_memory_mib"]].notna().any(axis=1)
+    gpu = samples[(samples["device_kind"] == "cuda") & known]
     if not len(gpu):
         column, what = "host_memory_mib", "of the process and its children on the host"
     elif gpu.groupby(RUN)["process_memory_mib"].count().all():
