@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from cnnlib import patterns
 from cnnlib.datasets import DatasetSpec
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network, first_problem, parse_layers, worst_problem
@@ -32,8 +33,7 @@ def _yaml_number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_yaml_number)]
-# Names become folders and wildcards of the workflow.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Name = Annotated[str, Field(pattern=patterns.NAME, max_length=patterns.LONGEST_NAME)]
 
 
 class Section(BaseModel):
@@ -114,8 +114,7 @@ class Race(Section):
 class Config(Section):
     """Everything a user can change."""
 
-    # Stands in the commands of the rules: nothing that a shell, or a rule's wildcards, would read.
-    results: str = Field(default="results", pattern=r"^[\w./][\w./+@,-]*$")
+    results: str = Field(default="results", pattern=patterns.FOLDER)
     datasets: dict[Name, DatasetSpec]
     networks: dict[Name, list[Any]]
     training: Training

@@ -3,7 +3,7 @@
 import math
 import reprlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from pydantic import ValidationError
 
+from cnnlib import patterns
 from cnnlib.errors import ConfigError
 from cnnlib.layers import KINDS, Activation, Array, Layer, Shape, Views
 
@@ -219,19 +220,41 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 def first_problem(error: ValidationError, place: str, model: type[Any] | None = None) -> str:
     """One line for the first thing pydantic found wrong: where, what, and the known fields."""
     problem = worst_problem(error)
+    loc, key = problem["loc"], ""
+    if loc and loc[-1] == "[key]":
+        loc, key = loc[:-2], "each name in it "
     # pydantic puts tags of unions and "function-..." steps into the path: only keys help a reader
-    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem["loc"])
+    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc)
     if problem["type"] == "extra_forbidden":
         fields = f"; known: {', '.join(model.model_fields)}" if model else ""
-        key = short(problem["loc"][-1])
-        return f"unknown key {key} in {place}{where.rpartition('.')[0]}{fields}"
+        unknown = short(loc[-1])
+        return f"unknown key {unknown} in {place}{where.rpartition('.')[0]}{fields}"
     if problem["type"] == "union_tag_invalid":
         tags = problem["ctx"]
-        key, choices = (tags[k].replace("'", "") for k in ("discriminator", "expected_tags"))
-        return f"unknown {key} {short(tags['tag'])} in {place}{where}; known: {choices}"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    given = "" if problem["type"] == "missing" else f", not {short(problem['input'])}"
-    return f"{place}{where}: {message}{given}"
+        tag, choices = (tags[k].replace("'", "") for k in ("discriminator", "expected_tags"))
+        return f"unknown {tag} {short(tags['tag'])} in {place}{where}; known: {choices}"
+    return f"{place}{where}: {key}{_in_words(problem)}"
+
+
+def _in_words(problem: Any) -> str:
+    """What should be there and what is, without terms of pydantic's or regular expressions."""
+    message, given = problem["msg"], short(problem["input"])
+    match problem["type"]:
+        case "missing":
+            return f"{message[0].lower()}{message[1:]}"
+        case "string_pattern_mismatch":
+            words = patterns.WORDS.get(problem["ctx"]["pattern"])
+            allowed = f"must be made of {words}" if words else "has characters that are not allowed"
+            return f"{allowed}, not {given}"
+        case "string_too_long":
+            return f"must have at most {problem['ctx']['max_length']} characters, not {given}"
+        case "string_type" if not isinstance(problem["input"], Sequence | Mapping):
+            return f"must be text, but YAML reads it as {given}; put it in quotes"
+        case "string_type":
+            return f"must be text, not {given}"
+        case "model_type" | "dict_type":
+            return f"must be a mapping of settings, not {given}"
+    return f"{message[0].lower()}{message[1:]}, not {given}"
 
 
 def worst_problem(error: ValidationError) -> Any:

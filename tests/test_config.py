@@ -1,6 +1,8 @@
 """The config: what is good is completed, what is bad is one line that names it."""
 
 import copy
+import json
+import re
 import string
 import textwrap
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnlib import patterns
 from cnnlib.config import Config, load_config, merge, parse_config
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network
@@ -136,6 +139,19 @@ def test_the_shipped_config_is_good() -> None:
         (changed("sweep.repeats", 0), r"sweep\.repeats"),
         (changed("sweep.stages", ["../../etc"]), r"sweep\.stages\[0\]: "),
         (changed("networks.a/b", GOOD["networks"]["small"]), r"networks"),
+        # names, and what YAML makes of them without quotes
+        (changed("networks.a b", GOOD["networks"]["small"]),
+         r"config\.networks: each name in it must be made of letters, digits, .*, not 'a b'"),
+        (changed("networks." + "a" * 101, GOOD["networks"]["small"]),
+         r"config\.networks: each name in it must have at most 100 characters"),
+        (GOOD | {"networks": {7: GOOD["networks"]["small"]}},
+         r"config\.networks: each name in it must be text, but YAML reads it as 7; put it in quo"),
+        (GOOD | {"datasets": {None: GOOD["datasets"]["toy"]}},
+         r"config\.datasets: each name in it must be text, but YAML reads it as None"),
+        (changed("sweep.networks", [7]), r"sweep\.networks\[0\]: must be text, but YAML reads it"),
+        (changed("sweep.networks", ["a b"]), r"sweep\.networks\[0\]: must be made of letters, .*"),
+        (changed("results", "my results"), r"config\.results: must be made of letters, .*'my res"),
+        (changed("results", ["a"]), r"config\.results: must be text, not \['a'\]"),
         (changed("measuring.warmup_seconds", float("inf")), r"warmup_seconds: .*finite"),
         (changed("measuring.full", "yes"), r"measuring\.full"),
         (changed("datasets.toy", None), r"datasets\.toy"),
@@ -160,6 +176,24 @@ def test_bad_settings_are_named(config: Any, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem) as raised:
         parse_config(config)
     assert "\n" not in str(raised.value)
+    assert "^[" not in str(raised.value), "a regular expression"
+
+
+def test_every_pattern_has_its_words() -> None:
+    """Else a message would say no more than that something is not allowed."""
+    schema = json.dumps(Config.model_json_schema())
+    found = set(re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', schema))
+    assert {json.loads(f'"{pattern}"') for pattern in found} == set(patterns.WORDS)
+
+
+@pytest.mark.parametrize("name", ["007", "1e5", "nan", "None", "true", "1_000", "null", "inf"])
+def test_names_that_look_like_something_else(tmp_path: Path, name: str) -> None:
+    settings = copy.deepcopy(GOOD)
+    settings["networks"][name] = settings["networks"].pop("small")
+    settings["sweep"]["networks"] = [name]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    config = load_config([tmp_path / "config.yaml"])
+    assert config.sweep.networks == list(config.networks) == [name]
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1.5E2", 150.0), ("1e-3 ", None)])

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "cnnlib"
 # A module imports from those above it. A new module or folder of cnnlib gets its place here.
 ORDER = [
     "errors",
+    "patterns",
     "files",
     "cgroups",
     "machine",

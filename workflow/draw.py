@@ -5,11 +5,8 @@ The same tables give the same bytes: no date, no version and no random identifie
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import pandas as pd
 from matplotlib import pyplot
@@ -29,11 +26,14 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, nargs="+", required=True, help="files .png or .svg")
     given = parser.parse_args()
-    figure = draw(given.name, modules.read_tables(given.tables))
     for path in given.out:
         if path.suffix not in METADATA:
             raise UserError(f"cannot draw {path}: known formats: {', '.join(METADATA)}")
-        with write_whole(path) as temporary:
+    figure = draw(given.name, modules.read_tables(given.tables))
+    # The files replace older ones together, once all of them have been written.
+    with ExitStack() as written:
+        for path in given.out:
+            temporary = written.enter_context(write_whole(path))
             figure.savefig(temporary, metadata=METADATA[path.suffix])
     pyplot.close(figure)
 

@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cnnlib import experiment, records
 from cnnlib.errors import ConfigError
 from cnnlib.files import write_whole
 from cnnlib.stages import find_stage
-from workflow import modules
+from workflow import modules, overrides
 from workflow.sources import stage_sources
 
 # What is measured once a data set, network and stage, and by which stages.
@@ -28,13 +29,16 @@ POSTER_COUNT = 7
 
 
 class Experiment:
-    """What `config` (Snakemake's) asks for. Raises UserError with one line if it cannot be.
+    """What `config` (Snakemake's) asks for; `given` is the part of it that --config has given.
+
+    Raises UserError with one line if it cannot be.
 
     Methods that take wildcards are Snakemake input functions or params.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = experiment.parse_experiment(plain(config))
+    def __init__(self, config: dict[str, Any], given: Mapping[str, Any] | None = None) -> None:
+        settings = overrides.laid_over(plain(config), plain(given or {}))
+        self.config = experiment.parse_experiment(settings)
         self.settings = in_order(self.config.model_dump(mode="json"))
         self.results = os.path.normpath(self.config.results)
         if os.path.exists(self.results) and not os.path.isdir(self.results):
@@ -307,8 +311,8 @@ def in_order(value: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """Snakemake's config, made of ordinary dicts and lists."""
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [plain(inner) for inner in value]
     return value

@@ -122,7 +122,12 @@ def read_made(path: Path, name: str) -> pd.DataFrame:
         for (column, kind), field in zip(columns.items(), line, strict=True):
             if not fullmatch(KINDS[kind], field):
                 raise damaged(path, f"line {number} has {ascii(field)[:40]} as {column}")
-    return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=["nan", ""])
+    # A network may be called 007, or nan: columns of texts are taken as they are written.
+    texts = [column for column, kind in columns.items() if kind == "text"]
+    missing = {column: ["nan", ""] for column in columns if column not in texts}
+    return pd.read_csv(
+        io.StringIO(text), dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=missing
+    )
 
 
 def damaged(path: Path, why: str) -> DataError:

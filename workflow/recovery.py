@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from snakemake.persistence import FileBackupMixin, PersistenceBase
+
 _held: list[int] = []
 
 
@@ -31,9 +33,40 @@ def _imply_rerun_incomplete(workflow: Any) -> None:
     workflow.dag_settings = settings
 
 
+def _keep_outputs_until_replaced() -> None:
+    """Leave outputs marked update() alone when their job fails, and run that job again next time.
+
+    Snakemake copies such a file before the job and back after a failure, and then takes it for
+    what the job should have made: an old figure whose drawing failed would count as up to date.
+    Our programs replace a file by a whole new one in the end, so that no copy is needed. Jobs that
+    leave old outputs behind stay marked as incomplete.
+    """
+    left: set[Path] = set()
+    record = PersistenceBase.finished
+    if getattr(record, "knows_old_outputs", False):
+        return
+
+    def backup_output(self: Any, path: Path) -> None:
+        left.discard(path)
+
+    def restore_output(self: Any, path: Path) -> bool:
+        left.add(path)
+        return path.exists()
+
+    async def finished(self: Any, job: Any) -> None:
+        if left.isdisjoint(map(Path, job.output)):
+            await record(self, job)
+
+    finished.knows_old_outputs = True  # type: ignore[attr-defined]
+    FileBackupMixin.backup_output = backup_output
+    FileBackupMixin.restore_output = restore_output
+    PersistenceBase.finished = finished
+
+
 def recover(workflow: Any) -> None:
     """Run incomplete jobs again; remove Snakemake's lock if no other run is at work here."""
     _imply_rerun_incomplete(workflow)
+    _keep_outputs_until_replaced()
     if not workflow.is_main_process or workflow.dryrun or _held:
         return
     folder = Path(".snakemake")

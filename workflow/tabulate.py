@@ -21,11 +21,11 @@ def main() -> None:
     given = parser.parse_args()
     module = modules.load("tables", given.name)
     frame = module.make(modules.read_tables(given.tables))
-    with write_whole(given.csv) as temporary:
-        frame.to_csv(temporary, index=False, na_rep="nan", float_format="%.9g", lineterminator="\n")
     text = module.markdown(frame) if hasattr(module, "markdown") else markdown(frame)
-    with write_whole(given.markdown) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    # Both files replace older ones together, once both have been written.
+    with write_whole(given.csv) as csv, write_whole(given.markdown) as page:
+        frame.to_csv(csv, index=False, na_rep="nan", float_format="%.9g", lineterminator="\n")
+        page.write_text(text, encoding="utf-8")
 
 
 def markdown(frame: pd.DataFrame) -> str:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cnnlib import patterns
+
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 # YAML has no tuples, hence a list is taken too.
 Shape = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]
@@ -75,8 +77,8 @@ class Mirror(_Spec):
 class IdxFile(_Spec):
     """A file of the data set: its name and the SHA-256 of its uncompressed bytes."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    name: str = Field(pattern=patterns.FILE)
+    sha256: str = Field(pattern=patterns.SHA256)
 
 
 class IdxFiles(_Spec):

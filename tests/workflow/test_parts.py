@@ -291,6 +291,21 @@ def test_a_damaged_summary_is_named_and_not_drawn(tmp_path: Path, damage: str) -
     assert "made again" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["007", "1e5", "nan", "NA", "None", "true", "1_000", "inf"])
+def test_names_that_look_like_numbers_stay_names(tmp_path: Path, name: str) -> None:
+    names = {"dataset": name, "network": name, "device": name}
+    summary = summarise(epoch_rows("naive", [[2.0]], **names), epoch_rows(name, [[1.0]], **names))
+    file = tmp_path / "summary.csv"
+    summary.to_csv(file, index=False, na_rep="nan", float_format="%.9g", lineterminator="\n")
+    read = modules.read_tables([file])["summary"]
+    for column in ("dataset", "network", "device", "stage", "baseline"):
+        assert list(read[column]) == list(summary[column])
+    assert read["speedup"].tolist() == [1, 2]
+    assert f"**{name} on {name}**" in modules.load("tables", "ladder").markdown(
+        modules.load("tables", "ladder").make({"summary": read})
+    )
+
+
 def test_a_table_that_nobody_makes_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no table that is read has this name"):

@@ -97,6 +97,35 @@ def test_editing_a_figure_draws_only_that_one(mine: Checkout) -> None:
     assert {path.name: digest(path) for path in figures.iterdir()} == content
 
 
+def test_a_figure_that_fails_leaves_the_old_one_and_is_drawn_again(mine: Checkout) -> None:
+    files = [mine.folder / f"results/figures/speedup.{kind}" for kind in ("png", "svg")]
+    before = [(digest(file), file.stat().st_mtime_ns) for file in files]
+    figure = mine.folder / "workflow/figures/speedup.py"
+    good = figure.read_text()
+    figure.write_text(good + 'raise RuntimeError("no figure today")\n')
+    assert "no figure today" in mine.snakemake("all", code=1)
+    assert [(digest(file), file.stat().st_mtime_ns) for file in files] == before
+    # It does not count as drawn, with and without the mistake.
+    assert mine.planned("all")["draw"] == 1
+    figure.write_text(good + "# another try\n")
+    mine.snakemake("all")
+    assert [digest(file) for file in files] == [content for content, _ in before]
+    assert files[0].stat().st_mtime_ns > before[0][1]
+    assert mine.planned("all") == NOTHING
+
+
+def test_a_table_that_fails_leaves_the_old_one_and_is_made_again(mine: Checkout) -> None:
+    tables = mine.folder / "results/tables"
+    before = {path: digest(path) for path in tables.glob("ladder.*")}
+    assert len(before) == 2
+    mine.edit("workflow/tables/ladder.py")
+    with open(mine.folder / "workflow/tables/ladder.py", "a", encoding="utf-8") as out:
+        out.write('raise RuntimeError("no table today")\n')
+    mine.snakemake("all", code=1)
+    assert {path: digest(path) for path in tables.glob("ladder.*")} == before
+    assert mine.planned("all")["tabulate"] == 1
+
+
 def test_editing_a_stage_measures_only_that_stage(mine: Checkout) -> None:
     asked = sweep(mine)
     per_stage = len(asked["batch_sizes"]) * asked["repeats"]

@@ -7,7 +7,7 @@ if not EXPERIMENT.tables_are_given:
         input:
             EXPERIMENT.run_files,
         output:
-            "<results>/tables/{raw}.csv",
+            update("<results>/tables/{raw}.csv"),
         log:
             "<results>/logs/combine/{raw}.log",
         conda:
@@ -29,8 +29,8 @@ rule tabulate:
             "workflow/wording.py",
         ],
     output:
-        csv="<results>/tables/{table}.csv",
-        markdown="<results>/tables/{table}.md",
+        csv=update("<results>/tables/{table}.csv"),
+        markdown=update("<results>/tables/{table}.md"),
     log:
         "<results>/logs/tabulate/{table}.log",
     conda:

@@ -17,7 +17,7 @@ def told_in_one_line():
 
 
 with told_in_one_line():
-    EXPERIMENT = Experiment(config)
+    EXPERIMENT = Experiment(config, workflow.config_settings.config)
 
 
 pathvars:

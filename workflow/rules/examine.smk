@@ -18,7 +18,7 @@ if not EXPERIMENT.tables_are_given:
                 "kernels/probes.cuh",
             ],
         output:
-            "<results>/tables/probes.csv",
+            update("<results>/tables/probes.csv"),
         log:
             "<results>/logs/probe.log",
         conda:
@@ -39,7 +39,7 @@ if not EXPERIMENT.tables_are_given:
             data=EXPERIMENT.dataset_arrays,
             code="cnnlib/learning.py",
         output:
-            "<results>/tables/pictures.csv",
+            update("<results>/tables/pictures.csv"),
         log:
             "<results>/logs/pictures.log",
         conda:
@@ -56,7 +56,7 @@ if not EXPERIMENT.tables_are_given:
             sources="<results>/sources/gemm.sha256",
             code="cnnlib/features.py",
         output:
-            "<results>/tables/features.csv",
+            update("<results>/tables/features.csv"),
         log:
             "<results>/logs/features.log",
         conda:
@@ -76,7 +76,7 @@ if not EXPERIMENT.tables_are_given:
             sources="<results>/sources/{stage}.sha256",
             code="cnnlib/race.py",
         output:
-            "<results>/race/{stage}.csv",
+            update("<results>/race/{stage}.csv"),
         log:
             "<results>/logs/race/{stage}.log",
         conda:
@@ -99,7 +99,7 @@ if not EXPERIMENT.tables_are_given:
             sources="<results>/sources/{stage}.sha256",
             code="cnnlib/{raw}.py",
         output:
-            "<results>/{raw}/{dataset}/{network}/{stage}.csv",
+            update("<results>/{raw}/{dataset}/{network}/{stage}.csv"),
         log:
             "<results>/logs/{raw}/{dataset}/{network}/{stage}.log",
         conda:

@@ -1,4 +1,7 @@
 # Figures: one script each, from tables alone.
+#
+# update() keeps Snakemake from deleting an output before its job has begun: a program that fails
+# leaves the figure or table that was there.
 
 
 rule draw:
@@ -17,12 +20,14 @@ rule draw:
             ),
         ],
     output:
-        png=report(
-            "<results>/figures/{figure}.png",
-            caption="../report/figure.rst",
-            category="Figures",
+        png=update(
+            report(
+                "<results>/figures/{figure}.png",
+                caption="../report/figure.rst",
+                category="Figures",
+            )
         ),
-        svg="<results>/figures/{figure}.svg",
+        svg=update("<results>/figures/{figure}.svg"),
     log:
         "<results>/logs/draw/{figure}.log",
     conda:
@@ -50,7 +55,7 @@ rule page:
             "workflow/report/page.html.j2",
         ],
     output:
-        "<results>/report.html",
+        update("<results>/report.html"),
     log:
         "<results>/logs/page.log",
     conda:
@@ -83,7 +88,7 @@ rule poster:
             ),
         ],
     output:
-        "<results>/poster.pdf",
+        update("<results>/poster.pdf"),
     log:
         "<results>/logs/poster.log",
     conda:
