@@ -6,6 +6,8 @@
 ENV := .venv
 PIP := $(ENV)/bin/python -m pip install -qq --disable-pip-version-check \
 	--require-hashes --no-deps --no-compile
+# All at once, by every core: pip would take several times as long. What is no Python 3 stays as it is.
+COMPILE := $(ENV)/bin/python -m compileall -q -q -j 0 $(ENV)/lib || true
 ifdef WHEELHOUSE
 ifeq ($(wildcard $(WHEELHOUSE)/mnist),)
 $(error WHEELHOUSE=$(WHEELHOUSE) is no folder that `make wheelhouse` has made)
@@ -26,6 +28,9 @@ CORED := $(if $(CORES),--cores $(CORES),$(if $(PROFILE),,--cores 1))
 PROFILED := $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
 # rules find this environment's programs on PATH
 SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake $(CORED) $(PROFILED)
+# As many tests at a time as WORKERS says; a process that has no more of them takes some of another's.
+WORKERS := 2
+PYTEST := $(ENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Snakemake wants a folder for its cache that it can write, one for settings and its user's name; a
 # container may have no home folder and no user of this number.
@@ -54,8 +59,11 @@ report: $(ENV)/base $(EXTRA)  ## everything on one page: report.html in the resu
 poster: $(ENV)/base $(EXTRA)  ## one A1 page to hang up: poster.pdf in the results (needs Chromium)
 	$(SNAKEMAKE) poster $(ARGS)
 
-test: $(ENV)/dev $(ENV)/cluster-generic  ## run the tests
-	$(ENV)/bin/python -m pytest $(ARGS)
+test: $(ENV)/dev $(ENV)/cluster-generic  ## run the tests, in two processes
+	$(PYTEST) $(ARGS)
+
+quick: $(ENV)/dev  ## run the tests that take a minute together, for every commit
+	$(PYTEST) -m quick $(ARGS)
 
 lint: $(ENV)/dev  ## check style, types and the workflow
 	$(ENV)/bin/ruff check
@@ -97,9 +105,9 @@ $(ENV)/base: requirements/base.txt requirements/cuda.txt
 	$(if $(filter-out 0,$(.SHELLSTATUS)),$(error $(found)))
 	@echo "Making $(ENV) with $(found) and installing pinned packages (about a minute)"
 	@"$(found)" -m venv --clear $(ENV)
-	@$(PIP) -r requirements/base.txt && touch $@
+	@$(PIP) -r requirements/base.txt && { $(COMPILE); } && touch $@
 
 $(ENV)/%: requirements/%.txt $(ENV)/base
-	@$(PIP) -r $< && touch $@
+	@$(PIP) -r $< && { $(COMPILE); } && touch $@
 
-.PHONY: help run figures report poster test lint format wheelhouse lock clean distclean
+.PHONY: help run figures report poster test quick lint format wheelhouse lock clean distclean

@@ -77,6 +77,9 @@ class Measuring(Section):
     """A run whose epochs would take longer is timed on a part and scaled (`extrapolated`)."""
     sample_seconds: Number = Field(default=5.0, gt=0)
     """How long such a run is timed at the most."""
+    host_seconds: Number = Field(default=3.0, gt=0)
+    """The same budget for a GPU's kernels that are compiled for the CPU, and how long such a run
+    trains at the most, about, to see what is learned when."""
     budget_images: PositiveInt = 8
     """Images timed at the least when a run is scaled."""
     full: bool = False

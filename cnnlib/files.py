@@ -107,7 +107,7 @@ def alone(path: Path) -> Iterator[None]:
     """
     lock = path.with_name(f".lock-{path.name}")
     try:
-        handle = _open_locked(lock)
+        handle = _open_locked(lock, fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{path} is in use: another training is saved there") from None
     except OSError:
@@ -120,12 +120,34 @@ def alone(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _open_locked(lock: Path) -> int:
-    """The file, which nobody else has locked. Raises OSError."""
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Wait until no other process or thread that calls this works on `path`, then keep it.
+
+    Where no lock can be had, as in `alone`, all work at once.
+    """
+    lock = path.with_name(f".lock-{path.name}")
+    handle = None
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _open_locked(lock)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            lock.unlink(missing_ok=True)  # while it is ours
+            os.close(handle)
+
+
+def _open_locked(lock: Path, patience: int = 0) -> int:
+    """The file, locked by this call; it waits for the lock unless `patience` is LOCK_NB.
+
+    Raises OSError.
+    """
     while True:
         handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | patience)
             # whoever had it may have removed it between the two calls
             if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
                 return handle

@@ -1,7 +1,5 @@
 """Programs that take long and that tests wait for, begun before the first test.
 
-Most tests leave a core to spare.
-
 A module registers what a fixture of its own waits for:
 
     @begins("finished")
@@ -9,38 +7,86 @@ A module registers what a fixture of its own waits for:
 
 and the fixture takes it from the fixture `ahead`: ahead["finished"].end(). Nothing is begun that no
 chosen test waits for. All begin before any test could put a limit on what is started.
+
+The processes among which pytest-xdist shares out the tests have these programs in common: the first
+of them to come begins them all, the others find them at work, and the process that shares out the
+tests ends what is left of them.
 """
 
+import fcntl
+import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+# Leaves the exit code in a file, which appears whole. The tests' processes, which wait for it, may
+# not be the one that has begun the program.
+WRAPPED = '"$@"; echo $? >"$0.part"; mv "$0.part" "$0"'
 
 
-class Program:
+class Program(NamedTuple):
+    """What is to run, and in which folder."""
+
+    command: list[str]
+    folder: Path
+    env: dict[str, str]
+
+
+# Kept, or else Python would complain of processes that live longer than what stands for them.
+_STARTED: list[subprocess.Popen[bytes]] = []
+
+
+class Begun:
     """A program at work in `folder`; it yields to the tests where there are too few cores."""
 
-    def __init__(self, command: list[str], folder: Path, env: dict[str, str]) -> None:
-        self.folder = folder
-        self._log = folder.parent / f"{folder.name}.log"
-        with self._log.open("w") as out:
-            self._process = subprocess.Popen(
-                ["nice", "-n", "5", *command], cwd=folder, env=env, stdin=subprocess.DEVNULL,
+    def __init__(self, record: Path) -> None:
+        facts = json.loads(record.read_text())
+        self.folder = Path(facts["folder"])
+        self._process: int = facts["process"]
+        self._log, self._code = record.with_suffix(".log"), record.with_suffix(".code")
+
+    @classmethod
+    def begin(cls, program: Program, record: Path) -> "Begun":
+        """Start it; `record` is written for other processes of the tests."""
+        code = record.with_suffix(".code")
+        with record.with_suffix(".log").open("w") as out:
+            process = subprocess.Popen(
+                ["nice", "-n", "5", "sh", "-c", WRAPPED, str(code), *program.command],
+                cwd=program.folder, env=program.env, stdin=subprocess.DEVNULL,
                 stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        _STARTED.append(process)
+        record.write_text(json.dumps({"folder": str(program.folder), "process": process.pid}))
+        return cls(record)
 
     def end(self) -> tuple[int, str]:
         """Wait for its exit code and all that it has printed."""
-        return self._process.wait(), self._log.read_text()
+        while not self._code.exists():
+            assert self._lives(), f"{self.folder}: killed\n{self._log.read_text()}"
+            time.sleep(0.05)
+        return int(self._code.read_text()), self._log.read_text()
+
+    def _lives(self) -> bool:
+        if self._code.exists():
+            return True
+        for process in _STARTED:
+            process.poll()  # one that has ended is there until its parent has asked
+        try:
+            os.kill(self._process, 0)
+        except ProcessLookupError:
+            return self._code.exists()
+        return True
 
     def stop(self) -> None:
-        """End it and all that it has started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        """End it and all that it has started, unless it has ended by itself."""
+        if not self._code.exists():
+            with suppress(ProcessLookupError):
+                os.killpg(self._process, signal.SIGKILL)
 
 
 Begin = TypeVar("Begin", bound=Callable[[Path], Program])
@@ -48,7 +94,7 @@ _BEGINNINGS: dict[str, Callable[[Path], Program]] = {}
 
 
 def begins(fixture: str) -> Callable[[Begin], Begin]:
-    """Have this begin what the fixture of that name waits for, in a folder of its own."""
+    """Have what this gives begun for the fixture of that name, in a folder of its own."""
 
     def register(begin: Begin) -> Begin:
         _BEGINNINGS[fixture] = begin
@@ -57,16 +103,23 @@ def begins(fixture: str) -> Callable[[Begin], Begin]:
     return register
 
 
-class Ahead(dict[str, Program]):
-    """What was begun, by the name of the fixture that waits for it."""
+class Ahead(dict[str, Begun]):
+    """What was begun in `shared`, by the name of the fixture that waits for it."""
 
-    def begin(self, fixtures: Collection[str], folder: Path) -> None:
-        for name, begin in _BEGINNINGS.items():
-            if name in fixtures:
-                place = folder / name
-                place.mkdir()
-                self[name] = begin(place)
+    def __init__(self, fixtures: Collection[str], shared: Path) -> None:
+        with open(shared / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for name, begin in _BEGINNINGS.items():
+                if name in fixtures:
+                    record = shared / f"{name}.json"
+                    if record.exists():
+                        self[name] = Begun(record)
+                    else:
+                        (shared / name).mkdir()
+                        self[name] = Begun.begin(begin(shared / name), record)
 
-    def stop(self) -> None:
-        for program in self.values():
-            program.stop()
+
+def stop_all(shared: Path) -> None:
+    """End what any process of the tests has begun there."""
+    for record in shared.glob("*.json"):
+        Begun(record).stop()

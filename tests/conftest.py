@@ -3,20 +3,25 @@ what makes them come out alike each time, on a busy machine too.
 """
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 from cnnlib import sampling
 from cnnlib.device import Device, open_device
-from tests.ahead import Ahead
+from tests.ahead import Ahead, stop_all
 
-if TYPE_CHECKING:
-    from engines import Builder
-
-os.environ["MPLBACKEND"] = "Agg"  # programs that tests start inherit it
+# Programs that tests start inherit these.
+os.environ["MPLBACKEND"] = "Agg"
+# Most emulated kernels of the tests run for less time than -O3 needs to compile them.
+os.environ.setdefault("CNNLIB_OPTIMIZE", "1")
+# A test starts Python dozens of times on the same modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # The same inputs each time, however long they take.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
@@ -24,6 +29,26 @@ hypothesis.settings.load_profile("repeatable")
 
 # A reader that gets no core for a while has not died.
 sampling.PATIENCE = 60.0
+
+SHARED = pytest.StashKey[Path]()
+"""The folder of what all processes of the tests share."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist gives its workers what pytest_configure_node has put there.
+    given: dict[str, Any] | None = getattr(config, "workerinput", None)
+    config.stash[SHARED] = Path(given["shared"] if given else tempfile.mkdtemp(prefix="tests-"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["shared"] = str(node.config.stash[SHARED])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        stop_all(config.stash[SHARED])
+        shutil.rmtree(config.stash[SHARED], ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -35,32 +60,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ahead(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Ahead]:
+def ahead(request: pytest.FixtureRequest) -> Ahead:
     """The long programs that the chosen tests wait for; they have begun."""
     fixtures = {name for item in request.session.items for name in item.fixturenames}
-    begun = Ahead()
-    try:
-        begun.begin(fixtures, tmp_path_factory.mktemp("ahead"))
-        yield begun
-    finally:
-        begun.stop()
+    return Ahead(fixtures, request.config.stash[SHARED])
 
 
 @pytest.fixture(scope="session")
-def builder(request: pytest.FixtureRequest) -> "Iterator[Builder]":
-    """Compiles what the chosen tests need while the first of them run."""
-    from engines import Builder
-
-    with open_device("auto") as opened, Builder(opened) as builds:
-        for item in request.session.items:
-            builds.begin(item)
-        yield builds
-
-
-@pytest.fixture
-def device(request: pytest.FixtureRequest, builder: "Builder") -> Device:
-    """A GPU where there is one, or else the host; with the test's stage on its network compiled."""
-    builder.wait_for(request.node)
-    return builder.device
+def device() -> Iterator[Device]:
+    """A GPU where there is one, or else the host."""
+    with open_device("auto") as opened:
+        yield opened

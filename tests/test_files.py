@@ -1,8 +1,13 @@
 """Files appear whole or not at all; damaged arrays are refused."""
 
+import errno
 import os
 import pickle
 import stat
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +15,10 @@ import numpy as np
 import pytest
 
 from cnnlib.errors import DataError, UserError
-from cnnlib.files import read_arrays, sha256, write_whole
+from cnnlib.files import in_turn, read_arrays, sha256, write_whole
 from tests.toys import small_disk
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def left_in(folder: Path) -> list[str]:
@@ -207,3 +214,61 @@ def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
     assert not old.exists()
     assert young.exists(), "somebody may be at work on it"
     assert all(path.exists() for path in others)
+
+
+TURN = """
+import sys, time
+from pathlib import Path
+from cnnlib.files import in_turn
+with in_turn(Path(sys.argv[1])), open(sys.argv[2], "a", buffering=1) as log:
+    log.write("in\\n")
+    time.sleep(0.2)
+    log.write("out\\n")
+"""
+
+
+def test_processes_and_threads_take_turns(tmp_path: Path) -> None:
+    target, log = tmp_path / "folder" / "built", tmp_path / "log"
+    command = [sys.executable, "-c", TURN, str(target), str(log)]
+    processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
+
+    def work() -> None:
+        with in_turn(target), open(log, "a", buffering=1) as stream:
+            stream.write("in\n")
+            time.sleep(0.05)
+            stream.write("out\n")
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert log.read_text().split() == ["in", "out"] * 6
+    assert os.listdir(target.parent) == []
+
+
+def test_a_killed_process_keeps_no_turn(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = TURN.replace("sleep(0.2)", "sleep(600)")
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "built"), str(log)], cwd=ROOT
+    ) as process:
+        while not log.exists() or not log.read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    with in_turn(tmp_path / "built"):
+        pass
+    assert os.listdir(tmp_path) == ["log"]
+
+
+def test_without_locks_there_is_no_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with in_turn(tmp_path / "built"), in_turn(tmp_path / "built"):
+        pass

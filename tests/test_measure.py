@@ -196,6 +196,43 @@ def test_beyond_the_budget_it_is_scaled(data: Dataset, folder: Path) -> None:
     assert facts["status"] == "ok"
 
 
+def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
+    data: Dataset, tmp_path: Path
+) -> None:
+    """Scaled as stage 1 is; what the network has learned by then is still seen."""
+    config = toy_config(
+        training={"epochs": 5000}, measuring={"host_seconds": 0.05}, sweep={"device": "host"}
+    )
+    found = all_tables(measure(config, run("gemm_cuda"), data, tmp_path / "gemm_cuda"))
+    assert set(found["epochs"].device_kind) == {"host"}
+    assert found["epochs"].extrapolated.all()
+    assert found["epochs"].validated.all()
+    assert (found["learning"].train_seconds < 0.05).sum() == len(found["learning"]) - 1
+    assert not found["learning"].extrapolated.any()
+    assert set(found["digits"].images) == set(found["learning"].images)
+    assert found["learning"].images.max() > 8
+
+    config = toy_config(measuring={"host_seconds": 1e-6})
+    epochs, _, _ = tables(measure(config, run("gemm"), data, tmp_path / "gemm"))
+    assert set(epochs.device_kind) == {"cpu"}
+    assert not epochs.extrapolated.any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "seconds"),
+    [
+        ("cpu", {}, 20.0),
+        ("cuda", {}, 20.0),
+        ("host", {}, 3.0),
+        ("host", {"budget_seconds": 2.0}, 2.0),
+        ("host", {"full": True}, math.inf),
+        ("cpu", {"full": True}, math.inf),
+    ],
+)
+def test_the_budget_of_a_run(kind: str, changes: dict[str, Any], seconds: float) -> None:
+    assert measuring.budget(toy_config(measuring=changes), kind) == seconds
+
+
 class Steady(naive.OneByOne):
     """Takes 2 ms for each image and 4 ms for an update, by a clock of its own."""
 

@@ -160,7 +160,7 @@ class Experiment:
         runs_on = find_stage(wildcards.stage, "a rule").runs_on
         measuring = dict(self.settings["measuring"])
         if runs_on != "gpu":
-            del measuring["resident_images"]
+            del measuring["resident_images"], measuring["host_seconds"]
         return {
             "network": self.layers(wildcards.network, wildcards.dataset),
             "training": self.settings["training"],

@@ -2,15 +2,17 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cnnlib.device.cache_folder import REMEDY, cache_folder
 from cnnlib.errors import DeviceError, UserError
-from cnnlib.files import write_whole
+from cnnlib.files import in_turn, write_whole
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 _MARK = b"\ncnnlib sha256 "
 
 
@@ -20,10 +22,24 @@ def kernels_folder() -> Path:
     return Path(chosen).resolve() if chosen else KERNELS
 
 
-def kernel_files(*patterns: str) -> list[Path]:
-    """Files of the folder of kernels that match, in a fixed order."""
+def included_files(*sources: str) -> list[Path]:
+    """The kernel files that these sources include, one by way of another too, in a fixed order.
+
+    All that stand in quotes count, whatever #if they stand below; what is not in the folder of
+    kernels is the compiler's own. So an edit of a kernel makes anew only what it is part of.
+    """
     folder = kernels_folder()
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+    found: dict[Path, None] = {}
+    texts = [(folder, source) for source in sources]
+    while texts:
+        beside, text = texts.pop()
+        for name in _INCLUDE.findall(text):
+            paths = (Path(os.path.normpath(place / name)) for place in (beside, folder))
+            path = next((path for path in paths if path.is_file()), None)
+            if path is not None and path not in found:
+                found[path] = None
+                texts.append((path.parent, path.read_text(encoding="utf-8")))
+    return sorted(found)
 
 
 def content_key(parts: Iterable[str | bytes], files: Iterable[Path] = ()) -> str:
@@ -45,22 +61,29 @@ def cached(key: str, suffix: str, build: Callable[[Path], None]) -> Path:
     """The file made by `build(path)`, kept under `key`.
 
     A digest follows the content, so that a damaged entry is seen and built again (a loader of
-    shared libraries does not read so far). Two processes may build at once: each renames a whole
-    file into place and either will do.
+    shared libraries does not read so far). One process builds and the others wait for it; where the
+    folder's file system has no locks several build, each renames a whole file into place and any
+    of them will do.
     """
     target = cache_folder() / f"{key}{suffix}"
     if not _is_whole(target):
-        try:
-            with write_whole(target) as path:
-                build(path)
-                content = path.read_bytes()
-                with open(path, "ab") as stream:
-                    stream.write(_MARK + hashlib.sha256(content).hexdigest().encode())
-        except DeviceError:
-            raise
-        except UserError as error:
-            raise DeviceError(f"{error}; {REMEDY}") from error
+        with in_turn(target):
+            if not _is_whole(target):
+                _build(target, build)
     return target
+
+
+def _build(target: Path, build: Callable[[Path], None]) -> None:
+    try:
+        with write_whole(target) as path:
+            build(path)
+            content = path.read_bytes()
+            with open(path, "ab") as stream:
+                stream.write(_MARK + hashlib.sha256(content).hexdigest().encode())
+    except DeviceError:
+        raise
+    except UserError as error:
+        raise DeviceError(f"{error}; {REMEDY}") from error
 
 
 def content_of(path: Path) -> bytes:

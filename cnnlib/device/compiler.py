@@ -124,6 +124,17 @@ def sanitizers() -> tuple[str, ...]:
     return names
 
 
+def optimization() -> list[str]:
+    """Flags for the level that CNNLIB_OPTIMIZE asks for, 3 by default; DeviceError for others.
+
+    At each of them products and sums are fused, which g++ counts among expensive optimisations.
+    """
+    level = os.environ.get("CNNLIB_OPTIMIZE", "").strip() or "3"
+    if level not in ("1", "2", "3"):
+        raise DeviceError(f"CNNLIB_OPTIMIZE={level}: expected 1, 2 or 3")
+    return [f"-O{level}"] + ["-fexpensive-optimizations"] * (level == "1")
+
+
 def compile_flags(compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
     """Flags of every host build: the same arithmetic as on a GPU, nothing that drops a NaN."""
     native = (
@@ -152,7 +163,7 @@ def compile_flags(compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
         if compiler.is_clang:
             flags += ["-shared-libsan"]
     else:
-        flags += ["-O3"]
+        flags += optimization()
     if platform.system() == "Darwin":
         flags += ["-undefined", "dynamic_lookup"]
     return flags

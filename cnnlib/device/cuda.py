@@ -27,7 +27,7 @@ from cnnlib.device.api import (
     extent,
     shape_tuple,
 )
-from cnnlib.device.cache import cached, content_key, content_of, kernel_files, kernels_folder
+from cnnlib.device.cache import cached, content_key, content_of, included_files, kernels_folder
 from cnnlib.device.compiler import run_compiler
 from cnnlib.device.toolkit import find_toolkit, nvcc_version, toolkit_problem
 from cnnlib.errors import DeviceError, DoesNotFit
@@ -77,7 +77,8 @@ def _trial_problem(nvcc: str | None, architecture: str) -> str:
 def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str] = ()) -> bytes:
     """Machine code of `source` for `architecture` (e.g. 'sm_90'); needs nvcc, but no GPU.
 
-    Cached on disk by the content of the source, of kernels/*.cuh, the flags and nvcc's version.
+    Cached on disk by the content of the source and of what it includes, the flags and nvcc's
+    version.
     Raises DeviceError with the compiler's first error.
     """
     nvcc = find_nvcc()
@@ -93,7 +94,7 @@ def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str
         "-lineinfo",
         *flags,
     ]
-    key = content_key([text, nvcc_version(nvcc), *options], kernel_files("**/*.cuh"))
+    key = content_key([text, nvcc_version(nvcc), *options], included_files(text))
 
     def build(path: Path) -> None:
         unit = path.with_suffix(".cu")
@@ -412,7 +413,7 @@ class CudaDevice:
     def compile(
         self, source: str, name: str, kernels: Sequence[str], flags: Sequence[str] = ()
     ) -> CudaModule:
-        key = content_key([source, *flags], kernel_files("**/*.cuh"))
+        key = content_key([source, *flags], included_files(source))
         if key not in self._modules:
             cubin = compile_cubin(source, name, self.architecture, flags)
             try:

@@ -8,6 +8,7 @@ Settings, all from the environment:
   CNNLIB_HOST_THREADS  OS threads that share a launch's blocks (default: the usable cores)
   CNNLIB_HOST_MEMORY   bytes that arrays may take (default: what is free when it is opened)
   CNNLIB_FIBER_ORDER   forward or reverse: in which order a block's threads, and the blocks, run
+  CNNLIB_OPTIMIZE      1 to 3: how far the compiler optimises (default: 3)
   CNNLIB_SANITIZE      address,undefined: see `compiler.sanitizer_environment`
 """
 
@@ -37,7 +38,7 @@ from cnnlib.device.api import (
     extent,
     shape_tuple,
 )
-from cnnlib.device.cache import cached, content_key, kernel_files, kernels_folder
+from cnnlib.device.cache import cached, content_key, included_files, kernels_folder
 from cnnlib.device.cache_folder import REMEDY, cache_folder, check_executable
 from cnnlib.device.compiler import (
     Compiler,
@@ -361,7 +362,7 @@ class HostDevice:
         self, source: str, name: str, kernels: Sequence[str], flags: Sequence[str] = ()
     ) -> HostModule:
         text = with_launchers(source, name, kernels)
-        key = self._key(text, flags, ("**/*.cuh", "host/*.?pp"))
+        key = self._key(text, flags)
         if key not in self._modules:
 
             def build(path: Path) -> None:
@@ -396,7 +397,7 @@ class HostDevice:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _key(self, text: str, flags: Sequence[str], files: Sequence[str]) -> str:
+    def _key(self, text: str, flags: Sequence[str]) -> str:
         compiler: Compiler = self._compiler
         parts = [
             text,
@@ -406,7 +407,7 @@ class HostDevice:
             *flags,
             cpu_model()[1],
         ]
-        return content_key(parts, kernel_files(*files))
+        return content_key(parts, included_files(text))
 
     def _build(self, text: str, what: str, path: Path, flags: Sequence[str]) -> None:
         command = [*self._compiler.command, *self._flags, *flags, "-I", str(kernels_folder())]
@@ -420,7 +421,7 @@ class HostDevice:
     def _load_runtime(self) -> ctypes.CDLL:
         check_executable(cache_folder())
         text = '#include "host/runtime.cpp"\n'
-        key = self._key(text, (), ("host/*.?pp",))
+        key = self._key(text, ())
 
         def build(path: Path) -> None:
             self._build(text, "the host device's runtime", path, ())

@@ -13,7 +13,7 @@ import numpy as np
 
 from cnnlib.device import Device, DeviceArray
 from cnnlib.device.api import KernelError
-from cnnlib.device.cache import content_key, kernel_files
+from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.base import (
     Bytes,
     KernelTime,
@@ -131,7 +131,7 @@ class WholeStepEngine(DeviceEngine):
             device.precompile(sources, *self._names)
             return [self._step_seconds(plan) for plan in plans]
 
-        key = content_key(parts + sources, kernel_files("**/*.cuh"))
+        key = content_key(parts + sources, included_files(*sources))
         for _ in range(ATTEMPTS):
             with contextlib.suppress(Unsteady):
                 return measured_once(key, len(plans), measure)

@@ -5,13 +5,23 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cnnlib.device import cache_folder as places
-from cnnlib.device.cache import cache_folder, cached, content_key, content_of
+from cnnlib.device.cache import (
+    cache_folder,
+    cached,
+    content_key,
+    content_of,
+    included_files,
+    kernels_folder,
+)
+from cnnlib.device.compiler import cpu_model, find_compiler
 from cnnlib.device.host import HostDevice
 from cnnlib.errors import DeviceError
 
@@ -260,3 +270,106 @@ def test_content_comes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert content_of(cached("key", ".cubin", build)) == b"some code"
     assert len(built) == 2
     assert os.listdir(tmp_path) == ["key.cubin"]
+
+
+def test_what_is_built_meanwhile_is_not_built_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path))
+    built: list[Path] = []
+
+    def build(path: Path) -> None:
+        built.append(path)
+        time.sleep(0.1)
+        path.write_bytes(b"some code")
+
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: cached("key", ".so", build), range(4)))
+    assert paths == [tmp_path / "key.so"] * 4
+    assert len(built) == 1
+
+
+def test_what_a_source_includes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By way of others, beside a file before elsewhere, below any #if; none outside the folder."""
+    texts = {
+        "a.cuh": '#pragma once\n#ifdef HOST\n  # include "host/deep.hpp"\n#endif\n',
+        "host/deep.hpp": '#include "beside.hpp"\n#include <vector>\n',
+        "host/beside.hpp": '#include "../b.cuh"\n#include "deep.hpp"\n',
+        "beside.hpp": "",
+        "b.cuh": '#include "cuda_fp16.h"\n',
+        "unused.cuh": '#include "a.cuh"\n',
+    }
+    (tmp_path / "host").mkdir()
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("CNNLIB_KERNELS", str(tmp_path))
+    found = included_files('#include "a.cuh"\n', '#include "nowhere.cuh"\n')
+    names = ["a.cuh", "b.cuh", "host/beside.hpp", "host/deep.hpp"]
+    assert found == [tmp_path / name for name in names]
+
+
+def test_included_files_are_those_that_the_compiler_reads() -> None:
+    """Of the largest kernel: a file that were missing would leave old code in the cache."""
+    folder = kernels_folder()
+    source = folder / "tuned_step.cuh"
+    command = [*find_compiler().command, "-MM", "-x", "c++", "-std=gnu++17", str(source)]
+    listed = subprocess.run(
+        [*command, "-I", str(folder)], capture_output=True, text=True, check=True
+    ).stdout
+    read = {Path(name).resolve() for name in listed.replace("\\\n", " ").split()[1:]}
+    assert read - {source} <= set(included_files(source.read_text()))
+    assert folder / "portable.cuh" in read
+
+
+def test_an_edit_builds_anew_only_what_includes_it(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "kernels"
+    shutil.copytree(kernels_folder(), folder)
+    monkeypatch.setenv("CNNLIB_KERNELS", str(folder))
+    assert runs(HostDevice())
+    assert compiler.builds() == 2
+    for name, builds in (("ring_conv.cuh", 2), ("portable.cuh", 3)):
+        with open(folder / name, "a") as out:
+            out.write("// edited\n")
+        assert runs(HostDevice())
+        assert compiler.builds() == builds
+
+
+def test_each_level_of_optimisation_is_built(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default is the third."""
+    for level, builds in (("1", 2), ("2", 4), ("3", 6), ("", 6), ("1", 6)):
+        monkeypatch.setenv("CNNLIB_OPTIMIZE", level)
+        assert runs(HostDevice())
+        assert compiler.builds() == builds
+    monkeypatch.setenv("CNNLIB_OPTIMIZE", "fast")
+    with pytest.raises(DeviceError, match="CNNLIB_OPTIMIZE=fast: expected 1, 2 or 3"):
+        HostDevice()
+
+
+FUSED = """
+#include "portable.cuh"
+#define LAYER fused
+namespace fused {
+ENTRY(multiply_add)(float a, float b, float c, float* out) { out[0] = a * b + c; }
+}
+"""
+
+
+@pytest.mark.skipif(
+    not {"fma", "aarch64", "arm64"} & set(cpu_model()[1].split()), reason="no such instruction here"
+)
+@pytest.mark.parametrize("level", ["1", "2", "3"])
+def test_products_and_sums_are_fused_at_every_level(
+    monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    """As nvcc does: what is lost in rounding the product is left when it is taken away."""
+    monkeypatch.setenv("CNNLIB_OPTIMIZE", level)
+    device = HostDevice()
+    kernel = device.compile(FUSED, "fused.cu", ["fused_multiply_add"]).kernel("fused_multiply_add")
+    out = device.array(1)
+    factor = np.float32(1 + 2**-12)
+    kernel(1, 1, float(factor), float(factor), -float(factor * factor), out)
+    assert out.get()[0] == 2.0**-24
