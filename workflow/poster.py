@@ -10,10 +10,7 @@ import argparse
 import base64
 import io
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from matplotlib import pyplot
 from cnnlib.errors import DataError, UserError
 from cnnlib.files import write_whole
 from cnnlib.peers import PEERS
-from workflow import draw, layout, modules, page, panels, wording
+from workflow import browser, draw, layout, modules, page, panels, wording
 
 TEMPLATE = modules.HERE / "report" / "poster.html.j2"
 TALL = {"discern"}
@@ -34,7 +31,8 @@ BETWEEN_MM = 32.0
 LARGER = 1.5
 """How much larger the figures' type is on the page than on a screen, where it has 10 points."""
 INTERVAL = re.compile(r" \([^)]*× to [^)]*\)")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+A1_POINTS = (1684, 2384)
+"""Width and height of the page as a PDF file gives them: 594 by 841 mm."""
 METHOD = (
     "Every stage starts from the same weights, sees the same batches in the same order and is "
     "checked against a float64 reference before a clock starts. Times are medians of whole epochs, "
@@ -145,36 +143,19 @@ def beside_peers(summary: pd.DataFrame, best: pd.Series) -> str:
     )
 
 
-def find_browser() -> str:
-    """Chromium's program; UserError with the remedy where there is none."""
-    for name in BROWSERS:
-        if found := shutil.which(name):
-            return found
-    raise UserError(
-        f"the poster is printed by Chromium, which is not here ({', '.join(BROWSERS)}); "
-        "on Debian: apt-get install chromium"
-    )
-
-
 def print_page(html: str, out: Path) -> None:
-    """Print a page to a PDF file; the date that Chromium writes is made to be nothing."""
-    browser = find_browser()
-    with tempfile.TemporaryDirectory() as scratch:
-        source, printed = Path(scratch, "poster.html"), Path(scratch, "poster.pdf")
-        source.write_text(html, encoding="utf-8")
-        done = subprocess.run(
-            [
-                browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                f"--user-data-dir={scratch}/profile", "--no-pdf-header-footer",
-                "--disable-pdf-tagging",  # tags are numbered in no fixed order
-                f"--print-to-pdf={printed}", source.as_uri(),
-            ],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        if not printed.exists():
-            raise DataError(f"{browser} has printed nothing: {done.stderr.strip()[-300:]}")
-        date = re.compile(rb"(?<=Date \(D:)\d{14}")
-        out.write_bytes(date.sub(b"20000101000000", printed.read_bytes()))
+    """Print the poster to a PDF file; the date that Chromium writes is made to be nothing."""
+    program = browser.find_browser()
+    pdf = browser.print_page(program, html)
+    pages = re.findall(rb"/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)\]", pdf)
+    sizes = [side for page in pages for side in map(float, page)]
+    if len(pages) != 1 or any(abs(a - b) > 2 for a, b in zip(sizes, A1_POINTS, strict=True)):
+        # where it cannot read a file, Chromium prints a page that says so
+        raise DataError(
+            f"{program} has printed something else than one A1 page: can it read files?"
+        )
+    date = re.compile(rb"(?<=Date \(D:)\d{14}")
+    out.write_bytes(date.sub(b"20000101000000", pdf))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from cnnlib.stages import find_stage
 ROOT = Path(__file__).resolve().parent.parent
 # What reads, checks and writes, but cannot change what is computed or how it is timed.
 PLUMBING = {
+    "cnnlib.cgroups",
     "cnnlib.config",
     "cnnlib.datasets.download",
     "cnnlib.errors",

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import pytest
 
 from cnnlib.errors import DataError
 from tests.workflow.conftest import ROOT
-from workflow import modules, page
+from workflow import browser, modules, page
 
 REFERENCE = ROOT / "results/reference/nvidia-h100"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+BROWSER = next(filter(None, map(shutil.which, browser.BROWSERS)), "")
 # What is asked in the page itself, once everything has been loaded; the answer goes into the title.
 PROBE = """<script>
 const problems = [];
@@ -112,27 +111,27 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not BROWSER, reason="no browser here: install Chromium")
 @pytest.mark.parametrize("width", [1200, 360], ids=["desktop", "phone"])
-def test_a_browser_shows_it_without_a_network(text: str, tmp_path: Path, width: int) -> None:
+def test_a_browser_shows_it_without_a_network(text: str, width: int) -> None:
     # A window cannot be as narrow as a phone: the page is looked at in a frame that is.
-    (tmp_path / "report.html").write_text(text.replace("<head>", "<head>" + PROBE))
     frame = (
         f'<iframe id="frame" src="report.html" style="width:{width}px;height:800px"></iframe>'
         "<p></p><script>addEventListener('load', () => setTimeout(() => {"
         "document.querySelector('p').textContent ="
         " document.getElementById('frame').contentDocument.title; }, 500));</script>"
     )
-    (tmp_path / "frame.html").write_text(frame)
-    done = subprocess.run(
-        [
-            str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            "--allow-file-access-from-files", f"--user-data-dir={tmp_path}/profile",
-            "--virtual-time-budget=20000", "--dump-dom", (tmp_path / "frame.html").as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    found = re.search(r"<p>(\{.*\})</p>", done.stdout)
-    assert found, done.stdout[-500:] + done.stderr[-500:]
+    with browser.scratch(BROWSER) as folder:
+        (folder / "report.html").write_text(text.replace("<head>", "<head>" + PROBE))
+        (folder / "frame.html").write_text(frame)
+        out, errors = browser.run(
+            BROWSER,
+            folder,
+            [
+                "--allow-file-access-from-files", "--virtual-time-budget=20000",
+                "--dump-dom", (folder / "frame.html").as_uri(),
+            ],
+        )  # fmt: skip
+    found = re.search(r"<p>(\{.*\})</p>", out)
+    assert found, out[-500:] + errors[-500:]
     seen = json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
     assert seen["window"] == width
     assert seen["images"] == len(list((REFERENCE / "figures").glob("*.svg")))

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import zlib
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cnnlib.errors import UserError
 from cnnlib.peers import PEERS
 from tests.workflow.conftest import ROOT
 from workflow import modules, poster
+from workflow.browser import find_browser, run, scratch
 from workflow.experiment import Experiment
 
 REFERENCE = ROOT / "results/reference/nvidia-h100"
@@ -43,7 +43,7 @@ def html(tables: dict[str, pd.DataFrame]) -> str:
 
 def browser() -> str:
     try:
-        return poster.find_browser()
+        return find_browser()
     except UserError as error:
         pytest.skip(str(error))
 
@@ -73,18 +73,13 @@ def test_without_figures_there_is_a_page(tables: dict[str, pd.DataFrame]) -> Non
     assert "<img" not in poster.render([], tables, REFERENCE / "tables/ladder.md")
 
 
-def test_figures_are_legible_at_arms_length(html: str, tmp_path: Path) -> None:
-    (tmp_path / "poster.html").write_text(html.replace("<head>", "<head>" + SCALES))
-    done = subprocess.run(
-        [
-            browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=20000",
-            "--dump-dom", (tmp_path / "poster.html").as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    found = re.search(r"<title>(\[.*\])</title>", done.stdout)
-    assert found, done.stdout[-500:] + done.stderr[-500:]
+def test_figures_are_legible_at_arms_length(html: str) -> None:
+    with scratch(browser()) as folder:
+        (folder / "poster.html").write_text(html.replace("<head>", "<head>" + SCALES))
+        shown = ["--virtual-time-budget=20000", "--dump-dom", (folder / "poster.html").as_uri()]
+        out, errors = run(browser(), folder, shown)
+    found = re.search(r"<title>(\[.*\])</title>", out)
+    assert found, out[-500:] + errors[-500:]
     scales = json.loads(found[1])
     assert len(scales) == len(FIGURES)
     # 10 points is what axes are labelled with
@@ -108,7 +103,7 @@ def test_host_built_kernels_are_no_result() -> None:
 def test_without_a_browser_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="apt-get install chromium"):
-        poster.find_browser()
+        find_browser()
 
 
 def test_one_page_of_vectors(html: str, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ rule poster:
             "workflow/report/poster.html.j2",
             *multiext(
                 "workflow/",
+                "browser.py",
                 "draw.py",
                 "layout.py",
                 "page.py",
