@@ -47,7 +47,7 @@ def build(cuda: Path, include: Path, libcuda: Path, home: Path) -> bool:
         "CXXFLAGS": ["-g0", "-w"],
     }
     lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
-    (home / ".aksetup-defaults.py").write_text("".join(lines))
+    (home / ".aksetup-defaults.py").write_text("".join(lines), encoding="utf-8")
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes", "-r", LOCK]
     with open(home / "log", "w") as log:
         done = subprocess.run(

@@ -116,6 +116,39 @@ def test_a_newer_python_beside_an_old_one_is_found(machine: Machine) -> None:
     assert found.stdout == f"{machine.programs}/python3.12\n"
 
 
+@pytest.mark.parametrize(
+    ("environment", "cache", "settings", "user"),
+    [
+        ({}, "{here}/.snakemake/cache", "{here}/.snakemake/config", "user"),
+        ({"HOME": "/nowhere"}, "{here}/.snakemake/cache", "/nowhere/.config", "user"),
+        ({"HOME": "/nowhere", "XDG_CACHE_HOME": "/x", "USER": "me"}, "/x", "/nowhere/.config", ""),
+        ({"HOME": "{here}", "LOGNAME": "me"}, "", "", "me"),
+    ],
+    ids=["nothing", "a home that is not there", "another folder is named", "all is there"],
+)
+def test_snakemake_has_what_a_container_lacks(
+    machine: Machine, environment: dict[str, str], cache: str, settings: str, user: str
+) -> None:
+    """A folder to write into, one for settings and a user's name: without, it ends in a traceback.
+
+    What is there stays.
+    """
+    here = str(machine.checkout)
+    show = "show:\n\t@echo $$XDG_CACHE_HOME:$$XDG_CONFIG_HOME:$$LOGNAME\n"
+    (machine.checkout / "show.mk").write_text("include Makefile\n" + show)
+    done = subprocess.run(
+        [machine.programs / "make", "-f", "show.mk", "show"],
+        cwd=machine.checkout,
+        env={
+            "PATH": str(machine.programs),
+            **{name: value.format(here=here) for name, value in environment.items()},
+        },
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.strip() == f"{cache}:{settings}:{user}".format(here=here)
+
+
 @pytest.mark.parametrize("lock", ["base", "cuda", "dev", "slurm", "cluster-generic"])
 def test_locks_pin_with_hashes_and_name_no_address(lock: str) -> None:
     text = (ROOT / f"requirements/{lock}.txt").read_text()

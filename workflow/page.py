@@ -107,8 +107,11 @@ def facts(path: Path) -> list[tuple[str, str]]:
         run = json.loads(text(path))
     except ValueError:
         raise DataError(f"{path} is not JSON") from None
-    wanted = ("device", "cpu", "cores", "driver", "system", "python", "commit", "started", "config")
-    rows = [(name, str(run[name])) for name in wanted if name in run]
+    wanted = (
+        "device", "cpu", "cores", "cpu_quota", "driver", "system", "python", "commit", "started",
+        "config",
+    )  # fmt: skip
+    rows = [(name, str(run[name])) for name in wanted if run.get(name) is not None]
     libraries = ", ".join(f"{name} {v}" for name, v in run.get("libraries", {}).items())
     return [*rows, ("libraries", libraries)]
 

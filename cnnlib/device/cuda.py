@@ -99,7 +99,7 @@ def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str
     def build(path: Path) -> None:
         unit = path.with_suffix(".cu")
         try:
-            unit.write_text(text)
+            unit.write_text(text, encoding="utf-8")
             command = [nvcc, *options, "-I", str(kernels_folder()), "-o", path.name, unit.name]
             run_compiler(command, f"module {name}", path.parent)
         finally:

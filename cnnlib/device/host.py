@@ -413,7 +413,7 @@ class HostDevice:
         command = [*self._compiler.command, *self._flags, *flags, "-I", str(kernels_folder())]
         source = path.with_suffix(".cpp")
         try:
-            source.write_text(text)
+            source.write_text(text, encoding="utf-8")
             run_compiler([*command, source.name, "-o", path.name], what, path.parent)
         finally:
             source.unlink(missing_ok=True)
