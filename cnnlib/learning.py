@@ -7,7 +7,7 @@ as well as the last; only training is on the clock.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,20 +53,24 @@ def learning_curve(
     epochs: int,
     test_images: int,
     budget_seconds: float = math.inf,
+    ended: Callable[[int], None] | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Train from the start, as training.train_epochs does, with looks in between.
 
     Returns rows of the tables `learning` (accuracy over the first `test_images` test images) and
     `digits` (probabilities of the test images `digits`), without identity and standing. Ends after
     `epochs`, when `budget_seconds` of training are used up, or when the numbers are not finite
-    any more.
+    any more. `ended` is called after each epoch, with its number, before anything is evaluated.
     """
     points: list[Row] = []
     beliefs: list[Row] = []
     images, labels = dataset.test_images[:test_images], dataset.test_labels[:test_images]
     watched = np.asarray(digits, dtype=np.intp)
     start(engine, seed)
+    whole = len(dataset.train_labels) // engine.setup.batch_size * engine.setup.batch_size
     for seen, seconds in _stops(engine, len(dataset.train_labels), seed, epochs):
+        if ended is not None and seen and seen % whole == 0:
+            ended(seen // whole)
         moment = {"images": seen, "train_seconds": seconds}
         known = accuracy(engine, images, labels)
         points.append(moment | {"test_images": len(labels), "test_accuracy": known})

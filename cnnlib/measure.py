@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cnnlib import records
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
-from cnnlib.engine import Engine, Stage, plan
+from cnnlib.engine import Engine, Order, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported, UserError
 from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import write_whole
@@ -31,9 +32,11 @@ from cnnlib.learning import choose_digits, learning_curve
 from cnnlib.machine import ROOT, provenance
 from cnnlib.neighbours import Presence
 from cnnlib.sampling import Sampler, sustain
+from cnnlib.shuffle import Shuffle
 from cnnlib.stages import find_stage
 from cnnlib.stopping import Stopped, within
 from cnnlib.training import (
+    State,
     accuracy,
     check_batch,
     epoch_order,
@@ -43,7 +46,8 @@ from cnnlib.training import (
     start,
     train_epochs,
 )
-from cnnlib.validate import ValidationFailed, validate
+from cnnlib.trajectory import Recording, check_after, check_before, check_momentum
+from cnnlib.validate import ValidationFailed
 
 Row = dict[str, Any]
 
@@ -69,6 +73,7 @@ class Rows:
     device: str = ""
     device_kind: str = "cpu"
     validated: bool = False
+    """So far no row is: `vouch` says that all of them are, when all checks have been passed."""
     extrapolated: bool = False
 
     def __post_init__(self) -> None:
@@ -108,6 +113,13 @@ class Rows:
             table.clear()
         self.validated = self.extrapolated = False
         self.epoch("failed")
+
+    def vouch(self) -> None:
+        """All checks have been passed, also those of what has been timed."""
+        self.validated = True
+        for table in self.tables.values():
+            for row in table:
+                row["validated"] = True
 
     def disturb(self, *tables: str) -> None:
         """Others were there. What did not fit might have, without them."""
@@ -171,9 +183,14 @@ def measure(
                 if not done:
                     with open_engine(stage, config, network, dataset, size, place) as engine:
                         described |= engine.choices
-                        done = _measure(config, rows, engine, dataset, sampler, safe)
-                        if done and _trained(rows):
-                            sustained = _afterwards(config, rows, engine, dataset, sampler)
+                        recording = _measure(config, rows, engine, dataset, sampler, safe)
+                        done = recording is not None
+                        if recording is not None and _trained(rows):
+                            sustained = _afterwards(config, rows, recording, dataset, sampler)
+                    if done and not config.training.momentum:
+                        sampler.phase("validate")
+                        check_momentum(stage, config, network, dataset, size, place, rows.seed)
+            rows.vouch()
         except (DoesNotFit, MemoryError) as error:
             described["does_not_fit"] = str(error) or "out of memory"
             rows.epoch("does_not_fit")
@@ -319,40 +336,57 @@ def _trained(rows: Rows) -> bool:
 
 def _measure(
     config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler, safe: Safe
-) -> bool:
-    """Time `engine`; False where that takes epochs and its batch is a part of the run's."""
-    size = engine.setup.batch_size
+) -> Recording | None:
+    """Time `engine`; None where that takes epochs and its batch is a part of the run's."""
+    size, images, labels = engine.setup.batch_size, dataset.train_images, dataset.train_labels
     sampler.phase("validate")
     start(engine, rows.seed)
-    validate(engine, dataset.train_images[:size], dataset.train_labels[:size])
-    rows.validated = True
+    check_before(engine, images, labels, rows.seed)
     sampler.phase("warm_up")
     start(engine, rows.seed)
     seconds_per_image = warm_up(config, engine, dataset, rows.seed)
     start(engine, rows.seed)
-    whole = seconds_per_image * len(dataset.train_labels) * config.training.epochs
+    whole = seconds_per_image * len(labels) * config.training.epochs
+    recording = Recording(engine)
     sampler.phase("train")
     if whole > budget(config, rows.device_kind):
         rows.extrapolated = True
-        _time_blocks(config, rows, engine, dataset)
+        _time_blocks(config, rows, recording, dataset)
     elif size < rows.run.batch_size:
-        return False
+        return None
     else:
         if whole <= config.measuring.budget_seconds:
             safe.checkpoint = None  # not worth it: saving would only disturb
-        _time_epochs(config, rows, engine, dataset, sampler, safe)
-    return True
+        _time_epochs(config, rows, recording, dataset, sampler, safe)
+    sampler.phase("validate")
+    # The curve of the first repeat is a replay of the epochs by itself; it comes later.
+    again = 0 if not _learns(config, rows, recording) else config.training.epochs
+    check_after(recording, images, labels, rows.seed, again)
+    return recording
+
+
+def _learns(config: Config, rows: Rows, recording: Recording) -> bool:
+    """Whether the learning curve passes through the states in which the timed epochs ended."""
+    return (
+        _trained(rows)
+        and rows.run.repeat == 1
+        and not rows.extrapolated
+        and recording.engine.stage.repeatable
+        and [call.epoch for call in recording.calls if call.epoch]
+        == list(range(1, config.training.epochs + 1))
+    )
 
 
 def _afterwards(
-    config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler
+    config: Config, rows: Rows, recording: Recording, dataset: Dataset, sampler: Sampler
 ) -> int:
     """What is looked at when the clock has been read; images trained on for the energy."""
-    measuring = config.measuring
+    measuring, engine = config.measuring, recording.engine
     sampler.phase("profile")
     for kernel in engine.profile():
         values = kernel._asdict()
         rows.in_full("kernels", kernel_seconds=values.pop("seconds"), **values)
+    recording.unchanged("a profile")
     # Repeats differ in their seed alone: one curve is enough to see what is learned when. An engine
     # for a part of the batch would learn something else.
     if rows.run.repeat == 1 and engine.setup.batch_size == rows.run.batch_size:
@@ -362,6 +396,7 @@ def _afterwards(
             engine, dataset, choose_digits(dataset, hard),
             seed=rows.seed, epochs=config.training.epochs, test_images=measuring.learning_images,
             budget_seconds=learning_budget(config, rows),
+            ended=recording.reached if _learns(config, rows, recording) else None,
         )  # fmt: skip
         for point in points:
             rows.in_full("learning", **point)
@@ -414,18 +449,31 @@ def warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> floa
 
 
 def _time_epochs(
-    config: Config, rows: Rows, engine: Engine, dataset: Dataset, sampler: Sampler, safe: Safe
+    config: Config, rows: Rows, recording: Recording, dataset: Dataset, sampler: Sampler, safe: Safe
 ) -> None:
+    engine = recording.engine
     count, size = len(dataset.train_labels), engine.setup.batch_size
+    epochs, steps = config.training.epochs, count // size
     options: dict[str, Any] = {}
     if safe.checkpoint is not None:
-        options = dict(
-            checkpoint=safe.checkpoint, stop=safe.stop, notes=lambda: json.dumps(rows["epochs"])
-        )
         if safe.checkpoint.exists():
             rows["epochs"][:] = json.loads(read_notes(safe.checkpoint) or "[]")
             safe.resumed = True
-    for done in train_epochs(engine, count, config.training.epochs, rows.seed, **options):
+        options = dict(
+            checkpoint=safe.checkpoint, stop=safe.stop, notes=lambda: json.dumps(rows["epochs"]),
+            report=Blocks(recording, count, epochs, rows.seed, known=not safe.resumed).ended,
+        )  # fmt: skip
+    recording.begin()
+    for done in train_epochs(engine, count, epochs, rows.seed, **options):
+        if not options:
+            shuffle = Shuffle(count, rows.seed, done.epoch)
+            rates = engine.setup.schedule.rates(done.epoch, epochs, steps)
+            recording.end(
+                f"epoch {done.epoch}",
+                partial(_part_of_epoch, count, rows.seed, done.epoch, 0, steps * size),
+                rates, loss=done.loss, seconds=done.seconds, epoch=done.epoch,
+                again=partial(engine.train_epoch, shuffle, rates),
+            )  # fmt: skip
         sampler.phase("evaluate")
         rows.epoch(
             "diverged" if done.diverged else "ok",
@@ -435,28 +483,74 @@ def _time_epochs(
             loss=done.loss,
             test_accuracy=accuracy(engine, dataset.test_images, dataset.test_labels),
         )
+        recording.unchanged("an evaluation")
         if done.diverged:
             return
         sampler.phase("train")
-    order = epoch_order(count, rows.seed, config.training.epochs + 1)
-    for step in range(min(config.measuring.latency_steps, count // size)):
+    timed = min(config.measuring.latency_steps, steps)
+    order = epoch_order(count, rows.seed, epochs + 1)[: timed * size]
+    seconds = math.inf
+    for step in range(timed):
         began = time.perf_counter()
         engine.train(order[step * size : (step + 1) * size])
-        rows.step(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        rows.step(seconds)
+    recording.end(
+        "the last of the single steps", lambda: order, None, seconds=seconds,
+        again=lambda: engine.train(order[:size]),
+    )  # fmt: skip
 
 
-def _time_blocks(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -> None:
+def _part_of_epoch(count: int, seed: int, epoch: int, first: int, last: int) -> Order:
+    return epoch_order(count, seed, epoch)[first:last]
+
+
+class Blocks:
+    """Records the first and the last block of a training that is done in blocks.
+
+    To replay all of a training that takes hours would take hours too.
+    """
+
+    def __init__(
+        self, recording: Recording, count: int, epochs: int, seed: int, *, known: bool
+    ) -> None:
+        self._recording, self._epochs, self._seed, self._count = recording, epochs, seed, count
+        self._before = (1, 0) if known else None
+        """Epoch and images of it done when the state was read last; None: that is not known."""
+
+    def ended(self, state: State, steps: int) -> None:
+        """A block has ended; `report` of training.train_epochs."""
+        recording, before = self._recording, self._before
+        if before is None:
+            recording.begin()
+        else:
+            first = before[1] if before[0] == state.epoch else 0
+            recording.end(
+                f"a part of epoch {state.epoch}",
+                partial(
+                    _part_of_epoch, self._count, self._seed, state.epoch, first, state.images_done
+                ),
+                recording.engine.setup.schedule.rates(state.epoch, self._epochs, steps),
+                by_units=True, done=first,
+            )  # fmt: skip
+            del recording.calls[1:-1]
+        self._before = state.epoch, state.images_done
+
+
+def _time_blocks(config: Config, rows: Rows, recording: Recording, dataset: Dataset) -> None:
     """Time single steps until their spread is small or sample_seconds are over; scale each.
 
     A block is one step of the engine. For an image-by-image stage the engine's batch may be smaller
     than the run's; the time of its update is measured apart and counted once a real step.
     """
+    engine = recording.engine
     count, size = len(dataset.train_labels), engine.setup.batch_size
     batch_size = rows.run.batch_size
     steps = count // batch_size
     order = epoch_order(count, rows.seed, 1)
     update_seconds = engine.time_update() if size < batch_size else 0.0
     times: list[float] = []
+    recording.begin()
     ends = time.perf_counter() + config.measuring.sample_seconds
     while len(times) < count // size:
         block = order[len(times) * size : (len(times) + 1) * size]
@@ -469,7 +563,11 @@ def _time_blocks(config: Config, rows: Rows, engine: Engine, dataset: Dataset) -
         rows.epoch(status, images=size, epoch_seconds=step_seconds * steps, loss=loss)
         rows.step(step_seconds)
         if status == "diverged" or now > ends or _settled(times):
-            return
+            break
+    recording.end(
+        "the steps that were timed", lambda: order[: len(times) * size], None, seconds=times[-1],
+        again=lambda: engine.train(block),
+    )  # fmt: skip
 
 
 def _settled(times: list[float]) -> bool:

@@ -55,6 +55,10 @@ class ValidationFailed(UserError):
     """A stage computes something else than the reference."""
 
 
+class Unjudged(UserError):
+    """Right and wrong look alike here; the message says what to change."""
+
+
 def longest_sum(network: Network, batch_size: int) -> int:
     """Terms of the longest sum that training on a batch adds up, forward or backward."""
     longest = 1
@@ -187,7 +191,7 @@ def _compare_views(
     `what` has a {} for the parameter's name. Returns the largest error as a share of its bound.
     """
     if found.shape != right.shape:
-        raise _failure(engine, what.format("all") + f" has shape {found.shape}, not {right.shape}")
+        raise failure(engine, what.format("all") + f" has shape {found.shape}, not {right.shape}")
     share = 0.0
     for p in engine.network.parameters:
         part = slice(p.offset, p.offset + p.size)
@@ -210,7 +214,7 @@ def _further_slack(engine: Engine, parameter: Parameter) -> float:
 def _require_certainty(engine: Engine, what: str, doubt: Array, largest: float) -> None:
     """So that a comparison which allows for close decisions still says something."""
     if doubt.max() > MOST_DOUBT * largest:
-        raise _failure(
+        raise failure(
             engine,
             f"{what} cannot be compared: close decisions of relu or max leave {doubt.max():.3g} of "
             f"{largest:.3g} open",
@@ -220,11 +224,12 @@ def _require_certainty(engine: Engine, what: str, doubt: Array, largest: float) 
 def _require(engine: Engine, what: str, error: float, bound: float) -> float:
     """`error` as a share of `bound`; raises ValidationFailed when it is more than all of it."""
     if not error <= bound:  # so that NaN fails
-        raise _failure(engine, f"{what} is off by {error:.3g}, allowed {bound:.3g}")
+        raise failure(engine, f"{what} is off by {error:.3g}, allowed {bound:.3g}")
     return float(error / bound) if bound else 0.0
 
 
-def _failure(engine: Engine, what: str) -> ValidationFailed:
+def failure(engine: Engine, what: str) -> ValidationFailed:
+    """The error to raise: names stage and network; `what` is a sentence without its subject."""
     return ValidationFailed(
         f"stage '{engine.stage.name}' fails validation on network '{engine.network.name}': {what}"
     )

@@ -31,6 +31,7 @@ ORDER = [
     "training",
     "decisions",
     "validate",
+    "trajectory",
     "neighbours",
     "sampling",
     "learning",

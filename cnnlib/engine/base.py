@@ -79,6 +79,11 @@ class Stage:
     """How many times the bound of a sum as it stands its rounding errors may be."""
     conv_weight_slack: float | None = None
     """The same for gradients of convolutions' weights, where they are less exact than the rest."""
+    repeatable: bool = True
+    """Whether the same steps end with the same bits, however they are split into calls of `train`.
+
+    A stage that says no, as one whose sums have no fixed order, gives Engine.step_losses.
+    """
     threads: int | None = None
     """CPU threads; None: all cores."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -253,6 +258,8 @@ class Engine(ABC):
     """Whether the time per image is the same at every batch size, because images do not meet."""
     event_seconds: float = math.nan
     """The last `train` by the device's own events; nan where there are none."""
+    step_losses: Array | None = None
+    """Mean loss of each step of the last `train`, (steps,): what stages have that do not repeat."""
 
     def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
         self.stage = stage

@@ -1,0 +1,56 @@
+"""Stages that train wrongly are rejected where they are measured, whatever engine they stand on."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cnnlib import measure as measuring
+from cnnlib.datasets import Dataset
+from cnnlib.engine import Stage
+from cnnlib.experiment import Run
+from cnnlib.measure import measure
+from cnnlib.stages import find_stage
+from cnnlib.validate import ValidationFailed
+from tests.toys import toy_config, toy_data
+from tests.wrong.trainings import FAULTS, Wrong
+
+STAGES = ["naive", "gemm", "fused", "tuned"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return toy_data(tmp_path_factory.mktemp("data"))[1]
+
+
+@pytest.fixture
+def measured(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Stage, type[Wrong], int], Path]:
+    """Measure a stage with a fault put over its engine."""
+
+    def measured(stage: Stage, fault: type[Wrong], repeat: int) -> Path:
+        engine = type(f"{fault.__name__}In{stage.name}", (fault, stage.engine), {})
+        broken = dataclasses.replace(stage, engine=engine)
+        monkeypatch.setattr(measuring, "find_stage", lambda name, place: broken)
+        settings = toy_config(training=fault.training, sweep={"device": "host"})
+        return measure(settings, Run("toy", "small", stage.name, 4, repeat), data, tmp_path / "run")
+
+    return measured
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_is_rejected(
+    measured: Callable[[Stage, type[Wrong], int], Path], stage: str, fault: type[Wrong]
+) -> None:
+    with pytest.raises(ValidationFailed):
+        measured(find_stage(stage, "test"), fault, 2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_right_twin_is_not(
+    measured: Callable[[Stage, type[Wrong], int], Path], stage: str
+) -> None:
+    measured(find_stage(stage, "test"), Wrong, 2)
