@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import importlib
 import importlib.util
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +69,7 @@ def find_nvcc() -> str | None:
 def _trial_problem(nvcc: str | None, architecture: str) -> str:
     """Why nvcc cannot build a kernel for this GPU; empty when it can."""
     try:
-        compile_cubin("__global__ void nothing() {}\n", "a first kernel", architecture)
+        compile_cubin("__global__ void nothing() {}\n", "trial.cu", architecture)
     except DeviceError as error:
         return f"{nvcc} cannot build for this GPU ({architecture}): {error}"
     return ""
@@ -419,7 +420,9 @@ class CudaDevice:
             try:
                 module = CudaModule(self, name, self.driver.module_from_buffer(cubin))
             except self.driver.Error as error:
-                raise DeviceError(f"module {name} does not load on {self.name}: {error}") from error
+                raise DeviceError(
+                    f"module {name} does not load on {self.name}: {error}{newer_toolkit()}"
+                ) from error
             self._modules[key] = module
         module = self._modules[key]
         for kernel in kernels:
@@ -554,6 +557,23 @@ def gpu_architecture() -> str:
     if code:
         raise DeviceError(f"the NVIDIA driver does not describe its GPU (CUDA error {code})")
     return f"sm_{major.value}{minor.value}"
+
+
+def newer_toolkit() -> str:
+    """'; nvcc ... is newer than the driver ...', which then refuses its code; else nothing."""
+    version, nvcc = ctypes.c_int(0), find_nvcc()
+    try:
+        code = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+        release = re.search(r"release (\d+)\.(\d+)", nvcc_version(nvcc) if nvcc else "")
+    except (OSError, AttributeError, DeviceError):
+        return ""
+    if code or release is None or int(release[1]) <= version.value // 1000:
+        return ""
+    takes = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return (
+        f"; {nvcc} is of CUDA {release[1]}.{release[2]}, newer than the driver, which takes code of"
+        f" CUDA {takes} and older: install a newer driver, or set CUDA_HOME to an older toolkit"
+    )
 
 
 def _driver_problem() -> str:

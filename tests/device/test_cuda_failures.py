@@ -199,3 +199,14 @@ def test_a_gpu_that_cannot_be_opened(driver: Driver) -> None:
     driver.broken["Device.retain_primary_context"] = driver.LogicError(LOST)
     with pytest.raises(DeviceError, match=f"the GPU cannot be used: {LOST}"):
         cuda.CudaDevice()
+
+
+def test_code_that_the_driver_refuses(
+    driver: Driver, device: cuda.CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "newer_toolkit", lambda: "; nvcc is newer than the driver")
+    driver.broken["module_from_buffer"] = driver.LogicError("invalid image")
+    with pytest.raises(
+        DeviceError, match="some.cu does not load on .*: invalid image; nvcc is newer"
+    ):
+        kernel(device)

@@ -139,6 +139,7 @@ extern "C" {
 int cuInit(unsigned) { return 0; }
 int cuDeviceGetCount(int* count) { *count = 1; return 0; }
 int cuDeviceGet(int* device, int) { *device = 0; return 0; }
+int cuDriverGetVersion(int* version) { *version = 12040; return 0; }
 int cuDeviceGetAttribute(int* value, int which, int) { *value = which == 75 ? 99 : 9; return 0; }
 }
 """
@@ -230,3 +231,16 @@ def test_a_toolkit_without_a_c_compiler(run: Callable[..., str], tmp_path: Path)
     said = run(program, **environment).splitlines()[0]
     assert said.startswith(f"{root}/bin/nvcc cannot build for this GPU (sm_90): ")
     assert "Failed to preprocess host compiler" in said
+
+
+@pytest.mark.parametrize(("release", "newer"), [("13.0", True), ("12.8", False), ("", False)])
+def test_a_toolkit_newer_than_the_driver(
+    run: Callable[..., str], tmp_path: Path, release: str, newer: bool
+) -> None:
+    root = install(tmp_path / "here", nvcc=f"echo 'Cuda tools, release {release}, V{release}.88'")
+    program = "from cnnlib.device.cuda import newer_toolkit; print(newer_toolkit())"
+    said = run(program, CUDA_HOME=str(root)).strip()
+    expected = (
+        f"; {root}/bin/nvcc is of CUDA 13.0, newer than the driver, which takes code of CUDA 12.4"
+    )
+    assert said.startswith(expected) if newer else said == ""
