@@ -5,12 +5,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cnnlib.config import Config, load_config, parse_config
 from cnnlib.engine import Stage, plan
 from cnnlib.stages import find_stage
 
-__all__ = ["Run", "check_experiment", "load_experiment", "runs"]
+__all__ = ["Run", "check_experiment", "load_experiment", "run_settings", "runs"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,24 @@ def usual_batch_size(config: Config) -> int:
 def seed_of(config: Config, repeat: int) -> int:
     """Repeat r starts from seed + r - 1 in every stage, so that a spread over seeds is seen."""
     return config.training.seed + repeat - 1
+
+
+def run_settings(config: Config, dataset: str, network: str, runs_on: str) -> dict[str, Any]:
+    """Of all the settings, those that can change what a run measures, but for its data.
+
+    `runs_on` is that of its stage.
+    """
+    measuring = config.measuring.model_dump(mode="json")
+    if runs_on != "gpu":
+        del measuring["resident_images"], measuring["host_seconds"]
+    layers = config.network(network, dataset, "sweep.networks").layers
+    return {
+        "network": [{layer.kind: layer.model_dump(mode="json")} for layer in layers],
+        "training": config.training.model_dump(mode="json"),
+        "measuring": measuring,
+        "hard_images": config.dataset(dataset, "sweep.datasets").hard_images,
+        "device": "cpu" if runs_on == "cpu" else config.sweep.device,
+    }
 
 
 def check_experiment(config: Config) -> Config:

@@ -1,10 +1,12 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
 import os
+import stat
 import tempfile
 import time
 import zipfile
@@ -31,6 +33,7 @@ def write_whole(path: Path | str) -> Iterator[Path]:
     target = Path(path)
     temporary: Path | None = None
     try:
+        _check_target(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_left_over(target)
         # The target's suffix is kept: numpy and matplotlib choose a format by it.
@@ -66,14 +69,82 @@ def _clear_left_over(target: Path) -> None:
                 path.unlink()
 
 
+PROBE_BYTES = 4096
+"""Space that a disk must have left for a result to be worth computing."""
+
+
+def check_writable(*paths: Path | str, size: int = PROBE_BYTES) -> None:
+    """Raise the UserError of `write_whole` for each of `paths` now, before the work for them.
+
+    Files are tried out beside the targets, or in the nearest folder that exists, and removed again:
+    whoever is root passes every test of permissions, also on a disk that is read-only or full. They
+    are of `size` bytes. Each folder is tried once.
+    """
+    tried: set[Path] = set()
+    for path in map(Path, paths):
+        try:
+            _check_target(path)
+            folder = _nearest_folder(path.parent)
+            if folder not in tried:
+                _try_out(path, folder, size, sync=not tried)
+                tried.add(folder)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _check_target(path: Path) -> None:
+    """OSError for a target that a file cannot replace, or that it must not: a device, a pipe."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def _nearest_folder(folder: Path) -> Path:
+    """`folder`, or the nearest of its parents that exists. Raises OSError for a file among them."""
+    for parent in (folder, *folder.parents):
+        if parent.is_dir():
+            return parent
+        if os.path.lexists(parent):
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is no folder")
+    return folder
+
+
+def _try_out(path: Path, folder: Path, size: int, sync: bool) -> None:
+    """Write `size` bytes to a file named as temporary files for `path` are, and remove it."""
+    with contextlib.ExitStack() as undone:
+        if folder != path.parent:
+            # A new folder of another name: the missing ones may be made by someone else right now.
+            folder = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+            undone.callback(folder.rmdir)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=folder)
+        undone.callback(os.unlink, name)
+        try:
+            with open(handle, "wb", buffering=0, closefd=False) as out:
+                for start in range(0, size, 1 << 20):
+                    out.write(bytes(min(size - start, 1 << 20)))
+            if sync:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def sha256(path: Path | str) -> str:
     """Hexadecimal SHA-256 of the file's bytes; OSError if it cannot be read."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_arrays(path: Path | str, names: Collection[str], what: str) -> dict[str, NDArray[Any]]:
-    """The arrays `names` of an .npz file; others in it are not read, pickled ones never.
+def read_arrays(
+    path: Path | str, names: Collection[str], what: str, perhaps: Collection[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """The arrays `names` of an .npz file, and those of `perhaps` that it has.
+
+    Others in it are not read, pickled ones never.
 
     Raises DataError naming the file and `what` it was taken for when it cannot be read, is cut off,
     fails its checksums, is no .npz or lacks an array.
@@ -85,7 +156,7 @@ def read_arrays(path: Path | str, names: Collection[str], what: str) -> dict[str
                 raise DataError(f"{path} is no {what}: it holds one array")
             if missing := sorted(set(names) - set(saved.files)):
                 raise DataError(f"{path} is no {what}: it lacks {', '.join(missing)}")
-            return {name: saved[name] for name in names}
+            return {name: saved[name] for name in [*names, *(set(perhaps) & set(saved.files))]}
     except DataError:
         raise
     except OSError as error:

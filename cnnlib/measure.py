@@ -27,7 +27,8 @@ from cnnlib.device import KernelError
 from cnnlib.engine import Engine, Order, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported, UserError
 from cnnlib.experiment import Run, digest, seed_of
-from cnnlib.files import write_whole
+from cnnlib.files import check_writable, write_whole
+from cnnlib.freshness import run_files, settings_digest, table_digests
 from cnnlib.learning import choose_digits, learning_curve
 from cnnlib.machine import ROOT, provenance
 from cnnlib.neighbours import Presence
@@ -75,6 +76,8 @@ class Rows:
     validated: bool = False
     """So far no row is: `vouch` says that all of them are, when all checks have been passed."""
     extrapolated: bool = False
+    settings: str = ""
+    """The digest of cnnlib.freshness, for run.json."""
 
     def __post_init__(self) -> None:
         self.tables: dict[str, list[Row]] = {name: [] for name in records.RUN_TABLES}
@@ -164,10 +167,14 @@ def measure(
     stage = find_stage(run.stage, "--stage")
     network = config.network(run.network, run.dataset, "--network")
     rows = Rows(run, seed_of(config, run.repeat))
+    rows.settings = settings_digest(config, run, stage.runs_on)
     described: dict[str, Any] = {}
     began = datetime.now(UTC)
     safe = Safe(checkpoint_file(config, run, checkpoints), stop)
     check_batch(dataset, run.batch_size)
+    check_writable(*run_files(folder))
+    if safe.checkpoint is not None:
+        check_writable(safe.checkpoint)
     with (
         Sampler(config.measuring.sample_interval) as sampler,
         _limited(config, run, folder, rows, began, mark),
@@ -239,6 +246,8 @@ def _write(
         "started": began.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - began).total_seconds(), 3),
         "config": digest(config),
+        "settings": rows.settings,
+        "tables": table_digests(folder),
         **described,
         **provenance(),
     }

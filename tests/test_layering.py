@@ -27,6 +27,7 @@ ORDER = [
     "peers",
     "stages",
     "experiment",
+    "freshness",
     "stopping",
     "training",
     "decisions",

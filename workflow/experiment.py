@@ -157,17 +157,14 @@ class Experiment:
 
     def run_settings(self, wildcards: Any) -> dict[str, Any]:
         """Of all the settings, those that can change what this run measures."""
-        runs_on = find_stage(wildcards.stage, "a rule").runs_on
-        measuring = dict(self.settings["measuring"])
-        if runs_on != "gpu":
-            del measuring["resident_images"], measuring["host_seconds"]
-        return {
-            "network": self.layers(wildcards.network, wildcards.dataset),
-            "training": self.settings["training"],
-            "measuring": measuring,
-            "hard_images": self.settings["datasets"][wildcards.dataset]["hard_images"],
-            "device": "cpu" if runs_on == "cpu" else self.settings["sweep"]["device"],
-        }
+        return self._run_settings(wildcards.dataset, wildcards.network, wildcards.stage)
+
+    @functools.cache  # noqa: B019 - there is one Experiment
+    def _run_settings(self, dataset: str, network: str, stage: str) -> dict[str, Any]:
+        """The same for every batch size and repeat."""
+        runs_on = find_stage(stage, "a rule").runs_on
+        settings = experiment.run_settings(self.config, dataset, network, runs_on)
+        return {key: in_order(settings[key]) for key in sorted(settings)}
 
     @functools.cache  # noqa: B019 - there is one Experiment
     def layers(self, network: str, dataset: str) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ PLUMBING = {
     "cnnlib.datasets.download",
     "cnnlib.errors",
     "cnnlib.files",
+    "cnnlib.freshness",
     "cnnlib.machine",
 }
 # Compares a stage with others, none of which it is made of: counted, but not followed.

@@ -69,6 +69,8 @@ def measure(
 def sweep(config: ConfigFiles = CONFIG) -> None:
     """Time every run of the sweep that has no result, failed or was disturbed by others on its GPU.
 
+    A run whose files were removed or altered, or that was measured with other settings or data, has
+    no result either; a change to the code goes unnoticed here (the workflow sees it).
     In the order of the workflow and the same as its rule `measure`, each run in a process of its
     own, but forked from one that has loaded Python's libraries and the data already: for a machine
     that is paid by the minute. Needs results/data/NAME.npz; exit code 1 if a run failed or was
@@ -81,6 +83,8 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
     from cnnlib import datasets
     from cnnlib.errors import UserError
     from cnnlib.experiment import load_experiment, runs
+    from cnnlib.files import check_writable
+    from cnnlib.freshness import changed_runs, run_files
     from cnnlib.measure import measure as measure_run
 
     settings = load_experiment(config)
@@ -91,7 +95,11 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
         )
         for name in settings.sweep.datasets
     }
-    asked = [run for run in runs(settings) if not is_sound(results / run.folder)]
+    changed = dict(changed_runs(settings))
+    for why in changed.values():
+        typer.echo(f"measured again: {why}", err=True)
+    asked = [r for r in runs(settings) if r in changed or not is_sound(results / r.folder)]
+    check_writable(*(file for run in asked for file in run_files(results / run.folder)))
     failed = 0
     for number, run in enumerate(asked, 1):
         child = os.fork()
@@ -187,7 +195,7 @@ def summary(folder: Path) -> str:
         if last["test_accuracy"] >= 0:
             text += f", test accuracy {100 * last['test_accuracy']:.2f} %"
     if last["status"] == "failed":
-        text += f": {facts_of(folder)['failed']}"
+        text += f": {facts_of(folder).get('failed', '')}"
     if others := facts_of(folder).get("disturbed"):
         names = ", ".join(f"{p['process']} ({p['name'] or 'no name known'})" for p in others)
         text += f", others on the GPU meanwhile: process {names}"
@@ -195,17 +203,17 @@ def summary(folder: Path) -> str:
 
 
 def is_sound(folder: Path) -> bool:
-    """Whether a run has a result that measuring it again would not mend."""
-    facts = facts_of(folder)
-    return facts.get("status", "failed") != "failed" and "disturbed" not in facts
+    """Whether a run has a result that is whole and that measuring it again would not improve."""
+    from cnnlib import freshness
+
+    return freshness.is_sound(folder)
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """run.json of a run; {} if it has not been measured."""
-    import json
+    """run.json of a run; {} if it has not been measured. DataError if it is damaged."""
+    from cnnlib.freshness import FACTS, read_facts
 
-    file = folder / "run.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    return read_facts(folder) if (folder / FACTS).exists() else {}
 
 
 def check(config: ConfigFiles = CONFIG) -> None:

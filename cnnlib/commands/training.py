@@ -143,14 +143,21 @@ def home_stage(names: list[str]) -> str:
 
 
 def load_data(settings: "Config", name: str, path: Path | None) -> "Dataset":
-    """The data set from `path`, or from where the workflow puts it, made now if it is not there."""
+    """The data set from `path`, or from where the workflow puts it.
+
+    There it is made now if it is missing, damaged or of another specification than the config's.
+    """
     from cnnlib import datasets
 
     spec = settings.dataset(name, "--dataset")
     if path is None:
         folder = Path(settings.results) / "data"
         path = folder / f"{name}.npz"
-        if not path.exists():
+        there = path.exists()
+        why = datasets.problem(name, path, spec) if there else ""
+        if why:
+            typer.echo(f"{why}; made anew", err=True)
+        if why or not there:
             datasets.download(name, spec, folder / name)
             datasets.prepare(name, spec, folder / name, path)
     return datasets.load(name, path, spec)

@@ -3,7 +3,7 @@
 from cnnlib.datasets.download import Patience, download
 from cnnlib.datasets.idx import read_idx, write_idx
 from cnnlib.datasets.specs import DatasetSpec, IdxSpec, Mirror, SyntheticSpec
-from cnnlib.datasets.store import Dataset, load, prepare
+from cnnlib.datasets.store import Dataset, check_hard_images, load, prepare, problem
 
 __all__ = [
     "Dataset",
@@ -12,9 +12,11 @@ __all__ = [
     "Mirror",
     "Patience",
     "SyntheticSpec",
+    "check_hard_images",
     "download",
     "load",
     "prepare",
+    "problem",
     "read_idx",
     "write_idx",
 ]

@@ -1,5 +1,7 @@
 """What `datasets:` of config.yaml may hold: IDX files with their mirrors, or made-up images."""
 
+import hashlib
+import json
 import re
 from typing import Annotated, Literal
 
@@ -30,6 +32,18 @@ class _Images(_Spec):
         if len(set(indices)) < len(indices):
             raise ValueError("a hard image is named twice")
         return indices
+
+    def specification(self) -> str:
+        """Everything that decides the images, their labels and their order, as JSON.
+
+        Where the files come from is not part of it, because their checksums say what is in them.
+        """
+        content = self.model_dump(mode="json", exclude={"mirrors", "hard_images"})
+        return json.dumps(content, sort_keys=True)
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the specification."""
+        return hashlib.sha256(self.specification().encode()).hexdigest()
 
 
 class Mirror(_Spec):

@@ -1,8 +1,11 @@
 """A data set as one .npz file, and as arrays in memory."""
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 from cnnlib.datasets.idx import read_idx
 from cnnlib.datasets.specs import IdxFile, IdxSpec, SyntheticSpec
 from cnnlib.datasets.synthetic import Bytes, synthetic
-from cnnlib.errors import DataError
+from cnnlib.errors import ConfigError, DataError
 from cnnlib.files import read_arrays, sha256, write_whole
 
 
@@ -50,11 +53,14 @@ def prepare(
     else:
         files, folder = spec.files, Path(folder)
         train_images, train_labels = _read_pair(
-            spec, folder, files.train_images, files.train_labels, spec.train_limit, "train_limit"
-        )
+            spec, folder, files.train_images, files.train_labels,
+            spec.train_limit, f"datasets.{name}.train_limit",
+        )  # fmt: skip
         test_images, test_labels = _read_pair(
-            spec, folder, files.test_images, files.test_labels, spec.test_limit, "test_limit"
-        )
+            spec, folder, files.test_images, files.test_labels,
+            spec.test_limit, f"datasets.{name}.test_limit",
+        )  # fmt: skip
+    check_hard_images(name, spec.hard_images, len(test_images))
     mean, deviation = _mean_and_deviation(train_images)
     if deviation == 0:
         raise DataError(f"data set '{name}' cannot be learnt: all its training pixels are {mean:g}")
@@ -69,21 +75,69 @@ def prepare(
             classes=np.int64(spec.classes),
             mean=np.float64(mean),
             deviation=np.float64(deviation),
+            specification=spec.specification(),
+            digest=spec.digest(),
         )
 
 
 def load(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> Dataset:
-    """Read what `prepare` wrote; DataError naming `path` if damaged or not fit for `spec`."""
+    """Read what `prepare` wrote.
+
+    Raises DataError naming `path`, and how to make it, if it is damaged or of another specification
+    than `spec`; ConfigError for a hard image that it does not have.
+    """
+    try:
+        found = _read(name, Path(path), spec)
+    except DataError as error:
+        raise DataError(f"{error}; {how_to_make(name, path, spec)}") from None
+    check_hard_images(name, spec.hard_images, len(found.test_labels))
+    return found
+
+
+def problem(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> str:
+    """Why `path` does not hold the data set of this specification; "" if it does."""
+    try:
+        _read(name, Path(path), spec)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def how_to_make(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> str:
+    """The commands that make `path`, with the files of the data set in a folder beside it."""
+    place = f"--dataset {name} --folder {Path(path).with_suffix('')}"
+    prepare = f"`python -m cnnlib prepare {place} --out {path}`"
+    if isinstance(spec, SyntheticSpec):
+        return f"prepare it again by {prepare}"
+    return f"prepare it again by `python -m cnnlib download {place}` and {prepare}"
+
+
+def check_hard_images(name: str, indices: Sequence[int], count: int, key: str = "") -> None:
+    """ConfigError for an index of datasets.NAME.hard_images beyond its `count` test images.
+
+    `key` says which setting allows no more of them, where it is a setting.
+    """
+    for index in indices:
+        if index >= count:
+            why = f", by datasets.{name}.{key}" if key else ""
+            raise ConfigError(
+                f"datasets.{name}.hard_images: there is no test image {index}, since the data set "
+                f"has {count}{why}"
+            )
+
+
+def _read(name: str, path: Path, spec: IdxSpec | SyntheticSpec) -> Dataset:
+    """The data set in `path`; DataError if it is damaged or of another specification."""
     kinds = {
         "train_images": (np.uint8, 4), "train_labels": (np.uint8, 1),
         "test_images": (np.uint8, 4), "test_labels": (np.uint8, 1),
         "classes": (np.int64, 0), "mean": (np.float64, 0), "deviation": (np.float64, 0),
     }  # fmt: skip
-    found = read_arrays(path, kinds, f"data set '{name}'")
+    found = read_arrays(path, kinds, f"data set '{name}'", ("specification", "digest"))
 
     def check(right: bool, what: str) -> None:
         if not right:
-            raise DataError(f"{path} does not hold data set '{name}': {what}; prepare it again")
+            raise DataError(f"{path} does not hold data set '{name}': {what}")
 
     for key, (dtype, dimensions) in kinds.items():
         array = found[key]
@@ -109,11 +163,39 @@ def load(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> Dataset:
             f"it has {len(images)} {part} images, the config says {wanted}",
         )
         check(int(labels.max()) < classes, f"a {part} label is {labels.max()}")
+    if str(found.get("digest", "")) != spec.digest():
+        raise DataError(
+            f"{path} was made by another specification than datasets.{name}"
+            + _difference(str(found.get("specification", "")), spec)
+        )
     return Dataset(
         name,
         found["train_images"], found["train_labels"], found["test_images"], found["test_labels"],
         classes, mean, deviation,
     )  # fmt: skip
+
+
+def _difference(found: str, spec: IdxSpec | SyntheticSpec) -> str:
+    """The first setting in which a specification differs: its key, and both values."""
+    try:
+        given = _settings(json.loads(found))
+    except (ValueError, RecursionError):
+        return ""
+    wanted = _settings(json.loads(spec.specification()))
+    for key in dict.fromkeys([*wanted, *given]):
+        if given.get(key) != wanted.get(key):
+            return f": {key} is {given.get(key)!s:.70} in it, {wanted.get(key)!s:.70} in the config"
+    return ""
+
+
+def _settings(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested settings by their full keys, such as files.train_images.sha256."""
+    if not isinstance(value, dict):
+        return {key: value}
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        found |= _settings(inner, f"{key}.{name}" if key else name)
+    return found
 
 
 def _read_pair(
