@@ -6,7 +6,7 @@ ever executed or unpickled from a config file.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,9 +14,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cnnlib import patterns
-from cnnlib.datasets import DatasetSpec
+from cnnlib.datasets import DatasetSpec, SyntheticSpec, check_hard_images
 from cnnlib.errors import ConfigError
-from cnnlib.network import Network, first_problem, parse_layers, worst_problem
+from cnnlib.network import Network, first_problem, parse_layers, short, worst_problem
 
 MOST_RUNS = 1_000_000
 """More than can be measured in years, and than a list of them should take of memory."""
@@ -135,7 +135,12 @@ class Config(Section):
         """The network for the images of `dataset`; ConfigError if they do not go together."""
         layers = lookup(self.networks, name, "network", place)
         data = self.dataset(dataset, place)
-        return Network(name, tuple(data.shape), data.classes, parse_layers(name, layers))
+        parsed = parse_layers(name, layers)
+        try:
+            return Network(name, tuple(data.shape), data.classes, parsed)
+        except ConfigError as error:
+            where = f"networks.{name} and datasets.{dataset}, together in {place}"
+            raise ConfigError(f"{error}: {where}") from None
 
 
 T = TypeVar("T")
@@ -156,38 +161,81 @@ def parse_config(settings: Any, place: str = "config") -> Config:
         config = Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(first_problem(error, place, _model_at(error))) from None
+    _check_lists(config)
+    _check_measuring(config.measuring)
     sweep = config.sweep
-    for values, key in (
-        (sweep.datasets, "datasets"), (sweep.networks, "networks"), (sweep.stages, "stages"),
-        (sweep.batch_sizes, "batch_sizes"),
-    ):  # fmt: skip
-        repeated = [value for i, value in enumerate(values) if value in values[:i]]
-        if repeated:
-            raise ConfigError(f"{repeated[0]!r} stands twice in sweep.{key}")
     lists: tuple[Sized, ...] = (sweep.datasets, sweep.networks, sweep.stages, sweep.batch_sizes)
     if (count := sweep.repeats * math.prod(len(each) for each in lists)) > MOST_RUNS:
         raise ConfigError(f"sweep asks for {count:,} runs; at most {MOST_RUNS:,}")
     for name, layers in config.networks.items():
         parse_layers(name, layers)
+    for name, images in config.datasets.items():
+        if images.test_count is not None:
+            key = "test_images" if isinstance(images, SyntheticSpec) else "test_limit"
+            check_hard_images(name, images.hard_images, images.test_count, key)
     if (race := config.race) is not None:
         config.network(race.network, race.dataset, "race.network")
         spec = config.dataset(race.dataset, "race.dataset")
-        _check_batch(f"race.batch_size {race.batch_size}", race.batch_size, race.dataset, spec)
+        what = f"race.batch_size {race.batch_size}"
+        _check_batch(what, race.batch_size, race.dataset, spec, config.measuring)
     for dataset in sweep.datasets:
         spec = config.dataset(dataset, "sweep.datasets")
         for batch_size in sweep.batch_sizes:
             what = f"batch size {batch_size} in sweep.batch_sizes"
-            _check_batch(what, batch_size, dataset, spec)
+            _check_batch(what, batch_size, dataset, spec, config.measuring)
         for network in sweep.networks:
             config.network(network, dataset, "sweep.networks")
     return config
 
 
-def _check_batch(what: str, batch_size: int, dataset: str, spec: DatasetSpec) -> None:
-    """ConfigError beginning with `what` for a batch larger than the data set, if that is known."""
+def _check_lists(config: Config) -> None:
+    """ConfigError for a name or a number that stands twice in a list."""
+    sweep, race = config.sweep, config.race
+    lists: dict[str, Sequence[Any]] = {
+        "sweep.datasets": sweep.datasets,
+        "sweep.networks": sweep.networks,
+        "sweep.stages": sweep.stages,
+        "sweep.batch_sizes": sweep.batch_sizes,
+        "race.stages": race.stages if race else [],
+        "figures": config.figures or [],
+    }
+    for key, values in lists.items():
+        repeated = [value for i, value in enumerate(values) if value in values[:i]]
+        if repeated:
+            raise ConfigError(f"{repeated[0]!r} stands twice in {key}")
+
+
+def _check_measuring(measuring: Measuring) -> None:
+    """ConfigError where a run that does what it is asked to would be ended as one that hangs."""
+    for key in (
+        "warmup_seconds", "budget_seconds", "sample_seconds", "host_seconds", "energy_seconds",
+    ):  # fmt: skip
+        seconds, limit = getattr(measuring, key), measuring.limit_seconds
+        if seconds >= limit and not measuring.full:
+            raise ConfigError(
+                f"measuring.{key}, {seconds:g} s, is not below measuring.limit_seconds, "
+                f"{limit:g} s, after which a run is ended"
+            )
+
+
+def _check_batch(
+    what: str, batch_size: int, dataset: str, spec: DatasetSpec, measuring: Measuring
+) -> None:
+    """ConfigError beginning with `what` for a batch larger than the data set, if that is known.
+
+    Also for one larger than what a GPU may hold.
+    """
     if spec.train_count is not None and batch_size > spec.train_count:
+        key = "train_images" if isinstance(spec, SyntheticSpec) else "train_limit"
         raise ConfigError(
-            f"{what} is larger than data set '{dataset}' ({spec.train_count} training images)"
+            f"{what} is larger than data set '{dataset}' ({spec.train_count} training images, by "
+            f"datasets.{dataset}.{key})"
+        )
+    resident = measuring.resident_images
+    if resident != "auto" and batch_size > resident:
+        raise ConfigError(
+            f"{what} is larger than measuring.resident_images, {resident}: a GPU holds a batch at "
+            "the least"
         )
 
 
@@ -198,9 +246,11 @@ def load_config(paths: Iterable[Path | str]) -> Config:
     for path in paths:
         place = str(path)
         try:
-            part = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            part = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader)
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except _KeyTwice as error:
+            raise ConfigError(f"{path}, {error}") from None
         except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(part, dict):
@@ -212,6 +262,46 @@ def load_config(paths: Iterable[Path | str]) -> Config:
     if not place:
         raise ConfigError("no config file is given")
     return parse_config(settings, place)
+
+
+class _KeyTwice(Exception):
+    """A key stands twice in one mapping, and YAML would silently take the second."""
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML without tags that run code, in which a key stands once."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.flat: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Fill in merge keys (<<), which the keys beside them may well override."""
+        # A mapping with an alias comes here again, filled in already.
+        if id(node) not in self.flat:
+            self.flat.add(id(node))
+            self._check_keys(node)
+        super().flatten_mapping(node)
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise _KeyTwice(f"line {line}: the key {short(key.value)} stands twice")
+                seen.add(key.value)
+
+
+def check_keys(paths: Iterable[Path | str]) -> None:
+    """ConfigError for a key that stands twice in one of these files, which others read as YAML."""
+    for path in paths:
+        try:
+            yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader)
+        except _KeyTwice as error:
+            raise ConfigError(f"{path}, {error}") from None
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            continue  # for whoever reads it to complain of
 
 
 def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

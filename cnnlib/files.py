@@ -6,6 +6,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -76,9 +77,9 @@ PROBE_BYTES = 4096
 def check_writable(*paths: Path | str, size: int = PROBE_BYTES) -> None:
     """Raise the UserError of `write_whole` for each of `paths` now, before the work for them.
 
-    Files are tried out beside the targets, or in the nearest folder that exists, and removed again:
-    whoever is root passes every test of permissions, also on a disk that is read-only or full. They
-    are of `size` bytes. Each folder is tried once.
+    Small files are tried out beside the targets, or in the nearest folder that exists, and removed
+    again: root passes every test of permissions, also on a disk that is read-only or full. There
+    must be space for `size` bytes. Each folder is tried once.
     """
     tried: set[Path] = set()
     for path in map(Path, paths):
@@ -94,14 +95,15 @@ def check_writable(*paths: Path | str, size: int = PROBE_BYTES) -> None:
 
 def _check_target(path: Path) -> None:
     """OSError for a target that a file cannot replace, or that it must not: a device, a pipe."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise OSError(errno.EINVAL, "it is no regular file")
+    with contextlib.suppress(FileNotFoundError):
+        # The name of its temporary file, ten characters longer, may be too long.
+        path.with_name(f".{path.stem}.12345678{path.suffix}").lstat()
 
 
 def _nearest_folder(folder: Path) -> Path:
@@ -115,7 +117,7 @@ def _nearest_folder(folder: Path) -> Path:
 
 
 def _try_out(path: Path, folder: Path, size: int, sync: bool) -> None:
-    """Write `size` bytes to a file named as temporary files for `path` are, and remove it."""
+    """Write a file that is named as temporary files for `path` are, and remove it."""
     with contextlib.ExitStack() as undone:
         if folder != path.parent:
             # A new folder of another name: the missing ones may be made by someone else right now.
@@ -123,14 +125,13 @@ def _try_out(path: Path, folder: Path, size: int, sync: bool) -> None:
             undone.callback(folder.rmdir)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=folder)
         undone.callback(os.unlink, name)
-        try:
-            with open(handle, "wb", buffering=0, closefd=False) as out:
-                for start in range(0, size, 1 << 20):
-                    out.write(bytes(min(size - start, 1 << 20)))
+        with open(handle, "wb") as out:
+            out.write(bytes(PROBE_BYTES))
             if sync:
+                out.flush()
                 os.fsync(handle)
-        finally:
-            os.close(handle)
+        if shutil.disk_usage(folder).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sha256(path: Path | str) -> str:

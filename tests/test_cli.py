@@ -20,6 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cnnlib.features
+import cnnlib.functions
+import cnnlib.measure
+import cnnlib.training
 from cnnlib import records, stages
 from cnnlib.__main__ import main
 from cnnlib.commands import training
@@ -312,6 +316,124 @@ def test_train_needs_nothing_but_a_config(home: Home) -> None:
     made = (home.folder / "results/data/toy.npz").stat().st_mtime_ns
     home("train", "--epochs", "1")
     assert (home.folder / "results/data/toy.npz").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("change", ["seed", "shape of labels", "damage", "older version"])
+def test_train_makes_data_anew_that_are_not_the_configs(home: Home, change: str) -> None:
+    """Not a word was said, and the training was on the old data."""
+    home("train")
+    made, spec = home.folder / "results/data/toy.npz", home.config.datasets["toy"]
+    before, trained = made.read_bytes(), weights("results/weights.npz")
+    if change == "damage":
+        made.write_bytes(before[:-100])
+    elif change == "older version":
+        with np.load(made) as saved:
+            np.savez(made, **{key: saved[key] for key in saved.files if key not in NEW})
+    else:
+        other = {"seed": 2} if change == "seed" else {"train_images": 80}
+        home.write(toy_config(datasets={"toy": spec.model_dump() | other}))
+    capture = home.capture
+    capture.readouterr()
+    assert main(["train"]) == 0
+    told = capture.readouterr().err
+    assert told.count("\n") == 1
+    assert str(Path("results/data/toy.npz")) in told
+    assert told.endswith("; made anew\n")
+    same = change in ("damage", "older version")
+    assert (made.read_bytes() == before) == same
+    assert np.array_equal(weights("results/weights.npz"), trained) == same
+    if not same:
+        fresh = weights("results/weights.npz")
+        shutil.rmtree("results")
+        home("train")
+        assert np.array_equal(weights("results/weights.npz"), fresh)
+
+
+NEW = {"specification", "digest"}
+
+
+def test_train_makes_data_anew_of_other_files(home: Home) -> None:
+    """Another folder whose files have other checksums, and other mirrors of the same files."""
+    from mirrors import arrays, spec_of, write_files
+
+    content = arrays(train=60, test=20, side=8, classes=3)
+    homes = [write_files(home.folder / name, content) for name in ("one", "same")]
+    content[1] = content[1][::-1].copy()  # images of the same mean, with other labels
+    homes.append(write_files(home.folder / "other", content))
+    found = []
+    for folder in homes:
+        spec = spec_of(folder, [{"folder": str(folder)}], shape=[1, 8, 8], classes=3)
+        home.write(toy_config(datasets={"toy": spec.model_dump()}))
+        home("train")
+        made = (home.folder / "results/data/toy.npz").stat().st_mtime_ns
+        found.append((made, weights("results/weights.npz")))
+    assert found[0][0] == found[1][0], "another mirror is no reason"
+    assert found[1][0] != found[2][0]
+    assert not np.array_equal(found[1][1], found[2][1])
+
+
+STALE = {
+    "train": TRAIN,
+    "measure": MEASURE,
+    "functions": (
+        "functions", *MEASURE[1:-2], "--out", "f.csv",
+    ),
+    "pictures": ("pictures", "--out", "p.csv"),
+    "features": ("features", "--out", "p.csv"),
+    "sweep": ("sweep",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", STALE)
+def test_data_of_another_specification_are_refused(home: Home, command: str) -> None:
+    """One line names the file, what differs and how to make it, which then helps."""
+    (home.folder / "results/data").mkdir(parents=True)
+    shutil.copy("toy.npz", "results/data/toy.npz")
+    spec = home.config.datasets["toy"]
+    home.write(toy_config(datasets={"toy": spec.model_dump() | {"seed": 7}}))
+    said = home.fails(*STALE[command])
+    path = "toy.npz" if "--data" in STALE[command] else "results/data/toy.npz"
+    assert said.startswith(
+        f"error: {path} was made by another specification than datasets.toy: seed is 1 in it, 7 "
+        "in the config; prepare it again by `python -m cnnlib prepare "
+    )
+    remedy = re.findall(r"`python -m cnnlib (.*?)`", said)
+    for each in remedy:
+        home(*each.split())
+    home(*STALE[command])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "blocked"),
+    [
+        (TRAIN, "w.npz"),
+        (("train", "--data", "toy.npz"), "results/weights.npz"),
+        ((*TRAIN, "--checkpoint", "c.npz"), "c.npz"),
+        (MEASURE, "run/samples.csv"),
+        (MEASURE, "run/run.json"),
+        (STALE["functions"], "f.csv"),
+        (("probe", "--out", "p.csv"), "p.csv"),
+        (("features", "--out", "p.csv"), "p.csv"),
+        (("sweep",), "results/runs/toy/small/gemm/b8/r1/kernels.csv"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(
+    home: Home, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], blocked: str
+) -> None:
+    (home.folder / "results/data").mkdir(parents=True)
+    shutil.copy("toy.npz", "results/data/toy.npz")
+
+    def work(*given: Any, **options: Any) -> Any:
+        raise AssertionError("it has begun")
+
+    # Imported before one of them is changed: they hand the function to each other.
+    for module in (cnnlib.training, cnnlib.measure, cnnlib.functions, cnnlib.features):
+        monkeypatch.setattr(module, "open_engine", work)
+    monkeypatch.setattr("cnnlib.probes.measure_limits", work)
+    (home.folder / blocked).mkdir(parents=True)
+    before = sorted(home.folder.rglob("*"))
+    assert home.fails(*arguments) == f"error: cannot write {blocked}: Is a directory\n"
+    assert sorted(home.folder.rglob("*")) == before
 
 
 def test_later_configs_go_over_earlier(home: Home) -> None:
@@ -674,6 +796,41 @@ def test_sweep_measures_what_has_no_result(home: Home) -> None:
     home("sweep")
     assert other.exists()
     assert (folder / "run.json").read_bytes() == before
+
+
+def test_sweep_measures_again_what_is_damaged_or_stale(home: Home, start: Start) -> None:
+    home.write(toy_config(sweep={"batch_sizes": [4, 8, 16]}))
+    (home.folder / "results/data").mkdir(parents=True)
+    shutil.copy("toy.npz", "results/data/toy.npz")
+
+    def swept() -> tuple[str, str]:
+        process = start("sweep")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        return out, err
+
+    out, err = swept()
+    assert (out.count("\n"), err) == (3, "")
+    assert swept() == ("", "")
+    runs = home.folder / "results/runs/toy/small/gemm"
+    (runs / "b4/r1/run.json").write_text('{"status": "ok"')
+    (runs / "b8/r1/epochs.csv").write_text("")
+    shutil.rmtree(runs / "b16")
+    out, err = swept()
+    place = "results/runs/toy/small/gemm"
+    assert err.splitlines() == [
+        f"measured again: {place}/b4/r1/run.json is damaged: it is not JSON",
+        f"measured again: {place}/b8/r1/epochs.csv is not what was measured",
+    ]
+    assert out.count("\n") == 3
+    assert swept() == ("", "")
+    home.write(toy_config(sweep={"batch_sizes": [4, 8, 16]}, training={"epochs": 1}))
+    out, err = swept()
+    assert [line.split(": ")[1] for line in err.splitlines()] == [
+        f"{place}/b{size}/r1 was measured with other settings or data" for size in (4, 8, 16)
+    ]
+    assert out.count("\n") == 3
+    assert swept() == ("", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnlib import patterns
-from cnnlib.config import Config, load_config, merge, parse_config
+from cnnlib.config import Config, check_keys, load_config, merge, parse_config
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network
 
@@ -94,6 +94,21 @@ def test_the_shipped_config_is_good() -> None:
         config.network(name, "mnist", "networks")
 
 
+def race(**changes: Any) -> dict[str, Any]:
+    """GOOD with a race, some of whose settings are others."""
+    settings = {
+        "dataset": "toy", "network": "small", "stages": ["gemm"], "batch_size": 4,
+        "training": {"learning_rate": 0.1, "epochs": 1},
+    }  # fmt: skip
+    return changed("race", settings | changes)
+
+
+def digits(**changes: Any) -> dict[str, Any]:
+    """MNIST, as the shipped config has it, with other settings."""
+    shipped = yaml.safe_load((ROOT / "config.yaml").read_text())["datasets"]["mnist"]
+    return dict(shipped | changes)
+
+
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
@@ -159,11 +174,29 @@ def test_the_shipped_config_is_good() -> None:
         # twice
         (changed("sweep.batch_sizes", [4, 8, 4]), r"4 stands twice in sweep.batch_sizes"),
         (changed("sweep.stages", ["gemm", "gemm"]), r"'gemm' stands twice in sweep.stages"),
+        (changed("figures", ["race", "race"]), r"'race' stands twice in figures"),
+        (race(stages=["gemm", "naive", "gemm"]), r"'gemm' stands twice in race.stages"),
+        # settings that contradict each other
+        (changed("datasets.toy.hard_images", [3, 10]), r"^datasets\.toy\.hard_images: there is no "
+         r"test image 10, since the data set has 10, by datasets\.toy\.test_images$"),
+        (changed("datasets.digits", digits(test_limit=500, hard_images=[115, 582])),
+         r"datasets\.digits\.hard_images: .* image 582, .* 500, by datasets\.digits\.test_limit"),
+        (changed("measuring.limit_seconds", 30), r"^measuring\.budget_seconds, 60 s, is not below "
+         r"measuring\.limit_seconds, 30 s"),
+        (changed("measuring.warmup_seconds", 1800), r"measuring\.warmup_seconds, 1800 s, is not "),
+        (changed("measuring.sample_seconds", 2e3), r"measuring\.sample_seconds, 2000 s, is not "),
+        (changed("measuring.energy_seconds", 2e3), r"measuring\.energy_seconds, 2000 s, is not "),
+        (changed("measuring.resident_images", 3), r"batch size 4 in sweep\.batch_sizes is larger "
+         r"than measuring\.resident_images, 3"),
+        (race(batch_size=41), r"race\.batch_size 41 is larger .* by datasets\.toy\.train_images"),
+        (race(dataset="toi"), r"unknown data set 'toi' in race"),
+        (race(network="lenet"), r"unknown network 'lenet' in race\.network"),
         # impossible experiments
         (changed("sweep.batch_sizes", [41]), r"batch size 41 .* set 'toy' \(40 training images"),
         (changed("networks.small.0.conv.kernel", 9), r"conv1 .*9x9 kernel is larger than the 8x8"),
         (changed("networks.small.2.subsample", 4), r"subsample1 .*4x4 do not divide the 6x6 map"),
-        (changed("networks.small.3.dense", 4), r"ends in shape \(4,\), but the data set has 3"),
+        (changed("networks.small.3.dense", 4), r"ends in shape \(4,\), but the data set has 3 "
+         r"classes: networks\.small and datasets\.toy, together in sweep\.networks"),
         (changed("networks.small.2", {"dense": 5, "conv": 3}), r"small\[2\] must be one"),
         (changed("networks.small", []), r"networks\.small must be a list of layers"),
         (changed("networks.small", "dense"), r"networks\.small"),
@@ -408,3 +441,44 @@ def test_indentation_in_the_readme_style(write: Write) -> None:
     """
     config = load_config([write(yaml.safe_dump(GOOD)), write(textwrap.dedent(overlay))])
     assert config.sweep.repeats == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("sweep: {repeats: 1}\nsweep: {repeats: 2}\n", "line 2: the key 'sweep'"),
+        ("training:\n  epochs: 1\n  seed: 1\n  epochs: 2\n", "line 4: the key 'epochs'"),
+        ("networks: {a: [{dense: 1}, {dense: 1, dense: 2}]}", "line 1: the key 'dense'"),
+    ],
+)
+def test_a_key_that_stands_twice(write: Write, text: str, where: str) -> None:
+    """YAML itself takes the second without a word."""
+    path = write(text)
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}, {where} stands twice')}$"):
+        load_config([path])
+    with pytest.raises(ConfigError, match=re.escape(where)):
+        check_keys([path])
+
+
+def test_merged_keys_are_not_twice(write: Write) -> None:
+    """What `<<` brings may be said otherwise beside it, also in a mapping that is used again."""
+    good = yaml.safe_dump({key: GOOD[key] for key in ("datasets", "networks", "sweep")})
+    path = write(
+        good + "training: &t {<<: &s {learning_rate: 1.0, epochs: 3}, learning_rate: 0.5}\n"
+        "race: {<<: {dataset: toy, network: small, stages: [gemm], batch_size: 4},\n"
+        "  training: {<<: *t, epochs: 1}}\n"
+    )
+    config = load_config([path])
+    assert (config.training.learning_rate, config.training.epochs) == (0.5, 3)
+    assert config.race is not None
+    assert (config.race.training.learning_rate, config.race.training.epochs) == (0.5, 1)
+    check_keys([path])
+
+
+def test_what_is_at_most_is_no_contradiction() -> None:
+    """More images than there are: those that there are."""
+    parse_config(changed("measuring.learning_images", 10_000))
+    parse_config(changed("measuring.resident_images", 10_000))
+    full = changed("measuring.limit_seconds", 1)
+    full["measuring"]["full"] = True
+    assert parse_config(full).measuring.full, "no limit applies where everything is run in full"

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from cnnlib.errors import DataError, UserError
-from cnnlib.files import in_turn, read_arrays, sha256, write_whole
-from tests.toys import small_disk
+from cnnlib.files import check_writable, in_turn, read_arrays, sha256, write_whole
+from tests.toys import read_only, small_disk
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -111,6 +111,86 @@ def a_full_disk(disk: Path) -> None:
             np.savez(out, x=np.zeros(100_000))
     assert sha256(target) == before
     assert left_in(disk) == ["arrays.npz"]
+
+
+# before the work ---------------------------------------------------------------------------------
+
+
+def refused(*paths: Path, size: int = 1) -> str:
+    with pytest.raises(UserError) as raised:
+        check_writable(*paths, size=size)
+    return str(raised.value)
+
+
+def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("old.csv")
+    before = (tmp_path / "old.csv").stat()
+    paths = [tmp_path / name for name in ("old.csv", "link.csv", "new.csv", "deep/er/new.csv")]
+    check_writable(*paths, size=3 << 20)
+    assert left_in(tmp_path) == ["link.csv", "old.csv"]
+    assert (tmp_path / "old.csv").stat() == before
+    os.chdir(tmp_path)
+    check_writable(Path("new.csv"), Path("deep/new.csv"))
+    assert left_in(tmp_path) == ["link.csv", "old.csv"]
+
+
+def test_what_cannot_be_written_is_said_before(tmp_path: Path) -> None:
+    """In the words of `write_whole`, whatever is in the way."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "nowhere").symlink_to("missing")
+    os.mkfifo(tmp_path / "pipe")
+    names = left_in(tmp_path)
+    for name, why in (
+        ("folder", "Is a directory"),
+        ("file/inside", "Not a directory"),
+        ("file/deep/inside", "Not a directory"),
+        ("nowhere/inside", "nowhere is no folder"),
+        ("pipe", "it is no regular file"),
+        ("n" * 300, "File name too long"),
+        ("n" * 250, "File name too long"),  # with what temporary names add to it
+    ):
+        path = tmp_path / name
+        said = refused(tmp_path / "good", path)
+        assert said.startswith(f"cannot write {path}: ")
+        assert said.endswith(why)
+        if "nowhere" not in name:
+            with pytest.raises(UserError, match="cannot write"), write_whole(path):
+                pass
+    assert left_in(tmp_path) == names
+
+
+def test_a_device_is_not_replaced_by_a_file() -> None:
+    before = os.stat("/dev/null")
+    assert refused(Path("/dev/null")) == "cannot write /dev/null: it is no regular file"
+    with pytest.raises(UserError, match="it is no regular file"), write_whole("/dev/null"):
+        pass
+    assert os.stat("/dev/null").st_rdev == before.st_rdev
+
+
+def test_permissions_are_tried_before(tmp_path: Path, nobody: None) -> None:
+    if os.getuid():  # pytest keeps root's folders from others already
+        (tmp_path / "locked").mkdir(mode=0o500)
+    for name in ("locked/file", "locked/deep/file"):
+        path = tmp_path / name
+        assert refused(path) == f"cannot write {path}: Permission denied"
+
+
+def test_a_read_only_disk_is_noticed_before(tmp_path: Path) -> None:
+    with read_only(tmp_path / "kept") as folder:
+        for path in (folder / "file", folder / "deep" / "file"):
+            assert refused(path).endswith(("Read-only file system", "Permission denied"))
+
+
+def test_a_disk_that_is_too_full_is_noticed_before(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as folder:
+        check_writable(folder / "small", size=1 << 15)
+        assert refused(folder / "large", size=1 << 17).endswith("No space left on device")
+        (folder / "filler").write_bytes(bytes(64 << 10))
+        assert refused(folder / "small", size=4096).endswith("No space left on device")
+        assert refused(folder / "deep" / "small", size=4096).endswith("No space left on device")
+        assert left_in(folder) == ["filler"]
 
 
 def test_sha256_of_the_standard_example(tmp_path: Path) -> None:

@@ -41,10 +41,17 @@ SETTINGS: dict[str, Any] = {
 
 
 def toy_config(**sections: dict[str, Any]) -> Config:
-    """The settings above with some of them changed: toy_config(training={"epochs": 1})."""
-    return parse_experiment(
-        SETTINGS | {name: SETTINGS[name] | changes for name, changes in sections.items()}
-    )
+    """The settings above with some of them changed: toy_config(training={"epochs": 1}).
+
+    With a short measuring.limit_seconds the other times are shorter still, as they have to be.
+    """
+    settings = SETTINGS | {name: SETTINGS[name] | changes for name, changes in sections.items()}
+    if limit := sections.get("measuring", {}).get("limit_seconds"):
+        shorter = dict.fromkeys(
+            ("budget_seconds", "sample_seconds", "host_seconds", "energy_seconds"), limit / 2
+        )
+        settings["measuring"] |= shorter | sections["measuring"]
+    return parse_experiment(settings)
 
 
 def toy_data(folder: Path, config: Config | None = None) -> tuple[Path, Dataset]:

@@ -29,7 +29,9 @@ def prepare(
     """Turn a data set's files into one .npz file."""
     from cnnlib import datasets
     from cnnlib.config import load_config
+    from cnnlib.files import check_writable
 
+    check_writable(out)
     datasets.prepare(dataset, load_config(config).dataset(dataset, "--dataset"), folder, out)
 
 

@@ -25,10 +25,12 @@ def functions(
     from cnnlib import datasets
     from cnnlib.config import load_config
     from cnnlib.experiment import Run
+    from cnnlib.files import check_writable
     from cnnlib.functions import measure_functions
 
     at_least_one(batch_size=batch_size)
     settings = load_config(config)
+    check_writable(out)
     loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
     measure_functions(settings, Run(dataset, network, stage, batch_size, 1), loaded, out)
 
@@ -58,8 +60,10 @@ def features(
     from cnnlib import records
     from cnnlib.experiment import load_experiment
     from cnnlib.features import features as features_of
+    from cnnlib.files import check_writable
 
     settings = load_experiment(config)
+    check_writable(out)
     rows = []
     for name in settings.sweep.datasets:
         loaded = load(settings, name)

@@ -141,10 +141,12 @@ def transfers(
     from cnnlib import datasets
     from cnnlib.config import load_config
     from cnnlib.experiment import Run
+    from cnnlib.files import check_writable
     from cnnlib.transfers import measure_transfers
 
     at_least_one(batch_size=batch_size)
     settings = load_config(config)
+    check_writable(out)
     loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
     measure_transfers(settings, Run(dataset, network, stage, batch_size, 1), loaded, out)
 
@@ -160,10 +162,12 @@ def race(
 
     from cnnlib import datasets
     from cnnlib.experiment import load_experiment
+    from cnnlib.files import check_writable
     from cnnlib.race import run_race, the_race
 
     settings = load_experiment(config)
     wanted = the_race(settings)
+    check_writable(out)
     spec = settings.dataset(wanted.dataset, "race.dataset")
     rows = run_race(settings, stage, datasets.load(wanted.dataset, data, spec), out)
     last = [row for row in rows if row["epoch"] == wanted.training.epochs and row["status"] == "ok"]

@@ -17,9 +17,11 @@ def probe(
 
     from cnnlib import records
     from cnnlib.config import load_config
+    from cnnlib.files import check_writable
     from cnnlib.probes import measure_limits
 
     settings = load_config(config)
+    check_writable(out)
     with tqdm(unit="probe", leave=False, disable=None) as bar:
 
         def report(probe: str, done: int, of: int) -> None:

@@ -56,7 +56,7 @@ def train(
     the present second of work, with the checkpoint saved.
     """
     from cnnlib.config import load_config
-    from cnnlib.files import alone
+    from cnnlib.files import PROBE_BYTES, alone, check_writable
     from cnnlib.stages import find_stage
     from cnnlib.stopping import asked_to_stop
     from cnnlib.training import accuracy, open_engine, open_place, start, train_epochs
@@ -73,6 +73,8 @@ def train(
     built = settings.network(first(network, sweep.networks), dataset, "--network")
     chosen = find_stage(stage or home_stage(sweep.stages), "--stage")
     out = out or Path(settings.results) / "weights.npz"
+    written = [out] if checkpoint is None else [out, checkpoint]
+    check_writable(*written)
     loaded = load_data(settings, dataset, data)
     total, seed = settings.training.epochs, settings.training.seed
     with (
@@ -84,6 +86,9 @@ def train(
             f"training {built.name} ({built.parameter_count:,} parameters) on {dataset} by stage "
             f"{chosen.name}, batch {batch_size}, on {place.name}"
         )
+        # The checkpoint holds, besides the parameters, the velocity and a gradient under way.
+        vectors = 1 if checkpoint is None else 4
+        check_writable(*written, size=4 * vectors * built.parameter_count + PROBE_BYTES)
         start(engine, seed)
         if checkpoint is not None and checkpoint.exists():
             typer.echo(f"going on from {checkpoint}")

@@ -1,6 +1,7 @@
 # What the rules share: the checked experiment, its paths, and what must not run side by side.
 from contextlib import contextmanager
 
+from cnnlib.config import check_keys
 from cnnlib.errors import UserError
 from workflow.experiment import Experiment, put_this_python_first
 from workflow.recovery import recover
@@ -17,6 +18,7 @@ def told_in_one_line():
 
 
 with told_in_one_line():
+    check_keys(workflow.configfiles)
     EXPERIMENT = Experiment(config, workflow.config_settings.config)
 
 
