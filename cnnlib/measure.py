@@ -24,7 +24,7 @@ from cnnlib import records
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
-from cnnlib.engine import Engine, Order, Stage, plan
+from cnnlib.engine import Engine, Order, Stage
 from cnnlib.errors import DoesNotFit, Unsupported, UserError
 from cnnlib.experiment import Run, digest, seed_of
 from cnnlib.files import check_writable, write_whole
@@ -110,12 +110,12 @@ class Rows:
         )  # fmt: skip
         self.add("epochs", status, **row | values)
 
-    def fail(self) -> None:
-        """What there was is not to be trusted: one row says that the run failed."""
+    def fail(self, why: str) -> None:
+        """What there was is not to be trusted: one row says that the run failed, and why."""
         for table in self.tables.values():
             table.clear()
         self.validated = self.extrapolated = False
-        self.epoch("failed")
+        self.epoch("failed", reason=why)
 
     def vouch(self) -> None:
         """All checks have been passed, also those of what has been timed."""
@@ -184,12 +184,11 @@ def measure(
         sampler.attach(place.pci_bus_id)
         sustained = 0
         try:
-            described["plan"] = [f"{p.name}: {p.operator.__name__}" for p in plan(stage, network)]
             done = False
             for size in _engine_batches(config, run, stage):
                 if not done:
                     with open_engine(stage, config, network, dataset, size, place) as engine:
-                        described |= engine.choices
+                        described |= what_runs(engine)
                         recording = _measure(config, rows, engine, dataset, sampler, safe)
                         done = recording is not None
                         if recording is not None and _trained(rows):
@@ -200,10 +199,10 @@ def measure(
             rows.vouch()
         except (DoesNotFit, MemoryError) as error:
             described["does_not_fit"] = str(error) or "out of memory"
-            rows.epoch("does_not_fit")
+            rows.epoch("does_not_fit", reason=described["does_not_fit"])
         except Unsupported as error:
             described["unavailable"] = str(error)
-            rows.epoch("unavailable")
+            rows.epoch("unavailable", reason=str(error))
         except Exception as error:
             if not mark or not is_the_stages(error):
                 raise
@@ -220,6 +219,19 @@ def measure(
     if safe.checkpoint is not None:
         safe.checkpoint.unlink(missing_ok=True)
     return folder
+
+
+def what_runs(engine: Engine) -> dict[str, Any]:
+    """The engine, its operators and what it has decided for itself: asked of it, not of the config.
+
+    `engine_batch_size` may be a part of the run's batch (see _engine_batches).
+    """
+    return {
+        "engine": type(engine).__name__,
+        "engine_batch_size": engine.setup.batch_size,
+        "plan": engine.served,
+        **engine.choices,
+    }
 
 
 def is_the_stages(error: Exception) -> bool:
@@ -258,7 +270,7 @@ def _write(
 
 def fail(config: Config, run: Run, folder: Path, rows: Rows, began: datetime, why: str) -> Path:
     """Mark the run as failed: one row, whatever had been measured, and `why` in run.json."""
-    rows.fail()
+    rows.fail(why)
     _write(config, run, folder, rows, began, {"failed": why})
     return folder
 

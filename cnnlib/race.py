@@ -69,16 +69,16 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
                 for seed in seeds(race):
                     for row in trained(engine, dataset, race, seed):
                         add(seed, **row)
-        except (DoesNotFit, MemoryError):
-            add(first, "does_not_fit")
-        except Unsupported:
-            add(first, "unavailable")
+        except (DoesNotFit, MemoryError) as error:
+            add(first, "does_not_fit", reason=str(error) or "out of memory")
+        except Unsupported as error:
+            add(first, "unavailable", reason=str(error))
         except Exception as error:
             if not is_the_stages(error):
                 raise
             traceback.print_exc()
             rows.clear()  # what there was is not to be trusted
-            add(first, "failed")
+            add(first, "failed", reason=f"{type(error).__name__}: {error}")
     records.write(out, "race", rows)
     return rows
 

@@ -40,6 +40,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "status": ("ok", "does_not_fit", "diverged", "unavailable", "failed", "disturbed"),
 }
 
+# Why there is no measurement; empty where there is one. Tables from before this column was added,
+# published ones among them, are read as if it were empty.
+REASON: dict[str, type] = {"reason": str}
+
 TABLES: dict[str, dict[str, type]] = {
     # One row an epoch; where `extrapolated`, one row a timed block of `images` images, its time
     # scaled to a whole epoch. event_seconds is the same epoch by CUDA events (nan on a CPU).
@@ -51,6 +55,7 @@ TABLES: dict[str, dict[str, type]] = {
         "event_seconds": float,
         "loss": float,
         "test_accuracy": float,
+        **REASON,
         **STANDING,
     },
     # One row a kernel of a training step, timed on its own; `launches` of it a step (0: it is only
@@ -80,6 +85,7 @@ TABLES: dict[str, dict[str, type]] = {
         "gather_seconds": float,
         "upload_seconds": float,
         "kernel_seconds": float,
+        **REASON,
         **STANDING,
     },
     # What NVML and the system said, one row a moment, `time_seconds` since the run began; nan where
@@ -120,6 +126,7 @@ TABLES: dict[str, dict[str, type]] = {
         "loss": float,
         "test_accuracy": float,
         "target_accuracy": float,
+        **REASON,
         **STANDING,
     },
     # One row a point of a training, after `images` images and `train_seconds` of training.
@@ -198,14 +205,17 @@ Row = Mapping[str, Any]
 def write(path: Path | str, table: str, rows: Iterable[Row]) -> None:
     """Write `rows` (one mapping each, every column of `table` and no other) as a whole file.
 
+    Only REASON may be left out of a row: it is empty then.
+
     Raises KeyError or ValueError for a row that does not fit: that is a bug, not bad input.
     """
     columns = TABLES[table]
     lines = []
     for row in rows:
-        if set(row) != set(columns):
-            raise KeyError(f"{table}: columns {sorted(set(row) ^ set(columns))} missing or unknown")
-        lines.append([_text(table, column, row[column]) for column in columns])
+        wrong = set(row) ^ set(columns) - (REASON.keys() - set(row))
+        if wrong:
+            raise KeyError(f"{table}: columns {sorted(wrong)} missing or unknown")
+        lines.append([_text(table, column, row.get(column, "")) for column in columns])
     with write_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(columns)
@@ -261,6 +271,9 @@ def _lines(path: Path | str, table: str) -> list[list[str]]:
         raise DataError(f"{path} is not a {table} table: {error}") from None
     if not lines:
         raise DataError(f"{path} is not a {table} table: it is empty")
+    if lines[0] == [column for column in columns if column not in REASON]:
+        lines = [_with_reason(table, line) for line in lines]
+        lines[0] = list(columns)
     if lines[0] != list(columns):
         wrong = sorted(set(lines[0]) ^ set(columns)) or lines[0]
         raise DataError(
@@ -272,6 +285,12 @@ def _lines(path: Path | str, table: str) -> list[list[str]]:
                 f"{path}, row {number}: {len(line)} cells, not {len(columns)}: cut off?"
             )
     return lines[1:]
+
+
+def _with_reason(table: str, line: list[str]) -> list[str]:
+    """A line of a table from before REASON was added, with an empty one in its place."""
+    place = [i for i, column in enumerate(TABLES[table]) if column in REASON]
+    return [*line[: place[0]], "", *line[place[0] :]] if place else line
 
 
 def _columns(path: Path | str, table: str, lines: list[list[str]]) -> dict[str, list[Any]]:

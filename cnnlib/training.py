@@ -79,7 +79,7 @@ def open_place(stage: Stage, config: Config) -> Iterator[Place]:
         return
     wanted = config.sweep.device
     if stage.runs_on == "either":
-        if wanted == "cuda" or (wanted == "auto" and gpu_present()):
+        if library_kind(wanted) == "cuda":
             name, bus = gpu_identity()
             yield Place(name, "cuda", None, bus)
         else:
@@ -90,6 +90,11 @@ def open_place(stage: Stage, config: Config) -> Iterator[Place]:
         yield Place(device.name, device.kind, device, device.pci_bus_id)
     finally:
         device.close()
+
+
+def library_kind(wanted: str) -> str:
+    """Kind of device that a library which finds its own is given for sweep.device: cuda or cpu."""
+    return "cuda" if wanted == "cuda" or (wanted == "auto" and gpu_present()) else "cpu"
 
 
 @contextmanager

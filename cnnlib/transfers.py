@@ -1,5 +1,6 @@
 """What it costs to keep only some of the images on the GPU: one run at many sizes of load."""
 
+import math
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,7 +11,7 @@ from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Engine, Order
 from cnnlib.engine.gpu import DeviceEngine, LoadTimes
-from cnnlib.errors import ConfigError
+from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.experiment import Run, seed_of
 from cnnlib.stages import find_stage
 from cnnlib.training import Place, check_batch, epoch_order, open_engine, open_place, start
@@ -48,8 +49,9 @@ def images_within(config: Config, engine: DeviceEngine, order: Order) -> int:
 def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> None:
     """Time epochs of `run` at each size of load and write the rows of `transfers` to `out`.
 
-    On fewer images than there are, where they would take too long. Raises ConfigError for a stage
-    that does not run on a GPU: it loads nothing.
+    On fewer images than there are, where they would take too long. What the stage cannot do here
+    gives one row that says so, as in cnnlib.measure. Raises ConfigError for a stage that does not
+    run on a GPU: it loads nothing.
     """
     stage = find_stage(run.stage, "--stage")
     if not issubclass(stage.engine, DeviceEngine):
@@ -65,18 +67,23 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
         return open_engine(stage, sized, network, dataset, run.batch_size, place)
 
     with open_place(stage, config) as place:
-        with opened(run.batch_size) as engine:
-            assert isinstance(engine, DeviceEngine)
-            start(engine, seed)
-            used = images_within(config, engine, epoch_order(count, seed, 0))
-        for resident in loads(run.batch_size, used):
-            with opened(resident) as engine:
+        try:
+            with opened(run.batch_size) as engine:
                 assert isinstance(engine, DeviceEngine)
                 start(engine, seed)
-                for epoch in range(EPOCHS + 1):
-                    times = engine.train_timed(epoch_order(count, seed, epoch)[:used])
-                    if epoch:
-                        rows.append(row(run, seed, place, resident, epoch, used, times))
+                used = images_within(config, engine, epoch_order(count, seed, 0))
+            for resident in loads(run.batch_size, used):
+                with opened(resident) as engine:
+                    assert isinstance(engine, DeviceEngine)
+                    start(engine, seed)
+                    for epoch in range(EPOCHS + 1):
+                        times = engine.train_timed(epoch_order(count, seed, epoch)[:used])
+                        if epoch:
+                            rows.append(row(run, seed, place, resident, epoch, used, times))
+        except (DoesNotFit, MemoryError, Unsupported) as error:
+            status = "unavailable" if isinstance(error, Unsupported) else "does_not_fit"
+            why = {"status": status, "reason": str(error) or "out of memory"}
+            rows = [row(run, seed, place, 0, 1, 0, LoadTimes(*[math.nan] * 4)) | why]
     records.write(out, "transfers", rows)
 
 

@@ -163,3 +163,22 @@ def unusual_order() -> Network:
 
 
 UNUSUAL = {network.name: network for network in (curved(), unusual_order())}
+
+
+def examples() -> Network:
+    """The MNIST network of pytorch/examples, without dropout."""
+    return build(
+        "examples",
+        (1, 28, 28),
+        10,
+        [
+            {"conv": {"maps": 32, "kernel": 3}},
+            {"activation": "relu"},
+            {"conv": {"maps": 64, "kernel": 3}},
+            {"activation": "relu"},
+            {"subsample": {"size": 2, "method": "max"}},
+            {"dense": 128},
+            {"activation": "relu"},
+            {"dense": 10},
+        ],
+    )

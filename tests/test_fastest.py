@@ -107,6 +107,9 @@ def test_a_choice_needs_times_that_repeat(
     with open_engine(STAGE, network, 6, device, tune=True) as engine:
         found = bad < whole.ATTEMPTS
         assert ("tried" in engine.choices) == found
+        assert ("not_tried" in engine.choices) == (not found)
+        if not found:
+            assert "did not repeat in 3 attempts" in engine.choices["not_tried"]
         assert len(list(cache.glob("*.times"))) == found
         ways = candidates(STAGE, plan(STAGE, network), 6, device)
         assert engine.steps.images == ways[0].images

@@ -1,6 +1,7 @@
 """The same training by other libraries: as exact as a stage; where they are absent, rows say so."""
 
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines import open_engine, pictures, training
-from networks import NETWORKS, awkward, lenet5
+from networks import NETWORKS, awkward, build, lenet5
 from toys import toy_config, toy_data
 
 from cnnlib import records
-from cnnlib.engine import Setup
+from cnnlib.engine import Setup, plan
 from cnnlib.errors import Unsupported
 from cnnlib.experiment import Run
 from cnnlib.measure import measure
-from cnnlib.peers import PEERS
+from cnnlib.peers import PEERS, jax, pytorch
 from cnnlib.stages import find_stage, gemm
 from cnnlib.validate import FAST_REFERENCE, ValidationFailed, five_steps, validate
 
@@ -149,6 +150,72 @@ def test_it_is_measured_as_a_stage_is(stage, tmp_path: Path) -> None:
     assert set(rows.status) == {"ok"}
     assert rows.validated.all()
     assert set(rows.device_kind) == {"cpu"}
+
+
+class Library:
+    """In the place of a library: notes what is called, by its last name."""
+
+    def __init__(self, called: list[str], name: str = "") -> None:
+        self._called, self._name = called, name
+
+    def __getattr__(self, name: str) -> "Library":
+        return Library(self._called, name)
+
+    def __call__(self, *arguments, **options) -> "Library":
+        self._called.append(self._name)
+        return self
+
+    def __matmul__(self, other) -> "Library":
+        self._called.append("matmul")
+        return self
+
+    def __getitem__(self, place) -> "Library":
+        return self
+
+    def __len__(self) -> int:
+        return 1
+
+    def _same(self, other) -> "Library":
+        return self
+
+    __add__ = __truediv__ = _same
+
+
+LAYERS = [
+    {"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2},
+    {"activation": "tanh"}, {"subsample": {"size": 2, "method": "mean"}},
+    {"activation": "sigmoid"}, {"dense": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("package", [pytorch, jax], ids=["torch", "jax"])
+def test_operators_are_named_by_what_they_call(package) -> None:
+    network = build("all", (1, 14, 14), 3, LAYERS)
+    stage = find_stage(package.__name__.rpartition(".")[2].replace("py", ""), "here")
+    names = []
+    for planned in plan(stage, network):
+        called: list[str] = []
+        library, name = Library(called), package.function_of(planned)
+        layout = ["NCHW"] if package is jax else []
+        parameters = [library] * sum(p.layer == planned.start for p in network.parameters)
+        planned.operator(library, *layout, planned, library, *parameters)
+        assert name in called
+        names.append(name)
+    assert len(set(names)) == (7 if package is pytorch else 6)
+
+
+@each(HERE)
+@pytest.mark.usefixtures("installed")
+def test_run_json_names_what_ran(stage, tmp_path: Path) -> None:
+    run = Run("toy", "small", stage.name, 4, 1)
+    measure(toy_config(), run, toy_data(tmp_path)[1], tmp_path)
+    facts = json.loads((tmp_path / "run.json").read_text())
+    first = {"torch": "conv2d", "jax": "conv_general_dilated"}[PACKAGE[stage.name]]
+    assert facts["plan"][:2] == [f"conv1: {first}", "activation1: relu"]
+    assert facts["engine"] == stage.engine.__name__
+    if PACKAGE[stage.name] == "torch":
+        assert facts["compiled"] == ("compile" in stage.name)
+        assert facts["cuda_graph"] is False
 
 
 @each(PEERS)

@@ -135,9 +135,12 @@ def test_what_cannot_run_is_one_row(
     run_race(racing(), "naive", data, tmp_path / "race.csv")
     rows = records.read(tmp_path / "race.csv", "race")
     assert list(rows["status"]) == [status]
+    assert list(rows["reason"]) == [str(problem) or "out of memory"]
     assert not rows["validated"].any()
     (line,) = summary(tmp_path / "race.csv").itertuples()
     assert (line.n, line.status) == (0, status)
+    below = modules.load("tables", "race_summary").footnotes({"race": rows})
+    assert f": {rows['reason'][0]}\n" in below
 
 
 class Wrong(naive.OneByOne):

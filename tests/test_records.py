@@ -94,6 +94,29 @@ def test_types_hold_even_without_rows(path: Path) -> None:
     assert full.validated.dtype == bool
 
 
+@pytest.mark.parametrize("table", [t for t in records.TABLES if "reason" in records.TABLES[t]])
+def test_tables_from_before_there_were_reasons_are_read(path: Path, table: str) -> None:
+    """Published results are of this kind."""
+    row = {
+        c: {str: "ok", int: 1, float: 0.5, bool: True}[k] for c, k in records.TABLES[table].items()
+    }
+    row |= {"device_kind": "cuda", "reason": ""}
+    records.write(path, table, [row, row])
+    new = path.read_text()
+    lines = [line.split(",") for line in new.splitlines()]
+    place = lines[0].index("reason")
+    old = "".join(",".join(line[:place] + line[place + 1 :]) + "\n" for line in lines)
+    assert "reason" not in old
+    path.write_text(old)
+    frame = records.read(path, table)
+    assert list(frame["reason"]) == ["", ""]
+    records.combine([path], table, path.with_name("both.csv"))
+    assert path.with_name("both.csv").read_text() == new
+    path.write_text(old.replace("ok", "ok,ok", 1))
+    with pytest.raises(DataError):
+        records.read(path, table)
+
+
 def test_a_name_is_one_line(path: Path) -> None:
     records.write(path, "steps", [STEP | {"device": "a\r\nb\tc"}])
     assert records.read(path, "steps").device[0] == "a b c"

@@ -1,16 +1,19 @@
 """Stage tuned: what only it does. What every stage promises is tested in test_stages*.py."""
 
+import re
+
 import numpy as np
 import pytest
 from engines import open_engine, pictures, training
-from networks import NETWORKS, awkward, build, lenet5
+from networks import NETWORKS, awkward, build, examples, lenet5
 
-from cnnlib.device import Device
-from cnnlib.engine import plan
+from cnnlib.device import Device, Sizes
+from cnnlib.engine import Setup, plan
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.steps import ONE_TEAM, StepPlan, pitch_of
 from cnnlib.engine.whole import MOST_TOGETHER, TWO_TEAMS, WholeStepEngine
 from cnnlib.errors import Unsupported
+from cnnlib.stages import ring
 from cnnlib.stages.tuned import MOST_GRADIENT_SUMS, MOST_SUMS, STAGE, TunedFirst
 from cnnlib.validate import five_steps, validate
 
@@ -50,18 +53,60 @@ def test_weights_may_lie_anywhere(
         validate(engine, *pictures(network, 5))
 
 
-def test_a_network_that_does_not_fit_goes_another_way(
+def test_a_network_that_does_not_fit_is_refused_and_ring_takes_it(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "shared_bytes", 48 * 1024)
     network = build(
         "wide", (1, 64, 64), 5, [{"conv": {"maps": 8, "kernel": 5}}, {"subsample": 2}, {"dense": 5}]
     )
-    with open_engine(STAGE, network, 4, device) as engine:
+    message = (
+        r"network 'wide' \(208 weights, [\d,]+ numbers in its maps\) need [\d,]+ bytes, and a "
+        r"block may have 49,152; use stage 'ring'$"
+    )
+    with pytest.raises(Unsupported, match=message):
+        open_engine(STAGE, network, 4, device)
+    with open_engine(ring.STAGE, network, 4, device) as engine:
         assert type(engine) is GpuEngine
-        assert engine.stage.name == "tuned"
         validate(engine, *pictures(network, 4))
         five_steps(engine, *pictures(network, 12))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            examples(),
+            "stage 'tuned' cannot take conv2+activation2+subsample1 of network 'examples': the "
+            "gradient of its 18,496 weights is summed in registers, 96 of each of 256 threads, and "
+            "a thread has room for 64; use stage 'ring'",
+        ),
+        (
+            build("broad", (1, 6, 6), 3, [{"conv": {"maps": 65, "kernel": 1}}, {"dense": 3}]),
+            "stage 'tuned' cannot take conv1 of network 'broad': its 65 maps take 36 registers of "
+            "a thread for the sums of a position, and a thread has room for 32; use stage 'ring'",
+        ),
+    ],
+    ids=["examples", "broad"],
+)
+@pytest.mark.parametrize("batch_size", [1, 64, 1024])
+@pytest.mark.parametrize("blocks", [2, 132])
+def test_weights_that_do_not_fit_a_block_are_named(network, message, batch_size, blocks) -> None:
+    """Before anything is compiled, whatever the batch and the device."""
+    device = Sizes("cuda", blocks, H100_SHARED_BYTES)
+    setup = Setup(network, batch_size, 0.1)
+    with pytest.raises(Unsupported, match=f"^{re.escape(message)}$"):
+        STAGE.engine.operators_on(STAGE, setup, device)
+    planned = ring.STAGE.engine.operators_on(ring.STAGE, setup, device)
+    assert {type(operator).__name__ for operator in planned} == {"RingConv", "FusedDense"}
+
+
+def test_what_is_on_chip_is_told(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "shared_bytes", 110_000)
+    with open_engine(STAGE, lenet5(), 5, device) as engine:
+        told = engine.choices["chosen"]["weights_on_chip"]
+        assert told == ["conv1", "conv2", *held(engine.steps)]
+        assert "dense1" not in told
 
 
 def test_more_blocks_than_images_and_fewer(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

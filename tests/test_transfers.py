@@ -8,7 +8,8 @@ from toys import toy_config, toy_data
 
 from cnnlib import records
 from cnnlib.config import Config
-from cnnlib.errors import ConfigError
+from cnnlib.engine.gpu import GpuEngine
+from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.experiment import Run
 from cnnlib.transfers import EPOCHS, loads, measure_transfers
 
@@ -49,6 +50,31 @@ def test_what_would_take_long_is_timed_on_fewer_images(tmp_path: Path) -> None:
     rows = transfers(toy_config(sweep={"device": "host"}, measuring=measuring), "fused", tmp_path)
     assert set(rows.images) == {4}
     assert len(rows) == EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "reason"),
+    [
+        (Unsupported("conv1 is too large"), "unavailable", "conv1 is too large"),
+        (DoesNotFit("3 GB wanted"), "does_not_fit", "3 GB wanted"),
+        (MemoryError(), "does_not_fit", "out of memory"),
+    ],
+)
+@pytest.mark.parametrize("where", ["__init__", "train_timed"])
+def test_what_cannot_run_is_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, problem: Exception, status: str,
+    reason: str,
+) -> None:  # fmt: skip
+    """The workflow's figures do not wait for a stage that does not take the network."""
+
+    def fail(self: object, *arguments: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(GpuEngine, where, fail)
+    rows = transfers(toy_config(sweep={"device": "host"}), "fused", tmp_path)
+    assert list(rows.status) == [status]
+    assert list(rows.reason) == [reason]
+    assert rows.epoch_seconds.isna().all()
 
 
 def test_a_stage_that_loads_nothing_is_refused(tmp_path: Path) -> None:

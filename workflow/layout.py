@@ -62,20 +62,28 @@ def fit(figure: Figure) -> None:
         figure.set_size_inches(*_sheet)
 
 
-def headline(figure: Figure, title: str, subtitle: str, notes: str = "") -> None:
+def headline(
+    figure: Figure, title: str, subtitle: str, notes: str = "", left_out: str = ""
+) -> None:
     """Title and subtitle above the panels, left-aligned; notes small below them.
 
-    Lines that are wider than the figure are broken at spaces. On a sheet nothing is written: what
-    stands there says it in its own type (HEADLINES).
+    Lines that are wider than the figure are broken at spaces. `left_out` says who is missing from
+    the figure and why: further notes, for which the figure grows, so that its panels keep their
+    size. On a sheet nothing is written: what stands there says it in its own type (HEADLINES).
     """
-    HEADLINES[figure] = Headline(title, subtitle, notes)
+    HEADLINES[figure] = Headline(title, subtitle, "\n".join(filter(None, (notes, left_out))))
     if compact():
         return
     width, height = figure.get_size_inches()
+    if left_out:
+        left_out = _wrapped(figure, left_out, 8.5, "normal")
+        height += 0.17 * _lines(left_out)
+        figure.set_size_inches(width, height)
     left = 0.30 / width
     title = _wrapped(figure, title, 15, "bold")
     subtitle = _wrapped(figure, subtitle, 10, "normal")
     notes = _wrapped(figure, notes, 8.5, "normal")
+    notes = "\n".join(filter(None, (notes, left_out)))
     look = {"ha": "left", "linespacing": 1.35}
     top = 0.22
     figure.text(left, 1 - top / height, title, fontsize=15, weight="bold", va="top", **look)
@@ -113,10 +121,10 @@ def _wrapped(figure: Figure, text: str, size: float, weight: str) -> str:
     return "\n".join(lines)
 
 
-def nothing(title: str, reason: str) -> Figure:
+def nothing(title: str, reason: str, left_out: str = "") -> Figure:
     """Said in a picture, since a missing one looks like a mistake."""
     figure = pyplot.figure(figsize=(9.0, 2.4), layout="constrained")
-    headline(figure, title, reason)
+    headline(figure, title, reason, left_out=left_out)
     return figure
 
 

@@ -181,6 +181,8 @@ def end_label(name: str, value: str, at: int, sizes: Sequence[int]) -> str:
 def devices(summary: pd.DataFrame) -> str:
     """Every device with the stages that ran on it: `naive on AMD EPYC 7R13, 1 thread`."""
     parts = []
+    if "status" in summary and (ran := summary["status"] != "unavailable").any():
+        summary = summary[ran]
     for (name, kind), lines in summary.groupby(["device", "device_kind"], sort=False):
         stages = ", ".join(dict.fromkeys(lines["stage"]))
         built = f" ({wording.HOST})" if kind == "host" else ""

@@ -19,7 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, reasons, style, wording
 
 RUN = ["dataset", "network", "batch_size", "seed"]
 LINE = ["stage", "device", "device_kind"]
@@ -111,6 +111,11 @@ def one_run(rows: pd.DataFrame) -> pd.DataFrame:
     rows = panels.of_cell(rows, cell)
     rows = rows[rows["batch_size"] == panels.usual_batch(rows["batch_size"])]
     return rows[rows["seed"] == rows["seed"].min()]
+
+
+def left_out(digits: pd.DataFrame, epochs: pd.DataFrame) -> str:
+    """Why stages of the ladder have no row among those of the data set and network shown."""
+    return reasons.left_out(panels.of_ladder(epochs), panels.first_cell(panels.of_ladder(digits)))
 
 
 # beliefs ----------------------------------------------------------------------------------------
@@ -284,9 +289,11 @@ def picture_of(pictures: pd.DataFrame, dataset: str, digit: int) -> npt.NDArray[
 
 def draw_grid(
     blocks: Sequence[Block], columns: Sequence[str], about: str,
-    title: str, subtitle: str, notes: str, nothing: str,
+    title: str, subtitle: str, notes: str, nothing: str, left_out: str = "",
 ) -> Figure:  # fmt: skip
-    """Blocks below one another; `about` says what the columns are, `nothing` what no belief is."""
+    """Blocks below one another; `about` says what the columns are, `nothing` what no belief is, and
+    `left_out` which stages have no row, and why.
+    """
     inches = [max(CELL_INCHES * places(block.rows)[-1], PICTURE_INCHES) for block in blocks]
     width = 1.35 + CELL_WIDE * len(columns)
     figure = pyplot.figure(
@@ -294,7 +301,7 @@ def draw_grid(
         layout="constrained",
     )
     grid = figure.add_gridspec(len(blocks), 2, width_ratios=(1.5, width), height_ratios=inches)
-    layout.headline(figure, title, subtitle, notes)
+    layout.headline(figure, title, subtitle, notes, left_out)
     figure.get_layout_engine().set(h_pad=0.08, wspace=0.0)
     for number, block in enumerate(blocks):
         draw_picture(figure.add_subplot(grid[number, 0]), block)

@@ -20,8 +20,11 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, required=True)
     given = parser.parse_args()
     module = modules.load("tables", given.name)
-    frame = module.make(modules.read_tables(given.tables))
+    tables = modules.read_tables(given.tables)
+    frame = module.make(tables)
     text = module.markdown(frame) if hasattr(module, "markdown") else markdown(frame)
+    if hasattr(module, "footnotes"):
+        text += module.footnotes(tables)
     # Both files replace older ones together, once both have been written.
     with write_whole(given.csv) as csv, write_whole(given.markdown) as page:
         frame.to_csv(csv, index=False, na_rep="nan", float_format="%.9g", lineterminator="\n")

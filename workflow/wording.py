@@ -15,6 +15,9 @@ STATUS = {
     "unavailable": "unavailable",
 }
 
+LONGEST_REASON = 400
+"""Letters of a reason that a table or a figure shows; the whole stands in the run's run.json."""
+
 DATASETS = {"mnist": "MNIST"}
 NETWORKS = {"lenet5": "LeNet-5"}
 
@@ -70,6 +73,13 @@ def device(name: str) -> str:
     name = re.sub(r"\((R|TM|tm)\)", "", name)
     name = re.sub(r"\s+(\d+-Core )?Processor\b|\s+CPU\b|\s*@\s*[\d.]+GHz", "", name)
     return " ".join(name.split())
+
+
+def why_not(stage: str, status: str, reason: str) -> str:
+    """`5 tuned, unavailable: stage 'tuned' cannot take ...`."""
+    if len(reason) > LONGEST_REASON:
+        reason = f"{reason[:LONGEST_REASON]} ..."
+    return f"{title(stage)}, {STATUS.get(status, status)}: {reason}"
 
 
 def markdown_table(rows: list[list[str]]) -> str:

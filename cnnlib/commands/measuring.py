@@ -198,8 +198,8 @@ def summary(folder: Path) -> str:
             text += f" (scaled from {sum(epochs['images'][i] for i in good)} images)"
         if last["test_accuracy"] >= 0:
             text += f", test accuracy {100 * last['test_accuracy']:.2f} %"
-    if last["status"] == "failed":
-        text += f": {facts_of(folder).get('failed', '')}"
+    if last["reason"]:
+        text += f": {last['reason']}"
     if others := facts_of(folder).get("disturbed"):
         names = ", ".join(f"{p['process']} ({p['name'] or 'no name known'})" for p in others)
         text += f", others on the GPU meanwhile: process {names}"

@@ -1,11 +1,17 @@
 """Commands that only tell something."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnlib.commands.options import CONFIG, ConfigFiles, columns, first
+
+if TYPE_CHECKING:
+    from cnnlib.config import Config
+    from cnnlib.engine import Stage
+    from cnnlib.network import Network
 
 
 def stages() -> None:
@@ -24,10 +30,12 @@ def plan(
         list[str] | None, typer.Option(help="Can be given again; default: all of the ladder.")
     ] = None,
 ) -> None:
-    """Show a network's layers, and which operator of each stage serves which of them."""
+    """Show a network's layers, and which operator of each stage serves which of them.
+
+    The operators are those that run.json would name; a stage that does not take the network says
+    why. A GPU that is not here has no limits: then only what no GPU has room for is refused.
+    """
     from cnnlib.config import load_config
-    from cnnlib.engine import plan as plan_of
-    from cnnlib.errors import Unsupported
     from cnnlib.stages import LADDER, find_stage
 
     settings = load_config(config)
@@ -46,13 +54,39 @@ def plan(
     typer.echo(f"network {built.name}, source {'x'.join(map(str, built.input_shape))}\n")
     typer.echo(columns(rows))
     for each in chosen:
-        typer.echo(f"\nstage {each.name}")
-        try:
-            typer.echo(
-                columns([[f"  {p.operator.__name__}", p.name] for p in plan_of(each, built)])
-            )
-        except Unsupported as error:
-            typer.echo(f"  cannot: {error}")
+        remark, lines = operators(each, settings, built)
+        typer.echo(f"\nstage {each.name}{remark}")
+        typer.echo("\n".join(f"  {line}" for line in lines))
+
+
+def operators(stage: "Stage", settings: "Config", network: "Network") -> tuple[str, list[str]]:
+    """A remark on where `stage` is to run, and what serves which layers of `network` there, or in
+    one line why it does not take them.
+    """
+    from cnnlib.device import Sizes, limits_of
+    from cnnlib.engine import Setup, name_of
+    from cnnlib.engine import plan as plan_of
+    from cnnlib.errors import Unsupported
+    from cnnlib.training import library_kind
+
+    wanted, remark, device = settings.sweep.device, "", None
+    if stage.runs_on == "gpu":
+        device = limits_of(wanted)
+        if device is None:
+            remark = ", on a GPU that is not here: its sizes are not checked"
+            device = Sizes("cuda", 1, sys.maxsize)
+    on = library_kind(wanted) if stage.runs_on == "either" else "cpu"
+    size, rate = settings.sweep.batch_sizes[0], settings.training.learning_rate
+    try:
+        setup = Setup(network, size, rate, on=on)
+        served = stage.engine.operators_on(stage, setup, device)
+        rows = [
+            [name_of(operator), planned.name]
+            for planned, operator in zip(plan_of(stage, network), served, strict=True)
+        ]
+    except Unsupported as error:
+        return remark, [f"unavailable: {error}"]
+    return remark, columns(rows).splitlines()
 
 
 def ladder(

@@ -10,8 +10,10 @@ from cnnlib.device.api import (
     Extent,
     Kernel,
     KernelError,
+    Limits,
     Module,
     Resources,
+    Sizes,
 )
 from cnnlib.device.compiler import sanitizer_environment
 from cnnlib.errors import DeviceError
@@ -25,8 +27,11 @@ __all__ = [
     "Extent",
     "Kernel",
     "KernelError",
+    "Limits",
     "Module",
     "Resources",
+    "Sizes",
+    "limits_of",
     "open_device",
     "sanitizer_environment",
 ]
@@ -58,3 +63,18 @@ def open_device(choice: str = "auto") -> Device:
     from cnnlib.device import host
 
     return host.HostDevice()
+
+
+def limits_of(choice: str = "auto") -> Limits | None:
+    """The limits of the device that open_device would open, or None for a GPU that is not here."""
+    if choice in ("auto", "cuda"):
+        from cnnlib.device import cuda
+
+        if not cuda.missing_parts():
+            with cuda.CudaDevice() as gpu:
+                return Sizes(gpu.kind, gpu.multiprocessors, gpu.shared_bytes)
+        if choice == "cuda":
+            return None
+    from cnnlib.device import host
+
+    return host.host_limits()

@@ -104,13 +104,34 @@ class Event(Protocol):
         """Seconds between two recorded events; waits until the device has passed both."""
 
 
-class Device(Protocol):
+class Limits(Protocol):
+    """The sizes of a device that decide how a network is laid out on it, and whether it fits."""
+
+    @property
+    def kind(self) -> str:
+        """'cuda' or 'host'."""
+
+    @property
+    def multiprocessors(self) -> int:
+        """Blocks that run side by side, at least; OS threads on the host."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory that a block may have, SHARED_LARGE included."""
+
+
+class Sizes(NamedTuple):
+    """The limits of a device that is not open."""
+
+    kind: str
+    multiprocessors: int
+    shared_bytes: int
+
+
+class Device(Limits, Protocol):
     """One device with one in-order stream."""
 
-    kind: str  # 'cuda' | 'host'
     name: str
-    multiprocessors: int  # blocks that run side by side, at least; OS threads on the host
-    shared_bytes: int  # shared memory that a block may have, SHARED_LARGE included
     pci_bus_id: str | None  # where NVML finds it; None: it is no GPU
 
     def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:

@@ -33,6 +33,7 @@ from cnnlib.device.api import (
     Extent,
     KernelError,
     Resources,
+    Sizes,
     check_copy,
     check_part,
     extent,
@@ -307,6 +308,16 @@ class HostEvent:
         return (self._nanoseconds - earlier._nanoseconds) * 1e-9
 
 
+def host_threads() -> int:
+    """OS threads that share a launch's blocks, where nothing else is asked for."""
+    return _positive("CNNLIB_HOST_THREADS") or usable_cores()
+
+
+def host_limits() -> Sizes:
+    """The limits of a HostDevice, known without a compiler."""
+    return Sizes("host", host_threads(), _SHARED_BYTES)
+
+
 class HostDevice:
     """The machine's processor (see api.Device). Raises DeviceError when there is no compiler.
 
@@ -332,7 +343,7 @@ class HostDevice:
         self.fiber_order = order
         self.pci_bus_id: str | None = None
         self.shared_bytes = _SHARED_BYTES
-        self.multiprocessors = threads or _positive("CNNLIB_HOST_THREADS") or usable_cores()
+        self.multiprocessors = threads or host_threads()
         self.memory = memory or _positive("CNNLIB_HOST_MEMORY") or available_memory()
         self._sanitize = sanitizers()
         self._compiler = find_compiler()

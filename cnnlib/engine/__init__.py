@@ -10,6 +10,7 @@ from cnnlib.engine.base import (
     Setup,
     Stage,
     batch_arithmetic,
+    name_of,
     plan,
     profile_operators,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Setup",
     "Stage",
     "batch_arithmetic",
+    "name_of",
     "plan",
     "profile_operators",
 ]

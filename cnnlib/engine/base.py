@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cnnlib.device import Device
+from cnnlib.device import Device, Limits
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array, Layer, Shape
 from cnnlib.network import FLOAT, Arithmetic, Network
@@ -164,6 +164,13 @@ def plan(stage: Stage, network: Network) -> tuple[Planned, ...]:
     return tuple(planned)
 
 
+def name_of(operator: Any) -> str:
+    """What provenance calls an operator: its class, or a function's name, which may be given."""
+    if isinstance(operator, str):
+        return operator
+    return str(getattr(operator, "__name__", type(operator).__name__))
+
+
 class KernelTime(NamedTuple):
     """One kernel of a training step, timed on its own."""
 
@@ -266,6 +273,22 @@ class Engine(ABC):
         self.setup = setup
         self.network = setup.network
         self.plan = plan(stage, setup.network)
+        self.operators: Sequence[Any] = [p.operator for p in self.plan]
+        """What serves the parts of the plan; an engine that makes objects of them keeps these."""
+
+    @classmethod
+    def operators_on(cls, stage: Stage, setup: Setup, device: Limits | None) -> Sequence[Any]:
+        """The operators that an engine made of these arguments would have, or their classes.
+
+        Nothing is compiled and no memory is taken, so that a user can ask before a sweep. Raises
+        Unsupported where the engine would: what no stage takes is never given to another one.
+        """
+        return [p.operator for p in plan(stage, setup.network)]
+
+    @property
+    def served(self) -> list[str]:
+        """`layers: operator` for every operator that this engine trains with."""
+        return [f"{p.name}: {name_of(o)}" for p, o in zip(self.plan, self.operators, strict=True)]
 
     @property
     def choices(self) -> dict[str, Any]:

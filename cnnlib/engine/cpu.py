@@ -241,6 +241,7 @@ class BlockEngine(Engine):
         # Blocks of equal size, so that as few places as possible stay empty.
         size = math.ceil(self._share / math.ceil(self._share / BLOCK_IMAGES))
         self.lane = self._new_lane(size, exchange.gradients[0])
+        self.operators = self.lane.operators
         self._reader: Lane | None = None
         # BLAS leaves the cores to the lanes; a single lane leaves them to BLAS.
         self._blas, self._blas_threads = ThreadpoolController(), 1 if lanes > 1 else cores

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from cnnlib.device import Device, DeviceArray, Module
+from cnnlib.device import Device, DeviceArray, Limits, Module
 from cnnlib.engine.base import (
     Bytes,
     Engine,
@@ -25,6 +25,7 @@ from cnnlib.engine.base import (
     Setup,
     Stage,
     batch_arithmetic,
+    plan,
 )
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Array
@@ -319,7 +320,7 @@ class GpuEngine(DeviceEngine):
         super().__init__(stage, setup, device)
         assert device is not None, "a GPU stage needs a device"
         self.device = device
-        self.operators: list[GpuOperator] = [p.operator(p, stage, device) for p in self.plan]
+        self.operators: list[GpuOperator] = self.operators_on(stage, setup, device)
         self.module = self._compile()
         self._allocate()
         self._steps: dict[int, list[Launch]] = {}
@@ -327,6 +328,10 @@ class GpuEngine(DeviceEngine):
         self._pool = ThreadPoolExecutor(self._gatherers)
 
     # Building
+
+    @classmethod
+    def operators_on(cls, stage: Stage, setup: Setup, device: Limits | None) -> list[GpuOperator]:
+        return [p.operator(p, stage, device) for p in plan(stage, setup.network)]
 
     def _compile(self) -> Module:
         network = self.network

@@ -51,6 +51,8 @@ GROUP = 4
 
 
 ONE_TEAM = Threads(256)
+INSTEAD = "use stage 'ring'"
+"""What to do with a network that does not fit: that stage keeps only a window of rows on chip."""
 SECTOR = 8
 """Floats that device memory moves at once; arrays of a trace begin at multiples of it."""
 
@@ -215,7 +217,7 @@ class StepOperator(ABC):
     def unsupported(self, reason: str) -> Unsupported:
         return Unsupported(
             f"stage '{self.stage.name}' cannot take {self.planned.name} of network "
-            f"'{self.planned.network.name}': {reason}"
+            f"'{self.planned.network.name}': {reason}; {INSTEAD}"
         )
 
 
@@ -258,10 +260,12 @@ class StepPlan:
             give_way.pop().held = False
         self.shared_bytes = room.size * 4
         if self.shared_bytes > shared_bytes:
+            convolved = sum(o.parameters for o in self.operators if o.leaves_sums)
             raise Unsupported(
                 f"stage '{stage.name}' keeps an image's maps and the weights of convolutions in "
-                f"shared memory, which takes {self.shared_bytes} of {shared_bytes} bytes for "
-                f"network '{self.network.name}'"
+                f"shared memory: those of network '{self.network.name}' ({convolved:,} weights, "
+                f"{sum(map(math.prod, self.network.shapes)):,} numbers in its maps) need "
+                f"{self.shared_bytes:,} bytes, and a block may have {shared_bytes:,}; {INSTEAD}"
             )
         self.trace = 0
         for operator in self.operators:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnlib.device import Device, DeviceArray
+from cnnlib.device import Device, DeviceArray, Limits
 from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.base import (
@@ -23,10 +23,11 @@ from cnnlib.engine.base import (
     Setup,
     Stage,
     batch_arithmetic,
+    plan,
 )
 from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.gpu import THREADS, DeviceEngine, Piece, kernel_source
-from cnnlib.engine.steps import ONE_TEAM, StepPlan, Threads
+from cnnlib.engine.steps import ONE_TEAM, StepOperator, StepPlan, Threads
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
@@ -50,7 +51,7 @@ ATTEMPTS = 3
 """At that, before the rule's plan is taken."""
 
 
-def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Device) -> StepPlan:
+def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Limits) -> StepPlan:
     """The plan for a batch size: how many images a block takes together, and in how many teams.
 
     All that a block has, up to MOST_TOGETHER; fewer where their maps do not fit its shared memory.
@@ -73,7 +74,7 @@ def whole_source(steps: StepPlan) -> str:
 
 
 def candidates(
-    stage: Stage, planned: Sequence[Planned], batch_size: int, device: Device
+    stage: Stage, planned: Sequence[Planned], batch_size: int, device: Limits
 ) -> list[StepPlan]:
     """Plans worth measuring, all different: first that of `choose`, then with other threads, and
     with half as many images together.
@@ -104,9 +105,16 @@ class WholeStepEngine(DeviceEngine):
         self._build(plans[fastest(self._times) if self._times else 0])
         self._tried = plans
 
+    @classmethod
+    def operators_on(cls, stage: Stage, setup: Setup, device: Limits | None) -> list[StepOperator]:
+        assert device is not None, "a GPU stage needs a device"
+        planned = plan(stage, setup.network)
+        return choose(stage, planned, setup.batch_size, device).operators
+
     def _build(self, steps: StepPlan) -> None:
         """Kernels and buffers of a plan."""
         self.steps = steps
+        self.operators = steps.operators
         self.module = self.device.compile(whole_source(steps), *self._names)
         self._allocate()
 
@@ -167,15 +175,28 @@ class WholeStepEngine(DeviceEngine):
     def choices(self) -> dict[str, Any]:
         """The plan, and what the others took where it was chosen by measuring."""
 
-        def told(plan: StepPlan) -> dict[str, int]:
+        def told(plan: StepPlan) -> dict[str, Any]:
             block = plan.threads
-            return {"images_a_block": plan.images, "threads": block.block, "teams": block.teams}
+            return {
+                "images_a_block": plan.images,
+                "threads": block.block,
+                "teams": block.teams,
+                "weights_on_chip": [o.label for o in plan.operators if o.held or o.leaves_sums],
+            }
 
         tried = [
             told(plan) | {"step_seconds": seconds}
             for plan, seconds in zip(self._tried, self._times, strict=False)
         ]
-        return {"chosen": told(self.steps)} | ({"tried": tried} if tried else {})
+        found: dict[str, Any] = {"chosen": told(self.steps)}
+        if tried:
+            found["tried"] = tried
+        elif len(self._tried) > 1:
+            found["not_tried"] = (
+                f"times of {len(self._tried)} plans did not repeat in {ATTEMPTS} attempts: "
+                "something else computes on the device"
+            )
+        return found
 
     def _allocate(self) -> None:
         batch, network = self.setup.batch_size, self.network

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage
+from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
 
@@ -47,6 +47,16 @@ def dense(jax: Any, layout: str, planned: Planned, source: Any, weight: Any, bia
     return source.reshape(len(source), -1) @ weight.T + bias
 
 
+def function_of(planned: Planned) -> str:
+    """The name of the function of JAX that the layer's operator calls; matmul is written @."""
+    layer: Any = planned.layers[0]
+    if isinstance(layer, Activation):
+        return str(layer.function)
+    if isinstance(layer, Subsample):
+        return "reduce_window"
+    return "conv_general_dilated" if isinstance(layer, Conv) else "matmul"
+
+
 OPERATORS: dict[tuple[type[Layer], ...], Any] = {
     (Conv,): conv,
     (Activation,): activation,
@@ -55,27 +65,33 @@ OPERATORS: dict[tuple[type[Layer], ...], Any] = {
 }
 
 
+def usable(stage: Stage, setup: Setup) -> tuple[Any, Any]:
+    """JAX and the device it is to use; Unsupported where it is not installed or lacks one."""
+    # Otherwise it takes three quarters of the GPU's memory, whatever it needs.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        import jax
+    except ImportError:
+        raise Unsupported(
+            f"stage '{stage.name}' needs JAX, which is not installed (pip install jax)"
+        ) from None
+    if setup.on != "cuda" and stage.rounding:
+        raise Unsupported(f"stage '{stage.name}' needs a GPU: TF32 is of its tensor cores")
+    kind = "gpu" if setup.on == "cuda" else "cpu"
+    try:
+        return jax, jax.devices(kind)[0]
+    except RuntimeError:
+        raise Unsupported(f"stage '{stage.name}': this JAX cannot use the {kind}") from None
+
+
 class JaxEngine(Engine):
     """Plain SGD; the state is a tuple of parameters and one of velocities."""
 
     def __init__(self, stage: Stage, setup: Setup, device: Any = None) -> None:
         super().__init__(stage, setup, device)
-        # Otherwise it takes three quarters of the GPU's memory, whatever it needs.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        try:
-            import jax
-        except ImportError:
-            raise Unsupported(
-                f"stage '{stage.name}' needs JAX, which is not installed (pip install jax)"
-            ) from None
+        self.operators = self.operators_on(stage, setup, device)
+        jax, self.where = usable(stage, setup)
         self.jax = jax
-        if setup.on != "cuda" and stage.rounding:
-            raise Unsupported(f"stage '{stage.name}' needs a GPU: TF32 is of its tensor cores")
-        kind = "gpu" if setup.on == "cuda" else "cpu"
-        try:
-            self.where = jax.devices(kind)[0]
-        except RuntimeError:
-            raise Unsupported(f"stage '{stage.name}': this JAX cannot use the {kind}") from None
         jax.config.update(
             "jax_default_matmul_precision", "tensorfloat32" if stage.rounding else "highest"
         )
@@ -88,6 +104,11 @@ class JaxEngine(Engine):
         self._speeds = self._tensors(np.zeros(self.network.parameter_count))
 
     # The network
+
+    @classmethod
+    def operators_on(cls, stage: Stage, setup: Setup, device: Any) -> list[str]:
+        usable(stage, setup)
+        return [function_of(planned) for planned in plan(stage, setup.network)]
 
     def _logits_of(self, layout: str, weights: Any, images: Any) -> Any:
         values = (images.astype(np.float32) - self.setup.mean) / self.setup.deviation

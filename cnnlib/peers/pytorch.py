@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage
+from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
 from cnnlib.machine import usable_cores
@@ -42,6 +42,16 @@ def dense(torch: Any, planned: Planned, source: Any, weight: Any, bias: Any) -> 
     return torch.nn.functional.linear(source.flatten(1), weight, bias)
 
 
+def function_of(planned: Planned) -> str:
+    """The name of the function of PyTorch that the layer's operator calls."""
+    layer: Any = planned.layers[0]
+    if isinstance(layer, Activation):
+        return str(layer.function)
+    if isinstance(layer, Subsample):
+        return "max_pool2d" if layer.method == "max" else "avg_pool2d"
+    return "conv2d" if isinstance(layer, Conv) else "linear"
+
+
 OPERATORS: dict[tuple[type[Layer], ...], Any] = {
     (Conv,): conv,
     (Activation,): activation,
@@ -50,25 +60,32 @@ OPERATORS: dict[tuple[type[Layer], ...], Any] = {
 }
 
 
+def usable(stage: Stage, setup: Setup) -> Any:
+    """PyTorch; Unsupported where it is not installed or lacks what the stage needs."""
+    try:
+        import torch
+    except ImportError:
+        raise Unsupported(
+            f"stage '{stage.name}' needs PyTorch, which is not installed (pip install torch)"
+        ) from None
+    on_gpu = setup.on == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise Unsupported(f"stage '{stage.name}': this PyTorch cannot use the GPU")
+    if not on_gpu and stage.options.get("graph") is True:
+        raise Unsupported(f"stage '{stage.name}' needs a GPU: CUDA graphs are launches of one")
+    if not on_gpu and stage.rounding:
+        raise Unsupported(f"stage '{stage.name}' needs a GPU: TF32 is of its tensor cores")
+    return torch
+
+
 class TorchEngine(Engine):
     """Plain SGD by torch.optim on tensors that hold the network's parameters."""
 
     def __init__(self, stage: Stage, setup: Setup, device: Any = None) -> None:
         super().__init__(stage, setup, device)
-        try:
-            import torch
-        except ImportError:
-            raise Unsupported(
-                f"stage '{stage.name}' needs PyTorch, which is not installed (pip install torch)"
-            ) from None
-        self.torch = torch
+        self.operators = self.operators_on(stage, setup, device)
+        self.torch = torch = usable(stage, setup)
         on_gpu = setup.on == "cuda"
-        if on_gpu and not torch.cuda.is_available():
-            raise Unsupported(f"stage '{stage.name}': this PyTorch cannot use the GPU")
-        if not on_gpu and stage.options.get("graph") is True:
-            raise Unsupported(f"stage '{stage.name}' needs a GPU: CUDA graphs are launches of one")
-        if not on_gpu and stage.rounding:
-            raise Unsupported(f"stage '{stage.name}' needs a GPU: TF32 is of its tensor cores")
         self.where = torch.device("cuda" if on_gpu else "cpu")
         self.graphed = bool(stage.options.get("graph")) and on_gpu
         torch.set_num_threads(usable_cores())
@@ -98,6 +115,11 @@ class TorchEngine(Engine):
         self._choices: dict[str, Any] = {}
 
     # The network
+
+    @classmethod
+    def operators_on(cls, stage: Stage, setup: Setup, device: Any) -> list[str]:
+        usable(stage, setup)
+        return [function_of(planned) for planned in plan(stage, setup.network)]
 
     def _logits_of(self, images: Any) -> Any:
         values = (images.to(self.torch.float32) - self.setup.mean) / self.setup.deviation
@@ -140,7 +162,11 @@ class TorchEngine(Engine):
 
     @property
     def choices(self) -> dict[str, Any]:
-        return self._choices
+        return {
+            "cuda_graph": self._graph is not None,
+            "compiled": self._loss != self._loss_of,
+            **self._choices,
+        }
 
     def _prepare(self) -> None:
         if self.graphed:

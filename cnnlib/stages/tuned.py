@@ -3,17 +3,13 @@
 The data set lies on the GPU as bytes and a whole epoch is one launch. Every block takes its images
 through the network, with the weights in its shared memory as far as they fit; then every block
 updates a share of the weights. Tensor cores multiply, to float32's accuracy (kernels/tensor.cuh).
-A network whose maps do not fit a block is trained by the kernels of stage ring.
+A network whose maps or weights do not fit a block is refused with the sizes that are in the way.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import Any
 
-from cnnlib.device import Device
-from cnnlib.engine import Engine, Planned, Setup, Stage, plan
-from cnnlib.engine.gpu import GpuEngine
+from cnnlib.engine import Planned, Stage
 from cnnlib.engine.steps import (
     CHUNK,
     GROUP,
@@ -24,10 +20,8 @@ from cnnlib.engine.steps import (
     pitch_of,
     sectors,
 )
-from cnnlib.engine.whole import WholeStepEngine, choose
-from cnnlib.errors import Unsupported
+from cnnlib.engine.whole import WholeStepEngine
 from cnnlib.layers import Activation, Conv, Dense, Subsample
-from cnnlib.stages import ring
 from cnnlib.stages.fused import function_of
 
 SCHEDULERS = 4
@@ -87,6 +81,7 @@ class TunedConv(StepOperator):
         self.terms = self.channels * conv.kernel**2
         self.full_pitch = tiles(tiles(self.area, 8) * 8 - 4, 16) * 16 + 4
         self.across = tiles(self.maps, 8)
+        self.check_forward()
         self.down, self.shares = self._best(
             ((down, shares) for down in range(1, 9) for shares in range(1, self.threads.warps + 1)),
             self._forward_cost,
@@ -95,6 +90,7 @@ class TunedConv(StepOperator):
         warps = self.threads.warps
         few = self._gradient_sums(warps) <= MOST_SUMS or self.threads.block > 256
         self.most_gradient_sums = MOST_SUMS if few else MOST_GRADIENT_SUMS
+        self.check_gradient()
         self.groups, self.splits = self._best(
             ((groups, splits) for groups in range(1, warps + 1)
              for splits in range(1, warps // groups + 1)),
@@ -109,10 +105,25 @@ class TunedConv(StepOperator):
         choices: Iterable[tuple[int, int]],
         cost: Callable[[int, int], float],
     ) -> tuple[int, int]:
-        best = min(choices, key=lambda choice: (cost(*choice), choice))
-        if math.isinf(cost(*best)):
-            raise self.unsupported(f"its {self.parameters} weights are too many for a block")
-        return best
+        return min(choices, key=lambda choice: (cost(*choice), choice))
+
+    def check_forward(self) -> None:
+        """Raise Unsupported where a thread has no room for the sums of one position's maps."""
+        if self.across * 4 > MOST_SUMS:
+            raise self.unsupported(
+                f"its {self.maps} maps take {self.across * 4} registers of a thread for the sums "
+                f"of a position, and a thread has room for {MOST_SUMS}"
+            )
+
+    def check_gradient(self) -> None:
+        """Raise Unsupported where all warps of a team together have no room for the gradient."""
+        wanted = self._gradient_sums(self.threads.warps)
+        if wanted > self.most_gradient_sums:
+            raise self.unsupported(
+                f"the gradient of its {self.parameters:,} weights is summed in registers, {wanted} "
+                f"of each of {self.threads.team} threads, and a thread has room for "
+                f"{self.most_gradient_sums}"
+            )
 
     def _forward_cost(self, down: int, shares: int) -> float:
         """Cycles of the forward pass, about, where a warp makes `down` tiles of positions."""
@@ -432,32 +443,12 @@ class TunedPlain(StepOperator):
         )
 
 
-class TunedEngine(WholeStepEngine):
-    """Whole steps in one launch; where a network does not fit them, stage ring's kernels."""
-
-    def __new__(cls, stage: Stage, setup: Setup, device: Device | None = None) -> Any:
-        assert device is not None, "a GPU stage needs a device"
-        try:
-            choose(stage, plan(stage, setup.network), setup.batch_size, device)
-        except Unsupported:
-            return otherwise(stage, setup, device)
-        return super().__new__(cls)
-
-
-def otherwise(stage: Stage, setup: Setup, device: Device) -> Engine:
-    """The engine of stage ring under this stage's name."""
-    slower = replace(
-        stage, engine=GpuEngine, operators=ring.STAGE.operators, options=ring.STAGE.options
-    )
-    return GpuEngine(slower, setup, device)
-
-
 STAGE = Stage(
     name="tuned",
     title="5 tuned",
     change="a whole epoch in one launch; weights in shared memory, images gathered on the GPU",
     runs_on="gpu",
-    engine=TunedEngine,
+    engine=WholeStepEngine,
     operators={
         (Conv, Activation, Subsample): convolution,
         (Conv, Subsample): convolution,

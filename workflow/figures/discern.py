@@ -13,7 +13,7 @@ own measured time per image.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, recognition, style, wording
+from workflow import layout, panels, reasons, recognition, style, wording
 
 TABLES = ("digits", "pictures", "epochs")
 
@@ -29,13 +29,14 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     rows = recognition.beliefs(completed)
     rows = rows[rows["train_seconds"] > 0]
     if not len(rows):
-        return layout.nothing(*recognition.NO_ROWS)
+        return layout.nothing(*recognition.NO_ROWS, reasons.left_out(panels.of_ladder(epochs)))
     times = moments(rows)
     blocks = recognition.blocks(rows, pictures, lambda line: beliefs_at(line, times))
     return recognition.draw_grid(
         blocks, [style.plain(time) for time in times], "after this much training time",
         title(rows), recognition.subtitle(rows, digits), notes(rows),
         "first batch not finished" if rows["whole"].all() else "not known",
+        recognition.left_out(digits, epochs),
     )  # fmt: skip
 
 

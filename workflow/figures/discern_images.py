@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, recognition, wording
+from workflow import layout, panels, reasons, recognition, wording
 
 TABLES = ("digits", "pictures", "epochs")
 
@@ -30,14 +30,16 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     completed = recognition.complete(own, panels.of_ladder(epochs))
     rows = recognition.beliefs(completed[~completed["borrowed"]])
     if not len(rows):
-        return layout.nothing(*recognition.NO_ROWS)
+        return layout.nothing(*recognition.NO_ROWS, reasons.left_out(panels.of_ladder(epochs)))
     counts = columns(rows)
     blocks = recognition.blocks(
         rows, pictures, lambda line: [belief_after(line, count) for count in counts]
     )
     return recognition.draw_grid(
         blocks, [f"{count:,}" for count in counts], "after training on this many images",
-        title(rows), recognition.subtitle(rows, digits), notes(rows, epochs), "not looked at",
+        title(rows), recognition.subtitle(rows, digits),
+        notes(rows, reasons.without_left_out(epochs)), "not looked at",
+        recognition.left_out(digits, epochs),
     )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def points(share: float) -> str:
 
 
 def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
-    """How much is compared; which stages were not looked at."""
+    """How much is compared; which of the stages in `epochs` were not looked at."""
     missing = sorted(
         set(recognition.one_run(panels.of_ladder(epochs))["stage"]) - set(rows["stage"])
     )

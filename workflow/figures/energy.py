@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, reasons, style, wording
 
 TABLES = ("energy", "epochs")
 
@@ -25,8 +25,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     cell = panels.first_cell(energy)
     if cell is None:
         return layout.nothing(
-            "Energy was not measured", "It takes a GPU whose driver tells of it (NVML)."
-        )
+            "Energy was not measured", "It takes a GPU whose driver tells of it (NVML).",
+            reasons.left_out(tables["epochs"]),
+        )  # fmt: skip
     energy = panels.of_cell(energy, cell).copy()
     epochs = panels.of_cell(tables["epochs"], cell)
     whole = epochs.loc[~epochs["extrapolated"], ["batch_size", "images"]].drop_duplicates()
@@ -37,7 +38,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     if not len(energy):
         return layout.nothing("Energy was not measured", "No stage has trained a whole epoch.")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14.0, 5.8), layout="constrained")
-    layout.headline(figure, title(energy), subtitle(energy, cell))
+    layout.headline(
+        figure, title(energy), subtitle(energy, cell), left_out=reasons.left_out(epochs)
+    )
     style.quantity_axis(left, "y", energy["epoch_joules"], joules, steps=(1, 2, 5))
     left.set_ylabel("energy of an epoch")
     idle = energy["idle_watts"].median()

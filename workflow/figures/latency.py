@@ -10,9 +10,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, reasons, style, wording
 
-TABLES = ("summary",)
+TABLES = ("summary", "epochs")
 
 QUANTITIES = (
     ("step_seconds", "step_seconds_q05", "step_seconds_q95", "One step"),
@@ -27,7 +27,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     figure, grid = pyplot.subplots(
         len(parts), 2, figsize=(14.0, 1.5 + 4.4 * len(parts)), squeeze=False, layout="constrained"
     )
-    layout.headline(figure, title(summary), subtitle(summary), panels.notes(summary))
+    layout.headline(
+        figure, title(summary), subtitle(summary), panels.notes(summary),
+        reasons.left_out(tables["epochs"]),
+    )  # fmt: skip
     waiting = []
     for row, panel in zip(grid, parts, strict=True):
         for axes, quantity in zip(row, QUANTITIES, strict=True):

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, recognition, style, wording
+from workflow import layout, panels, reasons, recognition, style, wording
 
 TABLES = ("learning", "epochs")
 
@@ -30,14 +30,18 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     rows = rows[rows["test_accuracy"].notna() & (rows["train_seconds"] > 0)]
     if not len(rows):
         return layout.nothing(
-            "No learning curve was measured", "No run of the sweep has looked while it trained."
-        )
+            "No learning curve was measured", "No run of the sweep has looked while it trained.",
+            reasons.left_out(tables["epochs"]),
+        )  # fmt: skip
     found = panels.split(rows)
     counts = [len(recognition.lines(panel.lines)) for panel in found]
     figure = pyplot.figure(
         figsize=(9.5, 1.6 + sum(4.2 + 0.36 * count for count in counts)), layout="constrained"
     )
-    layout.headline(figure, title(found[0]), subtitle(rows), recognition.notes(rows))
+    layout.headline(
+        figure, title(found[0]), subtitle(rows), recognition.notes(rows),
+        reasons.left_out(tables["epochs"]),
+    )  # fmt: skip
     ratios = [ratio for count in counts for ratio in (3.6, 0.3 + 0.36 * count)]
     grid = figure.subplots(len(ratios), 1, height_ratios=ratios)
     for number, panel in enumerate(found):

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, reasons, style, wording
 
 TABLES = ("samples", "epochs")
 
@@ -37,7 +37,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Traces at one batch size on the left, peaks against batch size on the right."""
     cell = panels.first_cell(tables["samples"])
     if cell is None:
-        return layout.nothing("Memory was not looked at", "There are no samples.")
+        return layout.nothing(
+            "Memory was not looked at", "There are no samples.", reasons.left_out(tables["epochs"])
+        )
     samples = panels.of_cell(tables["samples"], cell)
     samples = samples[samples["phase"] != "close"]
     epochs = panels.of_cell(tables["epochs"], cell)
@@ -45,7 +47,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     trained = epochs.loc[epochs["status"] == "ok", RUN].drop_duplicates()
     samples, what = choose(samples.merge(trained, on=RUN))
     if not len(samples):
-        return layout.nothing("Memory was not looked at", "Neither NVML nor the system told of it.")
+        return layout.nothing(
+            "Memory was not looked at", "Neither NVML nor the system told of it.",
+            reasons.left_out(epochs),
+        )  # fmt: skip
     on_gpu = bool((samples["device_kind"] == "cuda").all())
     peaks = samples.groupby(RUN, as_index=False, sort=False)["memory"].max()
     size = common_batch(peaks)
@@ -55,7 +60,11 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         figsize=(14.0, max(6.4, FRAME + 1.5 * len(traced))), layout="constrained"
     )
     layout.headline(
-        figure, title(peaks, on_gpu), subtitle(peaks, cell, size, what), notes(epochs, on_gpu)
+        figure,
+        title(peaks, on_gpu),
+        subtitle(peaks, cell, size, what),
+        notes(reasons.without_left_out(epochs), on_gpu),
+        reasons.left_out(epochs),
     )
     left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.05))
     ends, top = shown["time_seconds"].max(), shown["memory"].max()
@@ -195,7 +204,7 @@ def subtitle(peaks: pd.DataFrame, cell: tuple[str, str], size: int, what: str) -
 
 
 def notes(epochs: pd.DataFrame, on_gpu: bool) -> str:
-    """Which stages did not come to train, and at which batch sizes."""
+    """Which stages did not come to train at some batch sizes, and at which."""
     failed = epochs[epochs["status"] != "ok"]
     if on_gpu:
         failed = failed[failed["device_kind"] == "cuda"]

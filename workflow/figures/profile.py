@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, reasons, style, wording
 
 TABLES = ("kernels", "epochs")
 
@@ -43,7 +43,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     kernels = kernels.assign(part=kernels["part"].mask(rest, "the rest"))
     cell = panels.first_cell(kernels)
     if cell is None:
-        return layout.nothing("No profile was taken", "There are no kernels in the table.")
+        return layout.nothing(
+            "No profile was taken", "There are no kernels in the table.",
+            reasons.left_out(tables["epochs"]),
+        )  # fmt: skip
     parts = of_parts(panels.of_cell(kernels, cell))
     parts = parts.join(step_seconds(panels.of_cell(tables["epochs"], cell)), on=CELL)
     sizes = sorted(set(parts["batch_size"]))
@@ -62,7 +65,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         len(shown), 1, figsize=(12.6, 1.9 + sum(heights)), height_ratios=heights,
         squeeze=False, layout="constrained", sharex=True,
     )  # fmt: skip
-    layout.headline(figure, title(parts, sizes, stages), subtitle(parts, cell))
+    layout.headline(
+        figure, title(parts, sizes, stages), subtitle(parts, cell),
+        left_out=reasons.left_out(tables["epochs"], cell),
+    )  # fmt: skip
     for axes, (size, built, lines, rows) in zip(column.flat, shown, strict=True):
         draw_bars(axes, lines[lines["batch_size"] == size], rows)
         note = f" ({wording.HOST})" if built else ""

@@ -11,9 +11,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, style, wording
+from workflow import layout, reasons, style, wording
 
-TABLES = ("kernels",)
+TABLES = ("kernels", "epochs")
 
 WAYS = {
     "push_errors": ("push", style.Mark("#d08a00", "D")),
@@ -28,22 +28,25 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     kernels = tables["kernels"]
     times = kernels[(kernels["stage"] == STAGE) & kernels["kernel"].isin(WAYS)].copy()
     times["image_seconds"] = times["kernel_seconds"] / times["batch_size"]
+    epochs = tables["epochs"]
+    missing = reasons.left_out(epochs[epochs["stage"] == STAGE])
     if not len(times):
+        there = "has no kernels that do" if missing else "is not in sweep.stages"
         return layout.nothing(
-            "Push and pull were not measured", f"Stage '{STAGE}' is not in sweep.stages."
+            "Push and pull were not measured", f"Stage '{STAGE}' {there}.", missing
         )
-    panels = [group for _, group in times.groupby(PANEL, sort=False)]
-    across = min(3, len(panels))
-    down = -(-len(panels) // across)
+    groups = [group for _, group in times.groupby(PANEL, sort=False)]
+    across = min(3, len(groups))
+    down = -(-len(groups) // across)
     figure, grid = pyplot.subplots(
         down, across, figsize=(2.4 + 6.6 * across, 1.7 + 4.4 * down), squeeze=False,
         layout="constrained", sharey=True,
     )  # fmt: skip
-    layout.headline(figure, title(times), subtitle(times))
+    layout.headline(figure, title(times), subtitle(times), left_out=missing)
     waiting = []
-    for axes, panel in zip(grid.flat, panels, strict=False):
+    for axes, panel in zip(grid.flat, groups, strict=False):
         waiting.append((axes, draw_panel(axes, panel, times)))
-    for axes in grid.flat[len(panels) :]:
+    for axes in grid.flat[len(groups) :]:
         axes.axis("off")
     for axes, labels in waiting:
         style.end_labels(axes, labels)

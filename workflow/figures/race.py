@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, reasons, style, wording
 
 TABLES = ("race", "race_summary")
 
@@ -22,13 +22,17 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     good = race[race["status"] == "ok"].copy()
     good["percent"] = 100 * good["test_accuracy"]
     if not len(good):
-        return layout.nothing("The race was not run", "No stage of it could train here.")
+        return layout.nothing(
+            "The race was not run", "No stage of it could train here.", reasons.left_out(race)
+        )
     found = panels.split(good)
     figure, column = pyplot.subplots(
         len(found), 1, figsize=(10.5, 1.9 + 4.6 * len(found)), squeeze=False, layout="constrained"
     )
     summary = tables["race_summary"]
-    layout.headline(figure, title(summary), subtitle(race), notes(summary))
+    layout.headline(
+        figure, title(summary), subtitle(race), notes(summary, race), reasons.left_out(race)
+    )
     waiting = [
         (axes, draw_panel(axes, panel)) for axes, panel in zip(column.flat, found, strict=True)
     ]
@@ -112,9 +116,10 @@ def subtitle(race: pd.DataFrame) -> str:
     )
 
 
-def notes(summary: pd.DataFrame) -> str:
-    """Stages that have no line, and why; what hollow marks are."""
+def notes(summary: pd.DataFrame, race: pd.DataFrame) -> str:
+    """Stages that have no line, where no more is known; what hollow marks are."""
     bad = summary[summary["n"] == 0]
+    bad = bad[bad["stage"].isin(reasons.without_left_out(race)["stage"])]
     said = [
         f"{wording.title(line.stage)}: {wording.STATUS.get(line.status, line.status)}"
         for line in bad.itertuples()

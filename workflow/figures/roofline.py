@@ -16,9 +16,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, reasons, style, wording
 
-TABLES = ("kernels", "probes")
+TABLES = ("kernels", "probes", "epochs")
 
 CEILINGS = {
     "cuda": (("copy_device", "memory:"), (("peak_fp32", "fp32"), ("peak_tf32", "TF32"))),
@@ -39,8 +39,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     cell = panels.first_cell(kernels)
     if cell is None:
         return layout.nothing(
-            "There is no roofline to draw", "There are no kernels with arithmetic in the table."
-        )
+            "There is no roofline to draw", "There are no kernels with arithmetic in the table.",
+            reasons.left_out(tables["epochs"]),
+        )  # fmt: skip
     kernels = panels.of_cell(kernels, cell)
     size = max(kernels["batch_size"])
     marks = of_parts(kernels[kernels["batch_size"] == size])
@@ -51,8 +52,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         1, len(kinds), figsize=(1.2 + 7.0 * len(kinds), 6.6), squeeze=False, layout="constrained"
     )
     layout.headline(
-        figure, title(marks, tables["probes"]), subtitle(marks, cell, size, tables["probes"])
-    )
+        figure, title(marks, tables["probes"]), subtitle(marks, cell, size, tables["probes"]),
+        left_out=reasons.left_out(tables["epochs"], cell),
+    )  # fmt: skip
     for axes, kind in zip(row.flat, kinds, strict=True):
         draw_panel(axes, marks[marks["device_kind"] == kind], tables["probes"], kind)
     return figure

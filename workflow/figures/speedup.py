@@ -10,9 +10,9 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, reasons, style, wording
 
-TABLES = ("summary",)
+TABLES = ("summary", "epochs")
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -23,7 +23,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         1, len(parts), figsize=(2.6 + 6.2 * len(parts), 5.7), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    layout.headline(figure, title(summary), subtitle(summary), panels.notes(summary))
+    layout.headline(
+        figure, title(summary), subtitle(summary), panels.notes(summary),
+        reasons.left_out(tables["epochs"]),
+    )  # fmt: skip
     values = pd.concat([summary["speedup"], summary["speedup_low"], summary["speedup_high"]])
     labels = []
     for axes, panel in zip(grid[0], parts, strict=True):

@@ -14,7 +14,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, reasons, style, wording
 
 TABLES = ("transfers",)
 
@@ -27,11 +27,12 @@ PARTS = {
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """A panel a stage, side by side."""
-    transfers = tables["transfers"]
+    transfers = every = tables["transfers"]
     transfers = transfers[(transfers["status"] == "ok") & (transfers["epoch_seconds"] > 0)]
     cell = panels.first_cell(transfers)
     if cell is None:
-        return layout.nothing("Transfers were not measured", "No stage of the sweep runs on a GPU.")
+        why = "No stage of the sweep has loaded images onto a GPU."
+        return layout.nothing("Transfers were not measured", why, reasons.left_out(every))
     transfers = panels.of_cell(transfers, cell).copy()
     for part in PARTS:
         transfers[part] = 100 * transfers[part] / transfers["epoch_seconds"]
@@ -40,7 +41,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         1, len(stages), figsize=(2.0 + 4.6 * len(stages), 5.6), squeeze=False, sharey=True,
         layout="constrained",
     )  # fmt: skip
-    layout.headline(figure, title(transfers, stages), subtitle(transfers, cell))
+    layout.headline(
+        figure, title(transfers, stages), subtitle(transfers, cell),
+        left_out=reasons.left_out(every, cell),
+    )  # fmt: skip
     waiting = []
     for axes, stage in zip(row.flat, stages, strict=True):
         waiting.append((axes, draw_stage(axes, transfers[transfers["stage"] == stage], stage)))

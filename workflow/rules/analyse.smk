@@ -25,6 +25,7 @@ rule tabulate:
         tables=EXPERIMENT.tables_of_table,
         code=[
             "workflow/tables/{table}.py",
+            "workflow/reasons.py",
             "workflow/tabulate.py",
             "workflow/wording.py",
         ],

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from cnnlib.stages import ALL
-from workflow import wording
+from workflow import reasons, wording
 
-TABLES = ("summary",)
+TABLES = ("summary", "epochs")
 
 CHOSEN = (64, 256, 1024)
 COLUMNS = [
@@ -49,6 +49,13 @@ def markdown(frame: pd.DataFrame) -> str:
             table.append([*cells, accuracy_cell(group)])
         parts.append(f"**{wording.what(dataset, network)}**\n\n{wording.markdown_table(table)}")
     return "\n".join([*parts, note(frame)])
+
+
+def footnotes(tables: dict[str, pd.DataFrame]) -> str:
+    """Why stages have no time: at the batch sizes that are shown, or at all."""
+    shown = set(make(tables)["batch_size"])
+    epochs = tables["epochs"]
+    return reasons.footnotes(epochs[epochs["batch_size"].isin(shown)])
 
 
 def epoch_cell(line: Any) -> str:

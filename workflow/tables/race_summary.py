@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from workflow import wording
+from workflow import reasons, wording
 
 TABLES = ("race",)
 
@@ -107,6 +107,11 @@ def markdown(frame: pd.DataFrame) -> str:
         reached = "reached" if there else "not reached"
         table.append([*name, mean, spread, times, f"{goal}: {reached}"])
     return wording.markdown_table(table) + note(frame)
+
+
+def footnotes(tables: dict[str, pd.DataFrame]) -> str:
+    """Why stages have not run."""
+    return reasons.footnotes(tables["race"])
 
 
 def note(frame: pd.DataFrame) -> str:
