@@ -28,6 +28,8 @@ from cnnlib import records, stages
 from cnnlib.__main__ import main
 from cnnlib.commands import training
 from cnnlib.config import Config
+from cnnlib.device.host import HostDevice
+from cnnlib.engine import Setup
 from cnnlib.machine import usable_cores
 from cnnlib.stages import naive
 from tests.toys import small_disk, toy_config, toy_data, write_config
@@ -244,8 +246,61 @@ def test_stages_and_plan(home: Home) -> None:
     said = home("plan", "--stage", "naive", "--network", "small", "--dataset", "toy")
     assert said.count("\nstage ") == 1
     assert re.search(r"^  Loops +dense1$", said, re.M)
+    plan = home("plan", "--stage", "tuned")
+    assert re.search(r"^  TunedFirst +conv1\+activation1\+subsample1$", plan, re.M)
     assert "unknown stage 'x' in --stage" in home.fails("plan", "--stage", "x")
     assert "unknown network 'x' in --network" in home.fails("plan", "--network", "x")
+
+
+class NoKernels(HostDevice):
+    """Engines are made on it without compiling anything."""
+
+    def compile(self, *source: Any) -> Any:
+        return None
+
+
+@pytest.mark.parametrize("device", ["host", "cuda"])
+def test_plan_says_what_run_json_would_say(
+    home: Home, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """For every stage; where there is no GPU, no compiler and no kernel is needed."""
+    convolution = {"conv": {"maps": 64, "kernel": 3}}
+    fits = [{"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2}]
+    networks: dict[str, Any] = {
+        "fits": [*fits, {"dense": 3}],
+        "wide": [convolution, {"activation": "relu"}, convolution, {"dense": 3}],
+        "strided": [{"conv": {"maps": 2, "kernel": 3, "stride": 2}}, {"dense": 3}],
+    }
+    names = [stage.name for stage in (*stages.LADDER, *stages.VARIANTS)]
+    sweep = {"networks": list(networks), "stages": names, "device": device}
+    home.write(toy_config(networks=networks, sweep=sweep))
+    given = [option for name in names for option in ("--stage", name)]
+    with monkeypatch.context() as without:
+        without.setenv("CXX", "/nowhere/g++")
+        without.setattr("cnnlib.device.cuda.missing_parts", lambda: ["no driver"])
+        printed = {name: home("plan", "--network", name, *given) for name in networks}
+    said = {
+        name: {
+            block.split(maxsplit=1)[0].rstrip(","): block.splitlines()[1:]
+            for block in text.split("\nstage ")[1:]
+        }
+        for name, text in printed.items()
+    }
+    assert said["wide"]["tuned"][0].startswith(
+        "  unavailable: stage 'tuned' cannot take conv2 of network 'wide': the gradient of its "
+        "36,928 weights is summed"
+    )
+    assert printed["fits"].count("its sizes are not checked") == (5 if device == "cuda" else 0)
+    with NoKernels() as host:
+        for name in networks:
+            network = home.config.network(name, "toy", "here")
+            for stage in (*stages.LADDER, *stages.VARIANTS):
+                if (name, stage.name) == ("wide", "tuned"):
+                    continue
+                place = host if stage.runs_on == "gpu" else None
+                with stage.engine(stage, Setup(network, 8, 0.1), place) as engine:
+                    pairs = [line.split()[::-1] for line in said[name][stage.name] if line]
+                    assert engine.served == [": ".join(pair) for pair in pairs], stage.name
 
 
 def test_check(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from cnnlib.engine import Stage
 from cnnlib.engine.cpu import BlockEngine
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, UserError
 from cnnlib.experiment import Run
+from cnnlib.layers import Dense
 from cnnlib.measure import ValidationFailed, measure
 from cnnlib.stages import gemm, naive
 from cnnlib.training import epoch_order
@@ -325,6 +326,64 @@ def test_what_cannot_run_is_a_result(
     assert len(steps) == 0
     assert facts["status"] == status
     assert facts[status] == str(error)
+    assert list(epochs.reason) == [str(error)]
+    assert f": {status}: {error}, on " in summary(folder)
+    if where == "load":
+        assert "plan" not in facts  # nothing has run
+
+
+WIDE = [
+    {"conv": {"maps": 64, "kernel": 3}}, {"activation": "relu"},
+    {"conv": {"maps": 64, "kernel": 3}}, {"activation": "relu"}, {"dense": 3},
+]  # fmt: skip
+
+
+def test_no_stage_stands_in_for_another(data: Dataset, folder: Path) -> None:
+    """A network that stage tuned does not take is no result of stage ring under its name."""
+    config = toy_config(networks={"wide": WIDE}, sweep={"device": "host", "networks": ["wide"]})
+    for stage in ("ring", "tuned"):
+        measure(config, Run("toy", "wide", stage, 8, 1), data, folder / stage)
+    epochs, _, facts = tables(folder / "tuned")
+    assert list(epochs.status) == ["unavailable"]
+    assert "its 36,928 weights is summed in registers" in epochs.reason[0]
+    assert facts["unavailable"] == epochs.reason[0]
+    assert "plan" not in facts
+    assert not len(records.read(folder / "tuned" / "kernels.csv", "kernels"))
+    epochs, _, facts = tables(folder / "ring")
+    assert set(epochs.status) == {"ok"}
+    assert set(epochs.reason) == {""}
+    assert facts["engine"] == "GpuEngine"
+    assert facts["plan"] == [
+        "conv1+activation1: RingConv", "conv2+activation2: RingConv", "dense1: FusedDense",
+    ]  # fmt: skip
+
+
+class Doubled(gemm.MatrixDense):
+    """An operator that only the engine knows of."""
+
+
+def test_the_plan_is_that_of_the_engine_that_ran(
+    data: Dataset, folder: Path, install: Callable[[Stage], None]
+) -> None:
+    class Other(BlockEngine):
+        def __init__(self, stage: Stage, *arguments: Any) -> None:
+            operators = {**stage.operators, (Dense,): Doubled}
+            super().__init__(dataclasses.replace(stage, operators=operators), *arguments)
+
+    install(dataclasses.replace(gemm.STAGE, engine=Other))
+    facts = tables(measure(toy_config(), run(), data, folder))[2]
+    assert facts["engine"] == "Other"
+    assert facts["plan"][-1] == "dense1: Doubled"
+    assert facts["plan"][0] == "conv1: MatrixConv"
+
+
+def test_a_part_of_a_batch_is_said_to_be_one(data: Dataset, folder: Path) -> None:
+    config = toy_config(
+        training={"epochs": 1000}, measuring={"budget_seconds": 0.05, "budget_images": 4}
+    )
+    facts = tables(measure(config, run("naive"), data, folder))[2]
+    assert facts["engine_batch_size"] == 4
+    assert facts["run"]["batch_size"] == 8
 
 
 def test_what_does_not_fit_names_the_device_it_does_not_fit(

@@ -174,7 +174,9 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
         "host only": [fused],
     }[trouble]
     style.apply()
-    figure = modules.load("figures", name).draw({"summary": summarise(*rows)})
+    epochs = pd.DataFrame(itertools.chain(*rows), columns=list(records.TABLES["epochs"]))
+    tables = {"summary": summarise(*rows), "epochs": epochs}
+    figure = modules.load("figures", name).draw(tables)
     figure.canvas.draw()
     drawn = [text.get_text() for axes in figure.axes for text in axes.texts]
     titles = " ".join(axes.get_title(loc="left") for axes in figure.axes)
