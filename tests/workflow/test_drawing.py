@@ -13,6 +13,7 @@ from workflow import draw, layout, modules, tabulate
 
 TABLES = ROOT / "results/reference/nvidia-h100/tables"
 FIGURES = TABLES.parent / "figures"
+PUSH_PULL = [TABLES / "kernels.csv", TABLES / "epochs.csv"]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ FIGURES = TABLES.parent / "figures"
 def test_the_environments_backend_does_not_matter(tmp_path: Path, backend: str) -> None:
     """Notebooks name theirs in MPLBACKEND for all that they start, installed here or not."""
     out = tmp_path / "push_pull.png"
-    command = ["workflow.draw", "push_pull", "--tables", TABLES / "kernels.csv", "--out", out]
+    command = ["workflow.draw", "push_pull", "--tables", *PUSH_PULL, "--out", out]
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "MPLBACKEND": backend},
@@ -46,7 +47,7 @@ def test_a_figure_that_fails_leaves_both_old_files(
         monkeypatch.setattr(layout, "settle", fail)
     else:
         monkeypatch.setattr("matplotlib.backends.backend_svg.FigureCanvasSVG.print_svg", fail)
-    tables = ["--tables", str(TABLES / "kernels.csv")]
+    tables = ["--tables", *map(str, PUSH_PULL)]
     monkeypatch.setattr(sys, "argv", ["draw", "push_pull", *tables, "--out", *map(str, files)])
     with pytest.raises(UserError, match="no"):
         draw.main()
