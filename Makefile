@@ -63,7 +63,7 @@ test: $(ENV)/dev $(ENV)/cluster-generic  ## run the tests, in two processes
 	$(PYTEST) $(ARGS)
 
 quick: $(ENV)/dev  ## run the tests that take a minute together, for every commit
-	$(PYTEST) -m quick $(ARGS)
+	$(PYTEST) -m "quick and not slow" $(ARGS)
 
 lint: $(ENV)/dev  ## check style, types and the workflow
 	$(ENV)/bin/ruff check

@@ -10,6 +10,8 @@ import pytest
 from cnnlib import cgroups, machine
 from cnnlib.machine import provenance, usable_cores
 
+pytestmark = pytest.mark.quick
+
 GIB = 2**30
 V2 = "31 23 0:28 {inside} /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (

@@ -34,6 +34,8 @@ from cnnlib.machine import usable_cores
 from cnnlib.stages import naive
 from tests.toys import small_disk, toy_config, toy_data, write_config
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     "download", "prepare", "train", "predict", "measure", "sweep", "transfers", "probe",

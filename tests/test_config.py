@@ -19,6 +19,8 @@ from cnnlib.config import Config, check_keys, load_config, merge, parse_config
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parent.parent
 
 GOOD: dict[str, Any] = {

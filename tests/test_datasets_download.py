@@ -21,6 +21,8 @@ from mirrors import NAMES, Server, arrays, serving, spec_of, write_files
 from cnnlib.datasets import IdxSpec, Patience, SyntheticSpec, download
 from cnnlib.errors import DataError, UserError
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parent.parent
 ORDINARY = Patience()
 IMPATIENT = Patience(connect=0.5, read=0.4, file=0.5, package=2.0)

@@ -9,6 +9,8 @@ import pytest
 from cnnlib.datasets import read_idx, write_idx
 from cnnlib.errors import DataError, UserError
 
+pytestmark = pytest.mark.quick
+
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
 HEADER = struct.pack(">HBBIII", 0, 8, 3, 2, 3, 4)
 

@@ -7,6 +7,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from cnnlib.datasets import DatasetSpec, IdxSpec, Mirror, SyntheticSpec
 
+pytestmark = pytest.mark.quick
+
 SPEC: TypeAdapter[IdxSpec | SyntheticSpec] = TypeAdapter(DatasetSpec)
 
 

@@ -14,6 +14,8 @@ from mirrors import arrays, spec_of, write_files
 from cnnlib.datasets import Dataset, SyntheticSpec, load, prepare
 from cnnlib.errors import DataError, UserError
 
+pytestmark = pytest.mark.quick
+
 
 def made(**changes: Any) -> SyntheticSpec:
     settings = {

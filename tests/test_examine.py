@@ -15,6 +15,8 @@ from cnnlib.functions import measure_functions, readable
 from cnnlib.stages import gemm
 from cnnlib.training import Place, open_engine, start, train_epochs
 
+pytestmark = pytest.mark.quick
+
 COLUMNS = ["map", "source", "row", "column"]
 
 

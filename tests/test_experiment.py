@@ -18,6 +18,8 @@ from cnnlib.experiment import (
 )
 from tests.test_config import GOOD, changed
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

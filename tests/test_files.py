@@ -18,6 +18,8 @@ from cnnlib.errors import DataError, UserError
 from cnnlib.files import check_writable, in_turn, read_arrays, sha256, write_whole
 from tests.toys import read_only, small_disk
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -11,6 +11,8 @@ from cnnlib.layers import Activation, Conv, Dense, Subsample, cross_entropy, sof
 from cnnlib.stages import naive
 from cnnlib.validate import FAST_REFERENCE, ValidationFailed, finite_differences
 
+pytestmark = pytest.mark.quick
+
 MAP = np.arange(16.0).reshape(1, 4, 4)
 
 

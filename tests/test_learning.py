@@ -15,6 +15,8 @@ from cnnlib.learning import choose_digits, learning_curve, pauses, pictures, pro
 from cnnlib.stages import fused, gemm, naive
 from cnnlib.training import Place, open_engine, start, train_epochs
 
+pytestmark = pytest.mark.quick
+
 COUNT, BATCH, EPOCHS = 88, 8, 2
 
 

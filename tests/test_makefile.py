@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = "#!/bin/sh\n"
 OLD = "sys.version_info = (3, 9, 2)"

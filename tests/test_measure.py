@@ -34,6 +34,8 @@ from cnnlib.training import epoch_order
 from tests.nvml import Changing, Nvml
 from tests.toys import toy_config, toy_data
 
+pytestmark = pytest.mark.quick
+
 COUNT = 90
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from cnnlib.neighbours import Watch, is_or_descends_from, others
 
+pytestmark = pytest.mark.quick
+
 OWN, ANOTHER = os.getpid(), 2**22 + 7  # above the largest number a system gives
 
 

@@ -13,6 +13,8 @@ from cnnlib.layers import Activation, Conv, Dense, Subsample
 from cnnlib.network import GAIN, Network, parse_layers
 from cnnlib.stages import LADDER, naive
 
+pytestmark = pytest.mark.quick
+
 
 def test_shapes_of_lenet5():
     network = lenet5()

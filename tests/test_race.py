@@ -21,6 +21,8 @@ from cnnlib.training import accuracy, open_engine, open_place, start, train_epoc
 from tests.toys import SETTINGS, parse_experiment, toy_data
 from workflow import modules
 
+pytestmark = pytest.mark.quick
+
 RACE: dict[str, Any] = {
     "dataset": "toy",
     "network": "small",

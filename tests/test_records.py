@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from cnnlib import records
 from cnnlib.errors import DataError
 
+pytestmark = pytest.mark.quick
+
 EPOCH: dict[str, Any] = dict(
     dataset="mnist", network="lenet5", stage="gemm", device="Some CPU, 2 threads", batch_size=64,
     seed=1, repeat=1, epoch=1, images=59968, epoch_seconds=3.25, event_seconds=math.nan, loss=0.5,

@@ -5,6 +5,8 @@ import pytest
 
 from cnnlib.schedule import Schedule
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_constant_rate() -> None:
     np.testing.assert_array_equal(Schedule(0.1).rates(2, 3, 4), [0.1] * 4)

@@ -8,6 +8,8 @@ from cnnlib.stages import tuned
 from tests.engines import training
 from tests.networks import awkward
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 17, 90, 1000, 4096, 4097, 65536, 65537])
 def test_it_is_a_permutation(count: int) -> None:

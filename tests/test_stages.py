@@ -10,6 +10,8 @@ from networks import awkward, build, lenet5
 from cnnlib.stages import LADDER, VARIANTS
 from cnnlib.validate import FAST_REFERENCE
 
+pytestmark = pytest.mark.quick
+
 AWKWARD = {"awkward": awkward()}
 SMALL = {"small": build("small", (1, 4, 4), 3, [{"dense": 3}])}
 

@@ -33,7 +33,7 @@ each_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORK
 
 
 @each_network
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+@pytest.mark.parametrize("batch_size", [1, 2, pytest.param(7, marks=pytest.mark.quick), 64])
 @pytest.mark.parametrize(
     "stage", [*CPU_STAGES, FAST_REFERENCE], ids=lambda stage: stage.name.replace(" ", "-")
 )

@@ -32,6 +32,8 @@ from cnnlib.training import (
 )
 from tests.toys import toy_config, toy_data
 
+pytestmark = pytest.mark.quick
+
 COUNT, SIZE, SEED = 90, 8, 5
 
 

@@ -13,6 +13,8 @@ from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.experiment import Run
 from cnnlib.transfers import EPOCHS, loads, measure_transfers
 
+pytestmark = pytest.mark.quick
+
 
 def test_loads_grow_fourfold_from_a_batch_to_all() -> None:
     assert loads(16, 100) == [16, 64, 96]

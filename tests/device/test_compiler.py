@@ -10,6 +10,8 @@ from cnnlib.device.cuda import compile_cubin, find_nvcc
 from cnnlib.device.host import HostDevice
 from cnnlib.errors import DeviceError
 
+pytestmark = pytest.mark.quick
+
 # A warning that holds the word, in its text, in its option and in the line that it quotes.
 WARNED = """some.cu: In function 'int f()':
 some.cu:3:5: warning: variable 'error' set but not used [-Werror=unused-but-set-variable]

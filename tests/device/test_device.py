@@ -9,6 +9,8 @@ import pytest
 from cnnlib.device import Device, DeviceArray, Kernel, KernelError, open_device
 from cnnlib.errors import DeviceError, DoesNotFit
 
+pytestmark = pytest.mark.quick
+
 Probe = Callable[[str], Kernel]
 RANDOM = np.random.default_rng(15418)
 

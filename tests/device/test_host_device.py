@@ -17,6 +17,8 @@ from cnnlib.device.host import HostDevice
 from cnnlib.errors import DeviceError, DoesNotFit
 from cnnlib.machine import usable_cores
 
+pytestmark = pytest.mark.quick
+
 KernelsIn = Callable[[str], list[str]]
 
 

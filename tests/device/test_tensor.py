@@ -7,6 +7,8 @@ import pytest
 
 from cnnlib.device import Device
 
+pytestmark = pytest.mark.quick
+
 SOURCE = (Path(__file__).parent / "tensor.cu").read_text()
 
 

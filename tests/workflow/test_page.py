@@ -12,6 +12,8 @@ from cnnlib.errors import DataError
 from tests.workflow.conftest import ROOT
 from workflow import browser, modules, page
 
+pytestmark = pytest.mark.quick
+
 REFERENCE = ROOT / "results/reference/nvidia-h100"
 BROWSER = next(filter(None, map(shutil.which, browser.BROWSERS)), "")
 # What is asked in the page itself, once everything has been loaded; the answer goes into the title.

@@ -20,6 +20,8 @@ from cnnlib.errors import DataError
 from cnnlib.stages import LADDER
 from workflow import modules, schema, sources, style, wording
 
+pytestmark = pytest.mark.quick
+
 
 def epoch_rows(stage: str, seconds: list[list[float]], **changes) -> list[dict]:
     """Rows of one line: a list of epoch times for each repeat."""
