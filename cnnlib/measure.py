@@ -48,7 +48,7 @@ from cnnlib.training import (
     train_epochs,
 )
 from cnnlib.trajectory import Recording, check_after, check_before, check_momentum
-from cnnlib.validate import ValidationFailed
+from cnnlib.validate import Unjudged, ValidationFailed
 
 Row = dict[str, Any]
 
@@ -110,12 +110,12 @@ class Rows:
         )  # fmt: skip
         self.add("epochs", status, **row | values)
 
-    def fail(self, why: str) -> None:
-        """What there was is not to be trusted: one row says that the run failed, and why."""
+    def discard(self, status: str, why: str) -> None:
+        """Replace all rows by one, not validated, with this status and the reason."""
         for table in self.tables.values():
             table.clear()
         self.validated = self.extrapolated = False
-        self.epoch("failed", reason=why)
+        self.epoch(status, reason=why)
 
     def vouch(self) -> None:
         """All checks have been passed, also those of what has been timed."""
@@ -156,8 +156,9 @@ def measure(
     neither the settings nor the code have changed; `stop` is that of training.train_epochs.
 
     A batch that does not fit the device gives one `does_not_fit` row, a network whose sizes the
-    stage's operators refuse one `unavailable` row, and a loss that is not finite ends the run with
-    a `diverged` row: these are results. What is timed while another process is on the run's GPU is
+    stage's operators refuse one `unavailable` row, a network for which no check can tell whether
+    the stage is right one `unjudged` row, and a loss that is not finite ends the run with a
+    `diverged` row: these are results. What is timed while another process is on the run's GPU is
     `disturbed`, and run.json says by whom (cnnlib.neighbours: how that is known). Raises
     ValidationFailed when the stage computes wrong gradients, and whatever the stage raises; nothing
     is written then. With `mark` the run gets one `failed` row instead, and its run.json says why;
@@ -203,10 +204,14 @@ def measure(
         except Unsupported as error:
             described["unavailable"] = str(error)
             rows.epoch("unavailable", reason=str(error))
+        except Unjudged as error:
+            described["unjudged"] = str(error)
+            rows.discard("unjudged", str(error))
         except Exception as error:
             if not mark or not is_the_stages(error):
                 raise
-            traceback.print_exc()
+            if not isinstance(error, ValidationFailed):  # whose one line says everything
+                traceback.print_exc()
             return fail(config, run, folder, rows, began, f"{type(error).__name__}: {error}")
     for sample in sampler.rows():
         rows.in_full("samples", **sample)
@@ -270,7 +275,7 @@ def _write(
 
 def fail(config: Config, run: Run, folder: Path, rows: Rows, began: datetime, why: str) -> Path:
     """Mark the run as failed: one row, whatever had been measured, and `why` in run.json."""
-    rows.fail(why)
+    rows.discard("failed", why)
     _write(config, run, folder, rows, began, {"failed": why})
     return folder
 

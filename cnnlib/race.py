@@ -5,6 +5,7 @@ writes it to choose it without the test set; here it is only run. Peers run the 
 """
 
 import math
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measure import is_the_stages, warm_up
 from cnnlib.stages import find_stage
 from cnnlib.training import accuracy, check_batch, open_engine, open_place, start, train_epochs
-from cnnlib.validate import validate
+from cnnlib.validate import Unjudged, ValidationFailed, validate
 
 Row = dict[str, Any]
 
@@ -73,10 +74,16 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
             add(first, "does_not_fit", reason=str(error) or "out of memory")
         except Unsupported as error:
             add(first, "unavailable", reason=str(error))
+        except Unjudged as error:
+            rows.clear()
+            add(first, "unjudged", reason=str(error))
         except Exception as error:
             if not is_the_stages(error):
                 raise
-            traceback.print_exc()
+            if isinstance(error, ValidationFailed):
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                traceback.print_exc()
             rows.clear()  # what there was is not to be trusted
             add(first, "failed", reason=f"{type(error).__name__}: {error}")
     records.write(out, "race", rows)

@@ -37,7 +37,16 @@ STANDING: dict[str, type] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "device_kind": ("cpu", "host", "cuda"),
     # disturbed: somebody else was on the GPU while it was timed
-    "status": ("ok", "does_not_fit", "diverged", "unavailable", "failed", "disturbed"),
+    # unjudged: no check can tell whether the stage is right about this network
+    "status": (
+        "ok",
+        "does_not_fit",
+        "diverged",
+        "unavailable",
+        "failed",
+        "disturbed",
+        "unjudged",
+    ),
 }
 
 # Why there is no measurement; empty where there is one. Tables from before this column was added,

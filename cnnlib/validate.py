@@ -10,9 +10,11 @@ grow like sqrt(n) (Higham, Accuracy and Stability of Numerical Algorithms, secti
     bound = FACTOR * eps * sqrt(n) * largest element,   n the length of the network's longest sum.
 
 Where relu or max have to decide between numbers that are equal but for rounding, both decisions are
-right and their gradients are not near each other: see cnnlib/decisions.py. Images are changed until
-they ask for no such decision; where that does not help, as with very large maps, what other
-decisions can change is allowed on top of rounding, for each element of the gradient by itself.
+right and their gradients are not near each other. Images and biases are therefore changed a little,
+until there is no such decision, and a stage is judged there: see cnnlib/decisions.py. What other
+decisions can still change is allowed on top of rounding, for each element of the gradient by
+itself. Where that is a large part of the gradient, or the gradient is zero, right and wrong stages
+cannot be distinguished, and the verdict is Unjudged: nothing is said about the stage.
 """
 
 import dataclasses
@@ -74,21 +76,28 @@ def longest_sum(network: Network, batch_size: int) -> int:
 
 
 def validate(engine: Engine, images: Bytes, labels: Bytes) -> float:
-    """Compare loss and gradient of `images`, at most batch_size, at the engine's parameters.
+    """Compare loss and gradient of a batch near `images`, at most batch_size of them.
 
-    Returns the largest error as a share of its bound. Raises ValidationFailed naming stage,
-    network, parameter, error and bound.
+    Biases are near the engine's, too, and all other parameters are the engine's, which has them
+    again afterwards. Returns the largest error as a share of its bound. Raises ValidationFailed
+    naming stage, network, parameter, error and bound, and Unjudged naming the network.
     """
-    setup, parameters = engine.setup, engine.parameters.astype(np.float64)
+    setup, given = engine.setup, engine.parameters
     _check_fast_reference(setup)
     with Watch(setup) as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
-        watch.parameters = reference.parameters = parameters
-        images, close = watch.clear(images)
-        doubt = watch.doubt_of_loss(images[close], labels[close], len(images))
-        share = _compare_gradients(engine, reference, images, labels, doubt)
-        few = len(images) > FEW_ERRORS and not engine.image_by_image
-        if few and not engine.stage.rounding:
-            share = max(share, _compare_few_errors(engine, reference, watch, images, close))
+        watch.parameters = given.astype(np.float64)
+        images, close = watch.settle(images)
+        reference.parameters = watch.parameters
+        engine.parameters = watch.parameters
+        try:
+            doubt = watch.doubt_of_loss(images[close], labels[close], len(images))
+            share, right = _compare_gradients(engine, reference, images, labels, doubt)
+            require_some(engine, right)
+            few = len(images) > FEW_ERRORS and not engine.image_by_image
+            if few and not engine.stage.rounding:
+                share = max(share, _compare_few_errors(engine, reference, watch, images, close))
+        finally:
+            engine.parameters = given
     return share
 
 
@@ -129,17 +138,18 @@ def _small(network: Network) -> Network:
 
 def _compare_gradients(
     engine: Engine, reference: Engine, images: Bytes, labels: Bytes, doubt: Array | None = None
-) -> float:
+) -> tuple[float, Array]:
+    """(largest error as a share of its bound, the reference's gradient)."""
     loss, gradient = engine.gradient(images, labels)
     right_loss, right = reference.gradient(images, labels)
     if engine.stage.rounding:
-        return _compare_norms(engine, gradient, right)
+        return _compare_norms(engine, gradient, right), right
     unit = FACTOR * _eps(engine) * math.sqrt(longest_sum(engine.network, len(images)))
     batch = f"at batch size {len(images)}"
     bound = unit * max(1.0, abs(right_loss))
-    share = _require(engine, f"the loss {batch}", abs(loss - right_loss), bound)
+    share = require(engine, f"the loss {batch}", abs(loss - right_loss), bound)
     what = f"the gradient of {{}} {batch}"
-    return max(share, _compare_views(engine, what, gradient, right, unit, doubt))
+    return max(share, _compare_views(engine, what, gradient, right, unit, doubt)), right
 
 
 def _compare_norms(engine: Engine, found: Array, right: Array) -> float:
@@ -150,7 +160,7 @@ def _compare_norms(engine: Engine, found: Array, right: Array) -> float:
     """
     assert engine.stage.rounding is not None
     distance = float(np.linalg.norm(found - right)) / float(np.linalg.norm(right))
-    return _require(engine, "the whole gradient", distance, COARSE * engine.stage.rounding)
+    return require(engine, "the whole gradient", distance, COARSE * engine.stage.rounding)
 
 
 def _compare_few_errors(
@@ -197,10 +207,10 @@ def _compare_views(
         part = slice(p.offset, p.offset + p.size)
         error, largest = np.abs(found[part] - right[part]), float(np.abs(right[part]).max())
         if doubt is not None:
-            _require_certainty(engine, what.format(p.name), doubt[part], largest)
+            require_certainty(engine, what.format(p.name), doubt[part], largest)
             error = error - np.minimum(error, doubt[part])
         bound = unit * largest * _further_slack(engine, p)
-        share = max(share, _require(engine, what.format(p.name), error.max(), bound))
+        share = max(share, require(engine, what.format(p.name), error.max(), bound))
     return share
 
 
@@ -211,17 +221,39 @@ def _further_slack(engine: Engine, parameter: Parameter) -> float:
     return stage.conv_weight_slack / stage.slack if of_conv and stage.conv_weight_slack else 1.0
 
 
-def _require_certainty(engine: Engine, what: str, doubt: Array, largest: float) -> None:
+def require_certainty(engine: Engine, what: str, doubt: Array, largest: float) -> None:
     """So that a comparison which allows for close decisions still says something."""
-    if doubt.max() > MOST_DOUBT * largest:
-        raise failure(
+    most = float(doubt.max())
+    if most > MOST_DOUBT * largest:
+        open_part = f"{most:.3g} of {largest:.3g}" if math.isfinite(most) else "too much"
+        raise unjudged(
             engine,
-            f"{what} cannot be compared: close decisions of relu or max leave {doubt.max():.3g} of "
-            f"{largest:.3g} open",
+            f"close decisions of relu or max leave {open_part} open in {what}",
+            "tanh for relu, mean for max, fewer or smaller maps",
         )
 
 
-def _require(engine: Engine, what: str, error: float, bound: float) -> float:
+def require_some(engine: Engine, right: Array) -> None:
+    """A gradient that is zero, as below a relu that lets nothing through, compares nothing."""
+    for p in engine.network.parameters:
+        if not right[p.offset : p.offset + p.size].any():
+            raise unjudged(
+                engine,
+                f"the gradient of {p.name} is zero for all images looked at",
+                "a layer less above it, or more maps or units",
+            )
+
+
+def unjudged(engine: Engine, why: str, instead: str) -> Unjudged:
+    """The exception, with `instead` as what to change the network to."""
+    name = engine.network.name
+    return Unjudged(
+        f"network '{name}' cannot be judged: {why}; change networks.{name} ({instead}) or "
+        f"training.seed"
+    )
+
+
+def require(engine: Engine, what: str, error: float, bound: float) -> float:
     """`error` as a share of `bound`; raises ValidationFailed when it is more than all of it."""
     if not error <= bound:  # so that NaN fails
         raise failure(engine, f"{what} is off by {error:.3g}, allowed {bound:.3g}")
@@ -236,21 +268,22 @@ def failure(engine: Engine, what: str) -> ValidationFailed:
 
 
 def five_steps(engine: Engine, images: Bytes, labels: Bytes) -> None:
-    """Train five steps from the engine's parameters, at rest, and compare the weights.
+    """Train five steps from near the engine's parameters, at rest, and compare the weights.
 
     `images` become the training set, used in order, and again from the first when they run out.
-    Raises ValidationFailed; the engine is left trained.
+    Raises ValidationFailed or Unjudged; the engine is left trained.
     """
     setup = engine.setup
     order = np.resize(np.arange(len(images)), 5 * setup.batch_size)
     seen = np.empty((len(order), *images.shape[1:]), np.uint8)
     labels = labels[order]
-    parameters = engine.parameters.astype(np.float64)
-    engine.velocity = np.zeros_like(parameters)
-    velocity_doubt, doubt = np.zeros_like(parameters), np.zeros_like(parameters)
+    engine.velocity = np.zeros(engine.network.parameter_count)
+    velocity_doubt, doubt = np.zeros((2, engine.network.parameter_count))
     losses = []
     with Watch(setup) as watch, FAST_REFERENCE.engine(FAST_REFERENCE, setup) as reference:
-        reference.parameters = parameters
+        watch.parameters = engine.parameters.astype(np.float64)
+        images, _ = watch.settle(images)
+        parameters = engine.parameters = reference.parameters = watch.parameters
         for start in range(0, len(order), setup.batch_size):
             batch = slice(start, start + setup.batch_size)
             watch.parameters = reference.parameters
@@ -268,14 +301,14 @@ def five_steps(engine: Engine, images: Bytes, labels: Bytes) -> None:
     after = engine.parameters
     # What a weight's doubt does to the loss, at most; later steps see changed weights.
     slack = float(np.abs(right - parameters) @ doubt) / setup.learning_rate
-    _require(engine, "the mean loss of five steps", error, FIVE_STEPS_BOUND + slack)
+    require(engine, "the mean loss of five steps", error, FIVE_STEPS_BOUND + slack)
     for p in engine.network.parameters:
         part = slice(p.offset, p.offset + p.size)
         moved = max(float(np.abs(right - parameters)[part].max()), FIVE_STEPS_BOUND / MOST_DOUBT)
-        _require_certainty(engine, f"{p.name} after five steps", doubt[part], moved)
+        require_certainty(engine, f"{p.name} after five steps", doubt[part], moved)
         errors = np.abs(after[part] - right[part])
         errors -= np.minimum(errors, doubt[part])
-        _require(engine, f"{p.name} after five steps", errors.max(), FIVE_STEPS_BOUND)
+        require(engine, f"{p.name} after five steps", errors.max(), FIVE_STEPS_BOUND)
 
 
 def exact(engine: Engine, images: Bytes, output_error: Array) -> None:
@@ -292,7 +325,7 @@ def exact(engine: Engine, images: Bytes, output_error: Array) -> None:
         with stage.engine(stage, dataclasses.replace(engine.setup, batch_size=count)) as reference:
             reference.parameters = engine.parameters.astype(np.float64)
             wrong = np.abs(engine.logits(some) - reference.logits(some)).max()
-            _require(engine, "logits of integers", wrong, 0)
+            require(engine, "logits of integers", wrong, 0)
             found, right = engine.backward(some, error), reference.backward(some, error)
         _compare_views(engine, "the gradient of {} on integers", found, right, 0)
 
@@ -325,6 +358,6 @@ def finite_differences(
                 if p.offset <= position < p.offset + p.size
             )
             error = abs(gradient[position] - difference)
-            _require(engine, f"finite difference by {name} (element {position})", error, bound)
+            require(engine, f"finite difference by {name} (element {position})", error, bound)
     finally:
         engine.parameters = parameters

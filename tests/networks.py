@@ -68,6 +68,24 @@ def awkward() -> Network:
     )
 
 
+def deep(convolutions: int, maps: int, method: str | None = None) -> Network:
+    """Convolutions with relu on 28x28, and `method` behind the second one and in the middle.
+
+    Kernels are 3x3 for as long as the maps are large enough for another one.
+    """
+    layers: list[object] = []
+    side = 28
+    for number in range(1, convolutions + 1):
+        kernel = 3 if side >= 6 else 1
+        layers += [{"conv": {"maps": maps, "kernel": kernel}}, {"activation": "relu"}]
+        side -= kernel - 1
+        if method and number in (2, convolutions // 2) and side % 2 == 0 and side > 4:
+            layers.append({"subsample": {"size": 2, "method": method}})
+            side //= 2
+    name = f"deep{convolutions}x{maps}{method or ''}"
+    return build(name, (1, 28, 28), 10, [*layers, {"dense": 10}])
+
+
 NETWORKS = {
     network.name: network for network in (lenet5(), lenet5("mean", "tanh"), simard(), awkward())
 }

@@ -32,6 +32,7 @@ from cnnlib.device.host import HostDevice
 from cnnlib.engine import Setup
 from cnnlib.machine import usable_cores
 from cnnlib.stages import naive
+from cnnlib.validate import Unjudged
 from tests.toys import small_disk, toy_config, toy_data, write_config
 
 pytestmark = pytest.mark.quick
@@ -329,6 +330,17 @@ def test_check(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = capture.readouterr()
     assert [line.split()[-1] for line in out.splitlines()[1:]] == ["ok", "ok", "ok", "FAILED"]
     assert "stage 'gemm' fails validation" in err
+
+    def no_way_to_say(self: Any, images: Any, labels: Any) -> Any:
+        raise Unjudged("network 'small' cannot be judged: for a reason")
+
+    unjudged = type("Unjudged", (stages.gemm.STAGE.engine,), {"gradient": no_way_to_say})
+    bad = dataclasses.replace(stages.gemm.STAGE, engine=unjudged)
+    monkeypatch.setattr(stages, "LADDER", (naive.STAGE, bad))
+    assert main(["check"]) == 1
+    out, err = capture.readouterr()
+    assert [line.split()[-1] for line in out.splitlines()[1:]] == ["ok", "ok"] + 2 * ["unjudged"]
+    assert err == "network 'small' cannot be judged: for a reason\n"
 
 
 # train and predict ------------------------------------------------------------------------------

@@ -6,15 +6,16 @@ import math
 import numpy as np
 import pytest
 from engines import open_engine, pictures
-from networks import build, lenet5
+from networks import build, deep, lenet5
 
 from cnnlib.decisions import Watch
 from cnnlib.engine import Setup
 from cnnlib.layers import Activation, Conv, Subsample
-from cnnlib.stages import gemm
+from cnnlib.stages import gemm, naive
 from cnnlib.validate import (
     FACTOR,
     FAST_REFERENCE,
+    Unjudged,
     ValidationFailed,
     five_steps,
     longest_sum,
@@ -175,6 +176,66 @@ def test_a_batch_of_4096_is_accepted_and_left_with_few_close_decisions():
         validate(engine, images, labels)
 
 
+# Each asks for so many close decisions that noise on the images does not help, or could not be
+# judged before biases were moved.
+DEEP = [deep(12, 8, "max"), deep(20, 8, "mean"), deep(11, 16), deep(4, 64, "max"), deep(13, 32)]
+
+
+@pytest.mark.parametrize("network", DEEP, ids=lambda network: network.name)
+def test_deep_networks_are_judged(network):
+    with open_engine(gemm.STAGE, network, 5) as engine:
+        before = engine.parameters
+        assert validate(engine, *pictures(network, 5)) < 0.5
+        assert np.array_equal(engine.parameters, before)
+        five_steps(engine, *pictures(network, 5))
+
+
+def test_the_loops_are_judged_on_a_deep_network():
+    network = deep(13, 8, "max")
+    with open_engine(naive.STAGE, network, 2) as engine:
+        validate(engine, *pictures(network, 2))
+
+
+def test_wide_batches_are_judged_with_few_copies():
+    # every image asks, whatever its noise
+    network = deep(6, 64, "max")
+    images, _ = pictures(network, 48)
+    with watch(network, network.initial_parameters(1), mean=33.3, deviation=78.6) as watched:
+        assert len(watched.clear(images)[1]) > 8
+        settled, close = watched.settle(images)
+        assert not len(close)
+        assert len(np.unique(settled, axis=0)) >= 42
+        # and they are what they were but for some noise
+        assert np.abs(settled.astype(float) - images).max(axis=(1, 2, 3)).min() <= 16
+
+
+def test_a_relu_that_lets_nothing_through_is_opened():
+    network = deep(4, 8)
+    images, labels = pictures(network, 4)
+    with open_engine(gemm.STAGE, network, 4) as engine:
+        vector = engine.parameters
+        network.views(vector)[4]["bias"][...] = -100
+        engine.parameters = vector
+        assert not engine.gradient(images, labels)[1][: network.parameters[4].offset].any()
+        assert validate(engine, images, labels) > 0
+    stage = with_operators(gemm.STAGE, "wrong", ((Conv,), LastRowLost))
+    with open_engine(stage, network, 4) as engine:
+        engine.parameters = vector
+        with pytest.raises(ValidationFailed, match="is off by"):
+            validate(engine, images, labels)
+
+
+def test_a_gradient_of_zeros_says_nothing():
+    network = deep(4, 8)
+    images, labels = pictures(network, 4)
+    images[...] = 33
+    with open_engine(gemm.STAGE, network, 4, mean=33) as engine:
+        with pytest.raises(
+            Unjudged, match=r"cannot be judged: the gradient of conv1\.weight is zero"
+        ):
+            validate(engine, images, labels)
+
+
 class LastRowLost(gemm.MatrixConv):
     def backward(self):
         self.target_error[-1] = 0
@@ -209,7 +270,29 @@ def test_wrong_operators_are_rejected_all_the_same(kind, operator):
             validate(engine, *pictures(BOTH, 64))
 
 
-def test_nothing_is_said_where_decisions_leave_too_much_open():
+class LostImage(gemm.MatrixConv):
+    """The error of one image is lost, in the deepest convolutions alone."""
+
+    def backward(self):
+        if self.planned.start >= 20:
+            self.target_error[..., 0] = 0
+        super().backward()
+
+
+@pytest.mark.parametrize("network", DEEP[:3], ids=lambda network: network.name)
+@pytest.mark.parametrize(
+    ("kind", "operator"),
+    [(Conv, LastRowLost), (Activation, LeakyRelu), (Conv, LostImage)],
+    ids=lambda value: value.__name__,
+)
+def test_wrong_operators_are_rejected_in_deep_networks(network, kind, operator):
+    stage = with_operators(gemm.STAGE, "wrong", ((kind,), operator))
+    with open_engine(stage, network, 16) as engine:
+        with pytest.raises(ValidationFailed, match=r"stage 'wrong' fails validation .* is off by"):
+            validate(engine, *pictures(network, 16))
+
+
+def test_biases_move_where_no_noise_helps():
     # dark places, and so most decisions of relu, are zero but for a very small bias
     images, labels = pictures(RELU, 4)
     images[:, :, 2:] = 127
@@ -217,5 +300,34 @@ def test_nothing_is_said_where_decisions_leave_too_much_open():
         vector = close_parameters(RELU)
         RELU.views(vector)[0]["bias"][...] = 1e-5
         engine.parameters = vector
-        with pytest.raises(ValidationFailed, match=r"conv1\.bias .* cannot be compared: close"):
+        with Watch(engine.setup) as watched:
+            watched.parameters = vector
+            assert len(watched.clear(images)[1]) == 4
+            settled, close = watched.settle(images)
+            assert not len(close)
+            moved = np.flatnonzero(watched.parameters != vector)
+            assert not watched.asks(settled).any()
+        bias = RELU.parameters[1]
+        assert set(moved) <= set(range(bias.offset, bias.offset + bias.size))
+        assert validate(engine, images, labels) < 1
+        assert np.array_equal(engine.parameters, vector)
+        with_wrong = with_operators(gemm.STAGE, "wrong", ((Activation,), LeakyRelu))
+    with open_close_calls(with_wrong, RELU, 4) as engine:
+        engine.parameters = vector
+        with pytest.raises(ValidationFailed, match="is off by"):
+            validate(engine, images, labels)
+
+
+def test_nothing_is_said_where_decisions_leave_too_much_open():
+    # all elements of a window are nearly equal, whatever the images
+    images, labels = pictures(MAX, 4)
+    with open_close_calls(gemm.STAGE, MAX, 4) as engine:
+        vector = close_parameters(MAX)
+        first = MAX.views(vector)[0]
+        first["weight"][...] *= 1e-8
+        first["bias"][...] = 1
+        engine.parameters = vector
+        with pytest.raises(
+            Unjudged, match=r"'close_calls' cannot be judged: close .* open in the "
+        ):
             validate(engine, images, labels)

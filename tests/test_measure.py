@@ -388,6 +388,28 @@ def test_a_part_of_a_batch_is_said_to_be_one(data: Dataset, folder: Path) -> Non
     assert facts["run"]["batch_size"] == 8
 
 
+def test_what_cannot_be_judged_is_a_result(
+    data: Dataset, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without a difference between images and their mean nothing depends on the first weights."""
+    grey = dataclasses.replace(data, train_images=np.full_like(data.train_images, 7), mean=7.0)
+    measure(toy_config(), run(), grey, folder, mark=True)
+    epochs, steps, facts = tables(folder)
+    assert list(epochs.status) == ["unjudged"]
+    assert list(epochs.validated) == [False]
+    assert epochs.epoch_seconds.isna().all()
+    assert len(steps) == 0
+    assert facts["status"] == "unjudged"
+    assert re.fullmatch(
+        r"network 'small' cannot be judged: the gradient of conv1\.weight is zero .*; change "
+        r"networks\.small \(.*\) or training\.seed",
+        facts["unjudged"],
+    )
+    assert summary(folder).startswith(f"gemm, batch 8: unjudged: {facts['unjudged']}, on ")
+    assert is_sound(folder)  # measuring it again would change nothing
+    assert capfd.readouterr().err == ""
+
+
 def test_what_does_not_fit_names_the_device_it_does_not_fit(
     data: Dataset,
     folder: Path,

@@ -18,6 +18,7 @@ from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.race import run_race
 from cnnlib.stages import naive
 from cnnlib.training import accuracy, open_engine, open_place, start, train_epochs
+from cnnlib.validate import Unjudged
 from tests.toys import SETTINGS, parse_experiment, toy_data
 from workflow import modules
 
@@ -123,6 +124,7 @@ class Refused(naive.OneByOne):
         (DoesNotFit("too large"), "does_not_fit"),
         (MemoryError(), "does_not_fit"),
         (Unsupported("not here"), "unavailable"),
+        (Unjudged("not by anybody"), "unjudged"),
     ],
 )
 def test_what_cannot_run_is_one_row(

@@ -13,6 +13,7 @@ STATUS = {
     "diverged": "diverged",
     "failed": "failed",
     "unavailable": "unavailable",
+    "unjudged": "could not be judged",
 }
 
 LONGEST_REASON = 400

@@ -35,7 +35,8 @@ def measure(
 ) -> None:
     """Time one run: validated first, then epochs and single steps, into rows.
 
-    A batch that does not fit the device and a loss that is not finite are results, with their rows.
+    A batch that does not fit the device, a loss that is not finite and a network that no check can
+    judge are results, with their rows.
     So is, with --mark, a stage that raises, computes wrong gradients or hangs; otherwise that is an
     error.
     With measuring.full a long run is saved under results/checkpoints every half minute, and when
@@ -223,7 +224,8 @@ def facts_of(folder: Path) -> dict[str, Any]:
 def check(config: ConfigFiles = CONFIG) -> None:
     """Check the config, and every stage of its sweep against the reference on this machine.
 
-    Exit code 1 if a stage computes something else or cannot run here.
+    Exit code 1 if a stage computes something else, cannot run here, or has a network that no check
+    can judge: its verdict is `unjudged`.
     """
     from cnnlib.experiment import load_experiment
 
@@ -234,8 +236,7 @@ def check(config: ConfigFiles = CONFIG) -> None:
         for network in settings.sweep.networks:
             for stage in settings.sweep.stages:
                 for batch_size in BATCH_SIZES:
-                    worst, problem = compare(settings, dataset, network, stage, batch_size)
-                    verdict = "ok" if not problem else "FAILED"
+                    verdict, worst, problem = compare(settings, dataset, network, stage, batch_size)
                     rows.append([stage, dataset, network, str(batch_size), worst, verdict])
                     if problem and problem not in failures:
                         failures.append(problem)
@@ -248,15 +249,15 @@ def check(config: ConfigFiles = CONFIG) -> None:
 
 def compare(
     settings: "Config", dataset: str, network: str, stage: str, batch_size: int
-) -> tuple[str, str]:
-    """(largest error over what is allowed, what is wrong) of a stage, on noise for images."""
+) -> tuple[str, str, str]:
+    """(verdict, largest error over what is allowed, problem) of a stage, on noise for images."""
     import numpy as np
 
     from cnnlib.engine import Setup
     from cnnlib.errors import UserError
     from cnnlib.stages import find_stage
     from cnnlib.training import open_place, start
-    from cnnlib.validate import five_steps, validate
+    from cnnlib.validate import Unjudged, five_steps, validate
 
     built = settings.network(network, dataset, "sweep.networks")
     chosen = find_stage(stage, "sweep.stages")
@@ -272,6 +273,8 @@ def compare(
             start(e, training.seed)
             worst = validate(e, images, labels)
             five_steps(e, images, labels)
+    except Unjudged as error:
+        return "unjudged", "", str(error)
     except UserError as error:
-        return "", str(error)
-    return f"{worst:.3f}", ""
+        return "FAILED", "", str(error)
+    return "ok", f"{worst:.3f}", ""

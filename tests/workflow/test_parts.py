@@ -150,6 +150,7 @@ def test_the_same_rows_give_the_same_table() -> None:
 def test_the_ladder_says_what_did_not_fit_and_what_is_host_built() -> None:
     summary = summarise(
         epoch_rows("naive", [[7200.0]], extrapolated=True),
+        epoch_rows("ring", [[math.nan]], status="unjudged", validated=False),
         epoch_rows("gemm", [[math.nan]], status="does_not_fit"),
         epoch_rows("fused", [[60.0]], device="a cpu (kernels built by g++)", device_kind="host"),
     )
@@ -157,12 +158,15 @@ def test_the_ladder_says_what_did_not_fit_and_what_is_host_built() -> None:
     text = ladder.markdown(ladder.make({"summary": summary}))
     assert "2.00 h *" in text
     assert "does not fit" in text
+    assert "could not be judged" in text
     assert f"({wording.HOST})" in text
     assert "120×" in text
 
 
 @pytest.mark.parametrize("name", ["speedup", "latency"])
-@pytest.mark.parametrize("trouble", ["none", "failures", "one size", "all failed", "host only"])
+@pytest.mark.parametrize(
+    "trouble", ["none", "failures", "unjudged", "one size", "all failed", "host only"]
+)
 def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     failed = {"status": "diverged", "epoch_seconds": math.nan}
     naive = epoch_rows("naive", [[9.0], [8.0]], extrapolated=True)
@@ -171,6 +175,7 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     rows = {
         "none": [naive, gemm, epoch_rows("gemm", [[0.5]], batch_size=64), fused],
         "failures": [naive, gemm, epoch_rows("gemm", [[1.0]], batch_size=64, **failed)],
+        "unjudged": [naive, epoch_rows("gemm", [[math.nan]], status="unjudged", validated=False)],
         "one size": [naive, gemm],
         "all failed": [epoch_rows("gemm", [[1.0]], **failed)],
         "host only": [fused],
@@ -186,6 +191,8 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     assert (wording.HOST in titles) == any(row["device_kind"] == "host" for row in flat)
     if any(row["status"] == "diverged" for row in flat):
         assert any("diverged" in text for text in drawn)
+    if trouble == "unjudged":
+        assert any("could not be judged" in text for text in drawn)
 
 
 @given(
