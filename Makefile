@@ -23,8 +23,9 @@ $(error unknown profile in PROFILE=$(PROFILE); known: $(PROFILES))
 endif
 # what a profile needs besides, where there is a lock for it
 EXTRA := $(if $(wildcard requirements/$(PROFILE).txt),$(ENV)/$(PROFILE))
-# a profile says how many cores, unless CORES does
-CORED := $(if $(CORES),--cores $(CORES),$(if $(PROFILE),,--cores 1))
+# A profile says how many cores, unless CORES does. What is timed has them all to itself; with two,
+# two figures are drawn at a time.
+CORED := $(if $(CORES),--cores $(CORES),$(if $(PROFILE),,--cores 2))
 PROFILED := $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
 # rules find this environment's programs on PATH
 SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake $(CORED) $(PROFILED)

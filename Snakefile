@@ -1,6 +1,6 @@
 # The experiment of config.yaml: data -> measurements -> tables -> figures and report.
-#   snakemake --cores 1 all        everything
-#   snakemake --cores 1 figures    draw again from the tables that are there
+#   snakemake --cores 2 all        everything
+#   snakemake --cores 2 figures    draw again from the tables that are there
 import sys
 
 from snakemake.utils import min_version

@@ -26,7 +26,7 @@ from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
 from cnnlib.engine import Engine, Order, Stage
 from cnnlib.errors import DoesNotFit, Unsupported, UserError
-from cnnlib.experiment import Run, digest, seed_of
+from cnnlib.experiment import Run, digest, seed_of, usual_batch_size
 from cnnlib.files import check_writable, write_whole
 from cnnlib.freshness import run_files, settings_digest, table_digests
 from cnnlib.learning import choose_digits, learning_curve
@@ -403,6 +403,22 @@ def _learns(config: Config, rows: Rows, recording: Recording) -> bool:
     )
 
 
+def _has_curve(config: Config, rows: Rows, engine: Engine) -> bool:
+    """Whether this run is trained once more, to see what the network knows at which moment.
+
+    Repeats differ in their seed alone, so one curve is enough, and an engine for a part of the
+    batch would learn something else. With kernels compiled for the CPU a short curve takes seconds,
+    which are spent on the batch size that figures show.
+    """
+    drawn = rows.run.batch_size == usual_batch_size(config)
+    emulated = rows.device_kind == "host" and rows.extrapolated
+    return (
+        rows.run.repeat == 1
+        and engine.setup.batch_size == rows.run.batch_size
+        and (drawn or not emulated)
+    )
+
+
 def _afterwards(
     config: Config, rows: Rows, recording: Recording, dataset: Dataset, sampler: Sampler
 ) -> int:
@@ -413,9 +429,7 @@ def _afterwards(
         values = kernel._asdict()
         rows.in_full("kernels", kernel_seconds=values.pop("seconds"), **values)
     recording.unchanged("a profile")
-    # Repeats differ in their seed alone: one curve is enough to see what is learned when. An engine
-    # for a part of the batch would learn something else.
-    if rows.run.repeat == 1 and engine.setup.batch_size == rows.run.batch_size:
+    if _has_curve(config, rows, engine):
         sampler.phase("learn")
         hard = config.dataset(rows.run.dataset, "--dataset").hard_images
         points, digits = learning_curve(

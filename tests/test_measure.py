@@ -215,6 +215,12 @@ def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
     assert set(found["digits"].images) == set(found["learning"].images)
     assert found["learning"].images.max() > 8
 
+    # The curve is drawn at one batch size, that of the sweep here.
+    other = all_tables(measure(config, run("gemm_cuda", 16), data, tmp_path / "other"))
+    assert other["epochs"].extrapolated.all()
+    assert not len(other["learning"])
+    assert not len(other["digits"])
+
     config = toy_config(measuring={"host_seconds": 1e-6})
     epochs, _, _ = tables(measure(config, run("gemm"), data, tmp_path / "gemm"))
     assert set(epochs.device_kind) == {"cpu"}

@@ -1,7 +1,9 @@
 """The machine's own limits: chains that visit every place, sums that are right, rows that fit."""
 
+import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from cnnlib import records
 from cnnlib.device import Device, open_device
 from cnnlib.device.cuda import gpu_present
 from cnnlib.errors import DeviceError
+from cnnlib.machine import usable_cores
 from cnnlib.probes import book as books
 from cnnlib.probes import chase, cpu, gpu, measure_limits, walk
 from cnnlib.probes.book import Book
@@ -199,3 +202,25 @@ def test_a_gpu_compiles_them(tmp_path: Path) -> None:
     names = target.read_bytes()
     for kernel in (*chase.KERNELS, *chase.CUDA_KERNELS):
         assert f"probe_{kernel}".encode() in names
+
+
+THREADS = """
+from types import SimpleNamespace
+from threadpoolctl import threadpool_info
+from cnnlib.probes.cpu import probe_blas
+
+def repeat(probe, *_):
+    print(probe, *{found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"})
+
+probe_blas(SimpleNamespace(repeat=repeat))
+"""
+
+
+def test_all_cores_are_probed_whatever_the_caller_has_set() -> None:
+    """Snakemake gives a job's threads to every library that reads OMP_NUM_THREADS."""
+    limits = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], cwd=KERNELS.parent, env=os.environ | limits, text=True,
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["blas_one 1", f"blas_all {usable_cores()}"]

@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from cnnlib.device import open_device
 from cnnlib.errors import DeviceError
+from cnnlib.machine import usable_cores
 from cnnlib.probes.book import Book, Step
 from cnnlib.probes.chase import Probes
 
@@ -62,7 +63,8 @@ def probe_blas(book: Book) -> None:
         np.matmul(left, right, out=product)
         return time.perf_counter() - began
 
-    for probe, threads in (("blas_one", 1), ("blas_all", None)):
+    # Said even when all cores are meant: a caller such as Snakemake sets OMP_NUM_THREADS.
+    for probe, threads in (("blas_one", 1), ("blas_all", usable_cores())):
         with threadpool_limits(threads, user_api="blas"):
             multiply()
             if not (product == MATRIX).all():
