@@ -210,7 +210,8 @@ from threadpoolctl import threadpool_info
 from cnnlib.probes.cpu import probe_blas
 
 def repeat(probe, *_):
-    print(probe, *{found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"})
+    blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    print(probe, *{library["num_threads"] for library in blas})
 
 probe_blas(SimpleNamespace(repeat=repeat))
 """
