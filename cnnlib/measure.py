@@ -33,7 +33,6 @@ from cnnlib.learning import choose_digits, learning_curve
 from cnnlib.machine import ROOT, provenance
 from cnnlib.neighbours import Presence
 from cnnlib.sampling import Sampler, sustain
-from cnnlib.shuffle import Shuffle
 from cnnlib.stages import find_stage
 from cnnlib.stopping import Stopped, within
 from cnnlib.training import (
@@ -47,7 +46,13 @@ from cnnlib.training import (
     start,
     train_epochs,
 )
-from cnnlib.trajectory import Recording, check_after, check_before, check_momentum
+from cnnlib.trajectory import (
+    Recording,
+    check_after,
+    check_before,
+    check_momentum,
+    recorded_epochs,
+)
 from cnnlib.validate import Unjudged, ValidationFailed
 
 Row = dict[str, Any]
@@ -504,16 +509,12 @@ def _time_epochs(
             report=Blocks(recording, count, epochs, rows.seed, known=not safe.resumed).ended,
         )  # fmt: skip
     recording.begin()
-    for done in train_epochs(engine, count, epochs, rows.seed, **options):
-        if not options:
-            shuffle = Shuffle(count, rows.seed, done.epoch)
-            rates = engine.setup.schedule.rates(done.epoch, epochs, steps)
-            recording.end(
-                f"epoch {done.epoch}",
-                partial(_part_of_epoch, count, rows.seed, done.epoch, 0, steps * size),
-                rates, loss=done.loss, seconds=done.seconds, epoch=done.epoch,
-                again=partial(engine.train_epoch, shuffle, rates),
-            )  # fmt: skip
+    trained = (
+        train_epochs(engine, count, epochs, rows.seed, **options)
+        if options
+        else recorded_epochs(recording, count, epochs, rows.seed)
+    )
+    for done in trained:
         sampler.phase("evaluate")
         rows.epoch(
             "diverged" if done.diverged else "ok",

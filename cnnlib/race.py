@@ -13,12 +13,18 @@ from typing import Any
 from cnnlib import records
 from cnnlib.config import Config, Race
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Engine
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measure import is_the_stages, warm_up
 from cnnlib.stages import find_stage
-from cnnlib.training import accuracy, check_batch, open_engine, open_place, start, train_epochs
-from cnnlib.validate import Unjudged, ValidationFailed, validate
+from cnnlib.training import accuracy, check_batch, open_engine, open_place, start
+from cnnlib.trajectory import (
+    Recording,
+    check_after,
+    check_before,
+    check_momentum,
+    recorded_epochs,
+)
+from cnnlib.validate import Unjudged, ValidationFailed
 
 Row = dict[str, Any]
 
@@ -31,7 +37,8 @@ def seeds(race: Race) -> range:
 def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> list[Row]:
     """Train race.seeds times by the stage and write the rows of `race` to `out`; the rows.
 
-    Validated before the first of them. An epoch's clock is that of every measurement; evaluating
+    The stage is checked before the first of them, and all of them are replayed after the last, as
+    in every measurement. An epoch's clock is that of every measurement; evaluating
     the test images is off it. What the stage cannot do here, or does wrong, gives one row that says
     so. Raises ConfigError where the config has no race.
     """
@@ -62,14 +69,18 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
         first = race.training.seed
         try:
             with open_engine(stage, recipe, network, dataset, race.batch_size, place) as engine:
+                images, labels = dataset.train_images, dataset.train_labels
                 start(engine, first)
-                size = race.batch_size
-                validate(engine, dataset.train_images[:size], dataset.train_labels[:size])
+                check_before(engine, images, labels, first)
                 start(engine, first)
                 warm_up(recipe, engine, dataset, first)
+                recording = Recording(engine)
                 for seed in seeds(race):
-                    for row in trained(engine, dataset, race, seed):
+                    for row in trained(recording, dataset, race, seed):
                         add(seed, **row)
+                check_after(recording, images, labels, first)
+            if not race.training.momentum:
+                check_momentum(stage, recipe, network, dataset, race.batch_size, place, first)
         except (DoesNotFit, MemoryError) as error:
             add(first, "does_not_fit", reason=str(error) or "out of memory")
         except Unsupported as error:
@@ -97,11 +108,13 @@ def the_race(config: Config) -> Race:
     return config.race
 
 
-def trained(engine: Engine, dataset: Dataset, race: Race, seed: int) -> list[Row]:
+def trained(recording: Recording, dataset: Dataset, race: Race, seed: int) -> list[Row]:
     """One training from `seed`: a row an epoch, its time that since the training began."""
+    engine = recording.engine
     start(engine, seed)
     rows, seconds = [], 0.0
-    for done in train_epochs(engine, len(dataset.train_labels), race.training.epochs, seed):
+    count = len(dataset.train_labels)
+    for done in recorded_epochs(recording, count, race.training.epochs, seed):
         seconds += done.seconds
         row = {
             "status": "diverged" if done.diverged else "ok",
@@ -111,5 +124,6 @@ def trained(engine: Engine, dataset: Dataset, race: Race, seed: int) -> list[Row
             "loss": done.loss,
             "test_accuracy": accuracy(engine, dataset.test_images, dataset.test_labels),
         }
+        recording.unchanged("an evaluation")
         rows.append(row)
     return rows

@@ -36,8 +36,9 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -48,14 +49,16 @@ from cnnlib.decisions import Watch
 from cnnlib.engine import Bytes, Engine, Order, Stage
 from cnnlib.engine.cpu import cross_entropies
 from cnnlib.layers import Array
-from cnnlib.network import Network
-from cnnlib.training import Place, open_engine, start
+from cnnlib.network import Network, Parameter
+from cnnlib.shuffle import Shuffle
+from cnnlib.training import Epoch, Place, accuracy, open_engine, start, train_epochs
 from cnnlib.validate import (
     COARSE,
     FACTOR,
     FAST_REFERENCE,
     Unjudged,
     failure,
+    is_conv_weight,
     longest_sum,
     validate,
 )
@@ -81,6 +84,8 @@ LOSS_SHARE = 1e-3
 LATE = 0.25
 """Share of a call's time that reading the state may take, beyond what it usually takes."""
 LATE_TRIES = 5
+CHECKED_EPOCHS = 2
+"""Epochs of `check_training`."""
 MOMENTUM = 0.9
 """Momentum of the check where the experiment trains without any."""
 PARTING = 8.0
@@ -146,7 +151,6 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
     loss = engine.train(order, trial.rates[:steps])
     share = _compare_loss(engine, loss, trial.loss / steps, f"the mean loss of {steps} steps")
     after = engine.parameters.astype(np.float64)
-    exact = max(EXACT, COARSE * (engine.stage.rounding or 0.0))
     judged = False
     for p in network.parameters:
         part = slice(p.offset, p.offset + p.size)
@@ -157,7 +161,7 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
         travelled = trial.travelled[p.name]
         judged |= hidden < travelled / 2
         error = float(size(after[part] - trial.parameters[part]))
-        allowed = exact * travelled + hidden
+        allowed = _exactness(engine, p) * travelled + hidden
         if not error <= allowed:
             raise failure(
                 engine,
@@ -172,7 +176,7 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
             f"to be seen in its numbers; a larger training.learning_rate can be judged"
         )
     if setup.momentum:
-        _compare_velocity(engine, trial.velocity, exact)
+        _compare_velocity(engine, trial.velocity)
     return share
 
 
@@ -351,13 +355,21 @@ def _compare_loss(engine: Engine, found: float, right: float, what: str) -> floa
     return error / allowed
 
 
-def _compare_velocity(engine: Engine, right: Array, exact: float) -> None:
+def _exactness(engine: Engine, parameter: Parameter) -> float:
+    """Share of the way by which a few steps may be off, in the view of a parameter."""
+    stage = engine.stage
+    if stage.conv_weight_slack and is_conv_weight(engine, parameter):
+        return max(REAL_SHARE, COARSE * (stage.rounding or 0.0))
+    return max(EXACT * stage.slack, COARSE * (stage.rounding or 0.0))
+
+
+def _compare_velocity(engine: Engine, right: Array) -> None:
     found = engine.velocity.astype(np.float64)
     for p in engine.network.parameters:
         part = slice(p.offset, p.offset + p.size)
         size = float(np.linalg.norm(right[part]))
         error = float(np.linalg.norm(found[part] - right[part]))
-        if not error <= exact * size:
+        if not error <= _exactness(engine, p) * size:
             raise failure(
                 engine, f"the velocity of {p.name} after a few steps is off by {error:.3g} of "
                 f"{size:.3g}"
@@ -610,6 +622,27 @@ def parted(one: Array, other: Array, least: float) -> Array:
     return bound
 
 
+def recorded_epochs(recording: Recording, count: int, epochs: int, seed: int) -> Iterator[Epoch]:
+    """training.train_epochs, each epoch one call, with the states in which they end recorded."""
+    engine = recording.engine
+    steps = count // engine.setup.batch_size
+    recording.begin()
+    for done in train_epochs(engine, count, epochs, seed):
+        shuffle = Shuffle(count, seed, done.epoch)
+        rates = engine.setup.schedule.rates(done.epoch, epochs, steps)
+        recording.end(
+            f"epoch {done.epoch}", partial(whole_batches, shuffle, engine.setup.batch_size), rates,
+            loss=done.loss, seconds=done.seconds, epoch=done.epoch,
+            again=partial(engine.train_epoch, shuffle, rates),
+        )  # fmt: skip
+        yield done
+
+
+def whole_batches(shuffle: Shuffle, batch_size: int) -> Order:
+    """The order of an epoch, without the images left over."""
+    return shuffle.indices()[: len(shuffle) // batch_size * batch_size]
+
+
 # All of it, for one engine
 
 
@@ -669,3 +702,32 @@ def check_momentum(
     with open_engine(stage, moving, network, few, batch_size, place) as engine:
         start(engine, seed)
         check_steps(engine, few.train_images, few.train_labels, seed)
+
+
+def check_training(
+    stage: Stage,
+    config: Config,
+    network: Network,
+    dataset: Dataset,
+    batch_size: int,
+    place: Place,
+    seed: int,
+) -> float:
+    """All checks of a measurement around CHECKED_EPOCHS epochs that nobody times.
+
+    Returns the largest error of the checks before them as a share of what is allowed. Raises
+    ValidationFailed or Unjudged.
+    """
+    count = len(dataset.train_labels)
+    with open_engine(stage, config, network, dataset, batch_size, place) as engine:
+        start(engine, seed)
+        share = check_before(engine, dataset.train_images, dataset.train_labels, seed)
+        start(engine, seed)
+        recording = Recording(engine)
+        for _ in recorded_epochs(recording, count, CHECKED_EPOCHS, seed):
+            accuracy(engine, dataset.test_images, dataset.test_labels)
+            recording.unchanged("an evaluation")
+        check_after(recording, dataset.train_images, dataset.train_labels, seed)
+    if not config.training.momentum:
+        check_momentum(stage, config, network, dataset, batch_size, place, seed)
+    return share

@@ -214,11 +214,17 @@ def _compare_views(
     return share
 
 
+def is_conv_weight(engine: Engine, parameter: Parameter) -> bool:
+    """Whether a parameter is the weight of a convolution, which stages may round more coarsely."""
+    return isinstance(engine.network.layers[parameter.layer], Conv) and parameter.key == "weight"
+
+
 def _further_slack(engine: Engine, parameter: Parameter) -> float:
     """Beyond the stage's slack, which `unit` has: of convolutions' weights, if it says so."""
     stage = engine.stage
-    of_conv = isinstance(engine.network.layers[parameter.layer], Conv) and parameter.key == "weight"
-    return stage.conv_weight_slack / stage.slack if of_conv and stage.conv_weight_slack else 1.0
+    if stage.conv_weight_slack and is_conv_weight(engine, parameter):
+        return stage.conv_weight_slack / stage.slack
+    return 1.0
 
 
 def require_certainty(engine: Engine, what: str, doubt: Array, largest: float) -> None:

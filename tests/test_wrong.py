@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 from engines import open_engine, pictures
 from networks import build
+from toys import toy_config
 
+from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError, sanitizer_environment
 from cnnlib.device.cache import KERNELS
 from cnnlib.device.host import FIBER_ORDERS, HostDevice
 from cnnlib.errors import DeviceError
 from cnnlib.stages import find_stage
+from cnnlib.training import open_place
+from cnnlib.trajectory import check_training
 from cnnlib.validate import ValidationFailed, exact, five_steps, validate
 
 HERE = Path(__file__).parent
@@ -104,6 +108,17 @@ def momentum(stage, network):
             five_steps(engine, *pictures(network, 80))
 
 
+def train(stage, network):
+    """The checks of a whole measurement, on a config without momentum."""
+    images, labels = pictures(network, 40)
+    dataset = Dataset(
+        "noise", images, labels, images[:8], labels[:8], network.classes, mean=33.3, deviation=78.6
+    )
+    config = toy_config(training={"momentum": 0.0}, sweep={"device": "host"})
+    with open_place(stage, config) as place:
+        check_training(stage, config, network, dataset, 8, place, seed=1)
+
+
 def ties(stage, network):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 2, (8, *network.input_shape), dtype=np.uint8)
@@ -152,6 +167,7 @@ CHECKS = {
     "launch": (launch, KernelError, "barrier"),
     "order": (order, Rejected, "another order"),
     "five steps": (momentum, ValidationFailed, "after five steps|loss of five steps"),
+    "training": (train, ValidationFailed, "fails validation on network"),
     "exact": (ties, ValidationFailed, "on integers is off by"),
     "nan": (nan, Rejected, "is a number"),
     "sanitizer": (sanitizer, Rejected, "heap-buffer-overflow|out of bounds|use-after-poison"),

@@ -151,21 +151,21 @@ class JaxEngine(Engine):
             return (weights, speeds), loss
 
         (weights, speeds), losses = self.jax.lax.scan(body, (weights, speeds), (order, rates))
-        return weights, speeds, losses.sum()
+        return weights, speeds, losses
 
     def _loop(self, layout: str, weights: Any, speeds: Any, images: Any, labels: Any, order: Any,
               rates: Any, steps: Any) -> Any:  # fmt: skip
         """The first `steps` steps of order (steps, batch), compiled once for any number of them."""
 
         def body(step: Any, state: Any) -> Any:
-            weights, speeds, total = state
+            weights, speeds, losses = state
             chosen = order[step]
             weights, speeds, loss = self._step(
                 layout, weights, speeds, images[chosen], labels[chosen], rates[step]
             )
-            return weights, speeds, total + loss
+            return weights, speeds, losses.at[step].set(loss)
 
-        start = weights, speeds, self.jax.numpy.float32(0)
+        start = weights, speeds, self.jax.numpy.zeros(len(rates), np.float32)
         return self.jax.lax.fori_loop(0, steps, body, start)
 
     # Training
@@ -205,16 +205,19 @@ class JaxEngine(Engine):
 
     def train(self, order: Order, rates: Array | None = None) -> float:
         """In parts of an epoch at most."""
-        batch, total = self.setup.batch_size, 0.0
+        batch = self.setup.batch_size
         steps = len(order) // batch
         due = self.rates_of(steps, rates)
+        losses = []
         for first in range(0, steps, self._steps):
             part = min(self._steps, steps - first)
             chosen = order[first * batch : (first + part) * batch]
-            total += part * self._run(chosen, due[first : first + part])
-        return total / steps
+            losses.append(self._run(chosen, due[first : first + part]))
+        self.step_losses = np.concatenate(losses)
+        return float(self.step_losses.mean(dtype=np.float64))
 
-    def _run(self, order: Order, rates: Array) -> float:
+    def _run(self, order: Order, rates: Array) -> Array:
+        """Losses (steps,) of so many steps."""
         batch, steps = self.setup.batch_size, len(rates)
         whole = steps == self._steps
         chosen = np.zeros((self._steps, batch), np.int32)
@@ -226,8 +229,8 @@ class JaxEngine(Engine):
         call: Callable[[], Any] = lambda: (  # noqa: E731
             self._epoch(*args, *there) if whole else self._some(*args, *there, steps)
         )
-        self._weights, self._speeds, total = call()
-        return float(total) / steps
+        self._weights, self._speeds, losses = call()
+        return np.asarray(losses)[:steps]
 
     # What is compared
 

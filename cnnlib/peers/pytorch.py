@@ -149,9 +149,9 @@ class TorchEngine(Engine):
             self._images = torch.from_numpy(np.ascontiguousarray(images)).to(self.where)
             self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.where)
             self._order = torch.zeros(count, dtype=torch.int64, device=self.where)
-            self._total = torch.zeros((), device=self.where)
-            self._first = torch.zeros((), dtype=torch.int64, device=self.where)
             # of the step that begins with an image of the order, at that image's place
+            self._losses = torch.zeros(count, device=self.where)
+            self._first = torch.zeros((), dtype=torch.int64, device=self.where)
             self._rates = torch.full((count,), self.setup.learning_rate, device=self.where)
             self._batch = torch.arange(self.setup.batch_size, device=self.where)
             if self._on_gpu:
@@ -172,7 +172,7 @@ class TorchEngine(Engine):
         if self.graphed:
             self._capture()
         elif self.stage.options.get("compile"):
-            self._train_on(self._order[: self.setup.batch_size])
+            self._losses[0] = self._train_on(self._order[: self.setup.batch_size])
 
     def _choose_algorithms(self) -> None:
         """Of convolutions: as cuDNN guesses, or by its trying them all, whichever trains faster."""
@@ -198,20 +198,21 @@ class TorchEngine(Engine):
         self.train(np.arange(steps * batch))
         return time.perf_counter() - began
 
-    def _train_on(self, chosen: Any) -> None:
-        """One step on the images with these indices."""
+    def _train_on(self, chosen: Any) -> Any:
+        """One step on the images with these indices; its loss, on the device."""
         loss = self._loss(self._images[chosen], self._labels[chosen])
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
-        self._total += loss.detach()
+        return loss.detach()
 
     def _train_next(self) -> None:
         """One step on the batch that begins at self._first, which moves on: a graph is the same."""
         if self._changing:
             # indexing by a number on the GPU would ask the host for it, which a graph cannot
             self._rate.copy_(self._rates.index_select(0, self._first.view(1)).view(()))
-        self._train_on(self._order[self._first + self._batch])
+        loss = self._train_on(self._order[self._first + self._batch])
+        self._losses.index_copy_(0, self._first.view(1), loss.view(1))
         self._first += self.setup.batch_size
 
     def _capture(self) -> None:
@@ -242,7 +243,6 @@ class TorchEngine(Engine):
         if self._changing:
             spread = np.repeat(due, batch).astype(np.float32)
             self._rates[: steps * batch].copy_(torch.from_numpy(spread), non_blocking=True)
-        self._total.zero_()
         self._first.zero_()
         with self._memory():
             for step in range(steps):
@@ -251,10 +251,12 @@ class TorchEngine(Engine):
                 else:
                     if self._changing:
                         self._rate.copy_(self._rates[step * batch])
-                    self._train_on(self._order[step * batch : (step + 1) * batch])
+                    first = step * batch
+                    self._losses[first] = self._train_on(self._order[first : first + batch])
         if events:
             events[1].record()
-        loss = float(self._total) / steps
+        self.step_losses = self._losses[: steps * batch : batch].cpu().numpy()
+        loss = float(self.step_losses.mean(dtype=np.float64))
         if events:
             self.event_seconds = events[0].elapsed_time(events[1]) / 1e3
         return loss
