@@ -84,6 +84,9 @@ class Rows:
     settings: str = ""
     """The digest of cnnlib.freshness, for run.json."""
 
+    checking_seconds: float = 0.0
+    """What the checks have taken that `validated` stands for."""
+
     def __post_init__(self) -> None:
         self.tables: dict[str, list[Row]] = {name: [] for name in records.RUN_TABLES}
 
@@ -200,8 +203,8 @@ def measure(
                         if recording is not None and _trained(rows):
                             sustained = _afterwards(config, rows, recording, dataset, sampler)
                     if done and not config.training.momentum:
-                        sampler.phase("validate")
-                        check_momentum(stage, config, network, dataset, size, place, rows.seed)
+                        with _checking(rows, sampler):
+                            check_momentum(stage, config, network, dataset, size, place, rows.seed)
             rows.vouch()
         except (DoesNotFit, MemoryError) as error:
             described["does_not_fit"] = str(error) or "out of memory"
@@ -267,6 +270,7 @@ def _write(
         "status": rows["epochs"][-1]["status"],
         "started": began.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - began).total_seconds(), 3),
+        "checking_seconds": round(rows.checking_seconds, 3),
         "config": digest(config),
         "settings": rows.settings,
         "tables": table_digests(folder),
@@ -370,9 +374,9 @@ def _measure(
 ) -> Recording | None:
     """Time `engine`; None where that takes epochs and its batch is a part of the run's."""
     size, images, labels = engine.setup.batch_size, dataset.train_images, dataset.train_labels
-    sampler.phase("validate")
-    start(engine, rows.seed)
-    check_before(engine, images, labels, rows.seed)
+    with _checking(rows, sampler):
+        start(engine, rows.seed)
+        check_before(engine, images, labels, rows.seed)
     sampler.phase("warm_up")
     start(engine, rows.seed)
     seconds_per_image = warm_up(config, engine, dataset, rows.seed)
@@ -389,11 +393,22 @@ def _measure(
         if whole <= config.measuring.budget_seconds:
             safe.checkpoint = None  # not worth it: saving would only disturb
         _time_epochs(config, rows, recording, dataset, sampler, safe)
-    sampler.phase("validate")
     # The curve of the first repeat is a replay of the epochs by itself; it comes later.
-    again = 0 if not _learns(config, rows, recording) else config.training.epochs
-    check_after(recording, images, labels, rows.seed, again)
+    replayed = config.training.epochs if _learns(config, rows, recording) else 0
+    with _checking(rows, sampler):
+        check_after(recording, images, labels, rows.seed, replayed)
     return recording
+
+
+@contextmanager
+def _checking(rows: Rows, sampler: Sampler) -> Iterator[None]:
+    """Adds up what the checks take: run.json says it, so that nobody has to guess their price."""
+    sampler.phase("validate")
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        rows.checking_seconds += time.perf_counter() - began
 
 
 def _learns(config: Config, rows: Rows, recording: Recording) -> bool:

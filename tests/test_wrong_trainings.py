@@ -34,7 +34,12 @@ def measured(
         engine = type(f"{fault.__name__}In{stage.name}", (fault, stage.engine), {})
         broken = dataclasses.replace(stage, engine=engine)
         monkeypatch.setattr(measuring, "find_stage", lambda name, place: broken)
-        settings = toy_config(training=fault.training, sweep={"device": "host"})
+        settings = toy_config(
+            training=fault.training,
+            sweep={"device": "host"},
+            # whole epochs, however slow the machine is
+            measuring={"budget_seconds": 1e6, "host_seconds": 1e6},
+        )
         return measure(settings, Run("toy", "small", stage.name, 4, repeat), data, tmp_path / "run")
 
     return measured
