@@ -38,7 +38,7 @@ def measured(
             training=fault.training,
             sweep={"device": "host"},
             # whole epochs, however slow the machine is
-            measuring={"budget_seconds": 1e6, "host_seconds": 1e6},
+            measuring={"budget_seconds": 1000.0, "host_seconds": 1000.0},
         )
         return measure(settings, Run("toy", "small", stage.name, 4, repeat), data, tmp_path / "run")
 
