@@ -36,6 +36,7 @@ from cnnlib.sampling import Sampler, sustain
 from cnnlib.stages import find_stage
 from cnnlib.stopping import Stopped, within
 from cnnlib.training import (
+    Place,
     State,
     accuracy,
     check_batch,
@@ -197,7 +198,7 @@ def measure(
             for size in _engine_batches(config, run, stage):
                 if not done:
                     with open_engine(stage, config, network, dataset, size, place) as engine:
-                        described |= what_runs(engine)
+                        described |= what_runs(engine, place)
                         recording = _measure(config, rows, engine, dataset, sampler, safe)
                         done = recording is not None
                         if recording is not None and _trained(rows):
@@ -234,15 +235,17 @@ def measure(
     return folder
 
 
-def what_runs(engine: Engine) -> dict[str, Any]:
-    """The engine, its operators and what it has decided for itself: asked of it, not of the config.
+def what_runs(engine: Engine, place: Place) -> dict[str, Any]:
+    """The engine, its operators, how they are built and what the engine has decided for itself.
 
-    `engine_batch_size` may be a part of the run's batch (see _engine_batches).
+    All of it is asked of the engine, nothing taken from the config. `engine_batch_size` may be a
+    part of the run's batch (see _engine_batches).
     """
     return {
         "engine": type(engine).__name__,
         "engine_batch_size": engine.setup.batch_size,
         "plan": engine.served,
+        **({"built": place.device.built} if place.device is not None else {}),
         **engine.choices,
     }
 

@@ -361,6 +361,9 @@ def test_no_stage_stands_in_for_another(data: Dataset, folder: Path) -> None:
     assert set(epochs.status) == {"ok"}
     assert set(epochs.reason) == {""}
     assert facts["engine"] == "GpuEngine"
+    assert facts["resident_images"] == 88
+    level = os.environ.get("CNNLIB_OPTIMIZE", "3")
+    assert re.match(rf"\S+ [\d.]+ .*-O{level}\b", facts["built"])
     assert facts["plan"] == [
         "conv1+activation1: RingConv", "conv2+activation2: RingConv", "dense1: FusedDense",
     ]  # fmt: skip

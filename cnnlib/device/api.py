@@ -132,6 +132,7 @@ class Device(Limits, Protocol):
     """One device with one in-order stream."""
 
     name: str
+    built: str  # by which compiler, and how, its kernels are built: for provenance
     pci_bus_id: str | None  # where NVML finds it; None: it is no GPU
 
     def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> DeviceArray:

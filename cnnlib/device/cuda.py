@@ -379,6 +379,7 @@ class CudaDevice:
         )
         major, minor = gpu.compute_capability()
         self.architecture = f"sm_{major}{minor}"
+        self.built = f"nvcc -arch={self.architecture}"
         self.stream: Any = driver.Stream()
         self._taken = 0
         self._pool: dict[int, list[Any]] = {}

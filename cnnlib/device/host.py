@@ -349,6 +349,7 @@ class HostDevice:
         self._compiler = find_compiler()
         self._flags = compile_flags(self._compiler, self._sanitize)
         _check_sanitizer_loaded(self._sanitize)
+        self.built = " ".join([self._compiler.label, *self._flags])
         self.taken = 0
         self.name = f"{cpu_model()[0]} (kernels built by {self._compiler.label})"
         self._modules: dict[str, HostModule] = {}

@@ -216,6 +216,12 @@ class DeviceEngine(Engine):
     """What engines of GPU stages share: state on the device, and a look at where training goes."""
 
     device: Device
+    resident: int | None = None
+    """Images on the device at a time, once a training set is loaded."""
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        return {"resident_images": self.resident}
 
     def _allocate_state(self) -> None:
         """Parameters, velocity and gradient, and what one batch brings: images, labels, losses."""
@@ -467,7 +473,7 @@ class GpuEngine(DeviceEngine):
         self._images, self._labels = images, labels
         batch = self.setup.batch_size
         count = max(batch, min(self._images_wanted(), len(labels)) // batch * batch)
-        self._resident = count
+        self._resident = self.resident = count
         self._steps.clear()
         self._device_images = self.array((count, *self.network.input_shape), np.uint8)
         self._device_labels = self.array((count,), np.uint8)

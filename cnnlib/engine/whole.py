@@ -104,6 +104,7 @@ class WholeStepEngine(DeviceEngine):
         self._times = self._measured(plans) if len(plans) > 1 else []
         self._build(plans[fastest(self._times) if self._times else 0])
         self._tried = plans
+        self.resident = None  # what was tried had a training set of its own
 
     @classmethod
     def operators_on(cls, stage: Stage, setup: Setup, device: Limits | None) -> list[StepOperator]:
@@ -188,7 +189,10 @@ class WholeStepEngine(DeviceEngine):
             told(plan) | {"step_seconds": seconds}
             for plan, seconds in zip(self._tried, self._times, strict=False)
         ]
-        found: dict[str, Any] = {"chosen": told(self.steps)}
+        found: dict[str, Any] = {
+            **super().choices,
+            "chosen": told(self.steps),
+        }
         if tried:
             found["tried"] = tried
         elif len(self._tried) > 1:
@@ -271,7 +275,7 @@ class WholeStepEngine(DeviceEngine):
         self._all = wanted >= count
         if not self._all:
             count = max(batch, min(wanted, count) // batch * batch)
-        self._count = count
+        self._count = self.resident = count
         self._images = self.array((count, *self.network.input_shape), np.uint8)
         self._labels = self.array((count,), np.uint8)
         self._order = self.array((max(count, len(labels)),), np.int32)

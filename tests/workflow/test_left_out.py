@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from cnnlib import records
+from tests.workflow.conftest import Checkout
 from workflow import draw, layout, modules, reasons, wording
 
 Tables = dict[str, pd.DataFrame]
@@ -183,3 +185,39 @@ def test_a_reason_of_any_length_is_shown_in_part() -> None:
     text = wording.why_not("ring", "failed", "x " * 5000)
     assert len(text) < 450
     assert text.endswith(" ...")
+
+
+WIDE = [
+    {"conv": {"maps": 64, "kernel": 3}}, {"activation": "relu"},
+    {"conv": {"maps": 64, "kernel": 3}}, {"dense": 3},
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_to_its_figures(fresh: Checkout, tmp_path: Path) -> None:
+    """Also what is measured beside the runs, once for every stage of a GPU."""
+    checkout = fresh.copy(tmp_path / "checkout")
+    settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
+    settings["networks"] = {"wide": WIDE}
+    settings["sweep"] |= {
+        "networks": ["wide"], "stages": ["gemm", GONE], "batch_sizes": [4], "repeats": 1,
+        "device": "host",
+    }  # fmt: skip
+    settings["race"] |= {"network": "wide", "stages": ["gemm", GONE], "seeds": 1}
+    settings["training"] = settings["race"]["training"] | {"epochs": 1}
+    settings["figures"] = ["speedup", "transfers", "race"]
+    (checkout.folder / "mine.yaml").write_text(yaml.safe_dump(settings))
+    text = checkout.snakemake("figures", "tables", config="mine.yaml")
+    assert f"{GONE}, batch 4: unavailable: stage '{GONE}' cannot take conv2 of network" in text
+    results = checkout.folder / "results"
+    for table in ("ladder", "race_summary"):
+        below = (results / f"tables/{table}.md").read_text().splitlines()[-1]
+        assert below.startswith(
+            f"5 tuned, unavailable: stage '{GONE}' cannot take conv2 of network"
+        )
+        assert "its 36,928 weights" in below
+    for name in ("epochs", "race", "transfers"):
+        frame = records.read(results / f"tables/{name}.csv", name)
+        assert set(frame.loc[frame["stage"] == GONE, "status"]) == {"unavailable"}
+    for figure in settings["figures"]:
+        assert (results / f"figures/{figure}.png").exists()
