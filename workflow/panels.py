@@ -88,21 +88,23 @@ def line_style(peer: bool, host: bool) -> Any:
     return ":" if peer else (0, (4, 2)) if host else "-"
 
 
-def draw_failures(axes: Axes, lines: pd.DataFrame) -> None:
-    """A strip below the panel with a cross for every line that has no result, saying why.
+def draw_failures(axes: Axes, lines: pd.DataFrame) -> list[style.Label]:
+    """A strip below the panel with a cross for every line that has no result; labels that say why,
+    for the panel's right edge.
 
     Call it when the axes' limits are set: the strip is added below them.
     """
     failed = lines[lines["status"] != "ok"]
     groups = [group for _, group in failed.groupby(["stage", "status"], sort=False)]
     if not groups:
-        return
+        return []
     share = 0.03 + 0.06 * len(groups)
     low, high = axes.get_ylim()
     axes.set_ylim(low / (high / low) ** (share / (1 - share)), high)
     place = axes.get_xaxis_transform()
     axes.axhspan(axes.get_ylim()[0], low, color="white", zorder=1, linewidth=0)
     axes.axhline(low, color=style.GRID, linewidth=0.8, zorder=1)
+    bottom, labels = axes.get_ylim()[0], []
     for row, group in enumerate(groups):
         stage, status = group[["stage", "status"]].iloc[0]
         color, height = style.mark(stage).color, 0.045 + 0.06 * row
@@ -110,11 +112,10 @@ def draw_failures(axes: Axes, lines: pd.DataFrame) -> None:
             group["batch_size"], [height] * len(group), marker="x", markersize=7,
             markeredgewidth=2.2, linestyle="none", color=color, transform=place, zorder=5,
         )  # fmt: skip
-        axes.annotate(
-            f"{wording.title(stage)} {wording.STATUS.get(status, status)}",
-            (group["batch_size"].min(), height), xycoords=place, xytext=(-9, 0),
-            textcoords="offset points", ha="right", va="center", fontsize=9, color=color,
-        )  # fmt: skip
+        text = f"{wording.title(stage)} {wording.STATUS.get(status, status)}"
+        at = bottom * (high / bottom) ** height
+        labels.append(style.Label(lines["batch_size"].max(), at, text, color))
+    return labels
 
 
 def usual_batch(sizes: Iterable[int]) -> int:

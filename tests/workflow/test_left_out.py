@@ -1,6 +1,7 @@
 """A stage without a result: figures and tables say why, below what they show."""
 
 import math
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -113,6 +114,25 @@ def test_a_figure_says_why_a_stage_is_missing(name: str, gone: Tables) -> None:
     assert box.y0 >= 0
     for axes in figure.axes:
         assert axes.get_tightbbox().y0 > box.y1, axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize("name", ["speedup", "latency"])
+def test_names_of_what_failed_overlap_nothing(name: str, published: Tables) -> None:
+    """Several stages, from the first batch size on: beside the panel, apart from each other."""
+    tables = published
+    for stage, status in (("tuned", "unavailable"), ("torch", "failed"), ("jax", "unavailable")):
+        raw = {each: table for each, table in tables.items() if each in RAW}
+        tables = without(raw, stage, status, "a reason")
+    figure = drawn(name, tables)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        texts = [text for text in axes.texts if text.get_text()]
+        assert {"5 tuned unavailable", "PyTorch failed", "JAX unavailable"} <= {
+            text.get_text() for text in texts
+        }
+        boxes = [text.get_window_extent() for text in (*texts, axes.yaxis.label)]
+        for one, other in combinations(boxes, 2):
+            assert not one.padded(-1).overlaps(other.padded(-1))
 
 
 @pytest.mark.parametrize("name", ["speedup", "profile", "discern"])

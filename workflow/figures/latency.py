@@ -58,8 +58,7 @@ def draw_panel(
             last, at = ends[[value, "batch_size"]].iloc[-1]
             text = panels.end_label(label, wording.duration(last), int(at), sizes)
             labels.append(style.Label(sizes[-1], last, text, style.mark(stage).color))
-    panels.draw_failures(axes, panel.lines)
-    return labels
+    return [*labels, *panels.draw_failures(axes, panel.lines)]
 
 
 def title(summary: pd.DataFrame) -> str:

@@ -54,8 +54,7 @@ def draw_panel(axes: Axes, panel: panels.Panel, values: pd.Series) -> list[style
             written = wording.times(last["speedup"])
             text = panels.end_label(label, written, last["batch_size"], sizes)
             labels.append(style.Label(sizes[-1], last["speedup"], text, style.mark(stage).color))
-    panels.draw_failures(axes, panel.lines)
-    return labels
+    return [*labels, *panels.draw_failures(axes, panel.lines)]
 
 
 def baseline(summary: pd.DataFrame) -> str:
