@@ -34,6 +34,10 @@ FACTOR = 4.0
 """Rounding errors seen reach a sixth of the bound; wrong indices are far beyond it."""
 COARSE = 64.0
 """Roundings by which the gradient of a stage of less precision may be off, as a whole."""
+SPREAD = 3.0
+"""Rounding of weights and maps moved the gradients of 90 networks of 4 to 20 convolutions up to 2.2
+times as far as that of the weights alone, and as far where COARSE was not enough."""
+SPREAD_TRIES = 4
 FIVE_STEPS_BOUND = 1e-4
 """Largest difference of any weight after five steps."""
 DIFFERENCE_BOUND = 1e-6
@@ -143,7 +147,7 @@ def _compare_gradients(
     loss, gradient = engine.gradient(images, labels)
     right_loss, right = reference.gradient(images, labels)
     if engine.stage.rounding:
-        return _compare_norms(engine, gradient, right), right
+        return _compare_norms(engine, reference, images, labels, gradient, right), right
     unit = FACTOR * _eps(engine) * math.sqrt(longest_sum(engine.network, len(images)))
     batch = f"at batch size {len(images)}"
     bound = unit * max(1.0, abs(right_loss))
@@ -152,15 +156,45 @@ def _compare_gradients(
     return max(share, _compare_views(engine, what, gradient, right, unit, doubt)), right
 
 
-def _compare_norms(engine: Engine, found: Array, right: Array) -> float:
+def _compare_norms(
+    engine: Engine, reference: Engine, images: Bytes, labels: Bytes, found: Array, right: Array
+) -> float:
     """The whole gradient's distance from the right one, relative, within COARSE roundings.
 
     For stages that say that their products are coarser than float32: there relu and max decide
-    otherwise in many places, so that single elements tell nothing.
+    otherwise in many places, so that single elements tell nothing. In a deep network these
+    decisions add up to more; then the distance may be SPREAD times as large as what the same
+    rounding of the weights alone does to the reference.
     """
-    assert engine.stage.rounding is not None
+    rounding = engine.stage.rounding or 0.0
     distance = float(np.linalg.norm(found - right)) / float(np.linalg.norm(right))
-    return require(engine, "the whole gradient", distance, COARSE * engine.stage.rounding)
+    allowed = COARSE * rounding
+    if distance > allowed:
+        spread = SPREAD * _spread(reference, images, labels, right, rounding)
+        if spread > MOST_DOUBT:
+            raise unjudged(
+                engine,
+                f"products as coarse as those of stage '{engine.stage.name}' leave {spread:.3g} of "
+                f"the gradient open",
+                "fewer layers, tanh for relu, mean for max",
+            )
+        allowed = max(allowed, spread)
+    return require(engine, "the whole gradient", distance, allowed)
+
+
+def _spread(
+    reference: Engine, images: Bytes, labels: Bytes, right: Array, rounding: float
+) -> float:
+    """The farthest that the gradient moves, relative, when all weights are off by the rounding."""
+    generator = np.random.default_rng(0)
+    parameters = reference.parameters
+    distances = []
+    for _ in range(SPREAD_TRIES):
+        noise = generator.uniform(-rounding, rounding, len(parameters))
+        reference.parameters = parameters * (1 + noise)
+        distances.append(np.linalg.norm(reference.gradient(images, labels)[1] - right))
+    reference.parameters = parameters
+    return float(max(distances) / np.linalg.norm(right))
 
 
 def _compare_few_errors(

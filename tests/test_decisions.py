@@ -13,6 +13,7 @@ from cnnlib.engine import Setup
 from cnnlib.layers import Activation, Conv, Subsample
 from cnnlib.stages import gemm, naive
 from cnnlib.validate import (
+    COARSE,
     FACTOR,
     FAST_REFERENCE,
     Unjudged,
@@ -233,6 +234,55 @@ def test_a_gradient_of_zeros_says_nothing():
         with pytest.raises(
             Unjudged, match=r"cannot be judged: the gradient of conv1\.weight is zero"
         ):
+            validate(engine, images, labels)
+
+
+class Coarse:
+    """numpy, but products of float32 have factors rounded to 10 bits, as on tensor cores."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    @staticmethod
+    def matmul(first, second, out):
+        if out.dtype == np.float32:
+            first, second = (
+                ((factor.copy().view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
+                for factor in (first, second)
+            )
+        return np.matmul(first, second, out=out)
+
+
+def coarse():
+    return dataclasses.replace(gemm.STAGE, name="coarse", rounding=2.0**-10, threads=1)
+
+
+def test_coarse_products_are_judged_in_a_deep_network(monkeypatch):
+    monkeypatch.setattr(gemm, "np", Coarse())
+    network = deep(8, 8, "max")
+    with open_engine(coarse(), network, 2) as engine:
+        images, labels = pictures(network, 2)
+        with (
+            Watch(engine.setup) as watched,
+            FAST_REFERENCE.engine(FAST_REFERENCE, engine.setup) as reference,
+        ):
+            watched.parameters = engine.parameters
+            images, _ = watched.settle(images)
+            vector = engine.parameters = reference.parameters = watched.parameters
+            found = engine.gradient(images, labels)[1]
+            right = reference.gradient(images, labels)[1]
+        # beyond what is allowed in a network of a few layers
+        assert np.linalg.norm(found - right) > COARSE * 2.0**-10 * np.linalg.norm(right)
+        validate(engine, images, labels)
+    with open_engine(coarse(), network, 2) as engine:
+        engine.parameters = vector
+        engine.gradient = lambda images, labels: (0, right / 2)
+        with pytest.raises(ValidationFailed, match="'coarse' .* the whole gradient is off by"):
+            validate(engine, images, labels)
+    with open_engine(dataclasses.replace(coarse(), rounding=2.0**-5), network, 2) as engine:
+        engine.parameters = vector
+        engine.gradient = lambda images, labels: (0, 4 * right)
+        with pytest.raises(Unjudged, match="coarse as those of stage 'coarse' leave .* open"):
             validate(engine, images, labels)
 
 
