@@ -43,6 +43,11 @@ ifeq ($(LOGNAME)$(USER),)
 export LOGNAME := $(or $(shell id -un 2>/dev/null),user)
 endif
 
+AHEAD := $(shell sh requirements/dates.sh $(ENV))
+ifneq ($(AHEAD),)
+$(info dated in the future: $(AHEAD); stamps are removed, locks are dated now)
+endif
+
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12; echo; sed -n '2,5s/^# *//p' Makefile
 

@@ -66,7 +66,8 @@ def _clear_left_over(target: Path) -> None:
     pattern = f".{glob.escape(target.stem)}.????????{glob.escape(target.suffix)}"
     for path in target.parent.glob(pattern):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > LEFT_OVER_SECONDS:
+            # A file from the future is as old: no write takes that long.
+            if abs(time.time() - path.stat().st_mtime) > LEFT_OVER_SECONDS:
                 path.unlink()
 
 

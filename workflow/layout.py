@@ -1,15 +1,18 @@
 """Where things stand in a figure: its size, the words above and below, its panels' places."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedFormatter
 from matplotlib.transforms import Bbox
@@ -19,6 +22,16 @@ STEP = 2**20
 """What a panel's place is rounded to; a power of two, so that it is exact."""
 APART = 4.0
 """Points between the numbers of an axis, at least."""
+MANY = 3
+"""Panels from which on they are small, and stand in several rows."""
+ROW = 15.9
+"""Inches that the small panels of a row are wide, with their labels."""
+SHORT = 14
+"""Letters, at most, of the lines' names where three small panels stand in a row, and not two."""
+TITLE_LINE = 0.19
+"""Inches of height that a line of a panel's title takes."""
+ROOM = {"title": 2, "subtitle": 3, "notes": 3}
+"""Lines that a figure has room for; with more of them it becomes higher."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,8 @@ def headline(
 ) -> None:
     """Title and subtitle above the panels, left-aligned; notes small below them.
 
-    Lines that are wider than the figure are broken at spaces. `left_out` says who is missing from
-    the figure and why: further notes, for which the figure grows, so that its panels keep their
+    Lines that are wider than the figure are broken. `left_out` says who is missing from the figure
+    and why: further notes. A figure of many lines becomes higher, so that its panels keep their
     size. On a sheet nothing is written: what stands there says it in its own type (HEADLINES).
     """
     HEADLINES[figure] = Headline(title, subtitle, "\n".join(filter(None, (notes, left_out))))
@@ -76,14 +89,17 @@ def headline(
         return
     width, height = figure.get_size_inches()
     if left_out:
-        left_out = _wrapped(figure, left_out, 8.5, "normal")
+        left_out = wrapped(left_out, width - 0.6, 8.5)
         height += 0.17 * _lines(left_out)
-        figure.set_size_inches(width, height)
     left = 0.30 / width
-    title = _wrapped(figure, title, 15, "bold")
-    subtitle = _wrapped(figure, subtitle, 10, "normal")
-    notes = _wrapped(figure, notes, 8.5, "normal")
+    title = wrapped(title, width - 0.6, 15, "bold")
+    subtitle = wrapped(subtitle, width - 0.6, 10)
+    notes = wrapped(notes, width - 0.6, 8.5)
+    height += 0.28 * max(0, _lines(title) - ROOM["title"])
+    height += 0.19 * max(0, _lines(subtitle) - ROOM["subtitle"])
+    height += 0.17 * max(0, _lines(notes) - ROOM["notes"])
     notes = "\n".join(filter(None, (notes, left_out)))
+    figure.set_size_inches(width, height)
     look = {"ha": "left", "linespacing": 1.35}
     top = 0.22
     figure.text(left, 1 - top / height, title, fontsize=15, weight="bold", va="top", **look)
@@ -102,23 +118,76 @@ def _lines(text: str) -> int:
     return text.count("\n") + 1
 
 
-def _wrapped(figure: Figure, text: str, size: float, weight: str) -> str:
-    """`text` with its lines broken where they would leave the figure."""
-    room = (figure.get_size_inches()[0] - 0.6) * 72
+def wrapped(text: str, inches: float, size: float, weight: str = "normal") -> str:
+    """`text` with its lines broken where they would be wider than `inches`.
+
+    They are broken at spaces; a word that is too long by itself, as names can be, behind an
+    underscore, a hyphen or a slash, or anywhere if it has none.
+    """
     font = FontProperties(size=size, weight=weight)
+
+    def fits(line: str) -> bool:
+        # TextPath measures without a renderer, in points for a size in points; by its corners,
+        # since the exact extent of every curve takes seconds.
+        return bool(TextPath((0, 0), line, prop=font).vertices[:, 0].max() <= inches * 72)
+
     lines: list[str] = []
     for line in text.split("\n"):
         current = ""
         for word in line.split(" "):
             longer = f"{current} {word}".strip()
-            # TextPath measures without a renderer, in points for a size in points; by its corners,
-            # since the exact extent of every curve takes seconds.
-            if current and TextPath((0, 0), longer, prop=font).vertices[:, 0].max() > room:
-                lines.append(current)
-                longer = word
+            if longer and not fits(longer):
+                lines += [current] if current else []
+                *full, longer = _broken(word, fits)
+                lines += full
             current = longer
         lines.append(current)
     return "\n".join(lines)
+
+
+def _broken(word: str, fits: Callable[[str], bool]) -> list[str]:
+    """The parts of a word, each as long as fits in a line."""
+    parts = [""]
+    for piece in re.findall(r"[^_/-]*[_/-]+|[^_/-]+", word):
+        pieces = [piece] if fits(piece) else list(piece)
+        for each in pieces:
+            if parts[-1] and not fits(parts[-1] + each):
+                parts.append("")
+            parts[-1] += each
+    return parts
+
+
+def title(axes: Axes, text: str, inches: float, **look: Any) -> None:
+    """A title above a panel that is `inches` wide, left-aligned, in as many lines as it takes."""
+    axes.set_title(wrapped(text, inches, 11), fontsize=11, loc="left", **look)
+
+
+@dataclass(frozen=True)
+class SmallPanels:
+    """A figure for many panels, the place of each, row by row, and the inches of its title."""
+
+    figure: Figure
+    places: list[SubplotSpec]
+    across: int
+    width: float
+
+
+def small_panels(
+    titles: Sequence[str], heights: Sequence[float], names: Iterable[str] = (), left: float = 1.0
+) -> SmallPanels:
+    """Room for panels with these titles, with lines of these names and `left` inches before them.
+
+    A row is as high as its highest panel, whose height in inches is without its title.
+    """
+    across = 3 if max(map(len, names), default=0) <= SHORT else 2
+    width = ROW / across - left
+    lines = [_lines(wrapped(text, width, 11)) for text in titles]
+    each = [high + TITLE_LINE * (count - 1) for high, count in zip(heights, lines, strict=True)]
+    rows = [max(each[first : first + across]) for first in range(0, len(each), across)]
+    figure = pyplot.figure(figsize=(0.6 + ROW, 1.6 + sum(rows)), layout="constrained")
+    grid = figure.add_gridspec(len(rows), across, height_ratios=rows)
+    places = [grid[divmod(place, across)] for place in range(len(titles))]
+    return SmallPanels(figure, places, across, width)
 
 
 def nothing(title: str, reason: str, left_out: str = "") -> Figure:
@@ -155,7 +224,6 @@ def thin(figure: Figure) -> None:
             axes.set_xticks(axes.get_xticks()[kept], labels if named else None)
             if not named:
                 axes.xaxis.set_major_formatter(formatter)
-            figure.draw_without_rendering()
 
 
 def _crowded(axes: Axes) -> bool:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from cnnlib.peers import PEERS
 from cnnlib.stages import ALL
-from workflow import style, wording
+from workflow import layout, style, wording
 
 NAMES_OF_PEERS = {stage.name for stage in PEERS}
 
@@ -42,18 +42,32 @@ def split(summary: pd.DataFrame) -> list[Panel]:
     return panels
 
 
+def on_a_page(parts: list[Panel]) -> list[Panel]:
+    """All of them, or on a sheet, where there is room for little, those of the first network."""
+    if not layout.compact():
+        return parts
+    first = parts[0]
+    return [p for p in parts if (p.dataset, p.network) == (first.dataset, first.network)]
+
+
 def by_stage(lines: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(stage, label, its lines by batch size), as on the ladder.
 
-    The label is the stage's title, with its device where one stage ran on several.
+    The label is the stage's title, with its device where one stage ran on several. Long names are
+    shortened: a label must leave room for the lines.
     """
     for stage, of_stage in lines.groupby("stage", sort=False):
         devices = of_stage["device"].unique()
         for name, group in of_stage.groupby("device", sort=False):
-            label = wording.title(stage)
+            label = wording.brief(wording.title(stage))
             if len(devices) > 1:
-                label += f", {wording.device(name)}"
+                label += f", {wording.brief(wording.device(name))}"
             yield stage, label, group.sort_values("batch_size")
+
+
+def names(rows: pd.DataFrame) -> list[str]:
+    """What stands beside the lines of all panels, without numbers."""
+    return [label for panel in split(rows) for _, label, _ in by_stage(panel.lines)]
 
 
 def draw_line(
@@ -144,6 +158,13 @@ def first_cell(*tables: pd.DataFrame) -> tuple[str, str] | None:
             dataset, network = table[["dataset", "network"]].iloc[0]
             return dataset, network
     return None
+
+
+def named(cell: tuple[str, str], table: pd.DataFrame) -> str:
+    """The data set and network in words, and of how many in the table they are the first."""
+    count = len(table[["dataset", "network"]].drop_duplicates())
+    others = f" (the first of {count} networks and data sets measured)" if count > 1 else ""
+    return wording.what(*cell) + others
 
 
 def of_cell(table: pd.DataFrame, cell: tuple[str, str]) -> pd.DataFrame:

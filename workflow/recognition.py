@@ -203,11 +203,9 @@ def after(row: pd.Series) -> str:
 def subtitle(rows: pd.DataFrame, table: pd.DataFrame) -> str:
     """Network, batch, devices; what else the table holds and is not shown."""
     first = rows.iloc[0]
-    what = wording.what(first["dataset"], first["network"])
-    cells = table[["dataset", "network"]].drop_duplicates()
-    others = f" (the first of {len(cells)} networks and data sets measured)" * (len(cells) > 1)
+    what = panels.named((first["dataset"], first["network"]), table)
     return (
-        f"{what}{others}, batch {first['batch_size']}, one training of each stage from seed "
+        f"{what}, batch {first['batch_size']}, one training of each stage from seed "
         f"{first['seed']}\n{panels.devices(rows)}"
     )
 

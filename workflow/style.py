@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import seaborn
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -156,14 +157,26 @@ class Label:
     color: str
 
 
-def end_labels(axes: Axes, labels: Sequence[Label], gap_points: float = 13.5) -> None:
+ONE_BY_ONE = 6
+"""Panels, at most, that are laid out again before each of them gets its labels."""
+
+
+def end_labels(figure: Figure, panels: Iterable[tuple[Axes, Sequence[Label]]]) -> None:
     """Write each label right of its line's end, moved up or down just enough not to overlap.
 
-    Call it when the axes' limits and the figure's size are final.
+    Call it when the limits of all axes and the figure's size are final. Labels narrow the panels a
+    little, so that a few panels are laid out after each other's labels. Of many panels, where that
+    would take minutes, all are laid out once.
     """
-    if not labels:
-        return
-    axes.figure.canvas.draw()
+    waiting = [(axes, labels) for axes, labels in panels if labels]
+    for number, (axes, labels) in enumerate(waiting):
+        if not number or len(waiting) <= ONE_BY_ONE:
+            figure.draw_without_rendering()
+        _label_ends(axes, labels)
+
+
+def _label_ends(axes: Axes, labels: Sequence[Label], gap_points: float = 13.5) -> None:
+    """Write the labels of one panel, as it is laid out now."""
     scale = axes.figure.dpi / 72
     labels = sorted(labels, key=lambda label: label.y)
     wanted = [axes.transData.transform((1, label.y))[1] / scale for label in labels]

@@ -83,6 +83,14 @@ def why_not(stage: str, status: str, reason: str) -> str:
     return f"{title(stage)}, {STATUS.get(status, status)}: {reason}"
 
 
+def brief(text: str, most: int = 28) -> str:
+    """`text`, or its beginning and its end where it would be longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 1].rstrip()}…{text[-end:].lstrip()}"
+
+
 def markdown_table(rows: list[list[str]]) -> str:
     """Rows (heads, alignment, body) as a Markdown table."""
     return "".join(

@@ -126,6 +126,18 @@ def test_a_table_that_fails_leaves_the_old_one_and_is_made_again(mine: Checkout)
     assert mine.planned("all")["tabulate"] == 1
 
 
+def test_an_input_of_the_future_is_no_reason_to_work_for_ever(mine: Checkout) -> None:
+    """Snakemake itself fails such a job when it has ended, and runs it again by every call."""
+    mine.edit("workflow/figures/speedup.py")
+    future = time.time() + 400 * 86400
+    for name in ("workflow/figures/speedup.py", "results/data/blobs.npz"):
+        os.utime(mine.folder / name, (future, future))
+    text = mine.snakemake("all")
+    assert "dated in the future, now dated today: 2 files (results/data/blobs.npz, " in text
+    assert "measure" not in text.partition("Job stats")[2].partition("total")[0]
+    assert mine.planned("all") == NOTHING
+
+
 def test_editing_a_stage_measures_only_that_stage(mine: Checkout) -> None:
     asked = sweep(mine)
     per_stage = len(asked["batch_sizes"]) * asked["repeats"]

@@ -28,6 +28,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             "Energy was not measured", "It takes a GPU whose driver tells of it (NVML).",
             reasons.left_out(tables["epochs"]),
         )  # fmt: skip
+    what = panels.named(cell, energy)
     energy = panels.of_cell(energy, cell).copy()
     epochs = panels.of_cell(tables["epochs"], cell)
     whole = epochs.loc[~epochs["extrapolated"], ["batch_size", "images"]].drop_duplicates()
@@ -39,7 +40,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         return layout.nothing("Energy was not measured", "No stage has trained a whole epoch.")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14.0, 5.8), layout="constrained")
     layout.headline(
-        figure, title(energy), subtitle(energy, cell), left_out=reasons.left_out(epochs)
+        figure, title(energy), subtitle(energy, what), left_out=reasons.left_out(epochs)
     )
     style.quantity_axis(left, "y", energy["epoch_joules"], joules, steps=(1, 2, 5))
     left.set_ylabel("energy of an epoch")
@@ -55,8 +56,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         right.axhline(idle, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)))
         last = energy["batch_size"].max()
         waiting[1][1].append(style.Label(last, idle, f"idle  {idle:.0f} W", style.INK))
-    for axes, labels in waiting:
-        style.end_labels(axes, labels)
+    style.end_labels(figure, waiting)
     return figure
 
 
@@ -95,11 +95,11 @@ def title(energy: pd.DataFrame) -> str:
     return f"{text}; {worst} at batch {at} takes {joules(middle.max())}"
 
 
-def subtitle(energy: pd.DataFrame, cell: tuple[str, str]) -> str:
+def subtitle(energy: pd.DataFrame, what: str) -> str:
     """Network, device; what is counted, and how."""
     names = "; ".join(dict.fromkeys(map(wording.device, energy["device"])))
     seconds = energy["window_seconds"].median()
     return (
-        f"{wording.what(*cell)}; {names}\nby the GPU's energy counter over {seconds:.2g} s of "
+        f"{what}; {names}\nby the GPU's energy counter over {seconds:.2g} s of "
         f"training; median of {panels.repeats(energy)}, bars: quartiles"
     )

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from workflow import layout, panels, style, wording
+from workflow import layout, panels, style
 
 TABLES = ("features",)
 
@@ -29,6 +29,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         return layout.nothing(
             "There are no filters to show", "No network of the sweep begins with a convolution."
         )
+    what = panels.named(cell, features)
     features = panels.of_cell(features, cell)
     found = pictures(features[features["kind"] == "filter"])
     image = pictures(features[features["kind"] == "image"])
@@ -41,7 +42,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     across = min(MOST, max(len(group) for _, group, _ in rows))
     figure = pyplot.figure(figsize=(12.6, 1.5 + 0.9 * len(rows)), layout="constrained")
     grid = figure.add_gridspec(len(rows), across + 2, width_ratios=[1.7, *[1] * across, 0.25])
-    layout.headline(figure, title(found), subtitle(features, cell))
+    layout.headline(figure, title(found), subtitle(features, what))
     bound = max((np.abs(picture).max() for group in found.values() for picture in group), default=1)
     for row, (name, group, signed) in enumerate(rows):
         head = figure.add_subplot(grid[row, 0])
@@ -91,10 +92,10 @@ def title(found: dict[str, list[np.ndarray]]) -> str:
     return "What the network makes of an image"
 
 
-def subtitle(features: pd.DataFrame, cell: tuple[str, str]) -> str:
+def subtitle(features: pd.DataFrame, what: str) -> str:
     """Network, how it was trained."""
     first = features.iloc[0]
     return (
-        f"{wording.what(*cell)}; trained by {first['stage']}, batch {first['batch_size']}, "
+        f"{what}; trained by {first['stage']}, batch {first['batch_size']}, "
         f"seed {first['seed']}\nbelow the filters: a test image and its maps, layer by layer"
     )

@@ -18,14 +18,19 @@ QUANTITIES = (
     ("step_seconds", "step_seconds_q05", "step_seconds_q95", "One step"),
     ("epoch_seconds", "epoch_seconds_q25", "epoch_seconds_q75", "One epoch"),
 )
+TITLE = 6.0
+"""Inches that a panel's title may be wide."""
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Two panels, of the step and of the epoch; host-built stages have a row of their own."""
     summary = tables["summary"]
-    parts = panels.split(summary)
+    parts = panels.on_a_page(panels.split(summary))
+    each = 4.4 if len(parts) < layout.MANY else 3.5
+    longest = f"{QUANTITIES[1][-1]}, {max((panel.title for panel in parts), key=len)}"
+    each += layout.TITLE_LINE * max(0, layout.wrapped(longest, TITLE, 11).count("\n") - 1)
     figure, grid = pyplot.subplots(
-        len(parts), 2, figsize=(14.0, 1.5 + 4.4 * len(parts)), squeeze=False, layout="constrained"
+        len(parts), 2, figsize=(14.0, 1.5 + each * len(parts)), squeeze=False, layout="constrained"
     )
     layout.headline(
         figure, title(summary), subtitle(summary), panels.notes(summary),
@@ -35,8 +40,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     for row, panel in zip(grid, parts, strict=True):
         for axes, quantity in zip(row, QUANTITIES, strict=True):
             waiting.append((axes, draw_panel(axes, panel, summary, *quantity)))
-    for axes, labels in waiting:
-        style.end_labels(axes, labels)
+    style.end_labels(figure, waiting)
     return figure
 
 
@@ -48,7 +52,7 @@ def draw_panel(
     sizes = sorted(set(panel.lines["batch_size"]))
     style.batch_axis(axes, sizes)
     style.seconds_axis(axes, pd.concat([summary[value], summary[low], summary[high]]).dropna())
-    axes.set_title(f"{name}, {panel.title}", fontsize=11, loc="left", color=style.INK)
+    layout.title(axes, f"{name}, {panel.title}", TITLE, color=style.INK)
     axes.set_ylabel("step latency" if value == "step_seconds" else "epoch time")
     labels = []
     for stage, label, group in panels.by_stage(panel.lines):

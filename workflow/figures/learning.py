@@ -33,27 +33,39 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             "No learning curve was measured", "No run of the sweep has looked while it trained.",
             reasons.left_out(tables["epochs"]),
         )  # fmt: skip
-    found = panels.split(rows)
+    found = panels.on_a_page(panels.split(rows))
     counts = [len(recognition.lines(panel.lines)) for panel in found]
-    figure = pyplot.figure(
-        figsize=(9.5, 1.6 + sum(4.2 + 0.36 * count for count in counts)), layout="constrained"
-    )
+    if len(found) < layout.MANY:
+        heights = [4.2 + 0.36 * count for count in counts]
+        figure = pyplot.figure(figsize=(9.5, 1.6 + sum(heights)), layout="constrained")
+        ratios = [ratio for count in counts for ratio in (3.6, 0.3 + 0.36 * count)]
+        grid = list(figure.subplots(len(ratios), 1, height_ratios=ratios))
+        pairs = list(zip(grid[::2], grid[1::2], strict=True))
+        width = 7.2
+    else:
+        heights = [3.3 + 0.30 * count for count in counts]
+        small = layout.small_panels(
+            [panel.title for panel in found], heights, panels.names(rows), left=2.0
+        )
+        figure, width = small.figure, small.width
+        pairs = [
+            place.subgridspec(2, 1, height_ratios=(2.4, 0.3 + 0.30 * count)).subplots()
+            for place, count in zip(small.places, counts, strict=True)
+        ]
     layout.headline(
         figure, title(found[0]), subtitle(rows), recognition.notes(rows),
         reasons.left_out(tables["epochs"]),
     )  # fmt: skip
-    ratios = [ratio for count in counts for ratio in (3.6, 0.3 + 0.36 * count)]
-    grid = figure.subplots(len(ratios), 1, height_ratios=ratios)
-    for number, panel in enumerate(found):
-        draw_curves(grid[2 * number], panel, rows["train_seconds"])
-        draw_moments(grid[2 * number + 1], panel, rows["train_seconds"])
+    for (above, below), panel in zip(pairs, found, strict=True):
+        draw_curves(above, panel, rows["train_seconds"], width)
+        draw_moments(below, panel, rows["train_seconds"], width)
     return figure
 
 
-def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series) -> None:
+def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: float) -> None:
     """Accuracy by time of all stages, with the accuracy that all of them reach."""
     style.seconds_axis(axes, seconds, which="x")
-    axes.set_title(panel.title, fontsize=11, loc="left", color=style.INK)
+    layout.title(axes, panel.title, width, color=style.INK)
     axes.set_ylabel("test accuracy (%)")
     axes.set_ylim(0, 103)
     axes.tick_params(labelbottom=False)
@@ -75,7 +87,7 @@ def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series) -> None:
             )  # fmt: skip
 
 
-def draw_moments(axes: Axes, panel: panels.Panel, seconds: pd.Series) -> None:
+def draw_moments(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: float) -> None:
     """A row for each stage: when it first reached the accuracy that all of them reach."""
     style.seconds_axis(axes, seconds, which="x")
     lines = recognition.lines(panel.lines)
@@ -83,7 +95,8 @@ def draw_moments(axes: Axes, panel: panels.Panel, seconds: pd.Series) -> None:
     axes.set_yticks(range(len(lines)), names, fontsize=10.5, weight="bold")
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    axes.set_xlabel(f"training time until {goal(panel)} % of the test images are recognised")
+    what = f"training time until {goal(panel)} % of the test images are recognised"
+    axes.set_xlabel(layout.wrapped(what, 0.7 * width, 11))
     left, right = axes.get_xlim()
     for row, (line, text) in enumerate(zip(lines, axes.get_yticklabels(), strict=True)):
         mark = style.mark(line["stage"].iloc[0])
@@ -96,7 +109,8 @@ def draw_moments(axes: Axes, panel: panels.Panel, seconds: pd.Series) -> None:
             markerfacecolor="white" if borrowed else mark.color,
         )  # fmt: skip
         # To the left of the marks at the right edge, where there is no room behind them.
-        late = math.log(time / left) > 0.75 * math.log(right / left)
+        room = 0.75 if width > 5 else 0.5
+        late = math.log(time / left) > room * math.log(right / left)
         axes.annotate(
             wording.duration(time) + (", extrapolated" if borrowed else ""), (time, row),
             xytext=(-11 if late else 11, 0), textcoords="offset points", fontsize=10,
@@ -109,7 +123,8 @@ def name_of(line: pd.DataFrame, lines: list[pd.DataFrame]) -> str:
     """The stage's title, with its device where it ran on several."""
     stage, device = line[["stage", "device"]].iloc[0]
     twice = sum(other["stage"].iloc[0] == stage for other in lines) > 1
-    return f"{wording.title(stage)}, {wording.device(device)}" if twice else wording.title(stage)
+    name = wording.brief(wording.title(stage))
+    return f"{name}, {wording.brief(wording.device(device))}" if twice else name
 
 
 def goal(panel: panels.Panel) -> int:

@@ -40,6 +40,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         return layout.nothing(
             "Memory was not looked at", "There are no samples.", reasons.left_out(tables["epochs"])
         )
+    named = panels.named(cell, tables["samples"])
     samples = panels.of_cell(tables["samples"], cell)
     samples = samples[samples["phase"] != "close"]
     epochs = panels.of_cell(tables["epochs"], cell)
@@ -62,7 +63,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     layout.headline(
         figure,
         title(peaks, on_gpu),
-        subtitle(peaks, cell, size, what),
+        subtitle(peaks, named, size, what),
         notes(reasons.without_left_out(epochs), on_gpu),
         reasons.left_out(epochs),
     )
@@ -81,8 +82,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             right.subgridspec(len(kinds), 1).subplots(squeeze=False)[:, 0], kinds, strict=True
         )
     ]
-    for axes, labels in drawn:
-        style.end_labels(axes, labels)
+    style.end_labels(figure, drawn)
     return figure
 
 
@@ -194,10 +194,10 @@ def title(peaks: pd.DataFrame, on_gpu: bool) -> str:
     return (text if least == most else f"{text}, {most} {wording.size(need.iloc[-1])}") + built
 
 
-def subtitle(peaks: pd.DataFrame, cell: tuple[str, str], size: int, what: str) -> str:
+def subtitle(peaks: pd.DataFrame, named: str, size: int, what: str) -> str:
     """Network, devices; what is counted, and how."""
     return (
-        f"{wording.what(*cell)}; {panels.devices(peaks)}\n"
+        f"{named}; {panels.devices(peaks)}\n"
         f"memory {what}; left: batch {size}, first repeat; right: median of "
         f"{panels.repeats(peaks)}, bars: quartiles"
     )

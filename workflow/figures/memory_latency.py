@@ -60,8 +60,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         waiting.append((right, lines(right, copied, COPIES, lambda v: f"{v:.3g} GB/s")))
     else:
         right.axis("off")
-    for axes, found in waiting:
-        style.end_labels(axes, found)
+    style.end_labels(figure, waiting)
     return figure
 
 

@@ -66,7 +66,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         squeeze=False, layout="constrained", sharex=True,
     )  # fmt: skip
     layout.headline(
-        figure, title(parts, sizes, stages), subtitle(parts, cell),
+        figure, title(parts, sizes, stages), subtitle(parts, panels.named(cell, kernels)),
         left_out=reasons.left_out(tables["epochs"], cell),
     )  # fmt: skip
     for axes, (size, built, lines, rows) in zip(column.flat, shown, strict=True):
@@ -178,9 +178,9 @@ def whole_name(part: pd.Series) -> str:
     return name if name == part["part"] else f"{name} {part['part']}"
 
 
-def subtitle(parts: pd.DataFrame, cell: tuple[str, str]) -> str:
+def subtitle(parts: pd.DataFrame, what: str) -> str:
     """Network, devices; what is counted, and how."""
     return (
-        f"{wording.what(*cell)}; {panels.devices(parts)}\n"
+        f"{what}; {panels.devices(parts)}\n"
         "kernels timed one by one, medians over the repeats; at the right: the time of a step"
     )

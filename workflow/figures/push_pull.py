@@ -36,34 +36,44 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             "Push and pull were not measured", f"Stage '{STAGE}' {there}.", missing
         )
     groups = [group for _, group in times.groupby(PANEL, sort=False)]
-    across = min(3, len(groups))
-    down = -(-len(groups) // across)
-    figure, grid = pyplot.subplots(
-        down, across, figsize=(2.4 + 6.6 * across, 1.7 + 4.4 * down), squeeze=False,
-        layout="constrained", sharey=True,
-    )  # fmt: skip
+    if layout.compact():
+        first = [times["dataset"].iloc[0], times["network"].iloc[0]]
+        groups = [p for p in groups if [p["dataset"].iloc[0], p["network"].iloc[0]] == first][:3]
+    if len(groups) < layout.MANY:
+        across = len(groups)
+        figure, grid = pyplot.subplots(
+            1, across, figsize=(2.4 + 6.6 * across, 1.7 + 4.4), squeeze=False,
+            layout="constrained", sharey=True,
+        )  # fmt: skip
+        row, width = list(grid.flat), 6.2
+    else:
+        small = layout.small_panels(list(map(heading, groups)), [3.5] * len(groups))
+        figure, width = small.figure, small.width
+        row = [figure.add_subplot(place) for place in small.places]
     layout.headline(figure, title(times), subtitle(times), left_out=missing)
     waiting = []
-    for axes, panel in zip(grid.flat, groups, strict=False):
-        waiting.append((axes, draw_panel(axes, panel, times)))
-    for axes in grid.flat[len(groups) :]:
-        axes.axis("off")
-    for axes, labels in waiting:
-        style.end_labels(axes, labels)
+    for axes, panel in zip(row, groups, strict=True):
+        waiting.append((axes, draw_panel(axes, panel, times, width)))
+    style.end_labels(figure, waiting)
     return figure
 
 
-def draw_panel(axes: Axes, panel: pd.DataFrame, times: pd.DataFrame) -> list[style.Label]:
-    """Push and pull of one layer; the labels for the right edge."""
+def heading(panel: pd.DataFrame) -> str:
+    """Layer, network and data set of a panel."""
+    dataset, network, layer, kind = panel[PANEL].iloc[0]
+    built = f"\n({wording.HOST})" if kind == "host" else ""
+    return f"{layer}, {wording.what(dataset, network)}{built}"
+
+
+def draw_panel(
+    axes: Axes, panel: pd.DataFrame, times: pd.DataFrame, width: float
+) -> list[style.Label]:
+    """Push and pull of one layer, `width` inches wide; the labels for the right edge."""
     sizes = sorted(set(panel["batch_size"]))
     style.batch_axis(axes, sizes)
     style.seconds_axis(axes, times["image_seconds"], steps=(1, 2, 5))
-    dataset, network, layer, kind = panel[PANEL].iloc[0]
-    built = f"\n({wording.HOST})" if kind == "host" else ""
-    axes.set_title(
-        f"{layer}, {wording.what(dataset, network)}{built}",
-        fontsize=11, loc="left", color=style.INK,
-    )  # fmt: skip
+    kind = panel["device_kind"].iloc[0]
+    layout.title(axes, heading(panel), width, color=style.INK)
     axes.set_ylabel("time per image")
     labels = []
     for kernel, (name, mark) in WAYS.items():

@@ -36,8 +36,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     waiting = [
         (axes, draw_panel(axes, panel)) for axes, panel in zip(column.flat, found, strict=True)
     ]
-    for axes, labels in waiting:
-        style.end_labels(axes, labels)
+    style.end_labels(figure, waiting)
     return figure
 
 
@@ -49,7 +48,7 @@ def draw_panel(axes: Axes, panel: panels.Panel) -> list[style.Label]:
     axes.set_ylabel("test accuracy")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g} %")
     if panel.host:
-        axes.set_title(panel.title, fontsize=11, loc="left", color=style.INK)
+        layout.title(axes, panel.title, 8.0, color=style.INK)
     target = 100 * lines["target_accuracy"].iloc[0]
     axes.axhline(target, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
     labels = []

@@ -28,6 +28,8 @@ CEILINGS = {
     ),
 }
 PART = ["layers", "part"]
+PANEL = 7.0
+"""Inches of a panel's width."""
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -42,6 +44,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             "There is no roofline to draw", "There are no kernels with arithmetic in the table.",
             reasons.left_out(tables["epochs"]),
         )  # fmt: skip
+    what = panels.named(cell, kernels)
     kernels = panels.of_cell(kernels, cell)
     size = max(kernels["batch_size"])
     marks = of_parts(kernels[kernels["batch_size"] == size])
@@ -49,10 +52,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     if layout.compact():
         kinds = kinds[-1:]
     figure, row = pyplot.subplots(
-        1, len(kinds), figsize=(1.2 + 7.0 * len(kinds), 6.6), squeeze=False, layout="constrained"
+        1, len(kinds), figsize=(1.2 + PANEL * len(kinds), 6.6), squeeze=False, layout="constrained"
     )
     layout.headline(
-        figure, title(marks, tables["probes"]), subtitle(marks, cell, size, tables["probes"]),
+        figure, title(marks, tables["probes"]), subtitle(marks, what, size, tables["probes"]),
         left_out=reasons.left_out(tables["epochs"], cell),
     )  # fmt: skip
     for axes, kind in zip(row.flat, kinds, strict=True):
@@ -98,7 +101,7 @@ def draw_panel(axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str)
     axes.set_ylabel("operations a second")
     built = f" ({wording.HOST})" if kind == "host" else ""
     devices = ", ".join(dict.fromkeys(wording.device(name) for name in marks["device"]))
-    axes.set_title(devices + built, fontsize=11, loc="left", color=style.INK)
+    layout.title(axes, devices + built, PANEL - 0.8, color=style.INK)
     highest = max((rate for _, rate in levels), default=np.inf)
     if bandwidth == bandwidth:
         slope = np.minimum(across * bandwidth, highest)
@@ -171,14 +174,14 @@ def title(marks: pd.DataFrame, probes: pd.DataFrame) -> str:
     return f"{text}, {100 * best['rate'] / rate:.0f} % of the peak ({ceiling})"
 
 
-def subtitle(marks: pd.DataFrame, cell: tuple[str, str], size: int, probes: pd.DataFrame) -> str:
+def subtitle(marks: pd.DataFrame, what: str, size: int, probes: pd.DataFrame) -> str:
     """Network, batch; what is counted, and how; whether there is anything to compare with."""
     kinds = dict.fromkeys(marks["device_kind"])
     found = [ceilings(probes, kind) for kind in kinds if kind != "host"]
     bare = not any(levels or bandwidth == bandwidth for levels, bandwidth, _ in found)
     note = "; the machine's own limits were not measured" if bare else ""
     return (
-        f"{wording.what(*cell)}, batch {size}; {panels.devices(marks)}\n"
+        f"{what}, batch {size}; {panels.devices(marks)}\n"
         "each part of the layers, forward and backward; medians over the repeats; "
         f"a mark's area: its share of the stage's time{note}"
     )

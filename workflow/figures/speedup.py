@@ -18,33 +18,44 @@ TABLES = ("summary", "epochs")
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """One panel a data set and network; host-built stages have one of their own."""
     summary = tables["summary"]
-    parts = panels.split(summary)
-    figure, grid = pyplot.subplots(
-        1, len(parts), figsize=(2.6 + 6.2 * len(parts), 5.7), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    parts = panels.on_a_page(panels.split(summary))
+    if len(parts) < layout.MANY:
+        figure, grid = pyplot.subplots(
+            1, len(parts), figsize=(2.6 + 6.2 * len(parts), 5.7), squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        row, width, named = list(grid[0]), 6.0, grid[0][:1]
+    else:
+        small = layout.small_panels(
+            [panel.title for panel in parts], [3.7] * len(parts), panels.names(summary)
+        )
+        figure, width = small.figure, small.width
+        row = [figure.add_subplot(place) for place in small.places]
+        named = row[:: small.across]
     layout.headline(
         figure, title(summary), subtitle(summary), panels.notes(summary),
         reasons.left_out(tables["epochs"]),
     )  # fmt: skip
     values = pd.concat([summary["speedup"], summary["speedup_low"], summary["speedup_high"]])
-    labels = []
-    for axes, panel in zip(grid[0], parts, strict=True):
-        labels.append(draw_panel(axes, panel, values))
-    grid[0][0].set_ylabel(f"times faster than {baseline(summary)}")
-    for axes, found in zip(grid[0], labels, strict=True):
-        style.end_labels(axes, found)
+    waiting = []
+    for axes, panel in zip(row, parts, strict=True):
+        waiting.append((axes, draw_panel(axes, panel, values, width)))
+    for axes in named:
+        axes.set_ylabel(f"times faster than {baseline(summary)}")
+    style.end_labels(figure, waiting)
     return figure
 
 
-def draw_panel(axes: Axes, panel: panels.Panel, values: pd.Series) -> list[style.Label]:
-    """The speedups of one panel's stages; the labels for its right edge."""
+def draw_panel(
+    axes: Axes, panel: panels.Panel, values: pd.Series, width: float
+) -> list[style.Label]:
+    """The speedups of one panel's stages, `width` inches wide; the labels for its right edge."""
     sizes = sorted(set(panel.lines["batch_size"]))
     style.batch_axis(axes, sizes)
     style.times_axis(axes, values.dropna())
     axes.axhspan(axes.get_ylim()[0], 1, color="#f6ecec", zorder=0, linewidth=0)
     axes.axhline(1, color="#9a9a9a", linewidth=1, zorder=1)
-    axes.set_title(panel.title, fontsize=11, loc="left", color=style.INK)
+    layout.title(axes, panel.title, width, color=style.INK)
     labels = []
     for stage, label, group in panels.by_stage(panel.lines):
         panels.draw_line(axes, group, stage, "speedup", "speedup_low", "speedup_high", panel.host)

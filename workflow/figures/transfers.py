@@ -33,6 +33,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     if cell is None:
         why = "No stage of the sweep has loaded images onto a GPU."
         return layout.nothing("Transfers were not measured", why, reasons.left_out(every))
+    what = panels.named(cell, transfers)
     transfers = panels.of_cell(transfers, cell).copy()
     for part in PARTS:
         transfers[part] = 100 * transfers[part] / transfers["epoch_seconds"]
@@ -42,7 +43,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         layout="constrained",
     )  # fmt: skip
     layout.headline(
-        figure, title(transfers, stages), subtitle(transfers, cell),
+        figure, title(transfers, stages), subtitle(transfers, what),
         left_out=reasons.left_out(every, cell),
     )  # fmt: skip
     waiting = []
@@ -51,8 +52,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     row.flat[0].set_ylabel("share of the epoch")
     row.flat[0].set_ylim(0, max(105, transfers[list(PARTS)].max(axis=None) * 1.1))
     row.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    for axes, labels in waiting:
-        style.end_labels(axes, labels)
+    style.end_labels(figure, waiting)
     return figure
 
 
@@ -100,14 +100,14 @@ def title(transfers: pd.DataFrame, stages: list[str]) -> str:
     )
 
 
-def subtitle(transfers: pd.DataFrame, cell: tuple[str, str]) -> str:
+def subtitle(transfers: pd.DataFrame, what: str) -> str:
     """Network, device, batch; what is counted, and how."""
     names = "; ".join(dict.fromkeys(map(wording.device, transfers["device"])))
     images = transfers["images"]
     count = f"{images.min():,}" + ("" if images.min() == images.max() else f" to {images.max():,}")
     epochs = transfers.groupby(["stage", "resident_images"]).size().min()
     return (
-        f"{wording.what(*cell)}, batch {transfers['batch_size'].iloc[0]}; {names}\n"
+        f"{what}, batch {transfers['batch_size'].iloc[0]}; {names}\n"
         f"median of {epochs} epochs of {count} images, bars: quartiles; "
         "the number above each load: time of the epoch"
     )

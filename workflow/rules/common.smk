@@ -3,6 +3,7 @@ from contextlib import contextmanager
 
 from cnnlib.config import check_keys
 from cnnlib.errors import UserError
+from workflow.clocks import date_now
 from workflow.experiment import Experiment, put_this_python_first
 from workflow.recovery import recover
 
@@ -40,6 +41,10 @@ wildcard_constraints:
 # Nothing else is timed while something is timed. --resources on the command line overrides both.
 workflow.global_resources.setdefault("timer", 1)
 workflow.global_resources.setdefault("gpu", 1)
+
+if workflow.is_main_process and not workflow.dryrun:
+    with told_in_one_line():
+        date_now(["cnnlib", "kernels", "workflow", EXPERIMENT.results])
 
 put_this_python_first()
 recover(workflow)
