@@ -22,9 +22,10 @@ PLUMBING = {
     "cnnlib.files",
     "cnnlib.freshness",
     "cnnlib.machine",
+    "cnnlib.patterns",
 }
 # Compares a stage with others, none of which it is made of: counted, but not followed.
-JUDGES = {"cnnlib.validate"}
+JUDGES = {"cnnlib.trajectory", "cnnlib.validate"}
 KERNEL = re.compile(r"[\w.]+\.(?:cuh?|hpp|cpp)\b")
 
 
