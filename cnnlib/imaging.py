@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cnnlib.errors import DataError
+from cnnlib.ink import find_ink
 from cnnlib.layers import Shape
 
 Grey = NDArray[np.float32]
@@ -16,7 +17,7 @@ Bytes = NDArray[np.uint8]
 
 MOST_PIXELS = 50_000_000
 """Larger pictures are refused before they are unpacked; phones take up to 200 MP, few of digits."""
-MOST_SIDE = 2000
+MOST_SIDE = 1000
 """Pixels a side that are looked at; larger pictures are made smaller first."""
 LEAST_CONTRAST = 16.0
 """Grey levels between background and ink, below which a picture is taken to be empty."""
@@ -100,35 +101,6 @@ def _reduced(picture: Image.Image) -> Image.Image:
     """The same with at most MOST_SIDE pixels a side: what comes next takes 20 bytes a pixel."""
     factor = math.ceil(max(picture.size) / MOST_SIDE)
     return picture.reduce(factor) if factor > 1 else picture
-
-
-def find_ink(grey: Grey, opacity: Grey) -> Grey | None:
-    """How far each pixel is from the background, 0 for background, cut to what is not background.
-
-    The background is the border's median; transparent parts take it too, or, where the border
-    itself is transparent, black or white, whichever the opaque pixels are farther from. Ink is what
-    lies on that side of the background which goes farther. None when nothing stands out.
-    """
-    frame = np.ones(grey.shape, dtype=bool)
-    frame[1:-1, 1:-1] = False
-    if np.median(opacity[frame]) < 0.5:
-        weight = float(opacity.sum())
-        if not weight:
-            return None
-        background = 255.0 if float((grey * opacity).sum()) / weight < 127.5 else 0.0
-    else:
-        background = float(np.median(grey[frame & (opacity >= 0.5)]))
-    distance: Grey = (grey - np.float32(background)) * opacity
-    if distance.max() < -distance.min():
-        distance = -distance
-    ink: Grey = np.maximum(distance, 0)
-    noise = float(np.median(np.abs(distance[frame])))
-    least = max(FAINT * float(ink.max()), NOISE * noise)
-    if ink.max() < max(LEAST_CONTRAST, least):
-        return None
-    ink[ink < least] = 0
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def normalise(ink: Grey, height: int, width: int) -> Bytes:

@@ -44,6 +44,7 @@ ORDER = [
     "functions",
     "features",
     "probes",
+    "ink",
     "imaging",
     "commands",
     "__main__",
