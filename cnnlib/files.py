@@ -153,6 +153,10 @@ def read_arrays(
     """
     try:
         with open(path, "rb") as stream:
+            # numpy would take any other file for a pickle, and recommend to load it unsafely
+            if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):
+                raise DataError(f"{what} {path} is damaged: it does not begin like an .npz file")
+            stream.seek(0)
             saved = np.load(stream, allow_pickle=False)
             if not isinstance(saved, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} is no {what}: it holds one array")

@@ -1,4 +1,4 @@
-"""Pictures as a network wants them: any PNG or JPEG -> bytes in the shape and manner of MNIST."""
+"""Pictures as a network wants them: any photo or scan -> bytes in the shape and manner of MNIST."""
 
 import math
 import warnings
@@ -15,16 +15,12 @@ from cnnlib.layers import Shape
 Grey = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""Kinds of files, as Pillow names them; of animations and of several pages the first is read."""
 MOST_PIXELS = 50_000_000
 """Larger pictures are refused before they are unpacked; phones take up to 200 MP, few of digits."""
 MOST_SIDE = 1000
 """Pixels a side that are looked at; larger pictures are made smaller first."""
-LEAST_CONTRAST = 16.0
-"""Grey levels between background and ink, below which a picture is taken to be empty."""
-FAINT = 0.15
-"""Ink of less than this share of the strongest is background: shadows, artefacts of JPEG."""
-NOISE = 8.0
-"""So is what is within so many times the paper's noise (median absolute deviation)."""
 BOX = 20 / 28
 """Share of the map's sides that MNIST's digits fill (LeCun et al.: 20x20 in 28x28)."""
 
@@ -32,69 +28,105 @@ BOX = 20 / 28
 def read_image(path: Path | str, shape: Shape) -> Bytes:
     """The picture at `path` as one image (C, H, W) of bytes for a network that takes `shape`.
 
-    One channel: the way MNIST was made. The background becomes 0 and the ink up to 255, whichever
-    was the darker; the digit is cut out, scaled to fit a box of 20/28 of the map keeping its
-    aspect, and placed with its centre of mass in the middle. Three channels: the middle of the
-    picture, scaled to the map. Raises DataError when the file is no picture, is damaged or empty,
-    or has more than MOST_PIXELS.
+    One channel: the way MNIST was made. The paper becomes 0 and the ink up to 255, whichever was
+    the darker; shadows, frames and what lies beside the paper are left out. The digit is cut out,
+    scaled to fit a box of 20/28 of the map keeping its aspect, and placed with its centre of mass
+    in the middle. Three channels: the middle of the picture, scaled to the map. Raises DataError
+    when the file is no picture, is damaged or empty, or has more than MOST_PIXELS.
     """
     channels, height, width = shape if len(shape) == 3 else (0, 0, 0)
     if channels not in (1, 3):
         raise DataError(f"the network takes images of shape {shape}: no picture has that")
-    picture = _open(path)
     if channels == 3:
-        fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
+        picture = _open(path, ("RGB",))
+        fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
         return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
-    ink = find_ink(*_grey_and_opacity(picture))
+    ink = find_ink(*_grey_and_opacity(_open(path, ("L", "LA"))))
     if ink is None:
         raise DataError(f"{path} is empty: nothing on it stands out from the background")
     return normalise(ink, height, width)[np.newaxis]
 
 
-def _open(path: Path | str) -> Image.Image:
-    """The picture, decoded and turned upright."""
+def picture_format(path: Path | str) -> str | None:
+    """The kind of picture that the file begins like; None if it cannot be read or is another."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return picture.format
+    except Exception:  # see _open
+        return None
+
+
+def _open(path: Path | str, modes: tuple[str, ...]) -> Image.Image:
+    """The picture, decoded, turned upright and in the first of `modes`.
+
+    In the second, if there is one, where some of it is transparent.
+    """
     try:
         with warnings.catch_warnings():
             # Sizes are checked here, against a lower limit; other warnings are about metadata.
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            # From a stream: where Pillow 13 may map a file into memory, it mistakes the rows of
+            # TIFF pictures that lie on their side.
+            with open(path, "rb") as stream, Image.open(stream, formats=FORMATS) as picture:
                 width, height = picture.size
                 if width * height > MOST_PIXELS:
                     raise DataError(
                         f"{path} is too large: {width}x{height} pixels; at most {MOST_PIXELS:,}"
                     )
+                if picture.mode in ("LAB", "HSV"):
+                    raise DataError(f"{path} has {picture.mode} colours: save it as RGB")
                 picture.load()
-                return _eight_bits(ImageOps.exif_transpose(picture))
+                upright = _eight_bits(ImageOps.exif_transpose(picture))
+                if len(modes) > 1 and upright.has_transparency_data:
+                    return upright.convert("RGBA").convert(modes[1])
+                return upright.convert(modes[0])
+    except DataError:
+        raise
     except Image.DecompressionBombError:
         raise DataError(f"{path} is too large; at most {MOST_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path} is not a PNG or JPEG picture") from None
-    except OSError as error:
-        if error.errno is not None:
+        raise DataError(f"{path} is {_instead(path)}") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-        raise DataError(f"{path} is damaged: {error}") from None
-    except (
-        SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, MemoryError,
-    ) as error:  # fmt: skip
-        # Pillow's decoders raise all of these for damaged files: a chunk that says it is
-        # of gigabytes is given memory before it is read.
+        # Pillow's decoders raise errors of a dozen kinds for damaged files. MemoryError is one:
+        # a chunk that says it is of gigabytes is given memory before it is read.
         raise DataError(f"{path} is damaged: {error or type(error).__name__}") from None
 
 
+def _instead(path: Path | str) -> str:
+    """What a file is that Pillow does not know."""
+    with open(path, "rb") as stream:
+        start = stream.read(12)
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "a HEIC photo, which cannot be read here: save it as JPEG"
+    return "not a PNG or JPEG, nor a WebP, BMP, TIFF or GIF picture"
+
+
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """16 bits of grey as 8; Pillow's own conversion would clip them at 255."""
-    if not picture.mode.startswith("I"):
+    """More than 8 bits of grey as 8; Pillow's own conversion would clip them at 255.
+
+    TIFF's 32 bits, integers or not, may be of any range: 0 to 1, to 255, to 65535 or to the largest
+    value, whichever is the smallest that holds them all.
+    """
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    if picture.mode not in ("I", "F"):
         return picture
-    return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
+    values -= min(0, values.min())
+    largest = values.max()
+    whole = 1 if picture.mode == "F" else 255
+    top = next((range_ for range_ in (whole, 255, 65535) if largest <= range_), largest)
+    return Image.fromarray((values * (255 / top)).astype(np.uint8))
 
 
 def _grey_and_opacity(picture: Image.Image) -> tuple[Grey, Grey]:
     """Brightness 0..255 and opacity 0..1 of every pixel, (H, W) each."""
-    if picture.has_transparency_data:
-        layers = np.asarray(_reduced(picture.convert("RGBA").convert("LA")), dtype=np.float32)
-        return layers[..., 0], layers[..., 1] / np.float32(255)
-    grey = np.asarray(_reduced(picture.convert("L")), dtype=np.float32)
-    return grey, np.ones_like(grey)
+    values = np.asarray(_reduced(picture), dtype=np.float32)
+    if picture.mode == "LA":
+        return values[..., 0], values[..., 1] / np.float32(255)
+    return values, np.ones_like(values)
 
 
 def _reduced(picture: Image.Image) -> Image.Image:

@@ -38,7 +38,11 @@ REACH = 0.4
 FAINT = 0.15
 """Near a stroke, ink of less than this share of its contrast is paper."""
 DEEPEST_SHADOW = 0.25
-"""Of the usual brightness; paper that is darker is not brightened any further."""
+"""Of the brightest paper; paper that is darker is not brightened any further."""
+LEAST_QUALITY = 0.25
+"""What looks less like strokes is none. Of photos of digits, few are below 0.9."""
+LEAST_LENGTH = 0.025
+"""Of the picture's longer side; smaller pieces are specks."""
 MOST_PIECES = 16
 """Connected pieces looked at, the largest ones."""
 EIGHT = np.ones((3, 3), dtype=bool)
@@ -83,6 +87,13 @@ class Piece(NamedTuple):
     def length(self) -> int:
         """The longer side of its box."""
         return max(self.bottom - self.top, self.right - self.left)
+
+    def around(self, margin: int) -> tuple[slice, slice]:
+        """The picture's part with its box in the middle."""
+        return (
+            slice(max(0, self.top - margin), self.bottom + margin),
+            slice(max(0, self.left - margin), self.right + margin),
+        )
 
     def contains(self, other: "Piece") -> bool:
         """Whether the other's box lies within this one's and does not touch it."""
@@ -148,21 +159,24 @@ def on_paper(grey: Grey, opacity: Grey) -> Grey | None:
 
 def candidates(coarse: Grey, light: bool) -> Iterator[Found]:
     """What may be written in dark ink, by windows of growing size."""
-    least = max(LEAST_CONTRAST, NOISE * noise_level(coarse))
+    noise = noise_level(coarse)
     if min(coarse.shape) > COARSE_SIDE // 4:
         coarse = ndimage.gaussian_filter(coarse, 0.8, mode="nearest")
-    usual = float(np.median(coarse))
     windows = {max(LEAST_WINDOW, round(share * max(coarse.shape))) for share in WINDOWS}
     for order, window in enumerate(sorted(windows)):
         paper = closing(coarse, window)
         gain = even_light(paper, light)
         depth = np.asarray((paper - coarse) * gain, np.float32)
+        least = np.maximum(LEAST_CONTRAST, np.float32(NOISE * noise) * gain)
         pieces = find_pieces(View(coarse, paper, gain, depth, window), least)
         if pieces is None:
             continue
         main, mask = pieces
+        if main.quality < LEAST_QUALITY:
+            continue
         score = main.score * WIDER**-order
-        # Paper is what most of the picture is; light gaps between dark strokes are not written.
+        # Most of what is around is paper; light gaps between dark strokes are not written.
+        usual = float(np.median(coarse[main.around(main.length)]))
         level = float(np.median(paper[mask]))
         if abs(usual - level) > abs(usual - float(np.median(coarse[mask]))):
             score *= 0.6
@@ -178,15 +192,15 @@ def closing(picture: Grey, window: int) -> Grey:
 
 
 def even_light(paper: Grey, light: bool) -> Grey:
-    """What contrasts are multiplied by, to be what they would be if all paper were as bright.
+    """What contrasts are multiplied by, as if all paper were as bright as the brightest.
 
     Ink reflects a share of the light that falls on it, so its contrast fades in the shade. In
     negatives, where the paper is black, it does not.
     """
     if light:
         return np.ones_like(paper)
-    usual = float(np.median(paper))
-    gain: Grey = np.float32(usual) / np.maximum(paper, np.float32(max(1, DEEPEST_SHADOW * usual)))
+    bright = max(1.0, float(np.quantile(paper, 0.98)))
+    gain: Grey = (bright / np.maximum(paper, DEEPEST_SHADOW * bright)).astype(np.float32)
     return gain
 
 
@@ -204,13 +218,13 @@ def noise_level(picture: Grey) -> float:
     return float(np.quantile(differences, 0.25)) / 0.3186 / 20**0.5
 
 
-def find_pieces(view: View, least: float) -> tuple[Piece, Mask] | None:
+def find_pieces(view: View, least: Grey) -> tuple[Piece, Mask] | None:
     """The piece that looks most like strokes, and the mask of all pieces that belong to it."""
     first = _pieces(view, *_labelled(view.depth > least))
     if not first:
         return None
     # What is much fainter than the strokes, and may connect them with other things, is left out.
-    labels, boxes = _labelled(view.depth > max(least, CORE * max(first).contrast))
+    labels, boxes = _labelled(view.depth > np.maximum(least, CORE * max(first).contrast))
     pieces = _pieces(view, labels, boxes)
     if not pieces:
         return None
@@ -248,6 +262,8 @@ def _pieces(
     frames: list[Piece] = []
     for label, box in boxes:
         part = labels[box] == label
+        if max(part.shape) < LEAST_LENGTH * max(labels.shape):
+            continue
         contrast = float(np.percentile(view.depth[box][part], 90))
         quality = likeness(view, part, box, contrast)
         score = contrast * max(part.shape) ** 0.5 * quality
@@ -285,6 +301,8 @@ def likeness(view: View, part: Mask, box: tuple[slice, slice], contrast: float) 
     qualities = (
         # Strokes are slender.
         (0.6 - width / max(part.shape)) / 0.25,
+        # They leave much of a square around them empty; a sheet of paper does not.
+        (0.8 - float(part.sum()) / max(part.shape) ** 2) / 0.2,
         # Those that fill the window may be wider than what is seen of them.
         (1 - width / view.window) / 0.2,
         # All along their edge the picture itself changes, not only the estimate of the paper.

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import re
@@ -533,11 +534,83 @@ def test_predict(home: Home) -> None:
     assert first.removeprefix("dark.png") == second
     digit, *shares = second.splitlines()
     numbers = [float(line.split()[1]) for line in shares]
-    assert int(digit[2:]) == np.argmax(numbers)
+    said_digit, doubt = re.fullmatch(
+        r": (\d)( \(doubtful: \d+\.\d %; or \d: \d+\.\d %\))?", digit
+    ).groups()
+    assert int(said_digit) == np.argmax(numbers)
+    assert (doubt is not None) == (max(numbers) < 90)
     assert sum(numbers) == pytest.approx(100, abs=0.05)
     assert len(numbers) == 3
     for line, number in zip(shares, numbers, strict=True):
         assert line.count("#") == pytest.approx(0.4 * number, abs=0.51)
+
+
+def strokes(home: Home) -> None:
+    """Two pictures with a stroke each, and two others that cannot be read."""
+    ink = np.zeros((40, 30), np.uint8)
+    ink[5:35, 10:14] = 255
+    Image.fromarray(ink).save("one.png")
+    Image.fromarray(255 - ink.T).save("two.webp", lossless=True)
+    Image.new("L", (28, 28), 255).save("empty.png")
+    (home.folder / "text.gif").write_text("hello")
+
+
+def test_each_of_several_pictures_gets_its_answer_or_its_error(home: Home) -> None:
+    home(*TRAIN, "--epochs", "1")
+    strokes(home)
+    names = ["text.gif", "one.png", "nothing.png", "empty.png", "two.webp"]
+    home.capture.readouterr()
+    assert main(["predict", "--weights", "w.npz", *names]) == 2
+    out, err = home.capture.readouterr()
+    answers = [line.split(":")[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert answers == ["one.png", "two.webp"]
+    errors = err.splitlines()
+    assert len(errors) == 3
+    for line, name in zip(errors, ("text.gif", "nothing.png", "empty.png"), strict=True):
+        assert line.startswith("error: ")
+        assert name in line
+
+
+def test_predict_as_json(home: Home) -> None:
+    home(*TRAIN, "--epochs", "1")
+    strokes(home)
+    shown = json.loads(home("predict", "--weights", "w.npz", "--json", "one.png"))
+    assert (
+        main(["predict", "--json", "--weights", "w.npz", "one.png", "empty.png", "two.webp"]) == 2
+    )
+    first, second, third = json.loads(home.capture.readouterr().out)
+    assert [first] == shown
+    assert second == {
+        "picture": "empty.png",
+        "error": "empty.png is empty: nothing on it stands out from the background",
+    }
+    for name, found in (("one.png", first), ("two.webp", third)):
+        shares = found["probabilities"]
+        assert found["picture"] == name
+        assert sum(shares) == pytest.approx(1)
+        assert found["class"] == np.argmax(shares)
+        assert found["probability"] == max(shares)
+        assert shares[found["runner_up"]] == sorted(shares)[-2]
+        assert found["doubtful"] == (max(shares) < 0.9)
+
+
+def test_doubt_is_shown() -> None:
+    doubtful = training.answer([0.02, 0.61, 0.37])
+    assert training.in_words(doubtful | {"picture": "a.png"}).splitlines()[0] == (
+        "a.png: 1 (doubtful: 61.0 %; or 2: 37.0 %)"
+    )
+    certain = training.answer([0.02, 0.06, 0.92])
+    assert training.in_words(certain | {"picture": "a.png"}).splitlines()[0] == "a.png: 2"
+    assert not training.answer([1.0])["doubtful"]
+    assert training.answer([float("nan")] * 2)["doubtful"]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_weights_that_are_a_picture(home: Home, kind: str) -> None:
+    strokes(home)
+    Image.open("one.png").save("picture", kind)
+    said = home.fails("predict", "--weights", "picture", "one.png")
+    assert f"--weights picture is a {kind} picture" in said
 
 
 def test_predict_refuses(home: Home) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, features
 
 from cnnlib.errors import DataError
-from cnnlib.imaging import MOST_PIXELS, normalise, read_image
+from cnnlib.imaging import FORMATS, MOST_PIXELS, normalise, picture_format, read_image
+from tests.photographs import STYLES, mnist, photograph
 
 SHAPE = (1, 28, 28)
 
@@ -185,13 +186,143 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"picture\.png is (not a PNG|damaged)"):
             read_image(path, SHAPE)
-    DARK_ON_LIGHT.save(path, "GIF")
+    DARK_ON_LIGHT.save(path, "PPM")
     with pytest.raises(DataError, match="is not a PNG or JPEG"):
+        read_image(path, SHAPE)
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(DataError, match=r"is a HEIC photo.*save it as JPEG"):
         read_image(path, SHAPE)
     with pytest.raises(DataError, match="cannot read .*No such file"):
         read_image(tmp_path / "nothing.png", SHAPE)
     with pytest.raises(DataError, match="cannot read .*Is a directory"):
         read_image(tmp_path, SHAPE)
+
+
+# Kinds of files -----------------------------------------------------------------------------------
+
+KINDS = [kind for kind in FORMATS if kind != "WEBP" or features.check("webp")]
+MODES = {
+    "PNG": ("1", "L", "P", "RGB", "RGBA", "I;16"), "JPEG": ("L", "RGB", "CMYK"),
+    "WEBP": ("RGB", "RGBA"), "BMP": ("1", "L", "P", "RGB"),
+    "TIFF": ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"), "GIF": ("1", "L", "P", "RGB"),
+}  # fmt: skip
+
+
+def in_mode(mode: str) -> Image.Image:
+    if mode == "I;16":
+        return VARIANTS["16 bits"]
+    if mode == "1":
+        return VARIANTS["black and white"]
+    return DARK_ON_LIGHT.convert("RGB").convert(mode)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind in KINDS for mode in MODES[kind]])
+def test_kinds_of_files(tmp_path: Path, expected: NDArray[np.uint8], kind: str, mode: str) -> None:
+    path = tmp_path / "picture"
+    in_mode(mode).save(path, kind)
+    assert difference(read_image(path, SHAPE), expected) < 5
+    grey = read_image(path, (3, *INK.shape)).transpose(1, 2, 0).astype(int).mean(axis=2)
+    # JPEG's and WebP's losses and the edges of black and white are on few pixels.
+    assert np.median(np.abs(grey - (255 - INK))) <= 2
+    assert picture_format(path) == kind
+
+
+@pytest.mark.parametrize("top", [1.0, 3.0, 250.0, 60_000.0, 1e9])
+def test_tiff_of_any_range(tmp_path: Path, expected: NDArray[np.uint8], top: float) -> None:
+    values = (255 - INK.astype(np.float32)) * np.float32(top / 255)
+    values[0, 0] = np.nan
+    path = saved(tmp_path / "picture.tif", Image.fromarray(values))
+    if top != 3.0:  # which is nearly black among 0 to 255
+        assert difference(read_image(path, SHAPE), expected) < 5
+    path = saved(tmp_path / "picture.tif", Image.fromarray(values - top / 2))
+    if top != 3.0:
+        assert difference(read_image(path, SHAPE), expected) < 5
+
+
+def test_the_first_picture_counts(tmp_path: Path, expected: NDArray[np.uint8]) -> None:
+    other = Image.new("L", DARK_ON_LIGHT.size, 255)
+    for kind in ("GIF", "WEBP", "TIFF"):
+        path = tmp_path / "picture"
+        if kind in KINDS:
+            DARK_ON_LIGHT.save(path, kind, save_all=True, append_images=[other])
+            assert difference(read_image(path, SHAPE), expected) < 5
+    DARK_ON_LIGHT.save(path, "MPO", save_all=True, append_images=[other])  # telephones' JPEG
+    assert difference(read_image(path, SHAPE), expected) < 5
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_pictures_are_turned_upright(
+    tmp_path: Path, expected: NDArray[np.uint8], kind: str
+) -> None:
+    if kind not in KINDS:
+        pytest.skip(f"this Pillow does not read {kind}")
+    exif = Image.Exif()
+    exif[0x0112] = 8  # to be turned a quarter counterclockwise
+    path = tmp_path / "picture"
+    DARK_ON_LIGHT.transpose(Image.Transpose.ROTATE_270).save(path, kind, exif=exif)
+    assert difference(read_image(path, SHAPE), expected) < 5
+
+
+def test_colours_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    path = saved(tmp_path / "lab.tif", Image.new("LAB", (30, 30)))
+    with pytest.raises(DataError, match=r"lab\.tif has LAB colours: save it as RGB"):
+        read_image(path, SHAPE)
+
+
+# Photos -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[NDArray[np.uint8], NDArray]]:
+    """Test images of MNIST, and how they are read without any photo."""
+    path = tmp_path_factory.mktemp("digits") / "digit.png"
+    return [(digit, read_image(saved(path, Image.fromarray(digit)), SHAPE)) for digit in mnist()]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_photos(
+    tmp_path: Path, digits: list[tuple[NDArray[np.uint8], NDArray]], style: str
+) -> None:
+    """At least fifteen of sixteen are found where they are: nearest to themselves, and near."""
+    right = 0
+    for number, (digit, _) in enumerate(digits):
+        path = photograph(style, digit, number, tmp_path / f"photo{number}")
+        with contextlib.suppress(DataError):
+            found = read_image(path, SHAPE)
+            apart = [difference(found, plain) for _, plain in digits]
+            right += int(np.argmin(apart)) == number and apart[number] < 30
+    assert len(digits) == 16
+    assert right >= 15
+
+
+@pytest.mark.parametrize("style", ["light falls by 130", "shadow", "frame of 1", "frame of 3"])
+def test_a_photo_of_nothing_is_empty(tmp_path: Path, style: str) -> None:
+    """What surrounds digits is none, as long as there is nothing else."""
+    for number in range(8):
+        random = np.random.default_rng(number)
+        sheet = STYLES[style](np.zeros((200, 150)), random) + random.normal(0, 3, (200, 150))
+        path = tmp_path / "empty.png"
+        Image.fromarray(np.clip(sheet, 0, 255).astype(np.uint8)).save(path)
+        with pytest.raises(DataError, match=r"empty\.png is empty"):
+            read_image(path, SHAPE)
+
+
+@pytest.mark.parametrize("margin", [0, 1, 8])
+@pytest.mark.parametrize("scale", [1, 20])
+def test_digits_that_fill_the_picture(
+    tmp_path: Path, digits: list[tuple[NDArray[np.uint8], NDArray]], margin: int, scale: int
+) -> None:
+    right = 0
+    for number, (digit, _) in enumerate(digits):
+        rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
+        cut = digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        large = Image.fromarray(cut).resize((cut.shape[1] * scale, cut.shape[0] * scale))
+        image = Image.fromarray(255 - np.pad(np.asarray(large), margin))
+        with contextlib.suppress(DataError):
+            found = read_image(saved(tmp_path / "cut.png", image), SHAPE)
+            apart = [difference(found, plain) for _, plain in digits]
+            right += int(np.argmin(apart)) == number
+    assert right >= (15 if margin else 14)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -212,16 +343,18 @@ def test_cut_off_pictures(tmp_path: Path, kind: str) -> None:
 def test_damaged_pictures_are_read_or_refused(tmp_path: Path) -> None:
     """Never anything else: pillow raises a dozen kinds of errors."""
     random = np.random.default_rng(0)
-    for kind in ("PNG", "JPEG"):
+    for kind in KINDS:
         path = tmp_path / "picture"
         DARK_ON_LIGHT.save(path, kind)
         whole = np.frombuffer(path.read_bytes(), np.uint8)
-        for _ in range(150):
+        for number in range(150):
+            # most of them in colour: to look for ink takes longer than to decode
+            shape = (3, 28, 28) if number % 10 else SHAPE
             damaged = whole.copy()
             damaged[random.integers(0, len(whole), 3)] = random.integers(0, 256, 3)
             path.write_bytes(damaged.tobytes())
             with contextlib.suppress(DataError):
-                assert read_image(path, SHAPE).shape == SHAPE
+                assert read_image(path, shape).shape == shape
 
 
 def chunk(name: bytes, content: bytes) -> bytes:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 LINE_SECONDS = 10.0
 """How often a training says where it is, where there is no terminal for a progress bar."""
 BAR_WIDTH = 40
+CERTAIN = 0.9
+"""Probability below which an answer is doubtful. LeNet-5's answers to 1300 artificial photos of
+MNIST's test images were right in 998 of 1000 cases above it, and in three of four below.
+"""
 
 
 def train(
@@ -210,29 +214,88 @@ class Progress:
 
 
 def predict(
-    pictures: Annotated[list[Path], typer.Argument(help="PNG or JPEG, dark or light background.")],
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Photos or scans of one digit each: PNG, JPEG, WebP, BMP, TIFF or GIF."
+        ),
+    ],
     weights: Annotated[Path, typer.Option(help="What `train` wrote.")] = Path(
         "results/weights.npz"
     ),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON list, with an object for each picture.")
+    ] = False,
 ) -> None:
-    """Say which digit a picture shows, and the probability of every class."""
+    """Say which digit a picture shows, and the probability of every class.
+
+    An answer of less than 90 % is marked as doubtful and names the runner-up. Pictures that cannot
+    be read are named on stderr; the others get their answers, and the exit code is 2.
+    """
+    import json
+
     import numpy as np
 
     from cnnlib.engine import Setup
-    from cnnlib.imaging import read_image
+    from cnnlib.errors import DataError
+    from cnnlib.imaging import picture_format, read_image
     from cnnlib.layers import softmax
     from cnnlib.stages import find_stage
     from cnnlib.weights import load_weights
 
+    if kind := picture_format(weights):
+        raise DataError(
+            f"--weights {weights} is a {kind} picture: it takes the file that `train` wrote, and "
+            f"pictures stand without an option"
+        )
     loaded = load_weights(weights)
     stage = find_stage("gemm", "predict")
     setup = Setup(loaded.network, 1, 0.0, mean=loaded.mean, deviation=loaded.deviation)
+    answers: list[dict[str, Any]] = []
+    failed = False
     with stage.engine(stage, setup) as engine:
         engine.parameters = loaded.parameters
         for picture in pictures:
-            image = read_image(picture, loaded.network.input_shape)
+            try:
+                image = read_image(picture, loaded.network.input_shape)
+            except DataError as error:
+                failed = True
+                typer.echo(f"error: {error}", err=True)
+                answers.append({"picture": str(picture), "error": str(error)})
+                continue
             shares = softmax(engine.logits(image[np.newaxis])[0].astype(np.float64))
-            typer.echo(f"{picture}: {shares.argmax()}")
-            for class_, share in enumerate(shares):
-                bar = "#" * round(BAR_WIDTH * share)
-                typer.echo(f"{class_:>4}  {100 * share:6.2f} %  {bar}".rstrip())
+            answers.append({"picture": str(picture), **answer(shares.tolist())})
+            if not as_json:
+                typer.echo(in_words(answers[-1]))
+    if as_json:
+        typer.echo(json.dumps(answers, indent=2))
+    if failed:
+        raise typer.Exit(2)
+
+
+def answer(shares: list[float]) -> dict[str, Any]:
+    """The likeliest class and the next one, and whether the first is in doubt."""
+    best, *others = sorted(range(len(shares)), key=lambda class_: -shares[class_])
+    return {
+        "class": best,
+        "probability": shares[best],
+        "doubtful": not shares[best] >= CERTAIN,
+        "runner_up": others[0] if others else None,
+        "probabilities": shares,
+    }
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """An answer as lines for people: the class, and a bar for every class."""
+    shares = found["probabilities"]
+    doubt = ""
+    if found["doubtful"]:
+        doubt = f" (doubtful: {100 * found['probability']:.1f} %"
+        if found["runner_up"] is not None:
+            doubt += f"; or {found['runner_up']}: {100 * shares[found['runner_up']]:.1f} %"
+        doubt += ")"
+    lines = [f"{found['picture']}: {found['class']}{doubt}"]
+    for class_, share in enumerate(shares):
+        bar = "#" * round(BAR_WIDTH * share)
+        lines.append(f"{class_:>4}  {100 * share:6.2f} %  {bar}".rstrip())
+    return "\n".join(lines)
