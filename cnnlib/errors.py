@@ -13,12 +13,20 @@ class ConfigError(UserError):
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
+class BrokenStage(ConfigError):
+    """A stage is asked for whose module or record is wrong; the message names both."""
+
+
 class DataError(UserError):
     """A data file is missing, damaged or not what it claims to be."""
 
 
 class DeviceError(UserError):
     """The machine lacks something a device needs: driver, toolkit, PyCUDA or a compiler."""
+
+
+class WorkerDied(DeviceError):
+    """A process that a stage computes in has ended before its work was done."""
 
 
 class DoesNotFit(DeviceError):

@@ -25,7 +25,7 @@ from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
 from cnnlib.engine import Engine, Order, Stage
-from cnnlib.errors import DoesNotFit, Unsupported, UserError
+from cnnlib.errors import DoesNotFit, Unsupported, UserError, WorkerDied
 from cnnlib.experiment import Run, digest, seed_of, usual_batch_size
 from cnnlib.files import check_writable, write_whole
 from cnnlib.freshness import run_files, settings_digest, table_digests
@@ -35,6 +35,7 @@ from cnnlib.neighbours import Presence
 from cnnlib.sampling import Sampler, sustain
 from cnnlib.stages import find_stage
 from cnnlib.stopping import Stopped, within
+from cnnlib.supervise import supervised
 from cnnlib.training import (
     Place,
     State,
@@ -252,7 +253,7 @@ def what_runs(engine: Engine, place: Place) -> dict[str, Any]:
 
 def is_the_stages(error: Exception) -> bool:
     """Whether it is the stage that failed, not what it was given or who stopped it."""
-    if isinstance(error, (ValidationFailed, KernelError)):
+    if isinstance(error, (ValidationFailed, KernelError, WorkerDied)):
         return True
     return not isinstance(error, (UserError, Stopped))
 
@@ -296,7 +297,7 @@ def fail(config: Config, run: Run, folder: Path, rows: Rows, began: datetime, wh
 def _limited(
     config: Config, run: Run, folder: Path, rows: Rows, began: datetime, mark: bool
 ) -> Iterator[None]:
-    """Ends the process when a run that is not in full takes too long."""
+    """Ends the process when a run that is not in full takes too long; a supervisor does better."""
     limit = config.measuring.limit_seconds
     why = (
         f"stage '{run.stage}' hangs: {run.folder} took longer than measuring.limit_seconds, "
@@ -310,7 +311,7 @@ def _limited(
         fail(config, run, folder, rows, began, why)
         return 0
 
-    if config.measuring.full:
+    if config.measuring.full or supervised():
         yield
         return
     with within(limit, hung):
@@ -518,13 +519,15 @@ def _time_epochs(
     count, size = len(dataset.train_labels), engine.setup.batch_size
     epochs, steps = config.training.epochs, count // size
     options: dict[str, Any] = {}
+    blocks: Blocks | None = None
     if safe.checkpoint is not None:
         if safe.checkpoint.exists():
             rows["epochs"][:] = json.loads(read_notes(safe.checkpoint) or "[]")
             safe.resumed = True
+        blocks = Blocks(recording, count, epochs, rows.seed, known=not safe.resumed)
         options = dict(
             checkpoint=safe.checkpoint, stop=safe.stop, notes=lambda: json.dumps(rows["epochs"]),
-            report=Blocks(recording, count, epochs, rows.seed, known=not safe.resumed).ended,
+            report=blocks.ended,
         )  # fmt: skip
     recording.begin()
     trained = (
@@ -533,6 +536,8 @@ def _time_epochs(
         else recorded_epochs(recording, count, epochs, rows.seed)
     )
     for done in trained:
+        if blocks is not None and not blocks.located:
+            recording.begin()  # the checkpoint was the end of this epoch: no block was trained
         sampler.phase("evaluate")
         rows.epoch(
             "diverged" if done.diverged else "ok",
@@ -576,6 +581,11 @@ class Blocks:
         self._recording, self._epochs, self._seed, self._count = recording, epochs, seed, count
         self._before = (1, 0) if known else None
         """Epoch and images of it done when the state was read last; None: that is not known."""
+
+    @property
+    def located(self) -> bool:
+        """Whether the state that was read last is that of a known place in the training."""
+        return self._before is not None
 
     def ended(self, state: State, steps: int) -> None:
         """A block has ended; `report` of training.train_epochs."""

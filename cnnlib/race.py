@@ -16,6 +16,7 @@ from cnnlib.datasets import Dataset
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measure import is_the_stages, warm_up
 from cnnlib.stages import find_stage
+from cnnlib.supervise import note
 from cnnlib.training import accuracy, check_batch, open_engine, open_place, start
 from cnnlib.trajectory import (
     Recording,
@@ -69,11 +70,13 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
         first = race.training.seed
         try:
             with open_engine(stage, recipe, network, dataset, race.batch_size, place) as engine:
+                note(phase="validate")
                 images, labels = dataset.train_images, dataset.train_labels
                 start(engine, first)
                 check_before(engine, images, labels, first)
                 start(engine, first)
                 warm_up(recipe, engine, dataset, first)
+                note(phase="train")
                 recording = Recording(engine)
                 for seed in seeds(race):
                     for row in trained(recording, dataset, race, seed):

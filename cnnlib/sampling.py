@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cnnlib.engine import Engine
 from cnnlib.neighbours import Presence, Span, Watch, others
 from cnnlib.shuffle import Shuffle
+from cnnlib.supervise import note
 from cnnlib.training import epoch_order
 
 Row = dict[str, Any]
@@ -279,6 +280,7 @@ class Sampler:
 
     def phase(self, name: str) -> None:
         """What the run does from now on."""
+        note(phase=name)
         self._phases.append((time.perf_counter(), name))
 
     def rows(self) -> list[Row]:

@@ -26,6 +26,9 @@ class Stopped(Exception):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number, self.saved = number, saved
 
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[int, bool]]:
+        return Stopped, (self.number, self.saved)
+
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], int]]:

@@ -24,6 +24,7 @@ from cnnlib.machine import cpu_description, usable_cores
 from cnnlib.network import Network
 from cnnlib.shuffle import Shuffle
 from cnnlib.stopping import Stopped
+from cnnlib.supervise import note
 
 CHECKPOINT_SECONDS = 30.0
 BLOCK_SECONDS = 1.0
@@ -75,19 +76,19 @@ class Place:
 def open_place(stage: Stage, config: Config) -> Iterator[Place]:
     """Open what `stage` runs on; DeviceError when what sweep.device asks for is not there."""
     if stage.runs_on == "cpu":
-        yield Place(cpu_description(stage.threads), "cpu")
+        yield _noted(Place(cpu_description(stage.threads), "cpu"))
         return
     wanted = config.sweep.device
     if stage.runs_on == "either":
         if library_kind(wanted) == "cuda":
             name, bus = gpu_identity()
-            yield Place(name, "cuda", None, bus)
+            yield _noted(Place(name, "cuda", None, bus))
         else:
-            yield Place(cpu_description(None), "cpu")
+            yield _noted(Place(cpu_description(None), "cpu"))
         return
     device = open_device(wanted)
     try:
-        yield Place(device.name, device.kind, device, device.pci_bus_id)
+        yield _noted(Place(device.name, device.kind, device, device.pci_bus_id))
     finally:
         device.close()
 
@@ -95,6 +96,12 @@ def open_place(stage: Stage, config: Config) -> Iterator[Place]:
 def library_kind(wanted: str) -> str:
     """Kind of device that a library which finds its own is given for sweep.device: cuda or cpu."""
     return "cuda" if wanted == "cuda" or (wanted == "auto" and gpu_present()) else "cpu"
+
+
+def _noted(place: Place) -> Place:
+    """The place, after saying where it is in case that the stage ends this process."""
+    note(device=place.name, device_kind=place.kind)
+    return place
 
 
 @contextmanager

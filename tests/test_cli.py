@@ -1,6 +1,7 @@
 """The command line: what commands do, what they say of bad input, and how they are interrupted."""
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -31,6 +32,7 @@ from cnnlib.commands import training
 from cnnlib.config import Config
 from cnnlib.device.host import HostDevice
 from cnnlib.engine import Setup
+from cnnlib.errors import Unsupported
 from cnnlib.machine import usable_cores
 from cnnlib.stages import naive
 from cnnlib.validate import Unjudged
@@ -912,6 +914,111 @@ def test_a_measurement_stopped_half_way_is_none(
     home.write(toy_config())
     home(*changed(MEASURE, "--batch-size", "32"))
     assert (home.folder / "run/run.json").exists()
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["the command", "its process alone"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_marked_measurement_that_is_stopped_has_not_failed(
+    home: Home, start: Start, number: signal.Signals, alone: bool
+) -> None:
+    """--mark is for what stages do, not for what a person or a scheduler does."""
+    home.write(toy_config(measuring={"warmup_seconds": 600.0}))
+    process = start(*MEASURE, "--mark")
+    wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
+    time.sleep(0.5)
+    (child,) = children(process.pid)
+    os.kill(child if alone else process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert err == ("interrupted\n" if number == signal.SIGINT else "")
+    assert not alive(child)
+    assert home.names() == ["config.yaml", "toy.npz"]
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["the command", "its process alone"])
+def test_a_full_measurement_that_is_stopped_resumes(home: Home, start: Start, alone: bool) -> None:
+    measuring = {"full": True, "budget_seconds": 1e-6}
+    home.write(toy_config(measuring=measuring, training={"epochs": 200}))
+    process = start(*changed(MEASURE, "--stage", "naive"), "--mark")
+    wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
+    time.sleep(1.0)
+    (child,) = children(process.pid)
+    os.kill(child if alone else process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert err == (
+        "stopped by SIGTERM: the training is saved in results/checkpoints; the same command goes "
+        "on from there\n"
+    )
+    assert process.returncode == 143
+    assert not (home.folder / "run").exists()
+    assert list((home.folder / "results/checkpoints").rglob("*.npz"))
+    home(*changed(MEASURE, "--stage", "naive"), "--mark")
+    facts = json.loads((home.folder / "run/run.json").read_text())
+    assert "failed" not in facts, facts["failed"]
+    assert facts["resumed"]
+    assert not list((home.folder / "results/checkpoints").rglob("*.npz"))
+
+
+@pytest.mark.parametrize("how", ["crashes", "leaves", "hangs"])
+def test_a_stage_that_ends_its_process(
+    home: Home, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Without --mark it is an error, with it a row; what was there before is replaced."""
+    import dataclasses
+
+    def train(self: Any, *arguments: Any) -> float:
+        if how == "leaves":
+            os._exit(0)
+        if how == "hangs":
+            time.sleep(60)
+        return float(ctypes.string_at(0))
+
+    engine = type("Engine", (naive.STAGE.engine,), {"train": train})
+    bad = dataclasses.replace(naive.STAGE, name="bad", engine=engine)
+    home.write(toy_config(measuring={"limit_seconds": 2.0} if how == "hangs" else {}))
+    home(*MEASURE)
+    before = (home.folder / "run/run.json").read_bytes()
+    monkeypatch.setattr(stages, "LADDER", (bad,))
+    command = changed(MEASURE, "--stage", "bad")
+    why = {
+        "crashes": "killed by SIGSEGV while validating, in ",
+        "leaves": "ended its process with exit code 0 while validating",
+        "hangs": "stage 'bad' hangs while validating, in check_steps of cnnlib/trajectory.py:",
+    }[how]
+    said = home(*command, code=1).splitlines()[-1]
+    assert said.startswith(f"error: {why}")
+    assert (home.folder / "run/run.json").read_bytes() == before
+    assert home(*command, "--mark").startswith(f"bad, batch 8: failed: {why}")
+    facts = json.loads((home.folder / "run/run.json").read_text())
+    assert facts["failed"].startswith(why)
+    if how == "hangs":
+        assert facts["failed"].endswith("run took longer than measuring.limit_seconds, 2 s")
+    (row,) = records.read(home.folder / "run/epochs.csv", "epochs").itertuples()
+    assert (row.stage, row.status, row.validated) == ("bad", "failed", False)
+    assert (row.device, row.device_kind) == (facts["device"], "cpu")
+    assert facts["device"]
+    assert home.names() == ["config.yaml", "run", "toy.npz"]
+    assert {path.name for path in (home.folder / "run").iterdir()} == {
+        "run.json", *(f"{name}.csv" for name in records.RUN_TABLES)
+    }  # fmt: skip
+    functions = ("functions", *command[1:-1], "f.csv")
+    home(*functions)
+    (row,) = records.read(home.folder / "f.csv", "functions").itertuples()
+    assert (row.stage, row.status, row.calls) == ("bad", "failed", 0)
+
+
+def test_what_cannot_be_examined_is_a_row(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    class Engine(naive.STAGE.engine):  # type: ignore[name-defined, misc]
+        def load(self, *arguments: Any) -> None:
+            raise Unsupported("weights of another size")
+
+    small = dataclasses.replace(naive.STAGE, name="small", engine=Engine)
+    monkeypatch.setattr(stages, "LADDER", (small,))
+    home("functions", *changed(MEASURE, "--stage", "small")[1:-1], "f.csv")
+    (row,) = records.read(home.folder / "f.csv", "functions").itertuples()
+    assert row.status == "unavailable"
 
 
 def test_sweep_measures_what_has_no_result(home: Home) -> None:

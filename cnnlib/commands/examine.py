@@ -21,8 +21,12 @@ def functions(
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Profile some training steps of a CPU stage: calls and seconds of every function."""
+    """Profile some training steps of a CPU stage: calls and seconds of every function.
+
+    A stage that fails or does not survive it gets a row that says so.
+    """
     from cnnlib import datasets
+    from cnnlib.apart import examine_apart
     from cnnlib.config import load_config
     from cnnlib.experiment import Run
     from cnnlib.files import check_writable
@@ -32,7 +36,12 @@ def functions(
     settings = load_config(config)
     check_writable(out)
     loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
-    measure_functions(settings, Run(dataset, network, stage, batch_size, 1), loaded, out)
+    run = Run(dataset, network, stage, batch_size, 1)
+    why = examine_apart(
+        settings, run, "functions", out, lambda: measure_functions(settings, run, loaded, out)
+    )
+    if why:
+        typer.echo(f"error: {out}: {why}", err=True)
 
 
 def pictures(

@@ -1,5 +1,6 @@
 """Commands that time a run and that check stages against the reference."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,8 @@ from cnnlib.commands.options import (
     CONFIG,
     ConfigFiles,
     at_least_one,
-    columns,
+    one_line,
+    telling_of_a_death,
     telling_of_a_stop,
 )
 
@@ -37,17 +39,16 @@ def measure(
 
     A batch that does not fit the device, a loss that is not finite and a network that no check can
     judge are results, with their rows.
-    So is, with --mark, a stage that raises, computes wrong gradients or hangs; otherwise that is an
-    error.
+    So is, with --mark, a stage that raises, computes wrong gradients, hangs or ends its process;
+    otherwise that is an error.
     With measuring.full a long run is saved under results/checkpoints every half minute, and when
     SIGTERM or SIGUSR1 ends it; the same command goes on from there.
     """
     from cnnlib import datasets
+    from cnnlib.apart import measure_apart
     from cnnlib.config import load_config
     from cnnlib.experiment import Run
-    from cnnlib.measure import measure as measure_run
     from cnnlib.stages import find_stage
-    from cnnlib.stopping import asked_to_stop
 
     at_least_one(batch_size=batch_size, repeat=repeat)
     settings = load_config(config)
@@ -57,14 +58,9 @@ def measure(
     loaded = datasets.load(dataset, data, spec)
     run = Run(dataset, network, stage, batch_size, repeat)
     checkpoints = Path(settings.results) / "checkpoints" if settings.measuring.full else None
-    if checkpoints is None:
-        typer.echo(summary(measure_run(settings, run, loaded, out, mark=mark)))
-        return
-    with telling_of_a_stop(checkpoints), asked_to_stop() as stop:
-        done = measure_run(
-            settings, run, loaded, out, checkpoints=checkpoints, stop=stop, mark=mark
-        )
-    typer.echo(summary(done))
+    with telling_of_a_stop(checkpoints), telling_of_a_death():
+        measure_apart(settings, run, loaded, out, checkpoints=checkpoints, mark=mark)
+    typer.echo(summary(out))
 
 
 def sweep(config: ConfigFiles = CONFIG) -> None:
@@ -77,16 +73,12 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
     that is paid by the minute. Needs results/data/NAME.npz; exit code 1 if a run failed or was
     disturbed.
     """
-    import os
-    import signal
-    import traceback
-
     from cnnlib import datasets
+    from cnnlib.apart import measure_apart
     from cnnlib.errors import UserError
     from cnnlib.experiment import load_experiment, runs
     from cnnlib.files import check_writable
     from cnnlib.freshness import changed_runs, run_files
-    from cnnlib.measure import measure as measure_run
 
     settings = load_experiment(config)
     results = Path(settings.results)
@@ -103,27 +95,14 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
     check_writable(*(file for run in asked for file in run_files(results / run.folder)))
     failed = 0
     for number, run in enumerate(asked, 1):
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                folder = results / run.folder
-                line = summary(measure_run(settings, run, loaded[run.dataset], folder, mark=True))
-                typer.echo(f"{number} of {len(asked)}, repeat {run.repeat}: {line}")
-                code = 0
-            except UserError as error:
-                typer.echo(f"error: {run.folder}: {error}", err=True)
-            except Exception:
-                traceback.print_exc()
-            finally:
-                os._exit(code)  # the child must end here whatever happens
+        folder = results / run.folder
         try:
-            ended = os.waitpid(child, 0)[1]
-            failed += ended != 0 or not is_sound(results / run.folder)
-        except BaseException:  # a signal that only this process has seen
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            raise
+            measure_apart(settings, run, loaded[run.dataset], folder, mark=True)
+            typer.echo(f"{number} of {len(asked)}, repeat {run.repeat}: {summary(folder)}")
+            failed += not is_sound(folder)
+        except (UserError, OSError, MemoryError) as error:
+            typer.echo(f"error: {run.folder}: {one_line(error)}", err=True)
+            failed += 1
     if failed:
         typer.echo(f"error: {failed} of {len(asked)} runs failed or were disturbed", err=True)
         raise typer.Exit(1)
@@ -138,8 +117,12 @@ def transfers(
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Time epochs with few to all images on the GPU per load: where the time goes."""
+    """Time epochs with few to all images on the GPU per load: where the time goes.
+
+    A stage that fails or does not survive it gets a row that says so.
+    """
     from cnnlib import datasets
+    from cnnlib.apart import examine_apart
     from cnnlib.config import load_config
     from cnnlib.experiment import Run
     from cnnlib.files import check_writable
@@ -149,7 +132,12 @@ def transfers(
     settings = load_config(config)
     check_writable(out)
     loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
-    measure_transfers(settings, Run(dataset, network, stage, batch_size, 1), loaded, out)
+    run = Run(dataset, network, stage, batch_size, 1)
+    why = examine_apart(
+        settings, run, "transfers", out, lambda: measure_transfers(settings, run, loaded, out)
+    )
+    if why:
+        typer.echo(f"error: {out}: {why}", err=True)
 
 
 def race(
@@ -162,15 +150,16 @@ def race(
     from statistics import fmean
 
     from cnnlib import datasets
+    from cnnlib.apart import race_apart
     from cnnlib.experiment import load_experiment
     from cnnlib.files import check_writable
-    from cnnlib.race import run_race, the_race
+    from cnnlib.race import the_race
 
     settings = load_experiment(config)
     wanted = the_race(settings)
     check_writable(out)
     spec = settings.dataset(wanted.dataset, "race.dataset")
-    rows = run_race(settings, stage, datasets.load(wanted.dataset, data, spec), out)
+    rows = race_apart(settings, stage, datasets.load(wanted.dataset, data, spec), out)
     last = [row for row in rows if row["epoch"] == wanted.training.epochs and row["status"] == "ok"]
     text = f"{stage}: {len(last)} of {wanted.seeds} trainings"
     if last:
@@ -224,40 +213,104 @@ def facts_of(folder: Path) -> dict[str, Any]:
 def check(config: ConfigFiles = CONFIG) -> None:
     """Check the config, and every stage of its sweep against the reference on this machine.
 
-    Exit code 1 if a stage computes something else, cannot run here, or has a network that no check
-    can judge: its verdict is `unjudged`.
+    Each stage and batch size in a process of its own, for at most measuring.limit_seconds; further
+    batch sizes of a stage that has hung are skipped. Exit code 1 if a stage computes something
+    else, fails in any other way, cannot run here, or has a network that no check can judge: its
+    verdict is `unjudged`.
     """
-    from cnnlib.experiment import load_experiment
+    from cnnlib.config import load_config
+    from cnnlib.errors import BrokenStage
+    from cnnlib.experiment import check_experiment
+    from cnnlib.stages import find_stage
 
-    settings = load_experiment(config)
-    rows = [["stage", "data set", "network", "batch", "error/allowed", "verdict"]]
-    failures = []
-    for dataset in settings.sweep.datasets:
-        for network in settings.sweep.networks:
-            for stage in settings.sweep.stages:
-                for batch_size in BATCH_SIZES:
-                    verdict, worst, problem = compare(settings, dataset, network, stage, batch_size)
-                    rows.append([stage, dataset, network, str(batch_size), worst, verdict])
-                    if problem and problem not in failures:
-                        failures.append(problem)
-    typer.echo(columns(rows))
-    for problem in failures:
+    settings = load_config(config)
+    sweep = settings.sweep
+    for name in sweep.stages:
+        with suppress(BrokenStage):  # has its lines in the table
+            find_stage(name, "sweep.stages")
+    for dataset in sweep.datasets:
+        for network in sweep.networks:
+            settings.network(network, dataset, "sweep.networks")
+    cases = [
+        (stage, dataset, network, batch_size)
+        for dataset in sweep.datasets
+        for network in sweep.networks
+        for stage in sweep.stages
+        for batch_size in BATCH_SIZES
+    ]
+    head = ("stage", "data set", "network", "batch", "error/allowed", "verdict")
+    widths = [max(len(str(cell)) for cell in column) for column in zip(head, *cases, strict=False)]
+    widths.append(len("error/allowed"))
+
+    def line(*cells: object) -> None:
+        # as soon as it is known: the next case may take long
+        texts = [str(cell).ljust(width) for cell, width in zip(cells, widths, strict=False)]
+        typer.echo("  ".join([*texts, str(cells[-1])]))
+
+    line(*head)
+    problems, hung = [], set()
+    for stage, dataset, network, batch_size in cases:
+        worst, verdict, problem = "", "skipped", ""
+        if (stage, dataset, network) not in hung:  # it would only take the time limit again
+            worst, verdict, problem = judge(settings, dataset, network, stage, batch_size)
+        if verdict == "hung":
+            hung.add((stage, dataset, network))
+        line(stage, dataset, network, batch_size, worst, verdict)
+        if problem and problem not in problems:
+            problems.append(problem)
+    if not problems:
+        check_experiment(settings)
+    for problem in problems:
         typer.echo(problem, err=True)
-    if failures:
+    if problems:
         raise typer.Exit(1)
 
 
-def compare(
+def judge(
     settings: "Config", dataset: str, network: str, stage: str, batch_size: int
 ) -> tuple[str, str, str]:
-    """(verdict, largest error over what is allowed, problem) of a stage, on noise for images."""
+    """(largest error over what is allowed, verdict, what is wrong) of one case of `check`."""
+    from cnnlib.device import KernelError
+    from cnnlib.errors import BrokenStage, DeviceError, DoesNotFit, Unsupported, WorkerDied
+    from cnnlib.supervise import Died, supervise
+    from cnnlib.validate import Unjudged
+
+    verdicts = {
+        BrokenStage: "broken",
+        Unjudged: "unjudged",
+        DoesNotFit: "does not fit",
+        WorkerDied: "died",
+        KernelError: "FAILED",
+        DeviceError: "unavailable",
+        Unsupported: "unavailable",
+    }
+    limit = settings.measuring.limit_seconds
+    try:
+        worst = supervise(
+            lambda: compare(settings, dataset, network, stage, batch_size), limit=limit
+        )
+    except Died as died:
+        at = f"stage '{stage}', network '{network}', batch size {batch_size}"
+        if died.kind == "hung":
+            return "", "hung", f"{at}: {died} (measuring.limit_seconds is {limit:g} s)"
+        return "", "died" if died.kind == "died" else "FAILED", f"{at}: {died}"
+    except Exception as error:
+        kinds = (verdict for kind, verdict in verdicts.items() if isinstance(error, kind))
+        return "", next(kinds, "FAILED"), one_line(error)
+    return f"{worst:.3f}", "ok", ""
+
+
+def compare(settings: "Config", dataset: str, network: str, stage: str, batch_size: int) -> float:
+    """Largest error over what is allowed of a stage, on noise for images.
+
+    Raises whatever is wrong with the stage.
+    """
     import numpy as np
 
     from cnnlib.engine import Setup
-    from cnnlib.errors import UserError
     from cnnlib.stages import find_stage
     from cnnlib.training import open_place, start
-    from cnnlib.validate import Unjudged, five_steps, validate
+    from cnnlib.validate import five_steps, validate
 
     built = settings.network(network, dataset, "sweep.networks")
     chosen = find_stage(stage, "sweep.stages")
@@ -268,13 +321,8 @@ def compare(
     # Steps of a size at which float32 and float64 stay together, whatever the config trains with.
     rate = min(training.learning_rate, 0.05)
     setup = Setup(built, batch_size, rate, training.momentum, mean=127.5, deviation=73.9)
-    try:
-        with open_place(chosen, settings) as place, chosen.engine(chosen, setup, place.device) as e:
-            start(e, training.seed)
-            worst = validate(e, images, labels)
-            five_steps(e, images, labels)
-    except Unjudged as error:
-        return "unjudged", "", str(error)
-    except UserError as error:
-        return "FAILED", "", str(error)
-    return "ok", f"{worst:.3f}", ""
+    with open_place(chosen, settings) as place, chosen.engine(chosen, setup, place.device) as e:
+        start(e, training.seed)
+        worst = validate(e, images, labels)
+        five_steps(e, images, labels)
+    return worst

@@ -47,6 +47,27 @@ def telling_of_a_stop(checkpoint: Path | None) -> Iterator[None]:
         raise typer.Exit(128 + stopped.number) from None
 
 
+@contextmanager
+def telling_of_a_death() -> Iterator[None]:
+    """How a supervised call died is one line and exit code 1."""
+    from cnnlib.supervise import Died
+
+    try:
+        yield
+    except Died as died:
+        typer.echo(f"error: {died}", err=True)
+        raise typer.Exit(1) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What the command line says of an exception that is no bug."""
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}" if str(error) else "out of memory"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells as lines, every column but the last as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

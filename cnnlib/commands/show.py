@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 def stages() -> None:
     """List the stages of the ladder, variants of them, peers, and what each one changes."""
-    from cnnlib.stages import ALL
+    from cnnlib.stages import ALL, problems
 
     rows = [[stage.name, stage.runs_on, stage.change] for stage in ALL]
     typer.echo(columns([["stage", "runs on", "what changes"], *rows]))
+    for problem in problems():
+        typer.echo(f"warning: {problem}", err=True)
 
 
 def plan(

@@ -39,7 +39,7 @@ from cnnlib.engine.base import (
     Stage,
     profile_operators,
 )
-from cnnlib.errors import DeviceError
+from cnnlib.errors import WorkerDied
 from cnnlib.layers import Array, Shape, Views
 from cnnlib.machine import usable_cores
 
@@ -392,9 +392,9 @@ class Worker:
         except (EOFError, OSError):
             raise self._ended() from None
 
-    def _ended(self) -> DeviceError:
+    def _ended(self) -> WorkerDied:
         self._process.join(1)
-        return DeviceError(
+        return WorkerDied(
             f"a process of stage '{self._stage}' ended with exit code {self._process.exitcode} "
             f"(negative: the signal that killed it; -9 is often a lack of memory)"
         )

@@ -1,28 +1,57 @@
 """The ladder: every stage in the order in which one improves on another."""
 
 from cnnlib.engine import Stage
-from cnnlib.errors import ConfigError
+from cnnlib.errors import BrokenStage, ConfigError
 from cnnlib.peers import PEERS
-from cnnlib.stages import fused, gemm, gemm_cuda, naive, ring, tuned
+from cnnlib.stages._loading import BROKEN, module_of, records, unlisted
 
-LADDER: tuple[Stage, ...] = (
-    naive.STAGE,
-    gemm.STAGE,
-    gemm_cuda.STAGE,
-    fused.STAGE,
-    ring.STAGE,
-    tuned.STAGE,
+# Modules of this folder, each with its record STAGE. One that is broken is left out: only who asks
+# for it hears of it.
+LADDER: tuple[Stage, ...] = records(
+    "naive",
+    "gemm",
+    "gemm_cuda",
+    "fused",
+    "ring",
+    "tuned",
 )
-VARIANTS: tuple[Stage, ...] = (fused.PULL,)
+VARIANTS: tuple[Stage, ...] = records("fused.PULL")
 """Stages to compare a rung with; measured like any other, but no rung themselves."""
 ALL: tuple[Stage, ...] = (*LADDER, *VARIANTS, *PEERS)
 
 
 def find_stage(name: str, place: str) -> Stage:
-    """The stage called `name`; ConfigError naming `place` and the choices if there is none."""
+    """The stage called `name`; ConfigError naming `place` and the choices if there is none.
+
+    BrokenStage where there is one, but what is written in its module is no stage, or where two
+    stages have this name.
+    """
+    if name in BROKEN:
+        raise BrokenStage(f"stage {name!r} in {place} cannot be used: {BROKEN[name]}")
     stages = (*LADDER, *VARIANTS, *PEERS)
-    for stage in stages:
-        if stage.name == name:
-            return stage
+    found = [stage for stage in stages if stage.name == name]
+    if len(found) > 1:
+        raise BrokenStage(f"stage {name!r} in {place} is ambiguous: {_twice(found)}")
+    if found:
+        return found[0]
     known = ", ".join(stage.name for stage in stages)
-    raise ConfigError(f"unknown stage {name!r} in {place}; known: {known}")
+    text = f"unknown stage {name!r} in {place}; known: {known}"
+    if unlisted(name):
+        text += f" (cnnlib/stages/{name}.py is not in LADDER of cnnlib/stages/__init__.py)"
+    elif BROKEN:
+        text += f" (unusable: {'; '.join(BROKEN.values())})"
+    raise ConfigError(text)
+
+
+def problems() -> list[str]:
+    """A line for every stage that cannot be used."""
+    lines = [f"stage {name!r} cannot be used: {why}" for name, why in BROKEN.items()]
+    for name in dict.fromkeys(stage.name for stage in ALL):
+        found = [stage for stage in ALL if stage.name == name]
+        if len(found) > 1:
+            lines.append(f"stage {name!r} is ambiguous: {_twice(found)}")
+    return lines
+
+
+def _twice(found: list[Stage]) -> str:
+    return f"{' and '.join(module_of(stage) for stage in found)} both have it; rename one"

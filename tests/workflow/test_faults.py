@@ -62,9 +62,26 @@ class Engine(gemm.STAGE.engine):
         loss, gradient = super().gradient(images, labels)
         return loss, gradient * numpy.nan
 """
+CRASHES = """
+class Engine(gemm.STAGE.engine):
+    def train(self, *arguments):
+        ctypes.string_at(0)
+"""
+LEAVES = """
+class Engine(gemm.STAGE.engine):
+    def train(self, *arguments):
+        os._exit(0)
+"""
+KILLS = """
+class Engine(gemm.STAGE.engine):
+    def train(self, *arguments):
+        os.killpg(0, 9)
+"""
 MODULE = '''"""A stage of a user's own."""
 
+import ctypes
 import dataclasses
+import os
 
 import numpy
 
@@ -82,10 +99,9 @@ def add_stage(checkout: Checkout, name: str, engine: str) -> None:
     (folder / f"{name}.py").write_text(MODULE.format(name=name, engine=engine))
     ladder = folder / "__init__.py"
     text = ladder.read_text()
-    place = "LADDER: tuple[Stage, ...] = ("
+    place = "LADDER: tuple[Stage, ...] = records("
     assert place in text
-    text = text.replace(place, f"from cnnlib.stages import {name}\n\n{place}{name}.STAGE, ")
-    ladder.write_text(text)
+    ladder.write_text(text.replace(place, f'{place}\n    "{name}",'))
 
 
 def run_json(checkout: Checkout, stage: str) -> dict[str, Any]:
@@ -116,3 +132,33 @@ def test_stages_of_a_users_own_that_fail(fresh: Checkout, tmp_path: Path) -> Non
         stage: status == "ok" for stage, status in status.items()
     }
     assert (checkout.folder / "results/figures/speedup.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stages_of_a_users_own_that_end_their_processes(fresh: Checkout, tmp_path: Path) -> None:
+    """In the sweep, under the profiler and in the race; what others measured is drawn."""
+    checkout = fresh.copy(tmp_path / "checkout")
+    bad = {"crashes": CRASHES, "leaves": LEAVES, "kills": KILLS}
+    for name, engine in bad.items():
+        add_stage(checkout, name, engine)
+    settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
+    settings["sweep"] |= {"stages": [*bad, "gemm"], "batch_sizes": [4], "repeats": 1}
+    settings["race"]["stages"] = ["crashes", "gemm"]
+    settings["figures"] = ["speedup", "race"]
+    (checkout.folder / "mine.yaml").write_text(yaml.safe_dump(settings))
+    text = checkout.snakemake("figures", "results/tables/hotspots.csv", config="mine.yaml")
+    why = {
+        "crashes": "killed by SIGSEGV while validating, in train of cnnlib/stages/crashes.py:14",
+        "leaves": "ended its process with exit code 0 while validating",
+        "kills": "killed by SIGKILL while validating",
+    }
+    for name, reason in why.items():
+        assert f"{name}, batch 4: failed: {reason}" in text
+        assert run_json(checkout, name)["failed"] == reason
+    assert "crashes: 0 of 3 trainings (failed)" in text
+    tables = checkout.folder / "results/tables"
+    status = pd.read_csv(tables / "summary.csv").set_index("stage")["status"].to_dict()
+    assert status == dict.fromkeys(bad, "failed") | {"gemm": "ok"}
+    assert set(pd.read_csv(tables / "hotspots.csv")["stage"]) == {"gemm"}
+    for figure in settings["figures"]:
+        picture = checkout.folder / f"results/figures/{figure}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")

@@ -15,7 +15,8 @@ MOST = 8
 
 def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Up to MOST functions of each stage with their share of the time, largest first."""
-    functions = tables["functions"].copy()
+    functions = tables["functions"]
+    functions = functions[functions["status"] == "ok"].copy()
     whole = functions.groupby(KEY, sort=False)["own_seconds"].transform("sum")
     functions["own_percent"] = (100 * functions["own_seconds"] / whole).round(1)
     first = functions.groupby(KEY, sort=False).head(MOST)

@@ -1,0 +1,157 @@
+"""Runs in processes of their own: whatever a stage does, its run ends with a result.
+
+A stage that ends its process, or hangs, gets the rows of a run that failed, and they say how.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cnnlib import measure as measuring
+from cnnlib import race as racing
+from cnnlib import records
+from cnnlib.config import Config
+from cnnlib.datasets import Dataset
+from cnnlib.errors import DoesNotFit, Unsupported
+from cnnlib.experiment import Run, seed_of
+from cnnlib.machine import cpu_description
+from cnnlib.stages import find_stage
+from cnnlib.stopping import asked_to_stop
+from cnnlib.supervise import Died, supervise
+
+Row = dict[str, Any]
+
+
+def measure_apart(
+    config: Config,
+    run: Run,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    checkpoints: Path | None = None,
+    mark: bool = False,
+) -> Path:
+    """cnnlib.measure.measure in a process of its own; `folder`.
+
+    A stage that ends the process, raises something else than an Exception or takes longer than
+    measuring.limit_seconds gets one `failed` row with `mark`. Without it, Died says what happened
+    and nothing is written.
+    """
+    began, before = datetime.now(UTC), _stamp(folder)
+
+    def call() -> None:
+        if checkpoints is None:
+            measuring.measure(config, run, dataset, folder, mark=mark)
+            return
+        with asked_to_stop() as stop:
+            measuring.measure(
+                config, run, dataset, folder, checkpoints=checkpoints, stop=stop, mark=mark
+            )
+
+    try:
+        supervise(call, limit=_limit(config), patient=checkpoints is not None)
+    except Died as died:
+        if died.kind == "died" and _stamp(folder) not in (None, before):
+            return folder  # the result was whole by then
+        _show(died)
+        died = _explained(died, config, run.stage, folder)
+        if not mark:
+            raise died from None
+        rows = measuring.Rows(run, seed_of(config, run.repeat), *_place(run.stage, died.notes))
+        return measuring.fail(config, run, folder, rows, began, str(died))
+    return folder
+
+
+def race_apart(config: Config, stage: str, dataset: Dataset, out: Path) -> list[Row]:
+    """cnnlib.race.run_race in a process of its own; the rows."""
+    race = racing.the_race(config)
+    try:
+        return supervise(
+            lambda: racing.run_race(config, stage, dataset, out),
+            limit=race.seeds * _limit(config),  # each training is a run
+        )
+    except Died as died:
+        _show(died)
+        run = Run(race.dataset, race.network, stage, race.batch_size, 1)
+        died = _explained(died, config, stage, out)
+        print(f"error: {out}: {died}", file=sys.stderr)
+        row = _blank("race", run, race.training.seed, "failed", str(died), died.notes)
+        row |= {"epoch": 1, "target_accuracy": race.target}
+        records.write(out, "race", [row])
+        return [row]
+
+
+def examine_apart(config: Config, run: Run, table: str, out: Path, call: Callable[[], Any]) -> str:
+    """A `call` that writes one of the tables beside the runs, in a process of its own.
+
+    What a stage cannot do, or does not survive, is one row without numbers. Returns the reason, or
+    nothing where all went well.
+    """
+    notes: dict[str, Any] = {}
+    try:
+        supervise(call, limit=_limit(config))
+    except Unsupported as error:
+        status, why = "unavailable", str(error)
+    except (DoesNotFit, MemoryError) as error:
+        status, why = "does_not_fit", str(error) or "out of memory"
+    except Died as died:
+        _show(died)
+        notes, status, why = died.notes, "failed", str(_explained(died, config, run.stage, out))
+    else:
+        return ""
+    row = _blank(table, run, seed_of(config, run.repeat), status, why, notes)
+    records.write(out, table, [row])
+    return why
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """What changes when a run's result is written; None where there is none."""
+    try:
+        found = (folder / "run.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _limit(config: Config) -> float:
+    return math.inf if config.measuring.full else config.measuring.limit_seconds
+
+
+def _show(died: Died) -> None:
+    if died.trace:
+        print(died.trace, file=sys.stderr, flush=True)
+
+
+def _explained(died: Died, config: Config, stage: str, what: Path) -> Died:
+    """The same, with the limit that was exceeded."""
+    if died.kind != "hung":
+        return died
+    limit = config.measuring.limit_seconds
+    return Died(
+        f"stage '{stage}' {died}: {what} took longer than measuring.limit_seconds, {limit:g} s",
+        died.kind, died.notes, died.trace,
+    )  # fmt: skip
+
+
+def _place(stage: str, notes: dict[str, Any]) -> tuple[str, str]:
+    """Name and kind of the device; the processor where the stage has not come to open its own."""
+    if "device" in notes:
+        return notes["device"], notes["device_kind"]
+    return cpu_description(find_stage(stage, "--stage").threads), "cpu"
+
+
+def _blank(table: str, run: Run, seed: int, status: str, why: str, notes: dict[str, Any]) -> Row:
+    """A row of `table` that holds no measurement."""
+    nothing: dict[type, Any] = {str: "", int: 0, float: math.nan, bool: False}
+    device, kind = _place(run.stage, notes)
+    row = {column: nothing[of] for column, of in records.TABLES[table].items()} | {
+        "dataset": run.dataset, "network": run.network, "stage": run.stage, "device": device,
+        "batch_size": run.batch_size, "seed": seed, "repeat": run.repeat, "device_kind": kind,
+        "status": status,
+    }  # fmt: skip
+    if "reason" in row:
+        row["reason"] = why
+    return row
