@@ -30,7 +30,8 @@ PROFILED := $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
 # rules find this environment's programs on PATH
 SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake $(CORED) $(PROFILED)
 # As many tests at a time as WORKERS says; a process that has no more of them takes some of another's.
-WORKERS := 2
+# On a GPU they would disturb one another.
+WORKERS := $(if $(wildcard /dev/nvidia[0-9]*),1,2)
 PYTEST := $(ENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Snakemake wants a folder for its cache that it can write, one for settings and its user's name; a
