@@ -49,10 +49,10 @@ def footnotes(rows: pd.DataFrame) -> str:
     """
     lines = []
     for stage, group in stages(rows):
-        told = explained(group)
+        known = explained(group)
         if (group["status"] == "ok").any():
-            told = told[told["status"] != "does_not_fit"]
-        for status, reason in told.groupby("status", sort=False)["reason"].first().items():
+            known = known[known["status"] != "does_not_fit"]
+        for status, reason in known.groupby("status", sort=False)["reason"].first().items():
             lines.append(wording.why_not(stage, str(status), reason))
     return "".join(f"\n{line}\n" for line in dict.fromkeys(lines))
 
