@@ -558,6 +558,7 @@ def _time_epochs(
         began = time.perf_counter()
         engine.train(order[step * size : (step + 1) * size])
         seconds = time.perf_counter() - began
+        recording.noted()
         rows.step(seconds)
     recording.end(
         "the last of the single steps", lambda: order, None, seconds=seconds,
@@ -626,6 +627,7 @@ def _time_blocks(config: Config, rows: Rows, recording: Recording, dataset: Data
         began = time.perf_counter()
         loss = engine.train(block)
         now = time.perf_counter()
+        recording.noted()
         times.append(now - began)
         step_seconds = (times[-1] - update_seconds) * batch_size / size + update_seconds
         status = "ok" if math.isfinite(loss) else "diverged"

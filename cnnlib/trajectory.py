@@ -419,17 +419,25 @@ class Call:
 class Recording:
     """The states between which a stage was timed.
 
-    `begin`, a timed call, `end`; `unchanged` after whatever must not train; `check` at last.
+    `begin`, a timed call, `end`; `unchanged` after whatever must not train; `check` at last. Where
+    several calls are recorded together, `noted` follows each of them.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.calls: list[Call] = []
+        self._noted: list[Array] = []
         self._now = Weights.of(engine)
 
     def begin(self) -> None:
         """Read the state from which the next call starts."""
         self._now = Weights.of(self.engine)
+        self._noted.clear()
+
+    def noted(self) -> None:
+        """Keep the losses of the last call's steps, which the engine's next call replaces."""
+        if self.engine.step_losses is not None:
+            self._noted.append(np.array(self.engine.step_losses))
 
     def end(
         self,
@@ -446,11 +454,14 @@ class Recording:
     ) -> None:
         """Read the state in which a call has left the engine, as soon as its clock has stopped."""
         state, late = self._read(seconds)
-        losses = self.engine.step_losses
+        if not self._noted:
+            self.noted()
+        losses = np.concatenate(self._noted) if self._noted else None
+        self._noted.clear()
         self.calls.append(
             Call(
                 what, order, rates, self._now, state, loss, by_units, done, again, epoch, late,
-                None if losses is None else np.array(losses),
+                losses,
             )
         )  # fmt: skip
         self._now = state
@@ -541,9 +552,9 @@ class Recording:
                     (call.done + begin * size) // batch, (call.done + end * size) // batch
                 )
                 engine.train_units(part, call.rates[ended])
-                continue
-            rates = None if call.rates is None else call.rates[begin:end]
-            parts.append((end - begin, engine.train(part, rates)))
+            else:
+                rates = None if call.rates is None else call.rates[begin:end]
+                parts.append((end - begin, engine.train(part, rates)))
             if engine.step_losses is not None:
                 self._step_losses.append(np.array(engine.step_losses))
         return parts

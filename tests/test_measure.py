@@ -23,7 +23,7 @@ from cnnlib import records
 from cnnlib.commands.measuring import is_sound, summary
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
-from cnnlib.engine import Stage
+from cnnlib.engine import Order, Stage
 from cnnlib.engine.cpu import BlockEngine
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, UserError
 from cnnlib.experiment import Run
@@ -386,6 +386,42 @@ def test_the_plan_is_that_of_the_engine_that_ran(
     assert facts["engine"] == "Other"
     assert facts["plan"][-1] == "dense1: Doubled"
     assert facts["plan"][0] == "conv1: MatrixConv"
+
+
+class EveryLoss(BlockEngine):
+    """Tells the loss of every step of a call, as the engines of other libraries do."""
+
+    def train(self, order: Order, rates: Any = None) -> float:
+        size = self.setup.batch_size
+        steps = len(order) // size
+        due = self.rates_of(steps, rates)
+        losses = [
+            super(EveryLoss, self).train(order[i * size : (i + 1) * size], due[i : i + 1])
+            for i in range(steps)
+        ]
+        self.step_losses = np.array(losses)
+        return float(np.mean(losses))
+
+
+@pytest.mark.parametrize(
+    ("measuring", "count"),
+    [
+        ({"latency_steps": 3}, 3),
+        ({"budget_seconds": 1e-6, "sample_seconds": 0.2}, 11),
+        ({"budget_seconds": 1e-6, "full": True, "latency_steps": 3}, 3),
+    ],
+    ids=["epochs", "blocks", "checkpoints"],
+)
+def test_stages_whose_bits_do_not_repeat_are_compared_by_every_step(
+    data: Dataset, folder: Path, install: Callable[[Stage], None], measuring: dict[str, Any],
+    count: int,
+) -> None:  # fmt: skip
+    install(dataclasses.replace(gemm.STAGE, engine=EveryLoss, repeatable=False))
+    config = toy_config(measuring=measuring)
+    epochs, steps, _ = tables(measure(config, run(), data, folder, checkpoints=folder / "saved"))
+    assert set(epochs.status) == {"ok"}
+    assert epochs.validated.all()
+    assert 1 < len(steps) <= count
 
 
 def test_a_part_of_a_batch_is_said_to_be_one(data: Dataset, folder: Path) -> None:
