@@ -462,7 +462,7 @@ def test_what_does_not_fit_names_the_device_it_does_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Fake:
-        name, kind, pci_bus_id = "Some GPU", "cuda", None
+        name, kind, pci_bus_id, built = "Some GPU", "cuda", None, "nvcc"
 
         def close(self) -> None:
             pass
@@ -516,7 +516,7 @@ def measured_on_gpu(
     """Measure OnGpu; what run.json says. The tables lie in `folder`."""
 
     class Fake:
-        name, kind, pci_bus_id = "Some GPU", "cuda", "0000:01:00.0"
+        name, kind, pci_bus_id, built = "Some GPU", "cuda", "0000:01:00.0", "nvcc"
 
         def close(self) -> None:
             pass
