@@ -14,11 +14,14 @@ from cnnlib import experiment, records
 from cnnlib.errors import ConfigError
 from cnnlib.files import write_whole
 from cnnlib.stages import find_stage
-from workflow import modules, overrides
+from workflow import integrity, modules, overrides
+from workflow.integrity import MADE, Made
 from workflow.sources import stage_sources
 
 # What is measured once a data set, network and stage, and by which stages.
 EXAMINED = {"transfers": "gpu", "functions": "cpu"}
+# Raw tables that one job measures for the whole sweep.
+BESIDE = ("probes", "pictures", "features")
 
 # The digits and six figures for the poster; where one is not wanted the next takes its place.
 POSTER = (
@@ -118,7 +121,8 @@ class Experiment:
     @functools.cached_property
     def tables_are_given(self) -> bool:
         """Raw tables without the runs they came from: published results, drawn as they are."""
-        return Path(self.table("epochs")).exists() and not Path(self.results, "runs").exists()
+        made_here = Path(self.results, "runs").exists() or Path(self.results, MADE).exists()
+        return Path(self.table("epochs")).exists() and not made_here
 
     def missing(self, folder: str, name: str) -> list[str]:
         """Raw tables that a figure or table needs and that given results lack; said once.
@@ -136,6 +140,32 @@ class Experiment:
                 file=sys.stderr,
             )
         return lacking
+
+    @property
+    def made_files(self) -> list[str]:
+        """All that is made of runs or measured beside them, but for the poster."""
+        examined = [path for raw in (*EXAMINED, "race") for path in self.files_of(raw)]
+        raw = [self.table(name) for name in (*self.combined_tables, *BESIDE)]
+        return [*examined, *raw, *self.table_files, *self.figure_files, self.page]
+
+    @property
+    def page(self) -> str:
+        return f"{self.results}/report.html"
+
+    @functools.cached_property
+    def made(self) -> Made | None:
+        """What the last call made; None where tables are given, of which nothing is known."""
+        return None if self.tables_are_given else Made(self.results, self.made_files)
+
+    def again(self) -> dict[str, str]:
+        """Files that are missing, altered or stale and are to be made again -> what to say."""
+        if self.made is None:
+            return {}
+        return {
+            **integrity.data_again(self.config, self.results),
+            **integrity.runs_again(self.config, self.results),
+            **self.made.again(),
+        }
 
     # data -----------------------------------------------------------------------------------
 
@@ -286,6 +316,16 @@ class Experiment:
             for raw in self.combined_tables:
                 text = "".join(f"{path}\n" for path in self.files_of(raw))
                 write_text(self.list_of(raw), text)
+
+    def begin(self) -> None:
+        """Files are about to be made."""
+        if self.made is not None:
+            self.made.begin()
+
+    def end(self) -> None:
+        """Whatever was to be made has been made, or has failed."""
+        if self.made is not None:
+            self.made.end()
 
     def say_where(self) -> None:
         """At the end of a run: where to look."""

@@ -3,8 +3,10 @@ from contextlib import contextmanager
 
 from cnnlib.config import check_keys
 from cnnlib.errors import UserError
+from cnnlib.files import check_writable
 from workflow.clocks import date_now
 from workflow.experiment import Experiment, put_this_python_first
+from workflow.integrity import lines, make_again, written_by
 from workflow.recovery import recover
 
 
@@ -49,6 +51,14 @@ if workflow.is_main_process and not workflow.dryrun:
 put_this_python_first()
 recover(workflow)
 
+# Jobs that Snakemake starts a process for read this too, but what they make was decided before.
+if workflow.is_main_process:
+    with told_in_one_line():
+        AGAIN = EXPERIMENT.again()
+    make_again(AGAIN)
+    for line in lines(AGAIN):
+        print(line, file=sys.stderr)
+
 
 # Not a rule: where one job runs again, Snakemake does not look at what else changed for the jobs after
 # it, and ancient() would then hide that a run's own settings did.
@@ -56,7 +66,16 @@ onstart:
     with told_in_one_line():
         EXPERIMENT.save_settings()
         EXPERIMENT.save_lists()
+        check_writable(*written_by(workflow.dag))
+        EXPERIMENT.begin()
 
 
 onsuccess:
+    with told_in_one_line():
+        EXPERIMENT.end()
     EXPERIMENT.say_where()
+
+
+onerror:
+    with told_in_one_line():
+        EXPERIMENT.end()
