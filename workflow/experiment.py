@@ -52,6 +52,9 @@ class Experiment:
         self.tables = modules.names("tables")
         self.figures = modules.names("figures")
         wanted = modules.chosen("figures", self.config.figures, "figures")
+        for name in self.config.figures or []:
+            if not self.tables_are_given and self.missing("figures", name):
+                raise ConfigError(f"{name!r} in figures needs the section race, and there is none")
         self.wanted_figures = [name for name in wanted if not self.missing("figures", name)]
         self.wanted_tables = [name for name in self.tables if not self.missing("tables", name)]
 

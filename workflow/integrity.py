@@ -69,14 +69,15 @@ def data_again(config: Config, results: str) -> dict[str, str]:
         if why:
             found[str(made)] = why
         stamp = folder / ".downloaded"
-        if isinstance(spec, SyntheticSpec) or not stamp.exists():
+        if isinstance(spec, SyntheticSpec) or not stamp.exists() or (made.exists() and not why):
             continue
         for file in spec.files.each():
             path = folder / file.name
-            if not path.exists():
-                found[str(stamp)] = f"{path} is missing"
-            elif (why or not made.exists()) and sha256(path) != file.sha256:
-                found[str(stamp)] = f"{path} has another checksum than datasets.{name}.files"
+            if (content := digest(str(path))) != file.sha256:
+                what = (
+                    f"has another checksum than datasets.{name}.files" if content else "is missing"
+                )
+                found[str(stamp)] = f"{path} {what}"
     return found
 
 

@@ -53,11 +53,11 @@ def prepare(
     else:
         files, folder = spec.files, Path(folder)
         train_images, train_labels = _read_pair(
-            spec, folder, files.train_images, files.train_labels,
+            name, spec, folder, files.train_images, files.train_labels,
             spec.train_limit, f"datasets.{name}.train_limit",
         )  # fmt: skip
         test_images, test_labels = _read_pair(
-            spec, folder, files.test_images, files.test_labels,
+            name, spec, folder, files.test_images, files.test_labels,
             spec.test_limit, f"datasets.{name}.test_limit",
         )  # fmt: skip
     check_hard_images(name, spec.hard_images, len(test_images))
@@ -199,6 +199,7 @@ def _settings(value: Any, key: str = "") -> dict[str, Any]:
 
 
 def _read_pair(
+    name: str,
     spec: IdxSpec,
     folder: Path,
     image_file: IdxFile,
@@ -208,10 +209,14 @@ def _read_pair(
 ) -> tuple[Bytes, Bytes]:
     """The first `limit` images (N, C, H, W) and labels (N,) of two IDX files, checked."""
     image_path, label_path = folder / image_file.name, folder / label_file.name
+    fetched = f"`python -m cnnlib download --dataset {name} --folder {folder}` fetches it"
+    for path in (image_path, label_path):
+        if not path.exists():
+            raise DataError(f"cannot read {path}: No such file or directory; {fetched}")
     images, labels = read_idx(image_path), read_idx(label_path)
     for path, file in ((image_path, image_file), (label_path, label_file)):
         if (found := sha256(path)) != file.sha256:
-            raise DataError(f"{path} has SHA-256 {found}, expected {file.sha256}")
+            raise DataError(f"{path} has SHA-256 {found}, expected {file.sha256}; {fetched}")
     if images.ndim == 3:
         images = images[:, None]
     if images.shape[1:] != spec.shape:

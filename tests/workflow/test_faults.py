@@ -28,19 +28,28 @@ def test_results_that_cannot_be_written(fresh: Checkout, tmp_path: Path) -> None
     assert "Traceback" not in text
 
 
-def test_runs_that_cannot_be_written(fresh: Checkout, tmp_path: Path) -> None:
-    """Only they have no place; the rest is there."""
+@pytest.mark.parametrize("place", ["runs", "figures", "logs"])
+def test_a_folder_that_cannot_be_written(fresh: Checkout, tmp_path: Path, place: str) -> None:
+    """It is said before the first job, also where only the last would write there."""
     checkout = fresh.copy(tmp_path / "checkout")
     results = checkout.folder / "results"
     results.mkdir()
-    with read_only(results / "runs") as runs:
-        text = checkout.snakemake("results/runs/blobs/tiny/gemm/b4/r1/run.json", code=1)
-        assert list(runs.iterdir()) == []
-    (line,) = (line for line in errors(text) if "Errno" in line)
-    assert "results/runs" in line
-    assert "Read-only file system" in line or "Permission denied" in line
+    with read_only(results / place) as folder:
+        text = checkout.snakemake("all", code=2)
+        assert list(folder.iterdir()) == []
+    (line,) = errors(text)
+    assert line.startswith(f"error: cannot write results/{place}/")
+    assert line.endswith(("Read-only file system", "Permission denied"))
     assert "Traceback" not in text
-    assert (results / "data/blobs.npz").exists()
+    assert sorted(path.name for path in results.iterdir()) == ["config.yaml", place, "tables"]
+
+
+def test_a_folder_in_place_of_a_figure(fresh: Checkout, tmp_path: Path) -> None:
+    checkout = fresh.copy(tmp_path / "checkout")
+    (checkout.folder / "results/figures/speedup.svg").mkdir(parents=True)
+    text = checkout.snakemake("all", code=2)
+    assert errors(text) == ["error: cannot write results/figures/speedup.svg: Is a directory"]
+    assert not (checkout.folder / "results/data").exists()
 
 
 def test_a_file_where_results_should_be(fresh: Checkout, tmp_path: Path) -> None:

@@ -274,6 +274,7 @@ def test_kill_in_the_middle_of_a_measurement(fresh: Checkout, tmp_path: Path) ->
         ("sweep: {stages: [naive, fuzed]}", "unknown stage 'fuzed' in sweep.stages; known: "),
         ("sweep: {stagse: [naive]}", "unknown key 'stagse' in config.sweep; known: "),
         ("figures: [speedpu]", "unknown name 'speedpu' in figures; known: "),
+        ("{figures: [speedup, race], race: null}", "'race' in figures needs the section race"),
         ("networks: {tiny: [{conv: {maps: 2, kernel: 99}}, {dense: 3}]}", "network 'tiny'"),
     ],
 )
