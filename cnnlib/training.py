@@ -1,5 +1,6 @@
 """The only training loop, its checkpoints, and how an engine is opened for it."""
 
+import hashlib
 import json
 import math
 import time
@@ -130,6 +131,7 @@ def open_engine(
         # what is fast as a host build says nothing about anything
         tune=config.measuring.autotune and place.kind == "cuda",
         on=place.kind,
+        labels=hashlib.sha256(dataset.train_labels.tobytes()).hexdigest(),
     )
     # Said even when all cores are meant: a caller such as Snakemake sets OMP_NUM_THREADS.
     threads = stage.threads or usable_cores()
@@ -245,7 +247,10 @@ def accuracy(engine: Engine, images: Bytes, labels: Bytes) -> float:
 
 
 def _training(engine: Engine, count: int, seed: int, epochs: int) -> dict[str, Any]:
-    """All that decides how a training goes on from a given state, but for the images themselves."""
+    """All that decides how a training goes on from a given state.
+
+    Images are told apart by their number, mean and deviation.
+    """
     setup = engine.setup
     layers = [{layer.kind: layer.model_dump()} for layer in engine.network.layers]
     return {
@@ -262,6 +267,7 @@ def _training(engine: Engine, count: int, seed: int, epochs: int) -> dict[str, A
         "deviation": setup.deviation,
         "images": count,
         "seed": seed,
+        "labels": setup.labels,
     }
 
 
@@ -298,8 +304,9 @@ def load_checkpoint(path: Path, engine: Engine, count: int, seed: int, epochs: i
     """
     wanted = _training(engine, count, seed, epochs)
     fields = vars(State())
-    names = [*wanted, *fields, "parameters", "velocity", "unfinished", "cores"]
-    saved = read_arrays(path, names, "checkpoint")
+    names = {*wanted, *fields, "parameters", "velocity", "unfinished", "cores"} - {"labels"}
+    # Checkpoints of earlier versions say nothing of labels.
+    saved = {"labels": wanted["labels"]} | read_arrays(path, names, "checkpoint", ["labels"])
     remedy = "remove it to start again"
     for name, value in wanted.items():
         if not np.array_equal(saved[name], value):

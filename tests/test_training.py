@@ -1,5 +1,6 @@
 """The training loop: its order, its end, and checkpoints that change nothing."""
 
+import dataclasses
 import itertools
 import math
 import signal
@@ -24,6 +25,7 @@ from cnnlib.training import (
     State,
     accuracy,
     epoch_order,
+    load_checkpoint,
     open_engine,
     open_place,
     save_checkpoint,
@@ -245,6 +247,20 @@ def test_a_checkpoint_of_another_training(
         next(train_epochs(engine, COUNT, 3, SEED + 1, checkpoint=path))
     with opened(data) as engine, pytest.raises(DataError, match="images differs"):
         next(train_epochs(engine, COUNT - 1, 3, SEED, checkpoint=path))
+
+
+def test_a_checkpoint_of_other_labels(data: Dataset, tmp_path: Path) -> None:
+    """Images of the same mean and deviation would not tell; checkpoints of old say nothing."""
+    path = tmp_path / "checkpoint.npz"
+    with opened(data) as engine:
+        save_checkpoint(path, engine, COUNT, SEED, 2, State(epoch=2))
+    other = dataclasses.replace(data, train_labels=data.train_labels[::-1].copy())
+    with opened(other) as engine:
+        with pytest.raises(DataError, match="another training: labels differs; remove it"):
+            load_checkpoint(path, engine, COUNT, SEED, 2)
+        with np.load(path) as saved:
+            np.savez(path, **{name: saved[name] for name in saved.files if name != "labels"})
+        assert load_checkpoint(path, engine, COUNT, SEED, 2).epoch == 2
 
 
 def test_damaged_checkpoints(data: Dataset, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class Setup:
     """Whether an engine that has several ways to train chooses among them by measuring."""
     on: str = "cpu"
     """Kind of device (as in records) for engines that find theirs themselves: cpu or cuda."""
+    labels: str = ""
+    """A digest of the training labels, by which a checkpoint knows its data; "" for none."""
 
     @property
     def schedule(self) -> Schedule:
