@@ -467,7 +467,7 @@ def test_data_of_another_specification_are_refused(home: Home, command: str) -> 
     path = "toy.npz" if "--data" in STALE[command] else "results/data/toy.npz"
     assert said.startswith(
         f"error: {path} was made by another specification than datasets.toy: seed is 1 in it, 7 "
-        "in the config; prepare it again by `python -m cnnlib prepare "
+        "in the config; prepare it again, with the same config, by `python -m cnnlib prepare "
     )
     remedy = re.findall(r"`python -m cnnlib (.*?)`", said)
     for each in remedy:

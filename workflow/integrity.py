@@ -139,6 +139,6 @@ def lines(again: dict[str, str]) -> Iterator[str]:
     """What to say of files that are made again, in a few lines."""
     said = [why for why in again.values() if why]
     for why in said[:MOST_LINES]:
-        yield f"made again: {why}"
+        yield f"to be made again: {why}"
     if len(said) > MOST_LINES:
-        yield f"made again: {len(said) - MOST_LINES} more"
+        yield f"to be made again: {len(said) - MOST_LINES} more"

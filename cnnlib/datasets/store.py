@@ -106,10 +106,10 @@ def problem(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> str:
 def how_to_make(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> str:
     """The commands that make `path`, with the files of the data set in a folder beside it."""
     place = f"--dataset {name} --folder {Path(path).with_suffix('')}"
-    prepare = f"`python -m cnnlib prepare {place} --out {path}`"
-    if isinstance(spec, SyntheticSpec):
-        return f"prepare it again by {prepare}"
-    return f"prepare it again by `python -m cnnlib download {place}` and {prepare}"
+    commands = [f"`python -m cnnlib prepare {place} --out {path}`"]
+    if isinstance(spec, IdxSpec):
+        commands.insert(0, f"`python -m cnnlib download {place}`")
+    return f"prepare it again, with the same config, by {' and '.join(commands)}"
 
 
 def check_hard_images(name: str, indices: Sequence[int], count: int, key: str = "") -> None:

@@ -213,8 +213,8 @@ def test_data_of_the_race_count_too(tmp_path: Path) -> None:
 def test_few_lines_are_said_of_many_files() -> None:
     many = {str(number): f"{number} is missing" for number in range(1000)} | {"silent": ""}
     said = list(integrity.lines(many))
-    assert said[0] == "made again: 0 is missing"
-    assert said[-1] == "made again: 995 more"
+    assert said[0] == "to be made again: 0 is missing"
+    assert said[-1] == "to be made again: 995 more"
     assert len(said) == integrity.MOST_LINES + 1
 
 
