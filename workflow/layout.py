@@ -185,6 +185,7 @@ def small_panels(
     each = [high + TITLE_LINE * (count - 1) for high, count in zip(heights, lines, strict=True)]
     rows = [max(each[first : first + across]) for first in range(0, len(each), across)]
     figure = pyplot.figure(figsize=(0.6 + ROW, 1.6 + sum(rows)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)
     grid = figure.add_gridspec(len(rows), across, height_ratios=rows)
     places = [grid[divmod(place, across)] for place in range(len(titles))]
     return SmallPanels(figure, places, across, width)

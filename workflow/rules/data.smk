@@ -25,7 +25,7 @@ rule prepare:
         downloaded="<results>/data/{dataset}/.downloaded",
         code=multiext("cnnlib/datasets/", "idx.py", "store.py", "synthetic.py"),
     output:
-        "<results>/data/{dataset}.npz",
+        update("<results>/data/{dataset}.npz"),
     log:
         "<results>/logs/prepare/{dataset}.log",
     priority: EXPERIMENT.first
