@@ -17,6 +17,7 @@ from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.experiment import Run, seed_of
+from cnnlib.freshness import settings_digest
 from cnnlib.machine import cpu_description
 from cnnlib.stages import find_stage
 from cnnlib.stopping import asked_to_stop
@@ -61,6 +62,7 @@ def measure_apart(
         if not mark:
             raise died from None
         rows = measuring.Rows(run, seed_of(config, run.repeat), *_place(run.stage, died.notes))
+        rows.settings = settings_digest(config, run, find_stage(run.stage, "--stage").runs_on)
         return measuring.fail(config, run, folder, rows, began, str(died))
     return folder
 

@@ -8,7 +8,7 @@ and a run of other settings are all noticed by them, and the run is measured aga
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from cnnlib.files import sha256
 from cnnlib.stages import find_stage
 
 FACTS = "run.json"
+MOST_LINES = 5
+"""Files that are named; of others only the number is said."""
 
 
 def run_files(folder: Path) -> list[Path]:
@@ -102,6 +104,18 @@ def is_sound(folder: Path) -> bool:
         return False
     facts = read_facts(folder)
     return facts["status"] != "failed" and "disturbed" not in facts
+
+
+def few_lines(beginning: str, reasons: Iterable[str]) -> Iterator[str]:
+    """What to say of many files: a line each for the first of them, and how many others there are.
+
+    An empty reason says nothing.
+    """
+    said = [why for why in reasons if why]
+    for why in said[:MOST_LINES]:
+        yield f"{beginning}: {why}"
+    if len(said) > MOST_LINES:
+        yield f"{beginning}: {len(said) - MOST_LINES} more"
 
 
 def changed_runs(config: Config) -> Iterator[tuple[Run, str]]:

@@ -33,6 +33,8 @@ from cnnlib.config import Config
 from cnnlib.device.host import HostDevice
 from cnnlib.engine import Setup
 from cnnlib.errors import Unsupported
+from cnnlib.experiment import Run
+from cnnlib.freshness import damage, settings_digest
 from cnnlib.machine import usable_cores
 from cnnlib.stages import naive
 from cnnlib.validate import Unjudged
@@ -998,6 +1000,9 @@ def test_a_stage_that_ends_its_process(
     assert (row.stage, row.status, row.validated) == ("bad", "failed", False)
     assert (row.device, row.device_kind) == (facts["device"], "cpu")
     assert facts["device"]
+    asked = Run("toy", "small", "bad", 8, 1)
+    assert facts["settings"] == settings_digest(home.config, asked, bad.runs_on)
+    assert damage(home.folder / "run") == ""
     assert home.names() == ["config.yaml", "run", "toy.npz"]
     assert {path.name for path in (home.folder / "run").iterdir()} == {
         "run.json", *(f"{name}.csv" for name in records.RUN_TABLES)

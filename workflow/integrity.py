@@ -19,11 +19,9 @@ from cnnlib.config import Config
 from cnnlib.datasets import SyntheticSpec
 from cnnlib.experiment import runs
 from cnnlib.files import sha256, write_whole
-from cnnlib.freshness import FACTS, changed_runs
+from cnnlib.freshness import FACTS, changed_runs, few_lines
 
 MADE = ".made.json"
-MOST_LINES = 5
-"""Files that are named; of others only the number is said."""
 
 
 def make_again(paths: Iterable[str]) -> None:
@@ -137,8 +135,4 @@ def digest(path: str) -> str:
 
 def lines(again: dict[str, str]) -> Iterator[str]:
     """What to say of files that are made again, in a few lines."""
-    said = [why for why in again.values() if why]
-    for why in said[:MOST_LINES]:
-        yield f"to be made again: {why}"
-    if len(said) > MOST_LINES:
-        yield f"to be made again: {len(said) - MOST_LINES} more"
+    return few_lines("to be made again", again.values())

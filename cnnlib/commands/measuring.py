@@ -78,7 +78,7 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
     from cnnlib.errors import UserError
     from cnnlib.experiment import load_experiment, runs
     from cnnlib.files import check_writable
-    from cnnlib.freshness import changed_runs, run_files
+    from cnnlib.freshness import changed_runs, few_lines, run_files
 
     settings = load_experiment(config)
     results = Path(settings.results)
@@ -89,8 +89,8 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
         for name in settings.sweep.datasets
     }
     changed = dict(changed_runs(settings))
-    for why in changed.values():
-        typer.echo(f"measured again: {why}", err=True)
+    for line in few_lines("measured again", changed.values()):
+        typer.echo(line, err=True)
     asked = [r for r in runs(settings) if r in changed or not is_sound(results / r.folder)]
     check_writable(*(file for run in asked for file in run_files(results / run.folder)))
     failed = 0
