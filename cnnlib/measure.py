@@ -86,10 +86,9 @@ class Rows:
     settings: str = ""
     """The digest of cnnlib.freshness, for run.json."""
 
-    checking_seconds: float = 0.0
-    """What the checks have taken that `validated` stands for."""
-
     def __post_init__(self) -> None:
+        self.checking: dict[str, float] = {}
+        """Seconds that the checks have taken which `validated` stands for, by their kind."""
         self.tables: dict[str, list[Row]] = {name: [] for name in records.RUN_TABLES}
 
     def __getitem__(self, table: str) -> list[Row]:
@@ -205,7 +204,7 @@ def measure(
                         if recording is not None and _trained(rows):
                             sustained = _afterwards(config, rows, recording, dataset, sampler)
                     if done and not config.training.momentum:
-                        with _checking(rows, sampler):
+                        with _checking(rows, sampler, "momentum"):
                             check_momentum(stage, config, network, dataset, size, place, rows.seed)
             rows.vouch()
         except (DoesNotFit, MemoryError) as error:
@@ -274,7 +273,7 @@ def _write(
         "status": rows["epochs"][-1]["status"],
         "started": began.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - began).total_seconds(), 3),
-        "checking_seconds": round(rows.checking_seconds, 3),
+        "checking_seconds": {kind: round(took, 3) for kind, took in rows.checking.items()},
         "config": digest(config),
         "settings": rows.settings,
         "tables": table_digests(folder),
@@ -378,7 +377,7 @@ def _measure(
 ) -> Recording | None:
     """Time `engine`; None where that takes epochs and its batch is a part of the run's."""
     size, images, labels = engine.setup.batch_size, dataset.train_images, dataset.train_labels
-    with _checking(rows, sampler):
+    with _checking(rows, sampler, "before"):
         start(engine, rows.seed)
         check_before(engine, images, labels, rows.seed)
     sampler.phase("warm_up")
@@ -399,20 +398,20 @@ def _measure(
         _time_epochs(config, rows, recording, dataset, sampler, safe)
     # The curve of the first repeat is a replay of the epochs by itself; it comes later.
     replayed = config.training.epochs if _learns(config, rows, recording) else 0
-    with _checking(rows, sampler):
+    with _checking(rows, sampler, "after"):
         check_after(recording, images, labels, rows.seed, replayed)
     return recording
 
 
 @contextmanager
-def _checking(rows: Rows, sampler: Sampler) -> Iterator[None]:
+def _checking(rows: Rows, sampler: Sampler, kind: str) -> Iterator[None]:
     """Adds up what the checks take: run.json says it, so that nobody has to guess their price."""
     sampler.phase("validate")
     began = time.perf_counter()
     try:
         yield
     finally:
-        rows.checking_seconds += time.perf_counter() - began
+        rows.checking[kind] = time.perf_counter() - began
 
 
 def _learns(config: Config, rows: Rows, recording: Recording) -> bool:
@@ -561,7 +560,7 @@ def _time_epochs(
         recording.noted()
         rows.step(seconds)
     recording.end(
-        "the last of the single steps", lambda: order, None, seconds=seconds,
+        "the single steps", lambda: order, None, seconds=seconds,
         again=lambda: engine.train(order[:size]),
     )  # fmt: skip
 

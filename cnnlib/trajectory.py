@@ -25,8 +25,8 @@ off the clock, and later the same batches are given to `train` in calls of doubl
 explicit order. A stage whose sums have a fixed order ends with the same bits; one that skips,
 repeats or reorders batches, stops early, resets its velocity or forgets an update in calls of one
 length does not. Stages that cannot repeat their bits (`Stage.repeatable`) report the loss of every
-step instead: which images a step saw changes its loss by far more than rounding does, and how far
-two honest trainings part is measured by a second replay from weights changed by rounding errors.
+step instead, and `unlike` says what can be told from it: a step more or less, other batches, steps
+without effect; not a single wrong step late in an epoch, which only `check_steps` would show.
 
 The state must also stay as it is when the network is only evaluated or profiled, and after `train`
 has returned; and reading the state must not take the time that `train` should have taken.
@@ -69,8 +69,8 @@ FEWER_STEPS = 2
 """The same for stages that train image by image and take seconds for a batch."""
 LOUD = 6
 """Images of a batch that contribute to its gradient in `check_steps`."""
-POOL = 96
-"""Training images among which `check_steps` chooses."""
+POOL = 64
+"""Training images among which `check_steps` chooses: the first, the last and others."""
 SURE = 15.0
 """Shift of the last layer's biases: e^-30 is left of a silent image's error."""
 EXACT = 1e-3
@@ -88,12 +88,17 @@ CHECKED_EPOCHS = 2
 """Epochs of `check_training`."""
 MOMENTUM = 0.9
 """Momentum of the check where the experiment trains without any."""
-PARTING = 8.0
-"""Times by which losses may be further apart than those of two honest trainings so far."""
-AHEAD = 1.25
-"""Honest trainings part at about the same step, not at exactly the same one."""
-NOT_APART = 1e-4
-"""Relative difference of a step's loss that is always allowed."""
+FIRM = 8
+"""Steps of a call in which honest trainings have not parted yet."""
+NOT_APART = 5e-3
+"""Relative difference of two losses that is always allowed: one decision of relu or max that falls
+the other way has changed a loss by 1e-3 on an H100."""
+WINDOW = 32
+"""Steps, at least, in which losses are compared as a whole."""
+SHIFTS = (-3, -2, -1, 1, 2, 3)
+MATCH = 0.8
+LEVEL = 0.5
+"""Standard deviations of the steps' losses; see `unlike`."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +159,12 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
     judged = False
     for p in network.parameters:
         part = slice(p.offset, p.offset + p.size)
-        size = np.linalg.norm
         # what float32 cannot show of a small step onto large weights
-        hidden = steps * _eps(engine) * float(size(trial.parameters[part]))
-        hidden += float(size(trial.doubt[part]))
+        hidden = steps * _eps(engine) * _length(trial.parameters[part])
+        hidden += _length(trial.doubt[part])
         travelled = trial.travelled[p.name]
         judged |= hidden < travelled / 2
-        error = float(size(after[part] - trial.parameters[part]))
+        error = _length(after[part] - trial.parameters[part])
         allowed = _exactness(engine, p) * travelled + hidden
         if not error <= allowed:
             raise failure(
@@ -203,7 +207,7 @@ class _Trial:
         self._images, self._labels, self._setup = images, labels, engine.setup
         dtype = engine.stage.dtype
         count = len(labels)
-        inner = random.choice(count, min(count, POOL), replace=False)
+        inner = random.choice(count, min(count, POOL - 2), replace=False)
         self._pool = np.unique([0, count - 1, *inner])
         self._sure_of = int(random.choice(self._labels[self._pool]))
         # What the engine can hold is where both begin.
@@ -258,7 +262,7 @@ class _Trial:
     def tame(self) -> bool:
         """Whether the weights have moved less than they are large, so that errors grow slowly."""
         way = math.hypot(*self.travelled.values())
-        return math.isfinite(way) and way < float(np.linalg.norm(self.start))
+        return math.isfinite(way) and way < _length(self.start)
 
     def _descend(self, order: Order, number: int, *, clean: bool) -> None:
         setup, batch = self._setup, self._setup.batch_size
@@ -280,7 +284,7 @@ class _Trial:
         self.parameters = self.parameters - rate * self.velocity
         for p in setup.network.parameters:
             part = slice(p.offset, p.offset + p.size)
-            self.travelled[p.name] += rate * float(np.linalg.norm(self.velocity[part]))
+            self.travelled[p.name] += rate * _length(self.velocity[part])
 
     def _begin_moving(self, gradient: Array) -> None:
         """A velocity to start with, as large as the first gradient."""
@@ -319,7 +323,7 @@ def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0
         velocity = setup.momentum * velocity + gradient
         parameters = parameters - setup.learning_rate * velocity
         travelled += np.abs(setup.learning_rate * velocity)
-        if not np.linalg.norm(travelled) < np.linalg.norm(start):
+        if not _length(travelled) < _length(start):
             break  # from there on, errors grow too fast
     if not (np.isfinite(losses).all() and _representable(parameters, engine)):
         return  # the training will be found to diverge
@@ -335,9 +339,9 @@ def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0
     share = max(REAL_SHARE, unit * (engine.stage.conv_weight_slack or 1.0), coarse)
     for p in engine.network.parameters:
         part_of = slice(p.offset, p.offset + p.size)
-        way = float(np.linalg.norm(travelled[part_of]))
-        hidden = steps * _eps(engine) * float(np.linalg.norm(parameters[part_of]))
-        error = float(np.linalg.norm(after[part_of] - parameters[part_of]))
+        way = _length(travelled[part_of])
+        hidden = steps * _eps(engine) * _length(parameters[part_of])
+        error = _length(after[part_of] - parameters[part_of])
         if not error <= share * way + hidden:
             raise failure(
                 engine,
@@ -367,8 +371,8 @@ def _compare_velocity(engine: Engine, right: Array) -> None:
     found = engine.velocity.astype(np.float64)
     for p in engine.network.parameters:
         part = slice(p.offset, p.offset + p.size)
-        size = float(np.linalg.norm(right[part]))
-        error = float(np.linalg.norm(found[part] - right[part]))
+        size = _length(right[part])
+        error = _length(found[part] - right[part])
         if not error <= _exactness(engine, p) * size:
             raise failure(
                 engine, f"the velocity of {p.name} after a few steps is off by {error:.3g} of "
@@ -379,7 +383,12 @@ def _compare_velocity(engine: Engine, right: Array) -> None:
 def _representable(vector: Array, engine: Engine) -> bool:
     """Whether the stage's numbers can hold the vector, and its length squared."""
     with np.errstate(over="ignore"):
-        return bool(np.isfinite(np.linalg.norm(vector.astype(engine.stage.dtype))))
+        return math.isfinite(_length(vector.astype(engine.stage.dtype)))
+
+
+def _length(vector: Array) -> float:
+    """Euclidean length; not by BLAS, whose threads take longer to wake than so short a sum."""
+    return math.sqrt(float(np.square(vector).sum()))
 
 
 def _eps(engine: Engine) -> float:
@@ -563,8 +572,8 @@ class Recording:
         found = Weights.of(self.engine)
         if found.equals(call.after):
             return
-        apart = float(np.linalg.norm(found.parameters - call.after.parameters))
-        way = float(np.linalg.norm(found.parameters - call.before.parameters))
+        apart = _length(found.parameters - call.after.parameters)
+        way = _length(found.parameters - call.before.parameters)
         raise failure(
             self.engine,
             f"{call.what} does not end with the weights that the same batches end with when they "
@@ -579,58 +588,52 @@ class Recording:
             _compare_loss(self.engine, call.loss, mean, f"the mean loss of {call.what}")
 
     def _compare_step_losses(self, call: Call) -> None:
-        """For a stage whose bits do not repeat: the losses of the steps, one by one.
-
-        A second replay, from weights that differ by rounding errors, shows how far losses of honest
-        trainings are apart by then.
-        """
-        engine, stage = self.engine, self.engine.stage
+        """For a stage whose bits do not repeat: the losses of the steps; see `unlike`."""
+        engine = self.engine
         if call.step_losses is None or not self._step_losses:
-            raise failure(
-                engine, "it says repeatable=False, so its engine has to give step_losses"
-            )  # fmt: skip
-        found, right = call.step_losses, np.concatenate(self._step_losses)
-        if found.shape != right.shape:
-            raise failure(
-                engine, f"{call.what} took {len(found)} steps, not {len(right)}"
-            )  # fmt: skip
-        noise = max(stage.rounding or 0.0, _eps(engine))
-        random = np.random.default_rng(0)
-        moved = call.before.parameters * (
-            1 + noise * random.standard_normal(len(call.before.parameters))
+            raise failure(engine, "it says repeatable=False, so its engine has to give step_losses")
+        if why := unlike(call.step_losses, np.concatenate(self._step_losses)):
+            raise failure(engine, f"{call.what} is not what its batches, given in shorter calls, "
+                          f"train: {why}")  # fmt: skip
+
+
+def unlike(found: Array, right: Array) -> str:
+    """Why the losses of a training's steps cannot be those of another one on the same batches.
+
+    Both (steps,); empty where they can. Two honest float32 trainings agree to rounding until one
+    decision of relu or max falls differently, after some tens to hundreds of steps, and from then
+    on no bound holds for a single step. What still holds is that a batch that is hard for the one
+    is hard for the other. In windows of a quarter of the steps the median difference of two honest
+    trainings of LeNet-5, at batch sizes 16 to 256, was at most 0.6 of that of trainings which see
+    each other's batches a few steps earlier or later (whose own is 1), and their mean losses were
+    at most 0.16 standard deviations apart.
+    """
+    if len(found) != len(right):
+        return f"it took {len(found)} steps, not {len(right)}"
+    if not np.isfinite(right).all() or not np.isfinite(found).all():
+        return "" if np.array_equal(np.isfinite(right), np.isfinite(found)) else "it diverges"
+    start = slice(0, FIRM)
+    if (np.abs(found - right) > NOT_APART * np.maximum(1.0, np.abs(right)))[start].any():
+        return f"the first {FIRM} steps have other losses"
+    if len(right) < FIRM:
+        return ""
+    for window in np.array_split(np.arange(len(right)), max(1, min(4, len(right) // WINDOW))):
+        where = f"in steps {window[0] + 1} to {window[-1] + 1}"
+        near = float(np.median(np.abs(found - right)[window]))
+        far = min(
+            float(np.median(np.abs(found - np.roll(right, shift))[window])) for shift in SHIFTS
         )
-        start = dataclasses.replace(
-            call.before, parameters=moved.astype(call.before.parameters.dtype)
-        )
-        self._replay(call, start)
-        bound = parted(right, np.concatenate(self._step_losses), max(NOT_APART, COARSE * noise))
-        with np.errstate(invalid="ignore"):
-            far = np.flatnonzero(~(np.abs(found - right) <= bound) & np.isfinite(right))
-        if len(far):
-            step = int(far[0])
-            raise failure(
-                engine,
-                f"step {step + 1} of {call.what} has loss {found[step]:.6g}; trained on the same "
-                f"batches in shorter calls it is {right[step]:.6g}, and honest trainings are at "
-                f"most {bound[step]:.3g} apart by then",
-            )
+        if near > max(MATCH * far, NOT_APART):
+            return f"{where} the losses do not rise and fall with the batches"
+        apart = abs(float(found[window].mean() - right[window].mean()))
+        if apart > max(LEVEL * float(right[window].std()), NOT_APART):
+            return f"{where} the mean loss is {apart:.3g} off"
+    return ""
 
 
 def lengths(count: int) -> list[int]:
     """0, 1, 2, 4, ... and `count`: where a replay pauses."""
     return [0, *(2**k for k in range(count.bit_length()) if 2**k < count), count]
-
-
-def parted(one: Array, other: Array, least: float) -> Array:
-    """Bound (steps,) on how far the losses of honest trainings are apart at each step.
-
-    PARTING times the largest difference of two such trainings up to then and AHEAD of it, and
-    `least`, relative to the loss, wherever they have not parted.
-    """
-    apart = np.maximum.accumulate(np.nan_to_num(np.abs(one - other), nan=math.inf))
-    ahead = np.minimum((np.arange(len(apart)) + 1) * AHEAD + 8, len(apart)).astype(np.intp) - 1
-    bound: Array = PARTING * apart[ahead] + least * np.maximum(1.0, np.abs(one))
-    return bound
 
 
 def recorded_epochs(recording: Recording, count: int, epochs: int, seed: int) -> Iterator[Epoch]:
@@ -665,10 +668,12 @@ def check_before(engine: Engine, images: Bytes, labels: Bytes, seed: int) -> flo
     """
     state, size = Weights.of(engine), engine.setup.batch_size
     share = validate(engine, images[:size], labels[:size])
-    state.put_into(engine)
-    share = max(share, check_steps(engine, images, labels, seed))
-    state.put_into(engine)
-    check_real_steps(engine, images, labels, seed)
+    if engine.setup.momentum:  # otherwise check_momentum does the same, with one
+        state.put_into(engine)
+        share = max(share, check_steps(engine, images, labels, seed))
+    if not engine.image_by_image:
+        state.put_into(engine)
+        check_real_steps(engine, images, labels, seed)
     return share
 
 
@@ -702,6 +707,8 @@ def check_momentum(
     seed: int,
 ) -> None:
     """Check steps with a momentum, by an engine of their own, where the experiment has none."""
+    if stage.engine.image_by_image:
+        batch_size = min(batch_size, 2)  # images do not meet, and take long
     count = max(STEPS * batch_size, POOL)
     few = dataclasses.replace(
         dataset,
