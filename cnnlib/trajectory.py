@@ -209,7 +209,9 @@ class _Trial:
         count = len(labels)
         inner = random.choice(count, min(count, POOL - 2), replace=False)
         self._pool = np.unique([0, count - 1, *inner])
-        self._sure_of = int(random.choice(self._labels[self._pool]))
+        classes = np.unique(self._labels[self._pool])
+        # of a class that only some of the images belong to
+        self._sure_of = int(random.choice(classes)) if len(classes) > 1 else int(not classes[0])
         # What the engine can hold is where both begin.
         self.start = self._start(engine).astype(dtype)
         self.parameters = self.start.astype(np.float64)

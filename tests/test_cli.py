@@ -312,7 +312,7 @@ def test_plan_says_what_run_json_would_say(
 
 
 def test_check(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    home.write(toy_config(sweep={"stages": ["naive", "gemm"]}))
+    home.write(toy_config(sweep={"stages": ["naive", "gemm"], "batch_sizes": [1, 7]}))
     lines = [line.split() for line in home("check").splitlines()[1:]]
     assert [(line[0], line[3], line[5]) for line in lines] == [
         (stage, batch, "ok") for stage in ("naive", "gemm") for batch in ("1", "7")

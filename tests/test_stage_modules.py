@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -251,8 +251,10 @@ def cnnlib(package: Path, *arguments: str, code: int) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def sweep_of(package: Path, *names: str, limit: float = 20.0) -> None:
-    config = toy_config(measuring={"limit_seconds": limit})
+def sweep_of(
+    package: Path, *names: str, limit: float = 20.0, batch_sizes: Sequence[int] = (8,)
+) -> None:
+    config = toy_config(measuring={"limit_seconds": limit}, sweep={"batch_sizes": [*batch_sizes]})
     text = (write_config(package / "config.yaml", config)).read_text()
     listed = "\n".join(f"  - {name}" for name in names)
     assert text.count("  stages:\n  - gemm") == 1
@@ -294,7 +296,7 @@ def test_a_broken_stage_that_is_asked_for_is_one_line(
 
 def test_check_prints_its_whole_table(package: Path) -> None:
     """Whatever stages do, each has its verdict, and each problem its line."""
-    sweep_of(package, *MODULES, "gemm", limit=5.0)
+    sweep_of(package, *MODULES, "gemm", limit=5.0, batch_sizes=(1, 7))
     out, err = cnnlib(package, "check", code=1)
     lines = [line.split() for line in out.splitlines()[1:]]
     verdicts: dict[str, set[str]] = {}

@@ -18,8 +18,10 @@ from cnnlib.commands.options import (
 if TYPE_CHECKING:
     from cnnlib.config import Config
 
-BATCH_SIZES = (1, 7)
-"""At which `check` compares: one image, and a number that divides nothing."""
+CHECKED_STEPS, LEAST_STEPS = 20, 3
+"""Steps of an epoch in which `check` trains."""
+CHECKED_IMAGES = 2048
+"""Images of an epoch in which `check` trains, unless that would be too few steps."""
 
 
 def measure(
@@ -236,7 +238,7 @@ def check(config: ConfigFiles = CONFIG) -> None:
         for dataset in sweep.datasets
         for network in sweep.networks
         for stage in sweep.stages
-        for batch_size in BATCH_SIZES
+        for batch_size in sweep.batch_sizes
     ]
     head = ("stage", "data set", "network", "batch", "error/allowed", "verdict")
     widths = [max(len(str(cell)) for cell in column) for column in zip(head, *cases, strict=False)]
@@ -301,28 +303,23 @@ def judge(
 
 
 def compare(settings: "Config", dataset: str, network: str, stage: str, batch_size: int) -> float:
-    """Largest error over what is allowed of a stage, on noise for images.
+    """Largest error over what is allowed of a stage, trained on noise for images.
 
-    Raises whatever is wrong with the stage.
+    The checks are those of a measurement. Raises whatever is wrong with the stage.
     """
-    import numpy as np
-
-    from cnnlib.engine import Setup
+    from cnnlib.datasets import noise
     from cnnlib.stages import find_stage
-    from cnnlib.training import open_place, start
-    from cnnlib.validate import five_steps, validate
+    from cnnlib.training import open_place
+    from cnnlib.trajectory import check_training
 
     built = settings.network(network, dataset, "sweep.networks")
     chosen = find_stage(stage, "sweep.stages")
-    random = np.random.default_rng(batch_size)
-    images = random.integers(0, 256, (batch_size, *built.input_shape), dtype=np.uint8)
-    labels = random.integers(0, min(built.classes, 256), batch_size, dtype=np.uint8)
-    training = settings.training
-    # Steps of a size at which float32 and float64 stay together, whatever the config trains with.
-    rate = min(training.learning_rate, 0.05)
-    setup = Setup(built, batch_size, rate, training.momentum, mean=127.5, deviation=73.9)
-    with open_place(chosen, settings) as place, chosen.engine(chosen, setup, place.device) as e:
-        start(e, training.seed)
-        worst = validate(e, images, labels)
-        five_steps(e, images, labels)
-    return worst
+    most = CHECKED_IMAGES
+    if chosen.engine.image_by_image:  # a batch takes it seconds; measured on a part too
+        batch_size, most = min(batch_size, settings.measuring.budget_images), 0
+    steps = min(CHECKED_STEPS, max(LEAST_STEPS, most // batch_size))
+    # one image more, that is left over
+    images = noise(dataset, built.input_shape, built.classes, steps * batch_size + 1)
+    seed = settings.training.seed
+    with open_place(chosen, settings) as place:
+        return check_training(chosen, settings, built, images, batch_size, place, seed)

@@ -3,7 +3,7 @@
 from cnnlib.datasets.download import Patience, download
 from cnnlib.datasets.idx import read_idx, write_idx
 from cnnlib.datasets.specs import DatasetSpec, IdxSpec, Mirror, SyntheticSpec
-from cnnlib.datasets.store import Dataset, check_hard_images, load, prepare, problem
+from cnnlib.datasets.store import Dataset, check_hard_images, load, noise, prepare, problem
 
 __all__ = [
     "Dataset",
@@ -15,6 +15,7 @@ __all__ = [
     "check_hard_images",
     "download",
     "load",
+    "noise",
     "prepare",
     "problem",
     "read_idx",

@@ -40,6 +40,22 @@ class Dataset:
         return pixels
 
 
+NOISE_TESTS = 16
+
+
+def noise(name: str, shape: tuple[int, ...], classes: int, count: int) -> Dataset:
+    """Random pixels and labels, `count` to train on: for checks that need no real images."""
+    random = np.random.default_rng(0)
+    total = count + NOISE_TESTS
+    images = random.integers(0, 256, (total, *shape), dtype=np.uint8)
+    labels = random.integers(0, min(classes, 256), total, dtype=np.uint8)
+    mean, deviation = 127.5, 73.9  # of bytes that are equally likely
+    return Dataset(
+        name, images[:count], labels[:count], images[count:], labels[count:], classes, mean,
+        deviation,
+    )  # fmt: skip
+
+
 def prepare(
     name: str, spec: IdxSpec | SyntheticSpec, folder: Path | str, target: Path | str
 ) -> None:
