@@ -5,19 +5,23 @@ class UserError(Exception):
     """Bad input or a missing thing; the message names the thing, the place and the choices."""
 
 
-class ConfigError(UserError):
-    """The configuration asks for something that cannot be; the message is one line."""
+class OneLineError(UserError):
+    """A UserError whose message is one line, whatever it quotes."""
 
     def __init__(self, message: str) -> None:
-        # a key or a name that is quoted may hold anything, ends of lines too
+        # A key or the name of a file may hold anything, ends of lines too.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+
+
+class ConfigError(OneLineError):
+    """The configuration asks for something that cannot be."""
 
 
 class BrokenStage(ConfigError):
     """A stage is asked for whose module or record is wrong; the message names both."""
 
 
-class DataError(UserError):
+class DataError(OneLineError):
     """A data file is missing, damaged or not what it claims to be."""
 
 

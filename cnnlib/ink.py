@@ -1,11 +1,11 @@
-"""What is written on a picture: ink told apart from paper, light, shadows, frames and the table.
+"""What is written on a picture: ink without its paper, uneven light, shadows, frames or the table.
 
-The paper is estimated by a grey-scale closing: it fills whatever is dark and narrower than a
-window, and leaves alone what is wider. Strokes are narrow; light that falls off, a vignette, a
-hand's shadow, the table beside the sheet and a frame along the border (which is taken to go on
-outside of the picture) are not. What the closing adds is therefore ink. How wide strokes are is
-unknown, and so is whether they are dark or light. All combinations are tried, and the connected
-piece that looks most like strokes wins.
+The paper is estimated by a grey-scale closing, which fills everything that is dark and narrower
+than a window, and changes nothing else. Strokes are narrow. Light that falls off, a vignette, a
+hand's shadow and the table beside the sheet are wide, and so is a frame along the border, since the
+picture is continued outwards by its outermost pixels. What the closing fills is therefore ink.
+The width of the strokes is unknown, and so is whether they are darker or lighter than the paper.
+Several windows are tried with both, and the connected piece that looks most like strokes wins.
 """
 
 from collections.abc import Iterator
@@ -30,19 +30,19 @@ WINDOWS = (0.08, 0.14, 0.25, 0.45)
 LEAST_WINDOW = 7
 """Pixels; strokes of MNIST's own small images are up to six wide with their soft edges."""
 WIDER = 1.1
-"""A larger window has to be better by this factor: it follows shadows less well."""
+"""Each larger window's score is divided by this once more: large ones follow shadows badly."""
 CORE = 0.35
 """A stroke's pixels have at least this share of its contrast: less is a shadow or a ruled line."""
 REACH = 0.4
-"""Shares of a stroke's width within which its edge goes over into paper."""
+"""Paper begins at most so far from the edge of a stroke's dark core, in widths of the stroke."""
 FAINT = 0.15
 """Near a stroke, ink of less than this share of its contrast is paper."""
 DEEPEST_SHADOW = 0.25
-"""Of the brightest paper; paper that is darker is not brightened any further."""
+"""Contrasts on paper darker than this share of the brightest are scaled up no further."""
 LEAST_QUALITY = 0.25
-"""What looks less like strokes is none. Of photos of digits, few are below 0.9."""
+"""Pieces below this quality are no strokes. Nearly all digits on photos are above 0.9."""
 LEAST_LENGTH = 0.025
-"""Of the picture's longer side; smaller pieces are specks."""
+"""Share of the picture's longer side; smaller pieces are specks."""
 MOST_PIECES = 16
 """Connected pieces looked at, the largest ones."""
 EIGHT = np.ones((3, 3), dtype=bool)
@@ -158,7 +158,7 @@ def on_paper(grey: Grey, opacity: Grey) -> Grey | None:
 
 
 def candidates(coarse: Grey, light: bool) -> Iterator[Found]:
-    """What may be written in dark ink, by windows of growing size."""
+    """What may be written in dark ink, as seen through windows of growing size."""
     noise = noise_level(coarse)
     if min(coarse.shape) > COARSE_SIDE // 4:
         coarse = ndimage.gaussian_filter(coarse, 0.8, mode="nearest")
@@ -184,7 +184,7 @@ def candidates(coarse: Grey, light: bool) -> Iterator[Found]:
 
 
 def closing(picture: Grey, window: int) -> Grey:
-    """Dark things narrower than `window` filled; what touches the border goes on behind it."""
+    """The picture without what is dark and narrower than `window`, continued over its border."""
     padded = np.pad(picture, window, mode="edge")
     closed = ndimage.grey_closing(padded, size=(window, window), mode="nearest")
     inner: Grey = closed[window:-window, window:-window]
@@ -192,7 +192,7 @@ def closing(picture: Grey, window: int) -> Grey:
 
 
 def even_light(paper: Grey, light: bool) -> Grey:
-    """What contrasts are multiplied by, as if all paper were as bright as the brightest.
+    """Factors that bring the contrast of ink to what it would be on the brightest paper.
 
     Ink reflects a share of the light that falls on it, so its contrast fades in the shade. In
     negatives, where the paper is black, it does not.
@@ -207,14 +207,15 @@ def even_light(paper: Grey, light: bool) -> Grey:
 def noise_level(picture: Grey) -> float:
     """The standard deviation of the noise, from second differences.
 
-    A quarter of them is enough: in small pictures most of the others come from strokes.
+    The lower quarter of them tells it: in small pictures most of the others come from strokes, and
+    in very small ones all of them.
     """
-    if min(picture.shape) < 3:
+    if min(picture.shape) < 12:
         return 0.0
     around = picture[:-2, 1:-1] + picture[2:, 1:-1] + picture[1:-1, :-2] + picture[1:-1, 2:]
     differences = np.abs(4 * picture[1:-1, 1:-1] - around)
-    # 0.3186 is that quantile of a standard normal variable's magnitude; sixteen and four times one
-    # pixel's variance add up.
+    # 0.3186 is this quantile of a standard normal variable's magnitude. The variance is 16 times
+    # that of a pixel for the middle, and once for each of the four around it.
     return float(np.quantile(differences, 0.25)) / 0.3186 / 20**0.5
 
 
@@ -231,6 +232,8 @@ def find_pieces(view: View, least: Grey) -> tuple[Piece, Mask] | None:
     main = max(pieces)
     mask = labels == main.label
     area = int(mask.sum())
+    # Digits are often written in two strokes that do not touch: those near the first, not much
+    # smaller and about as dark, and that look like strokes, belong to it.
     for piece in pieces:
         if (
             main.gap(piece) < 0.2 * max(main.length, piece.length)
@@ -257,7 +260,7 @@ def _labelled(mask: Mask) -> tuple[NDArray[np.int32], list[tuple[int, tuple[slic
 def _pieces(
     view: View, labels: NDArray[np.int32], boxes: list[tuple[int, tuple[slice, slice]]]
 ) -> list[Piece]:
-    """The pieces with their scores; what lies around other pieces as a frame is left out."""
+    """The pieces with their scores, without frames that are drawn around other pieces."""
     found: list[Piece] = []
     frames: list[Piece] = []
     for label, box in boxes:
@@ -277,7 +280,7 @@ def _pieces(
             and one.contrast > 0.5 * frame.contrast
             for one in found + frames
         )
-        if not around:  # it may be a square zero
+        if not around:  # It may be a square zero.
             found.append(frame)
     return found
 
@@ -328,7 +331,7 @@ def _share_of_steps(view: View, edge: Mask, box: tuple[slice, slice], reach: int
 
 
 def is_frame(part: Mask) -> bool:
-    """Whether a piece goes along most of all four sides of its box."""
+    """Whether a piece covers most of each of the four sides of its box."""
     height, width = (max(1, length // 15) for length in part.shape)
     covered = (
         part[:height].any(axis=0), part[-height:].any(axis=0),

@@ -562,7 +562,8 @@ def strokes(home: Home) -> None:
 def test_each_of_several_pictures_gets_its_answer_or_its_error(home: Home) -> None:
     home(*TRAIN, "--epochs", "1")
     strokes(home)
-    names = ["text.gif", "one.png", "nothing.png", "empty.png", "two.webp"]
+    os.rename("text.gif", "two\nlines.gif")
+    names = ["two\nlines.gif", "one.png", "nothing.png", "empty.png", "two.webp"]
     home.capture.readouterr()
     assert main(["predict", "--weights", "w.npz", *names]) == 2
     out, err = home.capture.readouterr()
@@ -570,7 +571,7 @@ def test_each_of_several_pictures_gets_its_answer_or_its_error(home: Home) -> No
     assert answers == ["one.png", "two.webp"]
     errors = err.splitlines()
     assert len(errors) == 3
-    for line, name in zip(errors, ("text.gif", "nothing.png", "empty.png"), strict=True):
+    for line, name in zip(errors, (r"two\nlines.gif", "nothing.png", "empty.png"), strict=True):
         assert line.startswith("error: ")
         assert name in line
 
