@@ -25,8 +25,8 @@ LINE_SECONDS = 10.0
 """How often a training says where it is, where there is no terminal for a progress bar."""
 BAR_WIDTH = 40
 CERTAIN = 0.9
-"""Probability below which an answer is doubtful. LeNet-5's answers to 1300 artificial photos of
-MNIST's test images were right in 998 of 1000 cases above it, and in three of four below.
+"""Probability below which an answer is doubtful. Of LeNet-5's answers to 2,438 artificial photos of
+MNIST's test images, 99.5 % of those above it were right, and 61 % of the 94 below it.
 """
 
 
