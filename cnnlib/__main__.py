@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error.format_message())
     except MemoryError as error:
         return _fail(f"out of memory: {error}" if str(error) else "out of memory")
-    except SyntaxError as error:  # of a module that one of a user's imports
+    except SyntaxError as error:  # in a stage that others are compared with
         return _fail(f"{error.filename}, line {error.lineno}: {error.msg}")
     except OSError as error:
         if error.filename is None:

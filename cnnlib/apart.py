@@ -1,6 +1,6 @@
-"""Runs in processes of their own: whatever a stage does, its run ends with a result.
+"""Measurements in processes of their own, so that a run has a result whatever its stage does.
 
-A stage that ends its process, or hangs, gets the rows of a run that failed, and they say how.
+A stage that hangs or ends its process gets the row of a failed run, with the reason.
 """
 
 import math
@@ -35,11 +35,10 @@ def measure_apart(
     checkpoints: Path | None = None,
     mark: bool = False,
 ) -> Path:
-    """cnnlib.measure.measure in a process of its own; `folder`.
+    """Do what cnnlib.measure.measure does, in a process of its own; returns `folder`.
 
-    A stage that ends the process, raises something else than an Exception or takes longer than
-    measuring.limit_seconds gets one `failed` row with `mark`. Without it, Died says what happened
-    and nothing is written.
+    With `mark`, a stage that ends the process, raises SystemExit or the like, or takes longer than
+    measuring.limit_seconds gets one `failed` row. Without it, Died is raised and nothing written.
     """
     began, before = datetime.now(UTC), _stamp(folder)
 
@@ -68,7 +67,7 @@ def measure_apart(
 
 
 def race_apart(config: Config, stage: str, dataset: Dataset, out: Path) -> list[Row]:
-    """cnnlib.race.run_race in a process of its own; the rows."""
+    """Do what cnnlib.race.run_race does, in a process of its own; returns the rows."""
     race = racing.the_race(config)
     try:
         return supervise(
@@ -87,10 +86,10 @@ def race_apart(config: Config, stage: str, dataset: Dataset, out: Path) -> list[
 
 
 def examine_apart(config: Config, run: Run, table: str, out: Path, call: Callable[[], Any]) -> str:
-    """A `call` that writes one of the tables beside the runs, in a process of its own.
+    """Make a call that writes a table other than those of runs, in a process of its own.
 
-    What a stage cannot do, or does not survive, is one row without numbers. Returns the reason, or
-    nothing where all went well.
+    If the stage fails, ends the process or cannot do it here, the table is one row without numbers.
+    Returns the reason, or "" if the call has written its rows.
     """
     notes: dict[str, Any] = {}
     try:
@@ -102,6 +101,10 @@ def examine_apart(config: Config, run: Run, table: str, out: Path, call: Callabl
     except Died as died:
         _show(died)
         notes, status, why = died.notes, "failed", str(_explained(died, config, run.stage, out))
+    except Exception as error:
+        if not measuring.is_the_stages(error):
+            raise
+        status, why = "failed", f"{type(error).__name__}: {error}"
     else:
         return ""
     row = _blank(table, run, seed_of(config, run.repeat), status, why, notes)
@@ -110,7 +113,7 @@ def examine_apart(config: Config, run: Run, table: str, out: Path, call: Callabl
 
 
 def _stamp(folder: Path) -> tuple[int, int] | None:
-    """What changes when a run's result is written; None where there is none."""
+    """Something that changes whenever a run's result is written; None if there is no result."""
     try:
         found = (folder / "run.json").stat()
     except OSError:
@@ -128,7 +131,7 @@ def _show(died: Died) -> None:
 
 
 def _explained(died: Died, config: Config, stage: str, what: Path) -> Died:
-    """The same, with the limit that was exceeded."""
+    """Add the stage and the limit to the message of a call that hung."""
     if died.kind != "hung":
         return died
     limit = config.measuring.limit_seconds
@@ -139,14 +142,14 @@ def _explained(died: Died, config: Config, stage: str, what: Path) -> Died:
 
 
 def _place(stage: str, notes: dict[str, Any]) -> tuple[str, str]:
-    """Name and kind of the device; the processor where the stage has not come to open its own."""
+    """Name and kind of the run's device; the processor's if the run ended before it was opened."""
     if "device" in notes:
         return notes["device"], notes["device_kind"]
     return cpu_description(find_stage(stage, "--stage").threads), "cpu"
 
 
 def _blank(table: str, run: Run, seed: int, status: str, why: str, notes: dict[str, Any]) -> Row:
-    """A row of `table` that holds no measurement."""
+    """A row of `table` without a measurement."""
     nothing: dict[type, Any] = {str: "", int: 0, float: math.nan, bool: False}
     device, kind = _place(run.stage, notes)
     row = {column: nothing[of] for column, of in records.TABLES[table].items()} | {

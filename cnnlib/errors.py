@@ -18,7 +18,7 @@ class ConfigError(OneLineError):
 
 
 class BrokenStage(ConfigError):
-    """A stage is asked for whose module or record is wrong; the message names both."""
+    """The stage that was asked for has a broken module or record; the message names both."""
 
 
 class DataError(OneLineError):
@@ -30,7 +30,7 @@ class DeviceError(UserError):
 
 
 class WorkerDied(DeviceError):
-    """A process that a stage computes in has ended before its work was done."""
+    """A process in which a stage computes has ended before its work was done."""
 
 
 class DoesNotFit(DeviceError):

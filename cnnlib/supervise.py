@@ -36,22 +36,22 @@ from cnnlib.stopping import GRACE, SIGNALS, Stopped
 T = TypeVar("T")
 
 REQUESTS = (*SIGNALS, signal.SIGINT)
-"""The signals by which a person or a scheduler asks a run to stop."""
+"""Signals by which a person or a scheduler asks a run to stop."""
 
 TRAVELLING = (UserError, OSError, MemoryError, Stopped)
-"""Exceptions that the caller gets as they are; of others it learns what they said."""
+"""Exceptions that are raised again in the caller; of all others it gets the text."""
 
 SETTLE = 0.3
-"""Seconds in which a request may still arrive that has ended the supervised process first."""
+"""Seconds to wait for a request that was sent to both processes and ended the supervised one."""
 
 EXPLAIN = 0.3
-"""Seconds that a hanging process gets to write where it hangs."""
+"""Seconds for a hanging process to write its traceback."""
 
 LEFTOVERS = 5.0
-"""Seconds for which processes that the call has left behind are killed, however many follow."""
+"""Seconds after which killing the processes that a call has left behind is given up."""
 
 CAPACITY = 1 << 20
-"""Bytes of the shared page: the call's result has to fit. Memory is taken only where written."""
+"""Size of the shared page in bytes, which bounds the result of a call."""
 
 DOING = {
     "open": "opening its device",
@@ -71,11 +71,11 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Died(Exception):
-    """The supervised call came to no end of its own; the message is one line that says how.
+    """A supervised call did not finish; the message says in one line how it ended.
 
-    `kind` is "raised" for an exception (also SystemExit and the like), "hung" where the limit was
-    reached, and "died" where the process ended. `notes` is what the call had noted, `trace` the
-    Python traceback as far as there is one.
+    `kind` is "raised" for an exception (SystemExit included), "hung" when the time limit was
+    reached and "died" when the process ended. `notes` holds what the call had noted, `trace` the
+    Python traceback if there is one.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Page:
         self._memory[self.OUTCOME : begin] = len(data).to_bytes(8, "little")  # now it is whole
 
     def get(self) -> tuple[str, Any] | None:
-        """What the call came to, if it came to an end."""
+        """How the call finished, or None if it did not."""
         begin = self.OUTCOME + 8
         size = int.from_bytes(self._memory[self.OUTCOME : begin], "little")
         if not size:
@@ -153,32 +153,33 @@ _page: Page | None = None
 
 
 def supervised() -> bool:
-    """Whether this process makes the call of a `supervise` elsewhere, which limits its time."""
+    """Whether this process was forked by `supervise`, which then also limits its time."""
     return _page is not None
 
 
 def note(**facts: Any) -> None:
-    """Say what is being done (`phase`, `device`, ...), for the case that it ends in the middle.
+    """Record what is being done (`phase`, `device`, ...), in case the process ends in the middle.
 
-    Costs a microsecond or two; nothing happens in a process that is not supervised.
+    Takes some ten microseconds, and does nothing in a process that is not supervised.
     """
     if _page is not None:
         _page.note(**facts)
 
 
 def supervise(call: Callable[[], T], *, limit: float = math.inf, patient: bool = False) -> T:
-    """What `call` returns, made in a process forked from this one; at most CAPACITY when pickled.
+    """Make the call in a process forked from this one and return its result.
 
-    Raises Died when the call takes longer than `limit` seconds, raises an exception or ends its
-    process, and raises a UserError, OSError, MemoryError or Stopped of the call's as it is. All
-    processes that the call has started have ended by then.
+    The result must not exceed CAPACITY when pickled. Raises Died when the call takes longer than
+    `limit` seconds, raises an exception or ends its process; a UserError, OSError, MemoryError or
+    Stopped that it raises is raised here too. Before `supervise` ends, it ends every process that
+    the call has started.
 
-    A SIGTERM, SIGUSR1 or SIGINT is passed on. A call that has not ended GRACE seconds later is
-    killed, and the signal does what it would have done without a call in progress. With `patient`
-    the first signal leaves the call all the time it needs, and a call that comes to its end in
-    spite of it counts. A signal that reaches the call's process alone has the same effect.
+    SIGTERM, SIGUSR1 and SIGINT are passed on. A call that is still running GRACE seconds later is
+    killed, and then the signal has the effect that it would have had without the call. With
+    `patient` the first signal sets no such deadline, and a call that finishes after it counts. A
+    signal that is sent to the forked process alone has the same effect.
 
-    The calling process must not have initialised CUDA.
+    CUDA must not have been initialised in the calling process.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -225,7 +226,7 @@ def supervise(call: Callable[[], T], *, limit: float = math.inf, patient: bool =
         raise Died(f"{text}{comma}{place}", "raised", notes, trace_text)
     place = where(place_in(said), notes)
     how = how_it_ended(status)
-    if memory_shortages() > shortages and os.WIFSIGNALED(status):
+    if memory_shortages() > shortages and os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
         place += "; the system had no memory left"
     raise Died(how + place, "died", notes, said)
 
@@ -288,7 +289,7 @@ def _serve(
 
 
 def _raised(error: BaseException) -> tuple[str, Any]:
-    """The exception itself where the caller can have it, or else what it says."""
+    """The exception itself if it can be passed on, or else its text, place and traceback."""
     if isinstance(error, TRAVELLING):
         with contextlib.suppress(Exception):
             pickle.loads(pickle.dumps(error))
@@ -299,13 +300,13 @@ def _raised(error: BaseException) -> tuple[str, Any]:
 
 
 def place_of(trace: TracebackType | None) -> str:
-    """`train of cnnlib/stages/mine.py:9`: the last line of the project's own, or the last."""
+    """`train of cnnlib/stages/mine.py:9`: the innermost line of cnnlib's, or the innermost one."""
     frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(trace)]
     return _innermost(frames[::-1])
 
 
 def place_in(text: str) -> str:
-    """The same, from what faulthandler has written on the thread that crashed."""
+    """The same place, found in what faulthandler has written about the current thread."""
     text = text.partition("(most recent call first)")[2].partition("\n\n")[0]
     found = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', text, re.MULTILINE)
     return _innermost([(file, int(line), name) for file, line, name in found])
@@ -322,9 +323,10 @@ def _innermost(frames: list[tuple[str, int | None, str]]) -> str:
 
 
 def sends_signals(frame: FrameType | None) -> bool:
-    """Whether a signal that interrupts this frame was probably sent by it.
+    """Whether the code in this frame has probably sent the signal that interrupts it.
 
-    Python runs the handler of a signal that a process sends itself before `os.kill` returns.
+    When a process sends itself a signal, Python runs the handler before `os.kill` returns. Who sent
+    a signal is not known to a handler in Python, so the names that the code uses have to do.
     """
     names = {"kill", "killpg", "raise_signal", "pthread_kill"}
     return frame is not None and bool(names & set(frame.f_code.co_names))
@@ -334,7 +336,7 @@ def sends_signals(frame: FrameType | None) -> bool:
 
 
 class _Requests:
-    """Within it, requests to stop are passed on to the supervised process, and remembered."""
+    """A context in which requests to stop are remembered and passed on to the forked process."""
 
     def __init__(self, patient: bool) -> None:
         self.last = 0
@@ -361,7 +363,7 @@ class _Requests:
         os.close(self._woken)
 
     def note_in(self, page: Page, own: int) -> None:
-        """In the supervised process: a request is noted there and leaves by an exception."""
+        """In the forked process: note a request in the page and raise an exception."""
 
         def asked(number: int, frame: FrameType | None) -> None:
             if os.getpid() == own:
@@ -377,7 +379,7 @@ class _Requests:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
 
     def pass_on_to(self, child: int) -> None:
-        """The process that gets them from now on; 0: none."""
+        """Pass requests on to this process from now on; 0: to none."""
         self._child = child
         signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
 
@@ -391,7 +393,7 @@ class _Requests:
             os.write(self._woken, b"!")
 
     def wait(self, deadline: float) -> bool:
-        """Whether the supervised process has ended by then, or else by GRACE after a request."""
+        """Whether the process ends before `deadline` and within GRACE of a request."""
         try:
             ends: list[int] = [os.pidfd_open(self._child)]
         except (OSError, AttributeError):  # an old kernel: look now and then
@@ -411,12 +413,12 @@ class _Requests:
                 os.close(end)
 
     def settle(self) -> None:
-        """Give a request that was sent to both processes the time to reach this one too."""
+        """Give a request that was sent to both processes time to reach this one too."""
         if not self.last:
             select.select([self._wake], [], [], SETTLE)
 
     def obey(self, number: int) -> None:
-        """What the signal would have done without a supervised call. Usually raises."""
+        """Do what the signal would have done without a supervised call, which usually raises."""
         handler = self._before.get(number, signal.getsignal(number))
         if callable(handler):
             handler(number, None)
@@ -425,7 +427,7 @@ class _Requests:
 
 
 def _end(child: int, before: set[int]) -> int:
-    """End the process, its group and whatever they have left behind; the process's status."""
+    """End the process, its group and whatever they have left running; the process's status."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)  # its number is not free before it has been waited for
     _signal(child, signal.SIGKILL)
@@ -448,7 +450,7 @@ def _end(child: int, before: set[int]) -> int:
 
 
 def children() -> set[int]:
-    """This process's children; the empty set where the system does not list them."""
+    """Numbers of this process's children; none where the system does not list them."""
     found: set[int] = set()
     with contextlib.suppress(OSError, ValueError):
         for task in Path("/proc/self/task").iterdir():
@@ -457,7 +459,7 @@ def children() -> set[int]:
 
 
 def _name_and_session(process: int) -> tuple[str, int]:
-    """A process's name and session; no session where it has ended."""
+    """Name and session of a process; session 0 if it has ended."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         head, _, tail = Path(f"/proc/{process}/stat").read_text().rpartition(")")
         state, _, _, session, *_ = tail.split()
@@ -467,7 +469,7 @@ def _name_and_session(process: int) -> tuple[str, int]:
 
 
 def memory_shortages() -> int:
-    """How often the kernel has killed a process for want of memory, in a container too."""
+    """How many processes the kernel has killed for lack of memory, in containers as well."""
     with contextlib.suppress(OSError, ValueError):
         found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
         return int(found[1]) if found else 0
@@ -481,7 +483,7 @@ def _signal(process: int, number: int) -> None:
 
 @contextlib.contextmanager
 def _adopting_orphans() -> Iterator[None]:
-    """Within it, processes whose parents have ended become children of this one."""
+    """A context in which processes whose parents have ended become children of this one."""
     if not LINUX:
         yield
         return
@@ -498,7 +500,7 @@ def _prctl(option: int, value: int) -> None:
 
 @contextlib.contextmanager
 def _trace_file() -> Iterator[IO[bytes]]:
-    """A file without a name, for faulthandler."""
+    """An unnamed file into which faulthandler writes."""
     if hasattr(os, "memfd_create"):
         with os.fdopen(os.memfd_create("trace"), "w+b", buffering=0) as file:
             yield file
@@ -508,6 +510,6 @@ def _trace_file() -> Iterator[IO[bytes]]:
 
 
 def _read(trace: IO[bytes]) -> str:
-    """What faulthandler has written, but for its list of libraries."""
+    """What faulthandler has written, without its list of extension modules."""
     trace.seek(0)
     return trace.read().decode(errors="replace").partition("\nExtension modules:")[0].strip()

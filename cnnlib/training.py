@@ -100,7 +100,7 @@ def library_kind(wanted: str) -> str:
 
 
 def _noted(place: Place) -> Place:
-    """The place, after saying where it is in case that the stage ends this process."""
+    """Note the device, in case the stage ends this process; returns the place."""
     note(device=place.name, device_kind=place.kind)
     return place
 

@@ -30,9 +30,10 @@ from cnnlib import records, stages
 from cnnlib.__main__ import main
 from cnnlib.commands import training
 from cnnlib.config import Config
+from cnnlib.device import KernelError
 from cnnlib.device.host import HostDevice
 from cnnlib.engine import Setup
-from cnnlib.errors import Unsupported
+from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, WorkerDied
 from cnnlib.experiment import Run
 from cnnlib.freshness import damage, settings_digest
 from cnnlib.machine import usable_cores
@@ -942,10 +943,11 @@ def test_a_marked_measurement_that_is_stopped_has_not_failed(
 @pytest.mark.parametrize("alone", [False, True], ids=["the command", "its process alone"])
 def test_a_full_measurement_that_is_stopped_resumes(home: Home, start: Start, alone: bool) -> None:
     measuring = {"full": True, "budget_seconds": 1e-6}
-    home.write(toy_config(measuring=measuring, training={"epochs": 200}))
-    process = start(*changed(MEASURE, "--stage", "naive"), "--mark")
+    home.write(toy_config(measuring=measuring, training={"epochs": 12}))
+    command = (*changed(MEASURE, "--stage", "naive"), "--mark", "--repeat", "2")  # without a curve
+    process = start(*command)
     wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
-    time.sleep(1.0)
+    time.sleep(0.5)
     (child,) = children(process.pid)
     os.kill(child if alone else process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -956,7 +958,7 @@ def test_a_full_measurement_that_is_stopped_resumes(home: Home, start: Start, al
     assert process.returncode == 143
     assert not (home.folder / "run").exists()
     assert list((home.folder / "results/checkpoints").rglob("*.npz"))
-    home(*changed(MEASURE, "--stage", "naive"), "--mark")
+    home(*command)
     facts = json.loads((home.folder / "run/run.json").read_text())
     assert "failed" not in facts, facts["failed"]
     assert facts["resumed"]
@@ -1014,18 +1016,38 @@ def test_a_stage_that_ends_its_process(
     assert (row.stage, row.status, row.calls) == ("bad", "failed", 0)
 
 
-def test_what_cannot_be_examined_is_a_row(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Unsupported("weights of another size"), "unavailable"),
+        (DoesNotFit("too many images"), "does_not_fit"),
+        (MemoryError("too many images"), "does_not_fit"),
+        (WorkerDied("a process of it ended"), "failed"),
+        (KernelError("the GPU is lost"), "failed"),
+        (FileNotFoundError("wheels.bin"), "failed"),
+        (ConfigError("no such thing"), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_cannot_be_examined_is_a_row(
+    home: Home, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str | None
+) -> None:
+    """Except where the user has asked for something wrong."""
     import dataclasses
 
-    class Engine(naive.STAGE.engine):  # type: ignore[name-defined, misc]
-        def load(self, *arguments: Any) -> None:
-            raise Unsupported("weights of another size")
+    def load(self: Any, *arguments: Any) -> None:
+        raise error
 
-    small = dataclasses.replace(naive.STAGE, name="small", engine=Engine)
-    monkeypatch.setattr(stages, "LADDER", (small,))
-    home("functions", *changed(MEASURE, "--stage", "small")[1:-1], "f.csv")
+    engine = type("Engine", (naive.STAGE.engine,), {"load": load})
+    monkeypatch.setattr(stages, "LADDER", (dataclasses.replace(naive.STAGE, engine=engine),))
+    command = ("functions", *changed(MEASURE, "--stage", "naive")[1:-1], "f.csv")
+    if status is None:
+        assert str(error) in home.fails(*command)
+        assert not (home.folder / "f.csv").exists()
+        return
+    home(*command)
     (row,) = records.read(home.folder / "f.csv", "functions").itertuples()
-    assert row.status == "unavailable"
+    assert (row.stage, row.status) == ("naive", status)
 
 
 def test_sweep_measures_what_has_no_result(home: Home) -> None:

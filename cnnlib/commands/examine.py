@@ -23,7 +23,7 @@ def functions(
 ) -> None:
     """Profile some training steps of a CPU stage: calls and seconds of every function.
 
-    A stage that fails or does not survive it gets a row that says so.
+    A stage that fails gets a row with the reason.
     """
     from cnnlib import datasets
     from cnnlib.apart import examine_apart

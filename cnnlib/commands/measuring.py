@@ -121,7 +121,7 @@ def transfers(
 ) -> None:
     """Time epochs with few to all images on the GPU per load: where the time goes.
 
-    A stage that fails or does not survive it gets a row that says so.
+    A stage that fails gets a row with the reason.
     """
     from cnnlib import datasets
     from cnnlib.apart import examine_apart

@@ -49,7 +49,7 @@ def telling_of_a_stop(checkpoint: Path | None) -> Iterator[None]:
 
 @contextmanager
 def telling_of_a_death() -> Iterator[None]:
-    """How a supervised call died is one line and exit code 1."""
+    """Report how a supervised call died in one line, and end with exit code 1."""
     from cnnlib.supervise import Died
 
     try:
@@ -60,7 +60,7 @@ def telling_of_a_death() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What the command line says of an exception that is no bug."""
+    """What the command line prints for an exception that is no bug."""
     if isinstance(error, MemoryError):
         return f"out of memory: {error}" if str(error) else "out of memory"
     if isinstance(error, OSError) and error.filename is not None:

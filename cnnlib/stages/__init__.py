@@ -5,8 +5,8 @@ from cnnlib.errors import BrokenStage, ConfigError
 from cnnlib.peers import PEERS
 from cnnlib.stages._loading import BROKEN, module_of, records, unlisted
 
-# Modules of this folder, each with its record STAGE. One that is broken is left out: only who asks
-# for it hears of it.
+# Modules of this folder, each with a record STAGE. A broken one is left out, and reported when its
+# stage is asked for.
 LADDER: tuple[Stage, ...] = records(
     "naive",
     "gemm",
@@ -23,8 +23,8 @@ ALL: tuple[Stage, ...] = (*LADDER, *VARIANTS, *PEERS)
 def find_stage(name: str, place: str) -> Stage:
     """The stage called `name`; ConfigError naming `place` and the choices if there is none.
 
-    BrokenStage where there is one, but what is written in its module is no stage, or where two
-    stages have this name.
+    Raises BrokenStage if the module or the record of this stage is broken, or if two stages have
+    this name.
     """
     if name in BROKEN:
         raise BrokenStage(f"stage {name!r} in {place} cannot be used: {BROKEN[name]}")

@@ -1,7 +1,7 @@
-"""Imports the modules of stages one by one, so that a broken one is missed by nobody else.
+"""Imports the modules of stages one by one, so that a broken one leaves the others usable.
 
-Records are checked field by field here, where the module can still be named: a wrong type would
-otherwise be noticed in the middle of a run, by code that the author of the stage has never seen.
+Records are checked field by field here, where the module can be named. A wrong type would otherwise
+show up in the middle of a run, in code that the author of the stage has never seen.
 """
 
 import importlib
@@ -22,16 +22,16 @@ from cnnlib.layers import Layer
 FOLDER = Path(__file__).parent
 
 BROKEN: dict[str, str] = {}
-"""Names of stages that cannot be used (their modules', if that is all that is known) and why."""
+"""Why stages cannot be used, by name; by the module's name if the stage's own is not known."""
 
 _MODULES: list[tuple[Stage, str]] = []
-"""Which module each record was found in."""
+"""Each record with the file it was found in."""
 
 
 def records(*entries: str | Stage) -> tuple[Stage, ...]:
     """The stages of these modules: "gemm" is STAGE of gemm.py, "fused.PULL" PULL of fused.py.
 
-    A record may also stand here itself. What cannot be used is left out, and BROKEN says why.
+    An entry may also be a record itself. Broken ones are left out and noted in BROKEN.
     """
     return tuple(stage for entry in entries if (stage := _record(entry)) is not None)
 
@@ -66,7 +66,7 @@ def _record(entry: Any) -> Stage | None:
 
 
 def _given(entry: Any) -> Stage | None:
-    """A record that stands in a list of stages itself."""
+    """Check an entry that is not the name of a module: it has to be a record."""
     listing = "cnnlib/stages/__init__.py"
     if not (why := fault(entry)):
         _MODULES.append((entry, listing))
@@ -78,7 +78,7 @@ def _given(entry: Any) -> Stage | None:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong while a module was imported, and in which line."""
+    """What went wrong while a module was imported, with file and line."""
     if isinstance(error, SyntaxError):
         where = _shown(error.filename or "?")
         return f"{error.msg} ({where}, line {error.lineno})"
@@ -95,7 +95,7 @@ def _shown(file: str) -> str:
 
 
 def fault(stage: Any) -> str:
-    """What is wrong with something that stands where a Stage should, or nothing."""
+    """What is wrong with an object that should be a Stage; "" if nothing is."""
     if not isinstance(stage, Stage):
         hint = " (is there a comma after its last bracket?)" if isinstance(stage, tuple) else ""
         if isinstance(stage, type) and issubclass(stage, Stage):
@@ -160,7 +160,7 @@ def _brief(value: Any) -> str:
 
 
 def module_of(stage: Stage) -> str:
-    """The file in which a record stands."""
+    """The file that holds a record."""
     for known, module in _MODULES:
         if known is stage:
             return module
@@ -168,7 +168,7 @@ def module_of(stage: Stage) -> str:
 
 
 def unlisted(name: str) -> bool:
-    """Whether there is a module of this name that no list of stages holds."""
+    """Whether there is a module of this name that is in no list of stages."""
     return (
         re.fullmatch(r"[A-Za-z]\w*", name) is not None
         and (FOLDER / f"{name}.py").exists()
