@@ -77,7 +77,7 @@ def check(figure: Figure) -> None:
 
 
 @pytest.mark.parametrize("name", PANELS)
-@pytest.mark.parametrize("count", [3, 8, 32])
+@pytest.mark.parametrize("count", [3, pytest.param(32, marks=pytest.mark.slow)])
 def test_many_networks(name: str, count: int) -> None:
     began = time.process_time()
     figure = drawn(name, published(name), [f"network_{number}" for number in range(count)])
