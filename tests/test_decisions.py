@@ -258,6 +258,28 @@ def test_a_gradient_of_zeros_says_nothing():
             validate(engine, images, labels)
 
 
+def test_a_gradient_too_small_for_the_numbers_says_nothing():
+    # of float32; after so many sigmoids rounding is as large as the gradient itself
+    layers = [{"conv": {"maps": 2, "kernel": 3}}, *[{"activation": "sigmoid"}] * 60, {"dense": 3}]
+    network = build("vanishing", (1, 8, 8), 3, layers)
+    with open_engine(gemm.STAGE, network, 4) as engine:
+        with pytest.raises(
+            Unjudged, match=r"conv1\.weight is .*e-40 at most, too small for float32"
+        ):
+            validate(engine, *pictures(network, 4))
+    with open_engine(FAST_REFERENCE, network, 4) as engine:
+        validate(engine, *pictures(network, 4))
+
+
+def test_references_that_disagree_blame_no_stage(monkeypatch):
+    network = deep(3, 2)
+    wrong = with_operators(FAST_REFERENCE, "gemm in float64", ((Conv,), LastRowLost))
+    monkeypatch.setattr("cnnlib.validate.FAST_REFERENCE", wrong)
+    with open_engine(gemm.STAGE, network, 4) as engine:
+        with pytest.raises(Unjudged, match="'deep3x2' cannot be judged: the two references disag"):
+            validate(engine, *pictures(network, 4))
+
+
 class Coarse:
     """numpy, but products of float32 have factors rounded to 10 bits, as on tensor cores."""
 
