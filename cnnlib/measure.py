@@ -489,11 +489,20 @@ def budget(config: Config, device_kind: str) -> float:
 
 
 def learning_budget(config: Config, rows: Rows) -> float:
-    """Seconds of training after which a learning curve ends."""
+    """Seconds of training after which a learning curve ends.
+
+    Where a machine is so slow that a CPU stage is scaled, its curve at the batch size that figures
+    show may take the time that its epochs would have been given: those of others go on with it.
+    """
+    measuring = config.measuring
     if not rows.extrapolated:
         return math.inf
-    measuring = config.measuring
-    return measuring.host_seconds if rows.device_kind == "host" else measuring.sample_seconds
+    if rows.device_kind == "host":
+        return measuring.host_seconds
+    drawn = rows.run.batch_size == usual_batch_size(config)
+    if rows.device_kind == "cpu" and drawn:
+        return max(measuring.budget_seconds, measuring.sample_seconds)
+    return measuring.sample_seconds
 
 
 def warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> float:

@@ -213,7 +213,7 @@ def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
     assert (found["learning"].train_seconds < 0.05).sum() == len(found["learning"]) - 1
     assert not found["learning"].extrapolated.any()
     assert set(found["digits"].images) == set(found["learning"].images)
-    assert found["learning"].images.max() > 8
+    assert found["learning"].images.max() >= 8
 
     # The curve is drawn at one batch size, that of the sweep here.
     other = all_tables(measure(config, run("gemm_cuda", 16), data, tmp_path / "other"))
@@ -240,6 +240,24 @@ def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
 )
 def test_the_budget_of_a_run(kind: str, changes: dict[str, Any], seconds: float) -> None:
     assert measuring.budget(toy_config(measuring=changes), kind) == seconds
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "extrapolated", "seconds"),
+    [
+        ("cpu", 8, False, math.inf),
+        ("host", 8, False, math.inf),
+        ("host", 8, True, 3.0),
+        ("cuda", 8, True, 5.0),
+        ("cpu", 8, True, 20.0),  # at the batch size of the sweep, which is drawn
+        ("cpu", 16, True, 5.0),
+    ],
+)
+def test_the_budget_of_a_learning_curve(
+    kind: str, batch_size: int, extrapolated: bool, seconds: float
+) -> None:
+    rows = measuring.Rows(run(batch_size=batch_size), 1, "", kind, True, extrapolated)
+    assert measuring.learning_budget(toy_config(), rows) == seconds
 
 
 class Steady(naive.OneByOne):
