@@ -6,6 +6,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -38,14 +39,10 @@ def write_whole(path: Path | str) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_left_over(target)
         # The target's suffix is kept: numpy and matplotlib choose a format by it.
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        # Known before it is there: Ctrl-C may come between any two calls.
+        unique = secrets.token_hex(4)
+        temporary = target.with_name(f".{target.stem}.{unique}{target.suffix}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
@@ -54,7 +51,8 @@ def write_whole(path: Path | str) -> Iterator[Path]:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 LEFT_OVER_SECONDS = 24 * 3600.0

@@ -38,6 +38,22 @@ def test_success_replaces_the_file(tmp_path: Path) -> None:
     assert left_in(target.parent) == ["file.csv"]
 
 
+def test_an_interrupt_between_two_calls_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def interrupted(handle: int) -> None:
+        close(handle)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.close", interrupted)
+        with pytest.raises(KeyboardInterrupt), write_whole(tmp_path / "file.csv"):
+            pass
+    assert left_in(tmp_path) == []
+
+
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
