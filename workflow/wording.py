@@ -13,7 +13,7 @@ STATUS = {
     "diverged": "diverged",
     "failed": "failed",
     "unavailable": "unavailable",
-    "unjudged": "could not be judged",
+    "unjudged": "not judged",
 }
 
 LONGEST_REASON = 400
