@@ -312,6 +312,7 @@ def test_plan_says_what_run_json_would_say(
                     assert engine.served == [": ".join(pair) for pair in pairs], stage.name
 
 
+@pytest.mark.slow
 def test_check(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.write(toy_config(sweep={"stages": ["naive", "gemm"], "batch_sizes": [1, 7]}))
     lines = [line.split() for line in home("check").splitlines()[1:]]
@@ -859,6 +860,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 EPOCHS = "60"
 
 
+@pytest.mark.slow
 def test_a_training_survives_whatever_interrupts_it(home: Home, start: Start) -> None:
     """Ctrl-C, SIGTERM, SIGUSR1 and kill -9, then gone on: as undisturbed, to the bit."""
     told = "stopped by {}: the training is saved in c.npz; the same command goes on from there\n"
@@ -897,6 +899,7 @@ def test_a_training_survives_whatever_interrupts_it(home: Home, start: Start) ->
     assert (home.folder / "w.npz").read_bytes() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_measurement_stopped_half_way_is_none(
     home: Home, start: Start, number: signal.Signals
@@ -940,6 +943,7 @@ def test_a_marked_measurement_that_is_stopped_has_not_failed(
     assert home.names() == ["config.yaml", "toy.npz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [False, True], ids=["the command", "its process alone"])
 def test_a_full_measurement_that_is_stopped_resumes(home: Home, start: Start, alone: bool) -> None:
     measuring = {"full": True, "budget_seconds": 1e-6}
@@ -965,6 +969,7 @@ def test_a_full_measurement_that_is_stopped_resumes(home: Home, start: Start, al
     assert not list((home.folder / "results/checkpoints").rglob("*.npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["crashes", "leaves", "hangs"])
 def test_a_stage_that_ends_its_process(
     home: Home, monkeypatch: pytest.MonkeyPatch, how: str
@@ -1050,6 +1055,7 @@ def test_what_cannot_be_examined_is_a_row(
     assert (row.stage, row.status) == ("naive", status)
 
 
+@pytest.mark.slow
 def test_sweep_measures_what_has_no_result(home: Home) -> None:
     home.write(toy_config(sweep={"stages": ["naive", "gemm"], "repeats": 2}))
     assert "results/data/toy.npz" in home.fails("sweep")
@@ -1076,6 +1082,7 @@ def test_sweep_measures_what_has_no_result(home: Home) -> None:
     assert (folder / "run.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_sweep_measures_again_what_is_damaged_or_stale(home: Home, start: Start) -> None:
     home.write(toy_config(sweep={"batch_sizes": [4, 8, 16]}))
     (home.folder / "results/data").mkdir(parents=True)

@@ -364,6 +364,7 @@ WIDE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_stage_stands_in_for_another(data: Dataset, folder: Path) -> None:
     """A network that stage tuned does not take is no result of stage ring under its name."""
     config = toy_config(networks={"wide": WIDE}, sweep={"device": "host", "networks": ["wide"]})

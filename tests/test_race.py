@@ -55,6 +55,7 @@ def summary(path: Path) -> pd.DataFrame:
     return made
 
 
+@pytest.mark.slow
 def test_every_seed_is_trained_by_the_recipe(data: Dataset, tmp_path: Path) -> None:
     config = racing()
     run_race(config, "naive", data, tmp_path / "race.csv")
