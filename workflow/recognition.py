@@ -153,6 +153,20 @@ def belief_of(row: pd.Series) -> Belief:
     return Belief(row["belief"], row["chance"], row["belief"] == row["label"], borrowed)
 
 
+def compare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each image and moment that several stages have looked at: `same` belief, how far `apart`.
+
+    Apart is the largest difference of a class's probability between two stages.
+    """
+    found = []
+    for (images, digit), group in rows.groupby(["images", "digit"]):
+        if len(group) > 1 and group["chances"].map(len).nunique() == 1:
+            apart = float(np.ptp(np.stack(list(group["chances"])), axis=0).max())
+            same = group["belief"].nunique() == 1
+            found.append({"images": images, "digit": digit, "same": same, "apart": apart})
+    return pd.DataFrame(found, columns=["images", "digit", "same", "apart"])
+
+
 def known_from(line: pd.DataFrame) -> pd.Series | None:
     """The row from which on an image is taken for what it is, with SURE at least, to the end."""
     good = ((line["belief"] == line["label"]) & (line["chance"] >= SURE)).to_numpy()

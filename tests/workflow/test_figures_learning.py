@@ -18,7 +18,7 @@ from workflow import draw, modules, recognition, style, wording
 from workflow.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = ("learning", "discern", "discern_images")
+FIGURES = ("learning", "discern", "discern_images", "parting")
 IMAGES = (0, 64, 128, 256, 512, 960, 1920)
 EPOCH = 960
 ACCURACY = (0.10, 0.12, 0.30, 0.80, 0.90, 0.95, 0.97)

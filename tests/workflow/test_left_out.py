@@ -29,8 +29,8 @@ REASON = (
     "for 64; use stage 'ring'"
 )
 SAYING = [
-    "discern", "discern_images", "energy", "latency", "learning", "memory", "profile", "race",
-    "roofline", "speedup", "transfers",
+    "discern", "discern_images", "energy", "latency", "learning", "memory", "parting", "profile",
+    "race", "roofline", "speedup", "transfers",
 ]  # fmt: skip
 """Figures of stages; push_pull is of stage fused alone."""
 UNTIMED = {

@@ -15,7 +15,7 @@ from workflow import draw, layout, modules, wording
 TABLES = Path(__file__).resolve().parents[2] / "results/reference/nvidia-h100/tables"
 PANELS = ("speedup", "latency", "learning", "push_pull")
 """Figures with a panel for each network."""
-FIRST = ("energy", "filters", "memory", "profile", "roofline", "transfers", "discern")
+FIRST = ("energy", "filters", "memory", "parting", "profile", "roofline", "transfers", "discern")
 """Figures that show the first network alone."""
 STAGES = ("naive", "gemm", "fused", "tuned")
 PEERS = (*STAGES, "torch", "torch_compile_tf32", "jax_tf32")

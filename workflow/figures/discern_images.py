@@ -9,7 +9,6 @@ Nothing is taken over from another stage here: one that was timed only for a whi
 has no row.
 """
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -66,7 +65,7 @@ def belief_after(line: pd.DataFrame, count: int) -> recognition.Belief | None:
 
 def title(rows: pd.DataFrame) -> str:
     """In how many cases all stages take an image for the same, and how far they are apart."""
-    found = compare(rows)
+    found = recognition.compare(rows)
     if not len(found):
         return f"What {rows['stage'].iloc[0]} takes the images for"
     same, cases = int(found["same"].sum()), len(found)
@@ -78,20 +77,6 @@ def title(rows: pd.DataFrame) -> str:
         return text + points(apart.iloc[-1])
     early, late = points(close.iloc[-1]), points(apart.iloc[-1])
     return f"{text}{early} up to {close.index[-1]:,} images, {late} later"
-
-
-def compare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each image and moment that several stages have looked at: `same` belief, how far `apart`.
-
-    Apart is the largest difference of a class's probability between two stages.
-    """
-    found = []
-    for (images, digit), group in rows.groupby(["images", "digit"]):
-        if len(group) > 1 and group["chances"].map(len).nunique() == 1:
-            apart = float(np.ptp(np.stack(list(group["chances"])), axis=0).max())
-            same = group["belief"].nunique() == 1
-            found.append({"images": images, "digit": digit, "same": same, "apart": apart})
-    return pd.DataFrame(found, columns=["images", "digit", "same", "apart"])
 
 
 def points(share: float) -> str:
@@ -107,7 +92,7 @@ def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
     missing = sorted(
         set(recognition.one_run(panels.of_ladder(epochs))["stage"]) - set(rows["stage"])
     )
-    found = compare(rows)
+    found = recognition.compare(rows)
     parts = []
     if len(found):
         parts.append(
