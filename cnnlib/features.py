@@ -1,7 +1,8 @@
 """What a trained network looks like: its first filters, and what it makes of an image.
 
-Trained by stage `gemm`, which runs everywhere; every stage ends with the same weights up to
-rounding. The maps are computed by the float64 reference layers.
+Trained by stage `gemm`, which runs everywhere. Other stages run the same training, which ends with
+other weights once rounding has driven them apart, but with filters of the same kind. The maps are
+computed by the float64 reference layers.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""One measurement: validate, warm up, time epochs and single steps, write the rows.
+"""One measurement: check, warm up, time epochs and single steps, check them, write the rows.
 
 An epoch runs from before its order is drawn until its last update is visible to the host:
 shuffling, gathering, every transfer the stage needs, compute, update. Compiling, loading the data
@@ -81,7 +81,7 @@ class Rows:
     device: str = ""
     device_kind: str = "cpu"
     validated: bool = False
-    """So far no row is: `vouch` says that all of them are, when all checks have been passed."""
+    """No row is until all checks have been passed and `vouch` is called."""
     extrapolated: bool = False
     settings: str = ""
     """The digest of cnnlib.freshness, for run.json."""
@@ -168,11 +168,13 @@ def measure(
     stage's operators refuse one `unavailable` row, a network for which no check can tell whether
     the stage is right one `unjudged` row, and a loss that is not finite ends the run with a
     `diverged` row: these are results. What is timed while another process is on the run's GPU is
-    `disturbed`, and run.json says by whom (cnnlib.neighbours: how that is known). Raises
-    ValidationFailed when the stage computes wrong gradients, and whatever the stage raises; nothing
-    is written then. With `mark` the run gets one `failed` row instead, and its run.json says why;
-    so does one that takes longer than measuring.limit_seconds, which ends the process. Returns
-    `folder`.
+    `disturbed`, and run.json says by whom (cnnlib.neighbours: how that is known).
+
+    Raises ValidationFailed when the stage does not train as it should (cnnlib.trajectory: what is
+    compared, before the clock starts and after it has stopped), and whatever the stage raises;
+    nothing is written then. With `mark` the run gets one `failed` row instead, and its run.json
+    says why; so does one that takes longer than measuring.limit_seconds, which ends the process.
+    Returns `folder`.
     """
     stage = find_stage(run.stage, "--stage")
     network = config.network(run.network, run.dataset, "--network")

@@ -35,8 +35,9 @@ A1_POINTS = (1684, 2384)
 """Width and height of the page as a PDF file gives them: 594 by 841 mm."""
 METHOD = (
     "Every stage starts from the same weights, sees the same batches in the same order and is "
-    "checked against a float64 reference before a clock starts. Times are medians of whole epochs, "
-    "shuffling, gathering and transfers included. Hollow marks and *: timed on a part and scaled."
+    "checked against a float64 reference; what was timed is replayed. Times are medians of whole "
+    "epochs, shuffling, gathering and transfers included. Hollow marks and *: timed on a part and "
+    "scaled."
 )
 
 

@@ -1,7 +1,7 @@
 """What the stages know at which moment: completed where a stage was only timed, drawn as a grid.
 
-Every stage that is validated computes the same weights from the same images, up to rounding. So
-what a slow one will know after so many images is known from a quick one, and the moment follows
+Every stage that is validated runs the same training, whose course differs by rounding alone. So
+what a slow one will know after so many images is taken from a quick one, and the moment follows
 from the slow one's own time per image.
 """
 
@@ -232,8 +232,8 @@ def notes(rows: pd.DataFrame) -> str:
     stages, sources = (", ".join(panels.on_ladder(taken[name])) for name in ("stage", "source"))
     return (
         f"Extrapolated ({stages}): timed on a part of the training. What is known after more "
-        f"images is taken from {sources}, since all stages compute the same up to rounding; the "
-        "moment is the images times the stage's own time per image."
+        f"images is taken from {sources}, since all stages run the same training but for rounding; "
+        "the moment is the images times the stage's own time per image."
     )
 
 

@@ -37,11 +37,11 @@ def measure(
     ] = False,
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Time one run: validated first, then epochs and single steps, into rows.
+    """Time one run, epochs and single steps, into rows; checked before and after.
 
     A batch that does not fit the device, a loss that is not finite and a network that no check can
     judge are results, with their rows.
-    So is, with --mark, a stage that raises, computes wrong gradients, hangs or ends its process;
+    So is, with --mark, a stage that raises, trains wrongly, hangs or ends its process;
     otherwise that is an error.
     With measuring.full a long run is saved under results/checkpoints every half minute, and when
     SIGTERM or SIGUSR1 ends it; the same command goes on from there.

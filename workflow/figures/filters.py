@@ -3,7 +3,7 @@
 Above: the weights of every filter of the first convolution, all on one scale, white for zero.
 Below: a test image and its maps after each convolution with its activation and after each
 subsampling, each map from dark (its least) to light (its largest value). Trained by stage gemm;
-every stage ends with the same weights up to rounding.
+other stages run the same training, and rounding drives their weights apart in the course of it.
 """
 
 import numpy as np
