@@ -32,6 +32,7 @@ from cnnlib.freshness import run_files, settings_digest, table_digests
 from cnnlib.learning import choose_digits, learning_curve
 from cnnlib.machine import ROOT, provenance
 from cnnlib.neighbours import Presence
+from cnnlib.replay import Recording, recorded_epochs
 from cnnlib.sampling import Sampler, sustain
 from cnnlib.stages import find_stage
 from cnnlib.stopping import Stopped, within
@@ -48,13 +49,7 @@ from cnnlib.training import (
     start,
     train_epochs,
 )
-from cnnlib.trajectory import (
-    Recording,
-    check_after,
-    check_before,
-    check_momentum,
-    recorded_epochs,
-)
+from cnnlib.trajectory import check_after, check_before, check_momentum
 from cnnlib.validate import Unjudged, ValidationFailed
 
 Row = dict[str, Any]
@@ -407,7 +402,7 @@ def _measure(
 
 @contextmanager
 def _checking(rows: Rows, sampler: Sampler, kind: str) -> Iterator[None]:
-    """Adds up what the checks take: run.json says it, so that nobody has to guess their price."""
+    """Notes what the checks within it take; run.json says it."""
     sampler.phase("validate")
     began = time.perf_counter()
     try:
@@ -480,7 +475,7 @@ def budget(config: Config, device_kind: str) -> float:
     """Seconds that all epochs of a run may take; one that takes longer is timed on a part.
 
     What a GPU's kernels take where they are compiled for the CPU says nothing about a GPU, so
-    nobody has to wait for the whole of it.
+    there is no need to wait for the whole of it.
     """
     measuring = config.measuring
     if measuring.full:

@@ -15,16 +15,11 @@ from cnnlib.config import Config, Race
 from cnnlib.datasets import Dataset
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measure import is_the_stages, warm_up
+from cnnlib.replay import Recording, recorded_epochs
 from cnnlib.stages import find_stage
 from cnnlib.supervise import note
 from cnnlib.training import accuracy, check_batch, open_engine, open_place, start
-from cnnlib.trajectory import (
-    Recording,
-    check_after,
-    check_before,
-    check_momentum,
-    recorded_epochs,
-)
+from cnnlib.trajectory import check_after, check_before, check_momentum
 from cnnlib.validate import Unjudged, ValidationFailed
 
 Row = dict[str, Any]

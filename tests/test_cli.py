@@ -994,7 +994,7 @@ def test_a_stage_that_ends_its_process(
     why = {
         "crashes": "killed by SIGSEGV while validating, in ",
         "leaves": "ended its process with exit code 0 while validating",
-        "hangs": "stage 'bad' hangs while validating, in check_steps of cnnlib/trajectory.py:",
+        "hangs": "stage 'bad' hangs while validating, in check_steps of cnnlib/descent.py:",
     }[how]
     said = home(*command, code=1).splitlines()[-1]
     assert said.startswith(f"error: {why}")

@@ -35,6 +35,8 @@ ORDER = [
     "training",
     "decisions",
     "validate",
+    "descent",
+    "replay",
     "trajectory",
     "neighbours",
     "sampling",

@@ -9,22 +9,16 @@ import numpy as np
 import pytest
 
 from cnnlib.datasets import Dataset, noise
+from cnnlib.descent import check_real_steps, check_steps
 from cnnlib.engine import Engine, Setup
 from cnnlib.experiment import Run
 from cnnlib.layers import Array
 from cnnlib.measure import measure
 from cnnlib.network import Network
+from cnnlib.replay import Recording, lengths, recorded_epochs, unlike
 from cnnlib.stages import gemm, naive
 from cnnlib.training import open_place, start
-from cnnlib.trajectory import (
-    Recording,
-    check_real_steps,
-    check_steps,
-    check_training,
-    lengths,
-    recorded_epochs,
-    unlike,
-)
+from cnnlib.trajectory import check_training
 from cnnlib.validate import Unjudged, ValidationFailed
 from tests.networks import build, lenet5
 from tests.toys import toy_config, toy_data

@@ -25,7 +25,7 @@ PLUMBING = {
     "cnnlib.patterns",
 }
 # Compares a stage with others, none of which it is made of: counted, but not followed.
-JUDGES = {"cnnlib.trajectory", "cnnlib.validate"}
+JUDGES = {"cnnlib.descent", "cnnlib.replay", "cnnlib.trajectory", "cnnlib.validate"}
 KERNEL = re.compile(r"[\w.]+\.(?:cuh?|hpp|cpp)\b")
 
 
