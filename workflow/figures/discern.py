@@ -4,10 +4,10 @@ One block for each of a few test images, an easy one and hard ones; a row for ea
 column for each moment of training time, on a logarithmic scale. A cell tells what the stage takes
 the image for and how surely (the probability in percent, and the darker the surer): blue is right,
 orange with a cross is wrong, grey has not finished its first batch. A stage that is done with its
-last epoch keeps what it knows. All stages learn the same from the same images, so what differs is
-when. Evaluation is not counted as training time. Cells with a dashed frame were not waited for:
-what the stage will believe is taken from a quicker stage after as many images, the moment from its
-own measured time per image.
+last epoch keeps what it knows. All stages learn the same from the same images, but for rounding
+(figure parting), so what differs is when. Evaluation is not counted as training time. Cells with a
+dashed frame were not waited for: what the stage will believe is taken from a quicker stage after as
+many images, the moment from its own measured time per image.
 """
 
 import pandas as pd

@@ -1,11 +1,12 @@
 """How soon each stage has learned: test accuracy against seconds of training.
 
-Above, the share of test images that are recognised at moments of a training, on a logarithmic
-scale of time; the time of looking is not counted. Below, when each stage first reached the
-accuracy that all of them reach. Every stage computes the same, so the curves have one shape, and a
-quicker stage's lies further to the left. Hollow marks on a dashed line were not waited for: the
-accuracy is that of another stage after as many images, the moment comes from the stage's own
-measured time per image. One training a stage, from the same initial weights.
+Above, the share of test images that are recognised at moments of a training, on a logarithmic scale
+of time; the time of looking is not counted. Below, when each stage first reached the accuracy that
+all of them reach. Every stage computes the same up to rounding, so the curves have nearly one shape
+(figure parting shows how nearly), and a quicker stage's lies further to the left. Hollow marks on a
+dashed line were not waited for: the accuracy is that of another stage after as many images, the
+moment comes from the stage's own measured time per image. One training a stage, from the same
+initial weights.
 """
 
 import math

@@ -2,8 +2,8 @@
 
 A line a stage: the mean over the seeds at the end of each epoch, bars: the standard deviation of
 one seed. Small dots are the single trainings when they end. Dotted: the accuracy to be reached by
-the mean. Every stage computes the same, so the lines have one height, and a quicker stage's lies
-further to the left; evaluating the test images is off the clock.
+the mean. Every stage computes the same up to rounding, so the lines have nearly one height, and a
+quicker stage's lies further to the left; evaluating the test images is off the clock.
 """
 
 import pandas as pd
