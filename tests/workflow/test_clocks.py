@@ -69,7 +69,7 @@ def checkout(tmp_path: Path) -> Path:
 def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", *arguments, ".venv/base"], cwd=checkout, capture_output=True, text=True,
-        timeout=60,
+        timeout=60, env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")},
     )  # fmt: skip
 
 

@@ -63,7 +63,8 @@ def test_it_says_what_was_found(html: str) -> None:
 
 def test_a_figure_that_is_not_wanted_leaves_no_hole() -> None:
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    names = [name for name in modules.names("figures") if name not in ("speedup", "memory")]
+    left_out = ("speedup", "memory", "race")  # there is no race in config.yaml
+    names = [name for name in modules.names("figures") if name not in left_out]
     shown = Experiment({**config, "figures": names}).poster_figures
     assert len(shown) == len(FIGURES)
     assert not {"speedup", "memory"} & set(shown)
