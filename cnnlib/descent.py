@@ -32,6 +32,7 @@ from cnnlib.validate import (
     failure,
     is_conv_weight,
     longest_sum,
+    unjudged,
 )
 
 STEPS = 3
@@ -59,7 +60,8 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
 
     `images` and `labels` are what the engine has loaded, its parameters are where the weights are
     taken from; the engine is left trained. Raises ValidationFailed naming stage, network, parameter
-    and error; Unjudged where the steps are too small to show in the stage's numbers.
+    and error; Unjudged where the steps are too small to show in the stage's numbers, or where every
+    image asks relu or max for decisions that may fall either way.
     """
     setup, network = engine.setup, engine.network
     steps = _steps(engine, len(labels))
@@ -98,6 +100,12 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
                 f"{allowed:.3g}, where the reference's steps add up to {travelled:.3g}",
             )
         share = max(share, error / allowed if allowed else 0.0)
+    if not judged and trial.doubt.any():
+        raise unjudged(
+            engine,
+            "near-ties of relu or max in all images leave steps open",
+            "fewer layers, tanh for relu, mean for max",
+        )
     if not judged:
         raise Unjudged(
             f"stage '{engine.stage.name}' on network '{network.name}': steps of batch size "
