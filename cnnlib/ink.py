@@ -317,7 +317,7 @@ def likeness(view: View, part: Mask, box: tuple[slice, slice], contrast: float) 
 
 
 def _share_of_steps(view: View, edge: Mask, box: tuple[slice, slice], reach: int) -> float:
-    """The share of an edge's pixels within `reach` of which there is much brighter paper."""
+    """The share of an edge's pixels that have much brighter paper within `reach`."""
     if not edge.any():
         return 0.0
     grown = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in box)

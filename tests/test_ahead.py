@@ -20,7 +20,7 @@ LONG = "import time; print('begun', flush=True); time.sleep(600)"
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which two programs are begun, of which the second would not end."""
+    """A folder in which two programs are begun; the second would not end."""
 
     def program(text: str) -> Callable[[Path], Program]:
         return lambda folder: Program([sys.executable, "-c", text], folder, dict(os.environ))

@@ -157,7 +157,7 @@ class Experiment:
 
     @functools.cached_property
     def made(self) -> Made | None:
-        """What the last call made; None where tables are given, of which nothing is known."""
+        """What the last call made; None where tables are given whose making is not known."""
         return None if self.tables_are_given else Made(self.results, self.made_files)
 
     def again(self) -> dict[str, str]:

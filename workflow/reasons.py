@@ -32,7 +32,7 @@ def left_out(rows: pd.DataFrame, cell: tuple[str, str] | None = None) -> str:
 
 
 def without_left_out(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of which left_out says nothing."""
+    """The rows that left_out says nothing about."""
     parts = [group for _, group in stages(rows) if not is_left_out(group)]
     return pd.concat(parts) if parts else rows.iloc[:0]
 
