@@ -183,7 +183,7 @@ class Recording:
             if call.late > LATE / 8:
                 self._confirm_late(call)
         for call in self.calls[first:]:
-            losses = self._replay(call, call.before)
+            losses = self._replay(call)
             if self.engine.stage.repeatable:
                 self._compare_states(call)
                 self._compare_losses(call, losses)
@@ -219,12 +219,12 @@ class Recording:
                 f"{100 * share:.0f} % of the whole time",
             )
 
-    def _replay(self, call: Call, start: Weights) -> list[tuple[int, float]]:
+    def _replay(self, call: Call) -> list[tuple[int, float]]:
         """Train on the call's images again, in calls of doubling length; (steps, loss) of each."""
         engine = self.engine
         size = engine.unit if call.by_units else engine.setup.batch_size
         batch = engine.setup.batch_size
-        start.put_into(engine)
+        call.before.put_into(engine)
         order, parts = call.order(), []
         self._step_losses: list[Array] = []
         for begin, end in pairwise(lengths(len(order) // size)):

@@ -239,10 +239,10 @@ def test_a_long_run_is_replayed_in_its_first_and_last_part(
     replayed = []
     original = Recording._replay
 
-    def replay(self: Recording, call: Any, begin: Any) -> Any:
+    def replay(self: Recording, call: Any) -> Any:
         if call.by_units:
             replayed.append((call.what, call.done, len(call.order())))
-        return original(self, call, begin)
+        return original(self, call)
 
     monkeypatch.setattr(Recording, "_replay", replay)
     monkeypatch.setattr("cnnlib.training.BLOCK_SECONDS", 0.01)

@@ -176,7 +176,7 @@ class WholeStepEngine(DeviceEngine):
     def choices(self) -> dict[str, Any]:
         """The plan, and what the others took where it was chosen by measuring."""
 
-        def told(plan: StepPlan) -> dict[str, Any]:
+        def facts(plan: StepPlan) -> dict[str, Any]:
             block = plan.threads
             return {
                 "images_a_block": plan.images,
@@ -186,12 +186,12 @@ class WholeStepEngine(DeviceEngine):
             }
 
         tried = [
-            told(plan) | {"step_seconds": seconds}
+            facts(plan) | {"step_seconds": seconds}
             for plan, seconds in zip(self._tried, self._times, strict=False)
         ]
         found: dict[str, Any] = {
             **super().choices,
-            "chosen": told(self.steps),
+            "chosen": facts(self.steps),
         }
         if tried:
             found["tried"] = tried
