@@ -458,6 +458,11 @@ def _afterwards(
             budget_seconds=learning_budget(config, rows),
             ended=recording.reached if _learns(config, rows, recording) else None,
         )  # fmt: skip
+        whole = len(dataset.train_labels) // engine.setup.batch_size * engine.setup.batch_size
+        if _learns(config, rows, recording) and (
+            points[-1]["images"] < config.training.epochs * whole
+        ):
+            recording.check()  # a curve that ended early has not replayed all of the epochs
         for point in points:
             rows.in_full("learning", **point)
         for digit in digits:

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cnnlib import measure as measuring
@@ -14,7 +16,7 @@ from cnnlib.measure import measure
 from cnnlib.stages import find_stage
 from cnnlib.validate import ValidationFailed
 from tests.toys import toy_config, toy_data
-from tests.wrong.trainings import FAULTS, Wrong
+from tests.wrong.trainings import FAULTS, HalfAnEpoch, Wrong
 
 STAGES = ["naive", "gemm", "fused", "tuned"]
 
@@ -59,3 +61,29 @@ def test_the_right_twin_is_not(
     measured: Callable[[Stage, type[Wrong], int], Path], stage: str
 ) -> None:
     measured(find_stage(stage, "test"), Wrong, 2)
+
+
+class NoCurve(HalfAnEpoch):
+    """Half an epoch, and outputs that end the learning curve before the first epoch has ended."""
+
+    epochs = 0
+
+    def train_epoch(self, shuffle: Any, rates: Any = None) -> float:
+        self.epochs += 1
+        return super().train_epoch(shuffle, rates)
+
+    def logits(self, images: Any) -> Any:
+        found = super().logits(images)
+        return np.full_like(found, np.nan) if self.epochs > 2 or self.evaluated > 2 else found
+
+    @property
+    def evaluated(self) -> int:
+        self.looks = getattr(self, "looks", 0) + 1
+        return self.looks
+
+
+def test_a_curve_that_ends_early_replays_nothing(
+    measured: Callable[[Stage, type[Wrong], int], Path],
+) -> None:
+    with pytest.raises(ValidationFailed, match="epoch 1 does not end with the weights"):
+        measured(find_stage("gemm", "test"), NoCurve, 1)
