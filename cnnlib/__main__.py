@@ -14,7 +14,7 @@ import typer
 
 from cnnlib.commands import data, examine, measuring, probe, show, training
 from cnnlib.errors import UserError
-from cnnlib.stopping import SIGNALS
+from cnnlib.system.interrupts import SIGNALS
 
 app = typer.Typer(
     name="cnnlib", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None

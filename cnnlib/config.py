@@ -67,7 +67,7 @@ class Sweep(Section):
 
 
 class Measuring(Section):
-    """How it is measured; see cnnlib.measure."""
+    """How it is measured; see cnnlib.measuring.run."""
 
     warmup_seconds: Number = Field(default=0.5, gt=0)
     """Training before the clock starts, at least one step."""

@@ -12,9 +12,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-from cnnlib import sampling
 from cnnlib.device import Device, open_device
-from tests.ahead import Ahead, stop_all
+from cnnlib.measuring import telemetry
+from tests.support.ahead import Ahead, stop_all
 
 # Programs that tests start inherit these.
 os.environ["MPLBACKEND"] = "Agg"
@@ -28,7 +28,7 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, database=No
 hypothesis.settings.load_profile("repeatable")
 
 # A reader that gets no core for a while has not died.
-sampling.PATIENCE = 60.0
+telemetry.PATIENCE = 60.0
 
 SHARED = pytest.StashKey[Path]()
 """The folder of what all processes of the tests share."""

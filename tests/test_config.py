@@ -18,10 +18,10 @@ from cnnlib import patterns
 from cnnlib.config import Config, check_keys, load_config, merge, parse_config
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network
+from cnnlib.paths import ROOT
 
 pytestmark = pytest.mark.quick
 
-ROOT = Path(__file__).resolve().parent.parent
 
 GOOD: dict[str, Any] = {
     "datasets": {

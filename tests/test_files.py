@@ -16,11 +16,10 @@ import pytest
 
 from cnnlib.errors import DataError, UserError
 from cnnlib.files import check_writable, in_turn, read_arrays, sha256, write_whole
-from tests.toys import read_only, small_disk
+from cnnlib.paths import ROOT
+from tests.support.toys import read_only, small_disk
 
 pytestmark = pytest.mark.quick
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def left_in(folder: Path) -> list[str]:

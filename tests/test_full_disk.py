@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from cnnlib import records
 from cnnlib.device.compiler import find_compiler
-from tests.toys import toy_config, toy_data, write_config
+from cnnlib.measuring import schema
+from cnnlib.paths import ROOT
+from tests.support.toys import toy_config, toy_data, write_config
 
-ROOT = Path(__file__).resolve().parent.parent
-TABLES = [f"{name}.csv" for name in records.RUN_TABLES]
+TABLES = [f"{name}.csv" for name in schema.RUN_TABLES]
 
 RUN = "--dataset toy --network small --stage gemm --batch-size 8 --data toy.npz"
 COMMANDS = {
@@ -40,7 +40,7 @@ def preload(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that lets calls fail."""
     made = tmp_path_factory.mktemp("faults") / "faults.so"
     options = ["-shared", "-fPIC", "-O1", "-U_FORTIFY_SOURCE", "-o", str(made)]
-    source = str(ROOT / "tests/faults.cpp")
+    source = str(ROOT / "tests/support/faults.cpp")
     subprocess.run([*find_compiler().command, *options, source, "-ldl"], check=True)
     return made
 
@@ -75,7 +75,9 @@ def test_a_disk_that_is_full_at_any_call(home: Path, preload: Path, what: str, o
     for name, content in old.items():
         (home / "out").mkdir(exist_ok=True)
         (home / "out" / name).write_text(content)
-    told = in_folder(home, "tests.faults", "out", *COMMANDS[what].split(), LD_PRELOAD=str(preload))
+    told = in_folder(
+        home, "tests.support.faults", "out", *COMMANDS[what].split(), LD_PRELOAD=str(preload)
+    )
     *failed, whole = (
         json.loads(line) for line in told.splitlines() if line.startswith('{"failed"')
     )

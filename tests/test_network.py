@@ -5,13 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from networks import awkward, build, lenet5, simard
 
 from cnnlib.engine import Stage, plan
 from cnnlib.errors import ConfigError, Unsupported
 from cnnlib.layers import Activation, Conv, Dense, Subsample
 from cnnlib.network import GAIN, Network, parse_layers
 from cnnlib.stages import LADDER, naive
+from tests.support.networks import awkward, build, lenet5, simard
 
 pytestmark = pytest.mark.quick
 

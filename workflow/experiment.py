@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from cnnlib import experiment, records
 from cnnlib.errors import ConfigError
 from cnnlib.files import write_whole
+from cnnlib.measuring import runs, schema
 from cnnlib.stages import find_stage
 from workflow import integrity, modules, overrides
 from workflow.integrity import MADE, Made
@@ -41,14 +41,14 @@ class Experiment:
 
     def __init__(self, config: dict[str, Any], given: Mapping[str, Any] | None = None) -> None:
         settings = overrides.laid_over(plain(config), plain(given or {}))
-        self.config = experiment.parse_experiment(settings)
+        self.config = runs.parse_experiment(settings)
         self.settings = in_order(self.config.model_dump(mode="json"))
         self.results = os.path.normpath(self.config.results)
         if os.path.exists(self.results) and not os.path.isdir(self.results):
             raise ConfigError(f"results: {self.results} is no folder")
-        self.runs = experiment.runs(self.config)
-        self.run_tables = records.RUN_TABLES
-        self.combined_tables = (*records.RUN_TABLES, *EXAMINED, "race")
+        self.runs = runs.runs(self.config)
+        self.run_tables = schema.RUN_TABLES
+        self.combined_tables = (*schema.RUN_TABLES, *EXAMINED, "race")
         self.tables = modules.names("tables")
         self.figures = modules.names("figures")
         wanted = modules.chosen("figures", self.config.figures, "figures")
@@ -196,7 +196,7 @@ class Experiment:
     def _run_settings(self, dataset: str, network: str, stage: str) -> dict[str, Any]:
         """The same for every batch size and repeat."""
         runs_on = find_stage(stage, "a rule").runs_on
-        settings = experiment.run_settings(self.config, dataset, network, runs_on)
+        settings = runs.run_settings(self.config, dataset, network, runs_on)
         return {key: in_order(settings[key]) for key in sorted(settings)}
 
     @functools.cache  # noqa: B019 - there is one Experiment
@@ -212,14 +212,14 @@ class Experiment:
 
     def priority(self, wildcards: Any) -> int:
         """Higher for runs that come first in the sweep."""
-        run = experiment.Run(
+        run = runs.Run(
             wildcards.dataset, wildcards.network, wildcards.stage,
             int(wildcards.batch_size), int(wildcards.repeat),
         )  # fmt: skip
         return len(self.runs) - self.order.get(run, len(self.runs))
 
     @functools.cached_property
-    def order(self) -> dict[experiment.Run, int]:
+    def order(self) -> dict[runs.Run, int]:
         return {run: i for i, run in enumerate(self.runs)}
 
     def gpus(self, wildcards: Any) -> int:
@@ -237,7 +237,7 @@ class Experiment:
     @functools.cached_property
     def usual_batch_size(self) -> int:
         """The batch size for what is looked at with one only."""
-        return experiment.usual_batch_size(self.config)
+        return runs.usual_batch_size(self.config)
 
     def examined_files(self, raw: str) -> list[str]:
         sweep = self.config.sweep

@@ -1,9 +1,9 @@
 """Files of the results that are missing or no longer what was made are made again.
 
 Snakemake sees that a file is older than what it was made from. It does not see that a file was
-emptied or altered since, which makes it newer; nor that one is gone, if all that is made from it
-is there. So each call compares the runs with the digests that they carry (cnnlib.freshness), the
-data sets with their specifications, and tables and figures with those of the last call.
+emptied or altered since, which makes it newer; nor that one is gone, if all that is made from it is
+there. So each call compares the runs with the digests that they carry (cnnlib.measuring.freshness),
+the data sets with their specifications, and tables and figures with those of the last call.
 """
 
 import json
@@ -17,9 +17,9 @@ from snakemake.persistence import PersistenceBase
 from cnnlib import datasets
 from cnnlib.config import Config
 from cnnlib.datasets import SyntheticSpec
-from cnnlib.experiment import runs
 from cnnlib.files import sha256, write_whole
-from cnnlib.freshness import FACTS, changed_runs, few_lines
+from cnnlib.measuring.freshness import FACTS, changed_runs, few_lines
+from cnnlib.measuring.runs import runs
 
 MADE = ".made.json"
 

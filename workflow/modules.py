@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from cnnlib import records
 from cnnlib.errors import ConfigError, DataError
+from cnnlib.measuring import schema
 
 HERE = Path(__file__).resolve().parent
 
@@ -93,7 +93,7 @@ def load(folder: str, name: str) -> ModuleType:
 def read_tables(paths: Iterable[Path]) -> dict[str, pd.DataFrame]:
     """Table name -> rows, of which every field is checked."""
     return {
-        path.stem: (records.read if path.stem in records.TABLES else read_made)(path, path.stem)
+        path.stem: (schema.read if path.stem in schema.TABLES else read_made)(path, path.stem)
         for path in paths
     }
 

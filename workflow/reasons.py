@@ -1,7 +1,7 @@
 """Why stages have no result: the sentences below figures and tables.
 
-They are made of raw rows with a `reason` (cnnlib/records.py), so of what a run found when it was
-tried, never of the config.
+They are made of raw rows with a `reason` (cnnlib/measuring/schema.py), so of what a run found when
+it was tried, never of the config.
 """
 
 from collections.abc import Iterator

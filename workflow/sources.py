@@ -10,22 +10,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cnnlib import peers, stages
+from cnnlib.paths import ROOT
 from cnnlib.stages import find_stage
 
-ROOT = Path(__file__).resolve().parent.parent
 # What reads, checks and writes, but cannot change what is computed or how it is timed.
 PLUMBING = {
-    "cnnlib.cgroups",
+    "cnnlib.system.cgroups",
     "cnnlib.config",
     "cnnlib.datasets.download",
     "cnnlib.errors",
     "cnnlib.files",
-    "cnnlib.freshness",
-    "cnnlib.machine",
+    "cnnlib.paths",
+    "cnnlib.measuring.freshness",
+    "cnnlib.system.machine",
     "cnnlib.patterns",
 }
 # Compares a stage with others, none of which it is made of: counted, but not followed.
-JUDGES = {"cnnlib.descent", "cnnlib.replay", "cnnlib.trajectory", "cnnlib.validate"}
+JUDGES = {
+    "cnnlib.validation.steps",
+    "cnnlib.validation.replay",
+    "cnnlib.validation.trajectory",
+    "cnnlib.validation.parity",
+}
 KERNEL = re.compile(r"[\w.]+\.(?:cuh?|hpp|cpp)\b")
 
 
@@ -40,7 +46,7 @@ def stage_sources(name: str) -> list[str]:
 
 
 def modules_of(name: str) -> set[Path]:
-    """The stage's own module, cnnlib.measure, and whatever they import within cnnlib.
+    """The stage's own module, cnnlib.measuring.run, and whatever they import within cnnlib.
 
     Not followed: the list of all stages, through which each would depend on every other; and the
     devices, for a stage that runs on none.
@@ -48,7 +54,7 @@ def modules_of(name: str) -> set[Path]:
     skipped = set(PLUMBING)
     if find_stage(name, "a rule").runs_on != "gpu":
         skipped.add("cnnlib.device")
-    waiting, seen = [stage_module(name), "cnnlib.measure"], {"cnnlib.stages"}
+    waiting, seen = [stage_module(name), "cnnlib.measuring.run"], {"cnnlib.stages"}
     while waiting:
         module = waiting.pop()
         path = module_file(module)

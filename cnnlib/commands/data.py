@@ -44,11 +44,11 @@ def combine(
     ] = None,
 ) -> None:
     """Put the rows of many CSV files into one, checking every one of them."""
-    from cnnlib import records
     from cnnlib.errors import DataError, UserError
+    from cnnlib.measuring import schema
 
-    if table not in records.TABLES:
-        raise UserError(f"unknown table {table!r} in --table; known: {', '.join(records.TABLES)}")
+    if table not in schema.TABLES:
+        raise UserError(f"unknown table {table!r} in --table; known: {', '.join(schema.TABLES)}")
     paths = list(files or [])
     if list_file is not None:
         try:
@@ -60,8 +60,8 @@ def combine(
         paths += [Path(name) for name in names if name.strip()]
     if list_file is not None and not paths:
         # A sweep without GPU stages has no transfers: a table without rows is right then.
-        records.write(out, table, [])
+        schema.write(out, table, [])
         typer.echo(f"{out}: no rows, {list_file} names no file")
         return
-    rows = records.combine(paths, table, out)
+    rows = schema.combine(paths, table, out)
     typer.echo(f"{out}: {rows} rows of {len(paths)} files")

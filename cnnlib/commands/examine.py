@@ -26,11 +26,11 @@ def functions(
     A stage that fails gets a row with the reason.
     """
     from cnnlib import datasets
-    from cnnlib.apart import examine_apart
     from cnnlib.config import load_config
-    from cnnlib.experiment import Run
     from cnnlib.files import check_writable
-    from cnnlib.functions import measure_functions
+    from cnnlib.measuring.cpu_profile import measure_functions
+    from cnnlib.measuring.isolated import examine_apart
+    from cnnlib.measuring.runs import Run
 
     at_least_one(batch_size=batch_size)
     settings = load_config(config)
@@ -49,15 +49,15 @@ def pictures(
     config: ConfigFiles = CONFIG,
 ) -> None:
     """The test images whose recognition is watched: one of each class, and the hard ones."""
-    from cnnlib import records
-    from cnnlib.experiment import load_experiment
-    from cnnlib.learning import pictures as pictures_of
+    from cnnlib.measuring import schema
+    from cnnlib.measuring.learning_curve import pictures as pictures_of
+    from cnnlib.measuring.runs import load_experiment
 
     settings = load_experiment(config)
     rows = []
     for name in settings.sweep.datasets:
         rows += pictures_of(settings, name, load(settings, name))
-    records.write(out, "pictures", rows)
+    schema.write(out, "pictures", rows)
     typer.echo(f"{out}: {len(rows)} images")
 
 
@@ -66,10 +66,10 @@ def features(
     config: ConfigFiles = CONFIG,
 ) -> None:
     """Train every network of the sweep by stage gemm; its first filters, and maps of an image."""
-    from cnnlib import records
-    from cnnlib.experiment import load_experiment
-    from cnnlib.features import features as features_of
     from cnnlib.files import check_writable
+    from cnnlib.measuring import schema
+    from cnnlib.measuring.feature_maps import features as features_of
+    from cnnlib.measuring.runs import load_experiment
 
     settings = load_experiment(config)
     check_writable(out)
@@ -79,7 +79,7 @@ def features(
         for network in settings.sweep.networks:
             built = settings.network(network, name, "sweep.networks")
             rows += features_of(settings, built, loaded)
-    records.write(out, "features", rows)
+    schema.write(out, "features", rows)
     typer.echo(f"{out}: {len(rows)} numbers")
 
 

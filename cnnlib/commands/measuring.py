@@ -47,9 +47,9 @@ def measure(
     SIGTERM or SIGUSR1 ends it; the same command goes on from there.
     """
     from cnnlib import datasets
-    from cnnlib.apart import measure_apart
     from cnnlib.config import load_config
-    from cnnlib.experiment import Run
+    from cnnlib.measuring.isolated import measure_apart
+    from cnnlib.measuring.runs import Run
     from cnnlib.stages import find_stage
 
     at_least_one(batch_size=batch_size, repeat=repeat)
@@ -76,11 +76,11 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
     disturbed.
     """
     from cnnlib import datasets
-    from cnnlib.apart import measure_apart
     from cnnlib.errors import UserError
-    from cnnlib.experiment import load_experiment, runs
     from cnnlib.files import check_writable
-    from cnnlib.freshness import changed_runs, few_lines, run_files
+    from cnnlib.measuring.freshness import changed_runs, few_lines, run_files
+    from cnnlib.measuring.isolated import measure_apart
+    from cnnlib.measuring.runs import load_experiment, runs
 
     settings = load_experiment(config)
     results = Path(settings.results)
@@ -124,11 +124,11 @@ def transfers(
     A stage that fails gets a row with the reason.
     """
     from cnnlib import datasets
-    from cnnlib.apart import examine_apart
     from cnnlib.config import load_config
-    from cnnlib.experiment import Run
     from cnnlib.files import check_writable
-    from cnnlib.transfers import measure_transfers
+    from cnnlib.measuring.isolated import examine_apart
+    from cnnlib.measuring.runs import Run
+    from cnnlib.measuring.transfers import measure_transfers
 
     at_least_one(batch_size=batch_size)
     settings = load_config(config)
@@ -152,10 +152,10 @@ def race(
     from statistics import fmean
 
     from cnnlib import datasets
-    from cnnlib.apart import race_apart
-    from cnnlib.experiment import load_experiment
     from cnnlib.files import check_writable
-    from cnnlib.race import the_race
+    from cnnlib.measuring.isolated import race_apart
+    from cnnlib.measuring.race import the_race
+    from cnnlib.measuring.runs import load_experiment
 
     settings = load_experiment(config)
     wanted = the_race(settings)
@@ -178,9 +178,9 @@ def summary(folder: Path) -> str:
     """One line on the run whose files lie in `folder`."""
     from statistics import median
 
-    from cnnlib import records
+    from cnnlib.measuring import schema
 
-    epochs = records.read_columns(folder / "epochs.csv", "epochs")
+    epochs = schema.read_columns(folder / "epochs.csv", "epochs")
     last = {column: values[-1] for column, values in epochs.items()}
     text = f"{last['stage']}, batch {last['batch_size']}: {last['status']}"
     good = [i for i, status in enumerate(epochs["status"]) if status == "ok"]
@@ -200,14 +200,14 @@ def summary(folder: Path) -> str:
 
 def is_sound(folder: Path) -> bool:
     """Whether a run has a result that is whole and that measuring it again would not improve."""
-    from cnnlib import freshness
+    from cnnlib.measuring import freshness
 
     return freshness.is_sound(folder)
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
     """run.json of a run; {} if it has not been measured. DataError if it is damaged."""
-    from cnnlib.freshness import FACTS, read_facts
+    from cnnlib.measuring.freshness import FACTS, read_facts
 
     return read_facts(folder) if (folder / FACTS).exists() else {}
 
@@ -222,7 +222,7 @@ def check(config: ConfigFiles = CONFIG) -> None:
     """
     from cnnlib.config import load_config
     from cnnlib.errors import BrokenStage
-    from cnnlib.experiment import check_experiment
+    from cnnlib.measuring.runs import check_experiment
     from cnnlib.stages import find_stage
 
     settings = load_config(config)
@@ -274,8 +274,8 @@ def judge(
     """(largest error over what is allowed, verdict, what is wrong) of one case of `check`."""
     from cnnlib.device import KernelError
     from cnnlib.errors import BrokenStage, DeviceError, DoesNotFit, Unsupported, WorkerDied
-    from cnnlib.supervise import Died, supervise
-    from cnnlib.validate import Unjudged
+    from cnnlib.system.supervisor import Died, supervise
+    from cnnlib.validation.parity import Unjudged
 
     verdicts = {
         BrokenStage: "broken",
@@ -309,8 +309,8 @@ def compare(settings: "Config", dataset: str, network: str, stage: str, batch_si
     """
     from cnnlib.datasets import noise
     from cnnlib.stages import find_stage
-    from cnnlib.training import open_place
-    from cnnlib.trajectory import check_training
+    from cnnlib.training.loop import open_place
+    from cnnlib.validation.trajectory import check_training
 
     built = settings.network(network, dataset, "sweep.networks")
     chosen = find_stage(stage, "sweep.stages")

@@ -33,7 +33,7 @@ def at_least_one(**options: int) -> None:
 @contextmanager
 def telling_of_a_stop(checkpoint: Path | None) -> Iterator[None]:
     """A training that was asked to stop says how to go on and ends with the signal's exit code."""
-    from cnnlib.stopping import Stopped
+    from cnnlib.system.interrupts import Stopped
 
     try:
         yield
@@ -50,7 +50,7 @@ def telling_of_a_stop(checkpoint: Path | None) -> Iterator[None]:
 @contextmanager
 def telling_of_a_death() -> Iterator[None]:
     """Report how a supervised call died in one line, and end with exit code 1."""
-    from cnnlib.supervise import Died
+    from cnnlib.system.supervisor import Died
 
     try:
         yield

@@ -15,9 +15,9 @@ def probe(
     """Measure the machine's own limits: latencies, bandwidths, peak arithmetic of GPU and CPU."""
     from tqdm import tqdm
 
-    from cnnlib import records
     from cnnlib.config import load_config
     from cnnlib.files import check_writable
+    from cnnlib.measuring import schema
     from cnnlib.probes import measure_limits
 
     settings = load_config(config)
@@ -30,6 +30,6 @@ def probe(
             bar.update(done - bar.n)
 
         rows = measure_limits(settings, report)
-    records.write(out, "probes", rows)
+    schema.write(out, "probes", rows)
     devices = ", ".join(dict.fromkeys(str(row["device"]) for row in rows))
     typer.echo(f"{out}: {len(rows)} rows on {devices}")

@@ -19,7 +19,7 @@ from cnnlib.commands.options import (
 if TYPE_CHECKING:
     from cnnlib.config import Config
     from cnnlib.datasets import Dataset
-    from cnnlib.training import State
+    from cnnlib.training.loop import State
 
 LINE_SECONDS = 10.0
 """How often a training says where it is, where there is no terminal for a progress bar."""
@@ -62,9 +62,9 @@ def train(
     from cnnlib.config import load_config
     from cnnlib.files import PROBE_BYTES, alone, check_writable
     from cnnlib.stages import find_stage
-    from cnnlib.stopping import asked_to_stop
-    from cnnlib.training import accuracy, open_engine, open_place, start, train_epochs
-    from cnnlib.weights import Weights, save_weights
+    from cnnlib.system.interrupts import asked_to_stop
+    from cnnlib.training.loop import accuracy, open_engine, open_place, start, train_epochs
+    from cnnlib.training.weights import Weights, save_weights
 
     settings = load_config(config)
     changes = {"epochs": epochs, "seed": seed}
@@ -238,10 +238,10 @@ def predict(
 
     from cnnlib.engine import Setup
     from cnnlib.errors import DataError
-    from cnnlib.imaging import picture_format, read_image
     from cnnlib.layers import softmax
+    from cnnlib.photos.image import picture_format, read_image
     from cnnlib.stages import find_stage
-    from cnnlib.weights import load_weights
+    from cnnlib.training.weights import load_weights
 
     if kind := picture_format(weights):
         raise DataError(

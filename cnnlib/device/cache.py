@@ -9,8 +9,7 @@ from pathlib import Path
 from cnnlib.device.cache_folder import REMEDY, cache_folder
 from cnnlib.errors import DeviceError, UserError
 from cnnlib.files import in_turn, write_whole
-
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+from cnnlib.paths import KERNELS
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 _MARK = b"\ncnnlib sha256 "

@@ -32,7 +32,7 @@ from cnnlib.device.cache import cached, content_key, content_of, included_files,
 from cnnlib.device.compiler import run_compiler
 from cnnlib.device.toolkit import find_toolkit, nvcc_version, toolkit_problem
 from cnnlib.errors import DeviceError, DoesNotFit
-from cnnlib.machine import usable_cores
+from cnnlib.system.machine import usable_cores
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _ALIGNMENT = 512  # of the driver's own allocations; sizes are rounded up to it

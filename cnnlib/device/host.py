@@ -26,7 +26,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from cnnlib.cgroups import memory_left
 from cnnlib.device.api import (
     Argument,
     Event,
@@ -51,7 +50,8 @@ from cnnlib.device.compiler import (
 )
 from cnnlib.device.source import with_launchers
 from cnnlib.errors import DeviceError, DoesNotFit
-from cnnlib.machine import usable_cores
+from cnnlib.system.cgroups import memory_left
+from cnnlib.system.machine import usable_cores
 
 FIBER_ORDERS = ("forward", "reverse")
 

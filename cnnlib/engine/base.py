@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from cnnlib.device import Device, Limits
+from cnnlib.engine.learning_rate import Schedule
+from cnnlib.engine.shuffle import Shuffle
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array, Layer, Shape
 from cnnlib.network import FLOAT, Arithmetic, Network
-from cnnlib.schedule import Schedule
-from cnnlib.shuffle import Shuffle
 
 Bytes = NDArray[np.uint8]
 Order = NDArray[np.integer[Any]]

@@ -41,7 +41,7 @@ from cnnlib.engine.base import (
 )
 from cnnlib.errors import WorkerDied
 from cnnlib.layers import Array, Shape, Views
-from cnnlib.machine import usable_cores
+from cnnlib.system.machine import usable_cores
 
 BLOCK_IMAGES = 64
 """Most images in a block: enough for long inner loops, few enough for the cache."""

@@ -29,7 +29,7 @@ from cnnlib.engine.base import (
 )
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Array
-from cnnlib.machine import usable_cores
+from cnnlib.system.machine import usable_cores
 
 THREADS = 256
 """Threads a block, in every kernel."""

@@ -27,11 +27,11 @@ from cnnlib.engine.base import (
 )
 from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.gpu import THREADS, DeviceEngine, Piece, kernel_source
+from cnnlib.engine.shuffle import ROUNDS, Shuffle
 from cnnlib.engine.steps import ONE_TEAM, StepOperator, StepPlan, Threads
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
-from cnnlib.shuffle import ROUNDS, Shuffle
 
 TRAIN, ONLY_FORWARD, GIVEN_ERRORS = range(3)
 """enum Mode of kernels/tuned_step.cuh."""

@@ -10,7 +10,7 @@ import numpy as np
 from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
-from cnnlib.machine import usable_cores
+from cnnlib.system.machine import usable_cores
 
 WARM_STEPS = 3
 """Steps before a step is captured: libraries choose their algorithms in the first ones."""

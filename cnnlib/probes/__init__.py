@@ -11,10 +11,10 @@ from collections.abc import Callable
 from cnnlib.config import Config
 from cnnlib.device import open_device
 from cnnlib.device.cuda import missing_parts
-from cnnlib.machine import cpu_description
 from cnnlib.probes.book import Book, Row, Step
 from cnnlib.probes.cpu import cpu_steps
 from cnnlib.probes.gpu import gpu_steps
+from cnnlib.system.machine import cpu_description
 
 Report = Callable[[str, int, int], None]
 """Told what is measured next, how many steps are done and of how many."""

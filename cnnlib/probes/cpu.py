@@ -8,9 +8,9 @@ from threadpoolctl import threadpool_limits
 
 from cnnlib.device import open_device
 from cnnlib.errors import DeviceError
-from cnnlib.machine import usable_cores
 from cnnlib.probes.book import Book, Step
 from cnnlib.probes.chase import Probes
+from cnnlib.system.machine import usable_cores
 
 KIB, MIB = 2**10, 2**20
 CPU_LINE = 64

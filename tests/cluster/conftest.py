@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import ROOT, Checkout, make_checkout
+from cnnlib.paths import ROOT
+from tests.workflow.conftest import Checkout, make_checkout
 
 CONFIG = ("tests/tiny.yaml", "tests/cluster/cluster.yaml")
 

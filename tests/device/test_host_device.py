@@ -15,7 +15,7 @@ from cnnlib.device import Kernel, KernelError, open_device
 from cnnlib.device.compiler import find_compiler
 from cnnlib.device.host import HostDevice
 from cnnlib.errors import DeviceError, DoesNotFit
-from cnnlib.machine import usable_cores
+from cnnlib.system.machine import usable_cores
 
 pytestmark = pytest.mark.quick
 

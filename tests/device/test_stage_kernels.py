@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import pytest
-from networks import awkward, lenet5, simard
 
 from cnnlib.device import cuda
 from cnnlib.device.host import HostDevice, HostModule
 from cnnlib.engine import Setup
 from cnnlib.stages import LADDER, VARIANTS
+from tests.support.networks import awkward, lenet5, simard
 
 STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "gpu"]
 

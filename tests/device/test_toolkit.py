@@ -14,8 +14,8 @@ from cnnlib.device import toolkit
 from cnnlib.device.compiler import find_compiler
 from cnnlib.device.cuda import find_nvcc
 from cnnlib.device.toolkit import find_toolkit, toolkit_problem
+from cnnlib.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TARGET = {"aarch64": "sbsa-linux"}.get(platform.machine(), f"{platform.machine()}-linux")
 ORDINARY, CONDA = "include", f"targets/{TARGET}/include"
 

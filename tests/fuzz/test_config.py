@@ -6,7 +6,7 @@ import pytest
 
 from cnnlib.config import parse_config
 from cnnlib.errors import ConfigError
-from tests.toys import SETTINGS
+from tests.support.toys import SETTINGS
 
 
 @pytest.mark.parametrize(

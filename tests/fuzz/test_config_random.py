@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnlib.config import load_config, parse_config
-from cnnlib.experiment import parse_experiment, runs
+from cnnlib.measuring.runs import parse_experiment, runs
 from tests.fuzz.support import CHANGES, damaged, inputs, refusal
-from tests.toys import SETTINGS
+from tests.support.toys import SETTINGS
 
 TEXTS = st.one_of(
     st.text(max_size=12),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from cnnlib.imaging import read_image
+from cnnlib.photos.image import read_image
 from tests.fuzz.support import CHANGES, Change, damaged, inputs, refusal
 
 # Colour type -> (samples a pixel, permitted bits a sample), as in the PNG specification.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.ahead import Ahead, Program, begins
+from cnnlib.paths import ROOT
+from tests.support.ahead import Ahead, Program, begins
 
-ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "config.yaml", "cnnlib", "kernels", "workflow", "tests/tiny.yaml")
 
 

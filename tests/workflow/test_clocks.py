@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cnnlib.errors import UserError
-from tests.workflow.conftest import ROOT
+from cnnlib.paths import ROOT
 from workflow.clocks import date_now
 
 DAY = 86400.0

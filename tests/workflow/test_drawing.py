@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cnnlib.errors import UserError
-from tests.workflow.conftest import ROOT, digest
+from cnnlib.paths import ROOT
+from tests.workflow.conftest import digest
 from workflow import draw, layout, modules, tabulate
 
 TABLES = ROOT / "results/reference/nvidia-h100/tables"

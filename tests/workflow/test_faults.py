@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.toys import read_only
+from tests.support.toys import read_only
 from tests.workflow.conftest import Checkout
 
 pytestmark = pytest.mark.slow

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from matplotlib import pyplot
 
-from cnnlib import records
+from cnnlib.measuring import schema
+from cnnlib.paths import ROOT
 from tests.workflow.conftest import digest
 from workflow import layout, modules, style
 
-ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results/reference/nvidia-h100"
 
 RAW = [
     name
     for name in modules.names("figures")
-    if set(modules.tables_read("figures", name)) <= set(records.TABLES)
+    if set(modules.tables_read("figures", name)) <= set(schema.TABLES)
 ]
 
 
@@ -27,7 +27,7 @@ RAW = [
 def test_without_rows_it_is_said(name: str, tmp_path: Path) -> None:
     paths = [tmp_path / f"{table}.csv" for table in modules.tables_read("figures", name)]
     for path in paths:
-        records.write(path, path.stem, [])
+        schema.write(path, path.stem, [])
     style.apply()
     figure = modules.load("figures", name).draw(modules.read_tables(paths))
     texts = [text.get_text() for text in figure.texts]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +11,12 @@ import yaml
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from cnnlib import records
+from cnnlib.measuring import schema
+from cnnlib.paths import ROOT
 from tests.workflow.conftest import digest
 from workflow import draw, modules, recognition, style, wording
 from workflow.experiment import Experiment
 
-ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("learning", "discern", "discern_images", "parting")
 IMAGES = (0, 64, 128, 256, 512, 960, 1920)
 EPOCH = 960
@@ -38,7 +37,7 @@ def identity(stage: str, kind: str | None = None, **changes) -> dict:
 
 
 def table(name: str, rows: Iterable[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(records.TABLES[name]))
+    return pd.DataFrame(rows, columns=list(schema.TABLES[name]))
 
 
 def epoch_rows(stage: str, **changes) -> list[dict]:

@@ -1,14 +1,14 @@
 """The figure of how far honest trainings part: what is compared, what is drawn, what it says."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from cnnlib import records
+from cnnlib.measuring import schema
+from cnnlib.paths import ROOT
 from tests.workflow.test_figures_learning import (
     IMAGES,
     digit_rows,
@@ -21,7 +21,7 @@ from tests.workflow.test_figures_learning import (
 )
 from workflow import modules
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "results/reference/nvidia-h100/tables"
+PUBLISHED = ROOT / "results/reference/nvidia-h100/tables"
 PARTING = modules.load("figures", "parting")
 Tables = dict[str, pd.DataFrame]
 
@@ -260,7 +260,7 @@ def test_few_batch_sizes_have_labels_among_them_the_first_to_part(
 
 def test_the_published_trainings_part_where_they_do() -> None:
     """Counted again from the table, without the code that draws."""
-    digits = records.read(PUBLISHED / "digits.csv", "digits")
+    digits = schema.read(PUBLISHED / "digits.csv", "digits")
     own = ("gemm", "gemm_cuda", "fused", "ring", "tuned")
     rows = digits[digits["stage"].isin(own) & (digits["images"] > 0)]
     first: dict[int, float] = {}

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from cnnlib import records
+from cnnlib.measuring import schema
 from workflow import modules, style
 
 KIB, MIB = 2**10, 2**20
@@ -61,7 +61,7 @@ def of_cpu() -> list:
 
 def table(*parts: list) -> pd.DataFrame:
     found = [row for part in parts for row in part]
-    return pd.DataFrame(found, columns=list(records.TABLES["probes"]))
+    return pd.DataFrame(found, columns=list(schema.TABLES["probes"]))
 
 
 def draw(*parts: list) -> Figure:

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from cnnlib import records
+from cnnlib.measuring import schema
 from tests.workflow.conftest import digest
 from workflow import draw, modules, style, wording
 from workflow.figures import roofline
@@ -40,7 +40,7 @@ def close_figures():
 
 
 def table(name: str, rows: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(records.TABLES[name]))
+    return pd.DataFrame(rows, columns=list(schema.TABLES[name]))
 
 
 def identity(stage: str, kind: str, size: int, repeat: int, network: str) -> dict:

@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnnlib import records
+from cnnlib.measuring import schema
 from tests.workflow.conftest import digest
 from workflow import draw as painting
 from workflow import modules, style, wording
@@ -81,7 +81,7 @@ def energy_of(
 def draw(name: str, **tables: list[dict]) -> Figure:
     wanted = modules.tables_read("figures", name)
     frames = {
-        table: pd.DataFrame(tables.get(table, []), columns=list(records.TABLES[table]))
+        table: pd.DataFrame(tables.get(table, []), columns=list(schema.TABLES[table]))
         for table in wanted
     }
     return painting.draw(name, frames)

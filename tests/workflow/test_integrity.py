@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from mirrors import arrays, spec_of, write_files
 
 from cnnlib.config import Config
 from cnnlib.datasets import prepare
-from cnnlib.freshness import MOST_LINES, is_sound
-from tests.toys import SETTINGS, toy_config, toy_data
+from cnnlib.measuring.freshness import MOST_LINES, is_sound
+from cnnlib.paths import ROOT
+from tests.support.mirrors import arrays, spec_of, write_files
+from tests.support.toys import SETTINGS, toy_config, toy_data
 from tests.workflow.conftest import Checkout, digest
 from workflow import integrity, modules
 from workflow.integrity import Made, data_again
@@ -87,7 +88,7 @@ def test_one_command_measures_a_run_again(mine: Checkout) -> None:
     place = f"{RUNS}/gemm/b4/r1/run.json"
     planned = mine.planned("all", "--forcerun", place)
     assert (planned["measure"], planned["combine"]) == (1, 7)
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     assert "snakemake --cores 2 all --forcerun results/runs/" in readme
 
 
@@ -221,7 +222,7 @@ def test_few_lines_are_said_of_many_files() -> None:
 def test_every_figure_and_table_is_looked_after() -> None:
     from workflow.experiment import Experiment
 
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     settings = yaml.safe_load((root / "config.yaml").read_text())
     asked = Experiment(settings | {"results": "results/nowhere"})
     files = {Path(path).name for path in asked.made_files}

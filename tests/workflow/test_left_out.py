@@ -11,13 +11,14 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from cnnlib import records
+from cnnlib.measuring import schema
+from cnnlib.paths import ROOT
 from tests.workflow.conftest import Checkout
 from workflow import draw, layout, modules, reasons, wording
 
 Tables = dict[str, pd.DataFrame]
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "results/reference/nvidia-h100/tables"
+PUBLISHED = ROOT / "results/reference/nvidia-h100/tables"
 RAW = [
     "digits", "energy", "epochs", "features", "kernels", "learning", "pictures", "probes", "race",
     "samples", "steps", "transfers",
@@ -49,7 +50,7 @@ def fewer(table: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def published() -> Tables:
-    return {name: fewer(records.read(PUBLISHED / f"{name}.csv", name)) for name in RAW}
+    return {name: fewer(schema.read(PUBLISHED / f"{name}.csv", name)) for name in RAW}
 
 
 def without(tables: Tables, stage: str, status: str, reason: str) -> Tables:
@@ -237,7 +238,7 @@ def test_a_sweep_goes_on_to_its_figures(fresh: Checkout, tmp_path: Path) -> None
         )
         assert "its 36,928 weights" in below
     for name in ("epochs", "race", "transfers"):
-        frame = records.read(results / f"tables/{name}.csv", name)
+        frame = schema.read(results / f"tables/{name}.csv", name)
         assert set(frame.loc[frame["stage"] == GONE, "status"]) == {"unavailable"}
     for figure in settings["figures"]:
         assert (results / f"figures/{figure}.png").exists()

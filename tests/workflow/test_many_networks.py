@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,9 +9,10 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from cnnlib.paths import ROOT
 from workflow import draw, layout, modules, wording
 
-TABLES = Path(__file__).resolve().parents[2] / "results/reference/nvidia-h100/tables"
+TABLES = ROOT / "results/reference/nvidia-h100/tables"
 PANELS = ("speedup", "latency", "learning", "push_pull")
 """Figures with a panel for each network."""
 FIRST = ("energy", "filters", "memory", "parting", "profile", "roofline", "transfers", "discern")

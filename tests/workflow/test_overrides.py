@@ -8,7 +8,7 @@ import yaml
 from snakemake.cli import parse_config as snakemakes
 
 from cnnlib.errors import ConfigError
-from tests.workflow.conftest import ROOT
+from cnnlib.paths import ROOT
 from workflow.experiment import Experiment
 
 

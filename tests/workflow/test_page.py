@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cnnlib.errors import DataError
-from tests.workflow.conftest import ROOT
+from cnnlib.paths import ROOT
 from workflow import browser, modules, page
 
 pytestmark = pytest.mark.quick

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnlib import records
 from cnnlib.errors import DataError
+from cnnlib.measuring import schema
 from cnnlib.stages import LADDER
-from workflow import modules, schema, sources, style, wording
+from workflow import modules, sources, style, wording
+from workflow import schema as config_schema
 
 pytestmark = pytest.mark.quick
 
@@ -39,15 +40,15 @@ def epoch_rows(stage: str, seconds: list[list[float]], **changes) -> list[dict]:
 
 
 def step_rows(stage: str, seconds: list[float]) -> list[dict]:
-    shared = set(records.TABLES["steps"]) & set(records.TABLES["epochs"])
+    shared = set(schema.TABLES["steps"]) & set(schema.TABLES["epochs"])
     line = {k: v for k, v in epoch_rows(stage, [[1.0]])[0].items() if k in shared}
     return [line | {"step": i, "step_seconds": time} for i, time in enumerate(seconds, 1)]
 
 
 def summarise(*parts: list[dict], steps: list[dict] | None = None) -> pd.DataFrame:
     tables = {
-        "epochs": pd.DataFrame(itertools.chain(*parts), columns=list(records.TABLES["epochs"])),
-        "steps": pd.DataFrame(steps or [], columns=list(records.TABLES["steps"])),
+        "epochs": pd.DataFrame(itertools.chain(*parts), columns=list(schema.TABLES["epochs"])),
+        "steps": pd.DataFrame(steps or [], columns=list(schema.TABLES["steps"])),
     }
     return modules.load("tables", "summary").make(tables)
 
@@ -130,7 +131,7 @@ def test_a_line_that_was_only_disturbed_says_so() -> None:
 
 
 def test_every_status_has_its_word() -> None:
-    assert set(wording.STATUS) == set(records.CHOICES["status"]) - {"ok"}
+    assert set(wording.STATUS) == set(schema.CHOICES["status"]) - {"ok"}
 
 
 def test_without_a_first_stage_there_is_no_other_baseline_at_that_batch_size() -> None:
@@ -181,7 +182,7 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
         "host only": [fused],
     }[trouble]
     style.apply()
-    epochs = pd.DataFrame(itertools.chain(*rows), columns=list(records.TABLES["epochs"]))
+    epochs = pd.DataFrame(itertools.chain(*rows), columns=list(schema.TABLES["epochs"]))
     tables = {"summary": summarise(*rows), "epochs": epochs}
     figure = modules.load("figures", name).draw(tables)
     figure.canvas.draw()
@@ -227,7 +228,9 @@ def test_ratios_read_well(factor: float, text: str) -> None:
 def test_a_stage_is_made_of_its_own_files(stage: str) -> None:
     files = sources.stage_sources(stage)
     assert f"cnnlib/stages/{stage}.py" in files
-    assert {"cnnlib/measure.py", "cnnlib/training.py", "cnnlib/layers/conv.py"} <= set(files)
+    assert {"cnnlib/measuring/run.py", "cnnlib/training/loop.py", "cnnlib/layers/conv.py"} <= set(
+        files
+    )
     assert all((sources.ROOT / name).is_file() for name in files)
     on_gpu = next(s.runs_on for s in LADDER if s.name == stage) == "gpu"
     assert any(name.startswith("kernels/") for name in files) == on_gpu
@@ -247,7 +250,7 @@ def test_every_stage_of_the_ladder_has_its_own_colour_and_mark() -> None:
 
 
 def test_the_schema_is_that_of_the_config() -> None:
-    assert schema.FILE.read_text(encoding="utf-8") == schema.schema(), (
+    assert config_schema.FILE.read_text(encoding="utf-8") == config_schema.schema(), (
         "workflow/schemas/config.schema.json is out of date: python -m workflow.schema"
     )
 

@@ -11,8 +11,8 @@ import yaml
 
 from cnnlib import stages
 from cnnlib.errors import UserError
+from cnnlib.paths import ROOT
 from cnnlib.peers import PEERS
-from tests.workflow.conftest import ROOT
 from workflow import modules, poster
 from workflow.browser import find_browser, run, scratch
 from workflow.experiment import Experiment

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import ROOT, Checkout, digest
+from cnnlib.paths import ROOT
+from tests.workflow.conftest import Checkout, digest
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from cnnlib import records
-from cnnlib.records import RUN_TABLES
+from cnnlib.measuring import schema
+from cnnlib.measuring.schema import RUN_TABLES
 from tests.workflow.conftest import Checkout, digest, environment
 from workflow import modules
 
@@ -209,7 +209,7 @@ def test_figures_are_drawn_again_from_tables_alone(
     checkout = fresh.copy(tmp_path / "checkout")
     published = checkout.folder / "results/reference/machine"
     (published / "tables").mkdir(parents=True)
-    for name in records.TABLES:
+    for name in schema.TABLES:
         table = (finished.folder / f"results/tables/{name}.csv").read_bytes()
         (published / f"tables/{name}.csv").write_bytes(table)
     arguments = ("figures", "--config", "results=results/reference/machine")

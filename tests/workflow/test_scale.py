@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cnnlib import records
+from cnnlib.measuring import schema
 from tests.workflow.conftest import Checkout, environment
 
 pytestmark = pytest.mark.slow
@@ -58,11 +58,11 @@ def test_collecting_is_linear(tmp_path: Path) -> None:
     paths = [tmp_path / f"{repeat}.csv" for repeat in range(1, 1601)]
     for repeat, path in enumerate(paths, 1):
         rows = [row | {"repeat": repeat, "step": step} for step in range(1, 11)]
-        records.write(path, "steps", rows)
+        schema.write(path, "steps", rows)
 
     def seconds(count: int) -> float:
         began = time.process_time()
-        assert records.combine(paths[:count], "steps", tmp_path / "all.csv") == 10 * count
+        assert schema.combine(paths[:count], "steps", tmp_path / "all.csv") == 10 * count
         return time.process_time() - began
 
     few, many = (min(seconds(count) for _ in range(3)) for count in (400, 1600))

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cnnlib.engine import Engine
+from cnnlib.engine.shuffle import Shuffle
 from cnnlib.layers import Array
-from cnnlib.shuffle import Shuffle
 
 
 class Wrong(Engine):

@@ -11,7 +11,7 @@ weight. Training enlarges that difference step by step, and at a stroke where a 
 decides otherwise. So no stage can be judged by the weights with which a whole training ends: right
 ones differ, too. A row is validated by single steps, which are compared with a reference, and by a
 replay of the timed calls, which is compared bit by bit where a stage repeats its bits
-(cnnlib/trajectory.py).
+(cnnlib/validation/trajectory.py).
 """
 
 from collections.abc import Callable, Mapping

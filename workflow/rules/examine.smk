@@ -37,7 +37,7 @@ if not EXPERIMENT.tables_are_given:
     rule pictures:
         input:
             data=EXPERIMENT.dataset_arrays,
-            code="cnnlib/learning.py",
+            code="cnnlib/measuring/learning_curve.py",
         output:
             update("<results>/tables/pictures.csv"),
         log:
@@ -54,7 +54,7 @@ if not EXPERIMENT.tables_are_given:
         input:
             data=EXPERIMENT.dataset_arrays,
             sources="<results>/sources/gemm.sha256",
-            code="cnnlib/features.py",
+            code="cnnlib/measuring/feature_maps.py",
         output:
             update("<results>/tables/features.csv"),
         log:
@@ -74,7 +74,7 @@ if not EXPERIMENT.tables_are_given:
         input:
             data=EXPERIMENT.race_data,
             sources="<results>/sources/{stage}.sha256",
-            code="cnnlib/race.py",
+            code="cnnlib/measuring/race.py",
         output:
             update("<results>/race/{stage}.csv"),
         log:
@@ -97,7 +97,7 @@ if not EXPERIMENT.tables_are_given:
         input:
             data="<results>/data/{dataset}.npz",
             sources="<results>/sources/{stage}.sha256",
-            code="cnnlib/{raw}.py",
+            code=multiext("cnnlib/measuring/", "cpu_profile.py", "transfers.py"),
         output:
             update("<results>/{raw}/{dataset}/{network}/{stage}.csv"),
         log:

@@ -18,7 +18,7 @@ rule sources:
 
 
 rule measure:
-    # The order in which runs start is that of cnnlib.experiment.runs, given to Snakemake as
+    # The order in which runs start is that of cnnlib.measuring.runs.runs, given to Snakemake as
     # priorities: all stages of one batch size, all batch sizes, then the next repeat. So the slow
     # drift of a machine hits all stages alike, and a repeat depends on no other.
     input:

@@ -1,0 +1,362 @@
+"""The rows of every CSV: column names, units, types and permitted values. Nothing else knows them.
+
+Every row begins with its identity; units stand in the names. Rows are raw observations in long
+form: means and intervals are made from them in workflow/tables, never while measuring.
+"""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnnlib.errors import DataError
+from cnnlib.files import write_whole
+
+# Loading pandas takes longer than many a run. Whoever only writes rows does without.
+if TYPE_CHECKING:
+    import pandas as pd
+
+IDENTITY: dict[str, type] = {
+    "dataset": str,
+    "network": str,
+    "stage": str,
+    "device": str,
+    "batch_size": int,
+    "seed": int,
+    "repeat": int,
+}
+
+# How far a row can be trusted; closes every row.
+STANDING: dict[str, type] = {
+    "device_kind": str,
+    "status": str,
+    "validated": bool,
+    "extrapolated": bool,
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "device_kind": ("cpu", "host", "cuda"),
+    # disturbed: somebody else was on the GPU while it was timed
+    # unjudged: no check can tell whether the stage is right about this network
+    "status": (
+        "ok",
+        "does_not_fit",
+        "diverged",
+        "unavailable",
+        "failed",
+        "disturbed",
+        "unjudged",
+    ),
+}
+
+# Why there is no measurement; empty where there is one. Tables from before this column was added,
+# published ones among them, are read as if it were empty.
+REASON: dict[str, type] = {"reason": str}
+
+TABLES: dict[str, dict[str, type]] = {
+    # One row an epoch; where `extrapolated`, one row a timed block of `images` images, its time
+    # scaled to a whole epoch. event_seconds is the same epoch by CUDA events (nan on a CPU).
+    "epochs": {
+        **IDENTITY,
+        "epoch": int,
+        "images": int,
+        "epoch_seconds": float,
+        "event_seconds": float,
+        "loss": float,
+        "test_accuracy": float,
+        **REASON,
+        **STANDING,
+    },
+    # One row a kernel of a training step, timed on its own; `launches` of it a step (0: it is only
+    # there to be compared). It does a `part` of the work of `layers`; flops and bytes are the least
+    # that this part needs for a batch, and stand on every kernel that shares in it.
+    "kernels": {
+        **IDENTITY,
+        "layer": str,
+        "kernel": str,
+        "layers": str,
+        "part": str,
+        "grid": int,
+        "launches": int,
+        "kernel_seconds": float,
+        "flops": float,
+        "bytes": float,
+        **STANDING,
+    },
+    # One row an epoch with `resident_images` on the GPU per load, and where its time went: the host
+    # gathering images, copies to the device, kernels. Host and device overlap.
+    "transfers": {
+        **IDENTITY,
+        "resident_images": int,
+        "epoch": int,
+        "images": int,
+        "epoch_seconds": float,
+        "gather_seconds": float,
+        "upload_seconds": float,
+        "kernel_seconds": float,
+        **REASON,
+        **STANDING,
+    },
+    # What NVML and the system said, one row a moment, `time_seconds` since the run began; nan where
+    # nobody knows (`unavailable`: no NVML). energy_joules is the device's counter.
+    "samples": {
+        **IDENTITY,
+        "sample": int,
+        "time_seconds": float,
+        "phase": str,
+        "device_memory_mib": float,
+        "device_memory_total_mib": float,
+        "process_memory_mib": float,
+        "utilization_percent": float,
+        "power_watts": float,
+        "energy_joules": float,
+        "sm_clock_mhz": float,
+        "temperature_celsius": float,
+        "host_memory_mib": float,
+        **STANDING,
+    },
+    # One row a run: the device's energy while it trained on `images` images without a pause, and
+    # its power just before it was used.
+    "energy": {
+        **IDENTITY,
+        "images": int,
+        "window_seconds": float,
+        "energy_joules": float,
+        "idle_watts": float,
+        **STANDING,
+    },
+    # One row an epoch of one training of the race, `train_seconds` since it began; the mean of
+    # test_accuracy over all trainings, when they end, is to be target_accuracy.
+    "race": {
+        **IDENTITY,
+        "epoch": int,
+        "images": int,
+        "train_seconds": float,
+        "loss": float,
+        "test_accuracy": float,
+        "target_accuracy": float,
+        **REASON,
+        **STANDING,
+    },
+    # One row a point of a training, after `images` images and `train_seconds` of training.
+    "learning": {
+        **IDENTITY,
+        "images": int,
+        "train_seconds": float,
+        "test_images": int,
+        "test_accuracy": float,
+        **STANDING,
+    },
+    # One row a point and test image (`digit`, its index): the probabilities of all classes in their
+    # order, with spaces between.
+    "digits": {
+        **IDENTITY,
+        "images": int,
+        "train_seconds": float,
+        "digit": int,
+        "label": int,
+        "probabilities": str,
+        **STANDING,
+    },
+    # One row a function that a CPU stage spent time in, by a profiler.
+    "functions": {
+        **IDENTITY,
+        "function": str,
+        "calls": int,
+        "own_seconds": float,
+        "total_seconds": float,
+        **STANDING,
+    },
+    # One row a number of a trained network: a weight of a filter, a pixel of an image or of a map.
+    "features": {
+        **IDENTITY,
+        "kind": str,
+        "layer": str,
+        "map": int,
+        "source": int,
+        "row": int,
+        "column": int,
+        "value": float,
+        **STANDING,
+    },
+    # One row a test image whose recognition is watched; pixels as hexadecimal bytes (C, H, W).
+    "pictures": {
+        "dataset": str,
+        "digit": int,
+        "label": int,
+        "channels": int,
+        "height": int,
+        "width": int,
+        "pixels": str,
+    },
+    # One row a measurement of the machine's own limits, `rate` in `unit`.
+    "probes": {
+        "device": str,
+        "device_kind": str,
+        "probe": str,
+        "size_bytes": int,
+        "repeat": int,
+        "seconds": float,
+        "rate": float,
+        "unit": str,
+        "status": str,
+    },
+    # One row a training step timed on its own, from choosing the batch to the visible update.
+    "steps": {**IDENTITY, "step": int, "step_seconds": float, **STANDING},
+}
+
+RUN_TABLES = ("epochs", "steps", "kernels", "samples", "energy", "learning", "digits")
+"""What each run writes, one file each; see cnnlib.measuring.run."""
+
+Row = Mapping[str, Any]
+
+
+def write(path: Path | str, table: str, rows: Iterable[Row]) -> None:
+    """Write `rows` (one mapping each, every column of `table` and no other) as a whole file.
+
+    Only REASON may be left out of a row: it is empty then.
+
+    Raises KeyError or ValueError for a row that does not fit: that is a bug, not bad input.
+    """
+    columns = TABLES[table]
+    lines = []
+    for row in rows:
+        wrong = set(row) ^ set(columns) - (REASON.keys() - set(row))
+        if wrong:
+            raise KeyError(f"{table}: columns {sorted(wrong)} missing or unknown")
+        lines.append([_text(table, column, row.get(column, "")) for column in columns])
+    with write_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(lines)
+
+
+def _text(table: str, column: str, value: Any) -> str:
+    kind = TABLES[table][column]
+    if column in CHOICES and value not in CHOICES[column]:
+        raise ValueError(f"{table}.{column} is {value!r}; known: {', '.join(CHOICES[column])}")
+    if kind is bool:
+        return "true" if value else "false"
+    if kind is float:
+        return repr(float(value))
+    if kind is int and value != int(value):
+        raise ValueError(f"{table}.{column} is {value!r}, not a whole number")
+    # A name is one line: whoever reads a table line by line sees one row a line.
+    return str(int(value)) if kind is int else " ".join(str(value).split())
+
+
+def read(path: Path | str, table: str) -> "pd.DataFrame":
+    """Rows of one file in the table's column order and types.
+
+    Raises DataError naming the file and the column when it is missing, empty, cut off or has
+    another header: a damaged file is refused, never drawn.
+    """
+    import pandas as pd
+
+    dtypes = {str: "str", int: "int64", float: "float64", bool: "bool"}
+    return pd.DataFrame(
+        {
+            column: pd.Series(values, dtype=dtypes[TABLES[table][column]])
+            for column, values in read_columns(path, table).items()
+        }
+    )
+
+
+def read_columns(path: Path | str, table: str) -> dict[str, list[Any]]:
+    """The same as plain lists, for a look at a small table. Raises as `read` does."""
+    return _columns(path, table, _lines(path, table))
+
+
+def _lines(path: Path | str, table: str) -> list[list[str]]:
+    """The cells of every row below the header, as many as there are columns."""
+    columns = TABLES[table]
+    # pandas would fill up short rows and shift long ones; here every row has its cells or is wrong.
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            lines = list(csv.reader(stream, strict=True))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a {table} table: {error}") from None
+    if not lines:
+        raise DataError(f"{path} is not a {table} table: it is empty")
+    if lines[0] == [column for column in columns if column not in REASON]:
+        lines = [_with_reason(table, line) for line in lines]
+        lines[0] = list(columns)
+    if lines[0] != list(columns):
+        wrong = sorted(set(lines[0]) ^ set(columns)) or lines[0]
+        raise DataError(
+            f"{path} is not a {table} table: columns missing, unknown or moved: {wrong}"
+        )
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(columns):
+            raise DataError(
+                f"{path}, row {number}: {len(line)} cells, not {len(columns)}: cut off?"
+            )
+    return lines[1:]
+
+
+def _with_reason(table: str, line: list[str]) -> list[str]:
+    """A line of a table from before REASON was added, with an empty one in its place."""
+    place = [i for i, column in enumerate(TABLES[table]) if column in REASON]
+    return [*line[: place[0]], "", *line[place[0] :]] if place else line
+
+
+def _columns(path: Path | str, table: str, lines: list[list[str]]) -> dict[str, list[Any]]:
+    """Column -> its values in these rows, each checked."""
+    columns = TABLES[table]
+    cells = zip(*lines, strict=True) if lines else [()] * len(columns)
+    return {
+        column: _typed(path, column, kind, texts)
+        for (column, kind), texts in zip(columns.items(), cells, strict=True)
+    }
+
+
+def _typed(path: Path | str, column: str, kind: type, texts: Sequence[str]) -> list[Any]:
+    if kind is str:
+        unknown = set(texts) - set(CHOICES.get(column, texts))
+        if unknown:
+            raise DataError(f"{path}: unknown {column} {min(unknown)!r}")
+        return list(texts)
+    try:
+        if kind is bool:
+            known = {"true": True, "false": False}
+            return [known[text] for text in texts]
+        values = [kind(text) for text in texts]
+        # What a table cannot hold: whole numbers of more than 64 bits.
+        if kind is int and any(not -(2**63) <= value < 2**63 for value in values):
+            raise OverflowError
+        return values
+    except (KeyError, ValueError, OverflowError):
+        raise DataError(
+            f"{path}: column {column} holds something that is no {kind.__name__}"
+        ) from None
+
+
+def combine(paths: Sequence[Path | str], table: str, out: Path | str) -> int:
+    """Write all rows of many files of one kind into `out`, in the order of `paths`; their number.
+
+    One file is in memory at a time. Raises DataError where `read` does, and when rows of one run
+    stand in two files: the same measurement counted twice would look more certain than it is.
+    """
+    if not paths:
+        raise DataError(f"there are no {table} files to combine")
+    columns = TABLES[table]
+    keys = [column for column in IDENTITY if column in columns]
+    places = [list(columns).index(column) for column in keys]
+    seen: dict[tuple[str, ...], Path | str] = {}
+    count = 0
+    with write_whole(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as whole:
+        writer = csv.writer(whole, lineterminator="\n")
+        writer.writerow(columns)
+        for path in paths:
+            lines = _lines(path, table)
+            _columns(path, table, lines)
+            for identity in dict.fromkeys(tuple(line[i] for i in places) for line in lines):
+                if identity in seen:
+                    run = ", ".join(f"{k} {v}" for k, v in zip(keys, identity, strict=True))
+                    raise DataError(f"{seen[identity]} and {path} both hold the run {run}")
+                seen[identity] = path
+            writer.writerows(lines)
+            count += len(lines)
+    return count

@@ -1,0 +1,1 @@
+"""Photographs and scans of handwriting, turned into the images that a network was trained on."""

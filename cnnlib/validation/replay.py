@@ -1,0 +1,331 @@
+"""Did the timed calls train on the batches they were given? They are replayed, off the clock.
+
+Float32 trainings of the same network part quickly: two that differ by one rounding error at the
+start have moved apart by a third of the way after an epoch of LeNet-5 at batch size 64. No bound on
+final weights could therefore tell a skipped batch from honest rounding, and none is used. Instead
+the state is read before and after every timed call, and later the same batches are given to `train`
+in calls of doubling length, in an explicit order. A stage whose sums have a fixed order ends with
+the same bits; one that skips, repeats or reorders batches, stops early, resets its velocity or
+forgets an update in calls of one length does not. Stages that cannot repeat their bits
+(`Stage.repeatable`) report the loss of every step instead, and `unlike` says what that can show: a
+step more or less, other batches, steps without effect; not a single wrong step late in an epoch.
+
+The state must also stay as it is while the network is evaluated or profiled, and after `train` has
+returned; and reading the state must not take the time that `train` should have taken.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+
+from cnnlib.engine import Engine, Order
+from cnnlib.engine.shuffle import Shuffle
+from cnnlib.layers import Array
+from cnnlib.training.loop import Epoch, train_epochs
+from cnnlib.validation.parity import failure
+from cnnlib.validation.steps import compare_loss
+
+LATE = 0.25
+"""Share of a call's time that reading the state may take, beyond what it usually takes."""
+LATE_TRIES = 5
+FIRM = 8
+"""Steps of a call in which honest trainings have not parted yet."""
+NOT_APART = 5e-3
+"""Relative difference of two losses that is always allowed: one decision of relu or max that falls
+the other way has changed a loss by 1e-3 on an H100."""
+WINDOW = 32
+"""Steps, at least, in which losses are compared as a whole."""
+SHIFTS = (-3, -2, -1, 1, 2, 3)
+MATCH = 0.8
+LEVEL = 0.5
+"""Standard deviations of the steps' losses; see `unlike`."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All that a training goes on from: copies of an engine's vectors."""
+
+    parameters: Array
+    velocity: Array
+    unfinished: Array
+
+    @classmethod
+    def of(cls, engine: Engine) -> "Weights":
+        """Read it, as a host program would see it now."""
+        return cls(engine.parameters, engine.velocity, np.array(engine.unfinished))
+
+    def put_into(self, engine: Engine) -> None:
+        engine.parameters, engine.velocity = self.parameters, self.velocity
+        engine.unfinished = self.unfinished
+
+    def equals(self, other: "Weights") -> bool:
+        """Whether all bits agree; what is not a number equals itself."""
+        return all(
+            np.array_equal(mine, theirs, equal_nan=True)
+            for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
+        )
+
+
+@dataclass
+class Call:
+    """One timed call, or several in a row between which the state was not read."""
+
+    what: str
+    """For messages."""
+    order: Callable[[], Order]
+    """Gives the images that it had to train on. A function, so that no order has to be kept."""
+    rates: Array | None
+    before: Weights
+    after: Weights
+    loss: float
+    """Mean loss of its steps; nan where no single call has returned it."""
+    by_units: bool
+    """Whether it trained the engine's units, which may be parts of a step; `rates` are then those
+    of the whole epoch, `done` images of which had been trained on before.
+    """
+    done: int
+    again: Callable[[], object] | None
+    """Makes the very same call."""
+    epoch: int
+    """Which whole epoch it was, counted from 1; 0: none."""
+    late: float
+    """Share of the time until the state had been read that the reading took."""
+    step_losses: Array | None
+
+
+class Recording:
+    """The states between which a stage was timed.
+
+    `begin`, a timed call, `end`; `unchanged` after whatever must not train; `check` at last. Where
+    several calls are recorded together, `noted` follows each of them.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.calls: list[Call] = []
+        self._noted: list[Array] = []
+        self._now = Weights.of(engine)
+
+    def begin(self) -> None:
+        """Read the state from which the next call starts."""
+        self._now = Weights.of(self.engine)
+        self._noted.clear()
+
+    def noted(self) -> None:
+        """Keep the losses of the last call's steps, which the engine's next call replaces."""
+        if self.engine.step_losses is not None:
+            self._noted.append(np.array(self.engine.step_losses))
+
+    def end(
+        self,
+        what: str,
+        order: Callable[[], Order],
+        rates: Array | None,
+        *,
+        loss: float = math.nan,
+        seconds: float = math.inf,
+        by_units: bool = False,
+        done: int = 0,
+        again: Callable[[], object] | None = None,
+        epoch: int = 0,
+    ) -> None:
+        """Read the state in which a call has left the engine, as soon as its clock has stopped."""
+        state, late = self._read(seconds)
+        if not self._noted:
+            self.noted()
+        losses = np.concatenate(self._noted) if self._noted else None
+        self._noted.clear()
+        self.calls.append(
+            Call(
+                what, order, rates, self._now, state, loss, by_units, done, again, epoch, late,
+                losses,
+            )
+        )  # fmt: skip
+        self._now = state
+
+    def _read(self, seconds: float) -> tuple[Weights, float]:
+        """The state, and the share of the time until now that reading it took."""
+        began = time.perf_counter()
+        state = Weights.of(self.engine)
+        taken = time.perf_counter() - began
+        if not state.equals(Weights.of(self.engine)):
+            raise failure(self.engine, "its weights still change when a timed call has returned")
+        return state, taken / (taken + seconds)
+
+    def unchanged(self, after: str) -> None:
+        """Raise ValidationFailed unless the engine's state is that of the last call's end."""
+        if not self._now.equals(Weights.of(self.engine)):
+            raise failure(self.engine, f"its weights or its velocity have changed by {after}")
+
+    def reached(self, epoch: int) -> None:
+        """Compare the engine's state with that after an epoch, replayed by other means."""
+        for call in self.calls:
+            if call.epoch == epoch:
+                self._compare_states(call)
+
+    def restore(self) -> None:
+        """Put the engine into the state of the last call's end."""
+        self._now.put_into(self.engine)
+
+    def check(self, first: int = 0) -> None:
+        """Replay the calls from number `first` on; see the module's docstring.
+
+        The engine is left in the state of the last call's end. Raises ValidationFailed.
+        """
+        for call in self.calls:
+            # a pause of the machine may have made the call itself look long
+            if call.late > LATE / 8:
+                self._confirm_late(call)
+        for call in self.calls[first:]:
+            losses = self._replay(call)
+            if self.engine.stage.repeatable:
+                self._compare_states(call)
+                self._compare_losses(call, losses)
+            else:
+                self._compare_step_losses(call)
+        self.restore()
+
+    def _confirm_late(self, call: Call) -> None:
+        """Make the call again: whatever else the machine was doing does not come back each time.
+
+        This time the reading is compared with one of a state that was just put in, since some
+        libraries keep what they have read once.
+        """
+        if call.again is None:
+            return
+        shares = []
+        for _ in range(LATE_TRIES):
+            call.before.put_into(self.engine)
+            began = time.perf_counter()
+            Weights.of(self.engine)
+            usual = time.perf_counter() - began
+            call.before.put_into(self.engine)
+            began = time.perf_counter()
+            call.again()
+            called = time.perf_counter()
+            Weights.of(self.engine)
+            extra = max(0.0, time.perf_counter() - called - usual)
+            shares.append(extra / (extra + called - began))
+        if (share := statistics.median(shares)) > LATE:
+            raise failure(
+                self.engine,
+                f"{call.what} returns before its work is done: reading the weights takes "
+                f"{100 * share:.0f} % of the whole time",
+            )
+
+    def _replay(self, call: Call) -> list[tuple[int, float]]:
+        """Train on the call's images again, in calls of doubling length; (steps, loss) of each."""
+        engine = self.engine
+        size = engine.unit if call.by_units else engine.setup.batch_size
+        batch = engine.setup.batch_size
+        call.before.put_into(engine)
+        order, parts = call.order(), []
+        self._step_losses: list[Array] = []
+        for begin, end in pairwise(lengths(len(order) // size)):
+            part = order[begin * size : end * size]
+            if call.by_units:
+                assert call.rates is not None
+                ended = slice(
+                    (call.done + begin * size) // batch, (call.done + end * size) // batch
+                )
+                engine.train_units(part, call.rates[ended])
+            else:
+                rates = None if call.rates is None else call.rates[begin:end]
+                parts.append((end - begin, engine.train(part, rates)))
+            if engine.step_losses is not None:
+                self._step_losses.append(np.array(engine.step_losses))
+        return parts
+
+    def _compare_states(self, call: Call) -> None:
+        found = Weights.of(self.engine)
+        if found.equals(call.after):
+            return
+        apart = float(np.linalg.norm(found.parameters - call.after.parameters))
+        way = float(np.linalg.norm(found.parameters - call.before.parameters))
+        raise failure(
+            self.engine,
+            f"{call.what} does not end with the weights that the same batches end with when they "
+            f"are trained on in shorter calls: {apart:.3g} apart after a way of {way:.3g} (a stage "
+            "whose sums have no fixed order says so: repeatable=False)",
+        )
+
+    def _compare_losses(self, call: Call, parts: list[tuple[int, float]]) -> None:
+        steps = sum(count for count, _ in parts)
+        mean = sum(count * loss for count, loss in parts) / max(steps, 1)
+        if parts and math.isfinite(call.loss) and math.isfinite(mean):
+            compare_loss(self.engine, call.loss, mean, f"the mean loss of {call.what}")
+
+    def _compare_step_losses(self, call: Call) -> None:
+        """For a stage whose bits do not repeat: the losses of the steps; see `unlike`."""
+        engine = self.engine
+        if call.step_losses is None or not self._step_losses:
+            raise failure(engine, "it says repeatable=False, so its engine has to give step_losses")
+        if why := unlike(call.step_losses, np.concatenate(self._step_losses)):
+            raise failure(engine, f"{call.what} is not what its batches, given in shorter calls, "
+                          f"train: {why}")  # fmt: skip
+
+
+def unlike(found: Array, right: Array) -> str:
+    """Why the losses of a training's steps cannot be those of another one on the same batches.
+
+    Both (steps,); empty where they can. Two honest float32 trainings agree to rounding until one
+    decision of relu or max falls differently, after some tens to hundreds of steps, and from then
+    on no bound holds for a single step. What still holds is that a batch that is hard for the one
+    is hard for the other. In windows of a quarter of the steps the median difference of two honest
+    trainings of LeNet-5, at batch sizes 16 to 256, was at most 0.6 of that of trainings which see
+    each other's batches a few steps earlier or later (whose own is 1), and their mean losses were
+    at most 0.16 standard deviations apart.
+    """
+    if len(found) != len(right):
+        return f"it took {len(found)} steps, not {len(right)}"
+    if not np.isfinite(right).all() or not np.isfinite(found).all():
+        return "" if np.array_equal(np.isfinite(right), np.isfinite(found)) else "it diverges"
+    start = slice(0, FIRM)
+    if (np.abs(found - right) > NOT_APART * np.maximum(1.0, np.abs(right)))[start].any():
+        return f"the first {FIRM} steps have other losses"
+    if len(right) < FIRM:
+        return ""
+    for window in np.array_split(np.arange(len(right)), max(1, min(4, len(right) // WINDOW))):
+        where = f"in steps {window[0] + 1} to {window[-1] + 1}"
+        near = float(np.median(np.abs(found - right)[window]))
+        far = min(
+            float(np.median(np.abs(found - np.roll(right, shift))[window])) for shift in SHIFTS
+        )
+        if near > max(MATCH * far, NOT_APART):
+            return f"{where} the losses do not rise and fall with the batches"
+        apart = abs(float(found[window].mean() - right[window].mean()))
+        if apart > max(LEVEL * float(right[window].std()), NOT_APART):
+            return f"{where} the mean loss is {apart:.3g} off"
+    return ""
+
+
+def lengths(count: int) -> list[int]:
+    """0, 1, 2, 4, ... and `count`: where a replay pauses."""
+    return [0, *(2**k for k in range(count.bit_length()) if 2**k < count), count]
+
+
+def recorded_epochs(recording: Recording, count: int, epochs: int, seed: int) -> Iterator[Epoch]:
+    """training.train_epochs, each epoch one call, with the states in which they end recorded."""
+    engine = recording.engine
+    steps = count // engine.setup.batch_size
+    recording.begin()
+    for done in train_epochs(engine, count, epochs, seed):
+        shuffle = Shuffle(count, seed, done.epoch)
+        rates = engine.setup.schedule.rates(done.epoch, epochs, steps)
+        recording.end(
+            f"epoch {done.epoch}", partial(whole_batches, shuffle, engine.setup.batch_size), rates,
+            loss=done.loss, seconds=done.seconds, epoch=done.epoch,
+            again=partial(engine.train_epoch, shuffle, rates),
+        )  # fmt: skip
+        yield done
+
+
+def whole_batches(shuffle: Shuffle, batch_size: int) -> Order:
+    """The order of an epoch, without the images left over."""
+    return shuffle.indices()[: len(shuffle) // batch_size * batch_size]

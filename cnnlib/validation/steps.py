@@ -1,0 +1,335 @@
+"""Do a few steps of one `train` call end with the weights that gradient descent ends with?
+
+`check_steps` compares them with the rule written out in float64, from changed weights and, where
+the training has a momentum, from a velocity that is not zero. A large batch would hide one image,
+and its float64 reference would take seconds. Batches are therefore made of a few *loud* images and
+many *silent* ones: the biases of the last layer are shifted until the network is sure of one class,
+which makes the error of images of that class vanish and that of all others as large as it can be.
+The first and the last position of each batch are always loud. An image that is left out, used twice
+or used in another step changes the result by about one in the number of loud images, whatever the
+batch size. Images that ask relu or max to decide a near-tie (cnnlib/validation/kinks.py) are
+avoided.
+
+`check_real_steps` compares ordinary batches with the rule applied to what the stage's own
+`gradient` returns, which `validate` has compared with the reference. That covers paths that exist
+in `train` alone, such as a compiled or captured step.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from cnnlib.engine import Bytes, Engine, Order
+from cnnlib.engine.cpu import cross_entropies
+from cnnlib.layers import Array
+from cnnlib.network import Parameter
+from cnnlib.validation.kinks import Watch
+from cnnlib.validation.parity import (
+    COARSE,
+    FACTOR,
+    FAST_REFERENCE,
+    Unjudged,
+    failure,
+    is_conv_weight,
+    longest_sum,
+    unjudged,
+)
+
+STEPS = 3
+"""Steps of one call that are compared with the reference."""
+FEWER_STEPS = 2
+"""The same for stages that train image by image and take seconds for a batch."""
+LOUD = 6
+"""Images of a batch that contribute to its gradient in `check_steps`."""
+POOL = 64
+"""Training images among which `check_steps` chooses: the first, the last and others."""
+SURE = 15.0
+"""Shift of the last layer's biases: e^-30 is left of a silent image's error."""
+EXACT = 1e-3
+"""Share of the way travelled by which weights may be off after a few steps. Rounding reaches about
+1e-6 of it, a loud image that is left out changes a twentieth."""
+REAL_STEPS = 2
+REAL_SHARE = 0.02
+"""The same for real batches, in which relu and max may decide a few near-ties the other way."""
+LOSS_SHARE = 1e-3
+"""Relative difference of a mean loss, whose sum in float32 is split otherwise in a replay."""
+
+
+def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> float:
+    """Compare STEPS steps of one `train` call with the reference; the largest error as a share.
+
+    `images` and `labels` are what the engine has loaded, its parameters are where the weights are
+    taken from; the engine is left trained. Raises ValidationFailed naming stage, network, parameter
+    and error; Unjudged where the steps are too small to show in the stage's numbers, or where every
+    image asks relu or max for decisions that may fall either way.
+    """
+    setup, network = engine.setup, engine.network
+    steps = _steps(engine, len(labels))
+    random = np.random.default_rng((seed, setup.batch_size))
+    few = dataclasses.replace(setup, batch_size=LOUD + 4)
+    with (
+        np.errstate(all="ignore"),
+        Watch(few) as watch,
+        FAST_REFERENCE.engine(FAST_REFERENCE, few) as reference,
+    ):
+        trial = _Trial(engine, reference, watch, images, labels, random, steps)
+        batches = [trial.step(0)]
+        while len(batches) < steps and trial.tame:
+            batches.append(trial.step(len(batches)))
+    if not _representable(trial.parameters, engine):
+        return 0.0  # the training will be found to diverge
+    order, steps = np.concatenate(batches), len(batches)
+    engine.parameters, engine.velocity = trial.start, trial.start_velocity
+    loss = engine.train(order, trial.rates[:steps])
+    share = compare_loss(engine, loss, trial.loss / steps, f"the mean loss of {steps} steps")
+    after = engine.parameters.astype(np.float64)
+    judged = False
+    for p in network.parameters:
+        part = slice(p.offset, p.offset + p.size)
+        # what float32 cannot show of a small step onto large weights
+        hidden = steps * _eps(engine) * _length(trial.parameters[part])
+        hidden += _length(trial.doubt[part])
+        travelled = trial.travelled[p.name]
+        judged |= hidden < travelled / 2
+        error = _length(after[part] - trial.parameters[part])
+        allowed = _exactness(engine, p) * travelled + hidden
+        if not error <= allowed:
+            raise failure(
+                engine,
+                f"{p.name} after {steps} steps of one call is off by {error:.3g}, allowed "
+                f"{allowed:.3g}, where the reference's steps add up to {travelled:.3g}",
+            )
+        share = max(share, error / allowed if allowed else 0.0)
+    if not judged and trial.doubt.any():
+        raise unjudged(
+            engine,
+            "near-ties of relu or max in all images leave steps open",
+            "fewer layers, tanh for relu, mean for max",
+        )
+    if not judged:
+        raise Unjudged(
+            f"stage '{engine.stage.name}' on network '{network.name}': steps of batch size "
+            f"{setup.batch_size} at training.learning_rate {setup.learning_rate:g} are too small "
+            f"to be seen in its numbers; a larger training.learning_rate can be judged"
+        )
+    if setup.momentum:
+        _compare_velocity(engine, trial.velocity)
+    return share
+
+
+def _steps(engine: Engine, count: int) -> int:
+    """Steps to compare: no more than an epoch of the `count` images loaded has."""
+    most = FEWER_STEPS if engine.image_by_image else STEPS
+    return max(1, min(most, count // engine.setup.batch_size))
+
+
+class _Trial:
+    """Steps of the reference, in float64, and the batches they are made on."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        reference: Engine,
+        watch: Watch,
+        images: Bytes,
+        labels: Bytes,
+        random: np.random.Generator,
+        steps: int,
+    ) -> None:
+        self._reference, self._watch, self._random = reference, watch, random
+        self._images, self._labels, self._setup = images, labels, engine.setup
+        dtype = engine.stage.dtype
+        count = len(labels)
+        inner = random.choice(count, min(count, POOL - 2), replace=False)
+        self._pool = np.unique([0, count - 1, *inner])
+        classes = np.unique(self._labels[self._pool])
+        # of a class that only some of the images belong to
+        self._sure_of = int(random.choice(classes)) if len(classes) > 1 else int(not classes[0])
+        # What the engine can hold is where both begin.
+        self.start = self._start(engine).astype(dtype)
+        self.parameters = self.start.astype(np.float64)
+        self.start_velocity = np.zeros_like(self.start)
+        self.velocity = np.zeros_like(self.parameters)
+        self.doubt = np.zeros_like(self.parameters)
+        self._velocity_doubt = np.zeros_like(self.parameters)
+        self.travelled = {p.name: 0.0 for p in engine.network.parameters}
+        self.loss = 0.0
+        rates = np.full(steps, self._setup.learning_rate)
+        if self._setup.warmup is not None:
+            rates *= random.uniform(0.3, 1.0, steps)
+        self.rates = rates
+
+    def _start(self, engine: Engine) -> Array:
+        """The engine's weights, changed, with last biases that make the network sure of a class."""
+        vector = engine.parameters.astype(np.float64)
+        network = self._setup.network
+        for p in network.parameters:
+            view = vector[p.offset : p.offset + p.size]
+            usual = float(np.sqrt(np.mean(view**2))) or 0.1
+            view += 0.1 * usual * self._random.standard_normal(p.size)
+        last = [p for p in network.parameters if p.layer == len(network.layers) - 1]
+        for p in last:
+            if p.key == "bias" and p.size == network.classes:
+                view = vector[p.offset : p.offset + p.size]
+                view -= SURE
+                view[self._sure_of] += 2 * SURE
+        return vector
+
+    def step(self, number: int) -> Order:
+        """One step on a batch of loud and silent images; its indices, in order."""
+        setup = self._setup
+        batch = setup.batch_size
+        self._watch.parameters = self._reference.parameters = self.parameters
+        clean = self._pool[~self._watch.asks(self._images[self._pool])]
+        usable = clean if len(clean) else self._pool
+        sure = self._labels[usable] == self._sure_of
+        silent, loud = usable[sure], usable[~sure]
+        if not len(silent) or not len(loud):
+            silent = loud = usable
+        order: Order = np.resize(self._random.permutation(silent)[:2], batch)
+        inner = self._random.choice(batch, min(LOUD, batch), replace=False)
+        positions = np.unique([0, batch - 1, *inner])
+        order[positions] = np.resize(self._random.permutation(loud), len(positions))
+        self._descend(order, number, clean=bool(len(clean)))
+        return order
+
+    @property
+    def tame(self) -> bool:
+        """Whether the weights have moved less than they are large, so that errors grow slowly."""
+        way = math.hypot(*self.travelled.values())
+        return math.isfinite(way) and way < _length(self.start)
+
+    def _descend(self, order: Order, number: int, *, clean: bool) -> None:
+        setup, batch = self._setup, self._setup.batch_size
+        chosen, counts = np.unique(order, return_counts=True)
+        weights = counts / batch
+        images, labels = self._images[chosen], self._labels[chosen]
+        losses, error = cross_entropies(self._reference.logits(images).T, labels)
+        self.loss += float(losses @ weights)
+        error = error.T * weights[:, None]
+        gradient = self._reference.backward(images, error)
+        if number == 0 and setup.momentum:
+            self._begin_moving(gradient)
+        self.velocity = setup.momentum * self.velocity + gradient
+        rate = self.rates[number]
+        if not clean:
+            self._velocity_doubt *= setup.momentum
+            self._velocity_doubt += self._watch.doubt(images, error)
+            self.doubt += rate * self._velocity_doubt
+        self.parameters = self.parameters - rate * self.velocity
+        for p in setup.network.parameters:
+            part = slice(p.offset, p.offset + p.size)
+            self.travelled[p.name] += rate * _length(self.velocity[part])
+
+    def _begin_moving(self, gradient: Array) -> None:
+        """A velocity to start with, as large as the first gradient."""
+        for p in self._setup.network.parameters:
+            part = slice(p.offset, p.offset + p.size)
+            usual = float(np.sqrt(np.mean(gradient[part] ** 2)))
+            self.start_velocity[part] = usual * self._random.standard_normal(p.size)
+        self.velocity = self.start_velocity.astype(np.float64)
+
+
+def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> None:
+    """Compare REAL_STEPS steps of one `train` call with the rule applied to `gradient`.
+
+    From the engine's weights, with a velocity as large as a gradient; the engine is left trained.
+    A training whose loss is no longer finite is not compared. Raises ValidationFailed.
+    """
+    setup = engine.setup
+    random = np.random.default_rng((seed, setup.batch_size, 1))
+    batch = setup.batch_size
+    steps = min(REAL_STEPS, _steps(engine, len(labels)))
+    order = np.resize(random.permutation(len(labels)), steps * batch)
+    start = engine.parameters
+    parameters = start.astype(np.float64)
+    velocity, travelled = np.zeros_like(parameters), np.zeros_like(parameters)
+    losses, first = [], np.zeros_like(start)
+    for step in range(steps):
+        part = order[step * batch : (step + 1) * batch]
+        engine.parameters = parameters.astype(start.dtype)
+        loss, gradient = engine.gradient(images[part], labels[part])
+        if not step:
+            if setup.momentum:
+                usual = float(np.sqrt(np.mean(gradient.astype(np.float64) ** 2)))
+                first[:] = usual * random.standard_normal(len(start))
+            velocity = first.astype(np.float64)
+        losses.append(loss)
+        velocity = setup.momentum * velocity + gradient
+        parameters = parameters - setup.learning_rate * velocity
+        travelled += np.abs(setup.learning_rate * velocity)
+        if not _length(travelled) < _length(start):
+            break  # from there on, errors grow too fast
+    if not (np.isfinite(losses).all() and _representable(parameters, engine)):
+        return  # the training will be found to diverge
+    steps = len(losses)
+    engine.parameters, engine.velocity = start, first
+    loss = engine.train(order[: steps * batch], engine.rates_of(steps, None))
+    compare_loss(engine, loss, float(np.mean(losses)), f"the mean loss of {steps} real steps")
+    after = engine.parameters.astype(np.float64)
+    unit = (
+        FACTOR * engine.stage.slack * _eps(engine) * math.sqrt(longest_sum(engine.network, batch))
+    )
+    coarse = COARSE * (engine.stage.rounding or 0.0)
+    share = max(REAL_SHARE, unit * (engine.stage.conv_weight_slack or 1.0), coarse)
+    for p in engine.network.parameters:
+        part_of = slice(p.offset, p.offset + p.size)
+        way = _length(travelled[part_of])
+        hidden = steps * _eps(engine) * _length(parameters[part_of])
+        error = _length(after[part_of] - parameters[part_of])
+        if not error <= share * way + hidden:
+            raise failure(
+                engine,
+                f"{p.name} after {steps} real steps at batch size {batch} is off by "
+                f"{error:.3g} of {way:.3g} from what the stage's own gradients add up to",
+            )
+
+
+def compare_loss(engine: Engine, found: float, right: float, what: str) -> float:
+    """The difference of two mean losses as a share of what is allowed.
+
+    Raises ValidationFailed, which names `what` has that loss, where it is more than all of it.
+    """
+    coarse = COARSE * (engine.stage.rounding or 0.0)
+    allowed = max(LOSS_SHARE, coarse) * max(1.0, abs(right))
+    error = abs(found - right)
+    if not error <= allowed:
+        raise failure(engine, f"{what} is {found:.6g}, not {right:.6g}")
+    return error / allowed
+
+
+def _exactness(engine: Engine, parameter: Parameter) -> float:
+    """Share of the way by which a few steps may be off, in the view of a parameter."""
+    stage = engine.stage
+    if stage.conv_weight_slack and is_conv_weight(engine, parameter):
+        return max(REAL_SHARE, COARSE * (stage.rounding or 0.0))
+    return max(EXACT * stage.slack, COARSE * (stage.rounding or 0.0))
+
+
+def _compare_velocity(engine: Engine, right: Array) -> None:
+    found = engine.velocity.astype(np.float64)
+    for p in engine.network.parameters:
+        part = slice(p.offset, p.offset + p.size)
+        size = _length(right[part])
+        error = _length(found[part] - right[part])
+        if not error <= _exactness(engine, p) * size:
+            raise failure(
+                engine, f"the velocity of {p.name} after a few steps is off by {error:.3g} of "
+                f"{size:.3g}"
+            )  # fmt: skip
+
+
+def _representable(vector: Array, engine: Engine) -> bool:
+    """Whether the stage's numbers can hold the vector, and its length squared."""
+    with np.errstate(over="ignore"):
+        return math.isfinite(_length(vector.astype(engine.stage.dtype)))
+
+
+def _length(vector: Array) -> float:
+    """Euclidean length; not by BLAS, whose threads take longer to wake than so short a sum."""
+    return math.sqrt(float(np.square(vector).sum()))
+
+
+def _eps(engine: Engine) -> float:
+    return float(np.finfo(np.dtype(engine.stage.dtype)).eps)

@@ -1,0 +1,118 @@
+"""All the checks that `validated` stands for, in the order in which a measurement makes them.
+
+`validate` (cnnlib/validation/parity.py) compares the loss and the gradient of one batch. What a row
+claims is more: that the timed calls trained on every image of the epoch's order once, each in its
+step, by the rule of gradient descent, at the step's learning rate. So a few whole steps are
+compared with that rule (cnnlib/validation/steps.py), before the clock starts and again from the
+weights that the timed training ended with, and the timed calls are replayed
+(cnnlib/validation/replay.py).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from cnnlib.config import Config
+from cnnlib.datasets import Dataset
+from cnnlib.engine import Bytes, Engine, Stage
+from cnnlib.network import Network
+from cnnlib.training.loop import Place, accuracy, open_engine, start
+from cnnlib.validation.parity import validate
+from cnnlib.validation.replay import Recording, Weights, recorded_epochs
+from cnnlib.validation.steps import POOL, STEPS, check_real_steps, check_steps
+
+CHECKED_EPOCHS = 2
+"""Epochs of `check_training`."""
+MOMENTUM = 0.9
+"""Momentum of the check where the experiment trains without any."""
+
+
+def check_before(engine: Engine, images: Bytes, labels: Bytes, seed: int) -> float:
+    """What can be checked before a clock starts, from the engine's weights; the worst share.
+
+    `images` and `labels` are the training set that the engine has loaded; the engine is left
+    trained. Raises ValidationFailed or Unjudged.
+    """
+    state, size = Weights.of(engine), engine.setup.batch_size
+    share = validate(engine, images[:size], labels[:size])
+    if engine.setup.momentum:  # otherwise check_momentum does the same, with one
+        state.put_into(engine)
+        share = max(share, check_steps(engine, images, labels, seed))
+    if not engine.image_by_image:
+        state.put_into(engine)
+        check_real_steps(engine, images, labels, seed)
+    return share
+
+
+def check_after(
+    recording: Recording, images: Bytes, labels: Bytes, seed: int, first: int = 0
+) -> None:
+    """What can be checked once the clock has been read: the recorded calls from `first` on, and
+    steps from the weights they ended with, to which the engine returns.
+
+    Raises ValidationFailed or Unjudged.
+    """
+    engine = recording.engine
+    recording.check(first)
+    trained = Weights.of(engine)
+    if not np.isfinite(trained.parameters).all():
+        return
+    check_steps(engine, images, labels, seed + 1)
+    if not engine.image_by_image:
+        trained.put_into(engine)
+        check_real_steps(engine, images, labels, seed + 1)
+    recording.restore()
+
+
+def check_momentum(
+    stage: Stage,
+    config: Config,
+    network: Network,
+    dataset: Dataset,
+    batch_size: int,
+    place: Place,
+    seed: int,
+) -> None:
+    """Check steps with a momentum, by an engine of their own, where the experiment has none."""
+    if stage.engine.image_by_image:
+        batch_size = min(batch_size, 2)  # images do not meet, and take long
+    count = max(STEPS * batch_size, POOL)
+    few = dataclasses.replace(
+        dataset,
+        train_images=dataset.train_images[:count],
+        train_labels=dataset.train_labels[:count],
+    )
+    training = config.training.model_copy(update={"momentum": MOMENTUM})
+    moving = config.model_copy(update={"training": training})
+    with open_engine(stage, moving, network, few, batch_size, place) as engine:
+        start(engine, seed)
+        check_steps(engine, few.train_images, few.train_labels, seed)
+
+
+def check_training(
+    stage: Stage,
+    config: Config,
+    network: Network,
+    dataset: Dataset,
+    batch_size: int,
+    place: Place,
+    seed: int,
+) -> float:
+    """All checks of a measurement around CHECKED_EPOCHS epochs that are not timed.
+
+    Returns the largest error of the checks before them as a share of what is allowed. Raises
+    ValidationFailed or Unjudged.
+    """
+    count = len(dataset.train_labels)
+    with open_engine(stage, config, network, dataset, batch_size, place) as engine:
+        start(engine, seed)
+        share = check_before(engine, dataset.train_images, dataset.train_labels, seed)
+        start(engine, seed)
+        recording = Recording(engine)
+        for _ in recorded_epochs(recording, count, CHECKED_EPOCHS, seed):
+            accuracy(engine, dataset.test_images, dataset.test_labels)
+            recording.unchanged("an evaluation")
+        check_after(recording, dataset.train_images, dataset.train_labels, seed)
+    if not config.training.momentum:
+        check_momentum(stage, config, network, dataset, batch_size, place, seed)
+    return share

@@ -1,0 +1,78 @@
+"""The order of an epoch: a permutation, as even as a random one, and the same on a device."""
+
+import numpy as np
+import pytest
+
+from cnnlib.engine.shuffle import Shuffle
+from cnnlib.stages import tuned
+from tests.support.engines import training
+from tests.support.networks import awkward
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 17, 90, 1000, 4096, 4097, 65536, 65537])
+def test_it_is_a_permutation(count: int) -> None:
+    order = Shuffle(count, 3, 1).indices()
+    assert order.shape == (count,)
+    np.testing.assert_array_equal(np.sort(order), np.arange(count))
+
+
+def test_seed_and_epoch_decide() -> None:
+    orders = [Shuffle(1000, seed, epoch).indices() for seed in (1, 2) for epoch in (1, 2)]
+    for i, first in enumerate(orders):
+        np.testing.assert_array_equal(
+            first, Shuffle(1000, (1, 1, 2, 2)[i], (1, 2, 1, 2)[i]).indices()
+        )
+        for second in orders[i + 1 :]:
+            # two random permutations of 1000 share one place on average
+            assert (first == second).sum() < 10
+
+
+def chi_square(counts: np.ndarray) -> float:
+    expected = counts.sum() / counts.size
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("count", [48, 64, 1000])
+def test_every_image_comes_everywhere_alike(count: int) -> None:
+    """Over many epochs: where each image comes, and which image follows which, by chi-square.
+
+    With count^2 cells in classes of 16 x 16 its mean is 225 for sixteen fixed margins each way and
+    its deviation 21; 330 is five deviations.
+    """
+    epochs = 400
+    places, followers = np.zeros((16, 16)), np.zeros((16, 16))
+    for epoch in range(epochs):
+        order = Shuffle(count, 11, epoch).indices()
+        kind, place = order * 16 // count, np.arange(count) * 16 // count
+        np.add.at(places, (place, kind), 1)
+        np.add.at(followers, (kind[:-1], kind[1:]), 1)
+    assert chi_square(places) < 330
+    # no image follows itself, which tells where they are few: 310 to 336 by numpy's permutations
+    assert chi_square(followers) < 420
+
+
+@pytest.mark.parametrize("count", [40, 90])
+def test_a_device_draws_the_same(count: int, device) -> None:
+    network = awkward()
+    results = []
+    for drawn_there in (False, True):
+        with training(tuned.STAGE, network, 8, count, device, momentum=0.5) as engine:
+            shuffle = Shuffle(count, 5, 2)
+            if drawn_there:
+                loss = engine.train_epoch(shuffle)
+                order = engine._order.get()[:count]
+                np.testing.assert_array_equal(order, shuffle.indices())
+            else:
+                loss = engine.train(shuffle.indices())
+            results.append((loss, engine.parameters))
+    assert results[0][0] == results[1][0]
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_where_not_all_images_fit_the_host_draws(device) -> None:
+    with training(tuned.STAGE, awkward(), 8, 40, device, resident_images=16) as engine:
+        first = engine.train_epoch(Shuffle(40, 5, 2))
+    with training(tuned.STAGE, awkward(), 8, 40, device) as engine:
+        assert engine.train_epoch(Shuffle(40, 5, 2)) == pytest.approx(first, rel=1e-6)

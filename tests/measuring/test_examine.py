@@ -1,0 +1,101 @@
+"""What is looked at beside the runs: CPU profile, features of a trained network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnlib.datasets import Dataset
+from cnnlib.errors import ConfigError
+from cnnlib.measuring import schema
+from cnnlib.measuring.cpu_profile import measure_functions, readable
+from cnnlib.measuring.feature_maps import features
+from cnnlib.measuring.runs import Run
+from cnnlib.stages import gemm
+from cnnlib.training.loop import Place, open_engine, start, train_epochs
+from tests.support.toys import toy_config, toy_data
+
+pytestmark = pytest.mark.quick
+
+COLUMNS = ["map", "source", "row", "column"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return toy_data(tmp_path_factory.mktemp("toy"))[1]
+
+
+@pytest.mark.parametrize(("stage", "file"), [("naive", "layers/conv.py"), ("gemm", "gemm.py")])
+def test_the_profile_names_where_the_work_is(
+    data: Dataset, tmp_path: Path, stage: str, file: str
+) -> None:
+    config = toy_config(measuring={"sample_seconds": 0.05})
+    measure_functions(config, Run("toy", "small", stage, 8, 1), data, tmp_path / "f.csv")
+    rows = schema.read(tmp_path / "f.csv", "functions")
+    assert set(rows.stage) == {stage}
+    assert rows.own_seconds.is_monotonic_decreasing
+    assert (rows.total_seconds >= rows.own_seconds * 0.999).all()
+    assert (rows.calls > 0).all()
+    assert any(file in name for name in rows.function)
+    assert not any(name.startswith("/") for name in rows.function)
+
+
+def test_a_gpu_stage_has_no_functions(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'fused' spends its time on a GPU"):
+        measure_functions(toy_config(), Run("toy", "small", "fused", 8, 1), data, tmp_path / "f")
+
+
+def test_functions_are_named_without_the_machine() -> None:
+    assert readable("~", 0, "<method 'sum' of 'numpy.ndarray' objects>") == (
+        "method 'sum' of 'numpy.ndarray' objects"
+    )
+    assert readable("/usr/lib/python3/numpy/core.py", 7, "f") == "numpy/core.py:7 f"
+    assert readable(gemm.__file__, 3, "f") == "cnnlib/stages/gemm.py:3 f"
+
+
+def test_features_are_those_of_the_training(data: Dataset) -> None:
+    config = toy_config()
+    network = config.network("small", "toy", "a test")
+    rows = features(config, network, data)
+    place = Place("here", "cpu")
+    with open_engine(gemm.STAGE, config, network, data, 8, place) as engine:
+        start(engine, config.training.seed)
+        list(train_epochs(engine, len(data.train_labels), config.training.epochs, 1))
+        weights = network.views(engine.parameters)[0]["weight"]
+    found = [row for row in rows if row["kind"] == "filter"]
+    assert len(found) == weights.size
+    for row in found:
+        assert row["value"] == pytest.approx(weights[tuple(row[c] for c in COLUMNS)], abs=6e-6)
+    image = [row for row in rows if row["kind"] == "image"]
+    assert len(image) == 64
+    assert all(0 <= row["value"] <= 255 for row in image)
+    shapes = {
+        layer: tuple(
+            max(row[c] for row in rows if row["layer"] == layer) + 1
+            for c in ("map", "row", "column")
+        )
+        for layer in ("activation1", "subsample1")
+    }
+    assert shapes == {"activation1": (2, 6, 6), "subsample1": (2, 3, 3)}
+    # relu, and the largest of each window
+    values = {
+        (row["layer"], row["map"], row["row"], row["column"]): row["value"]
+        for row in rows
+        if row["kind"] == "map"
+    }
+    assert min(values.values()) == 0
+    window = [values["activation1", 1, r, c] for r in (2, 3) for c in (4, 5)]
+    assert values["subsample1", 1, 1, 2] == max(window)
+
+
+def test_a_network_without_maps_has_no_features(data: Dataset) -> None:
+    config = toy_config(networks={"small": [{"dense": 3}]})
+    assert features(config, config.network("small", "toy", "a test"), data) == []
+
+
+def test_a_training_that_takes_too_long_is_cut(data: Dataset) -> None:
+    config = toy_config(measuring={"budget_seconds": 1e-9})
+    network = config.network("small", "toy", "a test")
+    rows = [row for row in features(config, network, data) if row["kind"] == "filter"]
+    untrained = network.views(network.initial_parameters(config.training.seed))[0]["weight"]
+    assert np.allclose([row["value"] for row in rows], untrained.ravel(), atol=6e-6)

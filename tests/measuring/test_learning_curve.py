@@ -1,0 +1,135 @@
+"""What is seen in the course of a training: the very training, at moments that double."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cnnlib.config import Config
+from cnnlib.datasets import Dataset
+from cnnlib.device import Device
+from cnnlib.engine import Engine, Stage
+from cnnlib.errors import ConfigError
+from cnnlib.measuring.learning_curve import (
+    choose_digits,
+    learning_curve,
+    pauses,
+    pictures,
+    probabilities,
+)
+from cnnlib.stages import fused, gemm, naive
+from cnnlib.training.loop import Place, open_engine, start, train_epochs
+from tests.support.toys import toy_config, toy_data
+
+pytestmark = pytest.mark.quick
+
+COUNT, BATCH, EPOCHS = 88, 8, 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return toy_data(tmp_path_factory.mktemp("toy"))[1]
+
+
+def opened(stage: Stage, data: Dataset, device: Device | None = None, rate: float = 0.1):
+    config: Config = toy_config(training={"learning_rate": rate})
+    network = config.network("small", "toy", "a test")
+    place = Place("somewhere", "cpu", device)
+    return open_engine(stage, config, network, data, BATCH, place)
+
+
+def curve(engine: Engine, data: Dataset, **options):
+    settings = dict(seed=3, epochs=EPOCHS, test_images=20) | options
+    return learning_curve(engine, data, choose_digits(data, []), **settings)
+
+
+def test_pauses_double_and_hold_the_end_of_every_epoch() -> None:
+    assert pauses(steps=11, epochs=2) == [0, 1, 2, 4, 8, 11, 16, 22]
+    assert pauses(steps=1, epochs=1) == [0, 1]
+    assert pauses(steps=4, epochs=1) == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("stage", [gemm.STAGE, fused.STAGE], ids=lambda stage: stage.name)
+def test_it_is_the_same_training(stage: Stage, data: Dataset, device: Device) -> None:
+    with opened(stage, data, device) as engine:
+        points, _ = curve(engine, data)
+        looked_at = engine.parameters
+        start(engine, 3)
+        list(train_epochs(engine, len(data.train_labels), EPOCHS, 3))
+        assert np.array_equal(engine.parameters, looked_at)
+    assert [point["images"] for point in points] == [
+        BATCH * steps for steps in pauses(COUNT // BATCH, EPOCHS)
+    ]
+    assert points[0]["train_seconds"] == 0
+    seconds = [point["train_seconds"] for point in points]
+    assert seconds == sorted(seconds)
+    assert all(point["test_images"] == 20 for point in points)
+
+
+def test_exact_stages_believe_the_same(data: Dataset, device: Device) -> None:
+    found, weights = [], []
+    for stage in (naive.STAGE, gemm.STAGE, fused.STAGE):
+        with opened(stage, data, device) as engine:
+            found.append(curve(engine, data)[1])
+            weights.append(engine.parameters)
+    for other in weights[1:]:
+        assert np.abs(other - weights[0]).max() < 1e-4
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert (one["images"], one["digit"]) == (other["images"], other["digit"])
+            chances = [np.array(row["probabilities"].split(), float) for row in (one, other)]
+            assert np.abs(chances[0] - chances[1]).max() < 1e-3
+
+
+def test_beliefs_are_those_of_the_network(data: Dataset) -> None:
+    with opened(gemm.STAGE, data) as engine:
+        _, beliefs = curve(engine, data)
+        last = beliefs[-data.classes :]
+        right = probabilities(engine.logits(data.test_images[[row["digit"] for row in last]]))
+    for row, chances in zip(last, right, strict=True):
+        assert row["images"] == EPOCHS * COUNT
+        assert row["label"] == data.test_labels[row["digit"]]
+        written = np.array(row["probabilities"].split(), float)
+        assert np.abs(written - chances).max() <= 0.00005001
+        assert written.sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_no_time_means_one_look_beyond_the_start(data: Dataset) -> None:
+    with opened(gemm.STAGE, data) as engine:
+        points, _ = curve(engine, data, budget_seconds=1e-9)
+    assert [point["images"] for point in points] == [0, BATCH]
+
+
+def test_a_training_that_diverges_ends_there(data: Dataset) -> None:
+    with opened(gemm.STAGE, data, rate=1e30) as engine:
+        points, beliefs = curve(engine, data)
+    assert math.isnan(points[-1]["test_accuracy"])
+    assert len(points) < len(pauses(COUNT // BATCH, EPOCHS))
+    assert not any("nan" in row["probabilities"] for row in beliefs)
+
+
+def test_softmax_of_large_logits() -> None:
+    chances = probabilities(np.array([[1e4, 1e4, -1e4], [0, 0, 0]], np.float32))
+    assert chances == pytest.approx(np.array([[0.5, 0.5, 0], [1 / 3] * 3]))
+
+
+def test_a_digit_of_each_class_and_the_hard_ones(data: Dataset) -> None:
+    chosen = choose_digits(data, [7, 0])
+    first = [int(np.flatnonzero(data.test_labels == label)[0]) for label in range(data.classes)]
+    assert chosen[: data.classes] == first
+    assert set(chosen) == {*first, 0, 7}
+    assert len(set(chosen)) == len(chosen)
+    with pytest.raises(ConfigError, match="hard image 30 of data set 'toy' is beyond its 30 test"):
+        choose_digits(data, [30])
+
+
+def test_pictures_are_the_images(data: Dataset) -> None:
+    config = toy_config()
+    spec = config.datasets["toy"].model_copy(update={"hard_images": [7]})
+    config = config.model_copy(update={"datasets": {"toy": spec}})
+    rows = pictures(config, "toy", data)
+    assert [row["digit"] for row in rows] == choose_digits(data, [7])
+    for row in rows:
+        pixels = np.frombuffer(bytes.fromhex(row["pixels"]), np.uint8)
+        shape = row["channels"], row["height"], row["width"]
+        assert np.array_equal(pixels.reshape(shape), data.test_images[row["digit"]])

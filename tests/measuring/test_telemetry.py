@@ -1,0 +1,366 @@
+"""Sensors read beside a run: what becomes of readings, and that the reader troubles nobody."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnlib.engine import Engine
+from cnnlib.measuring import telemetry
+from cnnlib.measuring.telemetry import Gpu, Reading, Sampler, host_memory, sustain, window_energy
+from tests.support.nvml import Changing, Divided, Nvml
+
+
+def read(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    values = Gpu("0000:01:00.0", process=77).read()
+    return dict(zip(Reading._fields[1:9], values, strict=True))
+
+
+def test_every_sensor_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(Nvml(processes=(5, 77)), monkeypatch) == {
+        "device_memory_mib": 2048, "device_memory_total_mib": 81920, "process_memory_mib": 1024,
+        "utilization_percent": 70, "power_watts": 250, "energy_joules": 5, "sm_clock_mhz": 1980,
+        "temperature_celsius": 40,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "column"),
+    [
+        ("nvmlDeviceGetMemoryInfo", "device_memory_mib"),
+        ("nvmlDeviceGetUtilizationRates", "utilization_percent"),
+        ("nvmlDeviceGetTotalEnergyConsumption", "energy_joules"),
+        ("nvmlDeviceGetClockInfo", "sm_clock_mhz"),
+        ("nvmlDeviceGetTemperature", "temperature_celsius"),
+        ("nvmlDeviceGetComputeRunningProcesses", "process_memory_mib"),
+    ],
+)
+def test_a_sensor_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, query: str, column: str
+) -> None:
+    values = read(Nvml(query, processes=(77,)), monkeypatch)
+    missing = {name for name, value in values.items() if math.isnan(value)}
+    assert column in missing
+    assert missing <= {column, "device_memory_total_mib"}
+
+
+def test_power_of_an_older_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(Nvml("nvmlDeviceGetFieldValues"), monkeypatch)["power_watts"] == 100
+
+
+def test_a_container_knows_its_process_by_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(Nvml(processes=(5,)), monkeypatch)["process_memory_mib"] == 1024
+    assert math.isnan(read(Nvml(processes=(5, 6)), monkeypatch)["process_memory_mib"])
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(processes=(77,)))
+    gpu = Gpu("0000:01:00.0", process=77)
+    gpu.read()
+    # gone again: whoever else is there must not be taken for it
+    gpu._nvml = Nvml(processes=(5,))
+    assert math.isnan(gpu.read()[2])
+
+
+@pytest.mark.parametrize("denied", [(), ("memory",), ("memory", "processes")])
+def test_a_card_shared_out_by_mig(monkeypatch: pytest.MonkeyPatch, denied: tuple[str, ...]) -> None:
+    """The memory is that of the instance on which the process runs, whatever the card denies."""
+    nvml = Divided({"one": (5, 6), "two": (77,)}, denied)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    gpu = Gpu("0000:01:00.0", process=77)
+    for _ in range(2):
+        values = dict(zip(Reading._fields[1:9], gpu.read(), strict=True))
+        assert values["device_memory_mib"] == 3 * 1024
+        assert values["device_memory_total_mib"] == 10 * 1024
+        assert values["process_memory_mib"] == 1024
+        assert gpu.listed is not None
+        listed = [process.pid for process in gpu.listed]
+        assert listed == ([77] if "processes" in denied else [5, 6, 77])
+
+
+def test_an_instance_of_mig_in_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees one instance, and its process by another number."""
+    monkeypatch.setitem(sys.modules, "pynvml", Divided({"one": (5,)}, ("memory", "processes")))
+    values = Gpu("0000:01:00.0", process=77).read()
+    assert values[:3] == [3 * 1024, 10 * 1024, 1024]
+
+
+def test_a_card_that_denies_all_but_the_processs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are as good as others: what the process holds is what is asked."""
+    nvml = Changing(visitor=os.getppid())
+    nvml.nvmlDeviceGetMemoryInfo = nvml._fail
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    with Sampler(0.001) as sampler:
+        sampler.attach("0000:01:00.0")
+        nvml.looked_at(1)
+        sampler.phase("train")
+        nvml.looked_at(20)
+    trained = [row for row in sampler.rows() if row["phase"] == "train"]
+    assert {row["status"] for row in trained} == {"ok"}
+    assert {row["process_memory_mib"] for row in trained} == {1024}
+    assert all(math.isnan(row["device_memory_mib"]) for row in trained)
+
+
+def test_nvml_vanishes_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = Nvml(processes=(77,))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    gpu = Gpu("0000:01:00.0", process=77)
+    assert not any(map(math.isnan, gpu.read()))
+    assert gpu.listed
+    for name in [name for name in vars(nvml) if name.startswith("nvml")]:
+        setattr(nvml, name, nvml._fail)
+    assert all(map(math.isnan, gpu.read()))
+    assert gpu.listed is None
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Changing:
+    changing = Changing(visitor=os.getppid())
+    monkeypatch.setitem(sys.modules, "pynvml", changing)
+    return changing
+
+
+def spanned(rows: list[dict[str, Any]]) -> int:
+    """Looks from the first to the last of these."""
+    return round(rows[-1]["energy_joules"] - rows[0]["energy_joules"]) + 1
+
+
+def test_readings_by_phase(nvml: Changing) -> None:
+    with Sampler(0.002) as sampler:
+        began = time.perf_counter()
+        sampler.attach("0000:01:00.0")
+        nvml.looked_at(30)
+        before_training = time.perf_counter() - began
+        sampler.phase("train")
+        nvml.looked_at(100)
+        sampler.phase("evaluate")
+        nvml.looked_at(30)
+    rows = sampler.rows()
+    assert [row["sample"] for row in rows] == list(range(1, len(rows) + 1))
+    phases = [row["phase"] for row in rows]
+    assert sorted(set(phases), key=phases.index) == ["open", "train", "evaluate"]
+    assert phases == sorted(phases, key=["open", "train", "evaluate"].index)
+    trained = [row for row in rows if row["phase"] == "train"]
+    evaluated = [row for row in rows if row["phase"] == "evaluate"]
+    # all of the steady phase, unless there are very many; of the others some, and the highest
+    looked = [spanned(part) for part in (trained, evaluated)]
+    assert len(trained) >= looked[0] // (looked[0] // telemetry.MOST + 1) >= 98
+    assert 5 <= len(evaluated) <= looked[1] / telemetry.KEEP + 2
+    assert all(row["status"] == "ok" for row in trained)
+    assert all(row["device_memory_mib"] == 2048 for row in trained)
+    assert trained[0]["time_seconds"] >= before_training - 1e-4
+    assert all(row["host_memory_mib"] > 1 for row in trained)
+
+
+def test_a_gpu_that_is_lost_in_the_middle(nvml: Changing) -> None:
+    """The reader goes on; what it saw before is kept, and the rest says that nobody knows."""
+    with Sampler(0.001) as sampler:
+        sampler.attach("0000:01:00.0")
+        nvml.looked_at(1)
+        sampler.phase("train")
+        nvml.looked_at(20)
+        nvml.lost.value = 1
+        nvml.looked_at(20)
+        sampler.phase("sustain")
+        nvml.looked_at(20)
+    rows = [row for row in sampler.rows() if row["phase"] == "train"]
+    status = [row["status"] for row in rows]
+    assert {status[0], status[-1]} == {"ok", "unavailable"}
+    assert status == sorted(status)
+    lost = rows[-1]
+    assert lost["host_memory_mib"] > 1
+    assert all(math.isnan(lost[name]) for name in ("power_watts", "process_memory_mib"))
+    assert sampler.energy(100)["status"] == "unavailable"
+    assert sampler.others("train") == []
+
+
+@pytest.mark.parametrize("phase", ["open", "train", "profile"])
+def test_somebody_else_is_noticed_in_the_phase_they_come_in(nvml: Changing, phase: str) -> None:
+    phases = ("open", "train", "profile")
+    with Sampler(0.001) as sampler:
+        sampler.attach("0000:01:00.0")
+        for name in phases:
+            sampler.phase(name)
+            nvml.looked_at()
+            nvml.visited.value = int(name == phase)
+            nvml.looked_at()
+            nvml.visited.value = 0
+            nvml.looked_at()
+    assert sampler.saw_processes
+    noticed = {name: [other.process for other in sampler.others(name)] for name in phases}
+    assert noticed == {name: [os.getppid()] if name == phase else [] for name in phases}
+    (other,) = sampler.others()
+    assert (other.name, other.memory_mib) == ("/usr/bin/other", 3 * 1024)
+
+
+def test_the_highest_memory_is_always_kept() -> None:
+    sampler = Sampler(0.01)
+    sampler._phases = [(0.0, "open"), (1.0, "train"), (2.0, "")]
+    memory = np.full(2 * 10_000, 600.0)
+    memory[3] = 900.0  # every fifth is kept here, and one in 26 of the training
+    sampler._readings = np.array(
+        [
+            Reading(i / 10_000, device_memory_mib=mib, process_memory_mib=600, host_memory_mib=50)
+            for i, mib in enumerate(memory)
+        ]
+    )
+    rows = sampler.rows()
+    assert max(row["device_memory_mib"] for row in rows) == 900
+    assert [row["sample"] for row in rows] == list(range(1, len(rows) + 1))
+    trained = sum(row["phase"] == "train" for row in rows)
+    assert 300 < trained < 500
+
+
+class Timed:
+    """An engine that takes `seconds` of a clock of its own for a step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, size: int, seconds: float) -> None:
+        self.setup = SimpleNamespace(batch_size=size)
+        self.now, self._seconds = 0.0, seconds
+        self.calls: list[int] = []
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
+        monkeypatch.setattr(telemetry, "time", clock)
+
+    def train(self, order: np.ndarray, rates: np.ndarray | None = None) -> float:
+        assert len(set(order.tolist())) == len(order)
+        assert len(order) % self.setup.batch_size == 0
+        self.calls.append(len(order))
+        self.now += self._seconds * len(order) / self.setup.batch_size
+        return 1.0
+
+    train_epoch = Engine.train_epoch  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("step", "window"),
+    [(0.001, 1.0), (0.3, 1.0), (5.0, 1.0)],
+    ids=["many epochs", "less than an epoch", "less than a step"],
+)
+def test_training_is_sustained(monkeypatch: pytest.MonkeyPatch, step: float, window: float) -> None:
+    engine = Timed(monkeypatch, size=8, seconds=step)
+    images = sustain(engine, 100, 1, window)  # type: ignore[arg-type]
+    assert images == sum(engine.calls) > 0
+    assert all(call % 8 == 0 for call in engine.calls)
+    # for as long as was asked, and not much longer than a part or a step
+    assert window <= engine.now <= window + max(0.2 * window, step)
+    # what fits the window well is trained in whole epochs, of whole batches
+    assert (max(engine.calls) == 96) == (step == 0.001)
+
+
+def test_without_nvml_the_host_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml("nvmlInit"))
+    with Sampler(0.01) as sampler:
+        sampler.attach("0000:01:00.0")
+        sampler.phase("train")
+        time.sleep(0.3)
+    rows = sampler.rows()
+    assert rows
+    assert {row["status"] for row in rows} == {"unavailable"}
+    assert all(math.isnan(row["power_watts"]) for row in rows)
+    assert sampler.energy(100)["status"] == "unavailable"
+
+
+def test_the_reader_ends_with_the_run() -> None:
+    with Sampler(0.01) as sampler:
+        pid = sampler.pid
+        assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_reader_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "PATIENCE", 0.2)
+    began = time.monotonic()
+    with Sampler(0.01) as sampler:
+        pid = sampler.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+    assert time.monotonic() - began < 5
+    assert sampler.rows() == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_reader_that_dies_is_no_error() -> None:
+    with Sampler(0.01) as sampler:
+        assert sampler.pid is not None
+        os.kill(sampler.pid, signal.SIGKILL)
+        time.sleep(0.05)
+        sampler.attach("0000:01:00.0")
+        sampler.phase("train")
+    assert sampler.rows() == []
+    assert sampler.energy(1)["status"] == "unavailable"
+
+
+def test_a_killed_run_leaves_no_reader() -> None:
+    program = (
+        "import time\nfrom cnnlib.measuring.telemetry import Sampler\n"
+        "with Sampler(0.01) as sampler:\n    print(sampler.pid, flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        reader = int(run.stdout.readline())
+        run.kill()
+        run.wait()
+        for _ in range(600):
+            if not alive(reader):
+                return
+            time.sleep(0.05)
+    raise AssertionError("the reader outlives the run")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie that nobody has waited for."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_energy_of_a_counter_that_jumps() -> None:
+    times = np.arange(0, 1, 0.01)
+    counter = 100.0 * np.floor(times / 0.1 + 1e-9)  # 1000 W, seen ten times a second
+    assert window_energy(times, counter, 0.25, 0.75) == pytest.approx(500)
+    assert window_energy(times, counter, 0.05, 0.98) == pytest.approx(930)
+    assert math.isnan(window_energy(times, counter, 0.25, 0.45))
+    assert math.isnan(window_energy(times, np.full(100, np.nan), 0.0, 1.0))
+
+
+def test_energy_of_a_run() -> None:
+    sampler = Sampler(0.01)
+    sampler._phases = [(0.0, "open"), (1.0, "sustain"), (2.0, "close"), (3.0, "")]
+    times = np.arange(0, 3, 0.02)
+    sampler._readings = np.array(
+        [Reading(at, power_watts=80 + 10 * at, energy_joules=300 * at) for at in times]
+    )
+    row = sampler.energy(5000)
+    assert row["status"] == "ok"
+    assert row["images"] == 5000
+    assert row["window_seconds"] == 1.0
+    assert row["energy_joules"] == pytest.approx(300)
+    assert row["idle_watts"] == 80
+
+
+def test_memory_of_this_process_and_its_children() -> None:
+    alone = host_memory(os.getpid())
+    assert 5 < alone < 1e6
+    child = subprocess.Popen([sys.executable, "-c", "x = bytearray(10**8); input()"],
+                             stdin=subprocess.PIPE)  # fmt: skip
+    try:
+        for _ in range(600):
+            if host_memory(os.getpid()) > alone + 90:
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("the child's memory is not seen")
+    finally:
+        child.communicate(b"\n")
+    assert math.isnan(host_memory(2**22 + 1))

@@ -1,0 +1,226 @@
+"""The machine's own limits: chains that visit every place, sums that are right, rows that fit."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnlib.device import Device, open_device
+from cnnlib.device.cuda import gpu_present
+from cnnlib.errors import DeviceError
+from cnnlib.measuring import schema
+from cnnlib.paths import KERNELS
+from cnnlib.probes import book as books
+from cnnlib.probes import chase, cpu, gpu, measure_limits, walk
+from cnnlib.probes.book import Book
+from cnnlib.probes.chase import Probes, chain
+from cnnlib.system.machine import usable_cores
+from tests.support.toys import toy_config
+
+
+@pytest.mark.parametrize(("count", "step"), [(1, 1), (2, 16), (1000, 1), (257, 32)])
+def test_a_chain_is_one_cycle_through_all_places(count: int, step: int) -> None:
+    following = chain(count, step)
+    assert len(following) == count * step
+    place, visited = 0, []
+    for _ in range(count):
+        visited.append(place)
+        place = int(following[place])
+    assert place == 0
+    assert sorted(visited) == list(range(0, count * step, step))
+
+
+def run(device: Device, kernel: str, *arguments: object, grid: int = 1, block: int = 1) -> None:
+    Probes(device).kernels[kernel](grid, block, *arguments)
+    device.synchronize()
+
+
+def test_the_kernel_follows_the_chain(device: Device) -> None:
+    following, place = device.array((96,), np.int32), device.array((1,), np.int32)
+    links = chain(6, 16)
+    following.set(links)
+    place.fill_bytes(0)
+    run(device, "follow_chain", following, place, 4)
+    expected = 0
+    for _ in range(4):
+        expected = int(links[expected])
+    assert place.get()[0] == expected
+    run(device, "follow_chain", following, place, 2)
+    assert place.get()[0] == 0
+
+
+def test_multiply_adds_count(device: Device) -> None:
+    sums = device.array((64,))
+    run(device, "multiply_add", sums, 1.0, 1.0, 10, grid=2, block=32)
+    assert (sums.get() == 80).all()
+
+
+def test_numbers_are_copied(device: Device) -> None:
+    source, target = device.array((1000,)), device.array((1000,))
+    numbers = np.arange(1000, dtype=np.float32)
+    source.set(numbers)
+    run(device, "copy_numbers", source, target, 1000, grid=3, block=32)
+    assert np.array_equal(target.get(), numbers)
+
+
+def test_a_block_waits_so_often(device: Device) -> None:
+    waited = device.array((3,), np.int32)
+    run(device, "wait_in_block", waited, 5, grid=3, block=64)
+    assert (waited.get() == 5).all()
+
+
+def test_a_walk_is_long_enough_for_its_beginning_not_to_count(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, timed = Book(deadline=time.perf_counter()), Probes(device)
+    monkeypatch.setattr(timed, "time", lambda call: (call(), 1e-5)[1])
+    timed.follow(book, "chase_global", 4096, 128)
+    # a walk of ALONG hops took 10 us, so one of WALK_SECONDS has so many more
+    hops = chase.ALONG * chase.WALK_SECONDS / 1e-5
+    assert book.rows[0]["seconds"] == pytest.approx(1e-5 / hops, rel=1e-3)
+
+
+def test_shared_chain_is_followed(device: Device) -> None:
+    book = Book(deadline=time.perf_counter())
+    Probes(device).follow_shared(book, 1024)
+    assert [row["probe"] for row in book.rows] == ["chase_shared"]
+
+
+def test_a_cpu_has_limits_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cpu, "CPU_CHAINS", [2**13, 2**16])
+    monkeypatch.setattr(cpu, "CPU_COPIES", [2**17])
+    config = toy_config(sweep={"device": "host"}, measuring={"probe_seconds": 0.001})
+    schema.write(tmp_path / "probes.csv", "probes", measure_limits(config))
+    rows = schema.read(tmp_path / "probes.csv", "probes")
+    assert set(rows.probe) == {"chase_cpu", "copy_cpu", "blas_one", "blas_all"}
+    assert set(rows.device_kind) == {"cpu"}
+    assert set(rows.status) == {"ok"}
+    assert (rows.rate > 0).all()
+    # no time: nothing is measured twice
+    assert not rows.duplicated(["probe", "size_bytes"]).any()
+    chased = rows[rows.probe == "chase_cpu"]
+    assert (chased.rate == chased.seconds).all()
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes at which everything is measured within a second, on a slow CPU too."""
+    for module, name, small in (
+        (gpu, "SHARED_CHAINS", [2**10, 2**30]), (gpu, "GPU_CHAINS", [2**12]),
+        (gpu, "COPIES", [4, 2**12]), (gpu, "DEVICE_COPY", 2**20), (gpu, "ROUNDS", 16),
+        (gpu, "BARRIERS", 10), (gpu, "LAUNCHES", 10), (chase, "WALK_SECONDS", 1e-4),
+        (cpu, "CPU_CHAINS", [2**13]), (cpu, "CPU_COPIES", [2**17]), (cpu, "MATRIX", 64),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, small)
+
+
+def test_without_a_compiler_only_the_chain_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    rows = measure_limits(toy_config(sweep={"device": "host"}))
+    standing = {row["probe"]: row["status"] for row in rows}
+    assert standing == {
+        "chase_cpu": "unavailable", "copy_cpu": "ok", "blas_one": "ok", "blas_all": "ok",
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(gpu_present(), reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_must_be_there() -> None:
+    with pytest.raises(DeviceError, match="device cuda does not work here"):
+        measure_limits(toy_config(sweep={"device": "cuda"}))
+
+
+ASKED = {
+    "launch", "launch_host", "event", "barrier_block", "barrier_grid", "chase_shared",
+    "chase_global", "copy_device", "peak_fp32", "peak_tf32", "copy_up_pageable",
+    "copy_down_pageable", "copy_up_pinned", "copy_down_pinned",
+}  # fmt: skip
+
+
+def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the host in its place, which lacks only the kernels that no CPU has."""
+    make_small(monkeypatch)
+
+    def lacking(book: Book, probes: Probes) -> None:
+        raise DeviceError("only on a GPU")
+
+    monkeypatch.setattr(gpu, "probe_grid_barrier", lacking)
+    monkeypatch.setattr(gpu, "probe_tensor_cores", lacking)
+    book = Book(deadline=time.perf_counter())
+    with open_device("host") as host:
+        told: list[tuple[str, int, int]] = []
+        walk(book, gpu.gpu_steps(book, host), lambda *words: told.append(words))
+    count = told[0][2]
+    assert [done for _, done, _ in told] == list(range(count))
+    assert {row["probe"] for row in book.rows} == ASKED
+    missing = {row["probe"] for row in book.rows if row["status"] != "ok"}
+    assert missing == {"barrier_grid", "peak_tf32"}
+    good = [row for row in book.rows if row["status"] == "ok"]
+    # a chain that no block's shared memory holds is not tried
+    assert {row["size_bytes"] for row in good if row["probe"] == "chase_shared"} == {2**10}
+    for row in good:
+        if row["unit"] == "GB/s":
+            moved = row["size_bytes"] * (2 if row["probe"] == "copy_device" else 1)
+            assert row["rate"] == pytest.approx(moved / row["seconds"] / 1e9)
+
+
+@pytest.mark.gpu
+def test_a_gpu_answers_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch)
+    rows = measure_limits(toy_config(sweep={"device": "cuda"}))
+    of_gpu = [row for row in rows if row["device_kind"] == "cuda"]
+    assert {row["probe"] for row in of_gpu} == ASKED
+    assert {row["status"] for row in of_gpu} == {"ok"}
+
+
+def test_what_fails_is_unavailable_and_the_rest_goes_on() -> None:
+    book = Book()
+    with book.probing("one", "two"):
+        raise DeviceError("no")
+    with book.probing("three"):
+        book.repeat("three", lambda: 0.5, "GB/s", 2.0, 8)
+    assert [(row["probe"], row["status"]) for row in book.rows][:3] == [
+        ("one", "unavailable"), ("two", "unavailable"), ("three", "ok"),
+    ]  # fmt: skip
+    assert {row["rate"] for row in book.rows[2:]} == {4.0}
+    assert len(book.rows) == 2 + books.REPEATS
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc here")
+def test_a_gpu_compiles_them(tmp_path: Path) -> None:
+    source = tmp_path / "probes.cu"
+    source.write_text('#include "portable.cuh"\n#define LAYER probe\n#include "probes.cuh"\n')
+    target = tmp_path / "probes.cubin"
+    command = ["nvcc", "-arch=sm_90", "-cubin", f"-I{KERNELS}", "-o", str(target), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    names = target.read_bytes()
+    for kernel in (*chase.KERNELS, *chase.CUDA_KERNELS):
+        assert f"probe_{kernel}".encode() in names
+
+
+THREADS = """
+from types import SimpleNamespace
+from threadpoolctl import threadpool_info
+from cnnlib.probes.cpu import probe_blas
+
+def repeat(probe, *_):
+    blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    print(probe, *{library["num_threads"] for library in blas})
+
+probe_blas(SimpleNamespace(repeat=repeat))
+"""
+
+
+def test_all_cores_are_probed_whatever_the_caller_has_set() -> None:
+    """Snakemake gives a job's threads to every library that reads OMP_NUM_THREADS."""
+    limits = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], cwd=KERNELS.parent, env=os.environ | limits, text=True,
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["blas_one 1", f"blas_all {usable_cores()}"]

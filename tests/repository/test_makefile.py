@@ -1,0 +1,161 @@
+"""What `make` says, in one line and with exit code 2, on a machine that lacks something."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnnlib.paths import ROOT
+
+pytestmark = pytest.mark.quick
+
+COMPILER = "#!/bin/sh\n"
+OLD = "sys.version_info = (3, 9, 2)"
+
+
+def python(change: str) -> str:
+    """A Python of which `change` is true, as far as a check passed to it with -c can see."""
+    return f"#!{sys.executable}\nimport sys, sysconfig\n{change}\nexec(sys.argv[2])\n"
+
+
+class Machine:
+    """A checkout and a PATH that holds only the programs put there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.programs = folder / "bin"
+        self.programs.mkdir()
+        self.checkout = folder / "a checkout"
+        self.checkout.mkdir()
+        shutil.copy(ROOT / "Makefile", self.checkout)
+        shutil.copytree(ROOT / "requirements", self.checkout / "requirements")
+        for name in ("sh", "make"):
+            self.has(name, Path(str(shutil.which(name))))
+
+    def has(self, name: str, what: str | Path) -> None:
+        """Put a program there: a script's text, or the path of a program."""
+        path = self.programs / name
+        if isinstance(what, Path):
+            path.symlink_to(what)
+        else:
+            path.write_text(what)
+            path.chmod(0o755)
+
+    def make(self, *arguments: str, **environment: str) -> str:
+        """The only line that make prints when it refuses."""
+        done = subprocess.run(
+            [self.programs / "make", *arguments],
+            cwd=self.checkout,
+            env={"PATH": str(self.programs), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 2, done
+        assert not done.stdout
+        (line,) = done.stderr.splitlines()
+        assert not (self.checkout / ".venv").exists()
+        return line
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize("goal", ["run", "test"])
+def test_no_compiler(machine: Machine, goal: str) -> None:
+    machine.has("python3", Path(sys.executable))
+    assert "no C++ compiler" in machine.make(goal)
+
+
+def test_compiler_named_that_is_not_there(machine: Machine) -> None:
+    machine.has("python3", Path(sys.executable))
+    assert "CXX=g++-99" in machine.make("run", CXX="g++-99 -m64")
+
+
+def test_no_python(machine: Machine) -> None:
+    machine.has("g++", COMPILER)
+    assert "no Python 3.11 or newer" in machine.make("run")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (OLD, "python3 is 3.9"),
+        # as Debian has it until python3-venv is installed
+        ("sys.version_info = (3, 12); sys.modules['ensurepip'] = None", "install python3.12-venv"),
+        (
+            "sys.version_info = (3, 14); sysconfig.get_path = lambda name: '/nowhere'",
+            "install python3.14-dev",
+        ),
+    ],
+)
+def test_python_that_will_not_do(machine: Machine, change: str, told: str) -> None:
+    machine.has("g++", COMPILER)
+    machine.has("python3", python(change))
+    assert told in machine.make("run")
+
+
+def test_python_named_that_is_old(machine: Machine) -> None:
+    machine.has("g++", COMPILER)
+    machine.has("python3", Path(sys.executable))
+    machine.has("ancient", python(OLD))
+    assert "ancient is 3.9" in machine.make("run", "PYTHON=ancient")
+
+
+def test_a_newer_python_beside_an_old_one_is_found(machine: Machine) -> None:
+    machine.has("g++", COMPILER)
+    machine.has("python3", python(OLD))
+    machine.has("python3.12", Path(sys.executable))
+    found = subprocess.run(
+        ["sh", ROOT / "requirements/find_python.sh"],
+        env={"PATH": str(machine.programs)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == f"{machine.programs}/python3.12\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "cache", "settings", "user"),
+    [
+        ({}, "{here}/.snakemake/cache", "{here}/.snakemake/config", "user"),
+        ({"HOME": "/nowhere"}, "{here}/.snakemake/cache", "/nowhere/.config", "user"),
+        ({"HOME": "/nowhere", "XDG_CACHE_HOME": "/x", "USER": "me"}, "/x", "/nowhere/.config", ""),
+        ({"HOME": "{here}", "LOGNAME": "me"}, "", "", "me"),
+    ],
+    ids=["nothing", "a home that is not there", "another folder is named", "all is there"],
+)
+def test_snakemake_has_what_a_container_lacks(
+    machine: Machine, environment: dict[str, str], cache: str, settings: str, user: str
+) -> None:
+    """A folder to write into, one for settings and a user's name: without, it ends in a traceback.
+
+    What is there stays.
+    """
+    here = str(machine.checkout)
+    show = "show:\n\t@echo $$XDG_CACHE_HOME:$$XDG_CONFIG_HOME:$$LOGNAME\n"
+    (machine.checkout / "show.mk").write_text("include Makefile\n" + show)
+    done = subprocess.run(
+        [machine.programs / "make", "-f", "show.mk", "show"],
+        cwd=machine.checkout,
+        env={
+            "PATH": str(machine.programs),
+            **{name: value.format(here=here) for name, value in environment.items()},
+        },
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.strip() == f"{cache}:{settings}:{user}".format(here=here)
+
+
+@pytest.mark.parametrize("lock", ["base", "cuda", "dev", "slurm", "cluster-generic"])
+def test_locks_pin_with_hashes_and_name_no_address(lock: str) -> None:
+    text = (ROOT / f"requirements/{lock}.txt").read_text()
+    assert "://" not in text
+    for entry in text.replace("\\\n", " ").splitlines():
+        assert "==" in entry
+        assert "--hash=sha256:" in entry

@@ -1,0 +1,141 @@
+"""Every GPU stage under the address and undefined-behaviour sanitizers, and in reverse order.
+
+A training step, a gradient of part of a batch and logits, on the host device. The order in which
+the threads of a block and the blocks run must not change a bit: where it does, there is a barrier
+missing.
+"""
+
+import hashlib
+import os
+import sys
+from contextlib import nullcontext
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from cnnlib.device import sanitizer_environment
+from cnnlib.device.host import FIBER_ORDERS, HostDevice
+from cnnlib.errors import DeviceError
+from cnnlib.paths import ROOT
+from cnnlib.stages import ring
+from tests.support.ahead import Program, begins
+from tests.support.engines import GPU_STAGES, open_engine, pictures
+from tests.support.networks import awkward, build, lenet5
+
+each_stage = pytest.mark.parametrize("stage", GPU_STAGES, ids=lambda stage: stage.name)
+
+SANITIZED = {
+    network.name: network
+    for network in (
+        awkward(),
+        # Strides beyond the kernel and means over an activation.
+        build(
+            "strided_means",
+            (2, 29, 23),
+            3,
+            [
+                {"conv": {"maps": 5, "kernel": 2, "stride": 3}},
+                {"conv": {"maps": 4, "kernel": 3}},
+                {"activation": "sigmoid"},
+                {"subsample": {"size": 2, "method": "mean"}},
+                {"dense": 3},
+            ],
+        ),
+    )
+}
+
+
+# With so little shared memory stage ring cuts small maps as it does large ones otherwise.
+SHORT_OF_MEMORY = dict(FEW_FLOATS=400, FLOATS=1100)
+
+
+def digest(stage, network, fiber_order, batch_size):
+    """Of all that a step, a gradient and logits give."""
+    found = hashlib.sha256()
+    small = network.name in SANITIZED
+    memory = mock.patch.multiple(ring, **SHORT_OF_MEMORY) if small else nullcontext()
+    with HostDevice(fiber_order) as device, memory:
+        with open_engine(stage, network, batch_size, device, momentum=0.5) as engine:
+            images, labels = pictures(network, 2 * batch_size)
+            engine.load(images, labels)
+            loss = engine.train(np.arange(2 * batch_size))
+            part = batch_size // 2 + 1
+            part_loss, gradient = engine.gradient(images[:part], labels[:part])
+            results = engine.parameters, engine.velocity, gradient, engine.logits(images[:1])
+            assert np.isfinite([loss, part_loss]).all()
+            for array in (np.array([loss, part_loss]), *results):
+                assert np.isfinite(array).all()
+                found.update(array.tobytes())
+    return found.hexdigest()
+
+
+@each_stage
+@pytest.mark.parametrize(
+    ("network", "batch_size"),
+    [*((network, 6) for network in SANITIZED.values()), (lenet5(), 40)],
+    ids=[*SANITIZED, "lenet5"],
+)
+def test_the_order_of_threads_and_blocks_changes_no_bit(stage, network, batch_size):
+    forward, reverse = (digest(stage, network, each, batch_size) for each in FIBER_ORDERS)
+    assert forward == reverse
+
+
+PROGRAM = """
+import sys
+from cnnlib.stages import find_stage
+from tests.stages.test_sanitized import FIBER_ORDERS, SANITIZED, digest
+for network in SANITIZED.values():
+    for order in FIBER_ORDERS:
+        print(digest(find_stage(sys.argv[1], ""), network, order, 6))
+"""
+
+
+ONE_BY_ONE = """
+for stage; do
+    timeout 280 env $SANITIZER "$PYTHON" -c "$PROGRAM" "$stage" >"$stage.out" 2>"$stage.err"
+    echo $? >"$stage.code"
+done
+"""
+
+
+@begins("sanitized")
+def begin(folder):
+    """The program for every stage, one after the other; each leaves NAME.out, .err and .code."""
+    try:
+        sanitizer = sanitizer_environment()
+    except DeviceError:
+        sanitizer = {}  # the fixture tells, and skips
+    names = [stage.name for stage in GPU_STAGES] if sanitizer else []
+    env = {
+        **os.environ,
+        "SANITIZER": " ".join(f"{name}={value}" for name, value in sanitizer.items()),
+        "PYTHON": sys.executable,
+        "PROGRAM": PROGRAM,
+        "PYTHONPATH": str(ROOT),
+        "CNNLIB_HOST_THREADS": "2",
+    }
+    return Program(["sh", "-c", ONE_BY_ONE, "sh", *names], folder, env)
+
+
+@pytest.fixture(scope="module")
+def sanitized(ahead):
+    """The folder of what has become of the program."""
+    try:
+        sanitizer_environment()
+    except DeviceError as error:
+        pytest.skip(str(error))
+    ahead["sanitized"].end()
+    return ahead["sanitized"].folder
+
+
+@each_stage
+def test_nothing_for_the_sanitizers_to_report(stage, sanitized):
+    out, err, code = (
+        (sanitized / f"{stage.name}.{what}").read_text() for what in ("out", "err", "code")
+    )
+    assert int(code) == 0, err
+    assert "Sanitizer" not in err
+    digests = out.split()
+    assert len(digests) == 2 * len(SANITIZED)
+    assert digests[::2] == digests[1::2]  # forward and reverse

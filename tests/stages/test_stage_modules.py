@@ -1,0 +1,339 @@
+"""Modules of stages as users leave them: one line says what is wrong, and all others work."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from cnnlib import stages
+from cnnlib.engine import Stage
+from cnnlib.errors import BrokenStage, ConfigError
+from cnnlib.paths import ROOT
+from cnnlib.stages import _loading, find_stage, gemm
+from tests.support.toys import toy_config, toy_data, write_config
+
+HEAD = "import dataclasses\nfrom cnnlib.stages import gemm\n"
+
+
+def module(name: str, *changes: str) -> str:
+    """A stage that is gemm but for its name and the changes."""
+    fields = ", ".join([f"name={name!r}", *changes])
+    return f"{HEAD}STAGE = dataclasses.replace(gemm.STAGE, {fields})\n"
+
+
+Load = Callable[..., tuple[Stage, ...]]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Write a module `mine` and load it as the ladder's only entry."""
+    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
+    monkeypatch.setattr(_loading, "FOLDER", tmp_path)
+    broken: dict[str, str] = {}
+    monkeypatch.setattr(_loading, "BROKEN", broken)
+    monkeypatch.setattr(stages, "BROKEN", broken)
+
+    def load(text: str | None, entry: object = "mine") -> tuple[Stage, ...]:
+        if text is not None:
+            (tmp_path / "mine.py").write_text(text)
+        found = _loading.records(entry)  # type: ignore[arg-type]
+        monkeypatch.setattr(stages, "LADDER", (gemm.STAGE, *found))
+        return found
+
+    yield load
+    sys.modules.pop("cnnlib.stages.mine", None)
+    vars(stages).pop("mine", None)
+
+
+def refused(name: str = "mine") -> str:
+    assert find_stage("gemm", "sweep.stages") is gemm.STAGE
+    with pytest.raises(ConfigError) as caught:
+        find_stage(name, "sweep.stages")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert f"stage '{name}' in sweep.stages" in line
+    return line
+
+
+def test_a_sound_module(load: Load) -> None:
+    (stage,) = load(module("mine"))
+    assert find_stage("mine", "sweep.stages") is stage
+    assert _loading.module_of(stage) == "cnnlib/stages/mine.py"
+    assert stages.problems() == []
+
+
+def test_another_record_of_a_module(load: Load) -> None:
+    (stage,) = load(module("mine").replace("STAGE =", "OTHER ="), "mine.OTHER")
+    assert stage.name == "mine"
+    assert load(None, "mine.STAGE") == ()
+    assert "cnnlib/stages/mine.py has no STAGE" in refused("mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("STAGE = (1,\n\ndef f(: pass\n", r"cnnlib/stages/mine\.py, line [13]\)$"),
+        ("import no_such_library\n", r"ModuleNotFoundError: .*no_such_library.* line 1\)$"),
+        ("\nSTAGE = Stage()\n", r"NameError: name 'Stage' is not defined .*mine\.py, line 2\)$"),
+        ("import sys\nsys.exit(3)\n", r"mine\.py: SystemExit: 3 \(cnnlib/stages/mine\.py, line 2"),
+        ("raise BaseException\n", r"mine\.py: BaseException \(cnnlib/stages/mine\.py, line 1\)$"),
+        ("raise ValueError('a\\nb')\n", r"mine\.py: ValueError: a b \("),
+        ("", r"cnnlib/stages/mine\.py has no STAGE$"),
+        ("STAGE = None", r"mine\.py has no STAGE$"),
+        (module("mine").rstrip() + ",\n",
+         r"mine\.py: STAGE is a tuple, not a Stage \(is there a comma after its last bracket\?\)$"),
+        ("from cnnlib.engine import Stage\nSTAGE = Stage\n", r"STAGE is a type, not a Stage"),
+        ("STAGE = 'gemm'\n", r"STAGE is a str, not a Stage$"),
+        (HEAD + "STAGE = dataclasses.replace(gemm.STAGE, nam='mine')", "TypeError: .*'nam'"),
+    ],
+)  # fmt: skip
+def test_a_module_that_is_no_stage(load: Load, text: str, problem: str) -> None:
+    assert load(text) == ()
+    line = refused()
+    assert "cannot be used: cnnlib/stages/mine.py" in line
+    assert re.search(problem, line)
+    assert stages.problems() == [line.replace(" in sweep.stages", "")]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("title=3", r"STAGE\.title is 3, not a text$"),
+        ("change=None", r"STAGE\.change is None, not a text$"),
+        ("runs_on='tpu'", r"STAGE\.runs_on is 'tpu', not 'cpu' or 'gpu' or 'either'$"),
+        ("engine='BlockEngine'", r"STAGE\.engine is 'BlockEngine', not a class derived from Eng"),
+        ("engine=int", r"STAGE\.engine is <class 'int'>, not a class derived from Engine$"),
+        ("engine=lambda *a: None", r"STAGE\.engine is <function .*>, not a class derived from Eng"),
+        ("operators=None", r"STAGE\.operators is None, not a mapping from tuples of kinds of lay"),
+        ("operators={'conv': int}", r"STAGE\.operators is .*, not a mapping from tuples"),
+        (
+            "operators={k[0]: v for k, v in gemm.STAGE.operators.items()}",
+            r"STAGE\.operators .* not a mapping from",
+        ),
+        ("operators={(): int}", r"STAGE\.operators is .*, not a mapping from tuples"),
+        ("dtype='float23'", r"STAGE\.dtype is 'float23', not a kind of floating point number$"),
+        ("dtype=int", r"STAGE\.dtype is <class 'int'>, not a kind of floating point number$"),
+        ("dtype=None", r"STAGE\.dtype is None, not a kind of floating point number$"),
+        ("rounding='fine'", r"STAGE\.rounding is 'fine', not a positive number or None$"),
+        ("rounding=-1e-3", r"STAGE\.rounding is -0\.001, not a positive number or None$"),
+        ("slack=0", r"STAGE\.slack is 0, not a positive number$"),
+        ("slack=float('nan')", r"STAGE\.slack is nan, not a positive number$"),
+        ("slack=True", r"STAGE\.slack is True, not a positive number$"),
+        ("conv_weight_slack=[8]", r"STAGE\.conv_weight_slack is \[8\], not a positive number or"),
+        ("threads=0", r"STAGE\.threads is 0, not a whole number from 1 on or None$"),
+        ("threads=2.0", r"STAGE\.threads is 2\.0, not a whole number from 1 on or None$"),
+        ("options=['graph']", r"STAGE\.options is \['graph'\], not a mapping$"),
+    ],
+)
+def test_a_field_of_the_wrong_kind(load: Load, change: str, problem: str) -> None:
+    assert load(module("mine", change)) == ()
+    assert re.search(rf"cnnlib/stages/mine\.py: {problem}", refused())
+
+
+@pytest.mark.parametrize("name", ["'my stage'", "'a/b'", "''", "7", "None", "'näh\\n'"])
+def test_a_name_that_is_none(load: Load, name: str) -> None:
+    """Folders and rules are named after it."""
+    assert load(f"{HEAD}STAGE = dataclasses.replace(gemm.STAGE, name={name})\n") == ()
+    (problem,) = stages.problems()
+    assert "\n" not in problem
+    assert "cnnlib/stages/mine.py: STAGE.name is " in problem
+    assert "not a name of letters, digits, - and _" in problem
+
+
+def test_methods_that_are_missing_are_named(load: Load) -> None:
+    text = "from cnnlib.engine import Engine\nclass Half(Engine):\n    def load(self, *a): pass\n"
+    assert load(text + module("mine", "engine=Half")) == ()
+    line = refused()
+    assert "STAGE.engine is Half, which lacks backward, gradient, logits, parameters" in line
+
+
+def test_a_broken_module_with_another_name_than_its_stages(load: Load) -> None:
+    """Its stage is known by its own name, if it got so far."""
+    assert load(module("wheels", "slack=0")) == ()
+    assert "cannot be used: cnnlib/stages/mine.py: STAGE.slack is 0" in refused("wheels")
+    assert "(unusable: cnnlib/stages/mine.py: STAGE.slack is 0" in refused("mine")
+
+
+def test_two_stages_of_one_name(load: Load) -> None:
+    (stage,) = load(module("naive"))
+    assert find_stage("naive", "sweep.stages") is stage
+    (stage,) = load(None, "mine")
+    sys.modules.pop("cnnlib.stages.mine")
+    load(module("gemm"))
+    with pytest.raises(BrokenStage) as caught:
+        find_stage("gemm", "sweep.stages")
+    assert str(caught.value) == (
+        "stage 'gemm' in sweep.stages is ambiguous: cnnlib/stages/gemm.py and "
+        "cnnlib/stages/mine.py both have it; rename one"
+    )
+    assert find_stage("jax", "sweep.stages").name == "jax"
+
+
+def test_a_broken_copy_is_not_taken_for_the_stage_it_was_copied_from(load: Load) -> None:
+    load(module("gemm", "slack=0"))
+    with pytest.raises(BrokenStage, match=r"'gemm' .* cannot be used: cnnlib/stages/mine\.py: "):
+        find_stage("gemm", "sweep.stages")
+
+
+def test_records_in_the_list_itself(load: Load) -> None:
+    assert load(None, gemm.STAGE) == (gemm.STAGE,)
+    assert load(None, (gemm.STAGE,)) == ()
+    (problem,) = stages.problems()
+    assert problem == (
+        "stage 'gemm' cannot be used: cnnlib/stages/__init__.py: an entry is a tuple, not a Stage "
+        "(is there a comma after its last bracket?)"
+    )
+
+
+def test_a_module_that_is_not_listed(load: Load, tmp_path: Path) -> None:
+    load(module("mine"), "no_such_module")
+    assert "(cnnlib/stages/mine.py is not in LADDER of cnnlib/stages/__init__.py)" in refused()
+    assert "no_such_module" in refused("no_such_module")
+
+
+# as a user has them -----------------------------------------------------------------------------
+
+MODULES = {
+    "broken": "def f(:\n",
+    "tupled": module("tupled").rstrip() + ",\n",
+    "poor": module("poor", "operators={}"),
+    "crashes": "import ctypes\n" + HEAD + "class Engine(gemm.STAGE.engine):\n"
+    "    def train(self, *a):\n        ctypes.string_at(0)\n"
+    "STAGE = dataclasses.replace(gemm.STAGE, name='crashes', engine=Engine)\n",
+    "hangs": "import time\n" + HEAD + "class Engine(gemm.STAGE.engine):\n"
+    "    def train(self, *a):\n        time.sleep(99)\n"
+    "STAGE = dataclasses.replace(gemm.STAGE, name='hangs', engine=Engine)\n",
+    "leaves": "import os\n" + HEAD + "class Engine(gemm.STAGE.engine):\n"
+    "    def gradient(self, *a):\n        os._exit(0)\n"
+    "STAGE = dataclasses.replace(gemm.STAGE, name='leaves', engine=Engine)\n",
+    "raises": HEAD + "class Engine(gemm.STAGE.engine):\n"
+    "    def load(self, *a):\n        raise RuntimeError('no wheels')\n"
+    "    train = load\n"
+    "STAGE = dataclasses.replace(gemm.STAGE, name='raises', engine=Engine)\n",
+    "sound": module("sound"),
+}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of cnnlib with these modules in its ladder, and a folder's worth of data."""
+    folder = tmp_path_factory.mktemp("package")
+    for name in ("cnnlib", "kernels"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name, text in MODULES.items():
+        (folder / f"cnnlib/stages/{name}.py").write_text(text)
+    ladder = folder / "cnnlib/stages/__init__.py"
+    text = ladder.read_text()
+    assert text.count('    "naive",\n') == 1
+    entries = "".join(f'    "{name}",\n' for name in MODULES)
+    ladder.write_text(text.replace('    "naive",\n', f'    "naive",\n{entries}'))
+    (folder / "results/data").mkdir(parents=True)
+    toy_data(folder)
+    (folder / "toy.npz").rename(folder / "results/data/toy.npz")
+    write_config(folder / "config.yaml", toy_config(measuring={"limit_seconds": 20.0}))
+    return folder
+
+
+def cnnlib(package: Path, *arguments: str, code: int) -> tuple[str, str]:
+    """What the command prints, and what on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnlib", *arguments], cwd=package, capture_output=True, text=True,
+        timeout=300, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+def sweep_of(
+    package: Path, *names: str, limit: float = 20.0, batch_sizes: Sequence[int] = (8,)
+) -> None:
+    config = toy_config(measuring={"limit_seconds": limit}, sweep={"batch_sizes": [*batch_sizes]})
+    text = (write_config(package / "config.yaml", config)).read_text()
+    listed = "\n".join(f"  - {name}" for name in names)
+    assert text.count("  stages:\n  - gemm") == 1
+    (package / "config.yaml").write_text(
+        text.replace("  stages:\n  - gemm", f"  stages:\n{listed}")
+    )
+
+
+def test_other_stages_work_beside_broken_ones(package: Path) -> None:
+    out, err = cnnlib(package, "stages", code=0)
+    assert {"sound", "crashes", "gemm"} <= {line.split()[0] for line in out.splitlines()}
+    assert not {"broken", "tupled"} & {line.split()[0] for line in out.splitlines()}
+    assert len(err.splitlines()) == 2
+    for line, name in zip(err.splitlines(), ("broken", "tupled"), strict=True):
+        assert line.startswith(f"warning: stage '{name}' cannot be used: cnnlib/stages/{name}.py: ")
+    sweep_of(package, "sound", "gemm")
+    out, err = cnnlib(package, "sweep", code=0)
+    assert err == ""
+    assert [line.split(": ")[2].partition(",")[0] for line in out.splitlines()] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("broken", "stage 'broken' in sweep.stages cannot be used: cnnlib/stages/broken.py: "),
+        ("tupled", "stage 'tupled' in sweep.stages cannot be used: cnnlib/stages/tupled.py: "),
+        ("poor", "stage 'poor' has no operator for conv1 of network 'small'; it knows: nothing"),
+    ],
+)
+def test_a_broken_stage_that_is_asked_for_is_one_line(
+    package: Path, name: str, problem: str
+) -> None:
+    sweep_of(package, "sound", name)
+    out, err = cnnlib(package, "sweep", code=2)
+    assert out == ""
+    assert err.startswith(f"error: {problem}")
+    assert len(err.splitlines()) == 1
+
+
+def test_check_prints_its_whole_table(package: Path) -> None:
+    """Whatever stages do, each has its verdict, and each problem its line."""
+    sweep_of(package, *MODULES, "gemm", limit=5.0, batch_sizes=(1, 7))
+    out, err = cnnlib(package, "check", code=1)
+    lines = [line.split() for line in out.splitlines()[1:]]
+    verdicts: dict[str, set[str]] = {}
+    for line in lines:
+        verdicts.setdefault(line[0], set()).add(line[-1])
+    assert verdicts == {
+        "broken": {"broken"}, "tupled": {"broken"}, "poor": {"unavailable"}, "crashes": {"died"},
+        "hangs": {"hung", "skipped"}, "leaves": {"died"}, "raises": {"FAILED"}, "sound": {"ok"},
+        "gemm": {"ok"},
+    }  # fmt: skip
+    assert list(verdicts) == [*MODULES, "gemm"]
+    for text in (
+        "stage 'broken' in sweep.stages cannot be used: cnnlib/stages/broken.py: ",
+        "stage 'tupled' in sweep.stages cannot be used: cnnlib/stages/tupled.py: STAGE is a tuple",
+        "stage 'poor' has no operator for conv1",
+        "stage 'crashes', network 'small', batch size 1: killed by SIGSEGV in train of "
+        "cnnlib/stages/crashes.py:6",
+        "stage 'hangs', network 'small', batch size 1: hangs in train of cnnlib/stages/hangs.py:6",
+        "stage 'leaves', network 'small', batch size 1: ended its process with exit code 0",
+        "stage 'raises', network 'small', batch size 1: RuntimeError: no wheels, in load of "
+        "cnnlib/stages/raises.py:5",
+    ):
+        assert sum(line.startswith(text) for line in err.splitlines()) == 1, (text, err)
+    assert "Traceback" not in err
+
+
+def test_an_unknown_stage_is_refused_by_check(package: Path) -> None:
+    sweep_of(package, "gem")
+    _, err = cnnlib(package, "check", code=2)
+    assert err.startswith("error: unknown stage 'gem' in sweep.stages; known: naive, poor, ")
+    assert err.count("\n") == 1
+
+
+def test_a_reference_that_does_not_parse_is_one_line(package: Path, tmp_path: Path) -> None:
+    """Nothing can be compared without it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(package, copy)
+    (copy / "cnnlib/stages/gemm.py").write_text("STAGE = (\n")
+    sweep_of(copy, "naive")
+    _, err = cnnlib(copy, "sweep", code=2)
+    assert re.fullmatch(r"error: \S+/cnnlib/stages/gemm\.py, line 1: .*\n", err)

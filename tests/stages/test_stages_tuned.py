@@ -1,0 +1,213 @@
+"""Stage tuned: what only it does. What every stage promises is tested in test_stages*.py."""
+
+import re
+
+import numpy as np
+import pytest
+
+from cnnlib.device import Device, Sizes
+from cnnlib.engine import Setup, plan
+from cnnlib.engine.gpu import GpuEngine
+from cnnlib.engine.steps import ONE_TEAM, StepPlan, pitch_of
+from cnnlib.engine.whole import MOST_TOGETHER, TWO_TEAMS, WholeStepEngine
+from cnnlib.errors import Unsupported
+from cnnlib.stages import ring
+from cnnlib.stages.tuned import MOST_GRADIENT_SUMS, MOST_SUMS, STAGE, TunedFirst
+from cnnlib.validation.parity import five_steps, validate
+from tests.support.engines import open_engine, pictures, training
+from tests.support.networks import NETWORKS, awkward, build, examples, lenet5
+
+H100_SHARED_BYTES = 232448
+
+
+def step_plan(network, shared_bytes: int) -> StepPlan:
+    return StepPlan(STAGE, plan(STAGE, network), shared_bytes)
+
+
+def held(planned: StepPlan) -> list[str]:
+    return [operator.label for operator in planned.operators if operator.held]
+
+
+def test_an_h100_holds_all_weights_of_lenet5() -> None:
+    planned = step_plan(lenet5(), H100_SHARED_BYTES)
+    assert held(planned) == ["dense1", "dense2", "dense3"]
+    assert planned.shared_bytes <= H100_SHARED_BYTES
+
+
+def test_the_largest_layer_gives_way_first() -> None:
+    all_held = step_plan(lenet5(), H100_SHARED_BYTES).shared_bytes
+    assert held(step_plan(lenet5(), all_held)) == ["dense1", "dense2", "dense3"]
+    assert held(step_plan(lenet5(), all_held - 16)) == ["dense2", "dense3"]
+    with pytest.raises(Unsupported, match="keeps an image's maps"):
+        step_plan(lenet5(), 40_000)
+
+
+@pytest.mark.parametrize("shared_bytes", [60_000, 110_000, 200_000])
+def test_weights_may_lie_anywhere(
+    device: Device, monkeypatch: pytest.MonkeyPatch, shared_bytes: int
+) -> None:
+    monkeypatch.setattr(device, "shared_bytes", shared_bytes)
+    network = lenet5()
+    with open_engine(STAGE, network, 5, device) as engine:
+        assert isinstance(engine, WholeStepEngine)
+        validate(engine, *pictures(network, 5))
+
+
+def test_a_network_that_does_not_fit_is_refused_and_ring_takes_it(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "shared_bytes", 48 * 1024)
+    network = build(
+        "wide", (1, 64, 64), 5, [{"conv": {"maps": 8, "kernel": 5}}, {"subsample": 2}, {"dense": 5}]
+    )
+    message = (
+        r"network 'wide' \(208 weights, [\d,]+ numbers in its maps\) need [\d,]+ bytes, and a "
+        r"block may have 49,152; use stage 'ring'$"
+    )
+    with pytest.raises(Unsupported, match=message):
+        open_engine(STAGE, network, 4, device)
+    with open_engine(ring.STAGE, network, 4, device) as engine:
+        assert type(engine) is GpuEngine
+        validate(engine, *pictures(network, 4))
+        five_steps(engine, *pictures(network, 12))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            examples(),
+            "stage 'tuned' cannot take conv2+activation2+subsample1 of network 'examples': the "
+            "gradient of its 18,496 weights is summed in registers, 96 of each of 256 threads, and "
+            "a thread has room for 64; use stage 'ring'",
+        ),
+        (
+            build("broad", (1, 6, 6), 3, [{"conv": {"maps": 65, "kernel": 1}}, {"dense": 3}]),
+            "stage 'tuned' cannot take conv1 of network 'broad': its 65 maps take 36 registers of "
+            "a thread for the sums of a position, and a thread has room for 32; use stage 'ring'",
+        ),
+    ],
+    ids=["examples", "broad"],
+)
+@pytest.mark.parametrize("batch_size", [1, 64, 1024])
+@pytest.mark.parametrize("blocks", [2, 132])
+def test_weights_that_do_not_fit_a_block_are_named(network, message, batch_size, blocks) -> None:
+    """Before anything is compiled, whatever the batch and the device."""
+    device = Sizes("cuda", blocks, H100_SHARED_BYTES)
+    setup = Setup(network, batch_size, 0.1)
+    with pytest.raises(Unsupported, match=f"^{re.escape(message)}$"):
+        STAGE.engine.operators_on(STAGE, setup, device)
+    planned = ring.STAGE.engine.operators_on(ring.STAGE, setup, device)
+    assert {type(operator).__name__ for operator in planned} == {"RingConv", "FusedDense"}
+
+
+def test_what_is_on_chip_is_told(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "shared_bytes", 110_000)
+    with open_engine(STAGE, lenet5(), 5, device) as engine:
+        told = engine.choices["chosen"]["weights_on_chip"]
+        assert told == ["conv1", "conv2", *held(engine.steps)]
+        assert "dense1" not in told
+
+
+def test_more_blocks_than_images_and_fewer(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient is the same sum, in another order of adding."""
+    network, gradients = lenet5(), []
+    images, labels = pictures(network, 6)
+    for blocks in (1, 2, 3, 6, 9):
+        monkeypatch.setattr(device, "multiprocessors", blocks)
+        with open_engine(STAGE, network, 6, device) as engine:
+            validate(engine, images, labels)
+            gradients.append(engine.gradient(images, labels)[1])
+    scale = np.abs(gradients[0]).max()
+    for gradient in gradients[1:]:
+        assert np.abs(gradient - gradients[0]).max() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 17, 37])
+@pytest.mark.parametrize("network", [lenet5(), NETWORKS["lenet5_mean_tanh"], awkward()], ids=str)
+def test_a_block_takes_several_images(
+    device: Device, monkeypatch: pytest.MonkeyPatch, network, count: int
+) -> None:
+    """More than its maps have places for, more than it takes together, teams with none left."""
+    monkeypatch.setattr(device, "multiprocessors", 1)
+    with open_engine(STAGE, network, count, device) as engine:
+        assert engine.steps.images > 1
+        assert engine.steps.threads == (ONE_TEAM if count == 2 else TWO_TEAMS)
+        validate(engine, *pictures(network, count))
+        five_steps(engine, *pictures(network, 3 * count))
+
+
+@pytest.mark.parametrize("count", [510, 1100])
+def test_the_second_phase_sums_more_than_is_on_its_way(
+    device: Device, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Pieces of the batch go through the same shared memory round after round."""
+    monkeypatch.setattr(device, "multiprocessors", 4)
+    network = build("thin", (1, 6, 6), 3, [{"dense": 20}, {"activation": "tanh"}, {"dense": 3}])
+    with open_engine(STAGE, network, count, device) as engine:
+        first = engine.steps.operators[0]
+        # more than all warps have on their way at once, or just as much
+        in_all = 8 * first.stages * engine.steps.threads.block // 32
+        assert (count > in_all) == (count > 512)
+        validate(engine, *pictures(network, count))
+        five_steps(engine, *pictures(network, 2 * count))
+
+
+def test_a_convolution_of_many_maps(device: Device) -> None:
+    """More sums than a thread has where networks are small; few threads have room for them."""
+    layers = [
+        {"conv": {"maps": 8, "kernel": 5}}, {"activation": "relu"}, {"subsample": 2},
+        {"conv": {"maps": 48, "kernel": 5}}, {"activation": "relu"}, {"subsample": 2}, {"dense": 3},
+    ]  # fmt: skip
+    network = build("many", (1, 20, 20), 3, layers)
+    with open_engine(STAGE, network, 5, device) as engine:
+        assert isinstance(engine, WholeStepEngine)
+        conv = engine.steps.operators[1]
+        assert MOST_SUMS < conv._gradient_sums(conv.groups) <= MOST_GRADIENT_SUMS
+        validate(engine, *pictures(network, 5))
+        five_steps(engine, *pictures(network, 15))
+
+
+def test_where_several_do_not_fit_fewer_are_taken(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "multiprocessors", 1)
+    monkeypatch.setattr(device, "shared_bytes", 90_000)
+    with open_engine(STAGE, lenet5(), 64, device) as engine:
+        assert 1 < engine.steps.images < MOST_TOGETHER
+        validate(engine, *pictures(lenet5(), 64))
+
+
+@pytest.mark.parametrize("floats", [1, 4, 8, 10, 84, 120, 256, 257, 800])
+def test_rows_begin_in_banks_of_their_own(floats: int) -> None:
+    pitch = pitch_of(floats)
+    assert floats <= pitch < floats + 20
+    assert pitch % 4 == 0
+    for rows, wide in ((8, 4), (4, 8)):
+        banks = {(row * pitch + i) % 32 for row in range(rows) for i in range(wide)}
+        assert len(banks) == (32 if wide == 8 else 16)
+
+
+def test_only_the_first_convolution_takes_bytes() -> None:
+    operators = step_plan(lenet5(), H100_SHARED_BYTES).operators
+    assert [type(operator) is TunedFirst for operator in operators[:2]] == [True, False]
+    strided = build(
+        "s", (1, 9, 9), 3, [{"conv": {"maps": 2, "kernel": 3, "stride": 2}}, {"dense": 3}]
+    )
+    assert not isinstance(step_plan(strided, H100_SHARED_BYTES).operators[0], TunedFirst)
+
+
+def test_the_profile_names_every_layer_both_ways(device: Device) -> None:
+    network = NETWORKS["lenet5_mean_tanh"]
+    with training(STAGE, network, 4, 8, device) as engine:
+        rows = engine.profile()
+        labels = [operator.label for operator in engine.steps.operators]
+        for part in ("forward", "backward"):
+            assert [row.layer for row in rows if row.part == part] == labels
+        phase = [row.seconds for row in rows if row.kernel != "update"]
+        assert all(seconds > 0 for seconds in phase)
+        # the sections are shares of one launch, of whatever length
+        engine._time = lambda run: 2.0
+        phase = [row.seconds for row in engine.profile() if row.kernel != "update"]
+        assert sum(phase) == pytest.approx(2.0)
+        assert all(row.flops > 0 for row in rows if row.part in ("forward", "backward"))

@@ -1,0 +1,426 @@
+"""Close decisions: right kernels that decide otherwise are accepted, wrong ones are not."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from cnnlib.datasets.specs import SyntheticSpec
+from cnnlib.datasets.synthetic import synthetic
+from cnnlib.engine import Setup
+from cnnlib.layers import Activation, Conv, Subsample
+from cnnlib.stages import LADDER, gemm, naive
+from cnnlib.validation.kinks import Watch
+from cnnlib.validation.parity import (
+    COARSE,
+    FACTOR,
+    FAST_REFERENCE,
+    Unjudged,
+    ValidationFailed,
+    five_steps,
+    longest_sum,
+    validate,
+)
+from tests.support.engines import open_engine, pictures
+from tests.support.networks import build, deep, lenet5
+
+GPU_LADDER = [stage for stage in LADDER if stage.runs_on == "gpu"]
+
+CLOSE_CALL = build(
+    "close_call",
+    (1, 2, 2),
+    2,
+    [{"conv": {"maps": 1, "kernel": 1}}, {"activation": "relu"}, {"dense": 2}],
+)
+
+
+def watch(network, vector, **settings):
+    watched = Watch(Setup(network, 4, 0.1, **settings))
+    watched.parameters = vector
+    return watched
+
+
+def test_only_images_that_ask_for_a_close_decision_are_changed():
+    # relu of byte - 7, times the weight: close at 7 if the bias makes it so
+    images = np.array([[[[9, 8], [3, 1]]], [[[9, 7], [3, 1]]]], np.uint8)
+    vector = np.ones(CLOSE_CALL.parameter_count)
+    vector[1] = -7 + 1e-6
+    with watch(CLOSE_CALL, vector) as watched:
+        assert watched.asks(images).tolist() == [False, True]
+        cleared, close = watched.clear(images)
+        assert np.array_equal(cleared[0], images[0])
+        assert not (cleared[1] == 7).any()
+        assert not len(close)
+        vector[1] = -7  # exactly zero is no close decision
+        watched.parameters = vector
+        assert np.array_equal(watched.clear(images)[0], images)
+
+
+def close_calls(*deciding):
+    """With the parameters below most images ask for close decisions, whatever noise is added."""
+    first, second = {"conv": {"maps": 3, "kernel": 1}}, {"conv": {"maps": 4, "kernel": 3}}
+    layers = [first, *deciding, second, {"activation": "tanh"}, {"dense": 3}]
+    return build("close_calls", (3, 24, 24), 3, layers)
+
+
+RELU = close_calls({"activation": "relu"})
+MAX = close_calls({"subsample": 2})
+BOTH = close_calls({"activation": "relu"}, {"subsample": 2})
+
+
+def close_parameters(network):
+    """The first convolution adds up a number of 1024 levels and a very small one."""
+    vector = network.initial_parameters(1)
+    views = network.views(vector)
+    views[0]["weight"][:, :, 0, 0] = [[1, 0.25, 1e-7], [-1, 0.25, 1e-7], [0.25, 1, -1e-7]]
+    views[0]["bias"][...] = 0
+    views[-3]["weight"][...] /= 100
+    return vector
+
+
+def open_close_calls(stage, network, batch_size):
+    engine = open_engine(stage, network, batch_size, mean=127, deviation=1, learning_rate=1e-4)
+    engine.parameters = close_parameters(network)
+    return engine
+
+
+class OtherRelu(gemm.WholeActivation):
+    """Decides too early, by 1e-6 of the largest element: as wrong as rounding may be."""
+
+    def forward(self):
+        if self.function != "relu":
+            return super().forward()
+        limit = 1e-6 * np.abs(self.source).max(axis=tuple(range(self.source.ndim - 1)))
+        self._slope[...] = (self.source > -limit) & (self.source != 0)
+        np.multiply(self.source, self._slope, out=self.target)
+        return None
+
+
+class OtherMax(gemm.SlicedSubsample):
+    """Sees later elements of a window larger than they are, by up to 1e-6 of the largest."""
+
+    def forward(self):
+        largest = np.abs(self.source).max(axis=tuple(range(self.source.ndim - 1)))
+        parts = [part for row in self.along_y(self.source) for part in self.along_x(row)]
+        for place, part in enumerate(parts):
+            # what relu made zero stays so: equals are equal in any arithmetic
+            part += place / len(parts) * 1e-6 * largest * (part > 0)
+        super().forward()
+
+
+def with_operators(stage, name, *changes):
+    return dataclasses.replace(stage, name=name, operators=stage.operators | dict(changes))
+
+
+def gradient_of(stage, network, images, labels):
+    with open_close_calls(stage, network, len(images)) as engine:
+        return engine.gradient(images, labels)[1]
+
+
+@pytest.mark.parametrize(
+    ("network", "change"),
+    [
+        (RELU, ((Activation,), OtherRelu)),
+        (MAX, ((Subsample,), OtherMax)),
+        (BOTH, ((Subsample,), OtherMax)),
+    ],
+    ids=["relu", "max", "both"],
+)
+def test_doubt_bounds_what_other_decisions_change(network, change):
+    images, labels = pictures(network, 16)
+    otherwise = with_operators(FAST_REFERENCE, "otherwise", change)
+    found = gradient_of(otherwise, network, images, labels)
+    right = gradient_of(FAST_REFERENCE, network, images, labels)
+    with watch(network, close_parameters(network), mean=127) as watched:
+        doubt = watched.doubt_of_loss(images, labels, len(images))
+    seen = 0.0
+    for p in network.parameters:
+        part = slice(p.offset, p.offset + p.size)
+        largest = np.abs(right[part]).max()
+        errors = np.abs(found[part] - right[part])
+        # the rest is what OtherMax adds to the maps
+        assert (errors <= doubt[part] + 1e-5 * largest).all()
+        seen = max(seen, errors.max() / largest)
+    assert seen > 1e-3  # far above rounding
+
+
+@pytest.mark.parametrize("network", [RELU, MAX, BOTH], ids=["relu", "max", "both"])
+def test_float32_that_decides_otherwise_is_accepted(network):
+    images, labels = pictures(network, 64)
+    with open_close_calls(gemm.STAGE, network, 64) as engine:
+        with Watch(engine.setup) as watched:
+            watched.parameters = engine.parameters
+            assert len(watched.clear(images)[1]) > 16
+        assert validate(engine, images, labels) < 1
+        five_steps(engine, images, labels)
+
+
+def test_float32_that_decides_otherwise_is_far_from_float64():
+    # or else the test above says nothing
+    images, labels = pictures(MAX, 64)
+    found, right = (
+        gradient_of(stage, MAX, images, labels) for stage in (gemm.STAGE, FAST_REFERENCE)
+    )
+    first = slice(0, 9)  # the weight of conv1
+    rounding = FACTOR * np.finfo(np.float32).eps * math.sqrt(longest_sum(MAX, 64))
+    assert np.abs(found - right)[first].max() > 2 * rounding * np.abs(right[first]).max()
+
+
+def test_a_batch_of_4096_is_accepted_and_left_with_few_close_decisions():
+    network = lenet5()
+    images, labels = pictures(network, 4096)
+    with open_engine(gemm.STAGE, network, 4096) as engine:
+        with Watch(engine.setup) as watched:
+            watched.parameters = engine.parameters
+            asked = watched.asks(images)
+            cleared, close = watched.clear(images)
+        assert 0 < asked.sum() < 1000
+        assert len(close) < 10
+        assert np.array_equal(cleared[~asked], images[~asked])
+        validate(engine, images, labels)
+
+
+# Of these images each asks for so many close decisions that noise helps too few of them.
+DEEP = [deep(12, 8), deep(11, 16), deep(20, 8), deep(4, 64, "max"), deep(13, 16, "mean")]
+ONE_CORE = dataclasses.replace(gemm.STAGE, threads=1)
+
+
+def blobs(count):
+    spec = SyntheticSpec(
+        kind="synthetic", shape=(1, 28, 28), classes=10, train_images=count, test_images=10
+    )
+    images, labels, _, _ = synthetic(spec)
+    return images, labels
+
+
+@pytest.mark.parametrize("network", DEEP, ids=lambda network: network.name)
+def test_deep_networks_are_judged(network):
+    images, labels = blobs(16)
+    with open_engine(ONE_CORE, network, 16, mean=80, deviation=60) as engine:
+        before = engine.parameters
+        assert validate(engine, images, labels) < 0.5
+        assert np.array_equal(engine.parameters, before)
+        five_steps(engine, images, labels)
+
+
+@pytest.mark.parametrize("stage", GPU_LADDER, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("network", [deep(11, 8, "max")], ids=lambda network: network.name)
+def test_kernels_are_judged_on_a_deep_network(stage, network, device):
+    with open_engine(stage, network, 4, device) as engine:
+        validate(engine, *pictures(network, 4))
+        five_steps(engine, *pictures(network, 8))
+
+
+def test_the_loops_are_judged_on_a_deep_network():
+    network = deep(13, 8, "max")
+    with open_engine(naive.STAGE, network, 2) as engine:
+        validate(engine, *pictures(network, 2))
+
+
+def test_wide_batches_are_judged_with_few_copies():
+    # every image asks, whatever its noise
+    network = deep(6, 64, "max")
+    images, _ = pictures(network, 48)
+    with watch(network, network.initial_parameters(1), mean=33.3, deviation=78.6) as watched:
+        assert len(watched.clear(images)[1]) > 8
+        settled, close = watched.settle(images)
+        assert not len(close)
+        assert len(np.unique(settled, axis=0)) >= 42
+        # and they are what they were but for some noise
+        assert np.abs(settled.astype(float) - images).max(axis=(1, 2, 3)).min() <= 16
+
+
+def test_a_relu_that_lets_nothing_through_is_opened():
+    network = deep(4, 8)
+    images, labels = pictures(network, 4)
+    with open_engine(gemm.STAGE, network, 4) as engine:
+        vector = engine.parameters
+        network.views(vector)[4]["bias"][...] = -100
+        engine.parameters = vector
+        assert not engine.gradient(images, labels)[1][: network.parameters[4].offset].any()
+        assert validate(engine, images, labels) > 0
+    stage = with_operators(gemm.STAGE, "wrong", ((Conv,), LastRowLost))
+    with open_engine(stage, network, 4) as engine:
+        engine.parameters = vector
+        with pytest.raises(ValidationFailed, match="is off by"):
+            validate(engine, images, labels)
+
+
+def test_a_gradient_of_zeros_says_nothing():
+    network = deep(4, 8)
+    images, labels = pictures(network, 4)
+    images[...] = 33
+    with open_engine(gemm.STAGE, network, 4, mean=33) as engine:
+        with pytest.raises(
+            Unjudged, match=r"cannot be judged: the gradient of conv1\.weight is zero"
+        ):
+            validate(engine, images, labels)
+
+
+def test_a_gradient_too_small_for_the_numbers_says_nothing():
+    # of float32; after so many sigmoids rounding is as large as the gradient itself
+    layers = [{"conv": {"maps": 2, "kernel": 3}}, *[{"activation": "sigmoid"}] * 60, {"dense": 3}]
+    network = build("vanishing", (1, 8, 8), 3, layers)
+    with open_engine(gemm.STAGE, network, 4) as engine:
+        with pytest.raises(
+            Unjudged, match=r"conv1\.weight is .*e-40 at most, too small for float32"
+        ):
+            validate(engine, *pictures(network, 4))
+    with open_engine(FAST_REFERENCE, network, 4) as engine:
+        validate(engine, *pictures(network, 4))
+
+
+def test_references_that_disagree_blame_no_stage(monkeypatch):
+    network = deep(3, 2)
+    wrong = with_operators(FAST_REFERENCE, "gemm in float64", ((Conv,), LastRowLost))
+    monkeypatch.setattr("cnnlib.validation.parity.FAST_REFERENCE", wrong)
+    with open_engine(gemm.STAGE, network, 4) as engine:
+        with pytest.raises(Unjudged, match="'deep3x2' cannot be judged: the two references disag"):
+            validate(engine, *pictures(network, 4))
+
+
+class Coarse:
+    """numpy, but products of float32 have factors rounded to 10 bits, as on tensor cores."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    @staticmethod
+    def matmul(first, second, out):
+        if out.dtype == np.float32:
+            first, second = (
+                ((factor.copy().view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
+                for factor in (first, second)
+            )
+        return np.matmul(first, second, out=out)
+
+
+def coarse():
+    return dataclasses.replace(gemm.STAGE, name="coarse", rounding=2.0**-10, threads=1)
+
+
+def test_coarse_products_are_judged_in_a_deep_network(monkeypatch):
+    monkeypatch.setattr(gemm, "np", Coarse())
+    network = deep(8, 8, "max")
+    with open_engine(coarse(), network, 2) as engine:
+        images, labels = pictures(network, 2)
+        with (
+            Watch(engine.setup) as watched,
+            FAST_REFERENCE.engine(FAST_REFERENCE, engine.setup) as reference,
+        ):
+            watched.parameters = engine.parameters
+            images, _ = watched.settle(images)
+            vector = engine.parameters = reference.parameters = watched.parameters
+            found = engine.gradient(images, labels)[1]
+            right = reference.gradient(images, labels)[1]
+        # beyond what is allowed in a network of a few layers
+        assert np.linalg.norm(found - right) > COARSE * 2.0**-10 * np.linalg.norm(right)
+        validate(engine, images, labels)
+    with open_engine(coarse(), network, 2) as engine:
+        engine.parameters = vector
+        engine.gradient = lambda images, labels: (0, right / 2)
+        with pytest.raises(ValidationFailed, match="'coarse' .* the whole gradient is off by"):
+            validate(engine, images, labels)
+    with open_engine(dataclasses.replace(coarse(), rounding=2.0**-5), network, 2) as engine:
+        engine.parameters = vector
+        engine.gradient = lambda images, labels: (0, 4 * right)
+        with pytest.raises(Unjudged, match="coarse as those of stage 'coarse' leave .* open"):
+            validate(engine, images, labels)
+
+
+class LastRowLost(gemm.MatrixConv):
+    def backward(self):
+        self.target_error[-1] = 0
+        super().backward()
+
+
+class LeakyRelu(gemm.WholeActivation):
+    def forward(self):
+        super().forward()
+        self._slope[0] = True
+
+
+class LateWinner(gemm.SlicedSubsample):
+    """Takes a later element for the winner if it comes near, by a hundredth of the largest."""
+
+    def forward(self):
+        largest = np.abs(self.source).max()
+        self.source[1::2] += 0.01 * largest * (self.source[1::2] > 0)
+        super().forward()
+        self.source[1::2] -= 0.01 * largest * (self.source[1::2] > 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator"),
+    [(Conv, LastRowLost), (Activation, LeakyRelu), (Subsample, LateWinner)],
+    ids=lambda value: value.__name__,
+)
+def test_wrong_operators_are_rejected_all_the_same(kind, operator):
+    stage = with_operators(gemm.STAGE, "wrong", ((kind,), operator))
+    with open_close_calls(stage, BOTH, 64) as engine:
+        with pytest.raises(ValidationFailed, match=r"stage 'wrong' fails validation .* is off by"):
+            validate(engine, *pictures(BOTH, 64))
+
+
+class LostImage(gemm.MatrixConv):
+    """The error of one image is lost, in the deepest convolutions alone."""
+
+    def backward(self):
+        if self.planned.start >= 20:
+            self.target_error[..., 0] = 0
+        super().backward()
+
+
+@pytest.mark.parametrize("network", DEEP[:3], ids=lambda network: network.name)
+@pytest.mark.parametrize(
+    ("kind", "operator"),
+    [(Conv, LastRowLost), (Activation, LeakyRelu), (Conv, LostImage)],
+    ids=lambda value: value.__name__,
+)
+def test_wrong_operators_are_rejected_in_deep_networks(network, kind, operator):
+    stage = with_operators(ONE_CORE, "wrong", ((kind,), operator))
+    with open_engine(stage, network, 16, mean=80, deviation=60) as engine:
+        with pytest.raises(ValidationFailed, match=r"stage 'wrong' fails validation .* is off by"):
+            validate(engine, *blobs(16))
+
+
+def test_biases_move_where_no_noise_helps():
+    # dark places, and so most decisions of relu, are zero but for a very small bias
+    images, labels = pictures(RELU, 4)
+    images[:, :, 2:] = 127
+    with open_close_calls(gemm.STAGE, RELU, 4) as engine:
+        vector = close_parameters(RELU)
+        RELU.views(vector)[0]["bias"][...] = 1e-5
+        engine.parameters = vector
+        with Watch(engine.setup) as watched:
+            watched.parameters = vector
+            assert len(watched.clear(images)[1]) == 4
+            settled, close = watched.settle(images)
+            assert not len(close)
+            moved = np.flatnonzero(watched.parameters != vector)
+            assert not watched.asks(settled).any()
+        bias = RELU.parameters[1]
+        assert set(moved) <= set(range(bias.offset, bias.offset + bias.size))
+        assert validate(engine, images, labels) < 1
+        assert np.array_equal(engine.parameters, vector)
+        with_wrong = with_operators(gemm.STAGE, "wrong", ((Activation,), LeakyRelu))
+    with open_close_calls(with_wrong, RELU, 4) as engine:
+        engine.parameters = vector
+        with pytest.raises(ValidationFailed, match="is off by"):
+            validate(engine, images, labels)
+
+
+def test_nothing_is_said_where_decisions_leave_too_much_open():
+    # all elements of a window are nearly equal, whatever the images
+    images, labels = pictures(MAX, 4)
+    with open_close_calls(gemm.STAGE, MAX, 4) as engine:
+        vector = close_parameters(MAX)
+        first = MAX.views(vector)[0]
+        first["weight"][...] *= 1e-8
+        first["bias"][...] = 1
+        engine.parameters = vector
+        with pytest.raises(
+            Unjudged, match=r"'close_calls' cannot be judged: close .* open in the "
+        ):
+            validate(engine, images, labels)

@@ -1,0 +1,89 @@
+"""Stages that train wrongly are rejected where they are measured, whatever engine they stand on."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnlib.datasets import Dataset
+from cnnlib.engine import Stage
+from cnnlib.measuring import run as measuring
+from cnnlib.measuring.run import measure
+from cnnlib.measuring.runs import Run
+from cnnlib.stages import find_stage
+from cnnlib.validation.parity import ValidationFailed
+from tests.support.toys import toy_config, toy_data
+from tests.wrong.trainings import FAULTS, HalfAnEpoch, Wrong
+
+STAGES = ["naive", "gemm", "fused", "tuned"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return toy_data(tmp_path_factory.mktemp("data"))[1]
+
+
+@pytest.fixture
+def measured(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Stage, type[Wrong], int], Path]:
+    """Measure a stage with a fault put over its engine."""
+
+    def measured(stage: Stage, fault: type[Wrong], repeat: int) -> Path:
+        engine = type(f"{fault.__name__}In{stage.name}", (fault, stage.engine), {})
+        broken = dataclasses.replace(stage, engine=engine)
+        monkeypatch.setattr(measuring, "find_stage", lambda name, place: broken)
+        settings = toy_config(
+            training=fault.training,
+            sweep={"device": "host"},
+            # whole epochs, however slow the machine is
+            measuring={"budget_seconds": 1000.0, "host_seconds": 1000.0},
+        )
+        return measure(settings, Run("toy", "small", stage.name, 4, repeat), data, tmp_path / "run")
+
+    return measured
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_is_rejected(
+    measured: Callable[[Stage, type[Wrong], int], Path], stage: str, fault: type[Wrong]
+) -> None:
+    with pytest.raises(ValidationFailed):
+        measured(find_stage(stage, "test"), fault, 2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_right_twin_is_not(
+    measured: Callable[[Stage, type[Wrong], int], Path], stage: str
+) -> None:
+    measured(find_stage(stage, "test"), Wrong, 2)
+
+
+class NoCurve(HalfAnEpoch):
+    """Half an epoch, and outputs that end the learning curve before the first epoch has ended."""
+
+    epochs = 0
+
+    def train_epoch(self, shuffle: Any, rates: Any = None) -> float:
+        self.epochs += 1
+        return super().train_epoch(shuffle, rates)
+
+    def logits(self, images: Any) -> Any:
+        found = super().logits(images)
+        return np.full_like(found, np.nan) if self.epochs > 2 or self.evaluated > 2 else found
+
+    @property
+    def evaluated(self) -> int:
+        self.looks = getattr(self, "looks", 0) + 1
+        return self.looks
+
+
+def test_a_curve_that_ends_early_replays_nothing(
+    measured: Callable[[Stage, type[Wrong], int], Path],
+) -> None:
+    with pytest.raises(ValidationFailed, match="epoch 1 does not end with the weights"):
+        measured(find_stage("gemm", "test"), NoCurve, 1)
