@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Device, DeviceArray, Limits, Module
 from cnnlib.engine.base import (
     Bytes,
@@ -27,6 +28,7 @@ from cnnlib.engine.base import (
     batch_arithmetic,
     plan,
 )
+from cnnlib.engine.source import HEADERS, kernel_source
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Array
 from cnnlib.system.machine import usable_cores
@@ -153,7 +155,7 @@ class GpuOperator(ABC):
 
     def launch(self, kernel: str, elements: int, *args: Any) -> Launch:
         """Launch of `kernel` with enough blocks for one thread per element, up to a full device."""
-        return self.launch_blocks(kernel, math.ceil(elements / THREADS), *args)
+        return self.launch_blocks(kernel, ceil_div(elements, THREADS), *args)
 
     def launch_blocks(self, kernel: str, blocks: int, *args: Any, shared_bytes: int = 0) -> Launch:
         """Launch of `kernel` with `blocks` blocks, or a full device: kernels stride over more."""
@@ -185,19 +187,6 @@ def bound_launch(
     grid = max(1, min(blocks, device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR))
     bound = module.kernel(f"{layer}_{kernel}").bind(grid, THREADS, *args, shared_bytes=shared_bytes)
     return Launch(layer, kernel, grid, bound)
-
-
-def kernel_source(label: str, file: str, constants: Mapping[str, int | str]) -> str:
-    """One kernel file with its constants, in a namespace of its own."""
-    lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
-    return "\n".join(
-        [f"#define LAYER {label}", f"namespace {label} {{", *lines, f'#include "{file}"', "}",
-         "#undef LAYER", ""]
-    )  # fmt: skip
-
-
-# Included once, outside every namespace, before the kernel files that say they need them.
-HEADERS = ("portable.cuh", "layers.cuh", "matmul.cuh", "conv.cuh", "async.cuh")
 
 
 class Piece:
@@ -414,7 +403,7 @@ class GpuEngine(DeviceEngine):
     # Launches
 
     def _launch(self, kernel: str, elements: int, *args: Any) -> Launch:
-        blocks = math.ceil(elements / THREADS)
+        blocks = ceil_div(elements, THREADS)
         return bound_launch(self.device, self.module, self.BATCH, kernel, blocks, args)
 
     def _normalize(self, images: DeviceArray, count: int) -> Launch:
@@ -537,7 +526,7 @@ class GpuEngine(DeviceEngine):
             # mode="clip" writes straight into `out`; the default would go through a copy
             np.take(images, order[part], axis=0, out=out[part], mode="clip")
 
-        share = max(WORTH_A_THREAD, math.ceil(len(order) / self._gatherers))
+        share = max(WORTH_A_THREAD, ceil_div(len(order), self._gatherers))
         parts = [slice(i, min(i + share, len(order))) for i in range(0, len(order), share)]
         if len(parts) == 1:
             take(parts[0])

@@ -14,7 +14,7 @@ from cnnlib.engine.base import (
     Planned,
     Stage,
 )
-from cnnlib.engine.gpu import HEADERS, kernel_source
+from cnnlib.engine.source import HEADERS, kernel_source
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Dense
 

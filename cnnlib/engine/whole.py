@@ -26,8 +26,9 @@ from cnnlib.engine.base import (
     plan,
 )
 from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
-from cnnlib.engine.gpu import THREADS, DeviceEngine, Piece, kernel_source
+from cnnlib.engine.gpu import THREADS, DeviceEngine, Piece
 from cnnlib.engine.shuffle import ROUNDS, Shuffle
+from cnnlib.engine.source import kernel_source
 from cnnlib.engine.steps import ONE_TEAM, StepOperator, StepPlan, Threads
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Device
 from cnnlib.engine import Planned, Stage
 from cnnlib.engine.gpu import THREADS, GpuEngine, GpuOperator, Launch
@@ -84,8 +85,8 @@ class FusedConv(GpuOperator):
         self.splits = 1
         while self.gradient_rows * self.splits * 2 <= THREADS and self.splits * 2 <= most_splits:
             self.splits *= 2
-        self.owned = min(MOST_OWNED, math.ceil(self.gradient_rows * self.splits / THREADS))
-        self.chunks = math.ceil(self.gradient_rows / (self.owned * THREADS // self.splits))
+        self.owned = min(MOST_OWNED, ceil_div(self.gradient_rows * self.splits, THREADS))
+        self.chunks = ceil_div(self.gradient_rows, self.owned * THREADS // self.splits)
 
     def check(self) -> None:
         # The sizes that kernels/fused_conv.cuh derives from the constants.
@@ -94,11 +95,11 @@ class FusedConv(GpuOperator):
         gradient = size + maps + self.recompute * weights
         errors = 0
         if not self.planned.is_first:
-            held = self.terms * math.ceil(self.maps / 4) * 4
+            held = self.terms * ceil_div(self.maps, 4) * 4
             errors = held + size + maps + self.recompute * (size + weights)
         sums = THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1)
         self.forward_bytes = 4 * (weights + self.images * size)
-        self.backward_bytes = 16 * math.ceil(max(gradient, errors, sums) / 4)
+        self.backward_bytes = 16 * ceil_div(max(gradient, errors, sums), 4)
         wanted = max(self.forward_bytes, self.backward_bytes)
         if wanted > self.device.shared_bytes:
             raise self.unsupported(
@@ -141,7 +142,7 @@ class FusedConv(GpuOperator):
     def forward(self, count: int) -> list[Launch]:
         b, views = self.buffers, self.buffers.parameters[0]
         args = (b.source, views["weight"], views["bias"], b.target, self.winners, count)
-        blocks = math.ceil(count / self.images)
+        blocks = ceil_div(count, self.images)
         return [self.launch_blocks("forward", blocks, *args, shared_bytes=self.forward_bytes)]
 
     def backward(self, count: int) -> list[Launch]:
@@ -188,7 +189,7 @@ class FusedDense(GpuOperator):
         }  # fmt: skip
 
     def partial_groups(self, batch_size: int) -> int:
-        self.groups = math.ceil(batch_size / IMAGES_PER_GROUP)
+        self.groups = ceil_div(batch_size, IMAGES_PER_GROUP)
         return self.groups
 
     def forward(self, count: int) -> list[Launch]:
@@ -213,7 +214,7 @@ class FusedDense(GpuOperator):
 def tiles(rows: int, columns: int) -> int:
     """Blocks that cover a product of rows x columns by the small tiles of fused_dense.cuh."""
     height, width = tile(16)
-    return math.ceil(rows / height) * math.ceil(columns / width)
+    return ceil_div(rows, height) * ceil_div(columns, width)
 
 
 STAGE = Stage(

@@ -6,6 +6,7 @@ im2col and a shared-memory blocked matrix product; every map in device memory. T
 import math
 from collections.abc import Mapping
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Stage
 from cnnlib.engine.gpu import GpuEngine, GpuOperator, Launch
 from cnnlib.layers import Activation, Conv, Dense, Subsample
@@ -27,7 +28,7 @@ def tile(rows: int) -> tuple[int, int]:
 def tiles(rows: int, columns: int, chosen_by: int | None = None) -> int:
     """Blocks that cover a product of rows x columns."""
     height, width = tile(rows if chosen_by is None else chosen_by)
-    return math.ceil(rows / height) * math.ceil(columns / width)
+    return ceil_div(rows, height) * ceil_div(columns, width)
 
 
 def slice_count(terms: int, product_tiles: int, multiprocessors: int) -> int:

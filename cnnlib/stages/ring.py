@@ -6,11 +6,11 @@ Shared memory is bounded by the window, not by the map. Device buffers for error
 ring of two slots, so their memory does not grow with depth.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Device
 from cnnlib.engine import Planned
 from cnnlib.engine.gpu import THREADS, Launch
@@ -31,13 +31,13 @@ MOST_UNITS = 4
 def halve_until(number: int, good: Callable[[int], bool]) -> int:
     """`number`, halved (upwards) until it is good or 1."""
     while number > 1 and not good(number):
-        number = math.ceil(number / 2)
+        number = ceil_div(number, 2)
     return number
 
 
 def pitch(width: int) -> int:
     """Floats from one row in shared memory to the next: see kernels/ring_conv.cuh."""
-    return (math.ceil(width / 4) | 1) * 4
+    return (ceil_div(width, 4) | 1) * 4
 
 
 class RingConv(FusedConv):
@@ -46,18 +46,18 @@ class RingConv(FusedConv):
 
     def choose(self, planned: Planned, device: Device) -> None:
         self.out_rows = self.rows // self.window
-        self.taps = self.conv.kernel**2 * math.ceil(self.maps / 4) * 4
+        self.taps = self.conv.kernel**2 * ceil_div(self.maps, 4) * 4
         # A tile as wide as the map means that each row is fetched once.
         self.tile = halve_until(
             self.out_columns, lambda tile: self._window(tile, 1) + self._deltas(tile, 1) <= FLOATS
         )
-        self.tiles = math.ceil(self.out_columns / self.tile)
+        self.tiles = ceil_div(self.out_columns, self.tile)
         self.band = self._highest(lambda n: self._window(self.tile, n) + self._deltas(self.tile, n))
         self.forward_band = self._highest(lambda n: self._window(self.tile, n))
         window = self._window(self.tile, self.forward_band)
         fits = (FLOATS - window) // self.terms // self.each * self.each
         self.chunk_maps = min(self.maps, max(self.each, fits))
-        self.map_chunks = math.ceil(self.maps / self.chunk_maps)
+        self.map_chunks = ceil_div(self.maps, self.chunk_maps)
         items = self.chunk_maps // self.each * self.tile * self.forward_band
         left = FLOATS - self.chunk_maps * self.terms
         self.units = max(1, min(MOST_UNITS, THREADS // items, left // window))
@@ -66,12 +66,12 @@ class RingConv(FusedConv):
         self.error_tile = halve_until(
             self.width, lambda tile: self._errors(tile, 1, self.channels) <= FLOATS - self.taps
         )
-        self.error_tiles = math.ceil(self.width / self.error_tile)
+        self.error_tiles = ceil_div(self.width, self.error_tile)
         self.error_band = self._highest(lambda n: self._errors(self.error_tile, n, self.channels))
         self.chunk_channels = self.channels
         while self.chunk_channels > 1 and self._error_arena() > FLOATS:
-            self.chunk_channels = math.ceil(self.chunk_channels / 2)
-        self.channel_chunks = math.ceil(self.channels / self.chunk_channels)
+            self.chunk_channels = ceil_div(self.chunk_channels, 2)
+        self.channel_chunks = ceil_div(self.channels, self.chunk_channels)
 
     def _highest(self, size: Callable[[int], int]) -> int:
         """Target rows a step: few steps, since a step costs barriers, of FEW_FLOATS at most.
@@ -80,7 +80,7 @@ class RingConv(FusedConv):
         first that fits counting upwards: all rows at once need no second buffer.
         """
         most = next((n for n in range(self.out_rows, 1, -1) if size(n) <= FEW_FLOATS), 1)
-        even = math.ceil(self.out_rows / math.ceil(self.out_rows / most))
+        even = ceil_div(self.out_rows, ceil_div(self.out_rows, most))
         return even if size(even) <= FEW_FLOATS else most
 
     # The sizes that kernels/ring_conv.cuh derives from the constants, in floats of one unit.
@@ -146,7 +146,7 @@ class RingConv(FusedConv):
         together = max(1, min(self.units, units // (2 * self.device.multiprocessors)))
         return [
             self.launch_blocks(
-                "forward", math.ceil(units / together) * self.map_chunks,
+                "forward", ceil_div(units, together) * self.map_chunks,
                 b.source, views["weight"], views["bias"], b.target, self.winners, count, together,
             )
         ]  # fmt: skip

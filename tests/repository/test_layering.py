@@ -14,6 +14,7 @@ PACKAGE = ROOT / "cnnlib"
 # A module imports from those above it. A new module or folder of cnnlib gets its place here.
 ORDER = [
     "errors",
+    "arithmetic",
     "paths",
     "patterns",
     "files",
