@@ -13,7 +13,7 @@ __device__ __forceinline__ void copy_async(float* target, const float* source) {
 }
 
 // The same for four floats; both addresses on 16-byte boundaries.
-__device__ __forceinline__ void copy_async(Quad* target, const Quad* source) {
+__device__ __forceinline__ void copy_async(Float4* target, const Float4* source) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(target));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
@@ -23,19 +23,19 @@ __device__ __forceinline__ void copy_async(Quad* target, const Quad* source) {
 }
 
 // The same, or four zeros: `source` need not be there then.
-__device__ __forceinline__ void copy_async_or_zero(Quad* target, const Quad* source, bool there) {
+__device__ __forceinline__ void copy_async_or_zero(Float4* target, const Float4* source, bool there) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(target));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(there ? 16 : 0) : "memory");
 #else
-  *target = there ? *source : Quad{{0.0f, 0.0f, 0.0f, 0.0f}};
+  *target = there ? *source : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
 #endif
 }
 
 // By all threads of a block: `count` fours, each thread's share in its group of copies.
-__device__ __forceinline__ void copy_quads(float* target, const float* source, int count) {
+__device__ __forceinline__ void copy_float4s(float* target, const float* source, int count) {
   for (int i = threadIdx.x; i < count; i += blockDim.x)
-    copy_async(reinterpret_cast<Quad*>(target) + i, reinterpret_cast<const Quad*>(source) + i);
+    copy_async(reinterpret_cast<Float4*>(target) + i, reinterpret_cast<const Float4*>(source) + i);
 }
 
 // The calling thread's copies since the last such call are a group.
@@ -64,7 +64,7 @@ __device__ __forceinline__ void wait_for_copies() {
 // then for each round one thread expects so many bytes, any threads begin copies of as many, and everybody waits. The
 // caller's barrier stands between the last use of the target and the round's first copy. Only for a GPU of capability
 // 9.0 and later; elsewhere the copy is made at once and nobody waits.
-struct Arrivals {
+struct BulkCopyBarrier {
   unsigned long long* arrived;
   unsigned round;
   bool pending;  // the round has begun and has not been waited for
@@ -76,24 +76,24 @@ __device__ __forceinline__ unsigned shared_address(const void* at) {
   return static_cast<unsigned>(__cvta_generic_to_shared(at));
 }
 
-__device__ __forceinline__ void prepare_arrivals(unsigned long long* arrived) {
+__device__ __forceinline__ void init_bulk_copies(unsigned long long* arrived) {
   asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(shared_address(arrived)) : "memory");
 }
 
 // By each thread that copies, before it does: what was written before, here or (after a barrier) by other blocks, is
 // what the engine will see.
-__device__ __forceinline__ void begin_rows() { asm volatile("fence.proxy.async;" ::: "memory"); }
+__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
-__device__ __forceinline__ void expect_rows(Arrivals& to, int bytes) {
+__device__ __forceinline__ void expect_bytes(BulkCopyBarrier& to, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(to.arrived)), "r"(bytes) : "memory");
 }
 
 // Both at 16-byte boundaries, and a multiple of 4 floats.
-__device__ __forceinline__ void copy_row(float* target, const float* source, int floats, Arrivals& to) {
+__device__ __forceinline__ void copy_bulk(float* target, const float* source, int floats, BulkCopyBarrier& to) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(target)), "l"(source), "r"(floats * 4), "r"(shared_address(to.arrived)) : "memory");
 }
 
-__device__ __forceinline__ void wait_for_rows(Arrivals& of) {
+__device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier& of) {
   if (!of.pending) return;
   unsigned done = 0;
   for (int tries = 0; !done; tries++) {
@@ -106,12 +106,12 @@ __device__ __forceinline__ void wait_for_rows(Arrivals& of) {
 
 #else
 
-__device__ __forceinline__ void prepare_arrivals(unsigned long long*) {}
-__device__ __forceinline__ void begin_rows() {}
-__device__ __forceinline__ void expect_rows(Arrivals&, int) {}
-__device__ __forceinline__ void copy_row(float* target, const float* source, int floats, Arrivals&) {
+__device__ __forceinline__ void init_bulk_copies(unsigned long long*) {}
+__device__ __forceinline__ void fence_async_proxy() {}
+__device__ __forceinline__ void expect_bytes(BulkCopyBarrier&, int) {}
+__device__ __forceinline__ void copy_bulk(float* target, const float* source, int floats, BulkCopyBarrier&) {
   for (int i = 0; i < floats; i++) target[i] = source[i];
 }
-__device__ __forceinline__ void wait_for_rows(Arrivals&) {}
+__device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier&) {}
 
 #endif

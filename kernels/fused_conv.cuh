@@ -186,13 +186,13 @@ UNROLL
       for (int i = 0; i < KERNEL; i++)
         for (int j = 0; j < KERNEL; j++) {
           if (exists) {
-            const Quad* held = reinterpret_cast<const Quad*>(weights) +
+            const Float4* held = reinterpret_cast<const Float4*>(weights) +
                                ((channel * KERNEL + i) * KERNEL + j) * MAP_QUADS + map0 / 4;
             float sum = 0.0f;
 UNROLL
             for (int quad = 0; quad < HELD; quad++) {
               if (map0 / 4 + quad >= MAP_QUADS) break;
-              const Quad four = held[quad];
+              const Float4 four = held[quad];
 UNROLL
               for (int m = 0; m < 4; m++) sum = fmaf(delta[quad * 4 + m], four.at[m], sum);
             }
@@ -266,7 +266,7 @@ ENTRY(backward)
  const float* __restrict__ target, const unsigned char* __restrict__ winners,
  const float* __restrict__ target_errors, float* __restrict__ source_errors,
  float* __restrict__ partials, int count, int groups) {
-  SHARED_LARGE(Quad, quad_arena, quads(ARENA));
+  SHARED_LARGE(Float4, quad_arena, quads(ARENA));
   float* arena = reinterpret_cast<float*>(quad_arena);
   const int weight_jobs = groups * CHUNKS, jobs = weight_jobs + (FIRST ? 0 : count);
   for (int job = blockIdx.x; job < jobs; job += gridDim.x) {
@@ -300,7 +300,7 @@ ENTRY(push_errors)
 (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,
  const float* __restrict__ target, const unsigned char* __restrict__ winners,
  const float* __restrict__ target_errors, float* __restrict__ source_errors, int count) {
-  SHARED_LARGE(Quad, quad_arena, quads(ARENA));
+  SHARED_LARGE(Float4, quad_arena, quads(ARENA));
   send_all_errors_back<true>(reinterpret_cast<float*>(quad_arena), source, weight, bias, target,
                              winners, target_errors, source_errors, count);
 }
@@ -309,7 +309,7 @@ ENTRY(pull_errors)
 (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,
  const float* __restrict__ target, const unsigned char* __restrict__ winners,
  const float* __restrict__ target_errors, float* __restrict__ source_errors, int count) {
-  SHARED_LARGE(Quad, quad_arena, quads(ARENA));
+  SHARED_LARGE(Float4, quad_arena, quads(ARENA));
   send_all_errors_back<false>(reinterpret_cast<float*>(quad_arena), source, weight, bias, target,
                               winners, target_errors, source_errors, count);
 }

@@ -6,12 +6,12 @@ enum Function { IDENTITY, RELU, TANH, SIGMOID };
 enum Method { MAX, MEAN };
 
 // Four floats that are loaded as one: 16 bytes, and so aligned.
-struct alignas(16) Quad {
+struct alignas(16) Float4 {
   float at[4];
 };
 
-// As fresh() of one float.
-__device__ __forceinline__ Quad fresh(const Quad* at) {
+// Four floats by one load, past the first-level cache as load_l2(const float*) does.
+__device__ __forceinline__ Float4 load_l2(const Float4* at) {
 #ifdef __CUDACC__
   const float4 four = __ldcg(reinterpret_cast<const float4*>(at));
   return {{four.x, four.y, four.z, four.w}};

@@ -30,8 +30,9 @@
 
 #endif
 
-// A number that another block may have written since this kernel began: not from this multiprocessor's own cache.
-__device__ __forceinline__ float fresh(const float* at) {
+// Loads from the L2 cache: another block may have written the number since this kernel began, which the first-level cache
+// of this multiprocessor would not show.
+__device__ __forceinline__ float load_l2(const float* at) {
 #ifdef __CUDACC__
     return __ldcg(at);
 #else

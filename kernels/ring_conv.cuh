@@ -61,12 +61,12 @@ __device__ __forceinline__ void fetch_rows(float* rings, const float* __restrict
     for (int i = threadIdx.x; i < here * EACH_UNIT; i += THREADS) {
       const int x = i % QUADS, y = row + i / QUADS % ROWS_FETCHED;
       const int channel = i / (QUADS * ROWS_FETCHED) % CHANNELS, unit = i / EACH_UNIT;
-      Quad* slot = reinterpret_cast<Quad*>(rings + unit * W::SIZE + W::at(channel, y)) + x;
+      Float4* slot = reinterpret_cast<Float4*>(rings + unit * W::SIZE + W::at(channel, y)) + x;
       if (y < HEIGHT)
-        copy_async(slot, reinterpret_cast<const Quad*>(source) +
+        copy_async(slot, reinterpret_cast<const Float4*>(source) +
                              (((first + unit) * CHANNELS + channel) * HEIGHT + y) * QUADS + x);
       else
-        *slot = Quad{};
+        *slot = Float4{};
     }
     return;
   }
@@ -90,7 +90,7 @@ ENTRY(forward)
  float* __restrict__ target, unsigned char* __restrict__ winners, int count, int together) {
   using W = Window<FORWARD_BAND>;
   constexpr int CHUNKS = (MAPS + CHUNK_MAPS - 1) / CHUNK_MAPS;
-  SHARED(Quad, quad_rings, UNITS * W::SIZE / 4);
+  SHARED(Float4, quad_rings, UNITS * W::SIZE / 4);
   SHARED(float, weights, TERMS * CHUNK_MAPS);
   float* rings = reinterpret_cast<float*>(quad_rings);
   const int units = count * TILES, sets = (units + together - 1) / together;
@@ -338,13 +338,13 @@ UNROLL
           for (int j = 0; j < KERNEL; j++) {
             const bool inside = ERROR_TILES == 1 || (left + j >= 0 && left + j < ERROR_TILE);
             if (exists && inside) {
-              const Quad* held = reinterpret_cast<const Quad*>(weights) +
+              const Float4* held = reinterpret_cast<const Float4*>(weights) +
                                  (channel * TAPS + i * KERNEL + j) * MAP_QUADS + quad0;
               float sum = 0.0f;
 UNROLL
               for (int quad = 0; quad < HELD; quad++) {
                 if (quad0 + quad >= MAP_QUADS) break;
-                const Quad four = held[quad];
+                const Float4 four = held[quad];
 UNROLL
                 for (int m = 0; m < 4; m++) sum = fmaf(delta[quad * 4 + m], four.at[m], sum);
               }
@@ -379,7 +379,7 @@ ENTRY(backward)
  const float* __restrict__ target_errors, float* __restrict__ source_errors,
  float* __restrict__ partials, int count, int groups) {
   constexpr int CHANNEL_CHUNKS = FIRST ? 0 : (CHANNELS + CHUNK_CHANNELS - 1) / CHUNK_CHANNELS;
-  SHARED(Quad, quad_arena, quads(ARENA));
+  SHARED(Float4, quad_arena, quads(ARENA));
   float* arena = reinterpret_cast<float*>(quad_arena);
   const int units = count * ERROR_TILES, weight_jobs = groups * CHUNKS;
   for (int job = blockIdx.x; job < weight_jobs + units * CHANNEL_CHUNKS; job += gridDim.x) {

@@ -3,7 +3,7 @@
 #include "portable.cuh"
 
 __device__ __forceinline__ int team() { return TEAMS == 1 ? 0 : threadIdx.x / TEAM; }
-__device__ __forceinline__ int member() { return TEAMS == 1 ? threadIdx.x : threadIdx.x % TEAM; }
+__device__ __forceinline__ int thread_rank() { return TEAMS == 1 ? threadIdx.x : threadIdx.x % TEAM; }
 
 // All threads of a team wait for each other. Where there are no such barriers the whole block does: so all teams must
 // come to the same ones in the same order.

@@ -38,19 +38,19 @@ __device__ __forceinline__ void forward(const float* source, const float* held, 
                                         unsigned char* winners, float* full, float* scratch, const float* places) {
   const int* term_at = reinterpret_cast<const int*>(places);
   constexpr int TASKS = (POSITION_TILES + DOWN - 1) / DOWN;
-  for (int task = member() / 32; task < TASKS * SHARES; task += WARPS) {
+  for (int task = thread_rank() / 32; task < TASKS * SHARES; task += WARPS) {
     const int share = task / TASKS, position0 = task % TASKS * DOWN * 16;
     Fragment sum[DOWN][ACROSS];
     clear(sum);
 #pragma unroll 2
     for (int eight = share; eight < TERM_EIGHTS; eight += SHARES)
-      multiply<false>(
+      mma_3xtf32<false>(
           sum,
-          [&](int m, int row, int pair) -> Two {
+          [&](int m, int row, int pair) -> Pair {
             const float* corner = source + position_place(position0 + m * 16 + row);
             return {corner[term_at[eight * 8 + pair]], corner[term_at[eight * 8 + pair + 4]]};
           },
-          [&](int, int n, int pair, int map) -> Two {
+          [&](int, int n, int pair, int map) -> Pair {
             const float* weight = held + min(n * 8 + map, MAPS - 1) * TERMS + eight * 8 + pair;
             return {eight * 8 + pair < TERMS ? weight[0] : 0.0f, eight * 8 + pair + 4 < TERMS ? weight[4] : 0.0f};
           });
@@ -65,15 +65,15 @@ __device__ __forceinline__ void add_gradient(const float* source, const float* f
   const int split = own_split(), term0 = first_term();
   if (split >= SPLITS) return;
   for (int eight = split; eight < AREA_EIGHTS; eight += SPLITS)
-    multiply<false>(
+    mma_3xtf32<false>(
         sums.tile,
-        [&](int m, int row, int pair) -> Two {
+        [&](int m, int row, int pair) -> Pair {
           const int term = term0 + m * 16 + row;
           const float* first = source + term_place(term);
-          const Two two = {first[position_place(eight * 8 + pair)], first[position_place(eight * 8 + pair + 4)]};
-          return term == TERMS ? Two{1.0f, 1.0f} : two;
+          const Pair two = {first[position_place(eight * 8 + pair)], first[position_place(eight * 8 + pair + 4)]};
+          return term == TERMS ? Pair{1.0f, 1.0f} : two;
         },
-        [&](int, int n, int pair, int map) -> Two {
+        [&](int, int n, int pair, int map) -> Pair {
           const float* delta = full + min(n * 8 + map, MAPS - 1) * FULL_PITCH + eight * 8 + pair;
           return {delta[0], delta[4]};
         });
@@ -94,7 +94,7 @@ __device__ __forceinline__ void load_row(float (&row)[COUNT], const float* from)
   if (COUNT % 4 == 0 && PITCH % 4 == 0) {
 UNROLL
     for (int x = 0; x < COUNT; x += 4) {
-      const Quad quad = *reinterpret_cast<const Quad*>(from + x);
+      const Float4 quad = *reinterpret_cast<const Float4*>(from + x);
 UNROLL
       for (int i = 0; i < 4; i++) row[x + i < COUNT ? x + i : 0] = quad.at[i];
     }
@@ -112,7 +112,7 @@ __device__ __forceinline__ void send_rows_back(const float* full, const float* h
                                                float* scratch) {
   constexpr int CREW = CHANNELS * SENDERS, ROOM = (CREW + 31) / 32 * 32;
   constexpr int MAPS_EACH = (MAPS + SENDERS - 1) / SENDERS;
-  for (int job = member(); job < HEIGHT * ROOM; job += TEAM) {
+  for (int job = thread_rank(); job < HEIGHT * ROOM; job += TEAM) {
     const int y = job / ROOM, place = job % ROOM, channel = place % CHANNELS, sender = place / CHANNELS;
     if (place >= CREW) continue;
     float error[SHORT_ROWS ? WIDTH : 1];
@@ -142,7 +142,7 @@ UNROLL
   }
   if (SENDERS == 1) return;
   team_barrier();
-  for (int unit = member(); unit < SOURCE_SIZE; unit += TEAM) {
+  for (int unit = thread_rank(); unit < SOURCE_SIZE; unit += TEAM) {
     float total = scratch[unit];
 UNROLL
     for (int sender = 1; sender < SENDERS; sender++) total += scratch[sender * SENDER_PITCH + unit];
@@ -152,7 +152,7 @@ UNROLL
 
 // The same where rows are too long for that: each source unit gathers from the units that saw it.
 __device__ __forceinline__ void gather_errors(const float* full, const float* held, float* source_errors) {
-  for (int unit = member(); unit < SOURCE_SIZE; unit += TEAM) {
+  for (int unit = thread_rank(); unit < SOURCE_SIZE; unit += TEAM) {
     const int channel = unit / (HEIGHT * WIDTH), y = unit / WIDTH % HEIGHT, x = unit % WIDTH;
     float sum = 0.0f;
     for (int i = 0; i < KERNEL; i++) {

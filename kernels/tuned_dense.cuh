@@ -25,9 +25,9 @@ constexpr int SHARES = warps_for(UNIT_TILES, INPUT_EIGHTS), SENDERS = warps_for(
 // The weights as they lie, in one copy by the hardware's engine: this many bytes, or 0 where it cannot be.
 constexpr int WHOLE_BYTES = ALIGNED && PITCH == INPUTS ? UNITS * INPUTS * 4 : 0;
 
-// By one thread, after begin_rows and expect_rows.
-__device__ __forceinline__ void hold_whole(const float* parameters, float* held, Arrivals& arrivals) {
-  if (WHOLE_BYTES) copy_row(held, parameters, UNITS * INPUTS, arrivals);
+// By one thread, after fence_async_proxy and expect_bytes.
+__device__ __forceinline__ void hold_whole(const float* parameters, float* held, BulkCopyBarrier& arrivals) {
+  if (WHOLE_BYTES) copy_bulk(held, parameters, UNITS * INPUTS, arrivals);
 }
 
 // By all threads: what is left of weights and bias on its way into shared memory.
@@ -36,8 +36,8 @@ __device__ __forceinline__ void hold(const float* parameters, float* held) {
   if (ALIGNED && !WHOLE_BYTES) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < UNITS * ROW_QUADS; i += BLOCK)
-      copy_async(reinterpret_cast<Quad*>(held + i / ROW_QUADS * PITCH) + i % ROW_QUADS,
-                 reinterpret_cast<const Quad*>(parameters) + i);
+      copy_async(reinterpret_cast<Float4*>(held + i / ROW_QUADS * PITCH) + i % ROW_QUADS,
+                 reinterpret_cast<const Float4*>(parameters) + i);
   } else if (!WHOLE_BYTES) {
     for (int i = threadIdx.x; i < UNITS * INPUTS; i += BLOCK)
       copy_async(held + i / INPUTS * PITCH + i % INPUTS, parameters + i);
@@ -55,13 +55,13 @@ __device__ __forceinline__ void pad(float* source) {
     source[i / max(1, REST) * SOURCE_PITCH + INPUTS + i % max(1, REST)] = 0.0f;
 }
 
-__device__ __forceinline__ float weight_at(const float* weights, int i) { return HELD ? weights[i] : fresh(weights + i); }
+__device__ __forceinline__ float weight_at(const float* weights, int i) { return HELD ? weights[i] : load_l2(weights + i); }
 
-// Two neighbouring weights of a unit.
-__device__ __forceinline__ Two weights_at(const float* weights, int unit, int input) {
+// Pair neighbouring weights of a unit.
+__device__ __forceinline__ Pair weights_at(const float* weights, int unit, int input) {
   const int at = min(unit, UNITS - 1) * ROW + input;
-  if (HELD) return *reinterpret_cast<const Two*>(weights + at);
-  return {input < INPUTS ? fresh(weights + at) : 0.0f, input + 1 < INPUTS ? fresh(weights + at + 1) : 0.0f};
+  if (HELD) return *reinterpret_cast<const Pair*>(weights + at);
+  return {input < INPUTS ? load_l2(weights + at) : 0.0f, input + 1 < INPUTS ? load_l2(weights + at + 1) : 0.0f};
 }
 
 // sum[0] += the others: sums that did not have to wait for each other.
@@ -84,9 +84,9 @@ __device__ __forceinline__ void forward_alone(const float* source, const float* 
   constexpr unsigned ALL = 0xffffffffu;
   const int lane = threadIdx.x % 32;
   const auto quad = [](const float* from, int i) {
-    return i < QUADS ? reinterpret_cast<const Quad*>(from)[i] : Quad{{0.0f, 0.0f, 0.0f, 0.0f}};
+    return i < QUADS ? reinterpret_cast<const Float4*>(from)[i] : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
   };
-  Quad value[LANE_QUADS];
+  Float4 value[LANE_QUADS];
 UNROLL
   for (int n = 0; n < LANE_QUADS; n++) value[n] = quad(source, lane + n * 32);
 #pragma unroll 2
@@ -96,7 +96,7 @@ UNROLL
     for (int u = 0; u < 4; u++)
 UNROLL
       for (int n = 0; n < LANE_QUADS; n++) {
-        const Quad weight = quad(weights + min(first + u, UNITS - 1) * PITCH, lane + n * 32);
+        const Float4 weight = quad(weights + min(first + u, UNITS - 1) * PITCH, lane + n * 32);
 UNROLL
         for (int i = 0; i < 4; i++) sum[u] = fmaf(weight.at[i], value[n].at[i], sum[u]);
       }
@@ -120,15 +120,15 @@ __device__ __forceinline__ void send_back_alone(const float* deltas, const float
   for (int job = threadIdx.x; job < QUADS * QUAD_SENDERS; job += BLOCK) {
     const int i = job % QUADS, sender = job / QUADS;
     const int from = sender * UNITS / QUAD_SENDERS, to = (sender + 1) * UNITS / QUAD_SENDERS;
-    Quad sum = {{0.0f, 0.0f, 0.0f, 0.0f}};
+    Float4 sum = {{0.0f, 0.0f, 0.0f, 0.0f}};
 #pragma unroll 4
     for (int u = from; u < to; u++) {
-      const Quad weight = reinterpret_cast<const Quad*>(weights + u * PITCH)[i];
+      const Float4 weight = reinterpret_cast<const Float4*>(weights + u * PITCH)[i];
       const float delta = deltas[u];
 UNROLL
       for (int k = 0; k < 4; k++) sum.at[k] = fmaf(weight.at[k], delta, sum.at[k]);
     }
-    reinterpret_cast<Quad*>(scratch + sender * INPUTS)[i] = sum;
+    reinterpret_cast<Float4*>(scratch + sender * INPUTS)[i] = sum;
   }
   __syncthreads();
   for (int i = threadIdx.x; i < INPUTS; i += BLOCK) {
@@ -147,7 +147,7 @@ constexpr int INPUT_SIXTEENTHS = (INPUTS + 15) / 16;
 __device__ __forceinline__ void multiply_far(const float* source, const float* weights, int unit0, int share,
                                              Fragment (&sum)[EACH][ACROSS]) {
   constexpr int FOURS = EACH > 1 ? EACH / 2 : 1;
-  Quad coming[FOURS][2];
+  Float4 coming[FOURS][2];
   const auto fetch = [&](int first) {
 UNROLL
     for (int m = 0; m < FOURS; m++)
@@ -155,32 +155,32 @@ UNROLL
       for (int lower = 0; lower < 2; lower++) {
         const int lane = threadIdx.x % 32, unit = min(unit0 + lane / 4 + lower * 8, UNITS - 1);
         const int input = (first + m * SHARES) * 16 + lane % 4 * 4;
-        coming[m][lower] = input < INPUTS ? fresh(reinterpret_cast<const Quad*>(weights + unit * INPUTS + input))
-                                          : Quad{{0.0f, 0.0f, 0.0f, 0.0f}};
+        coming[m][lower] = input < INPUTS ? load_l2(reinterpret_cast<const Float4*>(weights + unit * INPUTS + input))
+                                          : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
       }
   };
   fetch(share);
 #pragma unroll 2
   for (int first = share; first < INPUT_SIXTEENTHS; first += SHARES * FOURS) {
-    Quad here[FOURS][2];
+    Float4 here[FOURS][2];
 UNROLL
     for (int m = 0; m < FOURS; m++) here[m][0] = coming[m][0], here[m][1] = coming[m][1];
     fetch(first + SHARES * FOURS);
-    multiply<true>(
+    mma_3xtf32<true>(
         sum,
-        [&](int m, int row, int pair) -> Two {
+        [&](int m, int row, int pair) -> Pair {
 #ifdef __CUDA_ARCH__
-          const Quad& quad = here[m / 2][row < 8 ? 0 : 1];  // the lane's own
+          const Float4& quad = here[m / 2][row < 8 ? 0 : 1];  // the lane's own
           return {quad.at[m % 2 * 2], quad.at[m % 2 * 2 + 1]};
 #else
           const int unit = min(unit0 + row, UNITS - 1), input = (first + m / 2 * SHARES) * 16 + pair * 4 + m % 2 * 2;
           const float* weight = weights + unit * INPUTS + input;
-          return input < INPUTS ? Two{weight[0], weight[1]} : Two{0.0f, 0.0f};
+          return input < INPUTS ? Pair{weight[0], weight[1]} : Pair{0.0f, 0.0f};
 #endif
         },
-        [&](int m, int n, int pair, int image) -> Two {
+        [&](int m, int n, int pair, int image) -> Pair {
           const int input = min((first + m / 2 * SHARES) * 16 + pair * 4 + m % 2 * 2, INPUT_EIGHTS * 8 - 2);
-          return *reinterpret_cast<const Two*>(source + min(n * 8 + image, IMAGES - 1) * SOURCE_PITCH + input);
+          return *reinterpret_cast<const Pair*>(source + min(n * 8 + image, IMAGES - 1) * SOURCE_PITCH + input);
         });
   }
 }
@@ -195,15 +195,15 @@ __device__ __forceinline__ void forward(const float* source, const float* weight
     clear(sum);
     if (FAR_QUADS) multiply_far(source, weights, unit0, share, sum);
     for (int eight = share; !FAR_QUADS && eight < INPUT_EIGHTS; eight += SHARES * EACH)
-      multiply<true>(
+      mma_3xtf32<true>(
           sum,
-          [&](int m, int row, int pair) -> Two {
+          [&](int m, int row, int pair) -> Pair {
             const int at = eight + m * SHARES;
-            return at < INPUT_EIGHTS ? weights_at(weights, unit0 + row, at * 8 + pair * 2) : Two{0.0f, 0.0f};
+            return at < INPUT_EIGHTS ? weights_at(weights, unit0 + row, at * 8 + pair * 2) : Pair{0.0f, 0.0f};
           },
-          [&](int m, int n, int pair, int image) -> Two {
+          [&](int m, int n, int pair, int image) -> Pair {
             const int at = min(eight + m * SHARES, INPUT_EIGHTS - 1);
-            return *reinterpret_cast<const Two*>(source + min(n * 8 + image, IMAGES - 1) * SOURCE_PITCH + at * 8 + pair * 2);
+            return *reinterpret_cast<const Pair*>(source + min(n * 8 + image, IMAGES - 1) * SOURCE_PITCH + at * 8 + pair * 2);
           });
     add_up(sum);
 UNROLL
@@ -250,14 +250,14 @@ __device__ __forceinline__ void send_back(const float* deltas, const float* weig
     clear(sum);
     for (int eight = sender; eight < UNIT_EIGHTS; eight += SENDERS * EACH)
       // units pair and pair + 4: neighbours would meet in one bank
-      multiply<true>(
+      mma_3xtf32<true>(
           sum,
-          [&](int m, int row, int pair) -> Two {
+          [&](int m, int row, int pair) -> Pair {
             const int unit = (eight + m * SENDERS) * 8 + pair, input = min(input0 + row, INPUTS - 1);
             return {unit < UNITS ? weight_at(weights, unit * ROW + input) : 0.0f,
                     unit + 4 < UNITS ? weight_at(weights, (unit + 4) * ROW + input) : 0.0f};
           },
-          [&](int m, int n, int pair, int image) -> Two {
+          [&](int m, int n, int pair, int image) -> Pair {
             const int at = min(eight + m * SENDERS, UNIT_EIGHTS - 1);
             const float* delta = deltas + min(n * 8 + image, IMAGES - 1) * TARGET_PITCH + at * 8 + pair;
             return {delta[0], delta[4]};
@@ -319,8 +319,8 @@ UNROLL
   __device__ __forceinline__ void operator()(int eight, int count, float* stage) const {
 UNROLL
     for (int n = 0; n < OWN; n++)
-      copy_async_or_zero(reinterpret_cast<Quad*>(stage + place[n]),
-                         reinterpret_cast<const Quad*>(from[n] + static_cast<long long>(eight) * 8 * TRACE),
+      copy_async_or_zero(reinterpret_cast<Float4*>(stage + place[n]),
+                         reinterpret_cast<const Float4*>(from[n] + static_cast<long long>(eight) * 8 * TRACE),
                          there[n] && eight * 8 + image[n] < count);
   }
 };
@@ -366,17 +366,17 @@ UNROLL
 UNROLL
       for (int half = 0; half < 2; half++) {
         const float* rows = own + (stage + half) * STAGE;
-        const auto both = [&](int pair, int at) -> Two {
+        const auto both = [&](int pair, int at) -> Pair {
           return {rows[pair * STAGE_PITCH + at], rows[(pair + 4) * STAGE_PITCH + at]};
         };
         if (input0 == 0) {  // the bias is the weight of an input that is always 1
 UNROLL
           for (int upper = 0; upper < 2; upper++) {
-            const Two two = both(lane % 4, lane / 4 + upper * 8);
+            const Pair two = both(lane % 4, lane / 4 + upper * 8);
             delta_sum[upper] += two.x + two.y;
           }
         }
-        multiply<false>(
+        mma_3xtf32<false>(
             sum, [&](int, int row, int pair) { return both(pair, row); },
             [&](int, int n, int pair, int column) { return both(pair, TILE_UNITS + n * 8 + column); });
       }

@@ -20,10 +20,10 @@ __device__ __forceinline__ void hold(const float* raw, float* held, float mean, 
     const int map = i / (TERM_SIXTEENTHS * 8), pair = i % (TERM_SIXTEENTHS * 8);
     const int row = pair / WEIGHT_PAIRS, column = pair % WEIGHT_PAIRS * 2;
     const float* weight = raw + map * TERMS + row * KERNEL + column;
-    const Two two = {pair < TERM_PAIRS ? weight[0] : 0.0f,
+    const Pair two = {pair < TERM_PAIRS ? weight[0] : 0.0f,
                      pair < TERM_PAIRS && column + 1 < KERNEL ? weight[1] : 0.0f};
     unsigned cut[3];
-    cut_in_three(two, cut);
+    split_bf16x3(two, cut);
 UNROLL
     for (int part = 0; part < 3; part++) words[(part * MAPS + map) * TERM_PITCH + pair] = cut[part];
   }
@@ -43,13 +43,13 @@ __device__ __forceinline__ void forward(const float* image, const float* held, f
   constexpr int TASKS = (POSITION_TILES + DOWN - 1) / DOWN;
   const unsigned* pixels = reinterpret_cast<const unsigned*>(image);
   const unsigned* weights = reinterpret_cast<const unsigned*>(held);
-  for (int task = member() / 32; task < TASKS; task += WARPS) {
+  for (int task = thread_rank() / 32; task < TASKS; task += WARPS) {
     const int position0 = task * DOWN * 16;
     Fragment sum[DOWN][ACROSS];
     clear(sum);
 UNROLL
     for (int sixteenth = 0; sixteenth < TERM_SIXTEENTHS; sixteenth++)
-      multiply_whole(
+      mma_bf16x3(
           sum,
           [&](int m, int row, int pair) {
             const int position = min(position0 + m * 16 + row, AREA - 1);
@@ -76,7 +76,7 @@ __device__ __forceinline__ void add_gradient(const float* image, const float* fu
   const unsigned* pixels = reinterpret_cast<const unsigned*>(image);
 #pragma unroll 2
   for (int sixteenth = split; sixteenth < AREA_SIXTEENTHS; sixteenth += SPLITS)
-    multiply_whole(
+    mma_bf16x3(
         sums.tile,
         [&](int m, int row, int pair) {
           const int term = term0 + m * 16 + row, known = min(term, TERMS - 1);
@@ -89,14 +89,14 @@ __device__ __forceinline__ void add_gradient(const float* image, const float* fu
         [&](int n, int pair, int map, unsigned (&words)[3]) {
           const int at = sixteenth * 8 + pair, column = at % COLUMN_PAIRS * 2;
           const float* delta = full + min(n * 8 + map, MAPS - 1) * FULL_PITCH + at / COLUMN_PAIRS * COLUMNS + column;
-          Two two = {0.0f, 0.0f};
+          Pair two = {0.0f, 0.0f};
           if (at < AREA_PAIRS) {
             if (COLUMNS % 2 == 0 && FULL_PITCH % 2 == 0)
-              two = *reinterpret_cast<const Two*>(delta);
+              two = *reinterpret_cast<const Pair*>(delta);
             else
               two = {delta[0], column + 1 < COLUMNS ? delta[1] : 0.0f};
           }
-          cut_in_three(two, words);
+          split_bf16x3(two, words);
         });
 }
 

@@ -22,8 +22,8 @@ struct Sums {
 __device__ __forceinline__ void clear(Sums& sums) { ::clear(sums.tile); }
 
 // The first term of the calling warp's share, and which part of the positions it sums; beyond SPLITS it has none.
-__device__ __forceinline__ int first_term() { return member() / 32 % GROUPS * OWN_TILES * 16; }
-__device__ __forceinline__ int own_split() { return member() / 32 / GROUPS; }
+__device__ __forceinline__ int first_term() { return thread_rank() / 32 % GROUPS * OWN_TILES * 16; }
+__device__ __forceinline__ int own_split() { return thread_rank() / 32 / GROUPS; }
 
 // scratch (MAPS, FULL_PITCH) = a warp's sums of the positions from position0 on
 __device__ __forceinline__ void put_sums(const Fragment (&sum)[DOWN][ACROSS], int position0, float* scratch) {
@@ -84,7 +84,7 @@ UNROLL
     if (PAIRED) {
 UNROLL
       for (int b = 0; b < WINDOW; b += 2) {
-        const Two two = *reinterpret_cast<const Two*>(from + a * COLUMNS + b);
+        const Pair two = *reinterpret_cast<const Pair*>(from + a * COLUMNS + b);
         value[a][b] += two.x;
         value[a][(b + 1) % WINDOW] += two.y;
       }
@@ -99,7 +99,7 @@ UNROLL
 // sums of each share of the terms. bias (MAPS,); the sums are multiplied by `scale`, which is positive, before.
 __device__ __forceinline__ void finish(const float* bias, float* target, unsigned char* winners, float* full,
                                        const float* scratch, float scale = 1.0f) {
-  for (int at = member(); at < TARGET_SIZE; at += TEAM) {
+  for (int at = thread_rank(); at < TARGET_SIZE; at += TEAM) {
     const int map = at / OUT_AREA, window = at % OUT_AREA;
     const int corner = window / OUT_COLUMNS * WINDOW * COLUMNS + window % OUT_COLUMNS * WINDOW;
     float value[WINDOW][WINDOW];
@@ -136,7 +136,7 @@ UNROLL
 // full (MAPS, AREA) = derivative of the loss by the convolution's sums; errors (TARGET_SIZE,) are the target's.
 __device__ __forceinline__ void spread(const float* target, const unsigned char* winners, const float* errors,
                                        float* full) {
-  for (int at = member(); at < TARGET_SIZE; at += TEAM) {
+  for (int at = thread_rank(); at < TARGET_SIZE; at += TEAM) {
     const int map = at / OUT_AREA, window = at % OUT_AREA;
     const int y = window / OUT_COLUMNS * WINDOW, x = window % OUT_COLUMNS * WINDOW;
     const float error = errors[at];
@@ -153,7 +153,7 @@ UNROLL
       };
       if (PAIRED) {
 UNROLL
-        for (int b = 0; b < WINDOW; b += 2) *reinterpret_cast<Two*>(row + b) = {value(b), value(b + 1)};
+        for (int b = 0; b < WINDOW; b += 2) *reinterpret_cast<Pair*>(row + b) = {value(b), value(b + 1)};
       } else {
 UNROLL
         for (int b = 0; b < WINDOW; b++) row[b] = value(b);
@@ -161,5 +161,5 @@ UNROLL
     }
   }
   constexpr int REST = AREA_EIGHTS * 8 - AREA;
-  for (int i = member(); i < MAPS * REST; i += TEAM) full[i / max(1, REST) * FULL_PITCH + AREA + i % max(1, REST)] = 0.0f;
+  for (int i = thread_rank(); i < MAPS * REST; i += TEAM) full[i / max(1, REST) * FULL_PITCH + AREA + i % max(1, REST)] = 0.0f;
 }

@@ -12,7 +12,7 @@ __device__ __forceinline__ int corner_of(int at) {
 }
 
 __device__ __forceinline__ void forward(const float* source, float* target, unsigned char* winners) {
-  for (int at = member(); at < TARGET_SIZE; at += TEAM) {
+  for (int at = thread_rank(); at < TARGET_SIZE; at += TEAM) {
     float value[WINDOW][WINDOW];
 UNROLL
     for (int a = 0; a < WINDOW; a++)
@@ -26,7 +26,7 @@ UNROLL
 
 __device__ __forceinline__ void send_back(const float* target, const unsigned char* winners, const float* errors,
                                           float* source_errors) {
-  for (int at = member(); at < TARGET_SIZE; at += TEAM) {
+  for (int at = thread_rank(); at < TARGET_SIZE; at += TEAM) {
     const int winner = WINDOW > 1 && METHOD == MAX ? winners[at] : 0;
     const float error = errors[at] * (WINDOW > 1 ? 1.0f : slope<FUNCTION>(target[at]));
 UNROLL

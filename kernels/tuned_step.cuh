@@ -51,7 +51,7 @@ struct Watched {
 __device__ __forceinline__ int groups_of(int count) { return min(static_cast<int>(gridDim.x), count); }
 
 // *at += value, where nobody else adds meanwhile; the thread does not wait for it.
-__device__ __forceinline__ void add_later(float* at, float value) {
+__device__ __forceinline__ void red_add(float* at, float value) {
 #ifdef __CUDACC__
   asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(at), "f"(value) : "memory");
 #else
@@ -83,7 +83,7 @@ __device__ __forceinline__ void lose(const float* logits, int label, float share
     const float own = network::CLASSES <= LANES ? last : expf(logits[k] - largest);
     errors[k] = k == label ? own * part - share : own * part;
   }
-  if (threadIdx.x % 32 == 0) add_later(loss, logf(sum) + largest - logits[label]);
+  if (threadIdx.x % 32 == 0) red_add(loss, logf(sum) + largest - logits[label]);
 }
 
 // A team's next image on its way from device memory, each thread's share of the bytes in its registers.
@@ -110,7 +110,7 @@ struct Upcoming {
     const unsigned char* bytes = step.images + static_cast<long long>(next) * network::IMAGE_SIZE;
 UNROLL
     for (int n = 0; n < PIXELS; n++)
-      if (member() + n * TEAM < network::IMAGE_SIZE) byte[n] = bytes[member() + n * TEAM];
+      if (thread_rank() + n * TEAM < network::IMAGE_SIZE) byte[n] = bytes[thread_rank() + n * TEAM];
     label = step.labels[next];
     image += TEAMS * gridDim.x;
     if (image >= step.count) image = first_image(), order += step.count, steps--;
@@ -122,7 +122,7 @@ UNROLL
   __device__ __forceinline__ void arrive(const Step& step, bool any, float* there, int* label_there) const {
 UNROLL
     for (int n = 0; n < PIXELS; n++) {
-      const int i = member() + n * TEAM;
+      const int i = thread_rank() + n * TEAM;
       if (i >= network::IMAGE_SIZE) break;
       const int pixel = any ? byte[n] : 0;
       if (network::BYTES) {
@@ -133,19 +133,19 @@ UNROLL
         there[i] = (float(pixel) - step.mean) / step.deviation;
       }
     }
-    if (member() == 0) *label_there = any ? label : 0;
+    if (thread_rank() == 0) *label_there = any ? label : 0;
   }
 };
 
 // What a block has from one step to the next.
 struct Block {
   Upcoming upcoming;
-  Arrivals arrivals;  // of the dense layers' weights
+  BulkCopyBarrier arrivals;  // of the dense layers' weights
 
   // All threads, when a launch begins.
   __device__ __forceinline__ Block(const Step& step, float* shared, int steps) {
     arrivals = {reinterpret_cast<unsigned long long*>(shared + network::ARRIVALS), 0, false};
-    if (threadIdx.x == 0) prepare_arrivals(arrivals.arrived);
+    if (threadIdx.x == 0) init_bulk_copies(arrivals.arrived);
     network::prepare(shared);
     upcoming.begin(step, steps);
     __syncthreads();
@@ -154,12 +154,12 @@ struct Block {
 
 // All threads of a team: what is kept of an image, to and from device memory.
 __device__ __forceinline__ void put_away(const float* kept, float* stash) {
-  for (int i = member(); i < network::KEPT / 4; i += TEAM)
-    reinterpret_cast<Quad*>(stash)[i] = reinterpret_cast<const Quad*>(kept)[i];
+  for (int i = thread_rank(); i < network::KEPT / 4; i += TEAM)
+    reinterpret_cast<Float4*>(stash)[i] = reinterpret_cast<const Float4*>(kept)[i];
 }
 __device__ __forceinline__ void take_out(const float* stash, float* kept) {
-  for (int i = member(); i < network::KEPT / 4; i += TEAM)
-    copy_async(reinterpret_cast<Quad*>(kept) + i, reinterpret_cast<const Quad*>(stash) + i);
+  for (int i = thread_rank(); i < network::KEPT / 4; i += TEAM)
+    copy_async(reinterpret_cast<Float4*>(kept) + i, reinterpret_cast<const Float4*>(stash) + i);
 }
 
 // block.upcoming is the team's first image, if it has any, and in the end its first of the next step.
@@ -238,7 +238,7 @@ struct Weights {
   float learning_rate, momentum;
 
   __device__ __forceinline__ Now fetch(int i) const {
-    return gradient ? Now{0.0f, 0.0f} : Now{fresh(parameters + i), fresh(velocity + i)};
+    return gradient ? Now{0.0f, 0.0f} : Now{load_l2(parameters + i), load_l2(velocity + i)};
   }
   __device__ __forceinline__ void change(int i, Now now, float sum) const {
     if (gradient) {
@@ -264,7 +264,7 @@ __device__ __forceinline__ void update(const Step& step, const Weights& weights,
 ENTRY_BOUNDED(take_images, BLOCK)
 (const unsigned char* images, const unsigned char* labels, const int* order, float* parameters, float* traces,
  float* partials, float* outputs, float* losses, float* stash, float mean, float deviation, int count, int mode) {
-  SHARED_LARGE(Quad, quads_held, network::SHARED_QUADS);
+  SHARED_LARGE(Float4, quads_held, network::SHARED_QUADS);
   const Step step = {images, labels, order, parameters, traces, partials, outputs, losses, stash, mean, deviation, count};
   float* shared = reinterpret_cast<float*>(quads_held);
   Block block(step, shared, 1);
@@ -276,7 +276,7 @@ ENTRY_BOUNDED(watch_images, BLOCK)
 (const unsigned char* images, const unsigned char* labels, const int* order, float* parameters, float* traces,
  float* partials, float* outputs, float* losses, float* stash, float mean, float deviation, int count,
  unsigned long long* spent) {
-  SHARED_LARGE(Quad, quads_held, network::SHARED_QUADS);
+  SHARED_LARGE(Float4, quads_held, network::SHARED_QUADS);
   const Step step = {images, labels, order, parameters, traces, partials, outputs, losses, stash, mean, deviation, count};
   float* shared = reinterpret_cast<float*>(quads_held);
   Block block(step, shared, 1);
@@ -286,7 +286,7 @@ ENTRY_BOUNDED(watch_images, BLOCK)
 ENTRY_BOUNDED(update, BLOCK)
 (float* parameters, float* traces, float* partials, float* velocity, float* gradient, const float* learning_rate,
  float momentum, int apply, int count) {
-  SHARED_LARGE(Quad, quads_held, network::SHARED_QUADS);
+  SHARED_LARGE(Float4, quads_held, network::SHARED_QUADS);
   Step step = {};
   step.traces = traces, step.partials = partials, step.count = count;
   update(step, {parameters, velocity, apply ? nullptr : gradient, *learning_rate, momentum},
@@ -301,7 +301,7 @@ ENTRY_BOUNDED(train, BLOCK)
 (const unsigned char* images, const unsigned char* labels, const int* order, float* parameters, float* traces,
  float* partials, float* outputs, float* losses, float* stash, float mean, float deviation, int count, float* velocity,
  const float* learning_rates, float momentum, int steps, unsigned* arrived, unsigned* failed) {
-  SHARED_LARGE(Quad, quads_held, network::SHARED_QUADS);
+  SHARED_LARGE(Float4, quads_held, network::SHARED_QUADS);
   float* shared = reinterpret_cast<float*>(quads_held);
   Step step = {images, labels, order, parameters, traces, partials, outputs, losses, stash, mean, deviation, count};
   Block block(step, shared, steps);

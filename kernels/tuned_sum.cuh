@@ -15,7 +15,7 @@ __device__ __forceinline__ void sum_chunk(const float* partials, int first, int 
   float sum = 0.0f;
   if (i < size) {
 #pragma unroll 8
-    for (int group = share; group < groups; group += SHARES) sum += fresh(partials + group * PITCH + first + i);
+    for (int group = share; group < groups; group += SHARES) sum += load_l2(partials + group * PITCH + first + i);
   }
   shared[threadIdx.x] = sum;
   __syncthreads();

@@ -409,7 +409,7 @@ class StepPlan:
             f"{function} prepare(float* shared) {{",
             *[operator.prepare() for operator in self.operators],
             "}",
-            f"{function} hold({everyone}, float mean, float deviation, Arrivals& arrivals) {{",
+            f"{function} hold({everyone}, float mean, float deviation, BulkCopyBarrier& arrivals) {{",
             *self._hold(),
             "}",
             "template <class Watch>",
@@ -417,8 +417,8 @@ class StepPlan:
             *calls(singles, back=False, one=True),
             "}",
             "template <class Watch>",
-            f"{function} forward_all({everyone}, Arrivals& arrivals, Watch& watch) {{",
-            "wait_for_rows(arrivals);",
+            f"{function} forward_all({everyone}, BulkCopyBarrier& arrivals, Watch& watch) {{",
+            "wait_for_bulk_copies(arrivals);",
             "wait_for_copies();",
             *calls(together, back=False, one=False),
             "}",
@@ -471,7 +471,7 @@ class StepPlan:
             places[operator.label] = direct if operator.used_raw else place
             place += 0 if operator.used_raw else operator.raw_floats
         text = [
-            f"copy_quads(shared + {places[operator.label]}, parameters + "
+            f"copy_float4s(shared + {places[operator.label]}, parameters + "
             f"{operator.offset - operator.offset % GROUP}, {operator.raw_floats // GROUP});"
             for operator in raw
         ]
@@ -482,7 +482,7 @@ class StepPlan:
                 f"arrivals.pending = {sizes} > 0;",
                 "if (arrivals.pending && threadIdx.x == 0) {",
             ]
-            text += ["begin_rows();", f"expect_rows(arrivals, {sizes});"]
+            text += ["fence_async_proxy();", f"expect_bytes(arrivals, {sizes});"]
             text += [operator.hold_whole() for operator in rows]
             text += ["}", *[operator.hold() for operator in rows]]
         text.append("end_group_of_copies();")

@@ -6,9 +6,9 @@
 ENTRY(multiply)(const float* left, const float* right, float* target) {
   Fragment sum[1][1];
   clear(sum);
-  multiply<false>(
-      sum, [&](int, int row, int pair) -> Two { return {left[row * 8 + pair], left[row * 8 + pair + 4]}; },
-      [&](int, int, int pair, int column) -> Two { return {right[pair * 8 + column], right[(pair + 4) * 8 + column]}; });
+  mma_3xtf32<false>(
+      sum, [&](int, int row, int pair) -> Pair { return {left[row * 8 + pair], left[row * 8 + pair + 4]}; },
+      [&](int, int, int pair, int column) -> Pair { return {right[pair * 8 + column], right[(pair + 4) * 8 + column]}; });
   for (int i = 0; i < 4; i++) target[tile_row(i) * 8 + tile_column(i)] = sum[0][0].at[i];
 }
 
@@ -16,14 +16,14 @@ ENTRY(multiply)(const float* left, const float* right, float* target) {
 ENTRY(multiply_whole)(const int* left, const float* right, float* target) {
   Fragment sum[1][1];
   clear(sum);
-  multiply_whole(
+  mma_bf16x3(
       sum,
       [&](int, int row, int pair) {
         const int* two = left + row * 16 + pair * 2;
         return unsigned(to_bf16(two[0])) | unsigned(to_bf16(two[1])) << 16;
       },
       [&](int, int pair, int column, unsigned (&words)[3]) {
-        cut_in_three({right[pair * 16 + column], right[pair * 16 + 8 + column]}, words);
+        split_bf16x3({right[pair * 16 + column], right[pair * 16 + 8 + column]}, words);
       });
   for (int i = 0; i < 4; i++) target[tile_row(i) * 8 + tile_column(i)] = sum[0][0].at[i];
 }
