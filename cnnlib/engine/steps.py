@@ -409,7 +409,8 @@ class StepPlan:
             f"{function} prepare(float* shared) {{",
             *[operator.prepare() for operator in self.operators],
             "}",
-            f"{function} hold({everyone}, float mean, float deviation, BulkCopyBarrier& arrivals) {{",
+            f"{function} hold({everyone}, float mean, float deviation, "
+            "BulkCopyBarrier& arrivals) {",
             *self._hold(),
             "}",
             "template <class Watch>",
