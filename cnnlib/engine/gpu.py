@@ -8,7 +8,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,22 +28,20 @@ from cnnlib.engine.base import (
     plan,
 )
 from cnnlib.engine.source import HEADERS, kernel_source
-from cnnlib.errors import DoesNotFit, Unsupported
+from cnnlib.engine.upload import (
+    LoadTimer,
+    LoadTimes,
+    ResidentImages,
+    device_array,
+    resident_limit,
+)
+from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
-from cnnlib.system.machine import usable_cores
 
 THREADS = 256
 """Threads a block, in every kernel."""
 BLOCKS_PER_MULTIPROCESSOR = 8
 """Upper bound of a grid: 2048 resident threads fill a multiprocessor; grids stride over more."""
-MAX_ELEMENTS = 2**31 - 1
-"""Kernels index with 32-bit integers."""
-GATHER_BYTES = 4 * 2**20
-"""Bytes of images gathered and uploaded at a time: enough to use the bus, few enough to overlap."""
-GATHER_THREADS = 4
-"""Host threads that gather images, at most: memory latency, not bandwidth, is what they hide."""
-WORTH_A_THREAD = 512
-"""Images worth the wake-up of a gathering thread."""
 FEW_GROUPS = 8
 """Partial sums that one thread adds up by itself."""
 PROFILE_SECONDS = 0.01
@@ -60,18 +57,6 @@ class Launch(NamedTuple):
     kernel: str
     grid: int
     run: Callable[[], None]
-
-
-class LoadTimes(NamedTuple):
-    """Seconds of one `train`, by what they went into; see GpuEngine.train_timed."""
-
-    total: float
-    gather: float
-    """Host: choosing and copying images into page-locked memory."""
-    upload: float
-    """Device: copies to it."""
-    kernels: float
-    """Device: from the first to the last kernel between uploads."""
 
 
 @dataclass
@@ -91,13 +76,6 @@ class Buffers:
     gradients: list[dict[str, DeviceArray]]
     partials: DeviceArray | None
     """(groups, parameters) for an operator that leaves its gradient as partial sums."""
-
-
-def device_array(device: Device, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
-    """A device array; DoesNotFit also when it has more elements than kernels can index."""
-    if math.prod(shape) > MAX_ELEMENTS:
-        raise DoesNotFit(f"an array of {shape} elements is beyond 32-bit indices")
-    return device.array(shape, dtype)
 
 
 class GpuOperator(ABC):
@@ -189,18 +167,6 @@ def bound_launch(
     return Launch(layer, kernel, grid, bound)
 
 
-class Piece:
-    """The moments of one piece of an epoch: gathered on the host, uploaded, trained on."""
-
-    def __init__(self, device: Device) -> None:
-        self.gathered, self.uploaded, self.trained = (device.event() for _ in range(3))
-        self._began = time.perf_counter()
-
-    def end_gather(self) -> None:
-        self.gather = time.perf_counter() - self._began
-        self.gathered.record()
-
-
 class DeviceEngine(Engine):
     """What engines of GPU stages share: state on the device, and a look at where training goes."""
 
@@ -236,14 +202,10 @@ class DeviceEngine(Engine):
         self._rates.part(0, (len(rates),)).set(np.ascontiguousarray(rates, dtype=np.float32))
         self._last_rates = rates.copy()
 
-    def _images_wanted(self) -> int:
-        """Images that may be on the device at a time: at least a batch."""
-        resident = self.setup.resident_images
-        if resident != "auto":
-            return resident
-        # Half of what is free: the other half is left for the device's other users.
-        bytes_each = math.prod(self.network.input_shape) + 1
-        return max(self.device.free_bytes() // 2 // bytes_each, self.setup.batch_size)
+    def _resident_limit(self) -> int:
+        """Images that may be on the device at a time, where that is at least a batch."""
+        image_bytes = math.prod(self.network.input_shape)
+        return resident_limit(self.device, self.setup.resident_images, image_bytes)
 
     def _time(self, run: Callable[[], None]) -> float:
         """Seconds of one launch: the mean over as many in a row as PROFILE_SECONDS allow."""
@@ -261,8 +223,11 @@ class DeviceEngine(Engine):
             count *= 4
 
     @abstractmethod
-    def _train(self, order: Order, rates: Array, pieces: "list[Piece] | None") -> float:
-        """`train`; with `pieces` a Piece is appended for every load, or part of one."""
+    def _train(self, order: Order, rates: Array, timer: LoadTimer | None) -> float:
+        """Train on the batches of `order` at `rates`, one a step; returns the mean loss.
+
+        With `timer`, the moments of every piece of the images are recorded.
+        """
 
     def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
         """A device array that kernels can index."""
@@ -273,18 +238,12 @@ class DeviceEngine(Engine):
         return self._train(order, self.rates_of(steps, rates), None)
 
     def train_timed(self, order: Order) -> LoadTimes:
-        """Train as `train` does, with a look at where the time goes; the looking takes a little."""
-        pieces: list[Piece] = []
+        """Train as `train` does and measure where the time goes, which takes a little more."""
+        timer = LoadTimer(self.device)
         steps = len(order) // self.setup.batch_size
         began = time.perf_counter()
-        self._train(order, self.rates_of(steps, None), pieces)
-        total = time.perf_counter() - began
-        return LoadTimes(
-            total,
-            sum(piece.gather for piece in pieces),
-            sum(piece.uploaded.seconds_since(piece.gathered) for piece in pieces),
-            sum(piece.trained.seconds_since(piece.uploaded) for piece in pieces),
-        )
+        self._train(order, self.rates_of(steps, None), timer)
+        return timer.times(time.perf_counter() - began)
 
     @property
     def parameters(self) -> Array:
@@ -319,8 +278,7 @@ class GpuEngine(DeviceEngine):
         self.module = self._compile()
         self._allocate()
         self._steps: dict[int, list[Launch]] = {}
-        self._gatherers = min(GATHER_THREADS, usable_cores())
-        self._pool = ThreadPoolExecutor(self._gatherers)
+        self._images: ResidentImages | None = None
 
     # Building
 
@@ -459,89 +417,54 @@ class GpuEngine(DeviceEngine):
     # Engine
 
     def load(self, images: Bytes, labels: Bytes) -> None:
-        self._images, self._labels = images, labels
         batch = self.setup.batch_size
-        count = max(batch, min(self._images_wanted(), len(labels)) // batch * batch)
-        self._resident = self.resident = count
-        self._steps.clear()
-        self._device_images = self.array((count, *self.network.input_shape), np.uint8)
-        self._device_labels = self.array((count,), np.uint8)
-        self._host_images = self.device.pinned((count, *self.network.input_shape), np.uint8)
-        self._host_labels = self.device.pinned((count,), np.uint8)
+        self._drop_images()
+        limit = self._resident_limit()
+        self._images = ResidentImages(self.device, images, labels, batch, limit)
+        self.resident = count = self._images.count
         self._allocate_rates(count // batch)
         for first in range(0, count, batch):
             self._step(first)  # packed here, so that no clock sees it
 
-    def _train(self, order: Order, rates: Array, pieces: "list[Piece] | None") -> float:
-        batch = self.setup.batch_size
-        steps = len(order) // batch
+    def _loaded(self) -> ResidentImages:
+        if self._images is None:
+            raise RuntimeError("no training set is loaded")
+        return self._images
+
+    def _drop_images(self) -> None:
+        """Give up the training set loaded before, with the launches that read it."""
+        self._steps.clear()
+        if self._images is not None:
+            self._images.close()
+        self._images = None
+
+    def _train(self, order: Order, rates: Array, timer: LoadTimer | None) -> float:
+        batch, images = self.setup.batch_size, self._loaded()
+        count = len(order) // batch * batch
         self._losses.set(np.zeros(batch, np.float32))
         began, ended = self.device.event(), self.device.event()
         began.record()
-        for start in range(0, steps * batch, self._resident):
-            if start:
-                # The pinned memory may be filled again only when its images have gone up.
-                self.device.synchronize()
-            stop = min(start + self._resident, steps * batch)
-            self._upload_rates(rates[start // batch : stop // batch])
-            self._train_load(order[start:stop], pieces)
+        for load in images.loads(count):
+            self._upload_rates(rates[load.start // batch : load.stop // batch])
+            for piece in images.load(order[load], timer):
+                for first in range(piece.start, piece.stop, batch):
+                    self._run(self._step(first))
         ended.record()
         losses = self._losses.get()
         self.device.synchronize()
         self.event_seconds = ended.seconds_since(began)
-        return float(losses.sum(dtype=np.float64) / (steps * batch))
-
-    def _train_load(self, order: Order, pieces: "list[Piece] | None") -> None:
-        """Gather and upload the images of `order` piece by piece, and train on each piece.
-
-        The host gathers the next piece while the device still works on the last.
-        """
-        batch = self.setup.batch_size
-        fits = GATHER_BYTES // math.prod(self.network.input_shape)
-        most = max(batch, fits // batch * batch)
-        for start in range(0, len(order), most):
-            stop = min(start + most, len(order))
-            piece = Piece(self.device) if pieces is not None else None
-            self._gather(self._images, order[start:stop], self._host_images[start:stop])
-            self._gather(self._labels, order[start:stop], self._host_labels[start:stop])
-            if piece:
-                piece.end_gather()
-            for host, device in (
-                (self._host_images[start:stop], self._device_images),
-                (self._host_labels[start:stop], self._device_labels),
-            ):
-                device.part(start * math.prod(host.shape[1:]), host.shape).set(host)
-            if piece:
-                piece.uploaded.record()
-            for first in range(start, stop, batch):
-                self._run(self._step(first))
-            if piece and pieces is not None:
-                piece.trained.record()
-                pieces.append(piece)
-
-    def _gather(self, images: Bytes, order: Order, out: Bytes) -> None:
-        """out[i] = images[order[i]], by several threads where there is enough to do."""
-
-        def take(part: slice) -> None:
-            # mode="clip" writes straight into `out`; the default would go through a copy
-            np.take(images, order[part], axis=0, out=out[part], mode="clip")
-
-        share = max(WORTH_A_THREAD, ceil_div(len(order), self._gatherers))
-        parts = [slice(i, min(i + share, len(order))) for i in range(0, len(order), share)]
-        if len(parts) == 1:
-            take(parts[0])
-        else:
-            list(self._pool.map(take, parts))
+        return float(losses.sum(dtype=np.float64) / count)
 
     def _step(self, first: int) -> list[Launch]:
         """The launches of one training step on the batch that begins at resident image `first`."""
         if first not in self._steps:
             batch, shape = self.setup.batch_size, self.network.input_shape
+            resident = self._loaded()
             if not self._steps:
                 self._forward_pass = self._forward(batch)
                 self._backward_pass = self._backward(batch)
-            images = self._device_images.part(first * math.prod(shape), (batch, *shape))
-            labels = self._device_labels.part(first, (batch,))
+            images = resident.images.part(first * math.prod(shape), (batch, *shape))
+            labels = resident.labels.part(first, (batch,))
             self._steps[first] = [
                 self._normalize(images, batch), *self._forward_pass,
                 self._loss(labels, batch), *self._backward_pass, *self._update(first // batch),
@@ -614,7 +537,7 @@ class GpuEngine(DeviceEngine):
         yield "input", None, self._step(0)[:1]
         for operator in self.operators:
             yield "forward", operator.planned, operator.forward(batch)
-        yield "loss", None, [self._loss(self._device_labels.part(0, (batch,)), batch)]
+        yield "loss", None, [self._loss(self._loaded().labels.part(0, (batch,)), batch)]
         for operator in reversed(self.operators):
             yield "backward", operator.planned, operator.backward(batch)
         yield "update", None, self._update(0)
@@ -630,4 +553,4 @@ class GpuEngine(DeviceEngine):
         return planned.arithmetic(part, self.setup.batch_size)
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._drop_images()

@@ -26,10 +26,11 @@ from cnnlib.engine.base import (
     plan,
 )
 from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
-from cnnlib.engine.gpu import THREADS, DeviceEngine, Piece
+from cnnlib.engine.gpu import THREADS, DeviceEngine
 from cnnlib.engine.shuffle import ROUNDS, Shuffle
 from cnnlib.engine.source import kernel_source
 from cnnlib.engine.steps import ONE_TEAM, StepOperator, StepPlan, Threads
+from cnnlib.engine.upload import LoadTimer, ResidentImages
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
@@ -100,6 +101,8 @@ class WholeStepEngine(DeviceEngine):
         self.device = device
         self.grid = device.multiprocessors
         self.whole = device.kind == "cuda"
+        self._streamed: ResidentImages | None = None
+        """The training set, where only a part of it fits onto the device."""
         given = stage, self.plan, setup.batch_size, device
         plans = candidates(*given) if setup.tune else [choose(*given)]
         self._times = self._measured(plans) if len(plans) > 1 else []
@@ -272,66 +275,77 @@ class WholeStepEngine(DeviceEngine):
     # Engine
 
     def load(self, images: Bytes, labels: Bytes) -> None:
-        batch, wanted, count = self.setup.batch_size, self._images_wanted(), len(labels)
-        self._all = wanted >= count
-        if not self._all:
-            count = max(batch, min(wanted, count) // batch * batch)
-        self._count = self.resident = count
-        self._images = self.array((count, *self.network.input_shape), np.uint8)
-        self._labels = self.array((count,), np.uint8)
-        self._order = self.array((max(count, len(labels)),), np.int32)
-        self._tables = self.array((1, 1), np.uint16)
-        self._allocate_rates(self._order.size // batch)
-        if self._all:
+        batch, limit, count = self.setup.batch_size, self._resident_limit(), len(labels)
+        self._drop_streamed()
+        if limit >= count:
+            self._images = self.array((count, *self.network.input_shape), np.uint8)
+            self._labels = self.array((count,), np.uint8)
             self._images.set(np.ascontiguousarray(images))
             self._labels.set(np.ascontiguousarray(labels))
-            return
-        self._host = images, labels
-        self._host_images = self.device.pinned((count, *self.network.input_shape), np.uint8)
-        self._host_labels = self.device.pinned((count,), np.uint8)
+        else:
+            self._streamed = ResidentImages(self.device, images, labels, batch, limit, math.inf)
+            self._images, self._labels = self._streamed.images, self._streamed.labels
+            count = self._streamed.count
+        self._count = self.resident = count
+        self._order = self.array((max(count, len(labels)),), np.int32)
         self._order.set(np.arange(self._order.size, dtype=np.int32))
+        self._tables = self.array((1, 1), np.uint16)
+        self._allocate_rates(self._order.size // batch)
+
+    def _drop_streamed(self) -> None:
+        if self._streamed is not None:
+            self._streamed.close()
+        self._streamed = None
+
+    def close(self) -> None:
+        self._drop_streamed()
 
     def train_epoch(self, shuffle: Shuffle, rates: Array | None = None) -> float:
         """Where all images are on the device, their order is drawn there."""
-        if not self._all or len(shuffle) != self._count:
+        if self._streamed is not None or len(shuffle) != self._count:
             return super().train_epoch(shuffle, rates)
         steps = len(shuffle) // self.setup.batch_size
         return self._train(shuffle, self.rates_of(steps, rates), None)
 
-    def _train(self, order: Order | Shuffle, rates: Array, pieces: list[Piece] | None) -> float:
+    def _train(self, order: Order | Shuffle, rates: Array, timer: LoadTimer | None) -> float:
         batch = self.setup.batch_size
         images = len(order) // batch * batch
         self._losses.fill_bytes(0)
         began, ended = self.device.event(), self.device.event()
         began.record()
-        load = max(batch, (images if self._all else self._count) // batch * batch)
-        for start in range(0, images, load):
-            count = min(load, images - start)
-            piece = Piece(self.device) if pieces is not None else None
-            if start:
-                # the pinned memory may be filled again only when its images have gone up
-                self.device.synchronize()
-            if isinstance(order, Shuffle):
-                self._draw(order)
-            else:
-                self._bring(order[start : start + count], piece)
-            self._upload_rates(rates[start // batch : (start + count) // batch])
-            if piece:
-                piece.uploaded.record()
-            self._train_steps(self._order, count // batch)
-            if piece and pieces is not None:
-                piece.trained.record()
-                pieces.append(piece)
+        if self._streamed is None:
+            self._train_resident(order, images, rates, timer)
+        else:
+            assert not isinstance(order, Shuffle)
+            for load in self._streamed.loads(images):
+                self._upload_rates(rates[load.start // batch : load.stop // batch])
+                for piece in self._streamed.load(order[load], timer):
+                    self._train_steps(self._order, (piece.stop - piece.start) // batch)
         ended.record()
         losses = self._losses.get()
         self._check_signals()
         self.event_seconds = ended.seconds_since(began)
         return float(losses.sum(dtype=np.float64) / images)
 
-    def _gather(self, order: Order) -> None:
-        images, labels = self._host
-        np.take(images, order, axis=0, out=self._host_images[: len(order)], mode="clip")
-        np.take(labels, order, axis=0, out=self._host_labels[: len(order)], mode="clip")
+    def _train_resident(
+        self, order: Order | Shuffle, images: int, rates: Array, timer: LoadTimer | None
+    ) -> None:
+        """Where all images are on the device, only their order goes up, or is drawn there."""
+        if timer:
+            timer.begin()
+        if isinstance(order, Shuffle):
+            self._draw(order)
+        if timer:
+            timer.gathered()
+        if not isinstance(order, Shuffle):
+            wanted = np.ascontiguousarray(order[:images], dtype=np.int32)
+            self._order.part(0, (images,)).set(wanted)
+        self._upload_rates(rates)
+        if timer:
+            timer.uploaded()
+        self._train_steps(self._order, images // self.setup.batch_size)
+        if timer:
+            timer.trained()
 
     def _draw(self, shuffle: Shuffle) -> None:
         """The order of an epoch of all images, by the device."""
@@ -342,20 +356,6 @@ class WholeStepEngine(DeviceEngine):
             math.ceil(len(shuffle) / THREADS), THREADS,
             self._tables, self._order, shuffle.half, len(shuffle),
         )()  # fmt: skip
-
-    def _bring(self, order: Order, piece: Piece | None) -> None:
-        """Where all images are there only their order goes up; else the images, in order."""
-        count = len(order)
-        if not self._all:
-            self._gather(order)
-        if piece:
-            piece.end_gather()
-        if self._all:
-            self._order.part(0, (count,)).set(np.ascontiguousarray(order, dtype=np.int32))
-            return
-        shape = (count, *self.network.input_shape)
-        self._images.part(0, shape).set(self._host_images[:count])
-        self._labels.part(0, (count,)).set(self._host_labels[:count])
 
     def _run_batch(self, images: Bytes, count: int, mode: int) -> None:
         self._batch_images.part(0, images.shape).set(np.ascontiguousarray(images))

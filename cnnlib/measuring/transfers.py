@@ -9,7 +9,8 @@ from typing import Any
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Engine, Order
-from cnnlib.engine.gpu import DeviceEngine, LoadTimes
+from cnnlib.engine.gpu import DeviceEngine
+from cnnlib.engine.upload import LoadTimes
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measuring import schema
 from cnnlib.measuring.runs import Run, seed_of
