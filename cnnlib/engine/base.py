@@ -287,6 +287,15 @@ class Engine(ABC):
         """
         return [p.operator for p in plan(stage, setup.network)]
 
+    @classmethod
+    def source_on(cls, stage: Stage, setup: Setup, device: Limits) -> str:
+        """The CUDA source that an engine made of these arguments would compile.
+
+        No engine is made and nothing is compiled. Raises Unsupported where operators_on does, and
+        for a stage that generates none.
+        """
+        raise Unsupported(f"stage '{stage.name}' has no generated source")
+
     @property
     def served(self) -> list[str]:
         """`layers: operator` for every operator that this engine trains with."""
