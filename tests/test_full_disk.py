@@ -21,7 +21,7 @@ RUN = "--dataset toy --network small --stage gemm --batch-size 8 --data toy.npz"
 COMMANDS = {
     "run": f"measure {RUN} --out out",
     "raw table": "combine --table epochs --out out/epochs.csv run/epochs.csv",
-    "table": "workflow.tabulate summary --tables run/epochs.csv run/steps.csv"
+    "table": "workflow.glue.tabulate summary --tables run/epochs.csv run/steps.csv"
     " --csv out/summary.csv --markdown out/summary.md",
     "data": "prepare --dataset toy --folder . --out out/toy.npz",
     "weights": f"train {RUN} --epochs 1 --out out/w.npz --checkpoint out/c.npz",

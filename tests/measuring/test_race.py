@@ -21,7 +21,7 @@ from cnnlib.stages import naive
 from cnnlib.training.loop import accuracy, open_engine, open_place, start, train_epochs
 from cnnlib.validation.parity import Unjudged
 from tests.support.toys import SETTINGS, parse_experiment, toy_data
-from workflow import modules
+from workflow.glue import modules
 
 pytestmark = pytest.mark.quick
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from cnnlib.errors import DataError
 from cnnlib.measuring import schema
 from cnnlib.stages import LADDER
-from workflow import modules, sources, style, wording
-from workflow import schema as config_schema
+from workflow.glue import config_schema, modules, sources
+from workflow.plotting import style, wording
 
 pytestmark = pytest.mark.quick
 
@@ -251,7 +251,7 @@ def test_every_stage_of_the_ladder_has_its_own_colour_and_mark() -> None:
 
 def test_the_schema_is_that_of_the_config() -> None:
     assert config_schema.FILE.read_text(encoding="utf-8") == config_schema.schema(), (
-        "workflow/schemas/config.schema.json is out of date: python -m workflow.schema"
+        "workflow/schemas/config.schema.json is out of date: python -m workflow.glue.config_schema"
     )
 
 
@@ -259,7 +259,7 @@ def test_only_one_measurement_at_a_time(tmp_path: Path) -> None:
     """The second command starts when the first has ended, even if who started that is gone."""
     log, go = tmp_path / "log", tmp_path / "go"
     script = f"echo begin >> '{log}'; until [ -e '{go}' ]; do sleep 0.05; done; echo end >> '{log}'"
-    command = [sys.executable, "-m", "workflow.exclusive", "sh", "-c", script]
+    command = [sys.executable, "-m", "workflow.glue.exclusive", "sh", "-c", script]
     options: dict[str, Any] = dict(
         cwd=sources.ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ import yaml
 from cnnlib.measuring import schema
 from cnnlib.measuring.schema import RUN_TABLES
 from tests.workflow.conftest import Checkout, digest, environment
-from workflow import modules
+from workflow.glue import modules
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ many images, the moment from its own measured time per image.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, reasons, recognition, style, wording
+from workflow.plotting import layout, panels, reasons, recognition, style, wording
 
 TABLES = ("digits", "pictures", "epochs")
 

@@ -12,7 +12,7 @@ has no row.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, reasons, recognition, wording
+from workflow.plotting import layout, panels, reasons, recognition, wording
 
 TABLES = ("digits", "pictures", "epochs")
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from workflow import layout, panels, style
+from workflow.plotting import layout, panels, style
 
 TABLES = ("features",)
 

@@ -16,7 +16,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, reasons, recognition, style, wording
+from workflow.plotting import layout, panels, reasons, recognition, style, wording
 
 TABLES = ("learning", "epochs")
 

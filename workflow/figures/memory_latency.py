@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, style, wording
+from workflow.plotting import layout, style, wording
 
 TABLES = ("probes",)
 

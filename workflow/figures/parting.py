@@ -25,7 +25,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from cnnlib.stages import ALL
-from workflow import layout, panels, reasons, recognition, style, wording
+from workflow.plotting import layout, panels, reasons, recognition, style, wording
 
 TABLES = ("digits", "learning", "epochs")
 

@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, reasons, style, wording
+from workflow.plotting import layout, reasons, style, wording
 
 TABLES = ("kernels", "epochs")
 

@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workflow import layout, panels, reasons, style, wording
+from workflow.plotting import layout, panels, reasons, style, wording
 
 TABLES = ("race", "race_summary")
 

@@ -25,9 +25,9 @@ rule tabulate:
         tables=EXPERIMENT.tables_of_table,
         code=[
             "workflow/tables/{table}.py",
-            "workflow/reasons.py",
-            "workflow/tabulate.py",
-            "workflow/wording.py",
+            "workflow/plotting/reasons.py",
+            "workflow/glue/tabulate.py",
+            "workflow/plotting/wording.py",
         ],
     output:
         csv=update("<results>/tables/{table}.csv"),
@@ -37,7 +37,7 @@ rule tabulate:
     conda:
         "../envs/cnn.yaml"
     shell:
-        "python -m workflow.tabulate {wildcards.table} --tables {input.tables}"
+        "python -m workflow.glue.tabulate {wildcards.table} --tables {input.tables}"
         " --csv {output.csv} --markdown {output.markdown} 2>&1 | tee {log}"
 
 

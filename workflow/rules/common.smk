@@ -4,10 +4,10 @@ from contextlib import contextmanager
 from cnnlib.config import check_keys
 from cnnlib.errors import UserError
 from cnnlib.files import check_writable
-from workflow.clocks import date_now
-from workflow.experiment import Experiment, put_this_python_first
-from workflow.integrity import lines, make_again, written_by
-from workflow.recovery import recover
+from workflow.glue.clocks import date_now
+from workflow.glue.experiment import Experiment, put_this_python_first
+from workflow.glue.integrity import lines, make_again, written_by
+from workflow.glue.recovery import recover
 
 
 @contextmanager

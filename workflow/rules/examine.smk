@@ -31,7 +31,7 @@ if not EXPERIMENT.tables_are_given:
             config=EXPERIMENT.settings_file,
             settings=EXPERIMENT.without_wildcards("measuring"),
         shell:
-            "python -m workflow.exclusive python -m cnnlib probe"
+            "python -m workflow.glue.exclusive python -m cnnlib probe"
             " --config {params.config} --out {output} 2>&1 | tee {log}"
 
     rule pictures:
@@ -89,7 +89,7 @@ if not EXPERIMENT.tables_are_given:
             config=EXPERIMENT.settings_file,
             settings=EXPERIMENT.race_settings,
         shell:
-            "python -m workflow.exclusive python -m cnnlib race --config {params.config}"
+            "python -m workflow.glue.exclusive python -m cnnlib race --config {params.config}"
             " --stage {wildcards.stage} --data {input.data} --out {output} 2>&1 | tee {log}"
 
     rule examine:
@@ -113,7 +113,7 @@ if not EXPERIMENT.tables_are_given:
             settings=EXPERIMENT.run_settings,
             batch_size=EXPERIMENT.usual_batch_size,
         shell:
-            "python -m workflow.exclusive python -m cnnlib {wildcards.raw}"
+            "python -m workflow.glue.exclusive python -m cnnlib {wildcards.raw}"
             " --config {params.config} --dataset {wildcards.dataset}"
             " --network {wildcards.network} --stage {wildcards.stage}"
             " --batch-size {params.batch_size} --data {input.data} --out {output} 2>&1 | tee {log}"

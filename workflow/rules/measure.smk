@@ -46,7 +46,7 @@ rule measure:
         settings=EXPERIMENT.run_settings,
         folder=subpath(output.run, parent=True),
     shell:
-        "python -m workflow.exclusive python -m cnnlib measure"
+        "python -m workflow.glue.exclusive python -m cnnlib measure"
         " --config {params.config} --dataset {wildcards.dataset}"
         " --network {wildcards.network} --stage {wildcards.stage}"
         " --batch-size {wildcards.batch_size} --repeat {wildcards.repeat}"

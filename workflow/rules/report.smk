@@ -36,7 +36,7 @@ rule draw:
     params:
         caption=EXPERIMENT.caption,
     shell:
-        "python -m workflow.draw {wildcards.figure} --tables {input.tables}"
+        "python -m workflow.plotting.draw {wildcards.figure} --tables {input.tables}"
         " --out {output.png} {output.svg} 2>&1 | tee {log}"
 
 
@@ -52,8 +52,8 @@ rule page:
         tables=EXPERIMENT.table_pages,
         provenance=EXPERIMENT.provenance,
         code=[
-            "workflow/page.py",
-            "workflow/report/page.html.j2",
+            "workflow/report/page.py",
+            "workflow/report/templates/page.html.j2",
         ],
     output:
         update("<results>/report.html"),
@@ -64,7 +64,7 @@ rule page:
     params:
         captions=EXPERIMENT.captions,
     shell:
-        "python -m workflow.page --figures {input.figures} --tables {input.tables}"
+        "python -m workflow.report.page --figures {input.figures} --tables {input.tables}"
         " --provenance {input.provenance} --out {output} 2>&1 | tee {log}"
 
 
@@ -75,7 +75,7 @@ rule poster:
         ladder=EXPERIMENT.table("ladder", "md"),
         code=[
             *EXPERIMENT.poster_sources,
-            "workflow/report/poster.html.j2",
+            "workflow/report/templates/poster.html.j2",
             *multiext(
                 "workflow/",
                 "browser.py",
@@ -99,5 +99,5 @@ rule poster:
     params:
         figures=EXPERIMENT.poster_figures,
     shell:
-        "python -m workflow.poster --figures {params.figures} --tables {input.tables}"
+        "python -m workflow.report.poster --figures {params.figures} --tables {input.tables}"
         " --ladder {input.ladder} --out {output} 2>&1 | tee {log}"

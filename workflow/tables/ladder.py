@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from cnnlib.stages import ALL
-from workflow import reasons, wording
+from workflow.plotting import reasons, wording
 
 TABLES = ("summary", "epochs")
 

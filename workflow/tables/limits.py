@@ -6,7 +6,7 @@ largest are here (figure memory_latency shows them all); a copy of the smallest 
 
 import pandas as pd
 
-from workflow import wording
+from workflow.plotting import wording
 
 TABLES = ("probes",)
 

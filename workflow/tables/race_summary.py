@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from workflow import reasons, wording
+from workflow.plotting import reasons, wording
 
 TABLES = ("race",)
 

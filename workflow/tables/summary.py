@@ -48,7 +48,7 @@ COLUMNS = {
     "speedup_low": "number",
     "speedup_high": "number",
 }
-"""Of what, in the order in which they are written; kinds of workflow/modules.py."""
+"""Of what, in the order in which they are written; kinds of workflow/glue/modules.py."""
 KEY = ["dataset", "network", "stage", "device", "device_kind", "batch_size"]
 RESAMPLES = 2000
 SEED = 20171

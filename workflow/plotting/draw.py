@@ -1,4 +1,4 @@
-"""Draw one figure: python -m workflow.draw NAME --tables FILE... --out FILE.png FILE.svg.
+"""Draw one figure: python -m workflow.plotting.draw NAME --tables FILE... --out FILE.png FILE.svg.
 
 The same tables give the same bytes: no date, no version and no random identifier is written.
 """
@@ -14,14 +14,15 @@ from matplotlib.figure import Figure
 
 from cnnlib.errors import UserError
 from cnnlib.files import write_whole
-from workflow import layout, modules, style
+from workflow.glue import modules
+from workflow.plotting import layout, style
 
 METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
 
 
 def main() -> None:
     """Read the arguments, draw, save."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.draw", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m workflow.plotting.draw", description=__doc__)
     parser.add_argument("name", choices=modules.names("figures"))
     parser.add_argument("--tables", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, nargs="+", required=True, help="files .png or .svg")

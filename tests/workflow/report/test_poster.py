@@ -13,9 +13,10 @@ from cnnlib import stages
 from cnnlib.errors import UserError
 from cnnlib.paths import ROOT
 from cnnlib.peers import PEERS
-from workflow import modules, poster
-from workflow.browser import find_browser, run, scratch
-from workflow.experiment import Experiment
+from workflow.glue import modules
+from workflow.glue.experiment import Experiment
+from workflow.report import poster
+from workflow.report.browser import find_browser, run, scratch
 
 REFERENCE = ROOT / "results/reference/nvidia-h100"
 EXPERIMENT = Experiment(yaml.safe_load((ROOT / "config.yaml").read_text()))

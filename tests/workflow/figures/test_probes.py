@@ -9,7 +9,8 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from cnnlib.measuring import schema
-from workflow import modules, style
+from workflow.glue import modules
+from workflow.plotting import style
 
 KIB, MIB = 2**10, 2**20
 SIZES = [2**k * KIB for k in range(21)]

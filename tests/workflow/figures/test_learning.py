@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from cnnlib.measuring import schema
 from cnnlib.paths import ROOT
 from tests.workflow.conftest import digest
-from workflow import draw, modules, recognition, style, wording
-from workflow.experiment import Experiment
+from workflow.glue import modules
+from workflow.glue.experiment import Experiment
+from workflow.plotting import draw, recognition, style, wording
 
 FIGURES = ("learning", "discern", "discern_images", "parting")
 IMAGES = (0, 64, 128, 256, 512, 960, 1920)

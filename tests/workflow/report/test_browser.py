@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cnnlib.errors import UserError
-from workflow import browser, poster
+from workflow.report import browser, poster
 
 # A browser confined as a snap is: /tmp is another one for it, hidden folders are closed to it. What
 # it cannot read it prints a page of Letter size about; what it cannot write it does not.

@@ -14,7 +14,8 @@ from matplotlib.text import Text
 from cnnlib.measuring import schema
 from cnnlib.paths import ROOT
 from tests.workflow.conftest import Checkout
-from workflow import draw, layout, modules, reasons, wording
+from workflow.glue import modules
+from workflow.plotting import draw, layout, reasons, wording
 
 Tables = dict[str, pd.DataFrame]
 

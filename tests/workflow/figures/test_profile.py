@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from cnnlib.measuring import schema
 from tests.workflow.conftest import digest
-from workflow import draw, modules, style, wording
 from workflow.figures import roofline
+from workflow.glue import modules
+from workflow.plotting import draw, style, wording
 from workflow.tables import hotspots
 
 FIGURES = ("profile", "roofline", "transfers")

@@ -10,7 +10,7 @@ import pytest
 
 from cnnlib.errors import UserError
 from cnnlib.paths import ROOT
-from workflow.clocks import date_now
+from workflow.glue.clocks import date_now
 
 DAY = 86400.0
 

@@ -10,7 +10,8 @@ import pytest
 
 from cnnlib.errors import DataError
 from cnnlib.paths import ROOT
-from workflow import browser, modules, page
+from workflow.glue import modules
+from workflow.report import browser, page
 
 pytestmark = pytest.mark.quick
 

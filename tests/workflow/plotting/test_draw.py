@@ -10,7 +10,8 @@ import pytest
 from cnnlib.errors import UserError
 from cnnlib.paths import ROOT
 from tests.workflow.conftest import digest
-from workflow import draw, layout, modules, tabulate
+from workflow.glue import modules, tabulate
+from workflow.plotting import draw, layout
 
 TABLES = ROOT / "results/reference/nvidia-h100/tables"
 FIGURES = TABLES.parent / "figures"
@@ -24,7 +25,7 @@ PUSH_PULL = [TABLES / "kernels.csv", TABLES / "epochs.csv"]
 def test_the_environments_backend_does_not_matter(tmp_path: Path, backend: str) -> None:
     """Notebooks name theirs in MPLBACKEND for all that they start, installed here or not."""
     out = tmp_path / "push_pull.png"
-    command = ["workflow.draw", "push_pull", "--tables", *PUSH_PULL, "--out", out]
+    command = ["workflow.plotting.draw", "push_pull", "--tables", *PUSH_PULL, "--out", out]
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "MPLBACKEND": backend},

@@ -12,7 +12,8 @@ from matplotlib import pyplot
 from cnnlib.measuring import schema
 from cnnlib.paths import ROOT
 from tests.workflow.conftest import digest
-from workflow import layout, modules, style
+from workflow.glue import modules
+from workflow.plotting import layout, style
 
 REFERENCE = ROOT / "results/reference/nvidia-h100"
 
@@ -104,7 +105,7 @@ def test_where_it_is_drawn_does_not_matter(tmp_path: Path, surroundings: dict[st
     if "MPLCONFIGDIR" in surroundings:
         surroundings = {"MPLCONFIGDIR": str(tmp_path)}
     files = [tmp_path / "filters.png", tmp_path / "filters.svg"]
-    command = [sys.executable, "-m", "workflow.draw", "filters"]
+    command = [sys.executable, "-m", "workflow.plotting.draw", "filters"]
     command += ["--tables", str(REFERENCE / "tables/features.csv"), "--out", *map(str, files)]
     subprocess.run(command, cwd=ROOT, env=os.environ | surroundings, check=True, timeout=60)
     for file in files:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from cnnlib.paths import ROOT
-from workflow import draw, layout, modules, wording
+from workflow.glue import modules
+from workflow.plotting import draw, layout, wording
 
 TABLES = ROOT / "results/reference/nvidia-h100/tables"
 PANELS = ("speedup", "latency", "learning", "push_pull")

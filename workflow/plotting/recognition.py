@@ -19,7 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from workflow import layout, panels, reasons, style, wording
+from workflow.plotting import layout, panels, reasons, style, wording
 
 RUN = ["dataset", "network", "batch_size", "seed"]
 LINE = ["stage", "device", "device_kind"]

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from workflow import layout
-from workflow.layout import GRID, INK, QUIET
+from workflow.plotting import layout
+from workflow.plotting.layout import GRID, INK, QUIET
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def apply() -> None:
             "xtick.labelsize": 10, "ytick.labelsize": 10,
             "figure.dpi": 100, "savefig.dpi": 160, "savefig.facecolor": "white",
             "svg.hashsalt": "cnn", "svg.fonttype": "path", "lines.solid_capstyle": "round",
-            "figure.hooks": ["workflow.layout:fit"],
+            "figure.hooks": ["workflow.plotting.layout:fit"],
         },
     )  # fmt: skip
     matplotlib.rcParams["path.sketch"] = None

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from cnnlib.measuring import schema
 from cnnlib.paths import ROOT
-from tests.workflow.test_figures_learning import (
+from tests.workflow.figures.test_learning import (
     IMAGES,
     digit_rows,
     drawn,
@@ -19,7 +19,7 @@ from tests.workflow.test_figures_learning import (
     table,
     texts,
 )
-from workflow import modules
+from workflow.glue import modules
 
 PUBLISHED = ROOT / "results/reference/nvidia-h100/tables"
 PARTING = modules.load("figures", "parting")

@@ -16,8 +16,8 @@ from cnnlib.paths import ROOT
 from tests.support.mirrors import arrays, spec_of, write_files
 from tests.support.toys import SETTINGS, toy_config, toy_data
 from tests.workflow.conftest import Checkout, digest
-from workflow import integrity, modules
-from workflow.integrity import Made, data_again
+from workflow.glue import integrity, modules
+from workflow.glue.integrity import Made, data_again
 
 RUNS = "results/runs/blobs/tiny"
 
@@ -220,7 +220,7 @@ def test_few_lines_are_said_of_many_files() -> None:
 
 
 def test_every_figure_and_table_is_looked_after() -> None:
-    from workflow.experiment import Experiment
+    from workflow.glue.experiment import Experiment
 
     root = ROOT
     settings = yaml.safe_load((root / "config.yaml").read_text())

@@ -1,6 +1,7 @@
 """The poster: one A1 page with the question, the ladder and the figures that carry the message.
 
-python -m workflow.poster --figures NAME... --tables FILE.csv... --ladder ladder.md --out FILE
+python -m workflow.report.poster --figures NAME... --tables FILE.csv...
+    --ladder ladder.md --out FILE
 
 The figures are drawn for it, with larger type. It is laid out as a web page and printed by
 Chromium, which keeps them as vectors.
@@ -21,9 +22,11 @@ from matplotlib import pyplot
 from cnnlib.errors import DataError, UserError
 from cnnlib.files import write_whole
 from cnnlib.peers import PEERS
-from workflow import browser, draw, layout, modules, page, panels, wording
+from workflow.glue import modules
+from workflow.plotting import draw, layout, panels, wording
+from workflow.report import browser, page
 
-TEMPLATE = modules.HERE / "report" / "poster.html.j2"
+TEMPLATE = modules.HERE / "report" / "templates" / "poster.html.j2"
 TALL = {"discern"}
 PLACE_MM = (278.0, 122.0)
 """A figure's place on the page, in millimetres; a tall one has two, with what is between them."""
@@ -43,7 +46,7 @@ METHOD = (
 
 def main() -> None:
     """Read the arguments, print the poster."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.poster", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m workflow.report.poster", description=__doc__)
     parser.add_argument("--figures", nargs="+", required=True, choices=modules.names("figures"))
     parser.add_argument("--tables", type=Path, nargs="+", required=True)
     parser.add_argument("--ladder", type=Path, required=True, help="ladder.md")

@@ -19,7 +19,8 @@ import pandas as pd
 from cnnlib.errors import ConfigError, DataError
 from cnnlib.measuring import schema
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
+"""The folder workflow."""
 
 NUMBER = r"-?\d+(\.\d+)?(e[+-]\d+)?|-?inf|nan|"
 KINDS = {"text": r"[^\x00-\x1f\x7f]*", "truth": "True|False", "count": r"\d+", "number": NUMBER}

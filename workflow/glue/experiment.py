@@ -14,9 +14,9 @@ from cnnlib.errors import ConfigError
 from cnnlib.files import write_whole
 from cnnlib.measuring import runs, schema
 from cnnlib.stages import find_stage
-from workflow import integrity, modules, overrides
-from workflow.integrity import MADE, Made
-from workflow.sources import stage_sources
+from workflow.glue import integrity, modules, overrides
+from workflow.glue.integrity import MADE, Made
+from workflow.glue.sources import stage_sources
 
 # What is measured once a data set, network and stage, and by which stages.
 EXAMINED = {"transfers": "gpu", "functions": "cpu"}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cnnlib.stages import ALL
-from workflow import wording
+from workflow.plotting import wording
 
 PLACE = ["dataset", "network"]
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from cnnlib.peers import PEERS
 from cnnlib.stages import ALL
-from workflow import layout, style, wording
+from workflow.plotting import layout, style, wording
 
 NAMES_OF_PEERS = {stage.name for stage in PEERS}
 

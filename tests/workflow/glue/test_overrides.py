@@ -9,7 +9,7 @@ from snakemake.cli import parse_config as snakemakes
 
 from cnnlib.errors import ConfigError
 from cnnlib.paths import ROOT
-from workflow.experiment import Experiment
+from workflow.glue.experiment import Experiment
 
 
 def experiment(*entries: str) -> Experiment:

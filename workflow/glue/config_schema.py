@@ -1,4 +1,7 @@
-"""The JSON schema of config.yaml, for editors: python -m workflow.schema [FILE] writes it."""
+"""The JSON schema of config.yaml, for editors.
+
+python -m workflow.glue.config_schema [FILE] writes it.
+"""
 
 import json
 import sys
@@ -7,7 +10,7 @@ from pathlib import Path
 from cnnlib.config import Config
 from cnnlib.files import write_whole
 
-FILE = Path(__file__).resolve().parent / "schemas" / "config.schema.json"
+FILE = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.json"
 
 
 def schema() -> str:

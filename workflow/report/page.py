@@ -1,6 +1,7 @@
 """The report: one HTML file with everything in it, that opens without a network.
 
-python -m workflow.page --figures FILE.svg... --tables FILE.md... --provenance run.json --out FILE
+python -m workflow.report.page --figures FILE.svg... --tables FILE.md...
+    --provenance run.json --out FILE
 """
 
 import argparse
@@ -14,10 +15,10 @@ import jinja2
 
 from cnnlib.errors import DataError, UserError
 from cnnlib.files import write_whole
-from workflow import modules
+from workflow.glue import modules
 
 TITLE = "How much faster does training a CNN get, step by step, on the way to the GPU, and why?"
-TEMPLATE = modules.HERE / "report" / "page.html.j2"
+TEMPLATE = modules.HERE / "report" / "templates" / "page.html.j2"
 # What comes first; all other figures follow by name.
 FIRST = (
     "speedup", "learning", "discern", "latency", "profile", "roofline", "memory_latency", "memory",
@@ -30,7 +31,7 @@ Block = tuple[str, Any]
 
 def main() -> None:
     """Read the arguments, write the page."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.page", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m workflow.report.page", description=__doc__)
     parser.add_argument("--figures", type=Path, nargs="+", required=True, help="files .svg")
     parser.add_argument("--tables", type=Path, nargs="+", required=True, help="files .md")
     parser.add_argument("--provenance", type=Path, required=True, help="a run.json")

@@ -1,4 +1,7 @@
-"""Make one table: python -m workflow.tabulate NAME --tables FILE... --csv FILE --markdown FILE."""
+"""Make one table.
+
+python -m workflow.glue.tabulate NAME --tables FILE... --csv FILE --markdown FILE
+"""
 
 import argparse
 import sys
@@ -8,12 +11,12 @@ import pandas as pd
 
 from cnnlib.errors import UserError
 from cnnlib.files import write_whole
-from workflow import modules
+from workflow.glue import modules
 
 
 def main() -> None:
     """Read the arguments, make the table, save it."""
-    parser = argparse.ArgumentParser(prog="python -m workflow.tabulate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m workflow.glue.tabulate", description=__doc__)
     parser.add_argument("name", choices=modules.names("tables"))
     parser.add_argument("--tables", type=Path, nargs="+", required=True)
     parser.add_argument("--csv", type=Path, required=True)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from cnnlib.measuring import schema
 from tests.workflow.conftest import digest
-from workflow import draw as painting
-from workflow import modules, style, wording
+from workflow.glue import modules
+from workflow.plotting import draw as painting
+from workflow.plotting import style, wording
 
 # Phase -> readings, ten milliseconds apart.
 PHASES = {"open": 4, "validate": 6, "warm_up": 3, "train": 20, "evaluate": 2, "close": 1}

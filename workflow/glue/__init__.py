@@ -1,0 +1,1 @@
+"""What the rules and Snakemake call: the checked experiment, its files and its tables."""

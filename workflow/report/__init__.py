@@ -1,0 +1,1 @@
+"""The report and the poster: pages made of figures and tables."""
