@@ -309,7 +309,7 @@ def compare(settings: "Config", dataset: str, network: str, stage: str, batch_si
     """
     from cnnlib.datasets import noise
     from cnnlib.stages import find_stage
-    from cnnlib.training.loop import open_place
+    from cnnlib.training.target import open_target, setup_of
     from cnnlib.validation.trajectory import check_training
 
     built = settings.network(network, dataset, "sweep.networks")
@@ -321,5 +321,6 @@ def compare(settings: "Config", dataset: str, network: str, stage: str, batch_si
     # one image more, that is left over
     images = noise(dataset, built.input_shape, built.classes, steps * batch_size + 1)
     seed = settings.training.seed
-    with open_place(chosen, settings) as place:
-        return check_training(chosen, settings, built, images, batch_size, place, seed)
+    setup = setup_of(settings, built, images, batch_size)
+    with open_target(chosen, settings.sweep.device) as target:
+        return check_training(chosen, setup, target, images, seed)

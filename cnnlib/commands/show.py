@@ -69,7 +69,7 @@ def operators(stage: "Stage", settings: "Config", network: "Network") -> tuple[s
     from cnnlib.engine import Setup, name_of
     from cnnlib.engine import plan as plan_of
     from cnnlib.errors import Unsupported
-    from cnnlib.training.loop import library_kind
+    from cnnlib.training.target import library_kind
 
     wanted, remark, device = settings.sweep.device, "", None
     if stage.runs_on == "gpu":

@@ -19,7 +19,7 @@ from cnnlib.commands.options import (
 if TYPE_CHECKING:
     from cnnlib.config import Config
     from cnnlib.datasets import Dataset
-    from cnnlib.training.loop import State
+    from cnnlib.training.checkpoint import State
 
 LINE_SECONDS = 10.0
 """How often a training says where it is, where there is no terminal for a progress bar."""
@@ -63,7 +63,8 @@ def train(
     from cnnlib.files import PROBE_BYTES, alone, check_writable
     from cnnlib.stages import find_stage
     from cnnlib.system.interrupts import asked_to_stop
-    from cnnlib.training.loop import accuracy, open_engine, open_place, start, train_epochs
+    from cnnlib.training.loop import accuracy, start, train_epochs
+    from cnnlib.training.target import open_engine, open_target, setup_of
     from cnnlib.training.weights import Weights, save_weights
 
     settings = load_config(config)
@@ -80,15 +81,16 @@ def train(
     written = [out] if checkpoint is None else [out, checkpoint]
     check_writable(*written)
     loaded = load_data(settings, dataset, data)
+    setup = setup_of(settings, built, loaded, batch_size)
     total, seed = settings.training.epochs, settings.training.seed
     with (
         alone(checkpoint) if checkpoint is not None else contextlib.nullcontext(),
-        open_place(chosen, settings) as place,
-        open_engine(chosen, settings, built, loaded, batch_size, place) as engine,
+        open_target(chosen, settings.sweep.device) as target,
+        open_engine(chosen, setup, target, loaded) as engine,
     ):
         typer.echo(
             f"training {built.name} ({built.parameter_count:,} parameters) on {dataset} by stage "
-            f"{chosen.name}, batch {batch_size}, on {place.name}"
+            f"{chosen.name}, batch {batch_size}, on {target.name}"
         )
         # The checkpoint holds, besides the parameters, the velocity and a gradient under way.
         vectors = 1 if checkpoint is None else 4
@@ -118,7 +120,7 @@ def train(
             right = accuracy(engine, loaded.test_images, loaded.test_labels)
             typer.echo(f"trained already; test accuracy {100 * right:.2f} %")
         origin = {
-            "dataset": dataset, "stage": chosen.name, "device": place.name, "seed": seed,
+            "dataset": dataset, "stage": chosen.name, "device": target.name, "seed": seed,
             "batch_size": batch_size, "epochs": total, "test_accuracy": right,
         }  # fmt: skip
         save_weights(out, Weights(built, engine.parameters, loaded.mean, loaded.deviation, origin))

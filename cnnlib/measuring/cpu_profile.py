@@ -23,7 +23,8 @@ from cnnlib.measuring import schema
 from cnnlib.measuring.runs import Run, seed_of
 from cnnlib.paths import ROOT
 from cnnlib.stages import find_stage
-from cnnlib.training.loop import check_batch, epoch_order, open_engine, open_place, start
+from cnnlib.training.loop import epoch_order, start
+from cnnlib.training.target import check_batch, open_engine, open_target, setup_of
 
 SMALLEST = 0.001
 """Share of the time below which a function is left out."""
@@ -45,11 +46,12 @@ def measure_functions(config: Config, run: Run, dataset: Dataset, out: Path) -> 
     if stage.engine.image_by_image:
         size = min(size, config.measuring.budget_images)
     alone = dataclasses.replace(stage, threads=1)
+    setup = setup_of(config, network, dataset, size)
     seed, count = seed_of(config, run.repeat), len(dataset.train_labels)
     profiler = cProfile.Profile()
     with (
-        open_place(alone, config) as place,
-        open_engine(alone, config, network, dataset, size, place) as engine,
+        open_target(alone, config.sweep.device) as target,
+        open_engine(alone, setup, target, dataset) as engine,
     ):
         start(engine, seed)
         order = epoch_order(count, seed, 1)
@@ -61,7 +63,7 @@ def measure_functions(config: Config, run: Run, dataset: Dataset, out: Path) -> 
             engine.train(batch)
             profiler.disable()
             first += size
-        device = place.name
+        device = target.name
     identity = {
         "dataset": run.dataset, "network": run.network, "stage": run.stage, "device": device,
         "batch_size": run.batch_size, "seed": seed, "repeat": run.repeat,

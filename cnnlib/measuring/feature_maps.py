@@ -17,7 +17,8 @@ from cnnlib.measuring.learning_curve import choose_digits
 from cnnlib.measuring.runs import Run, seed_of, usual_batch_size
 from cnnlib.network import Network
 from cnnlib.stages import gemm
-from cnnlib.training.loop import Place, epoch_order, open_engine, open_place, start
+from cnnlib.training.loop import epoch_order, start
+from cnnlib.training.target import Target, open_engine, open_target, setup_of
 
 Row = dict[str, Any]
 
@@ -27,9 +28,9 @@ def features(config: Config, network: Network, dataset: Dataset) -> list[Row]:
     activation and each subsampling; none for a network that does not begin with maps.
     """
     run = Run(dataset.name, network.name, gemm.STAGE.name, usual_batch_size(config), 1)
-    with open_place(gemm.STAGE, config) as place:
-        parameters = trained(config, network, dataset, run.batch_size, place)
-        device = place.name
+    with open_target(gemm.STAGE, config.sweep.device) as target:
+        parameters = trained(config, network, dataset, run.batch_size, target)
+        device = target.name
     identity = {
         "dataset": run.dataset, "network": run.network, "stage": run.stage, "device": device,
         "batch_size": run.batch_size, "seed": seed_of(config, 1), "repeat": 1,
@@ -44,14 +45,15 @@ def features(config: Config, network: Network, dataset: Dataset) -> list[Row]:
 
 
 def trained(
-    config: Config, network: Network, dataset: Dataset, batch_size: int, place: Place
+    config: Config, network: Network, dataset: Dataset, batch_size: int, target: Target
 ) -> Array:
     """Parameters after training.epochs, or as much of it as measuring.budget_seconds allow."""
     ends = time.perf_counter() + config.measuring.budget_seconds
     count, seed, epochs = len(dataset.train_labels), seed_of(config, 1), config.training.epochs
     steps = count // batch_size
     part = max(1, steps // 20)
-    with open_engine(gemm.STAGE, config, network, dataset, batch_size, place) as engine:
+    setup = setup_of(config, network, dataset, batch_size)
+    with open_engine(gemm.STAGE, setup, target, dataset) as engine:
         start(engine, seed)
         for epoch in range(1, epochs + 1):
             order = epoch_order(count, seed, epoch)

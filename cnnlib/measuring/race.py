@@ -17,7 +17,8 @@ from cnnlib.measuring import schema
 from cnnlib.measuring.run import is_the_stages, warm_up
 from cnnlib.stages import find_stage
 from cnnlib.system.supervisor import note
-from cnnlib.training.loop import accuracy, check_batch, open_engine, open_place, start
+from cnnlib.training.loop import accuracy, start
+from cnnlib.training.target import check_batch, open_engine, open_target, setup_of
 from cnnlib.validation.parity import Unjudged, ValidationFailed
 from cnnlib.validation.replay import Recording, recorded_epochs
 from cnnlib.validation.trajectory import check_after, check_before, check_momentum
@@ -43,11 +44,12 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
     network = config.network(race.network, race.dataset, "race.network")
     check_batch(dataset, race.batch_size)
     recipe = config.model_copy(update={"training": race.training})
+    setup = setup_of(recipe, network, dataset, race.batch_size)
     rows: list[Row] = []
-    with open_place(stage, config) as place:
+    with open_target(stage, config.sweep.device) as target:
         identity = {
             "dataset": race.dataset, "network": race.network, "stage": stage.name,
-            "device": place.name, "batch_size": race.batch_size, "target_accuracy": race.target,
+            "device": target.name, "batch_size": race.batch_size, "target_accuracy": race.target,
         }  # fmt: skip
 
         def add(seed: int, status: str = "ok", **values: Any) -> None:
@@ -57,14 +59,14 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
             )
             validated = status in ("ok", "diverged")
             standing = {
-                "device_kind": place.kind, "status": status, "validated": validated,
+                "device_kind": target.kind, "status": status, "validated": validated,
                 "extrapolated": False,
             }  # fmt: skip
             rows.append(identity | of_run | nothing | values | standing)
 
         first = race.training.seed
         try:
-            with open_engine(stage, recipe, network, dataset, race.batch_size, place) as engine:
+            with open_engine(stage, setup, target, dataset) as engine:
                 note(phase="validate")
                 images, labels = dataset.train_images, dataset.train_labels
                 start(engine, first)
@@ -78,7 +80,7 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
                         add(seed, **row)
                 check_after(recording, images, labels, first)
             if not race.training.momentum:
-                check_momentum(stage, recipe, network, dataset, race.batch_size, place, first)
+                check_momentum(stage, setup, target, dataset, first)
         except (DoesNotFit, MemoryError) as error:
             add(first, "does_not_fit", reason=str(error) or "out of memory")
         except Unsupported as error:

@@ -37,18 +37,9 @@ from cnnlib.stages import find_stage
 from cnnlib.system.interrupts import Stopped, within
 from cnnlib.system.machine import provenance
 from cnnlib.system.supervisor import supervised
-from cnnlib.training.loop import (
-    Place,
-    State,
-    accuracy,
-    check_batch,
-    epoch_order,
-    open_engine,
-    open_place,
-    read_notes,
-    start,
-    train_epochs,
-)
+from cnnlib.training.checkpoint import State, read_notes
+from cnnlib.training.loop import accuracy, epoch_order, start, train_epochs
+from cnnlib.training.target import Target, check_batch, open_engine, open_target, setup_of
 from cnnlib.validation.parity import Unjudged, ValidationFailed
 from cnnlib.validation.replay import Recording, recorded_epochs
 from cnnlib.validation.trajectory import check_after, check_before, check_momentum
@@ -186,24 +177,25 @@ def measure(
     with (
         Sampler(config.measuring.sample_interval) as sampler,
         _limited(config, run, folder, rows, began, mark),
-        open_place(stage, config) as place,
+        open_target(stage, config.sweep.device) as target,
     ):
-        rows.device, rows.device_kind = place.name, place.kind
-        sampler.attach(place.pci_bus_id)
+        rows.device, rows.device_kind = target.name, target.kind
+        sampler.attach(target.pci_bus_id)
         sustained = 0
         try:
             done = False
             for size in _engine_batches(config, run, stage):
                 if not done:
-                    with open_engine(stage, config, network, dataset, size, place) as engine:
-                        described |= what_runs(engine, place)
+                    setup = setup_of(config, network, dataset, size)
+                    with open_engine(stage, setup, target, dataset) as engine:
+                        described |= what_runs(engine, target)
                         recording = _measure(config, rows, engine, dataset, sampler, safe)
                         done = recording is not None
                         if recording is not None and _trained(rows):
                             sustained = _afterwards(config, rows, recording, dataset, sampler)
                     if done and not config.training.momentum:
                         with _checking(rows, sampler, "momentum"):
-                            check_momentum(stage, config, network, dataset, size, place, rows.seed)
+                            check_momentum(stage, setup, target, dataset, rows.seed)
             rows.vouch()
         except (DoesNotFit, MemoryError) as error:
             described["does_not_fit"] = str(error) or "out of memory"
@@ -233,7 +225,7 @@ def measure(
     return folder
 
 
-def what_runs(engine: Engine, place: Place) -> dict[str, Any]:
+def what_runs(engine: Engine, target: Target) -> dict[str, Any]:
     """The engine, its operators, how they are built and what the engine has decided for itself.
 
     All of it is asked of the engine, nothing taken from the config. `engine_batch_size` may be a
@@ -243,7 +235,7 @@ def what_runs(engine: Engine, place: Place) -> dict[str, Any]:
         "engine": type(engine).__name__,
         "engine_batch_size": engine.setup.batch_size,
         "plan": engine.served,
-        **({"built": place.device.built} if place.device is not None else {}),
+        **({"built": target.device.built} if target.device is not None else {}),
         **engine.choices,
     }
 

@@ -1,5 +1,6 @@
 """What it costs to keep only some of the images on the GPU: one run at many sizes of load."""
 
+import dataclasses
 import math
 import time
 from contextlib import AbstractContextManager
@@ -15,7 +16,8 @@ from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measuring import schema
 from cnnlib.measuring.runs import Run, seed_of
 from cnnlib.stages import find_stage
-from cnnlib.training.loop import Place, check_batch, epoch_order, open_engine, open_place, start
+from cnnlib.training.loop import epoch_order, start
+from cnnlib.training.target import Target, check_batch, open_engine, open_target, setup_of
 
 EPOCHS = 3
 """Epochs timed at each size, after one that is not."""
@@ -59,15 +61,15 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
         raise ConfigError(f"stage '{run.stage}' loads nothing onto a GPU")
     network = config.network(run.network, run.dataset, "--network")
     check_batch(dataset, run.batch_size)
+    setup = setup_of(config, network, dataset, run.batch_size)
     seed, count = seed_of(config, run.repeat), len(dataset.train_labels)
     rows = []
 
     def opened(resident: int) -> AbstractContextManager[Engine]:
-        measuring = config.measuring.model_copy(update={"resident_images": resident})
-        sized = config.model_copy(update={"measuring": measuring})
-        return open_engine(stage, sized, network, dataset, run.batch_size, place)
+        sized = dataclasses.replace(setup, resident_images=resident)
+        return open_engine(stage, sized, target, dataset)
 
-    with open_place(stage, config) as place:
+    with open_target(stage, config.sweep.device) as target:
         try:
             with opened(run.batch_size) as engine:
                 assert isinstance(engine, DeviceEngine)
@@ -80,23 +82,23 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
                     for epoch in range(EPOCHS + 1):
                         times = engine.train_timed(epoch_order(count, seed, epoch)[:used])
                         if epoch:
-                            rows.append(row(run, seed, place, resident, epoch, used, times))
+                            rows.append(row(run, seed, target, resident, epoch, used, times))
         except (DoesNotFit, MemoryError, Unsupported) as error:
             status = "unavailable" if isinstance(error, Unsupported) else "does_not_fit"
             why = {"status": status, "reason": str(error) or "out of memory"}
-            rows = [row(run, seed, place, 0, 1, 0, LoadTimes(*[math.nan] * 4)) | why]
+            rows = [row(run, seed, target, 0, 1, 0, LoadTimes(*[math.nan] * 4)) | why]
     schema.write(out, "transfers", rows)
 
 
 def row(
-    run: Run, seed: int, place: Place, resident: int, epoch: int, used: int, times: LoadTimes
+    run: Run, seed: int, target: Target, resident: int, epoch: int, used: int, times: LoadTimes
 ) -> dict[str, Any]:
     """One row of the table."""
     return {
         "dataset": run.dataset,
         "network": run.network,
         "stage": run.stage,
-        "device": place.name,
+        "device": target.name,
         "batch_size": run.batch_size,
         "seed": seed,
         "repeat": run.repeat,
@@ -107,7 +109,7 @@ def row(
         "gather_seconds": times.gather,
         "upload_seconds": times.upload,
         "kernel_seconds": times.kernels,
-        "device_kind": place.kind,
+        "device_kind": target.kind,
         "status": "ok",
         "validated": False,
         "extrapolated": False,

@@ -1,40 +1,29 @@
-"""The only training loop, its checkpoints, and how an engine is opened for it."""
+"""The training loop, and the one iterator that walks through an epoch's order."""
 
-import hashlib
-import json
+import itertools
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from cnnlib.config import Config
-from cnnlib.datasets import Dataset
-from cnnlib.device import Device, open_device
-from cnnlib.device.cuda import gpu_identity, gpu_present
-from cnnlib.engine import Bytes, Engine, Order, Setup, Stage
+from cnnlib.engine import Bytes, Engine, Order
 from cnnlib.engine.shuffle import Shuffle
-from cnnlib.errors import ConfigError, DataError
-from cnnlib.files import read_arrays, write_whole
-from cnnlib.network import Network
+from cnnlib.layers import Array
 from cnnlib.system.interrupts import Stopped
-from cnnlib.system.machine import cpu_description, usable_cores
-from cnnlib.system.supervisor import note
+from cnnlib.training.checkpoint import Checkpoint, State
 
 CHECKPOINT_SECONDS = 30.0
-BLOCK_SECONDS = 1.0
-"""How long a watched training is out of sight."""
+CHUNK_SECONDS = 1.0
+"""About how long a training runs between two reports."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch (counted from 1) did: wall-clock seconds, images trained on, mean loss."""
+    """The outcome of one epoch, counted from 1: seconds, images trained on, mean loss."""
 
     epoch: int
     seconds: float
@@ -46,110 +35,39 @@ class Epoch:
         return not math.isfinite(self.loss)
 
 
-@dataclass
-class State:
-    """Where a training stands: everything needed to go on bit for bit."""
+class Chunk(NamedTuple):
+    """Consecutive images of an order, `order[first:end]`, to be trained on by one call."""
 
-    epoch: int = 1
-    step: int = 0
-    """Steps of this epoch already done."""
-    images_done: int = 0
-    """Images of this epoch already trained on: more than those of its steps where an engine can be
-    interrupted within one (Engine.unit).
+    order: Order
+    """(end - first,) indices into the training set."""
+    rates: Array | None
+    """Learning rates of the steps that end in the chunk; None for the setup's constant rate."""
+    first: int
+    end: int
+
+
+def batches(
+    order: Order,
+    rates: Array | None = None,
+    *,
+    size: int,
+    lengths: Iterable[int] | None = None,
+    first: int = 0,
+) -> Iterator[Chunk]:
+    """Walk through the whole batches of `order`, from image `first` on, one batch at a time.
+
+    `rates` are the learning rates of the steps of all of `order`. `lengths` are the images of the
+    chunks, if they are not single batches; each is asked for when the chunk before it is done, so
+    that a caller can adapt them. Images after the last whole batch of `size` are left out.
     """
-    seconds: float = 0.0
-    loss_sum: float = 0.0
-    """Sum of the mean losses of the steps done."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a stage runs: the device's name and kind (as in records), and it, if it is no CPU."""
-
-    name: str
-    kind: str
-    device: Device | None = None
-    pci_bus_id: str | None = None
-    """Where NVML finds it; None: it is no GPU."""
-
-
-@contextmanager
-def open_place(stage: Stage, config: Config) -> Iterator[Place]:
-    """Open what `stage` runs on; DeviceError when what sweep.device asks for is not there."""
-    if stage.runs_on == "cpu":
-        yield _noted(Place(cpu_description(stage.threads), "cpu"))
-        return
-    wanted = config.sweep.device
-    if stage.runs_on == "either":
-        if library_kind(wanted) == "cuda":
-            name, bus = gpu_identity()
-            yield _noted(Place(name, "cuda", None, bus))
-        else:
-            yield _noted(Place(cpu_description(None), "cpu"))
-        return
-    device = open_device(wanted)
-    try:
-        yield _noted(Place(device.name, device.kind, device, device.pci_bus_id))
-    finally:
-        device.close()
-
-
-def library_kind(wanted: str) -> str:
-    """Kind of device that a library which finds its own is given for sweep.device: cuda or cpu."""
-    return "cuda" if wanted == "cuda" or (wanted == "auto" and gpu_present()) else "cpu"
-
-
-def _noted(place: Place) -> Place:
-    """Note the device, in case the stage ends this process; returns the place."""
-    note(device=place.name, device_kind=place.kind)
-    return place
-
-
-@contextmanager
-def open_engine(
-    stage: Stage,
-    config: Config,
-    network: Network,
-    dataset: Dataset,
-    batch_size: int,
-    place: Place,
-) -> Iterator[Engine]:
-    """The engine with the training set loaded and threads limited; no parameters are set yet.
-
-    Raises ConfigError for a batch larger than the data set, DoesNotFit for a device too small.
-    """
-    check_batch(dataset, batch_size)
-    setup = Setup(
-        network=network,
-        batch_size=batch_size,
-        learning_rate=config.training.learning_rate,
-        momentum=config.training.momentum,
-        warmup=config.training.warmup if config.training.schedule == "one_cycle" else None,
-        mean=dataset.mean,
-        deviation=dataset.deviation,
-        resident_images=config.measuring.resident_images,
-        # what is fast as a host build says nothing about anything
-        tune=config.measuring.autotune and place.kind == "cuda",
-        on=place.kind,
-        labels=hashlib.sha256(dataset.train_labels.tobytes()).hexdigest(),
-    )
-    # Said even when all cores are meant: a caller such as Snakemake sets OMP_NUM_THREADS.
-    threads = stage.threads or usable_cores()
-    with threadpool_limits(threads), stage.engine(stage, setup, place.device) as engine:
-        engine.load(dataset.train_images, dataset.train_labels)
-        yield engine
-
-
-def check_batch(dataset: Dataset, batch_size: int) -> None:
-    """ConfigError unless the training images make at least one batch."""
-    count = len(dataset.train_labels)
-    if batch_size < 1:
-        raise ConfigError(f"a batch has at least 1 image, not {batch_size}")
-    if batch_size > count:
-        raise ConfigError(
-            f"batch size {batch_size} is larger than data set '{dataset.name}' "
-            f"({count} training images)"
-        )
+    images = len(order) // size * size
+    for length in itertools.repeat(size) if lengths is None else lengths:
+        if first >= images:
+            return
+        end = min(first + length, images)
+        due = None if rates is None else rates[first // size : end // size]
+        yield Chunk(order[first:end], due, first, end)
+        first = end
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Order:
@@ -158,7 +76,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> Order:
 
 
 def start(engine: Engine, seed: int) -> None:
-    """Initial weights of `seed`, no momentum."""
+    """Set the initial weights of `seed` and no momentum."""
     engine.parameters = engine.network.initial_parameters(seed)
     engine.velocity = np.zeros(engine.network.parameter_count, np.float32)
 
@@ -175,56 +93,53 @@ def train_epochs(
     stop: Callable[[], int] = lambda: 0,
     notes: Callable[[], str] = str,
 ) -> Iterator[Epoch]:
-    """Train on the `count` images loaded, from the engine's current state; one Epoch each.
+    """Train on the `count` images loaded, from the engine's current state; yield each Epoch.
 
     Ends early, after the epoch in question, when the loss is no longer finite. An epoch's clock
     runs from before its order is drawn until its last update is visible to the host. With
-    `checkpoint` or `report` an epoch is done in blocks of about a second; in between, `report` is
-    called with the state and the steps per epoch, and the state is saved every `seconds_between`
-    seconds, off the clock, together with the text that `notes` gives; so it is when an epoch has
-    ended and the caller asks for the next. An existing checkpoint is gone on from. Raises Stopped,
-    the state saved, after the block in which `stop` begins to tell a signal's number.
+    `checkpoint` or `report` an epoch is done in chunks of about a second. After each of them
+    `report` is called with the state and the steps per epoch. Every `seconds_between` seconds, and
+    when the caller asks for the next epoch, the state is saved, off the clock, together with the
+    text that `notes` returns. An existing checkpoint is resumed. Raises Stopped, with the state
+    saved, after the chunk in which `stop` begins to return a signal's number.
     """
     size = engine.setup.batch_size
     steps = count // size
     state = State()
-    if checkpoint is not None and checkpoint.exists():
-        state = load_checkpoint(checkpoint, engine, count, seed, epochs)
+    file = None
+    if checkpoint is not None:
+        file = Checkpoint(checkpoint, engine, count, seed, epochs)
+        if file.exists():
+            state = file.load()
     saved = time.monotonic()
-    in_blocks = checkpoint is not None or report is not None
-    unit, images = (engine.unit if in_blocks else size), steps * size
-    block = unit if in_blocks else images
+    in_chunks = file is not None or report is not None
+    pace = _Pace(engine.unit, steps * size)
     while state.epoch <= epochs:
         began = time.perf_counter()
-        order = epoch_order(count, seed, state.epoch) if in_blocks else None
         rates = engine.setup.schedule.rates(state.epoch, epochs, steps)
-        while state.images_done < images:
-            # Blocks are whole units, so that a resumed epoch sees the same batches.
-            end = min(state.images_done + block, images)
-            if order is None:
-                loss = engine.train_epoch(Shuffle(count, seed, state.epoch), rates) * steps
-            else:
-                part, due = order[state.images_done : end], rates[state.step : end // size]
-                loss = engine.train_units(part, due)
-            now = time.perf_counter()
-            elapsed, began = now - began, now
-            state.seconds += elapsed
-            state.loss_sum += loss
-            state.images_done, state.step = end, end // size
+        chunks: Iterable[Chunk] = ()
+        if in_chunks:
+            order = epoch_order(count, seed, state.epoch)
+            chunks = batches(order, rates, size=size, lengths=pace, first=state.images_done)
+        else:
+            loss = engine.train_epoch(Shuffle(count, seed, state.epoch), rates)
+            state.advance(time.perf_counter() - began, loss * steps, steps * size, size)
+        for chunk in chunks:
+            loss = engine.train_units(chunk.order, chunk.rates)
+            elapsed = time.perf_counter() - began
+            state.advance(elapsed, loss, chunk.end, size)
             if not math.isfinite(loss):
                 break
-            if in_blocks:
-                fitting = int(block // unit * BLOCK_SECONDS / max(elapsed, 1e-3)) * unit
-                block = max(unit, min(images, fitting, 2 * block))
+            pace.adapt(elapsed)
             if report is not None:
                 report(state, steps)
             number = stop()
             late = time.monotonic() - saved > seconds_between
-            if checkpoint is not None and (late or number):
-                save_checkpoint(checkpoint, engine, count, seed, epochs, state, notes())
+            if file is not None and (late or number):
+                file.save(state, notes())
                 saved = time.monotonic()
             if number:
-                raise Stopped(number, checkpoint is not None)
+                raise Stopped(number, file is not None)
             began = time.perf_counter()
         done = Epoch(
             state.epoch, state.seconds, state.step * size, state.loss_sum / max(state.step, 1)
@@ -233,9 +148,30 @@ def train_epochs(
         yield done
         if done.diverged:
             return
-        if checkpoint is not None:
-            save_checkpoint(checkpoint, engine, count, seed, epochs, state, notes())
+        if file is not None:
+            file.save(state, notes())
             saved = time.monotonic()
+
+
+class _Pace:
+    """Lengths of chunks that take about CHUNK_SECONDS each, in images.
+
+    Chunks are whole units of the engine, so that a resumed epoch sees the same batches.
+    """
+
+    def __init__(self, unit: int, most: int) -> None:
+        self._unit, self._most = unit, most
+        self._images = unit
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield self._images
+
+    def adapt(self, seconds: float) -> None:
+        """Choose the next length, at most twice the last one, which took `seconds`."""
+        units = int(self._images // self._unit * CHUNK_SECONDS / max(seconds, 1e-3))
+        longest = min(self._most, 2 * self._images)
+        self._images = max(self._unit, min(longest, units * self._unit))
 
 
 def accuracy(engine: Engine, images: Bytes, labels: Bytes) -> float:
@@ -244,105 +180,3 @@ def accuracy(engine: Engine, images: Bytes, labels: Bytes) -> float:
     if not np.isfinite(logits).all():
         return math.nan
     return float(np.mean(logits.argmax(axis=1) == labels))
-
-
-def _training(engine: Engine, count: int, seed: int, epochs: int) -> dict[str, Any]:
-    """All that decides how a training goes on from a given state.
-
-    Images are told apart by their number, mean and deviation.
-    """
-    setup = engine.setup
-    layers = [{layer.kind: layer.model_dump()} for layer in engine.network.layers]
-    return {
-        "stage": engine.stage.name,
-        "network": engine.network.name,
-        "layers": json.dumps(layers, sort_keys=True),
-        "batch_size": setup.batch_size,
-        "learning_rate": setup.learning_rate,
-        "momentum": setup.momentum,
-        # A cycle ends with its last epoch; a training at one rate may go on for more of them.
-        "warmup": math.inf if setup.warmup is None else setup.warmup,
-        "epochs": 0 if setup.warmup is None else epochs,
-        "mean": setup.mean,
-        "deviation": setup.deviation,
-        "images": count,
-        "seed": seed,
-        "labels": setup.labels,
-    }
-
-
-def save_checkpoint(
-    path: Path,
-    engine: Engine,
-    count: int,
-    seed: int,
-    epochs: int,
-    state: State,
-    notes: str = "",
-) -> None:
-    """Parameters, velocity, unfinished step and position, as a whole file, with the caller's notes;
-    the old one stays until it is there.
-    """
-    with write_whole(path) as temporary, open(temporary, "wb") as out:
-        np.savez(
-            out,
-            parameters=engine.parameters,
-            velocity=engine.velocity,
-            unfinished=engine.unfinished,
-            cores=usable_cores(),
-            notes=notes,
-            **_training(engine, count, seed, epochs),
-            **vars(state),
-        )
-
-
-def load_checkpoint(path: Path, engine: Engine, count: int, seed: int, epochs: int) -> State:
-    """Put a checkpoint's parameters and velocity into `engine` and return its position.
-
-    Warns when it was made with another number of cores, by which sums of several cores may round
-    otherwise. Raises DataError naming the file when it is damaged or belongs to another training.
-    """
-    wanted = _training(engine, count, seed, epochs)
-    fields = vars(State())
-    names = {*wanted, *fields, "parameters", "velocity", "unfinished", "cores"} - {"labels"}
-    # Checkpoints of earlier versions say nothing of labels.
-    saved = {"labels": wanted["labels"]} | read_arrays(path, names, "checkpoint", ["labels"])
-    remedy = "remove it to start again"
-    for name, value in wanted.items():
-        if not np.array_equal(saved[name], value):
-            raise DataError(
-                f"checkpoint {path} belongs to another training: {name} differs; {remedy}"
-            )
-    vectors = [saved["parameters"], saved["velocity"]]
-    try:
-        state = State(**{name: type(value)(saved[name].item()) for name, value in fields.items()})
-        size, unit = engine.setup.batch_size, engine.unit
-        sound = (
-            state.epoch >= 1
-            and 0 <= state.images_done <= count // size * size
-            and state.images_done % unit == 0
-            and state.step == state.images_done // size
-            and all(vector.shape == (engine.network.parameter_count,) for vector in vectors)
-            and all(vector.dtype == engine.parameters.dtype for vector in vectors)
-        )
-        cores = int(saved["cores"].item())
-        if sound:
-            engine.unfinished = saved["unfinished"]
-    except (TypeError, ValueError, OverflowError):
-        sound = False
-    if not sound:
-        raise DataError(f"checkpoint {path} is damaged; {remedy}")
-    if engine.stage.threads is None and cores != usable_cores():
-        warnings.warn(
-            f"checkpoint {path} was made with {cores} cores, here are {usable_cores()}: the last "
-            "bits may differ from those of an undisturbed training",
-            stacklevel=2,
-        )
-    engine.parameters, engine.velocity = vectors
-    return state
-
-
-def read_notes(path: Path) -> str:
-    """What the caller noted in a checkpoint; DataError if it is damaged."""
-    notes = read_arrays(path, ["notes"], "checkpoint")["notes"]
-    return str(notes.item()) if notes.dtype.kind == "U" and notes.ndim == 0 else ""

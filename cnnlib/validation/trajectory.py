@@ -12,11 +12,10 @@ import dataclasses
 
 import numpy as np
 
-from cnnlib.config import Config
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Bytes, Engine, Stage
-from cnnlib.network import Network
-from cnnlib.training.loop import Place, accuracy, open_engine, start
+from cnnlib.engine import Bytes, Engine, Setup, Stage
+from cnnlib.training.loop import accuracy, start
+from cnnlib.training.target import Target, open_engine
 from cnnlib.validation.parity import validate
 from cnnlib.validation.replay import Recording, Weights, recorded_epochs
 from cnnlib.validation.steps import POOL, STEPS, check_real_steps, check_steps
@@ -64,16 +63,9 @@ def check_after(
     recording.restore()
 
 
-def check_momentum(
-    stage: Stage,
-    config: Config,
-    network: Network,
-    dataset: Dataset,
-    batch_size: int,
-    place: Place,
-    seed: int,
-) -> None:
+def check_momentum(stage: Stage, setup: Setup, target: Target, dataset: Dataset, seed: int) -> None:
     """Check steps with a momentum, by an engine of their own, where the experiment has none."""
+    batch_size = setup.batch_size
     if stage.engine.image_by_image:
         batch_size = min(batch_size, 2)  # images do not meet, and take long
     count = max(STEPS * batch_size, POOL)
@@ -82,21 +74,14 @@ def check_momentum(
         train_images=dataset.train_images[:count],
         train_labels=dataset.train_labels[:count],
     )
-    training = config.training.model_copy(update={"momentum": MOMENTUM})
-    moving = config.model_copy(update={"training": training})
-    with open_engine(stage, moving, network, few, batch_size, place) as engine:
+    moving = dataclasses.replace(setup, batch_size=batch_size, momentum=MOMENTUM, labels="")
+    with open_engine(stage, moving, target, few) as engine:
         start(engine, seed)
         check_steps(engine, few.train_images, few.train_labels, seed)
 
 
 def check_training(
-    stage: Stage,
-    config: Config,
-    network: Network,
-    dataset: Dataset,
-    batch_size: int,
-    place: Place,
-    seed: int,
+    stage: Stage, setup: Setup, target: Target, dataset: Dataset, seed: int
 ) -> float:
     """All checks of a measurement around CHECKED_EPOCHS epochs that are not timed.
 
@@ -104,7 +89,7 @@ def check_training(
     ValidationFailed or Unjudged.
     """
     count = len(dataset.train_labels)
-    with open_engine(stage, config, network, dataset, batch_size, place) as engine:
+    with open_engine(stage, setup, target, dataset) as engine:
         start(engine, seed)
         share = check_before(engine, dataset.train_images, dataset.train_labels, seed)
         start(engine, seed)
@@ -113,6 +98,6 @@ def check_training(
             accuracy(engine, dataset.test_images, dataset.test_labels)
             recording.unchanged("an evaluation")
         check_after(recording, dataset.train_images, dataset.train_labels, seed)
-    if not config.training.momentum:
-        check_momentum(stage, config, network, dataset, batch_size, place, seed)
+    if not setup.momentum:
+        check_momentum(stage, setup, target, dataset, seed)
     return share

@@ -25,7 +25,7 @@ from PIL import Image
 import cnnlib.measuring.cpu_profile
 import cnnlib.measuring.feature_maps
 import cnnlib.measuring.run
-import cnnlib.training.loop
+import cnnlib.training.target
 from cnnlib import stages
 from cnnlib.__main__ import main
 from cnnlib.commands import training
@@ -505,7 +505,7 @@ def test_what_cannot_be_written_is_said_before_the_work(
 
     # Imported before one of them is changed: they hand the function to each other.
     for module in (
-        cnnlib.training.loop,
+        cnnlib.training.target,
         cnnlib.measuring.run,
         cnnlib.measuring.cpu_profile,
         cnnlib.measuring.feature_maps,

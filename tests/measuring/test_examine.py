@@ -12,7 +12,8 @@ from cnnlib.measuring.cpu_profile import measure_functions, readable
 from cnnlib.measuring.feature_maps import features
 from cnnlib.measuring.runs import Run
 from cnnlib.stages import gemm
-from cnnlib.training.loop import Place, open_engine, start, train_epochs
+from cnnlib.training.loop import start, train_epochs
+from cnnlib.training.target import Target, open_engine, setup_of
 from tests.support.toys import toy_config, toy_data
 
 pytestmark = pytest.mark.quick
@@ -57,8 +58,8 @@ def test_features_are_those_of_the_training(data: Dataset) -> None:
     config = toy_config()
     network = config.network("small", "toy", "a test")
     rows = features(config, network, data)
-    place = Place("here", "cpu")
-    with open_engine(gemm.STAGE, config, network, data, 8, place) as engine:
+    setup = setup_of(config, network, data, 8)
+    with open_engine(gemm.STAGE, setup, Target("here", "cpu"), data) as engine:
         start(engine, config.training.seed)
         list(train_epochs(engine, len(data.train_labels), config.training.epochs, 1))
         weights = network.views(engine.parameters)[0]["weight"]

@@ -18,7 +18,8 @@ from cnnlib.measuring.learning_curve import (
     probabilities,
 )
 from cnnlib.stages import fused, gemm, naive
-from cnnlib.training.loop import Place, open_engine, start, train_epochs
+from cnnlib.training.loop import start, train_epochs
+from cnnlib.training.target import Target, open_engine, setup_of
 from tests.support.toys import toy_config, toy_data
 
 pytestmark = pytest.mark.quick
@@ -34,8 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def opened(stage: Stage, data: Dataset, device: Device | None = None, rate: float = 0.1):
     config: Config = toy_config(training={"learning_rate": rate})
     network = config.network("small", "toy", "a test")
-    place = Place("somewhere", "cpu", device)
-    return open_engine(stage, config, network, data, BATCH, place)
+    setup = setup_of(config, network, data, BATCH)
+    return open_engine(stage, setup, Target("somewhere", "cpu", device), data)
 
 
 def curve(engine: Engine, data: Dataset, **options):

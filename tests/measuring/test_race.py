@@ -18,7 +18,8 @@ from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measuring import race, schema
 from cnnlib.measuring.race import run_race
 from cnnlib.stages import naive
-from cnnlib.training.loop import accuracy, open_engine, open_place, start, train_epochs
+from cnnlib.training.loop import accuracy, start, train_epochs
+from cnnlib.training.target import open_engine, open_target, setup_of
 from cnnlib.validation.parity import Unjudged
 from tests.support.toys import SETTINGS, parse_experiment, toy_data
 from workflow.glue import modules
@@ -73,8 +74,8 @@ def test_every_seed_is_trained_by_the_recipe(data: Dataset, tmp_path: Path) -> N
     recipe = config.model_copy(update={"training": config.race and config.race.training})
     network = config.network("small", "toy", "here")
     with (
-        open_place(naive.STAGE, recipe) as place,
-        open_engine(naive.STAGE, recipe, network, data, 6, place) as engine,
+        open_target(naive.STAGE) as target,
+        open_engine(naive.STAGE, setup_of(recipe, network, data, 6), target, data) as engine,
     ):
         assert engine.setup.warmup == 0.2
         for seed in (1, 2, 3):

@@ -486,7 +486,7 @@ def test_what_does_not_fit_names_the_device_it_does_not_fit(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("cnnlib.training.loop.open_device", lambda choice: Fake())
+    monkeypatch.setattr("cnnlib.training.target.open_device", lambda choice: Fake())
     engine = failing(DoesNotFit("too large"), "load")
     install(dataclasses.replace(naive.STAGE, engine=engine, runs_on="gpu"))
     measure(toy_config(), run(), data, folder)
@@ -542,7 +542,7 @@ def measured_on_gpu(
 
     nvml = Changing(visitor=os.getppid())
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr("cnnlib.training.loop.open_device", lambda choice: Fake())
+    monkeypatch.setattr("cnnlib.training.target.open_device", lambda choice: Fake())
 
     def measured(moment: str, happens: str = "visited") -> dict[str, Any]:
         namespace = {"nvml": nvml, "moment": moment, "happens": happens}

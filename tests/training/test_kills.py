@@ -21,7 +21,8 @@ from cnnlib.measuring.runs import Run
 from cnnlib.stages import LADDER
 from cnnlib.system.interrupts import Stopped
 from cnnlib.system.machine import usable_cores
-from cnnlib.training.loop import Epoch, open_engine, open_place, start, train_epochs
+from cnnlib.training.loop import Epoch, start, train_epochs
+from cnnlib.training.target import open_engine, open_target, setup_of
 from tests.support.toys import toy_config, toy_data
 
 COUNT, SIZE, SEED, EPOCHS = 90, 8, 5, 4
@@ -43,8 +44,8 @@ def train(data: Dataset, stage: Any, momentum: float, checkpoint: Path | None) -
     network = config.network("small", "toy", "here")
     epochs: list[Epoch] = []
     with (
-        open_place(stage, config) as place,
-        open_engine(stage, config, network, data, SIZE, place) as engine,
+        open_target(stage, config.sweep.device) as target,
+        open_engine(stage, setup_of(config, network, data, SIZE), target, data) as engine,
     ):
         start(engine, SEED)
         for done in train_epochs(
@@ -111,7 +112,7 @@ def where(checkpoint: Path) -> tuple[int, int, int]:
 def test_the_same_bits_after_kills(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Any, momentum: float
 ) -> None:
-    monkeypatch.setattr("cnnlib.training.loop.BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr("cnnlib.training.loop.CHUNK_SECONDS", 0.0)
     seed = 7 if "CNNLIB_KILLS" not in os.environ else random.SystemRandom().randrange(2**32)
     print(f"moments drawn from seed {seed}")
     moments = random.Random(f"{seed} {stage.name} {momentum}")
@@ -152,7 +153,7 @@ def test_a_full_measurement_goes_on(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of epochs that had ended are kept, the others are as undisturbed; nothing is left."""
-    monkeypatch.setattr("cnnlib.training.loop.BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr("cnnlib.training.loop.CHUNK_SECONDS", 0.0)
     monkeypatch.setattr("cnnlib.training.loop.CHECKPOINT_SECONDS", 0.0)
     config = toy_config(
         measuring={"full": True, "budget_seconds": 1e-6}, training={"epochs": 3},
@@ -195,6 +196,6 @@ def test_other_cores_are_warned_of(
 ) -> None:
     gemm = next(stage for stage in LADDER if stage.name == "gemm")
     train(data, gemm, 0.0, tmp_path / "c.npz")
-    monkeypatch.setattr("cnnlib.training.loop.usable_cores", lambda: 64)
+    monkeypatch.setattr("cnnlib.training.checkpoint.usable_cores", lambda: 64)
     with pytest.warns(UserWarning, match="here are 64: the last bits may differ"):
         train(data, gemm, 0.0, tmp_path / "c.npz")

@@ -19,19 +19,9 @@ from cnnlib.engine.learning_rate import Schedule
 from cnnlib.errors import ConfigError, DataError, DeviceError
 from cnnlib.stages import find_stage, naive
 from cnnlib.system.interrupts import Stopped
-from cnnlib.training.loop import (
-    Epoch,
-    Place,
-    State,
-    accuracy,
-    epoch_order,
-    load_checkpoint,
-    open_engine,
-    open_place,
-    save_checkpoint,
-    start,
-    train_epochs,
-)
+from cnnlib.training.checkpoint import Checkpoint, State
+from cnnlib.training.loop import Epoch, accuracy, batches, epoch_order, start, train_epochs
+from cnnlib.training.target import Target, open_engine, open_target, setup_of
 from tests.support.toys import toy_config, toy_data
 
 pytestmark = pytest.mark.quick
@@ -51,8 +41,8 @@ def opened(
     config = config or toy_config()
     network, chosen = config.network("small", "toy", "here"), find_stage(stage, "here")
     with (
-        open_place(chosen, config) as place,
-        open_engine(chosen, config, network, data, size, place) as engine,
+        open_target(chosen, config.sweep.device) as target,
+        open_engine(chosen, setup_of(config, network, data, size), target, data) as engine,
     ):
         start(engine, SEED)
         yield engine
@@ -71,6 +61,41 @@ def test_an_order_is_a_permutation_of_its_own() -> None:
     for a, b in itertools.combinations(orders, 2):
         assert (a != b).any()
     np.testing.assert_array_equal(orders[0], epoch_order(COUNT, 1, 1))
+
+
+def test_batches_walk_through_an_order_with_its_rates() -> None:
+    order, rates = epoch_order(COUNT, 1, 1), np.arange(COUNT // SIZE) / 10
+    whole = list(batches(order, rates, size=SIZE))
+    assert len(whole) == COUNT // SIZE
+    for step, chunk in enumerate(whole):
+        np.testing.assert_array_equal(chunk.order, order[step * SIZE : (step + 1) * SIZE])
+        assert chunk.rates is not None
+        np.testing.assert_array_equal(chunk.rates, rates[step : step + 1])
+        assert (chunk.first, chunk.end) == (step * SIZE, (step + 1) * SIZE)
+    assert all(chunk.rates is None for chunk in batches(order, size=SIZE))
+
+
+def test_chunks_are_as_long_as_the_caller_asks_when_they_are_due() -> None:
+    """Each length is asked for late, the last chunk ends with the last whole batch, and a rate
+    belongs to the chunk in which its step ends.
+    """
+    order, rates, asked = epoch_order(COUNT, 1, 1), np.arange(COUNT // SIZE), [3, 30, 2]
+
+    def lengths() -> Iterator[int]:
+        while True:
+            yield asked.pop(0)
+
+    found = []
+    for chunk in batches(order, rates, size=SIZE, lengths=lengths(), first=5):
+        assert chunk.rates is not None
+        found.append((chunk.first, chunk.end, chunk.rates.tolist()))
+        asked.append(60)
+    assert found == [
+        (5, 8, [0]),
+        (8, 38, [1, 2, 3]),
+        (38, 40, [4]),
+        (40, 88, [5, 6, 7, 8, 9, 10]),
+    ]
 
 
 def test_the_loop_is_plain_gradient_descent(data: Dataset) -> None:
@@ -131,7 +156,7 @@ def test_a_training_goes_on_bit_for_bit(
     with opened(data, stage) as engine:
         list(train_epochs(engine, COUNT, 3, SEED))
         expected = engine.parameters, engine.velocity
-    monkeypatch.setattr("cnnlib.training.loop.BLOCK_SECONDS", 0.0)  # one step at a time
+    monkeypatch.setattr("cnnlib.training.loop.CHUNK_SECONDS", 0.0)  # one step at a time
     checkpoint = tmp_path / "checkpoint.npz"
     blocks = itertools.count(1)
 
@@ -214,7 +239,7 @@ def test_one_cycle(data: Dataset, tmp_path: Path, stage: str) -> None:
 
 def saved_checkpoint(data: Dataset, path: Path) -> None:
     with opened(data) as engine:
-        save_checkpoint(path, engine, COUNT, SEED, 2, State(epoch=2, step=3))
+        Checkpoint(path, engine, COUNT, SEED, 2).save(State(epoch=2, step=3))
 
 
 @pytest.mark.parametrize(
@@ -253,14 +278,15 @@ def test_a_checkpoint_of_other_labels(data: Dataset, tmp_path: Path) -> None:
     """Images of the same mean and deviation would not tell; checkpoints of old say nothing."""
     path = tmp_path / "checkpoint.npz"
     with opened(data) as engine:
-        save_checkpoint(path, engine, COUNT, SEED, 2, State(epoch=2))
+        Checkpoint(path, engine, COUNT, SEED, 2).save(State(epoch=2))
     other = dataclasses.replace(data, train_labels=data.train_labels[::-1].copy())
     with opened(other) as engine:
+        checkpoint = Checkpoint(path, engine, COUNT, SEED, 2)
         with pytest.raises(DataError, match="another training: labels differs; remove it"):
-            load_checkpoint(path, engine, COUNT, SEED, 2)
+            checkpoint.load()
         with np.load(path) as saved:
             np.savez(path, **{name: saved[name] for name in saved.files if name != "labels"})
-        assert load_checkpoint(path, engine, COUNT, SEED, 2).epoch == 2
+        assert checkpoint.load().epoch == 2
 
 
 def test_damaged_checkpoints(data: Dataset, tmp_path: Path) -> None:
@@ -327,16 +353,15 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
     if not missing_parts():
         pytest.skip("there is a GPU")
-    config = toy_config(sweep={"device": "cuda"})
-    with pytest.raises(DeviceError), open_place(GPU_STAGE, config):
+    with pytest.raises(DeviceError), open_target(GPU_STAGE, "cuda"):
         pass
 
 
 def test_a_cpu_stage_opens_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnlib.training.loop.open_device", lambda choice: 1 / 0)
-    with open_place(naive.STAGE, toy_config(sweep={"device": "cuda"})) as place:
-        assert place == Place(place.name, "cpu", None)
-        assert place.name.endswith("1 thread")
+    monkeypatch.setattr("cnnlib.training.target.open_device", lambda choice: 1 / 0)
+    with open_target(naive.STAGE, "cuda") as target:
+        assert target == Target(target.name, "cpu", None)
+        assert target.name.endswith("1 thread")
 
 
 def test_a_device_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,8 +373,8 @@ def test_a_device_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch) ->
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr("cnnlib.training.loop.open_device", lambda choice: Fake())
-    with pytest.raises(Killed), open_place(GPU_STAGE, toy_config()) as place:  # noqa: PT012
-        assert (place.name, place.kind) == ("fake", "host")
+    monkeypatch.setattr("cnnlib.training.target.open_device", lambda choice: Fake())
+    with pytest.raises(Killed), open_target(GPU_STAGE) as target:  # noqa: PT012
+        assert (target.name, target.kind) == ("fake", "host")
         raise Killed
     assert closed == [True]

@@ -15,7 +15,8 @@ from cnnlib.measuring.run import measure
 from cnnlib.measuring.runs import Run
 from cnnlib.network import Network
 from cnnlib.stages import gemm, naive
-from cnnlib.training.loop import open_place, start
+from cnnlib.training.loop import start
+from cnnlib.training.target import open_target, setup_of
 from cnnlib.validation.parity import Unjudged, ValidationFailed
 from cnnlib.validation.replay import Recording, lengths, recorded_epochs, unlike
 from cnnlib.validation.steps import check_real_steps, check_steps
@@ -174,8 +175,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def check(stage: Any, data: Dataset) -> None:
     config = toy_config()
     network = config.network("small", "toy", "test")
-    with open_place(stage, config) as place:
-        check_training(stage, config, network, data, 4, place, seed=1)
+    with open_target(stage) as target:
+        check_training(stage, setup_of(config, network, data, 4), target, data, seed=1)
 
 
 def test_a_stage_that_does_not_repeat_is_compared_by_its_losses(data: Dataset) -> None:
@@ -245,7 +246,7 @@ def test_a_long_run_is_replayed_in_its_first_and_last_part(
         return original(self, call)
 
     monkeypatch.setattr(Recording, "_replay", replay)
-    monkeypatch.setattr("cnnlib.training.loop.BLOCK_SECONDS", 0.01)
+    monkeypatch.setattr("cnnlib.training.loop.CHUNK_SECONDS", 0.01)
     config = toy_config(
         measuring={"budget_seconds": 1e-6, "full": True},
         sweep={"stages": ["naive"]},

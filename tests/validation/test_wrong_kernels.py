@@ -21,7 +21,7 @@ from cnnlib.device.host import FIBER_ORDERS, HostDevice
 from cnnlib.errors import DeviceError
 from cnnlib.paths import ROOT
 from cnnlib.stages import find_stage
-from cnnlib.training.loop import open_place
+from cnnlib.training.target import open_target, setup_of
 from cnnlib.validation.parity import ValidationFailed, exact, five_steps, validate
 from cnnlib.validation.trajectory import check_training
 from tests.support.engines import open_engine, pictures
@@ -113,8 +113,9 @@ def train(stage, network):
         "noise", images, labels, images[:8], labels[:8], network.classes, mean=33.3, deviation=78.6
     )
     config = toy_config(training={"momentum": 0.0}, sweep={"device": "host"})
-    with open_place(stage, config) as place:
-        check_training(stage, config, network, dataset, 8, place, seed=1)
+    setup = setup_of(config, network, dataset, 8)
+    with open_target(stage, config.sweep.device) as target:
+        check_training(stage, setup, target, dataset, seed=1)
 
 
 def ties(stage, network):
