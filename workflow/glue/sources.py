@@ -6,8 +6,9 @@ Nobody keeps a list: a new module or kernel file counts as soon as something use
 import ast
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from cnnlib import peers, stages
 from cnnlib.paths import ROOT
@@ -96,20 +97,43 @@ def module_file(module: str) -> Path | None:
 
 
 @functools.cache
-def imported(path: Path) -> tuple[str, ...]:
-    """Modules of cnnlib that the file imports, anywhere in it, by absolute imports."""
-    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8"))))
+def imported(path: Path, package: str = "cnnlib") -> tuple[str, ...]:
+    """Modules of `package` that the file imports, anywhere in it, by absolute imports."""
+    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8")), package))
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names if a.name.startswith("cnnlib."))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cnnlib":
-            if node.module != "cnnlib":
+            yield from (a.name for a in node.names if a.name.startswith(f"{package}."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+            if node.module != package:
                 yield str(node.module)
             # `from cnnlib.engine import gpu` may name a module too
             yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+def code_of(*files: str) -> Callable[[Any], list[str]]:
+    """An input function: `files`, whose names may hold wildcards, and what they import.
+
+    Only modules of workflow/ are followed: how a figure looks depends on those, while a stage's
+    module that names its title is no reason to draw everything again.
+    """
+    return lambda wildcards: _with_imports(*(file.format(**wildcards) for file in files))
+
+
+@functools.cache
+def _with_imports(*files: str) -> list[str]:
+    waiting = [ROOT / file for file in files]
+    seen: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            named = imported(path, "workflow")
+            modules = {*named, *(package for name in named for package in parents(name))}
+            waiting += filter(None, map(module_file, modules))
+    return sorted(str(path.relative_to(ROOT)) for path in seen)
 
 
 def kernels_of(files: set[Path]) -> set[Path]:

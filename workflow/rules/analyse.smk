@@ -23,12 +23,7 @@ if not EXPERIMENT.tables_are_given:
 rule tabulate:
     input:
         tables=EXPERIMENT.tables_of_table,
-        code=[
-            "workflow/tables/{table}.py",
-            "workflow/plotting/reasons.py",
-            "workflow/glue/tabulate.py",
-            "workflow/plotting/wording.py",
-        ],
+        code=code_of("workflow/glue/tabulate.py", "workflow/tables/{table}.py"),
     output:
         csv=update("<results>/tables/{table}.csv"),
         markdown=update("<results>/tables/{table}.md"),

@@ -8,6 +8,7 @@ from workflow.glue.clocks import date_now
 from workflow.glue.experiment import Experiment, put_this_python_first
 from workflow.glue.integrity import lines, make_again, written_by
 from workflow.glue.recovery import recover
+from workflow.glue.sources import code_of
 
 
 @contextmanager

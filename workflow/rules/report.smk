@@ -7,19 +7,7 @@
 rule draw:
     input:
         tables=EXPERIMENT.tables_of_figure,
-        code=[
-            "workflow/figures/{figure}.py",
-            *multiext(
-                "workflow/",
-                "draw.py",
-                "layout.py",
-                "panels.py",
-                "reasons.py",
-                "recognition.py",
-                "style.py",
-                "wording.py",
-            ),
-        ],
+        code=code_of("workflow/plotting/draw.py", "workflow/figures/{figure}.py"),
     output:
         png=update(
             report(
@@ -51,10 +39,8 @@ rule page:
         figures=EXPERIMENT.figure_pictures,
         tables=EXPERIMENT.table_pages,
         provenance=EXPERIMENT.provenance,
-        code=[
-            "workflow/report/page.py",
-            "workflow/report/templates/page.html.j2",
-        ],
+        code=code_of("workflow/report/page.py"),
+        template="workflow/report/templates/page.html.j2",
     output:
         update("<results>/report.html"),
     log:
@@ -73,23 +59,8 @@ rule poster:
     input:
         tables=EXPERIMENT.poster_tables,
         ladder=EXPERIMENT.table("ladder", "md"),
-        code=[
-            *EXPERIMENT.poster_sources,
-            "workflow/report/templates/poster.html.j2",
-            *multiext(
-                "workflow/",
-                "browser.py",
-                "draw.py",
-                "layout.py",
-                "page.py",
-                "panels.py",
-                "poster.py",
-                "reasons.py",
-                "recognition.py",
-                "style.py",
-                "wording.py",
-            ),
-        ],
+        code=code_of("workflow/report/poster.py", *EXPERIMENT.poster_sources),
+        template="workflow/report/templates/poster.html.j2",
     output:
         update("<results>/poster.pdf"),
     log:
