@@ -34,6 +34,8 @@ SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake $(CORED) $(PROFILED)
 WORKERS := $(if $(wildcard /dev/nvidia[0-9]*),1,2)
 PYTEST := $(ENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
+KERNELS = $(shell find kernels -name '*.cuh' -o -name '*.cpp' -o -name '*.hpp')
+
 # Snakemake wants a folder for its cache that it can write, one for settings and its user's name; a
 # container may have no home folder and no user of this number.
 ifneq ($(shell [ -w "$$HOME" ] || echo no),)
@@ -72,17 +74,34 @@ test: $(ENV)/dev $(ENV)/cluster-generic  ## run the tests, in two processes
 quick: $(ENV)/dev  ## run the tests that take a minute together, for every commit
 	$(PYTEST) -m "quick and not slow" $(ARGS)
 
+smoke: $(ENV)/base $(EXTRA)  ## run the whole workflow on a small made-up data set: half a minute
+	$(SNAKEMAKE) all --configfile tests/tiny.yaml --config results=results/smoke $(ARGS)
+
+docs: $(ENV)/docs  ## build the documentation into docs/_build/html; a warning is an error
+	$(ENV)/bin/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html $(ARGS)
+
 lint: $(ENV)/dev  ## check style, types and the workflow
 	$(ENV)/bin/ruff check
 	$(ENV)/bin/ruff format --check
 	$(ENV)/bin/mypy
 	$(ENV)/bin/snakefmt --check Snakefile workflow
+	$(ENV)/bin/clang-format --dry-run --Werror $(KERNELS)
 	$(SNAKEMAKE) --lint
 
-format: $(ENV)/dev  ## format Python and Snakemake files, mend what can be mended
+format: $(ENV)/dev  ## format Python, Snakemake and CUDA files and fix what can be fixed
 	$(ENV)/bin/ruff check --fix
 	$(ENV)/bin/ruff format
 	$(ENV)/bin/snakefmt Snakefile workflow
+	$(ENV)/bin/clang-format -i $(KERNELS)
+
+sanitize: $(ENV)/dev  ## run the kernels under sanitizers: the emulated ones, and a GPU's if there is one
+	$(PYTEST) -k sanitize $(ARGS)
+	@sh tools/sanitize.sh
+
+profile:  ## profile a stage on a GPU by nsys and ncu: make profile STAGE=tuned BATCH=64
+	@sh tools/profile.sh check "$(STAGE)"
+	@$(MAKE) --no-print-directory $(ENV)/base
+	@sh tools/profile.sh run "$(STAGE)" $(BATCH)
 
 wheelhouse: $(ENV)/base  ## fetch all that a machine without a network needs into wheelhouse/
 	@mkdir -p wheelhouse
@@ -93,14 +112,14 @@ wheelhouse: $(ENV)/base  ## fetch all that a machine without a network needs int
 	$(ENV)/bin/python -m cnnlib download --dataset mnist --folder wheelhouse/mnist
 
 lock:  ## pin all dependencies anew, from requirements/*.in (needs uv)
-	for name in base cuda dev slurm cluster-generic; do \
+	for name in base cuda dev docs slurm cluster-generic; do \
 	  uv pip compile --quiet --no-config --universal --python-version 3.11 --upgrade --generate-hashes \
 	    --no-annotate --no-header requirements/$$name.in -o requirements/$$name.txt || exit; \
 	done
 
 clean:  ## remove results, but not downloaded data and results/reference
 	[ ! -d results ] || find results -mindepth 1 -maxdepth 1 ! -name data ! -name reference -exec rm -rf {} +
-	rm -rf .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 distclean: clean  ## remove downloaded data and the environment too
 	rm -rf results/data $(ENV)
@@ -117,4 +136,5 @@ $(ENV)/base: requirements/base.txt requirements/cuda.txt
 $(ENV)/%: requirements/%.txt $(ENV)/base
 	@$(PIP) -r $< && { $(COMPILE); } && touch $@
 
-.PHONY: help run figures report poster test quick lint format wheelhouse lock clean distclean
+.PHONY: help run figures report poster test quick smoke docs lint format sanitize profile wheelhouse lock \
+	clean distclean

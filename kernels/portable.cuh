@@ -1,6 +1,6 @@
 // What a kernel file may use beyond plain CUDA: the same text is built by nvcc for a GPU and, where
 // there is none, by the machine's C++ compiler (host/threads.hpp then plays CUDA's part).
-// The rules that make this possible stand in README.md.
+// The rules that make this possible are in docs/kernels.md.
 #pragma once
 
 #ifdef __CUDACC__

@@ -152,7 +152,7 @@ def test_snakemake_has_what_a_container_lacks(
     assert done.stdout.strip() == f"{cache}:{settings}:{user}".format(here=here)
 
 
-@pytest.mark.parametrize("lock", ["base", "cuda", "dev", "slurm", "cluster-generic"])
+@pytest.mark.parametrize("lock", ["base", "cuda", "dev", "docs", "slurm", "cluster-generic"])
 def test_locks_pin_with_hashes_and_name_no_address(lock: str) -> None:
     text = (ROOT / f"requirements/{lock}.txt").read_text()
     assert "://" not in text

@@ -103,7 +103,7 @@ STAGE = dataclasses.replace(gemm.STAGE, name="{name}", title="{name}", engine=En
 
 
 def add_stage(checkout: Checkout, name: str, engine: str) -> None:
-    """As README says: a module, and its place in the ladder."""
+    """As docs/extending/stage.md says: a module, and its place in the ladder."""
     folder = checkout.folder / "cnnlib/stages"
     (folder / f"{name}.py").write_text(MODULE.format(name=name, engine=engine))
     ladder = folder / "__init__.py"

@@ -1,6 +1,6 @@
 """Thousands of runs: planning and collecting take time in proportion to their number, no more.
 
-RELIABILITY.md has the seconds that ten thousand took.
+docs/reliability.md has the seconds that ten thousand took.
 """
 
 import resource

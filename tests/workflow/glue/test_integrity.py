@@ -84,11 +84,11 @@ def test_runs_that_are_all_gone_are_measured_again(mine: Checkout) -> None:
 
 @pytest.mark.slow
 def test_one_command_measures_a_run_again(mine: Checkout) -> None:
-    """The one of the README."""
+    """The command of docs/first-steps.md."""
     place = f"{RUNS}/gemm/b4/r1/run.json"
     planned = mine.planned("all", "--forcerun", place)
     assert (planned["measure"], planned["combine"]) == (1, 7)
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "docs/first-steps.md").read_text()
     assert "snakemake --cores 2 all --forcerun results/runs/" in readme
 
 

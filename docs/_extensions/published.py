@@ -1,0 +1,147 @@
+"""Numbers of the published measurements, computed from results/reference, never typed.
+
+The directive `{published-ladder}` puts the table of README.md in a page. As a program it prints it:
+
+    python docs/_extensions/published.py
+"""
+
+import csv
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from cnnlib.config import load_config
+from cnnlib.stages import LADDER
+from workflow.plotting import wording
+
+ROOT = Path(__file__).resolve().parents[2]
+MACHINE = ROOT / "results/reference/nvidia-h100"
+DATASET, NETWORK = "mnist", "lenet5"
+TRAIN_IMAGES = 60_000
+BATCH_SIZES = (64, 1024)
+LIMITED_AT = 1024
+"""The batch size whose share of the machine's limit is shown."""
+LIMITS = {"naive": "blas_one", "gemm": "blas_all"}
+"""The probe whose float32 arithmetic limits a CPU stage; peak_fp32 limits all others."""
+
+
+class Rung(NamedTuple):
+    """A stage of the ladder as it was measured."""
+
+    stage: str
+    change: str
+    seconds: dict[int, float]
+    """Batch size -> median seconds of an epoch."""
+    extrapolated: set[int]
+    """Batch sizes whose epochs were timed on a part and scaled."""
+    gain: dict[int, float]
+    """Batch size -> epoch of the stage before over that of this stage."""
+    share: float
+    """Of the float32 arithmetic that the machine was measured to do, at LIMITED_AT."""
+
+
+def lines(name: str) -> list[dict[str, str]]:
+    """The rows of a published table."""
+    with (MACHINE / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def epoch_flops(batch_size: int) -> int:
+    """Floating-point operations of an epoch's whole batches: forward, both gradients, no update."""
+    config = load_config([ROOT / "config.yaml"])
+    network = config.network(NETWORK, DATASET, "sweep.networks")
+    images = TRAIN_IMAGES // batch_size * batch_size
+    return images * sum(network.training_flops)
+
+
+def rungs() -> list[Rung]:
+    """The stages of the ladder, from the published summary and the published limits."""
+    summary = {
+        (line["stage"], int(line["batch_size"])): line
+        for line in lines("summary")
+        if (line["dataset"], line["network"]) == (DATASET, NETWORK)
+    }
+    peaks = {line["probe"]: float(line["median"]) * 1e12 for line in lines("limits")}
+    found: list[Rung] = []
+    for stage in LADDER:
+        own = {size: summary[stage.name, size] for size in BATCH_SIZES}
+        seconds = {size: float(line["epoch_seconds"]) for size, line in own.items()}
+        before = found[-1].seconds if found else seconds
+        peak = peaks[LIMITS.get(stage.name, "peak_fp32")]
+        found.append(
+            Rung(
+                stage.name,
+                stage.change,
+                seconds,
+                {size for size, line in own.items() if line["extrapolated"] == "True"},
+                {size: before[size] / seconds[size] for size in BATCH_SIZES},
+                epoch_flops(LIMITED_AT) / seconds[LIMITED_AT] / peak,
+            )
+        )
+    return found
+
+
+def percent(share: float) -> str:
+    """A share in per cent, to two digits."""
+    return f"{wording.digits(100 * share, 2)} %"
+
+
+def ladder() -> str:
+    """The table of README.md: each stage, its gain over the one before, its share of the limit."""
+    head = ["stage", "what changes"]
+    for size in BATCH_SIZES:
+        head += [f"epoch, batch {size}", "gain"]
+    table = [[*head, "share of peak"], ["---", "---"] + ["---:"] * (2 * len(BATCH_SIZES) + 1)]
+    for number, rung in enumerate(rungs()):
+        cells = [wording.title(rung.stage), rung.change]
+        for size in BATCH_SIZES:
+            mark = " \\*" if size in rung.extrapolated else ""
+            cells.append(wording.duration(rung.seconds[size]) + mark)
+            cells.append(wording.times(rung.gain[size]) if number else "")
+        table.append([*cells, percent(rung.share)])
+    return wording.markdown_table(table)
+
+
+def whole_speedup() -> str:
+    """The last stage over the first at LIMITED_AT: ratio and 95 % interval."""
+    line = next(
+        line
+        for line in lines("summary")
+        if (line["dataset"], line["network"], line["stage"], int(line["batch_size"]))
+        == (DATASET, NETWORK, LADDER[-1].name, LIMITED_AT)
+    )
+    middle, low, high = (
+        wording.times(float(line[name])) for name in ("speedup", "speedup_low", "speedup_high")
+    )
+    return f"{middle} ({low} to {high})"
+
+
+def setup(app: object) -> dict[str, bool]:
+    """Register the directive."""
+    from docutils import nodes
+    from docutils.statemachine import StringList
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import SphinxDirective
+
+    class PublishedLadder(SphinxDirective):
+        """The table of README.md."""
+
+        def run(self) -> list[nodes.Node]:
+            for name in ("summary", "limits"):
+                self.env.note_dependency(str(MACHINE / "tables" / f"{name}.csv"))
+            container = nodes.container()
+            text = StringList(ladder().splitlines(), "results/reference")
+            self.state.nested_parse(text, 0, container)
+            return container.children
+
+    assert isinstance(app, Sphinx)
+    app.add_directive("published-ladder", PublishedLadder)
+    return {"parallel_read_safe": True}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(ladder())
+    sys.stdout.write(f"\n{whole_speedup()}\n")

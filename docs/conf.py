@@ -1,0 +1,48 @@
+"""Sphinx settings. `make docs` builds with warnings as errors and every reference resolved."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_extensions")]
+
+_package = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+project = "Parallel CNN"
+author = "The parallel CNN authors"
+copyright = f"{author}, {_package['license']} licence"
+version = release = _package["version"]
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    # local, in _extensions/
+    "config_reference",
+    "published",
+    "plain_docstrings",
+]
+exclude_patterns = ["_build", "_extensions"]
+source_suffix = {".md": "markdown"}
+nitpicky = True
+# Everything public of cnnlib has to resolve: not other projects, private names and type variables.
+nitpick_ignore_regex = [("py:.*", r"(?!cnnlib\b).*|.*\._\w+|.*\.[A-Z]")]
+
+myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
+myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_class_signature = "separated"
+autodoc_default_options = {
+    "members": True,
+    "show-inheritance": True,
+    # what pydantic adds to every model
+    "exclude-members": "model_config,model_fields,model_computed_fields,model_post_init",
+}
+
+html_theme = "furo"
+html_title = "Parallel CNN"
+html_show_sphinx = False
+html_copy_source = False
+pygments_style = "friendly"
+pygments_dark_style = "monokai"

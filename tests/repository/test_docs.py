@@ -1,0 +1,102 @@
+"""The documentation's links, quoted code and table of the README agree with the repository."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from cnnlib.paths import ROOT
+
+pytestmark = pytest.mark.quick
+
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(path for path in DOCS.rglob("*.md") if "_build" not in path.parts),
+        *(ROOT / folder / "README.md" for folder in ("kernels", "tests")),
+    ]
+)
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks and spans of code."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8"))
+    return re.sub(r"(?<!`)`[^`\n]+`(?!`)", "``", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to one of its headings ends in, as GitHub writes it."""
+    heads = re.findall(r"(?m)^#+ (.+)$", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = unquote(target).partition("#")
+        where = page.parent / path if path else page
+        assert where.exists(), f"{target} of {page.relative_to(ROOT)}"
+        if anchor:
+            assert anchor in anchors(where), f"{target} of {page.relative_to(ROOT)}"
+
+
+@each_page
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for target in re.findall(r"`(tests/[a-z0-9_/]+\.\w+)", page.read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), f"{target} of {page.relative_to(ROOT)}"
+
+
+@each_page
+def test_quoted_code_is_there(page: Path) -> None:
+    """literalinclude fails in `make docs` only; a change of the code should notice it sooner."""
+    text = page.read_text(encoding="utf-8")
+    for path, options in re.findall(r"```\{literalinclude\} (\S+)\n((?::.*\n)*)```", text):
+        source = page.parent / path
+        code = source.read_text(encoding="utf-8")
+        position = 0
+        for option, wanted in re.findall(r":([\w-]+): (.*)", options):
+            if option in ("start-at", "end-before"):
+                found = code.find(wanted.strip('"'), position)
+                assert found >= 0, f"{page.relative_to(ROOT)} quotes {path} {option} {wanted!r}"
+                position = found + 1
+            elif option == "pyobject":
+                *_, name = wanted.split(".")
+                assert re.search(rf"(?m)^ *(def|class) {name}\b", code), f"{wanted} of {path}"
+
+
+def test_every_page_is_reached() -> None:
+    """A reader would not find a page that no table of contents names."""
+    pages = [path for path in DOCS.rglob("*.md") if "_build" not in path.parts]
+    named = {DOCS / "index.md"}
+    for index in pages:
+        for block in re.findall(r"(?ms)^```\{toctree\}\n(.*?)^```", index.read_text("utf-8")):
+            named |= {index.parent / f"{line}.md" for line in block.split() if line[0] != ":"}
+    assert set(pages) <= named
+
+
+def test_the_readme_shows_the_published_rows() -> None:
+    printed = subprocess.run(
+        [sys.executable, DOCS / "_extensions/published.py"],
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    ladder, _, speedup = printed.rstrip("\n").rpartition("\n\n")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(ladder.splitlines()) == 8
+    assert f"\n{ladder}\n" in readme
+    assert f"{speedup} as fast as stage 1" in readme
+
+
+def test_the_readme_names_the_command_that_ci_calls() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    called = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert "    make test " in readme
+    assert re.search(r"(?m)^make test\b", called)
+    assert len(readme.splitlines()) < 100  # two screens
