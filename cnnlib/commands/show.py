@@ -72,15 +72,15 @@ def operators(stage: "Stage", settings: "Config", network: "Network") -> tuple[s
     from cnnlib.training.target import library_kind
 
     wanted, remark, device = settings.sweep.device, "", None
-    if stage.runs_on == "gpu":
+    if stage.runs_on == "cuda":
         device = limits_of(wanted)
         if device is None:
             remark = ", on a GPU that is not here: its sizes are not checked"
             device = Sizes("cuda", 1, sys.maxsize)
-    on = library_kind(wanted) if stage.runs_on == "either" else "cpu"
+    kind = library_kind(wanted) if stage.runs_on == "any" else "cpu"
     size, rate = settings.sweep.batch_sizes[0], settings.training.learning_rate
     try:
-        setup = Setup(network, size, rate, on=on)
+        setup = Setup(network, size, rate, device_kind=kind)
         served = stage.engine.operators_on(stage, setup, device)
         rows = [
             [name_of(operator), planned.name]

@@ -47,8 +47,8 @@ class Setup:
     resident_images: int | Literal["auto"] = "auto"
     tune: bool = False
     """Whether an engine that has several ways to train chooses among them by measuring."""
-    on: str = "cpu"
-    """Kind of device (as in records) for engines that find theirs themselves: cpu or cuda."""
+    device_kind: str = "cpu"
+    """Kind of device, cpu or cuda, for engines of libraries that find theirs themselves."""
     labels: str = ""
     """A digest of the training labels, by which a checkpoint knows its data; "" for none."""
 
@@ -70,8 +70,10 @@ class Stage:
     """For figures and tables."""
     change: str
     """What is different from the stage before, in one sentence."""
-    runs_on: Literal["cpu", "gpu", "either"]
-    """either: on a GPU where there is one, by a library that finds it itself."""
+    runs_on: Literal["cpu", "cuda", "any"]
+    """cuda: by kernels, which are emulated where there is no GPU. any: by a library that takes a
+    GPU where it finds one.
+    """
     engine: type["Engine"]
     operators: Mapping[tuple[type[Layer], ...], Any] = field(default_factory=dict)
     dtype: DTypeLike = np.float32

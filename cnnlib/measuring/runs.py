@@ -63,7 +63,7 @@ def run_settings(config: Config, dataset: str, network: str, runs_on: str) -> di
     `runs_on` is that of its stage.
     """
     measuring = config.measuring.model_dump(mode="json")
-    if runs_on != "gpu":
+    if runs_on != "cuda":
         del measuring["resident_images"], measuring["host_seconds"]
     layers = config.network(network, dataset, "sweep.networks").layers
     return {

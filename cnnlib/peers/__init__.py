@@ -27,7 +27,7 @@ TORCH = Stage(
     name="torch",
     title="PyTorch",
     change="PyTorch as it comes: a call for every operation, data on the device",
-    runs_on="either",
+    runs_on="any",
     engine=pytorch.TorchEngine,
     operators=pytorch.OPERATORS,
     # cuDNN adds up some gradients by atomics
@@ -53,7 +53,7 @@ JAX = Stage(
     name="jax",
     title="JAX",
     change="JAX with a whole epoch in one jitted scan, in the better of two layouts",
-    runs_on="either",
+    runs_on="any",
     engine=jax.JaxEngine,
     operators=jax.OPERATORS,
     # an epoch and a part of one are two programs, which may add up in different orders

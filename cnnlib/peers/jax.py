@@ -75,9 +75,9 @@ def usable(stage: Stage, setup: Setup) -> tuple[Any, Any]:
         raise Unsupported(
             f"stage '{stage.name}' needs JAX, which is not installed (pip install jax)"
         ) from None
-    if setup.on != "cuda" and stage.rounding:
+    if setup.device_kind != "cuda" and stage.rounding:
         raise Unsupported(f"stage '{stage.name}' needs a GPU: TF32 is of its tensor cores")
-    kind = "gpu" if setup.on == "cuda" else "cpu"
+    kind = "gpu" if setup.device_kind == "cuda" else "cpu"
     try:
         return jax, jax.devices(kind)[0]
     except RuntimeError:

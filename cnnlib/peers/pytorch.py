@@ -68,7 +68,7 @@ def usable(stage: Stage, setup: Setup) -> Any:
         raise Unsupported(
             f"stage '{stage.name}' needs PyTorch, which is not installed (pip install torch)"
         ) from None
-    on_gpu = setup.on == "cuda"
+    on_gpu = setup.device_kind == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise Unsupported(f"stage '{stage.name}': this PyTorch cannot use the GPU")
     if not on_gpu and stage.options.get("graph") is True:
@@ -85,7 +85,7 @@ class TorchEngine(Engine):
         super().__init__(stage, setup, device)
         self.operators = self.operators_on(stage, setup, device)
         self.torch = torch = usable(stage, setup)
-        on_gpu = setup.on == "cuda"
+        on_gpu = setup.device_kind == "cuda"
         self.where = torch.device("cuda" if on_gpu else "cpu")
         self.graphed = bool(stage.options.get("graph")) and on_gpu
         torch.set_num_threads(usable_cores())

@@ -221,7 +221,7 @@ STAGE = Stage(
     name="fused",
     title="3 fused",
     change="convolution, bias, activation and subsampling in one kernel; errors pushed back",
-    runs_on="gpu",
+    runs_on="cuda",
     engine=GpuEngine,
     operators={
         (Conv, Activation, Subsample): FusedConv,

@@ -204,7 +204,7 @@ STAGE = Stage(
     name="gemm_cuda",
     title="2 gemm_cuda",
     change="the same matrix products in CUDA: one kernel per operation, every map in device memory",
-    runs_on="gpu",
+    runs_on="cuda",
     engine=GpuEngine,
     operators={
         (Conv,): GemmConv,

@@ -447,7 +447,7 @@ STAGE = Stage(
     name="tuned",
     title="5 tuned",
     change="a whole epoch in one launch; weights in shared memory, images gathered on the GPU",
-    runs_on="gpu",
+    runs_on="cuda",
     engine=WholeStepEngine,
     operators={
         (Conv, Activation, Subsample): convolution,

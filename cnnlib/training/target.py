@@ -39,7 +39,7 @@ def open_target(stage: Stage, device: str = "auto") -> Iterator[Target]:
     """
     if stage.runs_on == "cpu":
         yield _noted(Target(cpu_description(stage.threads), "cpu"))
-    elif stage.runs_on == "either":
+    elif stage.runs_on == "any":
         if library_kind(device) == "cuda":
             name, bus = gpu_identity()
             yield _noted(Target(name, "cuda", None, bus))
@@ -94,7 +94,7 @@ def open_engine(
         check_batch(dataset, setup.batch_size)
     # What is fastest when kernels are emulated says nothing about a GPU.
     tune = setup.tune and target.kind == "cuda"
-    setup = dataclasses.replace(setup, on=target.kind, tune=tune)
+    setup = dataclasses.replace(setup, device_kind=target.kind, tune=tune)
     # Set even when all cores are meant: a caller such as Snakemake sets OMP_NUM_THREADS.
     threads = stage.threads or usable_cores()
     with threadpool_limits(threads), stage.engine(stage, setup, target.device) as engine:

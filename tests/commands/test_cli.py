@@ -307,7 +307,7 @@ def test_plan_says_what_run_json_would_say(
             for stage in (*stages.LADDER, *stages.VARIANTS):
                 if (name, stage.name) == ("wide", "tuned"):
                     continue
-                place = host if stage.runs_on == "gpu" else None
+                place = host if stage.runs_on == "cuda" else None
                 with stage.engine(stage, Setup(network, 8, 0.1), place) as engine:
                     pairs = [line.split()[::-1] for line in said[name][stage.name] if line]
                     assert engine.served == [": ".join(pair) for pair in pairs], stage.name

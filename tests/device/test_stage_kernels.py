@@ -10,7 +10,7 @@ from cnnlib.engine import Setup
 from cnnlib.stages import LADDER, VARIANTS
 from tests.support.networks import awkward, lenet5, simard
 
-STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "gpu"]
+STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "cuda"]
 
 
 class Asked(Exception):

@@ -191,7 +191,7 @@ def test_what_a_run_does_not_depend_on_keeps_it(
 
 def test_a_stage_on_a_gpu_depends_on_what_it_holds() -> None:
     few = toy_config(measuring={"resident_images": 64})
-    assert settings_digest(few, RUN, "gpu") != settings_digest(toy_config(), RUN, "gpu")
+    assert settings_digest(few, RUN, "cuda") != settings_digest(toy_config(), RUN, "cuda")
     assert settings_digest(few, RUN, "cpu") == settings_digest(toy_config(), RUN, "cpu")
 
 

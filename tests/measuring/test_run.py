@@ -488,7 +488,7 @@ def test_what_does_not_fit_names_the_device_it_does_not_fit(
 
     monkeypatch.setattr("cnnlib.training.target.open_device", lambda choice: Fake())
     engine = failing(DoesNotFit("too large"), "load")
-    install(dataclasses.replace(naive.STAGE, engine=engine, runs_on="gpu"))
+    install(dataclasses.replace(naive.STAGE, engine=engine, runs_on="cuda"))
     measure(toy_config(), run(), data, folder)
     epochs, _, facts = tables(folder)
     assert list(epochs.device) == ["Some GPU"]
@@ -547,7 +547,7 @@ def measured_on_gpu(
     def measured(moment: str, happens: str = "visited") -> dict[str, Any]:
         namespace = {"nvml": nvml, "moment": moment, "happens": happens}
         engine = type("Engine", (OnGpu,), namespace)
-        install(dataclasses.replace(gemm.STAGE, engine=engine, runs_on="gpu"))
+        install(dataclasses.replace(gemm.STAGE, engine=engine, runs_on="cuda"))
         config = toy_config(measuring={"energy_seconds": 0.1, "sample_interval": 0.001})
         measure(config, run(), data, folder)
         return tables(folder)[2]

@@ -105,7 +105,7 @@ def test_a_module_that_is_no_stage(load: Load, text: str, problem: str) -> None:
     [
         ("title=3", r"STAGE\.title is 3, not a text$"),
         ("change=None", r"STAGE\.change is None, not a text$"),
-        ("runs_on='tpu'", r"STAGE\.runs_on is 'tpu', not 'cpu' or 'gpu' or 'either'$"),
+        ("runs_on='tpu'", r"STAGE\.runs_on is 'tpu', not 'cpu' or 'cuda' or 'any'$"),
         ("engine='BlockEngine'", r"STAGE\.engine is 'BlockEngine', not a class derived from Eng"),
         ("engine=int", r"STAGE\.engine is <class 'int'>, not a class derived from Engine$"),
         ("engine=lambda *a: None", r"STAGE\.engine is <function .*>, not a class derived from Eng"),

@@ -9,7 +9,7 @@ from cnnlib.engine import Bytes, Engine, Setup, Stage
 from cnnlib.network import Network
 from cnnlib.stages import LADDER, VARIANTS
 
-GPU_STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "gpu"]
+GPU_STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "cuda"]
 
 
 def pictures(network: Network, count: int, seed: int = 0) -> tuple[Bytes, Bytes]:

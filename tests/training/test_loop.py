@@ -345,7 +345,7 @@ class Ignoring(naive.OneByOne):
     """An engine of a stage that wants a GPU."""
 
 
-GPU_STAGE = Stage("fake_gpu", "fake", "nothing", "gpu", Ignoring, naive.STAGE.operators)
+GPU_STAGE = Stage("fake_gpu", "fake", "nothing", "cuda", Ignoring, naive.STAGE.operators)
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

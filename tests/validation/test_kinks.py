@@ -25,7 +25,7 @@ from cnnlib.validation.parity import (
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import build, deep, lenet5
 
-GPU_LADDER = [stage for stage in LADDER if stage.runs_on == "gpu"]
+GPU_LADDER = [stage for stage in LADDER if stage.runs_on == "cuda"]
 
 CLOSE_CALL = build(
     "close_call",

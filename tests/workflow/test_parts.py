@@ -232,7 +232,7 @@ def test_a_stage_is_made_of_its_own_files(stage: str) -> None:
         files
     )
     assert all((sources.ROOT / name).is_file() for name in files)
-    on_gpu = next(s.runs_on for s in LADDER if s.name == stage) == "gpu"
+    on_gpu = next(s.runs_on for s in LADDER if s.name == stage) == "cuda"
     assert any(name.startswith("kernels/") for name in files) == on_gpu
     assert any(name.startswith("cnnlib/device/") for name in files) == on_gpu
 

@@ -19,7 +19,7 @@ from workflow.glue.integrity import MADE, Made
 from workflow.glue.sources import stage_sources
 
 # What is measured once a data set, network and stage, and by which stages.
-EXAMINED = {"transfers": "gpu", "functions": "cpu"}
+EXAMINED = {"transfers": "cuda", "functions": "cpu"}
 # Raw tables that one job measures for the whole sweep.
 BESIDE = ("probes", "pictures", "features")
 

@@ -41,7 +41,7 @@ def stage_sources(name: str) -> list[str]:
     """Files, relative to the repository, whose change can change a measurement of stage `name`."""
     stage = find_stage(name, "a rule")
     files = set(modules_of(name))
-    if stage.runs_on == "gpu":
+    if stage.runs_on == "cuda":
         files |= kernels_of(files)
     return sorted(str(path.relative_to(ROOT)) for path in files)
 
@@ -53,7 +53,7 @@ def modules_of(name: str) -> set[Path]:
     devices, for a stage that runs on none.
     """
     skipped = set(PLUMBING)
-    if find_stage(name, "a rule").runs_on != "gpu":
+    if find_stage(name, "a rule").runs_on != "cuda":
         skipped.add("cnnlib.device")
     waiting, seen = [stage_module(name), "cnnlib.measuring.run"], {"cnnlib.stages"}
     while waiting:
