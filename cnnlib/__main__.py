@@ -36,7 +36,7 @@ for command in (
     measuring.transfers,
     measuring.race,
     probe.probe,
-    examine.functions,
+    examine.cpu_profile,
     examine.features,
     examine.pictures,
     measuring.check,
@@ -46,6 +46,9 @@ for command in (
     show.plan,
 ):
     app.command()(command)
+# How the table is called, and how the command was called in earlier versions.
+for name in ("cpu_profile", "functions"):
+    app.command(name, hidden=True)(examine.cpu_profile)
 
 
 def main(arguments: list[str] | None = None) -> int:

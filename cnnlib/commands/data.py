@@ -47,7 +47,7 @@ def combine(
     from cnnlib.errors import DataError, UserError
     from cnnlib.measuring import schema
 
-    if table not in schema.TABLES:
+    if schema.current_name(table) not in schema.TABLES:
         raise UserError(f"unknown table {table!r} in --table; known: {', '.join(schema.TABLES)}")
     paths = list(files or [])
     if list_file is not None:
@@ -60,7 +60,7 @@ def combine(
         paths += [Path(name) for name in names if name.strip()]
     if list_file is not None and not paths:
         # A sweep without GPU stages has no transfers: a table without rows is right then.
-        schema.write(out, table, [])
+        schema.write(out, schema.current_name(table), [])
         typer.echo(f"{out}: no rows, {list_file} names no file")
         return
     rows = schema.combine(paths, table, out)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cnnlib.datasets import Dataset
 
 
-def functions(
+def cpu_profile(
     dataset: Annotated[str, typer.Option(help="A data set of the config.")],
     network: Annotated[str, typer.Option(help="A network of the config.")],
     stage: Annotated[str, typer.Option(help="A stage that runs on the CPU.")],
@@ -38,7 +38,7 @@ def functions(
     loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
     run = Run(dataset, network, stage, batch_size, 1)
     why = examine_apart(
-        settings, run, "functions", out, lambda: measure_functions(settings, run, loaded, out)
+        settings, run, "cpu_profile", out, lambda: measure_functions(settings, run, loaded, out)
     )
     if why:
         typer.echo(f"error: {out}: {why}", err=True)

@@ -31,7 +31,7 @@ SMALLEST = 0.001
 
 
 def measure_functions(config: Config, run: Run, dataset: Dataset, out: Path) -> None:
-    """Profile training steps of `run` and write the rows of `functions` to `out`.
+    """Profile training steps of `run` and write the rows of `cpu_profile` to `out`.
 
     On one thread: what other processes do, the profiler does not see. For about
     measuring.sample_seconds; stage 1 on batches of measuring.budget_images at the most. Raises
@@ -71,7 +71,7 @@ def measure_functions(config: Config, run: Run, dataset: Dataset, out: Path) -> 
     standing = {
         "device_kind": "cpu", "status": "ok", "validated": False, "extrapolated": False,
     }  # fmt: skip
-    schema.write(out, "functions", [identity | row | standing for row in hottest(profiler)])
+    schema.write(out, "cpu_profile", [identity | row | standing for row in hottest(profiler)])
 
 
 def hottest(profiler: cProfile.Profile) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.layers import Array, Conv, Subsample
-from cnnlib.measuring.learning_curve import choose_digits
+from cnnlib.measuring.learning_curve import watched_images
 from cnnlib.measuring.runs import Run, seed_of, usual_batch_size
 from cnnlib.network import Network
 from cnnlib.stages import gemm
@@ -39,7 +39,7 @@ def features(config: Config, network: Network, dataset: Dataset) -> list[Row]:
         "device_kind": "cpu", "status": "ok", "validated": False, "extrapolated": False,
     }  # fmt: skip
     views = network.views(parameters)
-    image = dataset.test_images[choose_digits(dataset, [])[-1]]
+    image = dataset.test_images[watched_images(dataset, [])[-1]]
     found = [*filters(network, views), *maps(network, views, image, dataset)]
     return [identity | row | standing for row in found]
 

@@ -70,17 +70,18 @@ def damage(folder: Path) -> str:
         facts = read_facts(folder)
         if "tables" not in facts:
             for name in schema.RUN_TABLES:
-                schema.read_columns(folder / f"{name}.csv", name)
+                schema.read_columns(schema.find(folder, name), name)
             return ""
     except DataError as error:
         return str(error)
+    recorded = {schema.current_name(name): text for name, text in facts["tables"].items()}
     for name in schema.RUN_TABLES:
-        path = folder / f"{name}.csv"
+        path = schema.find(folder, name)
         try:
             found = sha256(path)
         except OSError as error:
             return f"cannot read {path}: {error.strerror or error}"
-        if found != facts["tables"].get(name):
+        if found != recorded.get(name):
             return f"{path} is not what was measured"
     return ""
 

@@ -22,7 +22,7 @@ from cnnlib.training.loop import accuracy, epoch_order, start
 Row = dict[str, Any]
 
 
-def choose_digits(dataset: Dataset, hard: Sequence[int]) -> list[int]:
+def watched_images(dataset: Dataset, hard: Sequence[int]) -> list[int]:
     """Indices of test images to watch: the first of each class, then the `hard` ones.
 
     Raises ConfigError for an index that the test set does not have.
@@ -47,7 +47,7 @@ def pauses(steps: int, epochs: int) -> list[int]:
 def learning_curve(
     engine: Engine,
     dataset: Dataset,
-    digits: Sequence[int],
+    watched: Sequence[int],
     *,
     seed: int,
     epochs: int,
@@ -58,14 +58,15 @@ def learning_curve(
     """Train from the start, as training.train_epochs does, with looks in between.
 
     Returns rows of the tables `learning` (accuracy over the first `test_images` test images) and
-    `digits` (probabilities of the test images `digits`), without identity and standing. Ends after
-    `epochs`, when `budget_seconds` of training are used up, or when the numbers are not finite
-    any more. `ended` is called after each epoch, with its number, before anything is evaluated.
+    `predictions` (probabilities of the test images at the indices `watched`), without identity and
+    standing. Ends after `epochs`, when `budget_seconds` of training are used up, or when the
+    numbers are not finite any more. `ended` is called after each epoch, with its number, before
+    anything is evaluated.
     """
     points: list[Row] = []
     beliefs: list[Row] = []
     images, labels = dataset.test_images[:test_images], dataset.test_labels[:test_images]
-    watched = np.asarray(digits, dtype=np.intp)
+    indices = np.asarray(watched, dtype=np.intp)
     start(engine, seed)
     whole = len(dataset.train_labels) // engine.setup.batch_size * engine.setup.batch_size
     for seen, seconds in _stops(engine, len(dataset.train_labels), seed, epochs):
@@ -74,13 +75,13 @@ def learning_curve(
         moment = {"images": seen, "train_seconds": seconds}
         known = accuracy(engine, images, labels)
         points.append(moment | {"test_images": len(labels), "test_accuracy": known})
-        logits = engine.logits(dataset.test_images[watched])
+        logits = engine.logits(dataset.test_images[indices])
         if not (math.isfinite(known) and np.isfinite(logits).all()):
             break
-        for index, chances in zip(watched.tolist(), probabilities(logits), strict=True):
+        for index, chances in zip(indices.tolist(), probabilities(logits), strict=True):
             label = int(dataset.test_labels[index])
             text = " ".join(f"{chance:.4f}" for chance in chances)
-            beliefs.append(moment | {"digit": index, "label": label, "probabilities": text})
+            beliefs.append(moment | {"image_index": index, "label": label, "probabilities": text})
         if seconds >= budget_seconds:
             break
     return points, beliefs
@@ -120,12 +121,12 @@ def pictures(config: Config, name: str, dataset: Dataset) -> list[Row]:
     return [
         {
             "dataset": name,
-            "digit": index,
+            "image_index": index,
             "label": int(dataset.test_labels[index]),
             "channels": channels,
             "height": height,
             "width": width,
             "pixels": dataset.test_images[index].tobytes().hex(),
         }
-        for index in choose_digits(dataset, hard)
+        for index in watched_images(dataset, hard)
     ]

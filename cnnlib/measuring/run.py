@@ -29,7 +29,7 @@ from cnnlib.files import check_writable, write_whole
 from cnnlib.measuring import schema
 from cnnlib.measuring.freshness import run_files, settings_digest, table_digests
 from cnnlib.measuring.gpu_processes import Presence
-from cnnlib.measuring.learning_curve import choose_digits, learning_curve
+from cnnlib.measuring.learning_curve import learning_curve, watched_images
 from cnnlib.measuring.runs import Run, digest, seed_of, usual_batch_size
 from cnnlib.measuring.telemetry import Sampler, sustain
 from cnnlib.paths import ROOT
@@ -53,7 +53,7 @@ SMALL_SPREAD = 0.02
 TIMED_IN = {
     "train": ("epochs", "steps"),
     "profile": ("kernels",),
-    "learn": ("learning", "digits"),
+    "learn": ("learning", "predictions"),
     "sustain": ("energy",),
 }
 """Phases of a run in which others on its GPU disturb, and the tables that hold what was timed."""
@@ -253,6 +253,8 @@ def _write(
     """The tables and run.json, in which `described` stands too."""
     # An older result is gone before the first of its files is replaced.
     (folder / "run.json").unlink(missing_ok=True)
+    for former in schema.FORMER.tables:
+        (folder / f"{former}.csv").unlink(missing_ok=True)
     for name in schema.RUN_TABLES:
         schema.write(folder / f"{name}.csv", name, rows[name])
     facts = {
@@ -445,8 +447,8 @@ def _afterwards(
     if _has_curve(config, rows, engine):
         sampler.phase("learn")
         hard = config.dataset(rows.run.dataset, "--dataset").hard_images
-        points, digits = learning_curve(
-            engine, dataset, choose_digits(dataset, hard),
+        points, predictions = learning_curve(
+            engine, dataset, watched_images(dataset, hard),
             seed=rows.seed, epochs=config.training.epochs, test_images=measuring.learning_images,
             budget_seconds=learning_budget(config, rows),
             ended=recording.reached if _learns(config, rows, recording) else None,
@@ -458,8 +460,8 @@ def _afterwards(
             recording.check()  # a curve that ended early has not replayed all of the epochs
         for point in points:
             rows.in_full("learning", **point)
-        for digit in digits:
-            rows.in_full("digits", **digit)
+        for prediction in predictions:
+            rows.in_full("predictions", **prediction)
     if rows.device_kind != "cuda" or not measuring.energy_seconds:
         return 0
     sampler.phase("sustain")

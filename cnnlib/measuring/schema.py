@@ -6,6 +6,7 @@ form: means and intervals are made from them in workflow/tables, never while mea
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ STANDING: dict[str, type] = {
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "device_kind": ("cpu", "host", "cuda"),
+    "device_kind": ("cpu", "emulated", "cuda"),
     # disturbed: somebody else was on the GPU while it was timed
     # unjudged: no check can tell whether the stage is right about this network
     "status": (
@@ -147,19 +148,19 @@ TABLES: dict[str, dict[str, type]] = {
         "test_accuracy": float,
         **STANDING,
     },
-    # One row a point and test image (`digit`, its index): the probabilities of all classes in their
-    # order, with spaces between.
-    "digits": {
+    # One row a point and test image (`image_index`: its position in the test set, from 0): the
+    # probabilities of all classes in their order, with spaces between.
+    "predictions": {
         **IDENTITY,
         "images": int,
         "train_seconds": float,
-        "digit": int,
+        "image_index": int,
         "label": int,
         "probabilities": str,
         **STANDING,
     },
     # One row a function that a CPU stage spent time in, by a profiler.
-    "functions": {
+    "cpu_profile": {
         **IDENTITY,
         "function": str,
         "calls": int,
@@ -182,7 +183,7 @@ TABLES: dict[str, dict[str, type]] = {
     # One row a test image whose recognition is watched; pixels as hexadecimal bytes (C, H, W).
     "pictures": {
         "dataset": str,
-        "digit": int,
+        "image_index": int,
         "label": int,
         "channels": int,
         "height": int,
@@ -205,7 +206,47 @@ TABLES: dict[str, dict[str, type]] = {
     "steps": {**IDENTITY, "step": int, "step_seconds": float, **STANDING},
 }
 
-RUN_TABLES = ("epochs", "steps", "kernels", "samples", "energy", "learning", "digits")
+
+@dataclass(frozen=True)
+class Former:
+    """Names that tables were written with by earlier versions, each with today's name."""
+
+    tables: Mapping[str, str]
+    columns: Mapping[str, Mapping[str, str]]
+    """By today's name of the table."""
+    values: Mapping[str, Mapping[str, str]]
+    """By column, in every table."""
+
+
+FORMER = Former(
+    tables={"digits": "predictions", "functions": "cpu_profile"},
+    columns={
+        "predictions": {"digit": "image_index"},
+        "pictures": {"digit": "image_index"},
+    },
+    values={"device_kind": {"host": "emulated"}},
+)
+"""The only list of former names. Everything that reads a table accepts them, so that published
+results stay readable; nothing writes them.
+"""
+
+
+def current_name(table: str) -> str:
+    """Today's name of a table; a name that no earlier version used is returned as it is."""
+    return FORMER.tables.get(table, table)
+
+
+def find(folder: Path, table: str) -> Path:
+    """The file of `table` in `folder`: TABLE.csv, or a former name's file if only that exists."""
+    path = folder / f"{table}.csv"
+    if not path.exists():
+        for former, name in FORMER.tables.items():
+            if name == table and (folder / f"{former}.csv").exists():
+                return folder / f"{former}.csv"
+    return path
+
+
+RUN_TABLES = ("epochs", "steps", "kernels", "samples", "energy", "learning", "predictions")
 """What each run writes, one file each; see cnnlib.measuring.run."""
 
 Row = Mapping[str, Any]
@@ -233,6 +274,8 @@ def write(path: Path | str, table: str, rows: Iterable[Row]) -> None:
 
 def _text(table: str, column: str, value: Any) -> str:
     kind = TABLES[table][column]
+    if column in FORMER.values:
+        value = FORMER.values[column].get(value, value)
     if column in CHOICES and value not in CHOICES[column]:
         raise ValueError(f"{table}.{column} is {value!r}; known: {', '.join(CHOICES[column])}")
     if kind is bool:
@@ -246,29 +289,34 @@ def _text(table: str, column: str, value: Any) -> str:
 
 
 def read(path: Path | str, table: str) -> "pd.DataFrame":
-    """Rows of one file in the table's column order and types.
+    """Rows of one file in the table's column order and types, under today's names.
 
     Raises DataError naming the file and the column when it is missing, empty, cut off or has
     another header: a damaged file is refused, never drawn.
     """
     import pandas as pd
 
+    columns = TABLES[current_name(table)]
     dtypes = {str: "str", int: "int64", float: "float64", bool: "bool"}
     return pd.DataFrame(
         {
-            column: pd.Series(values, dtype=dtypes[TABLES[table][column]])
+            column: pd.Series(values, dtype=dtypes[columns[column]])
             for column, values in read_columns(path, table).items()
         }
     )
 
 
 def read_columns(path: Path | str, table: str) -> dict[str, list[Any]]:
-    """The same as plain lists, for a look at a small table. Raises as `read` does."""
+    """Like `read`, but plain lists and without pandas: quicker for a small table."""
+    table = current_name(table)
     return _columns(path, table, _lines(path, table))
 
 
 def _lines(path: Path | str, table: str) -> list[list[str]]:
-    """The cells of every row below the header, as many as there are columns."""
+    """The cells of every row below the header, as many as there are columns.
+
+    Former names of columns and values are replaced by today's.
+    """
     columns = TABLES[table]
     # pandas would fill up short rows and shift long ones; here every row has its cells or is wrong.
     try:
@@ -280,6 +328,8 @@ def _lines(path: Path | str, table: str) -> list[list[str]]:
         raise DataError(f"{path} is not a {table} table: {error}") from None
     if not lines:
         raise DataError(f"{path} is not a {table} table: it is empty")
+    renamed = FORMER.columns.get(table, {})
+    lines[0] = [renamed.get(column, column) for column in lines[0]]
     if lines[0] == [column for column in columns if column not in REASON]:
         lines = [_with_reason(table, line) for line in lines]
         lines[0] = list(columns)
@@ -293,6 +343,10 @@ def _lines(path: Path | str, table: str) -> list[list[str]]:
             raise DataError(
                 f"{path}, row {number}: {len(line)} cells, not {len(columns)}: cut off?"
             )
+    for place, column in enumerate(columns):
+        if names := FORMER.values.get(column):
+            for line in lines[1:]:
+                line[place] = names.get(line[place], line[place])
     return lines[1:]
 
 
@@ -339,6 +393,7 @@ def combine(paths: Sequence[Path | str], table: str, out: Path | str) -> int:
     One file is in memory at a time. Raises DataError where `read` does, and when rows of one run
     stand in two files: the same measurement counted twice would look more certain than it is.
     """
+    table = current_name(table)
     if not paths:
         raise DataError(f"there are no {table} files to combine")
     columns = TABLES[table]

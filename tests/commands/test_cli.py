@@ -47,7 +47,7 @@ pytestmark = pytest.mark.quick
 
 COMMANDS = (
     "download", "prepare", "train", "predict", "measure", "sweep", "transfers", "probe",
-    "functions", "features", "pictures", "check", "combine", "ladder", "stages", "plan",
+    "race", "cpu-profile", "features", "pictures", "check", "combine", "ladder", "stages", "plan",
 )  # fmt: skip
 
 
@@ -452,9 +452,7 @@ def test_train_makes_data_anew_of_other_files(home: Home) -> None:
 STALE = {
     "train": TRAIN,
     "measure": MEASURE,
-    "functions": (
-        "functions", *MEASURE[1:-2], "--out", "f.csv",
-    ),
+    "cpu-profile": ("cpu-profile", *MEASURE[1:-2], "--out", "f.csv"),
     "pictures": ("pictures", "--out", "p.csv"),
     "features": ("features", "--out", "p.csv"),
     "sweep": ("sweep",),
@@ -488,7 +486,7 @@ def test_data_of_another_specification_are_refused(home: Home, command: str) -> 
         ((*TRAIN, "--checkpoint", "c.npz"), "c.npz"),
         (MEASURE, "run/samples.csv"),
         (MEASURE, "run/run.json"),
-        (STALE["functions"], "f.csv"),
+        (STALE["cpu-profile"], "f.csv"),
         (("probe", "--out", "p.csv"), "p.csv"),
         (("features", "--out", "p.csv"), "p.csv"),
         (("sweep",), "results/runs/toy/small/gemm/b8/r1/kernels.csv"),
@@ -1022,9 +1020,9 @@ def test_a_stage_that_ends_its_process(
     assert {path.name for path in (home.folder / "run").iterdir()} == {
         "run.json", *(f"{name}.csv" for name in schema.RUN_TABLES)
     }  # fmt: skip
-    functions = ("functions", *command[1:-1], "f.csv")
-    home(*functions)
-    (row,) = schema.read(home.folder / "f.csv", "functions").itertuples()
+    profile = ("cpu-profile", *command[1:-1], "f.csv")
+    home(*profile)
+    (row,) = schema.read(home.folder / "f.csv", "cpu_profile").itertuples()
     assert (row.stage, row.status, row.calls) == ("bad", "failed", 0)
 
 
@@ -1052,13 +1050,13 @@ def test_what_cannot_be_examined_is_a_row(
 
     engine = type("Engine", (naive.STAGE.engine,), {"load": load})
     monkeypatch.setattr(stages, "LADDER", (dataclasses.replace(naive.STAGE, engine=engine),))
-    command = ("functions", *changed(MEASURE, "--stage", "naive")[1:-1], "f.csv")
+    command = ("cpu-profile", *changed(MEASURE, "--stage", "naive")[1:-1], "f.csv")
     if status is None:
         assert str(error) in home.fails(*command)
         assert not (home.folder / "f.csv").exists()
         return
     home(*command)
-    (row,) = schema.read(home.folder / "f.csv", "functions").itertuples()
+    (row,) = schema.read(home.folder / "f.csv", "cpu_profile").itertuples()
     assert (row.stage, row.status) == ("naive", status)
 
 

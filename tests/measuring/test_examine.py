@@ -32,7 +32,7 @@ def test_the_profile_names_where_the_work_is(
 ) -> None:
     config = toy_config(measuring={"sample_seconds": 0.05})
     measure_functions(config, Run("toy", "small", stage, 8, 1), data, tmp_path / "f.csv")
-    rows = schema.read(tmp_path / "f.csv", "functions")
+    rows = schema.read(tmp_path / "f.csv", "cpu_profile")
     assert set(rows.stage) == {stage}
     assert rows.own_seconds.is_monotonic_decreasing
     assert (rows.total_seconds >= rows.own_seconds * 0.999).all()

@@ -11,11 +11,11 @@ from cnnlib.device import Device
 from cnnlib.engine import Engine, Stage
 from cnnlib.errors import ConfigError
 from cnnlib.measuring.learning_curve import (
-    choose_digits,
     learning_curve,
     pauses,
     pictures,
     probabilities,
+    watched_images,
 )
 from cnnlib.stages import fused, gemm, naive
 from cnnlib.training.loop import start, train_epochs
@@ -41,7 +41,7 @@ def opened(stage: Stage, data: Dataset, device: Device | None = None, rate: floa
 
 def curve(engine: Engine, data: Dataset, **options):
     settings = dict(seed=3, epochs=EPOCHS, test_images=20) | options
-    return learning_curve(engine, data, choose_digits(data, []), **settings)
+    return learning_curve(engine, data, watched_images(data, []), **settings)
 
 
 def test_pauses_double_and_hold_the_end_of_every_epoch() -> None:
@@ -77,7 +77,7 @@ def test_exact_stages_believe_the_same(data: Dataset, device: Device) -> None:
         assert np.abs(other - weights[0]).max() < 1e-4
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
-            assert (one["images"], one["digit"]) == (other["images"], other["digit"])
+            assert (one["images"], one["image_index"]) == (other["images"], other["image_index"])
             chances = [np.array(row["probabilities"].split(), float) for row in (one, other)]
             assert np.abs(chances[0] - chances[1]).max() < 1e-3
 
@@ -86,10 +86,10 @@ def test_beliefs_are_those_of_the_network(data: Dataset) -> None:
     with opened(gemm.STAGE, data) as engine:
         _, beliefs = curve(engine, data)
         last = beliefs[-data.classes :]
-        right = probabilities(engine.logits(data.test_images[[row["digit"] for row in last]]))
+        right = probabilities(engine.logits(data.test_images[[row["image_index"] for row in last]]))
     for row, chances in zip(last, right, strict=True):
         assert row["images"] == EPOCHS * COUNT
-        assert row["label"] == data.test_labels[row["digit"]]
+        assert row["label"] == data.test_labels[row["image_index"]]
         written = np.array(row["probabilities"].split(), float)
         assert np.abs(written - chances).max() <= 0.00005001
         assert written.sum() == pytest.approx(1, abs=1e-3)
@@ -115,13 +115,13 @@ def test_softmax_of_large_logits() -> None:
 
 
 def test_a_digit_of_each_class_and_the_hard_ones(data: Dataset) -> None:
-    chosen = choose_digits(data, [7, 0])
+    chosen = watched_images(data, [7, 0])
     first = [int(np.flatnonzero(data.test_labels == label)[0]) for label in range(data.classes)]
     assert chosen[: data.classes] == first
     assert set(chosen) == {*first, 0, 7}
     assert len(set(chosen)) == len(chosen)
     with pytest.raises(ConfigError, match="hard image 30 of data set 'toy' is beyond its 30 test"):
-        choose_digits(data, [30])
+        watched_images(data, [30])
 
 
 def test_pictures_are_the_images(data: Dataset) -> None:
@@ -129,8 +129,8 @@ def test_pictures_are_the_images(data: Dataset) -> None:
     spec = config.datasets["toy"].model_copy(update={"hard_images": [7]})
     config = config.model_copy(update={"datasets": {"toy": spec}})
     rows = pictures(config, "toy", data)
-    assert [row["digit"] for row in rows] == choose_digits(data, [7])
+    assert [row["image_index"] for row in rows] == watched_images(data, [7])
     for row in rows:
         pixels = np.frombuffer(bytes.fromhex(row["pixels"]), np.uint8)
         shape = row["channels"], row["height"], row["width"]
-        assert np.array_equal(pixels.reshape(shape), data.test_images[row["digit"]])
+        assert np.array_equal(pixels.reshape(shape), data.test_images[row["image_index"]])

@@ -119,12 +119,12 @@ def test_what_is_looked_at_beside_the_clock(data: Dataset, folder: Path) -> None
     assert set(samples.phase) <= phases  # a run of so few milliseconds need not show all of them
     assert len(samples)
     assert len(found["energy"]) == 1
-    learning, digits = found["learning"], found["digits"]
+    learning, predictions = found["learning"], found["predictions"]
     assert learning.images[0] == 0
     assert learning.images.iloc[-1] == 2 * 88
     assert learning.train_seconds.is_monotonic_increasing
-    assert set(digits.images) == set(learning.images)
-    assert len(digits) == len(learning) * digits.digit.nunique()
+    assert set(predictions.images) == set(learning.images)
+    assert len(predictions) == len(learning) * predictions.image_index.nunique()
     # the curve ends where the timed epochs did: the same training
     epochs = found["epochs"]
     assert learning.test_images.iloc[-1] == len(data.test_labels)
@@ -134,7 +134,7 @@ def test_what_is_looked_at_beside_the_clock(data: Dataset, folder: Path) -> None
 def test_a_curve_is_recorded_once(data: Dataset, folder: Path) -> None:
     found = all_tables(measure(toy_config(), run(repeat=2), data, folder))
     assert not len(found["learning"])
-    assert not len(found["digits"])
+    assert not len(found["predictions"])
     assert len(found["kernels"])
 
 
@@ -207,19 +207,19 @@ def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
         training={"epochs": 5000}, measuring={"host_seconds": 0.05}, sweep={"device": "host"}
     )
     found = all_tables(measure(config, run("gemm_cuda"), data, tmp_path / "gemm_cuda"))
-    assert set(found["epochs"].device_kind) == {"host"}
+    assert set(found["epochs"].device_kind) == {"emulated"}
     assert found["epochs"].extrapolated.all()
     assert found["epochs"].validated.all()
     assert (found["learning"].train_seconds < 0.05).sum() == len(found["learning"]) - 1
     assert not found["learning"].extrapolated.any()
-    assert set(found["digits"].images) == set(found["learning"].images)
+    assert set(found["predictions"].images) == set(found["learning"].images)
     assert found["learning"].images.max() >= 8
 
     # The curve is drawn at one batch size, that of the sweep here.
     other = all_tables(measure(config, run("gemm_cuda", 16), data, tmp_path / "other"))
     assert other["epochs"].extrapolated.all()
     assert not len(other["learning"])
-    assert not len(other["digits"])
+    assert not len(other["predictions"])
 
     config = toy_config(measuring={"host_seconds": 1e-6})
     epochs, _, _ = tables(measure(config, run("gemm"), data, tmp_path / "gemm"))
@@ -559,8 +559,8 @@ def measured_on_gpu(
     ("moment", "disturbed"),
     [
         ("", set()),
-        ("train", {"epochs", "steps", "kernels", "learning", "digits", "energy"}),
-        ("profile", {"kernels", "learning", "digits", "energy"}),
+        ("train", {"epochs", "steps", "kernels", "learning", "predictions", "energy"}),
+        ("profile", {"kernels", "learning", "predictions", "energy"}),
     ],
 )
 def test_what_is_timed_while_others_are_on_the_gpu_is_disturbed(

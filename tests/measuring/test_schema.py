@@ -213,3 +213,46 @@ def test_combine_refuses_the_same_run_twice(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no steps files"):
         schema.combine([], "steps", tmp_path / "both.csv")
     assert not (tmp_path / "both.csv").exists()
+
+
+PREDICTION: dict[str, Any] = {k: v for k, v in EPOCH.items() if k in schema.IDENTITY} | dict(
+    images=64, train_seconds=0.5, image_index=340, label=3, probabilities="0.1 0.9",
+    device_kind="emulated", status="ok", validated=True, extrapolated=False,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("table", ["digits", "predictions"])
+def test_tables_of_earlier_versions_are_read_under_the_names_of_today(
+    table: str, tmp_path: Path
+) -> None:
+    today, former = tmp_path / "predictions.csv", tmp_path / "digits.csv"
+    schema.write(today, "predictions", [PREDICTION])
+    text = today.read_text()
+    former.write_text(text.replace("image_index", "digit").replace("emulated", "host"))
+    assert former.read_text() != text
+    read = schema.read(former, table)
+    assert list(read.columns) == list(schema.TABLES["predictions"])
+    assert read.to_dict("records") == [PREDICTION]
+    schema.combine([former], table, tmp_path / "combined.csv")
+    assert (tmp_path / "combined.csv").read_text() == text
+
+
+def test_a_table_is_found_by_its_former_name(tmp_path: Path) -> None:
+    today, former = tmp_path / "cpu_profile.csv", tmp_path / "functions.csv"
+    assert schema.find(tmp_path, "cpu_profile") == today
+    former.touch()
+    assert schema.find(tmp_path, "cpu_profile") == former
+    today.touch()
+    assert schema.find(tmp_path, "cpu_profile") == today
+    assert schema.find(tmp_path, "epochs") == tmp_path / "epochs.csv"
+
+
+def test_former_names_lead_to_names_of_today() -> None:
+    assert {*schema.FORMER.tables.values(), *schema.FORMER.columns} <= {*schema.TABLES}
+    assert not {*schema.FORMER.tables} & {*schema.TABLES}
+    for table, columns in schema.FORMER.columns.items():
+        assert {*columns.values()} <= {*schema.TABLES[table]}
+        assert not {*columns} & {*schema.TABLES[table]}
+    for column, values in schema.FORMER.values.items():
+        assert {*values.values()} <= {*schema.CHOICES[column]}
+        assert not {*values} & {*schema.CHOICES[column]}

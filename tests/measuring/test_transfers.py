@@ -44,7 +44,7 @@ def test_every_load_is_timed_on_the_same_images(tmp_path: Path) -> None:
     parts = rows[["gather_seconds", "upload_seconds", "kernel_seconds"]]
     assert (parts > 0).all(axis=None)
     assert (rows.epoch_seconds > rows.gather_seconds).all()
-    assert set(rows.device_kind) == {"host"}
+    assert set(rows.device_kind) == {"emulated"}
 
 
 def test_what_would_take_long_is_timed_on_fewer_images(tmp_path: Path) -> None:

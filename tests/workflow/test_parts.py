@@ -153,7 +153,9 @@ def test_the_ladder_says_what_did_not_fit_and_what_is_host_built() -> None:
         epoch_rows("naive", [[7200.0]], extrapolated=True),
         epoch_rows("ring", [[math.nan]], status="unjudged", validated=False),
         epoch_rows("gemm", [[math.nan]], status="does_not_fit"),
-        epoch_rows("fused", [[60.0]], device="a cpu (kernels built by g++)", device_kind="host"),
+        epoch_rows(
+            "fused", [[60.0]], device="a cpu (kernels built by g++)", device_kind="emulated"
+        ),
     )
     ladder = modules.load("tables", "ladder")
     text = ladder.markdown(ladder.make({"summary": summary}))
@@ -172,7 +174,7 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     failed = {"status": "diverged", "epoch_seconds": math.nan}
     naive = epoch_rows("naive", [[9.0], [8.0]], extrapolated=True)
     gemm = epoch_rows("gemm", [[1.0], [2.0]])
-    fused = epoch_rows("fused", [[3.0]], device="a cpu, g++", device_kind="host")
+    fused = epoch_rows("fused", [[3.0]], device="a cpu, g++", device_kind="emulated")
     rows = {
         "none": [naive, gemm, epoch_rows("gemm", [[0.5]], batch_size=64), fused],
         "failures": [naive, gemm, epoch_rows("gemm", [[1.0]], batch_size=64, **failed)],
@@ -189,7 +191,7 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     drawn = [text.get_text() for axes in figure.axes for text in axes.texts]
     titles = " ".join(axes.get_title(loc="left") for axes in figure.axes)
     flat = list(itertools.chain(*rows))
-    assert (wording.HOST in titles) == any(row["device_kind"] == "host" for row in flat)
+    assert (wording.HOST in titles) == any(row["device_kind"] == "emulated" for row in flat)
     if any(row["status"] == "diverged" for row in flat):
         assert any("diverged" in text for text in drawn)
     if trouble == "unjudged":

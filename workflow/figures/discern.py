@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, recognition, style, wording
 
-TABLES = ("digits", "pictures", "epochs")
+TABLES = ("predictions", "pictures", "epochs")
 
 FEW = 5
 """With fewer columns than these, moments within a decade are shown too."""
@@ -23,8 +23,8 @@ FEW = 5
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Blocks of cells by time."""
-    digits, pictures, epochs = (tables[name] for name in TABLES)
-    own = recognition.one_run(panels.of_ladder(digits))
+    predictions, pictures, epochs = (tables[name] for name in TABLES)
+    own = recognition.one_run(panels.of_ladder(predictions))
     completed = recognition.complete(own, panels.of_ladder(epochs))
     rows = recognition.beliefs(completed)
     rows = rows[rows["train_seconds"] > 0]
@@ -34,9 +34,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     blocks = recognition.blocks(rows, pictures, lambda line: beliefs_at(line, times))
     return recognition.draw_grid(
         blocks, [style.plain(time) for time in times], "after this much training time",
-        title(rows), recognition.subtitle(rows, digits), notes(rows),
+        title(rows), recognition.subtitle(rows, predictions), notes(rows),
         "first batch not finished" if rows["whole"].all() else "not known",
-        recognition.left_out(digits, epochs),
+        recognition.left_out(predictions, epochs),
     )  # fmt: skip
 
 
@@ -67,8 +67,8 @@ def beliefs_at(line: pd.DataFrame, times: list[float]) -> list[recognition.Belie
 
 def title(rows: pd.DataFrame) -> str:
     """When the quickest and the slowest stage know the first of the images for good."""
-    of_digit = rows[rows["digit"] == recognition.choose(rows)[0][0]]
-    measured = of_digit[of_digit["device_kind"] != "host"]
+    of_digit = rows[rows["image_index"] == recognition.choose(rows)[0][0]]
+    measured = of_digit[of_digit["device_kind"] != "emulated"]
     known = [
         recognition.known_from(line)
         for line in recognition.lines(measured if len(measured) else of_digit)

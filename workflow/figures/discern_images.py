@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, recognition, wording
 
-TABLES = ("digits", "pictures", "epochs")
+TABLES = ("predictions", "pictures", "epochs")
 
 MOST = 9
 """Columns, at most."""
@@ -24,8 +24,8 @@ CLOSE = 0.02
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Blocks of cells by images seen."""
-    digits, pictures, epochs = (tables[name] for name in TABLES)
-    own = recognition.one_run(panels.of_ladder(digits))
+    predictions, pictures, epochs = (tables[name] for name in TABLES)
+    own = recognition.one_run(panels.of_ladder(predictions))
     completed = recognition.complete(own, panels.of_ladder(epochs))
     rows = recognition.beliefs(completed[~completed["borrowed"]])
     if not len(rows):
@@ -36,9 +36,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     )
     return recognition.draw_grid(
         blocks, [f"{count:,}" for count in counts], "after training on this many images",
-        title(rows), recognition.subtitle(rows, digits),
+        title(rows), recognition.subtitle(rows, predictions),
         notes(rows, reasons.without_left_out(epochs)), "not looked at",
-        recognition.left_out(digits, epochs),
+        recognition.left_out(predictions, epochs),
     )  # fmt: skip
 
 
@@ -96,9 +96,9 @@ def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
     parts = []
     if len(found):
         parts.append(
-            f"Compared: {found['digit'].nunique()} test images at {found['images'].nunique()} "
-            "moments, those shown and others; a case is an image at a moment. Points are "
-            "percentage points."
+            f"Compared: {found['image_index'].nunique()} test images at "
+            f"{found['images'].nunique()} moments, those shown and others; a case is an "
+            "image at a moment. Points are percentage points."
         )
     if missing:
         parts.append(f"Not looked at: {', '.join(missing)}.")

@@ -75,7 +75,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         draw_trace(axes, shown[shown["stage"] == stage], stage, ends, top, height)
     traces[-1].set_xlabel("seconds since the run began")
     capacity = samples["device_memory_total_mib"].max() * MIB if on_gpu else np.nan
-    kinds = [part for _, part in peaks.groupby(peaks["device_kind"] == "host")]
+    kinds = [part for _, part in peaks.groupby(peaks["device_kind"] == "emulated")]
     drawn = [
         (axes, draw_peaks(axes, part, capacity))
         for axes, part in zip(
@@ -116,7 +116,7 @@ def draw_trace(
 ) -> None:
     """The first repeat's memory against time, its phases as bands; names up to `height` inches."""
     rows = rows[rows["repeat"] == rows["repeat"].min()]
-    mark, host = style.mark(stage), bool((rows["device_kind"] == "host").all())
+    mark, host = style.mark(stage), bool((rows["device_kind"] == "emulated").all())
     name = f"{wording.title(stage)} ({wording.HOST})" if host else wording.title(stage)
     axes.set_title(name, loc="left", fontsize=10, color=mark.color)
     axes.grid(False)
@@ -160,7 +160,7 @@ def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.L
         axes, "y", values, wording.size, steps=[every**k for k in range(10) if every**k < 1024],
         base=1024, margin=1.25,
     )  # fmt: skip
-    host = bool((peaks["device_kind"] == "host").all())
+    host = bool((peaks["device_kind"] == "emulated").all())
     axes.set_ylabel("peak memory")
     heading = "Peak against the batch size" + (f" ({wording.HOST})" if host else "")
     axes.set_title(heading, fontsize=11, loc="left", color=style.INK)
@@ -182,7 +182,7 @@ def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.L
 
 def title(peaks: pd.DataFrame, on_gpu: bool) -> str:
     """Who needs the least at the largest batch, and how much the most hungry one."""
-    measured = peaks[peaks["device_kind"] != "host"]
+    measured = peaks[peaks["device_kind"] != "emulated"]
     built = "" if len(measured) else f" ({wording.HOST})"
     peaks = measured if len(measured) else peaks
     size = common_batch(peaks)

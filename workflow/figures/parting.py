@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from cnnlib.stages import ALL
 from workflow.plotting import layout, panels, reasons, recognition, style, wording
 
-TABLES = ("digits", "learning", "epochs")
+TABLES = ("predictions", "learning", "epochs")
 
 ROUNDED = 1.5e-4
 """Probabilities have four decimals: a difference of one in the last may be theirs alone."""
@@ -78,30 +78,30 @@ class Part:
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     """Two panels by images trained on: probabilities above, test accuracies below."""
-    digits, learning = (compared(tables[name]) for name in ("digits", "learning"))
+    predictions, learning = (compared(tables[name]) for name in ("predictions", "learning"))
     epochs = panels.of_ladder(tables["epochs"])
-    cell = panels.first_cell(digits, learning)
+    cell = panels.first_cell(predictions, learning)
     left_out = reasons.left_out(epochs, cell)
     if cell is None:
         return layout.nothing(*recognition.NO_ROWS, left_out)
-    digits, learning = (panels.of_cell(rows, cell) for rows in (digits, learning))
-    parts = probabilities(digits), accuracy(learning)
+    predictions, learning = (panels.of_cell(rows, cell) for rows in (predictions, learning))
+    parts = probabilities(predictions), accuracy(learning)
     sizes = sorted({size for part in parts for size in part.lines})
     if not sizes:
         return layout.nothing(
             "No two stages can be compared",
             "At no batch size have two of them been looked at after the same images.", left_out,
         )  # fmt: skip
-    seen = pd.concat([rows for rows in (digits, learning) if len(rows)])
+    seen = pd.concat([rows for rows in (predictions, learning) if len(rows)])
     seen = seen[seen["batch_size"].isin(sizes)]
     shown = few(sizes, (parts[0] if parts[0].lines else parts[1]).parted)
-    every = pd.concat([tables[name] for name in ("digits", "learning") if len(tables[name])])
+    every = pd.concat([tables[name] for name in ("predictions", "learning") if len(tables[name])])
     figure, (above, below) = pyplot.subplots(
         2, 1, figsize=(9.5, 9.0), sharex=True, layout="constrained"
     )
     layout.headline(
         figure, title(seen, *parts), subtitle(seen, every, cell),
-        notes(seen, shown, digits, learning), left_out,
+        notes(seen, shown, predictions, learning), left_out,
     )  # fmt: skip
     waiting = [
         (axes, draw_part(axes, part, looks(shown)))
@@ -123,10 +123,10 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     return good[good["repeat"] == good["repeat"].min()]
 
 
-def probabilities(digits: pd.DataFrame) -> Part:
+def probabilities(predictions: pd.DataFrame) -> Part:
     """How far probabilities are apart, over all watched images and classes."""
     lines = {}
-    for size, rows in recognition.beliefs(digits).groupby("batch_size"):
+    for size, rows in recognition.beliefs(predictions).groupby("batch_size"):
         found = recognition.compare(rows)
         if len(found):
             lines[size] = found.groupby("images")["apart"].max().round(6)
@@ -248,13 +248,13 @@ def subtitle(seen: pd.DataFrame, every: pd.DataFrame, cell: tuple[str, str]) -> 
 
 
 def notes(
-    seen: pd.DataFrame, shown: list[int], digits: pd.DataFrame, learning: pd.DataFrame
+    seen: pd.DataFrame, shown: list[int], predictions: pd.DataFrame, learning: pd.DataFrame
 ) -> str:
     """Over how many images; batch sizes without a label; stages with fewer points than others."""
     said = []
     if others := sorted(set(seen["batch_size"]) - {*shown}):
         said.append(f"Thin lines: batch {', '.join(f'{size:,}' for size in others)}.")
-    if count := digits["digit"].nunique():
+    if count := predictions["image_index"].nunique():
         what = f"{count} test image{'' if count == 1 else 's'}"
         said.append(
             f"Probabilities of all classes for {what}, written to four decimals; 1 in the last is "

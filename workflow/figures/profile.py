@@ -52,7 +52,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     sizes = sorted(set(parts["batch_size"]))
     sizes = sorted({*([] if layout.compact() else sizes[:1]), panels.usual_batch(sizes), sizes[-1]})
     stages = panels.on_ladder(parts["stage"])
-    host = parts["device_kind"] == "host"
+    host = parts["device_kind"] == "emulated"
     places = [(lines, built) for built, lines in ((False, parts[~host]), (True, parts[host]))]
     shown = [
         (size, built, lines, panels.on_ladder(lines["stage"]))
@@ -158,7 +158,7 @@ def title(parts: pd.DataFrame, sizes: list[int], stages: list[str]) -> str:
     largest batch; on a GPU also how much of a step is kernels.
     """
     large = parts[parts["batch_size"] == sizes[-1]]
-    kind = next((k for k in ("cuda", "cpu", "host") if k in set(large["device_kind"])), None)
+    kind = next((k for k in ("cuda", "cpu", "emulated") if k in set(large["device_kind"])), None)
     large = large[large["device_kind"] == kind]
     stage = next(stage for stage in reversed(stages) if stage in set(large["stage"]))
     group = large[large["stage"] == stage]
@@ -167,7 +167,7 @@ def title(parts: pd.DataFrame, sizes: list[int], stages: list[str]) -> str:
     longest = f"{whole_name(largest)} takes longest"
     share = group["seconds"].sum() / group["step_seconds"].iloc[0]
     if kind != "cuda" or share != share:
-        built = f" ({wording.HOST})" if kind == "host" else ""
+        built = f" ({wording.HOST})" if kind == "emulated" else ""
         return f"In {place}{built} {longest}"
     return f"Kernels fill {100 * min(1.0, share):.0f} % of {place}; {longest}"
 

@@ -61,7 +61,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def heading(panel: pd.DataFrame) -> str:
     """Layer, network and data set of a panel."""
     dataset, network, layer, kind = panel[PANEL].iloc[0]
-    built = f"\n({wording.HOST})" if kind == "host" else ""
+    built = f"\n({wording.HOST})" if kind == "emulated" else ""
     return f"{layer}, {wording.what(dataset, network)}{built}"
 
 
@@ -84,7 +84,7 @@ def draw_panel(
         low, high = middle - by_size.quantile(0.25), by_size.quantile(0.75) - middle
         axes.errorbar(
             middle.index, middle, [low, high], color=mark.color, marker=mark.marker,
-            markersize=8, linewidth=2, linestyle=(0, (4, 2)) if kind == "host" else "-",
+            markersize=8, linewidth=2, linestyle=(0, (4, 2)) if kind == "emulated" else "-",
             elinewidth=1.3, capsize=3.5,
         )  # fmt: skip
         text = f"{name}  {wording.duration(middle.iloc[-1])}"

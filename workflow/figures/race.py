@@ -83,7 +83,7 @@ def time(seconds: float) -> str:
 def finished(summary: pd.DataFrame) -> pd.DataFrame:
     """The stages that have trained to the end, the quickest first; measured ones, if any."""
     good = summary[summary["n"] > 0]
-    measured = good[good["device_kind"] != "host"]
+    measured = good[good["device_kind"] != "emulated"]
     return (measured if len(measured) else good).sort_values("train_seconds_mean")
 
 
@@ -100,7 +100,7 @@ def title(summary: pd.DataFrame) -> str:
     if len(ranked) > 1:
         next_one = ranked.iloc[1]
         text += f", {next_one['stage']} after {time(next_one['train_seconds_mean'])}"
-    return text + (f" ({wording.HOST})" if first["device_kind"] == "host" else "")
+    return text + (f" ({wording.HOST})" if first["device_kind"] == "emulated" else "")
 
 
 def subtitle(race: pd.DataFrame) -> str:

@@ -48,7 +48,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     kernels = panels.of_cell(kernels, cell)
     size = max(kernels["batch_size"])
     marks = of_parts(kernels[kernels["batch_size"] == size])
-    kinds = [kind for kind in ("cpu", "host", "cuda") if kind in set(marks["device_kind"])]
+    kinds = [kind for kind in ("cpu", "emulated", "cuda") if kind in set(marks["device_kind"])]
     if layout.compact():
         kinds = kinds[-1:]
     figure, row = pyplot.subplots(
@@ -99,7 +99,7 @@ def draw_panel(axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str)
     style.quantity_axis(axes, "y", rates, rate_text, margin=2.2)
     axes.set_xlabel("least arithmetic intensity (operations a byte)")
     axes.set_ylabel("operations a second")
-    built = f" ({wording.HOST})" if kind == "host" else ""
+    built = f" ({wording.HOST})" if kind == "emulated" else ""
     devices = ", ".join(dict.fromkeys(wording.device(name) for name in marks["device"]))
     layout.title(axes, devices + built, PANEL - 0.8, color=style.INK)
     highest = max((rate for _, rate in levels), default=np.inf)
@@ -160,12 +160,12 @@ def rate_text(value: float) -> str:
 
 def title(marks: pd.DataFrame, probes: pd.DataFrame) -> str:
     """How much of the machine's arithmetic the best part of the best stage uses."""
-    kind = next(k for k in ("cuda", "cpu", "host") if k in set(marks["device_kind"]))
+    kind = next(k for k in ("cuda", "cpu", "emulated") if k in set(marks["device_kind"]))
     own = marks[marks["device_kind"] == kind]
     best = own.nlargest(1, "rate").iloc[0]
     name = str(best["layers"]).partition("+")[0]
     text = f"{best['stage']} reaches {rate_text(best['rate'])} in {name} {best['part']}"
-    if kind == "host":
+    if kind == "emulated":
         text += f" ({wording.HOST})"
     levels, _, _ = ceilings(probes, kind)
     if not levels:
@@ -177,7 +177,7 @@ def title(marks: pd.DataFrame, probes: pd.DataFrame) -> str:
 def subtitle(marks: pd.DataFrame, what: str, size: int, probes: pd.DataFrame) -> str:
     """Network, batch; what is counted, and how; whether there is anything to compare with."""
     kinds = dict.fromkeys(marks["device_kind"])
-    found = [ceilings(probes, kind) for kind in kinds if kind != "host"]
+    found = [ceilings(probes, kind) for kind in kinds if kind != "emulated"]
     bare = not any(levels or bandwidth == bandwidth for levels, bandwidth, _ in found)
     note = "; the machine's own limits were not measured" if bare else ""
     return (

@@ -77,7 +77,7 @@ def baseline(summary: pd.DataFrame) -> str:
 
 def title(summary: pd.DataFrame) -> str:
     """The result in one sentence: the fastest stage that was measured, against the baseline."""
-    measured = summary[(summary["device_kind"] != "host") & summary["speedup"].notna()]
+    measured = summary[(summary["device_kind"] != "emulated") & summary["speedup"].notna()]
     measured = measured[measured["stage"] != measured["baseline"]]
     if not len(measured):
         return "Speedup of each stage over the first"

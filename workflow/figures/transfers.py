@@ -58,7 +58,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 
 def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:
     """Shares by images resident; the labels for the right edge."""
-    host = bool((rows["device_kind"] == "host").all())
+    host = bool((rows["device_kind"] == "emulated").all())
     sizes = sorted(set(rows["resident_images"]))
     style.quantity_axis(
         axes, "x", sizes, lambda value: f"{value:,.0f}", steps=(1, 2, 4, 8), base=16, margin=1.4
@@ -93,7 +93,7 @@ def title(transfers: pd.DataFrame, stages: list[str]) -> str:
     if least == most:
         return f"Where an epoch of {stages[-1]} goes"
     factor = epochs[least] / epochs[most]
-    built = f" ({wording.HOST})" if (rows["device_kind"] == "host").all() else ""
+    built = f" ({wording.HOST})" if (rows["device_kind"] == "emulated").all() else ""
     return (
         f"Loads of {least:,} images make an epoch of {stages[-1]} "
         f"{wording.times(factor)} as long as loads of {most:,}{built}"

@@ -19,7 +19,7 @@ from workflow.glue.integrity import MADE, Made
 from workflow.glue.sources import stage_sources
 
 # What is measured once a data set, network and stage, and by which stages.
-EXAMINED = {"transfers": "cuda", "functions": "cpu"}
+EXAMINED = {"transfers": "cuda", "cpu_profile": "cpu"}
 # Raw tables that one job measures for the whole sweep.
 BESIDE = ("probes", "pictures", "features")
 
@@ -119,13 +119,16 @@ class Experiment:
         return f"{self.results}/config.yaml"
 
     def table(self, name: str, kind: str = "csv") -> str:
+        """A table's file; published results may have it under the name of an earlier version."""
+        if kind == "csv" and self.tables_are_given:
+            return str(schema.find(Path(self.results, "tables"), name))
         return f"{self.results}/tables/{name}.{kind}"
 
     @functools.cached_property
     def tables_are_given(self) -> bool:
         """Raw tables without the runs they came from: published results, drawn as they are."""
         made_here = Path(self.results, "runs").exists() or Path(self.results, MADE).exists()
-        return Path(self.table("epochs")).exists() and not made_here
+        return Path(self.results, "tables", "epochs.csv").exists() and not made_here
 
     def missing(self, folder: str, name: str) -> list[str]:
         """Raw tables that a figure or table needs and that given results lack; said once.

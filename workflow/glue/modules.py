@@ -93,9 +93,10 @@ def load(folder: str, name: str) -> ModuleType:
 
 def read_tables(paths: Iterable[Path]) -> dict[str, pd.DataFrame]:
     """Table name -> rows, of which every field is checked."""
+    named = [(path, schema.current_name(path.stem)) for path in paths]
     return {
-        path.stem: (schema.read if path.stem in schema.TABLES else read_made)(path, path.stem)
-        for path in paths
+        name: (schema.read if name in schema.TABLES else read_made)(path, name)
+        for path, name in named
     }
 
 
@@ -126,9 +127,11 @@ def read_made(path: Path, name: str) -> pd.DataFrame:
     # A network may be called 007, or nan: columns of texts are taken as they are written.
     texts = [column for column, kind in columns.items() if kind == "text"]
     missing = {column: ["nan", ""] for column in columns if column not in texts}
-    return pd.read_csv(
+    frame = pd.read_csv(
         io.StringIO(text), dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=missing
     )
+    former = {name: values for name, values in schema.FORMER.values.items() if name in frame}
+    return frame.assign(**{name: frame[name].replace(former[name]) for name in former})
 
 
 def damaged(path: Path, why: str) -> DataError:

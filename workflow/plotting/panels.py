@@ -33,7 +33,7 @@ def split(summary: pd.DataFrame) -> list[Panel]:
     """One panel a data set and network; host-built kernels never share one with measurements."""
     panels = []
     for (dataset, network), lines in summary.groupby(["dataset", "network"], sort=False):
-        host = lines["device_kind"] == "host"
+        host = lines["device_kind"] == "emulated"
         panels += [
             Panel(dataset, network, built, part)
             for built, part in ((False, lines[~host]), (True, lines[host]))
@@ -207,7 +207,7 @@ def devices(summary: pd.DataFrame) -> str:
         summary = summary[ran]
     for (name, kind), lines in summary.groupby(["device", "device_kind"], sort=False):
         stages = ", ".join(dict.fromkeys(lines["stage"]))
-        built = f" ({wording.HOST})" if kind == "host" else ""
+        built = f" ({wording.HOST})" if kind == "emulated" else ""
         parts.append(f"{stages} on {wording.device(name)}{built}")
     return "; ".join(parts)
 

@@ -63,7 +63,7 @@ def paces(epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def complete(rows: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `learning` or `digits`, with every line as long as the longest of its run.
+    """Rows of `learning` or `predictions`, with every line as long as the longest of its run.
 
     New columns: `borrowed`, where a row is another stage's (its name: `source`), with the time that
     this one needs; `whole`, where the line ends with the training, not because its time was up.
@@ -100,7 +100,7 @@ def in_order(lines: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]
     """(stage, device, kind) along the ladder, those that were measured before host-built ones."""
     lines = sorted(lines)
     ladder = panels.on_ladder(stage for stage, _, _ in lines)
-    return sorted(lines, key=lambda line: (line[2] == "host", ladder.index(line[0])))
+    return sorted(lines, key=lambda line: (line[2] == "emulated", ladder.index(line[0])))
 
 
 def one_run(rows: pd.DataFrame) -> pd.DataFrame:
@@ -113,9 +113,11 @@ def one_run(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["seed"] == rows["seed"].min()]
 
 
-def left_out(digits: pd.DataFrame, epochs: pd.DataFrame) -> str:
+def left_out(predictions: pd.DataFrame, epochs: pd.DataFrame) -> str:
     """Why stages of the ladder have no row among those of the data set and network shown."""
-    return reasons.left_out(panels.of_ladder(epochs), panels.first_cell(panels.of_ladder(digits)))
+    return reasons.left_out(
+        panels.of_ladder(epochs), panels.first_cell(panels.of_ladder(predictions))
+    )
 
 
 # beliefs ----------------------------------------------------------------------------------------
@@ -131,16 +133,16 @@ class Belief:
     borrowed: bool = False
 
 
-def beliefs(digits: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `digits` with `chances` (an array), `belief` and `chance`; without those of nan.
+def beliefs(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `predictions` with `chances` (an array), `belief` and `chance`; without those of nan.
 
     The network before its first batch knows nothing and is left out.
     """
-    chances = [np.array(text.split(), dtype=float) for text in digits["probabilities"]]
+    chances = [np.array(text.split(), dtype=float) for text in predictions["probabilities"]]
     known = [len(each) > 0 and bool(np.isfinite(each).all()) for each in chances]
-    shown = np.array(known, dtype=bool) & (digits["images"] > 0).to_numpy()
+    shown = np.array(known, dtype=bool) & (predictions["images"] > 0).to_numpy()
     kept = [each for each, show in zip(chances, shown, strict=True) if show]
-    return digits[shown].assign(
+    return predictions[shown].assign(
         chances=kept,
         belief=[int(each.argmax()) for each in kept],
         chance=[float(each.max()) for each in kept],
@@ -159,12 +161,12 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
     Apart is the largest difference of a class's probability between two stages.
     """
     found = []
-    for (images, digit), group in rows.groupby(["images", "digit"]):
+    for (images, digit), group in rows.groupby(["images", "image_index"]):
         if len(group) > 1 and group["chances"].map(len).nunique() == 1:
             apart = float(np.ptp(np.stack(list(group["chances"])), axis=0).max())
             same = group["belief"].nunique() == 1
-            found.append({"images": images, "digit": digit, "same": same, "apart": apart})
-    return pd.DataFrame(found, columns=["images", "digit", "same", "apart"])
+            found.append({"images": images, "image_index": digit, "same": same, "apart": apart})
+    return pd.DataFrame(found, columns=["images", "image_index", "same", "apart"])
 
 
 def known_from(line: pd.DataFrame) -> pd.Series | None:
@@ -195,7 +197,7 @@ def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
     Judged by the line that has seen the most images. Where there is little room the first two.
     """
     moments = {}
-    for digit, line in longest(rows).groupby("digit", sort=False):
+    for digit, line in longest(rows).groupby("image_index", sort=False):
         known = known_from(line.sort_values("images"))
         moments[digit] = math.inf if known is None else known["images"]
     learned = sorted((digit for digit in moments if moments[digit] < math.inf), key=moments.get)
@@ -261,7 +263,7 @@ class Block:
 
 def grid_row(line: pd.DataFrame, cells: Sequence[Belief | None]) -> GridRow:
     """The row of one stage, with a remark where it was not trained in full or not on a GPU."""
-    host = line["device_kind"].iloc[0] == "host"
+    host = line["device_kind"].iloc[0] == "emulated"
     remarks = ["host-built"] * host + ["extrapolated"] * bool(line["borrowed"].any())
     return GridRow(line["stage"].iloc[0], host, ", ".join(remarks), cells)
 
@@ -274,7 +276,7 @@ def blocks(
     """A block for each chosen digit; `cells` of a stage from its rows of that digit."""
     found = []
     for digit, kind in choose(rows):
-        of_digit = rows[rows["digit"] == digit]
+        of_digit = rows[rows["image_index"] == digit]
         label, dataset = of_digit[["label", "dataset"]].iloc[0]
         found.append(
             Block(
@@ -288,7 +290,7 @@ def blocks(
 
 def picture_of(pictures: pd.DataFrame, dataset: str, digit: int) -> npt.NDArray[np.uint8] | None:
     """Dark on light, (height, width) or (height, width, 3); None if it is not in the table."""
-    found = pictures[(pictures["dataset"] == dataset) & (pictures["digit"] == digit)]
+    found = pictures[(pictures["dataset"] == dataset) & (pictures["image_index"] == digit)]
     if not len(found):
         return None
     row = found.iloc[0]

@@ -93,7 +93,7 @@ if not EXPERIMENT.tables_are_given:
             " --stage {wildcards.stage} --data {input.data} --out {output} 2>&1 | tee {log}"
 
     rule examine:
-        # {raw} is the command's name and the table's: transfers or functions.
+        # {raw} is the command's name and the table's: transfers or cpu_profile.
         input:
             data="<results>/data/{dataset}.npz",
             sources="<results>/sources/{stage}.sha256",

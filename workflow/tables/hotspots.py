@@ -7,7 +7,7 @@ one core, as it follows no other processes. Functions below 0.1 % of the time do
 
 import pandas as pd
 
-TABLES = ("functions",)
+TABLES = ("cpu_profile",)
 
 KEY = ["dataset", "network", "stage", "device", "batch_size"]
 MOST = 8
@@ -15,7 +15,7 @@ MOST = 8
 
 def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Up to MOST functions of each stage with their share of the time, largest first."""
-    functions = tables["functions"]
+    functions = tables["cpu_profile"]
     functions = functions[functions["status"] == "ok"].copy()
     whole = functions.groupby(KEY, sort=False)["own_seconds"].transform("sum")
     functions["own_percent"] = (100 * functions["own_seconds"] / whole).round(1)

@@ -42,7 +42,7 @@ def markdown(frame: pd.DataFrame) -> str:
             ["stage", "device", "device_kind"], sort=False
         ):
             by_size = {line.batch_size: line for line in group.itertuples()}
-            name = wording.title(stage) + (f" ({wording.HOST})" if kind == "host" else "")
+            name = wording.title(stage) + (f" ({wording.HOST})" if kind == "emulated" else "")
             cells = [name, group["change"].iloc[0]]
             cells += [epoch_cell(by_size.get(size)) for size in sizes]
             cells += [speedup_cell(by_size.get(size)) for size in sizes]
@@ -86,7 +86,9 @@ def accuracy_cell(group: pd.DataFrame) -> str:
 def note(frame: pd.DataFrame) -> str:
     """How to read the table, and on what it was measured."""
     devices = {
-        wording.device(row.device): None for row in frame.itertuples() if row.device_kind != "host"
+        wording.device(row.device): None
+        for row in frame.itertuples()
+        if row.device_kind != "emulated"
     }
     text = (
         f"Measured on {' and '.join(devices)}. " if devices else ""
@@ -95,7 +97,7 @@ def note(frame: pd.DataFrame) -> str:
         text += " Test accuracy is that of the best batch size shown, at the end of training."
     if frame["extrapolated"].any():
         text += " \\* timed on part of an epoch and scaled."
-    if (frame["device_kind"] == "host").any():
+    if (frame["device_kind"] == "emulated").any():
         text += (
             " Host-built stages are the GPU's kernels compiled for the CPU: their times say nothing"
             " about a GPU."

@@ -29,7 +29,7 @@ WATCHED = {"gemm": 7, "gemm_cuda": 3, "ring": 7}
 
 def identity(stage: str, kind: str | None = None, **changes) -> dict:
     kind = kind or ("cpu" if stage in ("naive", "gemm") else "cuda")
-    device = {"cpu": "a cpu, 1 thread", "host": "a cpu, g++", "cuda": "a card"}[kind]
+    device = {"cpu": "a cpu, 1 thread", "emulated": "a cpu, g++", "cuda": "a card"}[kind]
     return {
         "dataset": "mnist", "network": "lenet5", "stage": stage, "device": device,
         "batch_size": 64, "seed": 1, "repeat": 1, "device_kind": kind, "status": "ok",
@@ -81,7 +81,7 @@ def spelled(label: int, chance: float, classes: int) -> str:
 def digit_rows(stage: str, count: int, classes: int = 10, **changes) -> list[dict]:
     return [
         identity(stage, **changes)
-        | {"images": i, "train_seconds": s, "digit": digit, "label": label}
+        | {"images": i, "train_seconds": s, "image_index": digit, "label": label}
         | {"probabilities": spelled(label, chance, classes)}
         for digit, (label, chances) in DIGITS.items()
         for (i, s), chance in zip(points(stage, count), chances, strict=False)
@@ -92,7 +92,7 @@ def picture_rows() -> list[dict]:
     random = np.random.default_rng(0)
     return [
         {
-            "dataset": "mnist", "digit": digit, "label": label, "channels": 1,
+            "dataset": "mnist", "image_index": digit, "label": label, "channels": 1,
             "height": 6, "width": 5, "pixels": random.bytes(30).hex(),
         }
         for digit, (label, _) in DIGITS.items()
@@ -105,11 +105,11 @@ def made_up(stages: Iterable[str] = PACE, classes: int = 10, **changes) -> dict[
     watched = [(stage, WATCHED[stage]) for stage in stages if stage in WATCHED]
     epochs = [row for stage in stages for row in epoch_rows(stage, **changes)]
     learning = [row for each in watched for row in learning_rows(*each, **changes)]
-    digits = [row for each in watched for row in digit_rows(*each, classes=classes, **changes)]
+    predictions = [row for each in watched for row in digit_rows(*each, classes=classes, **changes)]
     return {
         "epochs": table("epochs", epochs),
         "learning": table("learning", learning),
-        "digits": table("digits", digits),
+        "predictions": table("predictions", predictions),
         "pictures": table("pictures", picture_rows()),
     }
 
@@ -192,30 +192,32 @@ def test_lines_that_cannot_be_completed_stay_as_they_are() -> None:
 
 
 def test_beliefs_are_the_likeliest_class_of_what_has_been_trained() -> None:
-    rows = table("digits", digit_rows("gemm", 7))
+    rows = table("predictions", digit_rows("gemm", 7))
     rows.loc[1, "probabilities"] = " ".join(["nan"] * 10)
     found = recognition.beliefs(rows)
     assert len(found) == len(rows) - len(DIGITS) - 1
-    first = found[found["digit"] == 3]
+    first = found[found["image_index"] == 3]
     assert list(first["belief"]) == [2] * 5
     assert list(first["chance"]) == [0.9, 0.95, 0.96, 0.97, 0.98]
     assert recognition.known_from(first)["images"] == 128
-    assert recognition.known_from(found[found["digit"] == 8])["images"] == 960  # doubts in between
-    assert recognition.known_from(found[found["digit"] == 9]) is None
+    assert (
+        recognition.known_from(found[found["image_index"] == 8])["images"] == 960
+    )  # doubts in between
+    assert recognition.known_from(found[found["image_index"] == 9]) is None
 
 
 def test_an_easy_a_hard_and_a_lost_digit_are_shown() -> None:
     tables = made_up()
-    rows = recognition.beliefs(recognition.complete(tables["digits"], tables["epochs"]))
+    rows = recognition.beliefs(recognition.complete(tables["predictions"], tables["epochs"]))
     chosen = recognition.choose(rows)
     assert chosen == [(3, "easy"), (8, "hard"), (9, "very hard")]
-    assert recognition.choose(rows[rows["digit"] == 9]) == [(9, "very hard")]
-    assert recognition.choose(rows[rows["digit"] != 9]) == [(3, "easy"), (8, "hard")]
+    assert recognition.choose(rows[rows["image_index"] == 9]) == [(9, "very hard")]
+    assert recognition.choose(rows[rows["image_index"] != 9]) == [(3, "easy"), (8, "hard")]
 
 
 def cells_at(stage: str, times: list[float], tables: dict[str, pd.DataFrame]) -> list:
-    rows = recognition.beliefs(recognition.complete(tables["digits"], tables["epochs"]))
-    line = rows[(rows["stage"] == stage) & (rows["digit"] == 3)]
+    rows = recognition.beliefs(recognition.complete(tables["predictions"], tables["epochs"]))
+    line = rows[(rows["stage"] == stage) & (rows["image_index"] == 3)]
     return modules.load("figures", "discern").beliefs_at(line, times)
 
 
@@ -263,8 +265,8 @@ def test_pictures_are_dark_on_light_or_in_their_colours() -> None:
     pixels = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2)
     shared = {"dataset": "mnist", "label": 1, "height": 2, "width": 2}
     pictures = table("pictures", [
-        {**shared, "digit": 5, "channels": 1, "pixels": pixels[1].tobytes().hex()},
-        {**shared, "digit": 6, "channels": 3, "pixels": pixels.tobytes().hex()},
+        {**shared, "image_index": 5, "channels": 1, "pixels": pixels[1].tobytes().hex()},
+        {**shared, "image_index": 6, "channels": 3, "pixels": pixels.tobytes().hex()},
     ])  # fmt: skip
     gray, colour = (recognition.picture_of(pictures, "mnist", digit) for digit in (5, 6))
     assert gray.tolist() == [[251, 250], [249, 248]]
@@ -312,10 +314,14 @@ def test_titles_say_what_the_tables_say() -> None:
 
 def test_a_difference_between_stages_is_in_the_title() -> None:
     tables = made_up()
-    digits = tables["digits"]
+    predictions = tables["predictions"]
     for images, chance in ((256, 0.31), (960, 0.8)):
-        row = (digits["stage"] == "ring") & (digits["digit"] == 9) & (digits["images"] == images)
-        digits.loc[row, "probabilities"] = spelled(1, chance, 10)
+        row = (
+            (predictions["stage"] == "ring")
+            & (predictions["image_index"] == 9)
+            & (predictions["images"] == images)
+        )
+        predictions.loc[row, "probabilities"] = spelled(1, chance, 10)
     assert texts(drawn("discern_images", tables))[0] == (
         "After the same images all stages agree in 17 of 18 cases: probabilities to within "
         "1 point up to 512 images, 50 points later"
@@ -324,7 +330,7 @@ def test_a_difference_between_stages_is_in_the_title() -> None:
 
 def test_host_built_kernels_are_apart_and_never_in_the_title() -> None:
     tables = made_up(["gemm"])
-    host = made_up(["ring"], kind="host")
+    host = made_up(["ring"], kind="emulated")
     both = {name: pd.concat([tables[name], host[name]]) for name in tables}
     both["pictures"] = tables["pictures"]
     figure = drawn("learning", both)
@@ -347,7 +353,7 @@ def several_networks() -> dict[str, pd.DataFrame]:
 def with_nan() -> dict[str, pd.DataFrame]:
     tables = made_up()
     tables["learning"].loc[2::3, "test_accuracy"] = math.nan
-    tables["digits"].loc[2::3, "probabilities"] = " ".join(["nan"] * 10)
+    tables["predictions"].loc[2::3, "probabilities"] = " ".join(["nan"] * 10)
     tables["epochs"].loc[1, "epoch_seconds"] = math.nan
     return tables
 
@@ -361,7 +367,7 @@ TROUBLES = {
     "several networks": several_networks,
     "twelve classes": lambda: made_up(classes=12),
     "nan": with_nan,
-    "host only": lambda: made_up(["gemm_cuda", "ring"], kind="host"),
+    "host only": lambda: made_up(["gemm_cuda", "ring"], kind="emulated"),
     "nothing in full": lambda: made_up(extrapolated=True),
     "no pictures": lambda: made_up() | {"pictures": table("pictures", [])},
 }
@@ -383,7 +389,7 @@ def test_without_rows_the_figure_says_so(name: str) -> None:
     failed = made_up(status="does_not_fit", validated=False)
     assert texts(drawn(name, failed))[0].startswith("No ")
     untrained = made_up()
-    for each in ("learning", "digits"):
+    for each in ("learning", "predictions"):
         untrained[each] = untrained[each][untrained[each]["images"] == 0]
     assert texts(drawn(name, untrained))[0].startswith("No ")
 

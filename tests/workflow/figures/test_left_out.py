@@ -21,8 +21,8 @@ Tables = dict[str, pd.DataFrame]
 
 PUBLISHED = ROOT / "results/reference/nvidia-h100/tables"
 RAW = [
-    "digits", "energy", "epochs", "features", "kernels", "learning", "pictures", "probes", "race",
-    "samples", "steps", "transfers",
+    "predictions", "energy", "epochs", "features", "kernels", "learning", "pictures", "probes",
+    "race", "samples", "steps", "transfers",
 ]  # fmt: skip
 GONE = "tuned"
 REASON = (
@@ -51,7 +51,7 @@ def fewer(table: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def published() -> Tables:
-    return {name: fewer(schema.read(PUBLISHED / f"{name}.csv", name)) for name in RAW}
+    return {name: fewer(schema.read(schema.find(PUBLISHED, name), name)) for name in RAW}
 
 
 def without(tables: Tables, stage: str, status: str, reason: str) -> Tables:

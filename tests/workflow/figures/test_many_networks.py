@@ -9,6 +9,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from cnnlib.measuring import schema
 from cnnlib.paths import ROOT
 from workflow.glue import modules
 from workflow.plotting import draw, layout, wording
@@ -30,7 +31,7 @@ def published(name: str, stages: tuple[str, ...] = STAGES) -> dict[str, pd.DataF
     """The tables of a figure as published, of a few stages and batch sizes."""
     found = {}
     for table in modules.tables_read("figures", name):
-        (rows,) = modules.read_tables([TABLES / f"{table}.csv"]).values()
+        (rows,) = modules.read_tables([schema.find(TABLES, table)]).values()
         if "stage" in rows and table not in ("probes", "features"):
             rows = rows[rows["stage"].isin(stages) & rows["batch_size"].isin((16, 64, 1024))]
         found[table] = rows

@@ -29,7 +29,9 @@ Tables = dict[str, pd.DataFrame]
 def trained(*stages: str, **changes) -> Tables:
     """Stages that have all been watched to the end, and agree."""
     tables = made_up(["gemm"], **changes)
-    tables["digits"] = table("digits", [r for s in stages for r in digit_rows(s, 7, **changes)])
+    tables["predictions"] = table(
+        "predictions", [r for s in stages for r in digit_rows(s, 7, **changes)]
+    )
     tables["learning"] = table(
         "learning", [r for s in stages for r in learning_rows(s, 7, **changes)]
     )
@@ -38,10 +40,14 @@ def trained(*stages: str, **changes) -> Tables:
 
 def believes(tables: Tables, stage: str, images: int, chance: float) -> None:
     """Another probability of label 1 for test image 9."""
-    digits = tables["digits"]
-    row = (digits["stage"] == stage) & (digits["images"] == images) & (digits["digit"] == 9)
+    predictions = tables["predictions"]
+    row = (
+        (predictions["stage"] == stage)
+        & (predictions["images"] == images)
+        & (predictions["image_index"] == 9)
+    )
     assert row.any()
-    digits.loc[row, "probabilities"] = spelled(1, chance, 10)
+    predictions.loc[row, "probabilities"] = spelled(1, chance, 10)
 
 
 def recognises(tables: Tables, stage: str, images: int, accuracy: float) -> None:
@@ -65,8 +71,8 @@ def parted() -> Tables:
 
 def lines_of(tables: Tables) -> tuple[dict[int, dict[int, float]], dict[int, dict[int, float]]]:
     """{images: largest difference} by batch size, of probabilities and of accuracies."""
-    digits, learning = (PARTING.compared(tables[name]) for name in ("digits", "learning"))
-    parts = PARTING.probabilities(digits), PARTING.accuracy(learning)
+    predictions, learning = (PARTING.compared(tables[name]) for name in ("predictions", "learning"))
+    parts = PARTING.probabilities(predictions), PARTING.accuracy(learning)
     beliefs, accuracies = (
         {size: line.to_dict() for size, line in part.lines.items()} for part in parts
     )
@@ -87,9 +93,9 @@ def test_only_the_same_training_in_float32_is_compared() -> None:
     }.items():  # fmt: skip
         tables = parted()
         other = trained("ring", extrapolated=False)
-        for name in ("digits", "learning"):
+        for name in ("predictions", "learning"):
             rows = other[name].assign(stage=stage, **changes)
-            if name == "digits":
+            if name == "predictions":
                 rows["probabilities"] = spelled(7, 0.99, 10)
             else:
                 rows["test_accuracy"] = 0.01
@@ -103,28 +109,28 @@ def test_where_only_peers_were_trained_those_in_float32_are_compared() -> None:
     tables = parted()
     names = {"gemm": "torch", "gemm_cuda": "jax", "ring": "jax_tf32"}
     peers = {name: rows.replace({"stage": names}) for name, rows in tables.items()}
-    assert set(PARTING.compared(peers["digits"])["stage"]) == {"torch", "jax"}
+    assert set(PARTING.compared(peers["predictions"])["stage"]) == {"torch", "jax"}
     assert lines_of(peers)[1][64][960] == 2.0
 
 
 def test_a_moment_at_which_one_stage_alone_was_looked_at_has_no_point() -> None:
     tables = parted()
-    for name in ("digits", "learning"):
+    for name in ("predictions", "learning"):
         rows = tables[name]
         tables[name] = rows[(rows["stage"] == "gemm") | (rows["images"] <= 256)]
     beliefs, accuracies = lines_of(tables)
     assert list(beliefs[64]) == list(accuracies[64]) == [64, 128, 256]
     tables = parted()
-    tables["digits"].loc[tables["digits"]["stage"] != "gemm", "probabilities"] = "nan nan"
+    tables["predictions"].loc[tables["predictions"]["stage"] != "gemm", "probabilities"] = "nan nan"
     assert lines_of(tables)[0] == {}
 
 
 @pytest.mark.parametrize("decimals", [".4f", ".7f", ".3e"])
 def test_probabilities_may_be_written_otherwise(decimals: str) -> None:
     tables = parted()
-    tables["digits"]["probabilities"] = [
+    tables["predictions"]["probabilities"] = [
         " ".join(format(float(each), decimals) for each in text.split())
-        for text in tables["digits"]["probabilities"]
+        for text in tables["predictions"]["probabilities"]
     ]
     assert lines_of(tables)[0][64][512] == pytest.approx(0.002)
     assert "for 256 images" in texts(drawn("parting", tables))[0]
@@ -146,7 +152,7 @@ def test_the_title_gives_the_range_over_all_batch_sizes() -> None:
     both = {name: pd.concat([part[name] for part in parts]) for name in parts[0]}
     assert "for 256 to 960 images and then part" in texts(drawn("parting", both))[0]
     believes(parts[1], "ring", 64, 0.4)
-    both["digits"] = pd.concat([part["digits"] for part in parts])
+    both["predictions"] = pd.concat([part["predictions"] for part in parts])
     assert "for up to 256 images and then part" in texts(drawn("parting", both))[0]
 
 
@@ -161,7 +167,7 @@ def test_titles_of_trainings_that_never_part_or_part_at_once() -> None:
         "Honest trainings by 2 stages part within 64 images: probabilities differ by up to 0.050"
     )
     tables = trained("gemm")
-    for name in ("digits", "learning"):
+    for name in ("predictions", "learning"):
         other = tables[name].assign(device="another cpu")
         tables[name] = pd.concat([tables[name], other], ignore_index=True)
     assert "by gemm on several devices agree" in texts(drawn("parting", tables))[0]
@@ -169,7 +175,7 @@ def test_titles_of_trainings_that_never_part_or_part_at_once() -> None:
 
 def test_what_was_looked_at_stands_below() -> None:
     tables = parted()
-    for name in ("digits", "learning"):
+    for name in ("predictions", "learning"):
         rows = tables[name]
         tables[name] = rows[(rows["stage"] != "gemm") | (rows["images"] <= 128)]
     below = texts(drawn("parting", tables))[2]
@@ -185,7 +191,7 @@ def test_with_one_stage_nothing_is_compared() -> None:
 
 
 def test_one_of_the_two_tables_is_enough() -> None:
-    for empty, panel in (("digits", 0), ("learning", 1)):
+    for empty, panel in (("predictions", 0), ("learning", 1)):
         tables = parted()
         tables[empty] = tables[empty].iloc[:0]
         figure = drawn("parting", tables)
@@ -193,7 +199,7 @@ def test_one_of_the_two_tables_is_enough() -> None:
         assert figure.axes[panel].texts[0].get_text() == "not looked at by two stages"
         assert figure.axes[1 - panel].lines
         said = texts(figure)[0]
-        if empty == "digits":
+        if empty == "predictions":
             assert "agree in accuracy for 512 images and then part: test accuracies" in said
         else:
             assert said.endswith("probabilities differ by up to 0.70")
@@ -230,7 +236,7 @@ def many_sizes(first: int) -> Tables:
     """Nine batch sizes; at one of them the stages part earlier than at the others."""
     parts = [trained("gemm", "ring", batch_size=2**power) for power in range(4, 13)]
     for part in parts:
-        size = part["digits"]["batch_size"].iloc[0]
+        size = part["predictions"]["batch_size"].iloc[0]
         believes(part, "ring", 128 if size == first else 960, 0.5)
     return {name: pd.concat([part[name] for part in parts]) for name in parts[0]}
 
@@ -260,14 +266,14 @@ def test_few_batch_sizes_have_labels_among_them_the_first_to_part(
 
 def test_the_published_trainings_part_where_they_do() -> None:
     """Counted again from the table, without the code that draws."""
-    digits = schema.read(PUBLISHED / "digits.csv", "digits")
+    predictions = schema.read(schema.find(PUBLISHED, "predictions"), "predictions")
     own = ("gemm", "gemm_cuda", "fused", "ring", "tuned")
-    rows = digits[digits["stage"].isin(own) & (digits["images"] > 0)]
+    rows = predictions[predictions["stage"].isin(own) & (predictions["images"] > 0)]
     first: dict[int, float] = {}
-    for (size, images, _), group in rows.groupby(["batch_size", "images", "digit"]):
+    for (size, images, _), group in rows.groupby(["batch_size", "images", "image_index"]):
         chances = np.array([text.split() for text in group["probabilities"]], dtype=float)
         if np.ptp(chances, axis=0).max() > 1.5e-4:
             first[size] = min(first.get(size, math.inf), images)
-    part = PARTING.probabilities(PARTING.compared(digits))
+    part = PARTING.probabilities(PARTING.compared(predictions))
     assert part.parted == first
     assert (min(part.together), max(part.together)) == (512, 16384)

@@ -45,7 +45,7 @@ def table(name: str, rows: list[dict]) -> pd.DataFrame:
 
 
 def identity(stage: str, kind: str, size: int, repeat: int, network: str) -> dict:
-    device = {"cpu": "a cpu, 1 thread", "host": "a cpu, g++", "cuda": "a card"}[kind]
+    device = {"cpu": "a cpu, 1 thread", "emulated": "a cpu, g++", "cuda": "a card"}[kind]
     return {
         "dataset": "mnist", "network": network, "stage": stage, "device": device,
         "batch_size": size, "seed": repeat, "repeat": repeat, "device_kind": kind, "status": "ok",
@@ -174,7 +174,7 @@ def test_hotspots_are_the_first_functions_with_their_share() -> None:
         for i, own in enumerate([6.0, 2.0, 1.0, *[0.1] * 10])
     ]
     other = [rows[0] | {"stage": "gemm"}]
-    made = hotspots.make({"functions": table("functions", rows + other)})
+    made = hotspots.make({"cpu_profile": table("cpu_profile", rows + other)})
     assert list(made["stage"]) == ["naive"] * hotspots.MOST + ["gemm"]
     assert list(made["own_percent"])[:3] == [60.0, 20.0, 10.0]
     assert made["own_percent"].iloc[-1] == 100
@@ -184,7 +184,7 @@ def test_hotspots_are_the_first_functions_with_their_share() -> None:
 
 
 def only_host() -> Tables:
-    return made_up(("fused", "ring"), kind="host")
+    return made_up(("fused", "ring"), kind="emulated")
 
 
 def test_titles_say_what_the_tables_say() -> None:
@@ -231,7 +231,7 @@ def test_host_built_kernels_are_named_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["profile", "roofline"])
 def test_host_built_kernels_share_no_panel(name: str) -> None:
-    figure = drawn(name, made_up(kind="host"))
+    figure = drawn(name, made_up(kind="emulated"))
     assert wording.HOST not in texts(figure)[0]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert {wording.HOST in title for title in titles} == {True, False}

@@ -32,7 +32,7 @@ def house_style() -> Iterator[None]:
 
 
 def identity(stage: str, kind: str, size: int, repeat: int, **changes: object) -> dict:
-    device = {"cpu": "a cpu, 1 thread", "host": "a cpu, g++", "cuda": "a card"}[kind]
+    device = {"cpu": "a cpu, 1 thread", "emulated": "a cpu, g++", "cuda": "a card"}[kind]
     return {
         "dataset": "mnist", "network": "lenet5", "stage": stage, "device": device,
         "batch_size": size, "seed": repeat, "repeat": repeat, "device_kind": kind, "status": "ok",
@@ -166,14 +166,14 @@ def test_where_there_is_no_gpu_memory_is_the_hosts() -> None:
 
 
 def test_host_built_kernels_have_a_panel_of_their_own() -> None:
-    figure = draw("memory", **sweep({"naive": "cpu", "gemm": "cpu", "fused": "host"}))
+    figure = draw("memory", **sweep({"naive": "cpu", "gemm": "cpu", "fused": "emulated"}))
     measured, built = peaks(figure)
     assert wording.HOST not in measured.get_title(loc="left")
     assert wording.HOST in built.get_title(loc="left")
     assert [text.partition("  ")[0] for text in texts(built)] == [wording.title("fused")]
     assert f"{wording.title('fused')} ({wording.HOST})" in headings(figure)
     assert "fused" not in figure.texts[0].get_text()
-    alone = draw("memory", **sweep({"fused": "host"}))
+    alone = draw("memory", **sweep({"fused": "emulated"}))
     assert wording.HOST in alone.texts[0].get_text()
 
 
