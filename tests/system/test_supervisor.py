@@ -130,7 +130,7 @@ def test_the_place_of_a_crash_is_a_file_and_a_line() -> None:
     line = crash.__code__.co_firstlineno + 1
     # no file of the project's own was at work: the innermost one of all
     assert "killed by SIGSEGV in string_at of __init__.py:" in str(end)
-    assert f'test_supervise.py", line {line} in crash' in end.trace
+    assert f'test_supervisor.py", line {line} in crash' in end.trace
     assert "Extension modules" not in end.trace
 
 
@@ -166,7 +166,7 @@ def test_a_hang_is_ended(sleep: Callable[[int], Any]) -> None:
     end = died(forward, limit=0.5)
     assert time.monotonic() - began < 10
     assert end.kind == "hung"
-    assert str(end).startswith("hangs in forward of test_supervise.py:")
+    assert str(end).startswith("hangs in forward of test_supervisor.py:")
 
 
 def test_a_stopped_process_is_a_hang() -> None:
