@@ -308,6 +308,7 @@ def compare(settings: "Config", dataset: str, network: str, stage: str, batch_si
     The checks are those of a measurement. Raises whatever is wrong with the stage.
     """
     from cnnlib.datasets import noise
+    from cnnlib.engine import ImageByImage
     from cnnlib.stages import find_stage
     from cnnlib.training.target import open_target, setup_of
     from cnnlib.validation.trajectory import check_training
@@ -315,7 +316,7 @@ def compare(settings: "Config", dataset: str, network: str, stage: str, batch_si
     built = settings.network(network, dataset, "sweep.networks")
     chosen = find_stage(stage, "sweep.stages")
     most = CHECKED_IMAGES
-    if chosen.engine.image_by_image:  # a batch takes it seconds; measured on a part too
+    if issubclass(chosen.engine, ImageByImage):  # a batch takes it seconds; measured on a part too
         batch_size, most = min(batch_size, settings.measuring.budget_images), 0
     steps = min(CHECKED_STEPS, max(LEAST_STEPS, most // batch_size))
     # one image more, that is left over

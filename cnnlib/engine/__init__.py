@@ -1,9 +1,11 @@
 """The stage record, the plan and the engines that carry it out."""
 
-from cnnlib.engine.base import (
+from cnnlib.engine.base import Engine
+from cnnlib.engine.image_by_image import ImageByImage
+from cnnlib.engine.profile import KernelTime, profile_operators
+from cnnlib.engine.stage import (
     Bytes,
-    Engine,
-    KernelTime,
+    Options,
     Order,
     Part,
     Planned,
@@ -11,14 +13,16 @@ from cnnlib.engine.base import (
     Stage,
     batch_arithmetic,
     name_of,
+    options_of,
     plan,
-    profile_operators,
 )
 
 __all__ = [
     "Bytes",
     "Engine",
+    "ImageByImage",
     "KernelTime",
+    "Options",
     "Order",
     "Part",
     "Planned",
@@ -26,6 +30,7 @@ __all__ = [
     "Stage",
     "batch_arithmetic",
     "name_of",
+    "options_of",
     "plan",
     "profile_operators",
 ]

@@ -22,23 +22,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from multiprocessing.connection import Connection
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from cnnlib.device import Device
-from cnnlib.engine.base import (
-    Bytes,
-    Engine,
-    KernelTime,
-    Order,
-    Planned,
-    Setup,
-    Stage,
-    profile_operators,
-)
+from cnnlib.engine.base import Engine
+from cnnlib.engine.profile import KernelTime, profile_operators
+from cnnlib.engine.stage import Bytes, Order, Planned, Setup, Stage
 from cnnlib.errors import WorkerDied
 from cnnlib.layers import Array, Shape, Views
 from cnnlib.system.machine import usable_cores
@@ -101,6 +94,20 @@ class BlockOperator(ABC):
         return np.full(shape, np.nan, self.source.dtype)
 
 
+class BlockFactory(Protocol):
+    """What a stage's record holds for a run of layers: mostly a class of BlockOperators."""
+
+    def __call__(
+        self,
+        planned: Planned,
+        source: Array,
+        source_error: Array | None,
+        parameters: Views,
+        gradients: Views,
+        may_overwrite: bool,
+    ) -> BlockOperator: ...
+
+
 def block_shape(shape: Shape, images: int) -> Shape:
     """Shape of the block of maps (C, H, W) or vectors (U,) of so many images."""
     if len(shape) == 3:
@@ -118,7 +125,12 @@ class Lane:
     """The operators and buffers of one process."""
 
     def __init__(
-        self, plan: Sequence[Planned], setup: Setup, size: int, parameters: Array, gradient: Array
+        self,
+        plan: Sequence[Planned[BlockFactory]],
+        setup: Setup,
+        size: int,
+        parameters: Array,
+        gradient: Array,
     ) -> None:
         """Blocks of `size` images; `parameters` are read, `gradient` is added to: flat vectors."""
         network, dtype = setup.network, parameters.dtype
@@ -131,7 +143,7 @@ class Lane:
         target, target_error, may_overwrite = self._source, None, True
         for planned in plan:
             start = planned.start
-            operator: BlockOperator = planned.operator(
+            operator = planned.operator(
                 planned, target, target_error, weights[start], gradients[start], may_overwrite
             )
             self.operators.append(operator)
@@ -226,10 +238,12 @@ def cross_entropies(logits: Array, labels: Array) -> tuple[Array, Array]:
     return losses, error
 
 
-class BlockEngine(Engine):
+class BlockEngine(Engine[BlockFactory]):
     """Trains by BlockOperators, on as many cores as the stage allows and the batch can use."""
 
-    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
+    def __init__(
+        self, stage: Stage[BlockFactory], setup: Setup, device: Device | None = None
+    ) -> None:
         super().__init__(stage, setup, device)
         cores = stage.threads or usable_cores()
         lanes = max(1, min(cores, setup.batch_size // LANE_IMAGES))
@@ -380,9 +394,10 @@ class Worker:
         self._process.start()
         far_end.close()
 
-    def begin(self, *task: Any) -> None:
+    def begin(self, task: str, part: slice, batch: int) -> None:
+        """Ask for a task of Exchange over `part` of the batch."""
         try:
-            self._pipe.send(task)
+            self._pipe.send((task, part, batch))
         except OSError:
             raise self._ended() from None
 

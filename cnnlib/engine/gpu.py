@@ -9,25 +9,29 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.device import Device, DeviceArray, Limits, Module
-from cnnlib.engine.base import (
+from cnnlib.device import Argument, Device, DeviceArray, Limits, Module
+from cnnlib.engine.base import Engine
+from cnnlib.engine.profile import KernelTime
+from cnnlib.engine.source import HEADERS, kernel_source
+from cnnlib.engine.stage import (
     Bytes,
-    Engine,
-    KernelTime,
+    Op,
+    Options,
     Order,
     Part,
     Planned,
     Setup,
     Stage,
     batch_arithmetic,
+    options_of,
     plan,
 )
-from cnnlib.engine.source import HEADERS, kernel_source
 from cnnlib.engine.upload import (
     LoadTimer,
     LoadTimes,
@@ -37,6 +41,7 @@ from cnnlib.engine.upload import (
 )
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
+from cnnlib.network import Network
 
 THREADS = 256
 """Threads a block, in every kernel."""
@@ -59,6 +64,20 @@ class Launch(NamedTuple):
     run: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class GpuOptions(Options):
+    """What variants of a GPU stage can choose without operators of their own."""
+
+    errors: Literal["push", "pull"] = "push"
+    """How errors go back through a fused convolution: each error of the target is added to all
+    elements of the source that it came from, or each element of the source collects its errors.
+    """
+    error_slots: int | None = None
+    """Buffers of error maps, used in turn, each as large as its largest map. None: as many as
+    there are operators.
+    """
+
+
 @dataclass
 class Buffers:
     """Where one operator reads and writes on the device.
@@ -77,6 +96,13 @@ class Buffers:
     partials: DeviceArray | None
     """(groups, parameters) for an operator that leaves its gradient as partial sums."""
 
+    @property
+    def partial_sums(self) -> DeviceArray:
+        """`partials` of an operator that leaves some; TypeError for others."""
+        if self.partials is None:
+            raise TypeError("an operator whose partial_groups are 0 leaves no partial sums")
+        return self.partials
+
 
 class GpuOperator(ABC):
     """Serves a run of layers by kernels of one file of kernels/.
@@ -88,10 +114,13 @@ class GpuOperator(ABC):
     file: ClassVar[str]
     kernels: ClassVar[tuple[str, ...]]
 
-    def __init__(self, planned: Planned, stage: Stage, device: Device) -> None:
+    device: Device
+    """Where the operator's kernels run, once it is bound."""
+
+    def __init__(self, planned: Planned, stage: Stage, limits: Limits) -> None:
         self.planned = planned
         self.stage = stage
-        self.device = device
+        self.limits = limits
         self.layer: Any = planned.layers[0]
         self.label = planned.network.layer_names[planned.start]
         self.check()
@@ -103,7 +132,7 @@ class GpuOperator(ABC):
     def constants(self) -> Mapping[str, int | str]:
         """Name -> value of each constant of the kernel file; strings are enumerators."""
 
-    def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
+    def array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
         return device_array(self.device, shape, dtype)
 
     def partial_groups(self, batch_size: int) -> int:
@@ -119,9 +148,9 @@ class GpuOperator(ABC):
     @abstractmethod
     def backward(self, count: int) -> list[Launch]: ...
 
-    def bind(self, module: Module, buffers: Buffers, batch_size: int) -> None:
+    def bind(self, device: Device, module: Module, buffers: Buffers, batch_size: int) -> None:
         """Take the compiled kernels and the buffers; called once, before any launch is made."""
-        self.module, self.buffers = module, buffers
+        self.device, self.module, self.buffers = device, module, buffers
         self.allocate(batch_size)
 
     def source(self) -> str:
@@ -131,11 +160,13 @@ class GpuOperator(ABC):
     def entry_points(self) -> list[str]:
         return [f"{self.label}_{kernel}" for kernel in self.kernels]
 
-    def launch(self, kernel: str, elements: int, *args: Any) -> Launch:
+    def launch(self, kernel: str, elements: int, *args: Argument) -> Launch:
         """Launch of `kernel` with enough blocks for one thread per element, up to a full device."""
         return self.launch_blocks(kernel, ceil_div(elements, THREADS), *args)
 
-    def launch_blocks(self, kernel: str, blocks: int, *args: Any, shared_bytes: int = 0) -> Launch:
+    def launch_blocks(
+        self, kernel: str, blocks: int, *args: Argument, shared_bytes: int = 0
+    ) -> Launch:
         """Launch of `kernel` with `blocks` blocks, or a full device: kernels stride over more."""
         return bound_launch(
             self.device, self.module, self.label, kernel, blocks, args, shared_bytes
@@ -152,13 +183,19 @@ class GpuOperator(ABC):
         )
 
 
+class GpuFactory(Protocol):
+    """What a stage's record holds for a run of layers: mostly a class of GpuOperators."""
+
+    def __call__(self, planned: Planned, stage: Stage, limits: Limits, /) -> GpuOperator: ...
+
+
 def bound_launch(
     device: Device,
     module: Module,
     layer: str,
     kernel: str,
     blocks: int,
-    args: Sequence[Any],
+    args: Sequence[Argument],
     shared_bytes: int = 0,
 ) -> Launch:
     """A launch of up to `blocks` blocks of THREADS threads, never more than fill the device."""
@@ -167,15 +204,20 @@ def bound_launch(
     return Launch(layer, kernel, grid, bound)
 
 
-class DeviceEngine(Engine):
+class DeviceEngine(Engine[Op]):
     """What engines of GPU stages share: state on the device, and a look at where training goes."""
 
     device: Device
     resident: int | None = None
     """Images on the device at a time, once a training set is loaded."""
 
+    @classmethod
+    def kernels_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> list[str]:
+        """Names of the kernels that are launched of what source_on gives for these arguments."""
+        raise Unsupported(f"stage '{stage.name}' has no generated source")
+
     @property
-    def choices(self) -> dict[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         return {"resident_images": self.resident}
 
     def _allocate_state(self) -> None:
@@ -229,7 +271,7 @@ class DeviceEngine(Engine):
         With `timer`, the moments of every piece of the images are recorded.
         """
 
-    def array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
+    def array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
         """A device array that kernels can index."""
         return device_array(self.device, shape, dtype)
 
@@ -262,7 +304,7 @@ class DeviceEngine(Engine):
         self._velocity.set(np.ascontiguousarray(vector, dtype=np.float32))
 
 
-class GpuEngine(DeviceEngine):
+class GpuEngine(DeviceEngine[GpuFactory]):
     """Buffers in a chain, one map and one error map between every two operators."""
 
     BATCH = "batch"
@@ -270,9 +312,10 @@ class GpuEngine(DeviceEngine):
         "normalize_images", "softmax_cross_entropy", "update_parameters", "sum_and_update",
     )  # fmt: skip
 
-    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
+    options_class = GpuOptions
+
+    def __init__(self, stage: Stage[GpuFactory], setup: Setup, device: Device) -> None:
         super().__init__(stage, setup, device)
-        assert device is not None, "a GPU stage needs a device"
         self.device = device
         self.operators: list[GpuOperator] = self.operators_on(stage, setup, device)
         self.module = self._compile()
@@ -283,37 +326,54 @@ class GpuEngine(DeviceEngine):
     # Building
 
     @classmethod
-    def operators_on(cls, stage: Stage, setup: Setup, device: Limits | None) -> list[GpuOperator]:
-        return [p.operator(p, stage, device) for p in plan(stage, setup.network)]
+    def operators_on(
+        cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits | None
+    ) -> list[GpuOperator]:
+        if limits is None:
+            raise ValueError(f"stage '{stage.name}' is laid out for the limits of a device")
+        return [p.operator(p, stage, limits) for p in plan(stage, setup.network)]
 
-    def _compile(self) -> Module:
-        network = self.network
+    @classmethod
+    def source_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> str:
+        return cls._source(setup.network, cls.operators_on(stage, setup, limits))
+
+    @classmethod
+    def kernels_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> list[str]:
+        return cls._kernels(cls.operators_on(stage, setup, limits))
+
+    @classmethod
+    def _kernels(cls, operators: Sequence[GpuOperator]) -> list[str]:
+        names = [f"{cls.BATCH}_{kernel}" for kernel in cls.BATCH_KERNELS]
+        return [*names, *(name for operator in operators for name in operator.entry_points())]
+
+    @classmethod
+    def _source(cls, network: Network, operators: Sequence[GpuOperator]) -> str:
+        """The translation unit: the kernels of a batch, then those of every operator."""
         constants = {"IMAGE_SIZE": math.prod(network.input_shape), "CLASSES": network.classes}
         parts = [f'#include "{header}"\n' for header in HEADERS]
-        parts.append(kernel_source(self.BATCH, "batch.cuh", constants))
-        parts += [operator.source() for operator in self.operators]
-        kernels = [f"{self.BATCH}_{kernel}" for kernel in self.BATCH_KERNELS]
-        for operator in self.operators:
-            kernels += operator.entry_points()
-        return self.device.compile("".join(parts), f"{self.stage.name}_{network.name}", kernels)
+        parts.append(kernel_source(cls.BATCH, "batch.cuh", constants))
+        return "".join([*parts, *(operator.source() for operator in operators)])
+
+    def _compile(self) -> Module:
+        source, kernels = self._source(self.network, self.operators), self._kernels(self.operators)
+        return self.device.compile(source, f"{self.stage.name}_{self.network.name}", kernels)
 
     def _allocate(self) -> None:
         batch = self.setup.batch_size
         self._allocate_state()
         shapes = [p.source_shape for p in self.plan] + [self.plan[-1].target_shape]
         maps = [self.array((batch, *shape)) for shape in shapes]
-        errors = [None, *self._error_maps(shapes[1:])]
-        self._first, self._last, self._last_errors = maps[0], maps[-1], errors[-1]
+        target_errors = self._error_maps(shapes[1:])
+        self._first, self._last, self._last_errors = maps[0], maps[-1], target_errors[-1]
+        source_errors = [None, *target_errors]
         partials = self._allocate_partials()
         for i, (planned, operator) in enumerate(zip(self.plan, self.operators, strict=True)):
-            target_errors = errors[i + 1]
-            assert target_errors is not None
             buffers = Buffers(
-                maps[i], maps[i + 1], errors[i], target_errors,
+                maps[i], maps[i + 1], source_errors[i], target_errors[i],
                 self._parts(self._parameters, planned), self._parts(self._gradient, planned),
                 partials[i],
             )  # fmt: skip
-            operator.bind(self.module, buffers, batch)
+            operator.bind(self.device, self.module, buffers, batch)
 
     def _allocate_partials(self) -> list[DeviceArray | None]:
         """One array for all partial sums, a part of it for each operator that leaves some."""
@@ -342,11 +402,11 @@ class GpuEngine(DeviceEngine):
     def _error_maps(self, shapes: Sequence[tuple[int, ...]]) -> list[DeviceArray]:
         """Arrays (batch, *shape) for the errors of every operator's target.
 
-        With the stage's option `error_slots` they lie in a ring of that many slots, each as large
-        as its largest map: an operator reads one slot and writes the one before.
+        They lie in a ring of as many slots as GpuOptions.error_slots says, each as large as its
+        largest map: an operator reads one slot and writes the one before.
         """
         batch = self.setup.batch_size
-        slots: int = self.stage.options.get("error_slots", len(shapes))
+        slots = options_of(self.stage, GpuOptions).error_slots or len(shapes)
         sizes = [max(map(math.prod, shapes[slot::slots]), default=0) for slot in range(slots)]
         rings = [self.array((batch * size,)) for size in sizes]
         return [rings[i % slots].part(0, (batch, *shape)) for i, shape in enumerate(shapes)]
@@ -360,7 +420,7 @@ class GpuEngine(DeviceEngine):
 
     # Launches
 
-    def _launch(self, kernel: str, elements: int, *args: Any) -> Launch:
+    def _launch(self, kernel: str, elements: int, *args: Argument) -> Launch:
         blocks = ceil_div(elements, THREADS)
         return bound_launch(self.device, self.module, self.BATCH, kernel, blocks, args)
 
@@ -490,7 +550,6 @@ class GpuEngine(DeviceEngine):
         count = len(images)
         self._upload(images)
         errors = np.ascontiguousarray(output_error, dtype=np.float32)
-        assert self._last_errors is not None
         self._last_errors.part(0, errors.shape).set(errors)
         self._run(
             [

@@ -10,11 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cnnlib.engine.base import (
-    Planned,
-    Stage,
-)
 from cnnlib.engine.source import HEADERS, kernel_source
+from cnnlib.engine.stage import Planned, Stage
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Dense
 

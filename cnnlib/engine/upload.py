@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Device, DeviceArray
-from cnnlib.engine.base import Bytes, Order
+from cnnlib.engine.stage import Bytes, Order
 from cnnlib.errors import DoesNotFit
 from cnnlib.system.machine import usable_cores
 

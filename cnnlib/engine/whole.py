@@ -14,9 +14,13 @@ import numpy as np
 from cnnlib.device import Device, DeviceArray, Limits
 from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
-from cnnlib.engine.base import (
+from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
+from cnnlib.engine.gpu import THREADS, DeviceEngine
+from cnnlib.engine.profile import KernelTime
+from cnnlib.engine.shuffle import ROUNDS, Shuffle
+from cnnlib.engine.source import kernel_source
+from cnnlib.engine.stage import (
     Bytes,
-    KernelTime,
     Order,
     Part,
     Planned,
@@ -25,10 +29,6 @@ from cnnlib.engine.base import (
     batch_arithmetic,
     plan,
 )
-from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
-from cnnlib.engine.gpu import THREADS, DeviceEngine
-from cnnlib.engine.shuffle import ROUNDS, Shuffle
-from cnnlib.engine.source import kernel_source
 from cnnlib.engine.steps import ONE_TEAM, StepOperator, StepPlan, Threads
 from cnnlib.engine.upload import LoadTimer, ResidentImages
 from cnnlib.errors import Unsupported
@@ -95,9 +95,8 @@ def candidates(
 class WholeStepEngine(DeviceEngine):
     """Trains by operators that are StepOperators; each multiprocessor has one block."""
 
-    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
+    def __init__(self, stage: Stage, setup: Setup, device: Device) -> None:
         super().__init__(stage, setup, device)
-        assert device is not None, "a GPU stage needs a device"
         self.device = device
         self.grid = device.multiprocessors
         self.whole = device.kind == "cuda"
@@ -116,6 +115,15 @@ class WholeStepEngine(DeviceEngine):
         planned = plan(stage, setup.network)
         return choose(stage, planned, setup.batch_size, device).operators
 
+    @classmethod
+    def source_on(cls, stage: Stage, setup: Setup, limits: Limits) -> str:
+        return whole_source(choose(stage, plan(stage, setup.network), setup.batch_size, limits))
+
+    @classmethod
+    def kernels_on(cls, stage: Stage, setup: Setup, limits: Limits) -> list[str]:
+        kernels = ["take_images", "watch_images", "update", *["train"] * (limits.kind == "cuda")]
+        return [*(f"step_{kernel}" for kernel in kernels), "order_shuffle_images"]
+
     def _build(self, steps: StepPlan) -> None:
         """Kernels and buffers of a plan."""
         self.steps = steps
@@ -126,11 +134,8 @@ class WholeStepEngine(DeviceEngine):
     @property
     def _names(self) -> tuple[str, list[str]]:
         """Of the module and of its kernels."""
-        kernels = ["take_images", "watch_images", "update", *["train"] * self.whole]
-        return (
-            f"{self.stage.name}_{self.network.name}",
-            [*(f"step_{kernel}" for kernel in kernels), "order_shuffle_images"],
-        )
+        kernels = self.kernels_on(self.stage, self.setup, self.device)
+        return f"{self.stage.name}_{self.network.name}", kernels
 
     def _measured(self, plans: Sequence[StepPlan]) -> list[float]:
         """Seconds of a step by each of the plans, from the cache if they are there; none where

@@ -18,6 +18,7 @@ import numpy as np
 
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
+from cnnlib.engine import ImageByImage
 from cnnlib.errors import ConfigError
 from cnnlib.measuring import schema
 from cnnlib.measuring.runs import Run, seed_of
@@ -43,7 +44,7 @@ def measure_functions(config: Config, run: Run, dataset: Dataset, out: Path) -> 
     network = config.network(run.network, run.dataset, "--network")
     check_batch(dataset, run.batch_size)
     size = run.batch_size
-    if stage.engine.image_by_image:
+    if issubclass(stage.engine, ImageByImage):
         size = min(size, config.measuring.budget_images)
     alone = dataclasses.replace(stage, threads=1)
     setup = setup_of(config, network, dataset, size)

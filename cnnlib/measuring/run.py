@@ -23,7 +23,7 @@ from typing import Any
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
-from cnnlib.engine import Engine, Order, Stage
+from cnnlib.engine import Engine, ImageByImage, Order, Stage
 from cnnlib.errors import DoesNotFit, Unsupported, UserError, WorkerDied
 from cnnlib.files import check_writable, write_whole
 from cnnlib.measuring import schema
@@ -334,7 +334,7 @@ def _engine_batches(config: Config, run: Run, stage: Stage) -> list[int]:
     Stage 1's time per image does not depend on the batch (only its update does, which is timed
     apart), so within a budget it need not train on 4096 images to tell how long they would take.
     """
-    if stage.engine.image_by_image and not config.measuring.full:
+    if issubclass(stage.engine, ImageByImage) and not config.measuring.full:
         return sorted({min(run.batch_size, config.measuring.budget_images), run.batch_size})
     return [run.batch_size]
 
@@ -623,7 +623,9 @@ def _time_blocks(config: Config, rows: Rows, recording: Recording, dataset: Data
     batch_size = rows.run.batch_size
     steps = count // batch_size
     order = epoch_order(count, rows.seed, 1)
-    update_seconds = engine.time_update() if size < batch_size else 0.0
+    update_seconds = 0.0
+    if size < batch_size and isinstance(engine, ImageByImage):
+        update_seconds = engine.time_update()
     times: list[float] = []
     recording.begin()
     ends = time.perf_counter() + config.measuring.sample_seconds

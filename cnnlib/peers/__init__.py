@@ -40,14 +40,14 @@ TORCH_GRAPH = replace(
     name="torch_graph",
     title="PyTorch, graph",
     change="PyTorch with the whole step in one CUDA graph",
-    options={"graph": True},
+    options=pytorch.TorchOptions(graph="always"),
 )
 TORCH_COMPILE = replace(
     TORCH,
     name="torch_compile",
     title="PyTorch, compiled",
     change="torch.compile, and on a GPU the whole step in one CUDA graph",
-    options={"compile": True, "graph": "gpu"},
+    options=pytorch.TorchOptions(compile=True, graph="on a GPU"),
 )
 JAX = Stage(
     name="jax",

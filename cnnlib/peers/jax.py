@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from cnnlib.device import Device, Limits
 from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
@@ -87,7 +88,7 @@ def usable(stage: Stage, setup: Setup) -> tuple[Any, Any]:
 class JaxEngine(Engine):
     """Plain SGD; the state is a tuple of parameters and one of velocities."""
 
-    def __init__(self, stage: Stage, setup: Setup, device: Any = None) -> None:
+    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
         super().__init__(stage, setup, device)
         self.operators = self.operators_on(stage, setup, device)
         jax, self.where = usable(stage, setup)
@@ -106,7 +107,7 @@ class JaxEngine(Engine):
     # The network
 
     @classmethod
-    def operators_on(cls, stage: Stage, setup: Setup, device: Any) -> list[str]:
+    def operators_on(cls, stage: Stage, setup: Setup, limits: Limits | None) -> list[str]:
         usable(stage, setup)
         return [function_of(planned) for planned in plan(stage, setup.network)]
 
@@ -188,7 +189,7 @@ class JaxEngine(Engine):
         self.parameters, self.velocity = state  # the trials have trained
 
     @property
-    def choices(self) -> dict[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         return {"layout": self.layout}
 
     def _tried(self, layout: str) -> float:

@@ -2,18 +2,41 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage, plan
+from cnnlib.device import Device, Limits
+from cnnlib.engine import (
+    Bytes,
+    Engine,
+    Options,
+    Order,
+    Planned,
+    Setup,
+    Stage,
+    options_of,
+    plan,
+)
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
 from cnnlib.system.machine import usable_cores
 
 WARM_STEPS = 3
 """Steps before a step is captured: libraries choose their algorithms in the first ones."""
+
+
+@dataclass(frozen=True)
+class TorchOptions(Options):
+    """How PyTorch runs a step, beyond a call for every operation."""
+
+    graph: Literal["never", "on a GPU", "always"] = "never"
+    """Whether the step is captured in a CUDA graph; `always` makes a GPU a condition."""
+    compile: bool = False
+    """Whether torch.compile compiles the loss and its derivative."""
+
 
 TRIED_STEPS = 20
 """Steps by which the faster way of choosing algorithms is found."""
@@ -71,7 +94,7 @@ def usable(stage: Stage, setup: Setup) -> Any:
     on_gpu = setup.device_kind == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise Unsupported(f"stage '{stage.name}': this PyTorch cannot use the GPU")
-    if not on_gpu and stage.options.get("graph") is True:
+    if not on_gpu and options_of(stage, TorchOptions).graph == "always":
         raise Unsupported(f"stage '{stage.name}' needs a GPU: CUDA graphs are launches of one")
     if not on_gpu and stage.rounding:
         raise Unsupported(f"stage '{stage.name}' needs a GPU: TF32 is of its tensor cores")
@@ -81,13 +104,17 @@ def usable(stage: Stage, setup: Setup) -> Any:
 class TorchEngine(Engine):
     """Plain SGD by torch.optim on tensors that hold the network's parameters."""
 
-    def __init__(self, stage: Stage, setup: Setup, device: Any = None) -> None:
+    options_class = TorchOptions
+
+    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
         super().__init__(stage, setup, device)
         self.operators = self.operators_on(stage, setup, device)
         self.torch = torch = usable(stage, setup)
         on_gpu = setup.device_kind == "cuda"
         self.where = torch.device("cuda" if on_gpu else "cpu")
-        self.graphed = bool(stage.options.get("graph")) and on_gpu
+        options = options_of(stage, TorchOptions)
+        self.graphed = options.graph != "never" and on_gpu
+        self.compiled = options.compile
         torch.set_num_threads(usable_cores())
         torch.backends.cuda.matmul.allow_tf32 = bool(stage.rounding)
         torch.backends.cudnn.allow_tf32 = bool(stage.rounding)
@@ -109,7 +136,7 @@ class TorchEngine(Engine):
             for tensor in self._tensors:
                 self._optimizer.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
         self._loss: Callable[[Any, Any], Any] = self._loss_of
-        if stage.options.get("compile"):
+        if self.compiled:
             self._loss = torch.compile(self._loss_of, fullgraph=True, dynamic=False)
         self._graph: Any = None
         self._choices: dict[str, Any] = {}
@@ -117,7 +144,7 @@ class TorchEngine(Engine):
     # The network
 
     @classmethod
-    def operators_on(cls, stage: Stage, setup: Setup, device: Any) -> list[str]:
+    def operators_on(cls, stage: Stage, setup: Setup, limits: Limits | None) -> list[str]:
         usable(stage, setup)
         return [function_of(planned) for planned in plan(stage, setup.network)]
 
@@ -161,7 +188,7 @@ class TorchEngine(Engine):
         self.parameters, self.velocity = state  # warming up has trained
 
     @property
-    def choices(self) -> dict[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         return {
             "cuda_graph": self._graph is not None,
             "compiled": self._loss != self._loss_of,
@@ -171,7 +198,7 @@ class TorchEngine(Engine):
     def _prepare(self) -> None:
         if self.graphed:
             self._capture()
-        elif self.stage.options.get("compile"):
+        elif self.compiled:
             self._losses[0] = self._train_on(self._order[: self.setup.batch_size])
 
     def _choose_algorithms(self) -> None:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import numpy as np
 
@@ -107,12 +107,15 @@ def fault(stage: Any) -> str:
     missing = sorted(getattr(stage.engine, "__abstractmethods__", ()))
     if missing:
         return f".engine is {stage.engine.__name__}, which lacks {', '.join(missing)}"
+    options = stage.engine.options_class
+    if stage.options is not None and not isinstance(stage.options, options):
+        return f".options is {_brief(stage.options)}, not {options.__name__}(...) or None"
     return ""
 
 
 def _expectations(stage: Stage) -> list[tuple[str, str, bool]]:
     """(field, what it should be, whether it is)."""
-    where = get_args(get_type_hints(Stage, {"Engine": Engine})["runs_on"])
+    where = get_args(Stage.__annotations__["runs_on"])
     return [
         ("name", "a name of letters, digits, - and _",
          isinstance(stage.name, str) and re.fullmatch(r"[\w-]+", stage.name) is not None),
@@ -131,7 +134,6 @@ def _expectations(stage: Stage) -> list[tuple[str, str, bool]]:
          stage.conv_weight_slack is None or _is_positive(stage.conv_weight_slack)),
         ("threads", "a whole number from 1 on or None",
          stage.threads is None or (type(stage.threads) is int and stage.threads >= 1)),
-        ("options", "a mapping", isinstance(stage.options, Mapping)),
     ]  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.device import Device
-from cnnlib.engine import Planned, Stage
-from cnnlib.engine.gpu import THREADS, GpuEngine, GpuOperator, Launch
+from cnnlib.device import Limits
+from cnnlib.engine import Planned, Stage, options_of
+from cnnlib.engine.gpu import THREADS, GpuEngine, GpuOperator, GpuOptions, Launch
 from cnnlib.layers import Activation, Conv, Dense, Layer, Subsample
 from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile
 
@@ -49,7 +49,7 @@ class FusedConv(GpuOperator):
     file = "fused_conv.cuh"
     kernels: ClassVar[tuple[str, ...]] = ("forward", "backward", *COMPARED)
 
-    def __init__(self, planned: Planned, stage: Stage, device: Device) -> None:
+    def __init__(self, planned: Planned, stage: Stage, limits: Limits) -> None:
         conv = planned.layers[0]
         assert isinstance(conv, Conv)
         self.channels, self.height, self.width = planned.source_shape
@@ -68,10 +68,10 @@ class FusedConv(GpuOperator):
             self.maps, 4, lambda each: self.maps // each * self.out_area >= 128
         )
         self.gradient_rows = self.maps * self.channels * conv.kernel
-        self.choose(planned, device)
-        super().__init__(planned, stage, device)
+        self.choose(planned, limits)
+        super().__init__(planned, stage, limits)
 
-    def choose(self, planned: Planned, device: Device) -> None:
+    def choose(self, planned: Planned, limits: Limits) -> None:
         """Fix the sizes that are free, so that shared memory suffices and threads have work."""
         size = self.channels * self.height * self.width
         items = self.maps // self.each * self.out_area
@@ -101,17 +101,17 @@ class FusedConv(GpuOperator):
         self.forward_bytes = 4 * (weights + self.images * size)
         self.backward_bytes = 16 * ceil_div(max(gradient, errors, sums), 4)
         wanted = max(self.forward_bytes, self.backward_bytes)
-        if wanted > self.device.shared_bytes:
+        if wanted > self.limits.shared_bytes:
             raise self.unsupported(
                 f"it keeps a whole image, its map and the weights in shared memory, which takes "
-                f"{wanted} of {self.device.shared_bytes} bytes; stage 'ring' needs only a window "
+                f"{wanted} of {self.limits.shared_bytes} bytes; stage 'ring' needs only a window "
                 f"of rows"
             )
 
     def constants(self) -> Mapping[str, int | str]:
         return {
             **self.common_constants(),
-            "IMAGES": self.images, "PUSH": int(self.stage.options["errors"] == "push"),
+            "IMAGES": self.images, "PUSH": int(options_of(self.stage, GpuOptions).errors == "push"),
         }  # fmt: skip
 
     def common_constants(self) -> Mapping[str, int | str]:
@@ -131,8 +131,8 @@ class FusedConv(GpuOperator):
 
     def groups_of(self, units: int, shared_bytes: int) -> int:
         """Groups that `units` images or tiles are summed in: as many blocks as are resident."""
-        resident = max(1, min(MOST_BLOCKS, self.device.shared_bytes // shared_bytes))
-        return max(1, min(units, self.device.multiprocessors * resident // self.chunks))
+        resident = max(1, min(MOST_BLOCKS, self.limits.shared_bytes // shared_bytes))
+        return max(1, min(units, self.limits.multiprocessors * resident // self.chunks))
 
     def allocate(self, batch_size: int) -> None:
         # One byte where there are no winners: kernels take the argument all the same.
@@ -206,7 +206,7 @@ class FusedDense(GpuOperator):
         return [
             self.launch_blocks(
                 "backward", blocks, b.source, views["weight"], b.target, b.target_errors, errors,
-                b.partials, count, self.groups,
+                b.partial_sums, count, self.groups,
             )
         ]  # fmt: skip
 
@@ -233,7 +233,7 @@ STAGE = Stage(
         (Activation,): GemmActivation,
         (Subsample,): GemmSubsample,
     },
-    options={"errors": "push"},
+    options=GpuOptions(errors="push"),
 )
 
 PULL = replace(
@@ -241,5 +241,5 @@ PULL = replace(
     name="fused_pull",
     title="3 fused, pull",
     change="stage fused with errors gathered (pulled) by the lower units",
-    options={"errors": "pull"},
+    options=GpuOptions(errors="pull"),
 )

@@ -65,7 +65,7 @@ class GemmConv(GpuOperator):
 
     def _slice_count(self, count: int) -> int:
         tiles_each = tiles(self.maps, self.terms)
-        return slice_count(count * self.area, tiles_each, self.device.multiprocessors)
+        return slice_count(count * self.area, tiles_each, self.limits.multiprocessors)
 
     def forward(self, count: int) -> list[Launch]:
         b, positions = self.buffers, count * self.area
@@ -91,10 +91,10 @@ class GemmConv(GpuOperator):
             ),
             self.launch("sum_slices", self.slice_size * 8, self.slices, gradient, slices),
         ]  # fmt: skip
-        if b.source_errors is None:
+        errors = self.column_errors
+        if b.source_errors is None or errors is None:
             return launches
         blocks = tiles(self.terms, positions)
-        errors = self.column_errors
         return [
             *launches,
             self.launch_blocks("multiply_errors", blocks, weight, b.target_errors, errors, count),
@@ -119,7 +119,7 @@ class GemmDense(GpuOperator):
 
     def _slice_count(self, count: int) -> int:
         tiles_each = tiles(self.layer.units, math.prod(self.planned.source_shape))
-        return slice_count(count, tiles_each, self.device.multiprocessors)
+        return slice_count(count, tiles_each, self.limits.multiprocessors)
 
     def forward(self, count: int) -> list[Launch]:
         b, units = self.buffers, self.layer.units

@@ -11,7 +11,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from cnnlib.device import Device
-from cnnlib.engine import Bytes, Engine, KernelTime, Order, Setup, Stage, profile_operators
+from cnnlib.engine import (
+    Bytes,
+    Engine,
+    ImageByImage,
+    KernelTime,
+    Order,
+    Setup,
+    Stage,
+    profile_operators,
+)
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample, Views, cross_entropy
 
 
@@ -30,14 +39,14 @@ class Loops:
         return self.layer.backward(parameters, source, target, target_error)
 
 
-class OneByOne(Engine):
+class OneByOne(ImageByImage, Engine[type[Loops]]):
     """Trains image by image; the whole gradient is added up before the batch's one update."""
 
-    image_by_image = True
-
-    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
+    def __init__(
+        self, stage: Stage[type[Loops]], setup: Setup, device: Device | None = None
+    ) -> None:
         super().__init__(stage, setup, device)
-        self.operators = [p.operator(p.layers[0]) for p in self.plan]
+        self.operators: list[Loops] = [p.operator(p.layers[0]) for p in self.plan]
         self._parameters = np.zeros(self.network.parameter_count, stage.dtype)
         self._velocity = np.zeros_like(self._parameters)
         self._clear()
@@ -55,12 +64,7 @@ class OneByOne(Engine):
             losses.append(loss)
         return float(np.mean(losses))
 
-    @property
-    def unit(self) -> int:
-        """One image: a step of thousands takes minutes, which must not be lost."""
-        return 1
-
-    def train_units(self, order: Order, rates: Array | None = None) -> float:
+    def train_images(self, order: Order, rates: Array | None = None) -> float:
         size, losses = self.setup.batch_size, 0.0
         steps = (self._added + len(order)) // size
         due = iter(self.rates_of(steps, rates))

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import ClassVar
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.device import Device
+from cnnlib.device import Limits
 from cnnlib.engine import Planned
-from cnnlib.engine.gpu import THREADS, Launch
+from cnnlib.engine.gpu import THREADS, GpuOptions, Launch
 from cnnlib.layers import Activation, Conv, Subsample
 from cnnlib.stages import fused
 from cnnlib.stages.fused import (
@@ -44,7 +44,7 @@ class RingConv(FusedConv):
     file = "ring_conv.cuh"
     kernels: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
-    def choose(self, planned: Planned, device: Device) -> None:
+    def choose(self, planned: Planned, limits: Limits) -> None:
         self.out_rows = self.rows // self.window
         self.taps = self.conv.kernel**2 * ceil_div(self.maps, 4) * 4
         # A tile as wide as the map means that each row is fetched once.
@@ -143,7 +143,7 @@ class RingConv(FusedConv):
         b, views = self.buffers, self.buffers.parameters[0]
         units = count * self.tiles
         # Units go together only when every multiprocessor has its blocks without.
-        together = max(1, min(self.units, units // (2 * self.device.multiprocessors)))
+        together = max(1, min(self.units, units // (2 * self.limits.multiprocessors)))
         return [
             self.launch_blocks(
                 "forward", ceil_div(units, together) * self.map_chunks,
@@ -173,5 +173,5 @@ STAGE = replace(
         (Conv, Activation): RingConv,
         (Conv,): RingConv,
     },
-    options={"error_slots": 2},
+    options=GpuOptions(error_slots=2),
 )

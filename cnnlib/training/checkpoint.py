@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cnnlib.engine import Engine
+from cnnlib.engine.image_by_image import continue_step, unfinished_of, unit_of
 from cnnlib.errors import DataError
 from cnnlib.files import read_arrays, write_whole
 from cnnlib.system.machine import usable_cores
@@ -26,7 +27,7 @@ class State:
     """Steps of this epoch that are done."""
     images_done: int = 0
     """Images of this epoch that have been trained on. They are more than those of the finished
-    steps where an engine can be interrupted within a step (Engine.unit).
+    steps where an engine can be interrupted within a step (cnnlib.engine.image_by_image).
     """
     seconds: float = 0.0
     """Time on the clock in this epoch."""
@@ -64,7 +65,7 @@ class Checkpoint:
                 out,
                 parameters=self.engine.parameters,
                 velocity=self.engine.velocity,
-                unfinished=self.engine.unfinished,
+                unfinished=unfinished_of(self.engine),
                 cores=usable_cores(),
                 notes=notes,
                 **facts,
@@ -94,7 +95,7 @@ class Checkpoint:
             state = State(
                 **{name: type(value)(saved[name].item()) for name, value in fields.items()}
             )
-            size, unit = engine.setup.batch_size, engine.unit
+            size, unit = engine.setup.batch_size, unit_of(engine)
             sound = (
                 state.epoch >= 1
                 and 0 <= state.images_done <= self.count // size * size
@@ -105,7 +106,7 @@ class Checkpoint:
             )
             cores = int(saved["cores"].item())
             if sound:
-                engine.unfinished = saved["unfinished"]
+                continue_step(engine, saved["unfinished"])
         except (TypeError, ValueError, OverflowError):
             sound = False
         if not sound:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnlib.engine import Bytes, Engine, Order
+from cnnlib.engine.image_by_image import train_units, unit_of
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.layers import Array
 from cnnlib.system.interrupts import Stopped
@@ -113,7 +114,7 @@ def train_epochs(
             state = file.load()
     saved = time.monotonic()
     in_chunks = file is not None or report is not None
-    pace = _Pace(engine.unit, steps * size)
+    pace = _Pace(unit_of(engine), steps * size)
     while state.epoch <= epochs:
         began = time.perf_counter()
         rates = engine.setup.schedule.rates(state.epoch, epochs, steps)
@@ -125,7 +126,7 @@ def train_epochs(
             loss = engine.train_epoch(Shuffle(count, seed, state.epoch), rates)
             state.advance(time.perf_counter() - began, loss * steps, steps * size, size)
         for chunk in chunks:
-            loss = engine.train_units(chunk.order, chunk.rates)
+            loss = train_units(engine, chunk.order, chunk.rates)
             elapsed = time.perf_counter() - began
             state.advance(elapsed, loss, chunk.end, size)
             if not math.isfinite(loss):

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cnnlib.engine import Bytes, Engine, Setup
+from cnnlib.engine import Bytes, Engine, ImageByImage, Setup, Stage
 from cnnlib.errors import ConfigError, UserError
 from cnnlib.layers import Array, Conv
 from cnnlib.network import Network, Parameter
@@ -108,7 +108,7 @@ def validate(engine: Engine, images: Bytes, labels: Bytes) -> float:
             share = _compare_gradients(
                 engine, (loss, gradient), (right_loss, right), len(images), doubt
             )
-            few = len(images) > FEW_ERRORS and not engine.image_by_image
+            few = len(images) > FEW_ERRORS and not isinstance(engine, ImageByImage)
             if few:
                 share = max(share, _compare_few_errors(engine, reference, watch, images, close))
         finally:
@@ -402,7 +402,11 @@ def exact(engine: Engine, images: Bytes, output_error: Array) -> None:
     all so small that no sum leaves the integers that the stage's dtype holds. Raises
     ValidationFailed.
     """
-    for stage, count in ((naive.STAGE, LOOP_IMAGES), (FAST_REFERENCE, len(images))):
+    references: list[tuple[Stage, int]] = [
+        (naive.STAGE, LOOP_IMAGES),
+        (FAST_REFERENCE, len(images)),
+    ]
+    for stage, count in references:
         some, error = images[:count], output_error[:count]
         with stage.engine(stage, dataclasses.replace(engine.setup, batch_size=count)) as reference:
             reference.parameters = engine.parameters.astype(np.float64)

@@ -25,6 +25,12 @@ from itertools import pairwise
 import numpy as np
 
 from cnnlib.engine import Engine, Order
+from cnnlib.engine.image_by_image import (
+    continue_step,
+    train_units,
+    unfinished_of,
+    unit_of,
+)
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.layers import Array
 from cnnlib.training.loop import Epoch, train_epochs
@@ -58,11 +64,11 @@ class Weights:
     @classmethod
     def of(cls, engine: Engine) -> "Weights":
         """Read it, as a host program would see it now."""
-        return cls(engine.parameters, engine.velocity, np.array(engine.unfinished))
+        return cls(engine.parameters, engine.velocity, np.array(unfinished_of(engine)))
 
     def put_into(self, engine: Engine) -> None:
         engine.parameters, engine.velocity = self.parameters, self.velocity
-        engine.unfinished = self.unfinished
+        continue_step(engine, self.unfinished)
 
     def equals(self, other: "Weights") -> bool:
         """Whether all bits agree; what is not a number equals itself."""
@@ -222,7 +228,7 @@ class Recording:
     def _replay(self, call: Call) -> list[tuple[int, float]]:
         """Train on the call's images again, in calls of doubling length; (steps, loss) of each."""
         engine = self.engine
-        size = engine.unit if call.by_units else engine.setup.batch_size
+        size = unit_of(engine) if call.by_units else engine.setup.batch_size
         batch = engine.setup.batch_size
         call.before.put_into(engine)
         order, parts = call.order(), []
@@ -234,7 +240,7 @@ class Recording:
                 ended = slice(
                     (call.done + begin * size) // batch, (call.done + end * size) // batch
                 )
-                engine.train_units(part, call.rates[ended])
+                train_units(engine, part, call.rates[ended])
             else:
                 rates = None if call.rates is None else call.rates[begin:end]
                 parts.append((end - begin, engine.train(part, rates)))

@@ -20,7 +20,7 @@ import math
 
 import numpy as np
 
-from cnnlib.engine import Bytes, Engine, Order
+from cnnlib.engine import Bytes, Engine, ImageByImage, Order
 from cnnlib.engine.cpu import cross_entropies
 from cnnlib.layers import Array
 from cnnlib.network import Parameter
@@ -120,7 +120,7 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
 
 def _steps(engine: Engine, count: int) -> int:
     """Steps to compare: no more than an epoch of the `count` images loaded has."""
-    most = FEWER_STEPS if engine.image_by_image else STEPS
+    most = FEWER_STEPS if isinstance(engine, ImageByImage) else STEPS
     return max(1, min(most, count // engine.setup.batch_size))
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Bytes, Engine, Setup, Stage
+from cnnlib.engine import Bytes, Engine, ImageByImage, Setup, Stage
 from cnnlib.training.loop import accuracy, start
 from cnnlib.training.target import Target, open_engine
 from cnnlib.validation.parity import validate
@@ -37,7 +37,7 @@ def check_before(engine: Engine, images: Bytes, labels: Bytes, seed: int) -> flo
     if engine.setup.momentum:  # otherwise check_momentum does the same, with one
         state.put_into(engine)
         share = max(share, check_steps(engine, images, labels, seed))
-    if not engine.image_by_image:
+    if not isinstance(engine, ImageByImage):
         state.put_into(engine)
         check_real_steps(engine, images, labels, seed)
     return share
@@ -57,7 +57,7 @@ def check_after(
     if not np.isfinite(trained.parameters).all():
         return
     check_steps(engine, images, labels, seed + 1)
-    if not engine.image_by_image:
+    if not isinstance(engine, ImageByImage):
         trained.put_into(engine)
         check_real_steps(engine, images, labels, seed + 1)
     recording.restore()
@@ -66,7 +66,7 @@ def check_after(
 def check_momentum(stage: Stage, setup: Setup, target: Target, dataset: Dataset, seed: int) -> None:
     """Check steps with a momentum, by an engine of their own, where the experiment has none."""
     batch_size = setup.batch_size
-    if stage.engine.image_by_image:
+    if issubclass(stage.engine, ImageByImage):
         batch_size = min(batch_size, 2)  # images do not meet, and take long
     count = max(STEPS * batch_size, POOL)
     few = dataclasses.replace(

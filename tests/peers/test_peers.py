@@ -21,7 +21,11 @@ from tests.support.engines import open_engine, pictures, training
 from tests.support.networks import NETWORKS, awkward, build, lenet5
 from tests.support.toys import toy_config, toy_data
 
-HERE = [stage for stage in PEERS if not stage.rounding and stage.options.get("graph") is not True]
+HERE = [
+    stage
+    for stage in PEERS
+    if not stage.rounding and (not stage.options or stage.options.graph != "always")
+]
 PACKAGE = {stage.name: stage.name.partition("_")[0] for stage in PEERS}
 
 

@@ -65,13 +65,20 @@ def names_in(tree: ast.Module, path: Path) -> set[str]:
 
 
 def imports_at_the_top(path: Path) -> set[str]:
-    """Dotted names that are imported when the file itself is, so outside every function."""
-    top = ast.Module([n for n in ast.parse(path.read_text()).body if not is_definition(n)], [])
-    return names_in(top, path)
+    """Dotted names that are imported when the file itself is: outside every function, and not only
+    for the type checker.
+    """
+    statements = ast.parse(path.read_text()).body
+    top = [n for n in statements if not is_definition(n) and not is_for_types(n)]
+    return names_in(ast.Module(top, []), path)
 
 
 def is_definition(node: ast.stmt) -> bool:
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
+def is_for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 @pytest.mark.parametrize(

@@ -127,12 +127,18 @@ def test_a_module_that_is_no_stage(load: Load, text: str, problem: str) -> None:
         ("conv_weight_slack=[8]", r"STAGE\.conv_weight_slack is \[8\], not a positive number or"),
         ("threads=0", r"STAGE\.threads is 0, not a whole number from 1 on or None$"),
         ("threads=2.0", r"STAGE\.threads is 2\.0, not a whole number from 1 on or None$"),
-        ("options=['graph']", r"STAGE\.options is \['graph'\], not a mapping$"),
+        ("options=['graph']", r"STAGE\.options is \['graph'\], not Options\(\.\.\.\) or None$"),
     ],
 )
 def test_a_field_of_the_wrong_kind(load: Load, change: str, problem: str) -> None:
     assert load(module("mine", change)) == ()
     assert re.search(rf"cnnlib/stages/mine\.py: {problem}", refused())
+
+
+def test_options_of_another_engine(load: Load) -> None:
+    text = "from cnnlib.engine import Options\nfrom cnnlib.stages import ring\n"
+    assert load(text + module("mine", "engine=ring.STAGE.engine", "options=Options()")) == ()
+    assert refused().endswith("STAGE.options is Options(), not GpuOptions(...) or None")
 
 
 @pytest.mark.parametrize("name", ["'my stage'", "'a/b'", "''", "7", "None", "'näh\\n'"])
