@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cnnlib import patterns
 from cnnlib.datasets import DatasetSpec, SyntheticSpec, check_hard_images
@@ -30,6 +30,11 @@ def _yaml_number(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+", value):
         return float(value)
     return value
+
+
+def _device(value: Any) -> Any:
+    """Configs of earlier versions call the emulated device host."""
+    return "emulated" if value == "host" else value
 
 
 Number = Annotated[float, BeforeValidator(_yaml_number)]
@@ -63,7 +68,7 @@ class Sweep(Section):
     stages: list[Name] = Field(min_length=1)
     batch_sizes: list[PositiveInt] = Field(min_length=1)
     repeats: PositiveInt
-    device: Literal["auto", "cuda", "host"] = "auto"
+    device: Annotated[Literal["auto", "cuda", "emulated"], BeforeValidator(_device)] = "auto"
 
 
 class Measuring(Section):
@@ -77,7 +82,7 @@ class Measuring(Section):
     """A run whose epochs would take longer is timed on a part and scaled (`extrapolated`)."""
     sample_seconds: Number = Field(default=5.0, gt=0)
     """How long such a run is timed at the most."""
-    host_seconds: Number = Field(default=3.0, gt=0)
+    emulated_seconds: Number = Field(default=3.0, gt=0)
     """The same budget for a GPU's kernels that are compiled for the CPU, and how long such a run
     trains at the most, about, to see what is learned when."""
     budget_images: PositiveInt = 8
@@ -98,6 +103,15 @@ class Measuring(Section):
     """Test images, at most, for the accuracy in the course of a training."""
     probe_seconds: Number = Field(default=20.0, gt=0)
     """Time for all measurements of the machine's own limits, about."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, settings: Any) -> Any:
+        """Configs of earlier versions have `host_seconds`, which overrides the shipped config's."""
+        if isinstance(settings, Mapping) and "host_seconds" in settings:
+            settings = dict(settings)
+            settings["emulated_seconds"] = settings.pop("host_seconds")
+        return settings
 
 
 class Race(Section):
@@ -208,7 +222,7 @@ def _check_lists(config: Config) -> None:
 def _check_measuring(measuring: Measuring) -> None:
     """ConfigError where a run that does what it is asked to would be ended as one that hangs."""
     for key in (
-        "warmup_seconds", "budget_seconds", "sample_seconds", "host_seconds", "energy_seconds",
+        "warmup_seconds", "budget_seconds", "sample_seconds", "emulated_seconds", "energy_seconds",
     ):  # fmt: skip
         seconds, limit = getattr(measuring, key), measuring.limit_seconds
         if seconds >= limit and not measuring.full:

@@ -1,5 +1,5 @@
 // What a kernel file may use beyond plain CUDA: the same text is built by nvcc for a GPU and, where
-// there is none, by the machine's C++ compiler (host/threads.hpp then plays CUDA's part).
+// there is none, by the machine's C++ compiler (emulated/threads.hpp then plays CUDA's part).
 // The rules that make this possible are in docs/kernels.md.
 #pragma once
 
@@ -16,15 +16,15 @@
 
 #else
 
-#include "host/threads.hpp"
+#include "emulated/threads.hpp"
 
 #define SHARED(type, name, n)                                \
     static char name##_site;                                 \
-    type(&name)[n] = *static_cast<type(*)[n]>(::host_shared( \
+    type(&name)[n] = *static_cast<type(*)[n]>(::emulated_shared( \
         &name##_site, sizeof(type) * (n), alignof(type), 0, #name))
 #define SHARED_LARGE(type, name, n)                    \
     static char name##_site;                           \
-    type* const name = static_cast<type*>(::host_shared( \
+    type* const name = static_cast<type*>(::emulated_shared( \
         &name##_site, sizeof(type) * (n), alignof(type), 1, #name))
 #define UNROLL _Pragma("GCC unroll 32")
 
@@ -63,7 +63,7 @@ __device__ __forceinline__ unsigned long long ticks() {
 
 // for (int i : grid_range(n)): each i in [0, n) once over all threads of a one-dimensional grid of any size.
 // for (int i : block_range(n)): likewise over the threads of a block (of any number of dimensions).
-// On a GPU neighbours in the block take neighbouring i (coalesced); on the host each thread takes a run of
+// On a GPU neighbours in the block take neighbouring i (coalesced); emulated, each thread takes a run of
 // neighbouring i (vectorised, cache lines touched once). So no thread may count on getting the i it had in
 // a range of another length: a barrier stands between.
 struct IndexRange {

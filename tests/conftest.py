@@ -68,6 +68,6 @@ def ahead(request: pytest.FixtureRequest) -> Ahead:
 
 @pytest.fixture(scope="session")
 def device() -> Iterator[Device]:
-    """A GPU where there is one, or else the host."""
+    """A GPU where there is one, or else an emulated one."""
     with open_device("auto") as opened:
         yield opened

@@ -267,6 +267,15 @@ def test_later_files_change_single_settings(write: Write) -> None:
     assert config.results == "elsewhere"
 
 
+def test_old_names_of_the_emulated_device_are_accepted(write: Write) -> None:
+    """Laid over a config with the new names, they are what the user has asked for."""
+    base = write(yaml.safe_dump(GOOD | {"measuring": {"emulated_seconds": 5.0}}))
+    config = load_config([base, write("sweep: {device: host}\nmeasuring: {host_seconds: 2.0}\n")])
+    assert config.sweep.device == "emulated"
+    assert config.measuring.emulated_seconds == 2.0
+    assert "host" not in yaml.safe_dump(config.model_dump(mode="json"))
+
+
 def test_aliases_do_not_change_together(write: Write) -> None:
     base = copy.deepcopy(GOOD)
     base["datasets"]["copy"] = base["datasets"]["toy"]

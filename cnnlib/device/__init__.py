@@ -1,4 +1,4 @@
-"""Devices that run kernels: a GPU through PyCUDA, or this machine's processor."""
+"""Devices that run kernels: a GPU through PyCUDA, or one that is emulated on the CPU."""
 
 import warnings
 
@@ -36,14 +36,14 @@ __all__ = [
     "sanitizer_environment",
 ]
 
-CHOICES = ("auto", "cuda", "host")
+CHOICES = ("auto", "cuda", "emulated")
 
 
 def open_device(choice: str = "auto") -> Device:
-    """Open the device of that name; 'auto' takes cuda when it works, else host.
+    """Open the device of that name; 'auto' takes cuda when it works, else emulated.
 
     Raises DeviceError saying what is missing: driver, toolkit or PyCUDA for cuda, a C++ compiler
-    for host.
+    for emulated.
     """
     if choice not in CHOICES:
         raise DeviceError(f"unknown device '{choice}'; known: {', '.join(CHOICES)}")
@@ -57,12 +57,12 @@ def open_device(choice: str = "auto") -> Device:
             return cuda.CudaDevice()
         if cuda.gpu_present():
             warnings.warn(
-                f"there is a GPU but {'; '.join(missing)}: using the host instead",
+                f"there is a GPU but {'; '.join(missing)}: kernels are emulated on the CPU instead",
                 stacklevel=2,
             )
-    from cnnlib.device import host
+    from cnnlib.device import emulated
 
-    return host.HostDevice()
+    return emulated.EmulatedDevice()
 
 
 def limits_of(choice: str = "auto") -> Limits | None:
@@ -75,6 +75,6 @@ def limits_of(choice: str = "auto") -> Limits | None:
                 return Sizes(gpu.kind, gpu.multiprocessors, gpu.shared_bytes)
         if choice == "cuda":
             return None
-    from cnnlib.device import host
+    from cnnlib.device import emulated
 
-    return host.host_limits()
+    return emulated.emulated_limits()

@@ -1,4 +1,4 @@
-"""`env $(python -m cnnlib.device) python ...` builds the host's kernels with sanitizers."""
+"""`env $(python -m cnnlib.device) python ...` builds emulated kernels with sanitizers."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a device is: the promises that `cuda` and `host` both keep."""
+"""What a device is: the promises that `cuda` and `emulated` both keep."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
@@ -84,7 +84,7 @@ class Kernel(Protocol):
         """
 
     def resources(self) -> Resources | None:
-        """Registers and memory it uses; None where the device has no such notion (host)."""
+        """Registers and memory it uses; None where the device has no such notion (emulated)."""
 
 
 class Module(Protocol):
@@ -109,11 +109,11 @@ class Limits(Protocol):
 
     @property
     def kind(self) -> str:
-        """'cuda' or 'host'."""
+        """'cuda' or 'emulated'."""
 
     @property
     def multiprocessors(self) -> int:
-        """Blocks that run side by side, at least; OS threads on the host."""
+        """Blocks that run side by side, at least; OS threads where they are emulated."""
 
     @property
     def shared_bytes(self) -> int:

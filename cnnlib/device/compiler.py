@@ -1,4 +1,4 @@
-"""The machine's C++ compiler, for the host device."""
+"""The machine's C++ compiler, for the emulated device."""
 
 import functools
 import os
@@ -49,7 +49,7 @@ def find_compiler() -> Compiler:
         command = tuple(shlex.split(chosen))
         if shutil.which(command[0]) is None:
             raise DeviceError(
-                f"device host: CXX={chosen}: no such program; set CXX to a C++17 compiler "
+                f"device emulated: CXX={chosen}: no such program; set CXX to a C++17 compiler "
                 "(g++ or clang++) or unset it"
             )
         return _describe(command, os.environ.get("PATH", ""))
@@ -57,7 +57,7 @@ def find_compiler() -> Compiler:
         if shutil.which(name):
             return _describe((name,), os.environ.get("PATH", ""))
     raise DeviceError(
-        "device host: no C++ compiler (looked for g++, clang++ and c++ on PATH); install one, "
+        "device emulated: no C++ compiler (looked for g++, clang++ and c++ on PATH); install one, "
         "e.g. the package g++, or set CXX"
     )
 
@@ -82,7 +82,7 @@ def _describe(command: tuple[str, ...], path: str) -> Compiler:
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise DeviceError(
-            f"device host: '{shlex.join(command)} --version' fails: {error}"
+            f"device emulated: '{shlex.join(command)} --version' fails: {error}"
         ) from error
     # a wrapper may have said something before it
     lines = [line for line in shown.splitlines() if _numbers(line)] or [shown.strip()[:200]]
@@ -136,7 +136,7 @@ def optimization() -> list[str]:
 
 
 def compile_flags(compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
-    """Flags of every host build: the same arithmetic as on a GPU, nothing that drops a NaN."""
+    """Flags of every emulated build: the same arithmetic as on a GPU, nothing that drops a NaN."""
     native = (
         "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
     )
@@ -200,7 +200,7 @@ def first_error(output: str) -> str:
 
 
 def sanitizer_environment(sanitize: str = "address,undefined") -> dict[str, str]:
-    """Environment for a Python process whose host kernels are to be built with sanitizers.
+    """Environment for a Python process whose emulated kernels are to be built with sanitizers.
 
     AddressSanitizer's library must be loaded before Python's own allocations, hence LD_PRELOAD.
     Leaks are not looked for: Python itself keeps memory until the end. Use it as

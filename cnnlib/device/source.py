@@ -1,4 +1,4 @@
-"""The text that a host build compiles."""
+"""The text that is compiled for the emulated device."""
 
 import re
 from collections.abc import Sequence
@@ -27,5 +27,5 @@ def with_launchers(source: str, name: str, kernels: Sequence[str]) -> str:
     ]
     lines += ['#include "portable.cuh"']
     lines += [f"using namespace {each};" for each in opened]
-    lines += [f"HOST_LAUNCHER({kernel})" for kernel in kernels]
+    lines += [f"EMULATED_LAUNCHER({kernel})" for kernel in kernels]
     return "\n".join(lines) + "\n"

@@ -426,7 +426,7 @@ def _has_curve(config: Config, rows: Rows, engine: Engine) -> bool:
     which are spent on the batch size that figures show.
     """
     drawn = rows.run.batch_size == usual_batch_size(config)
-    emulated = rows.device_kind == "host" and rows.extrapolated
+    emulated = rows.device_kind == "emulated" and rows.extrapolated
     return (
         rows.run.repeat == 1
         and engine.setup.batch_size == rows.run.batch_size
@@ -480,8 +480,8 @@ def budget(config: Config, device_kind: str) -> float:
     measuring = config.measuring
     if measuring.full:
         return math.inf
-    if device_kind == "host":
-        return min(measuring.host_seconds, measuring.budget_seconds)
+    if device_kind == "emulated":
+        return min(measuring.emulated_seconds, measuring.budget_seconds)
     return measuring.budget_seconds
 
 
@@ -494,8 +494,8 @@ def learning_budget(config: Config, rows: Rows) -> float:
     measuring = config.measuring
     if not rows.extrapolated:
         return math.inf
-    if rows.device_kind == "host":
-        return measuring.host_seconds
+    if rows.device_kind == "emulated":
+        return measuring.emulated_seconds
     drawn = rows.run.batch_size == usual_batch_size(config)
     if rows.device_kind == "cpu" and drawn:
         return max(measuring.budget_seconds, measuring.sample_seconds)

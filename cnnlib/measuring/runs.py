@@ -64,14 +64,18 @@ def run_settings(config: Config, dataset: str, network: str, runs_on: str) -> di
     """
     measuring = config.measuring.model_dump(mode="json")
     if runs_on != "cuda":
-        del measuring["resident_images"], measuring["host_seconds"]
+        del measuring["resident_images"], measuring["emulated_seconds"]
     layers = config.network(network, dataset, "sweep.networks").layers
+    device = "cpu" if runs_on == "cpu" else config.sweep.device
+    if "emulated_seconds" in measuring:
+        # Earlier versions had other names, by which their results are still recognised.
+        measuring["host_seconds"] = measuring.pop("emulated_seconds")
     return {
         "network": [{layer.kind: layer.model_dump(mode="json")} for layer in layers],
         "training": config.training.model_dump(mode="json"),
         "measuring": measuring,
         "hard_images": config.dataset(dataset, "sweep.datasets").hard_images,
-        "device": "cpu" if runs_on == "cpu" else config.sweep.device,
+        "device": "host" if device == "emulated" else device,
     }
 
 

@@ -32,8 +32,8 @@ def cpu_steps(book: Book) -> list[Step]:
 
 def probe_cpu_memory(book: Book) -> None:
     """Latency of every level of memory; compiled code follows the chain."""
-    with open_device("host") as host:
-        probes = Probes(host)
+    with open_device("emulated") as device:
+        probes = Probes(device)
         for size in CPU_CHAINS:
             probes.follow(book, "chase_cpu", size, CPU_LINE)
 

@@ -31,7 +31,7 @@ from cnnlib.__main__ import main
 from cnnlib.commands import training
 from cnnlib.config import Config
 from cnnlib.device import KernelError
-from cnnlib.device.host import HostDevice
+from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.engine import Setup
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, WorkerDied
 from cnnlib.measuring import schema
@@ -262,14 +262,14 @@ def test_stages_and_plan(home: Home) -> None:
     assert "unknown network 'x' in --network" in home.fails("plan", "--network", "x")
 
 
-class NoKernels(HostDevice):
+class NoKernels(EmulatedDevice):
     """Engines are made on it without compiling anything."""
 
     def compile(self, *source: Any) -> Any:
         return None
 
 
-@pytest.mark.parametrize("device", ["host", "cuda"])
+@pytest.mark.parametrize("device", ["emulated", "cuda"])
 def test_plan_says_what_run_json_would_say(
     home: Home, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
@@ -301,13 +301,13 @@ def test_plan_says_what_run_json_would_say(
         "36,928 weights is summed"
     )
     assert printed["fits"].count("its sizes are not checked") == (5 if device == "cuda" else 0)
-    with NoKernels() as host:
+    with NoKernels() as emulated:
         for name in networks:
             network = home.config.network(name, "toy", "here")
             for stage in (*stages.LADDER, *stages.VARIANTS):
                 if (name, stage.name) == ("wide", "tuned"):
                     continue
-                place = host if stage.runs_on == "cuda" else None
+                place = emulated if stage.runs_on == "cuda" else None
                 with stage.engine(stage, Setup(network, 8, 0.1), place) as engine:
                     pairs = [line.split()[::-1] for line in said[name][stage.name] if line]
                     assert engine.served == [": ".join(pair) for pair in pairs], stage.name

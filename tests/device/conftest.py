@@ -33,7 +33,7 @@ def kernels_in() -> Callable[[str], list[str]]:
     return entries
 
 
-@pytest.fixture(scope="session", params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     if request.param == "cuda" and (missing := missing_parts()):
         pytest.skip("; ".join(missing))

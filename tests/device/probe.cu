@@ -1,4 +1,4 @@
-// Kernels that try out what a device promises; compiled for the host and for a GPU.
+// Kernels that try out what a device promises; emulated and compiled for a GPU.
 #include "portable.cuh"
 
 #define LAYER probe

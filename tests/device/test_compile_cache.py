@@ -22,7 +22,7 @@ from cnnlib.device.cache import (
     kernels_folder,
 )
 from cnnlib.device.compiler import cpu_model, find_compiler
-from cnnlib.device.host import HostDevice
+from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.errors import DeviceError
 
 SOURCE = """#include "portable.cuh"
@@ -33,7 +33,7 @@ ENTRY(write)(int* out) { out[threadIdx.x] = 42; }
 """
 
 
-def runs(device: HostDevice, source: str = SOURCE) -> bool:
+def runs(device: EmulatedDevice, source: str = SOURCE) -> bool:
     out = device.array(3, np.int32)
     device.compile(source, "cached.cu", ["cached_write"]).kernel("cached_write")(1, 3, out)
     return bool((out.get() == 42).all())
@@ -71,14 +71,14 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
 
 
 def test_second_process_does_not_compile(compiler: Compiler) -> None:
-    assert runs(HostDevice())
+    assert runs(EmulatedDevice())
     assert compiler.builds() == 2  # the runtime and the module
-    assert runs(HostDevice())
+    assert runs(EmulatedDevice())
     assert compiler.builds() == 2
     entries = sorted(cache_folder().iterdir())
     assert [entry.suffix for entry in entries] == [".so", ".so"]  # and no leftovers
 
-    assert runs(HostDevice(), SOURCE.replace("= 42", "= 40 + 2"))
+    assert runs(EmulatedDevice(), SOURCE.replace("= 42", "= 40 + 2"))
     assert compiler.builds() == 3
 
     # in a new process a damaged entry is built again; here the libraries are loaded already
@@ -87,7 +87,8 @@ def test_second_process_does_not_compile(compiler: Compiler) -> None:
         data[len(data) // 2] ^= 1
         replace(entry, data)
     script = (
-        "import numpy as np; from cnnlib.device.host import HostDevice; d = HostDevice();"
+        "import numpy as np; from cnnlib.device.emulated import EmulatedDevice;"
+        "d = EmulatedDevice();"
         "o = d.array(3, np.int32);"
         f"d.compile({SOURCE!r}, 'cached.cu', ['cached_write']).kernel('cached_write')(1, 3, o);"
         "assert (o.get() == 42).all()"
@@ -109,7 +110,7 @@ def test_second_process_does_not_compile(compiler: Compiler) -> None:
 
 
 def test_failed_build_leaves_nothing(compiler: Compiler) -> None:
-    device = HostDevice()
+    device = EmulatedDevice()
     before = sorted(cache_folder().iterdir())
     with pytest.raises(DeviceError, match=r"module broken.cu does not compile: .*error"):
         device.compile("int main( {", "broken.cu", [])
@@ -120,20 +121,20 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match=r"no C\+\+ compiler .*install one.*CXX") as caught:
-        HostDevice()
+        EmulatedDevice()
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -v")
     with pytest.raises(DeviceError, match="CXX=no-such-compiler -v: no such program"):
-        HostDevice()
+        EmulatedDevice()
 
 
 def test_not_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(DeviceError, match="'false --version' fails"):
-        HostDevice()
+        EmulatedDevice()
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -198,10 +199,10 @@ mount -t tmpfs -o noexec tmpfs "$0" && exec "$@"
 PROGRAM = """
 from cnnlib.device import cache_folder as places
 from cnnlib.device.cache import cache_folder
-from cnnlib.device.host import HostDevice
+from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.errors import DeviceError
 try:
-    HostDevice()
+    EmulatedDevice()
     print("works in", cache_folder())
 except DeviceError as error:
     print(error)
@@ -242,7 +243,7 @@ def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path / "file" / "folder"))
     with pytest.raises(DeviceError, match=r"cannot write .*CNNLIB_CACHE can name another"):
-        HostDevice()
+        EmulatedDevice()
 
 
 def test_keys_tell_parts_apart(tmp_path: Path) -> None:
@@ -292,19 +293,19 @@ def test_what_is_built_meanwhile_is_not_built_again(
 def test_what_a_source_includes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By way of others, beside a file before elsewhere, below any #if; none outside the folder."""
     texts = {
-        "a.cuh": '#pragma once\n#ifdef HOST\n  # include "host/deep.hpp"\n#endif\n',
-        "host/deep.hpp": '#include "beside.hpp"\n#include <vector>\n',
-        "host/beside.hpp": '#include "../b.cuh"\n#include "deep.hpp"\n',
+        "a.cuh": '#pragma once\n#ifdef EMULATED\n  # include "emulated/deep.hpp"\n#endif\n',
+        "emulated/deep.hpp": '#include "beside.hpp"\n#include <vector>\n',
+        "emulated/beside.hpp": '#include "../b.cuh"\n#include "deep.hpp"\n',
         "beside.hpp": "",
         "b.cuh": '#include "cuda_fp16.h"\n',
         "unused.cuh": '#include "a.cuh"\n',
     }
-    (tmp_path / "host").mkdir()
+    (tmp_path / "emulated").mkdir()
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setenv("CNNLIB_KERNELS", str(tmp_path))
     found = included_files('#include "a.cuh"\n', '#include "nowhere.cuh"\n')
-    names = ["a.cuh", "b.cuh", "host/beside.hpp", "host/deep.hpp"]
+    names = ["a.cuh", "b.cuh", "emulated/beside.hpp", "emulated/deep.hpp"]
     assert found == [tmp_path / name for name in names]
 
 
@@ -327,12 +328,12 @@ def test_an_edit_builds_anew_only_what_includes_it(
     folder = tmp_path / "kernels"
     shutil.copytree(kernels_folder(), folder)
     monkeypatch.setenv("CNNLIB_KERNELS", str(folder))
-    assert runs(HostDevice())
+    assert runs(EmulatedDevice())
     assert compiler.builds() == 2
     for name, builds in (("ring_conv.cuh", 2), ("portable.cuh", 3)):
         with open(folder / name, "a") as out:
             out.write("// edited\n")
-        assert runs(HostDevice())
+        assert runs(EmulatedDevice())
         assert compiler.builds() == builds
 
 
@@ -342,11 +343,11 @@ def test_each_level_of_optimisation_is_built(
     """The default is the third."""
     for level, builds in (("1", 2), ("2", 4), ("3", 6), ("", 6), ("1", 6)):
         monkeypatch.setenv("CNNLIB_OPTIMIZE", level)
-        assert runs(HostDevice())
+        assert runs(EmulatedDevice())
         assert compiler.builds() == builds
     monkeypatch.setenv("CNNLIB_OPTIMIZE", "fast")
     with pytest.raises(DeviceError, match="CNNLIB_OPTIMIZE=fast: expected 1, 2 or 3"):
-        HostDevice()
+        EmulatedDevice()
 
 
 FUSED = """
@@ -367,7 +368,7 @@ def test_products_and_sums_are_fused_at_every_level(
 ) -> None:
     """As nvcc does: what is lost in rounding the product is left when it is taken away."""
     monkeypatch.setenv("CNNLIB_OPTIMIZE", level)
-    device = HostDevice()
+    device = EmulatedDevice()
     kernel = device.compile(FUSED, "fused.cu", ["fused_multiply_add"]).kernel("fused_multiply_add")
     out = device.array(1)
     factor = np.float32(1 + 2**-12)

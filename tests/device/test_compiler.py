@@ -7,7 +7,7 @@ import pytest
 
 from cnnlib.device.compiler import find_compiler, first_error
 from cnnlib.device.cuda import compile_cubin, find_nvcc
-from cnnlib.device.host import HostDevice
+from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.errors import DeviceError
 
 pytestmark = pytest.mark.quick
@@ -100,7 +100,7 @@ def test_messages_in_another_language(
     assert find_compiler().version == real.version
     source = '#include "portable.cuh"\nint f() { int error = 1; }\nint x = y;\n'
     with pytest.raises(DeviceError) as caught:
-        HostDevice().compile(source, "some.cu", [], ["-Wall"])
+        EmulatedDevice().compile(source, "some.cu", [], ["-Wall"])
     assert "some.cu:3" in str(caught.value)
     assert "error: " in str(caught.value)
 
@@ -109,7 +109,7 @@ def test_messages_of_this_machines_compiler(abroad: None) -> None:
     """Translated where the translations and the language are installed."""
     source = "int f() { int error = 1; }\nint x = y;\n"
     with pytest.raises(DeviceError, match=r"module some.cu does not compile: .*:2:9: error: .*y"):
-        HostDevice().compile(source, "some.cu", [], ["-Wall"])
+        EmulatedDevice().compile(source, "some.cu", [], ["-Wall"])
 
 
 @pytest.mark.skipif(find_nvcc() is None, reason="no nvcc on PATH")

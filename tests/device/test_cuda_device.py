@@ -25,7 +25,7 @@ def test_asking_for_cuda_says_what_is_missing() -> None:
 @without_gpu
 def test_auto_without_a_gpu_is_the_host() -> None:
     with open_device() as device:
-        assert device.kind == "host"
+        assert device.kind == "emulated"
 
 
 def test_missing_toolkit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

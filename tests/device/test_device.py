@@ -1,4 +1,4 @@
-"""What every device promises; the same tests run on the host and on a GPU."""
+"""What every device promises; the same tests run emulated and on a GPU."""
 
 import re
 from collections.abc import Callable
@@ -26,13 +26,13 @@ def integers(*shape: int) -> np.ndarray:
 
 
 def test_describes_itself(device: Device) -> None:
-    assert device.kind in ("cuda", "host")
+    assert device.kind in ("cuda", "emulated")
     assert device.name
     assert device.multiprocessors >= 1
 
 
 def test_says_where_nvml_finds_it(device: Device) -> None:
-    if device.kind == "host":
+    if device.kind == "emulated":
         assert device.pci_bus_id is None
     else:
         assert re.fullmatch(r"[0-9a-fA-F]{4,8}(:[0-9a-fA-F]{2}){2}\.[0-7]", device.pci_bus_id or "")
@@ -352,7 +352,7 @@ def test_events(device: Device, probe: Probe) -> None:
 
 def test_resources(device: Device, probe: Probe) -> None:
     resources = probe("sum_tree").resources()
-    if device.kind == "host":
+    if device.kind == "emulated":
         assert resources is None
     else:
         assert resources is not None
@@ -362,5 +362,5 @@ def test_resources(device: Device, probe: Probe) -> None:
 
 
 def test_unknown_choice() -> None:
-    with pytest.raises(DeviceError, match="unknown device 'gpu'; known: auto, cuda, host"):
+    with pytest.raises(DeviceError, match="unknown device 'gpu'; known: auto, cuda, emulated"):
         open_device("gpu")

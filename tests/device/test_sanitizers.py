@@ -9,7 +9,7 @@ import pytest
 
 from cnnlib.device import sanitizer_environment
 from cnnlib.device.compiler import sanitizers
-from cnnlib.device.host import HostDevice
+from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.errors import DeviceError
 
 HERE = Path(__file__).parent
@@ -18,10 +18,10 @@ PROGRAM = """
 import sys
 import numpy as np
 from pathlib import Path
-from cnnlib.device.host import HostDevice
+from cnnlib.device.emulated import EmulatedDevice
 
 source, name, count, dtype, order = sys.argv[1:]
-device = HostDevice(order)
+device = EmulatedDevice(order)
 module = device.compile(Path(source).read_text(), "wrong.cu", [f"wrong_{name}"])
 out = device.array(64, dtype)
 arguments = [int(count)] if count else []
@@ -107,7 +107,7 @@ def test_says_what_to_do_without_the_library(monkeypatch: pytest.MonkeyPatch) ->
         pytest.skip("AddressSanitizer is loaded")
     monkeypatch.setenv("CNNLIB_SANITIZE", "address")
     with pytest.raises(DeviceError, match=r"python -m cnnlib\.device"):
-        HostDevice()
+        EmulatedDevice()
 
 
 def test_unknown_sanitizer(monkeypatch: pytest.MonkeyPatch) -> None:

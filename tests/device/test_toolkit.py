@@ -206,9 +206,9 @@ def test_the_library_says_that_there_is_no_toolkit(run: Callable[..., str]) -> N
     assert run(PARTS).startswith("no CUDA toolkit (nvcc is neither on PATH nor below CUDA_HOME")
     hidden = "toolkit._find = lambda *_: None\n"
     kind, warning = run(hidden + OPEN, PATH=MACHINES_PATH).splitlines()
-    assert kind == "host"
+    assert kind == "emulated"
     assert warning.startswith("there is a GPU but no CUDA toolkit (nvcc")
-    assert warning.endswith("using the host instead")
+    assert warning.endswith("kernels are emulated on the CPU instead")
 
 
 @pytest.mark.skipif(MACHINES_NVCC is None, reason="no nvcc here")

@@ -1,4 +1,4 @@
-// Kernels that break a rule in a way the host reports; never launched on a GPU.
+// Kernels that break a rule in a way that the emulated device reports; never launched on a GPU.
 #include "portable.cuh"
 
 #define LAYER wrong

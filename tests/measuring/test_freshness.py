@@ -176,7 +176,7 @@ def test_a_run_of_other_settings_is_stale(
     [
         {"sweep": {"batch_sizes": [4, 8]}},
         {"sweep": {"repeats": 2}},
-        {"sweep": {"device": "host"}},
+        {"sweep": {"device": "emulated"}},
         {"measuring": {"resident_images": 64}},
         {"networks": {"other": [{"dense": 3}]}},
     ],
@@ -193,6 +193,18 @@ def test_a_stage_on_a_gpu_depends_on_what_it_holds() -> None:
     few = toy_config(measuring={"resident_images": 64})
     assert settings_digest(few, RUN, "cuda") != settings_digest(toy_config(), RUN, "cuda")
     assert settings_digest(few, RUN, "cpu") == settings_digest(toy_config(), RUN, "cpu")
+
+
+@pytest.mark.parametrize("names", [("host", "host_seconds"), ("emulated", "emulated_seconds")])
+def test_results_from_before_the_emulated_device_had_its_name_are_kept(
+    names: tuple[str, str],
+) -> None:
+    """The digest is that of version 48b3389, where the device was called host."""
+    device, seconds = names
+    config = toy_config(sweep={"device": device}, measuring={seconds: 3.0})
+    assert settings_digest(config, RUN, "cuda") == (
+        "7098c82b7e184c5b66b6dc5b217f5d726e8957b8aed4678539ae75ad532f2bff"
+    )
 
 
 def test_a_run_in_the_folder_of_another(measured: Path, tmp_path: Path) -> None:

@@ -204,7 +204,9 @@ def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
 ) -> None:
     """Scaled as stage 1 is; what the network has learned by then is still seen."""
     config = toy_config(
-        training={"epochs": 5000}, measuring={"host_seconds": 0.05}, sweep={"device": "host"}
+        training={"epochs": 5000},
+        measuring={"emulated_seconds": 0.05},
+        sweep={"device": "emulated"},
     )
     found = all_tables(measure(config, run("gemm_cuda"), data, tmp_path / "gemm_cuda"))
     assert set(found["epochs"].device_kind) == {"emulated"}
@@ -221,7 +223,7 @@ def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
     assert not len(other["learning"])
     assert not len(other["predictions"])
 
-    config = toy_config(measuring={"host_seconds": 1e-6})
+    config = toy_config(measuring={"emulated_seconds": 1e-6})
     epochs, _, _ = tables(measure(config, run("gemm"), data, tmp_path / "gemm"))
     assert set(epochs.device_kind) == {"cpu"}
     assert not epochs.extrapolated.any()
@@ -232,9 +234,9 @@ def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
     [
         ("cpu", {}, 20.0),
         ("cuda", {}, 20.0),
-        ("host", {}, 3.0),
-        ("host", {"budget_seconds": 2.0}, 2.0),
-        ("host", {"full": True}, math.inf),
+        ("emulated", {}, 3.0),
+        ("emulated", {"budget_seconds": 2.0}, 2.0),
+        ("emulated", {"full": True}, math.inf),
         ("cpu", {"full": True}, math.inf),
     ],
 )
@@ -246,8 +248,8 @@ def test_the_budget_of_a_run(kind: str, changes: dict[str, Any], seconds: float)
     ("kind", "batch_size", "extrapolated", "seconds"),
     [
         ("cpu", 8, False, math.inf),
-        ("host", 8, False, math.inf),
-        ("host", 8, True, 3.0),
+        ("emulated", 8, False, math.inf),
+        ("emulated", 8, True, 3.0),
         ("cuda", 8, True, 5.0),
         ("cpu", 8, True, 20.0),  # at the batch size of the sweep, which is drawn
         ("cpu", 16, True, 5.0),
@@ -367,7 +369,7 @@ WIDE = [
 @pytest.mark.slow
 def test_no_stage_stands_in_for_another(data: Dataset, folder: Path) -> None:
     """A network that stage tuned does not take is no result of stage ring under its name."""
-    config = toy_config(networks={"wide": WIDE}, sweep={"device": "host", "networks": ["wide"]})
+    config = toy_config(networks={"wide": WIDE}, sweep={"device": "emulated", "networks": ["wide"]})
     for stage in ("ring", "tuned"):
         measure(config, Run("toy", "wide", stage, 8, 1), data, folder / stage)
     epochs, _, facts = tables(folder / "tuned")

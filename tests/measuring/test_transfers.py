@@ -35,7 +35,7 @@ def transfers(config: Config, stage: str, out: Path) -> pd.DataFrame:
 
 
 def test_every_load_is_timed_on_the_same_images(tmp_path: Path) -> None:
-    config = toy_config(sweep={"device": "host"})
+    config = toy_config(sweep={"device": "emulated"})
     rows = transfers(config, "fused", tmp_path)
     sizes = [4, 16, 64, COUNT]
     assert list(rows.resident_images) == [size for size in sizes for _ in range(EPOCHS)]
@@ -49,7 +49,9 @@ def test_every_load_is_timed_on_the_same_images(tmp_path: Path) -> None:
 
 def test_what_would_take_long_is_timed_on_fewer_images(tmp_path: Path) -> None:
     measuring = {"budget_seconds": 1e-6, "sample_seconds": 1e-6}
-    rows = transfers(toy_config(sweep={"device": "host"}, measuring=measuring), "fused", tmp_path)
+    rows = transfers(
+        toy_config(sweep={"device": "emulated"}, measuring=measuring), "fused", tmp_path
+    )
     assert set(rows.images) == {4}
     assert len(rows) == EPOCHS
 
@@ -73,7 +75,7 @@ def test_what_cannot_run_is_one_row(
         raise problem
 
     monkeypatch.setattr(GpuEngine, where, fail)
-    rows = transfers(toy_config(sweep={"device": "host"}), "fused", tmp_path)
+    rows = transfers(toy_config(sweep={"device": "emulated"}), "fused", tmp_path)
     assert list(rows.status) == [status]
     assert list(rows.reason) == [reason]
     assert rows.epoch_seconds.isna().all()

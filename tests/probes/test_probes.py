@@ -94,7 +94,7 @@ def test_shared_chain_is_followed(device: Device) -> None:
 def test_a_cpu_has_limits_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cpu, "CPU_CHAINS", [2**13, 2**16])
     monkeypatch.setattr(cpu, "CPU_COPIES", [2**17])
-    config = toy_config(sweep={"device": "host"}, measuring={"probe_seconds": 0.001})
+    config = toy_config(sweep={"device": "emulated"}, measuring={"probe_seconds": 0.001})
     schema.write(tmp_path / "probes.csv", "probes", measure_limits(config))
     rows = schema.read(tmp_path / "probes.csv", "probes")
     assert set(rows.probe) == {"chase_cpu", "copy_cpu", "blas_one", "blas_all"}
@@ -121,7 +121,7 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_compiler_only_the_chain_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    rows = measure_limits(toy_config(sweep={"device": "host"}))
+    rows = measure_limits(toy_config(sweep={"device": "emulated"}))
     standing = {row["probe"]: row["status"] for row in rows}
     assert standing == {
         "chase_cpu": "unavailable", "copy_cpu": "ok", "blas_one": "ok", "blas_all": "ok",
@@ -142,7 +142,7 @@ ASKED = {
 
 
 def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the host in its place, which lacks only the kernels that no CPU has."""
+    """By emulation in its place, which lacks only the kernels that no CPU has."""
     make_small(monkeypatch)
 
     def lacking(book: Book, probes: Probes) -> None:
@@ -151,9 +151,9 @@ def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "probe_grid_barrier", lacking)
     monkeypatch.setattr(gpu, "probe_tensor_cores", lacking)
     book = Book(deadline=time.perf_counter())
-    with open_device("host") as host:
+    with open_device("emulated") as emulated:
         told: list[tuple[str, int, int]] = []
-        walk(book, gpu.gpu_steps(book, host), lambda *words: told.append(words))
+        walk(book, gpu.gpu_steps(book, emulated), lambda *words: told.append(words))
     count = told[0][2]
     assert [done for _, done, _ in told] == list(range(count))
     assert {row["probe"] for row in book.rows} == ASKED

@@ -1,8 +1,8 @@
 """Every GPU stage under the address and undefined-behaviour sanitizers, and in reverse order.
 
-A training step, a gradient of part of a batch and logits, on the host device. The order in which
-the threads of a block and the blocks run must not change a bit: where it does, there is a barrier
-missing.
+A training step, a gradient of part of a batch and logits, on the emulated device. The order in
+which the threads of a block and the blocks run must not change a bit: where it does, there is a
+barrier missing.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cnnlib.device import sanitizer_environment
-from cnnlib.device.host import FIBER_ORDERS, HostDevice
+from cnnlib.device.emulated import FIBER_ORDERS, EmulatedDevice
 from cnnlib.errors import DeviceError
 from cnnlib.paths import ROOT
 from cnnlib.stages import ring
@@ -55,7 +55,7 @@ def digest(stage, network, fiber_order, batch_size):
     found = hashlib.sha256()
     small = network.name in SANITIZED
     memory = mock.patch.multiple(ring, **SHORT_OF_MEMORY) if small else nullcontext()
-    with HostDevice(fiber_order) as device, memory:
+    with EmulatedDevice(fiber_order) as device, memory:
         with open_engine(stage, network, batch_size, device, momentum=0.5) as engine:
             images, labels = pictures(network, 2 * batch_size)
             engine.load(images, labels)
@@ -113,7 +113,7 @@ def begin(folder):
         "PYTHON": sys.executable,
         "PROGRAM": PROGRAM,
         "PYTHONPATH": str(ROOT),
-        "CNNLIB_HOST_THREADS": "2",
+        "CNNLIB_EMULATED_THREADS": "2",
     }
     return Program(["sh", "-c", ONE_BY_ONE, "sh", *names], folder, env)
 

@@ -1,6 +1,6 @@
 """The GPU stages against the float64 reference, and what their engine promises.
 
-Whatever `open_device("auto")` gives is tested: a GPU, or the same kernels on the host.
+Whatever `open_device("auto")` gives is tested: a GPU, or the same kernels emulated.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from cnnlib.device.host import HostDevice
+from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.engine import Setup, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Dense, Layer
@@ -163,7 +163,7 @@ def with_error_bytes(stage):
     return dataclasses.replace(stage, engine=Counting)
 
 
-class NoCompiler(HostDevice):
+class NoCompiler(EmulatedDevice):
     """Memory is given out without any kernel."""
 
     def compile(self, *source):
@@ -204,7 +204,7 @@ def test_memory_for_error_maps_does_not_grow_with_depth(batch_size):
 @each_stage
 def test_a_batch_that_does_not_fit_names_the_bytes(stage):
     network = SMALL
-    with HostDevice(memory=1_000_000) as device:
+    with EmulatedDevice(memory=1_000_000) as device:
         with open_engine(stage, network, 64, device) as engine:
             engine.load(*pictures(network, 128))
             assert math.isfinite(engine.train(np.arange(128)))
@@ -221,7 +221,7 @@ def test_a_training_set_larger_than_the_memory_goes_up_in_loads(stage):
     images, labels = pictures(network, 20_000)
     results = []
     for memory in (200_000, 10_000_000):
-        with HostDevice(memory=memory) as device:
+        with EmulatedDevice(memory=memory) as device:
             with open_engine(stage, network, 64, device) as engine:
                 engine.load(images, labels)
                 loss = engine.train(np.arange(len(labels)))
@@ -233,7 +233,7 @@ def test_a_training_set_larger_than_the_memory_goes_up_in_loads(stage):
 
 @each_stage
 def test_loads_that_do_not_fit_are_refused(stage):
-    with HostDevice(memory=200_000) as device:
+    with EmulatedDevice(memory=200_000) as device:
         with open_engine(stage, SMALL, 64, device, resident_images=100_000) as engine:
             with pytest.raises(DoesNotFit, match=r"bytes wanted"):
                 engine.load(*pictures(SMALL, 50_000))

@@ -48,7 +48,7 @@ def toy_config(**sections: dict[str, Any]) -> Config:
     settings = SETTINGS | {name: SETTINGS[name] | changes for name, changes in sections.items()}
     if limit := sections.get("measuring", {}).get("limit_seconds"):
         shorter = dict.fromkeys(
-            ("budget_seconds", "sample_seconds", "host_seconds", "energy_seconds"), limit / 2
+            ("budget_seconds", "sample_seconds", "emulated_seconds", "energy_seconds"), limit / 2
         )
         settings["measuring"] |= shorter | sections["measuring"]
     return parse_experiment(settings)

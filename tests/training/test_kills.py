@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def train(data: Dataset, stage: Any, momentum: float, checkpoint: Path | None) -> tuple[Any, ...]:
     """The state at the end and what each epoch did, trained unit by unit and saved after each."""
-    config = toy_config(training={"momentum": momentum}, sweep={"device": "host"})
+    config = toy_config(training={"momentum": momentum}, sweep={"device": "emulated"})
     network = config.network("small", "toy", "here")
     epochs: list[Epoch] = []
     with (

@@ -368,13 +368,13 @@ def test_a_device_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch) ->
     closed = []
 
     class Fake:
-        name, kind, pci_bus_id = "fake", "host", None
+        name, kind, pci_bus_id = "fake", "emulated", None
 
         def close(self) -> None:
             closed.append(True)
 
     monkeypatch.setattr("cnnlib.training.target.open_device", lambda choice: Fake())
     with pytest.raises(Killed), open_target(GPU_STAGE) as target:  # noqa: PT012
-        assert (target.name, target.kind) == ("fake", "host")
+        assert (target.name, target.kind) == ("fake", "emulated")
         raise Killed
     assert closed == [True]

@@ -17,7 +17,7 @@ import pytest
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError, sanitizer_environment
 from cnnlib.device.cache import KERNELS
-from cnnlib.device.host import FIBER_ORDERS, HostDevice
+from cnnlib.device.emulated import FIBER_ORDERS, EmulatedDevice
 from cnnlib.errors import DeviceError
 from cnnlib.paths import ROOT
 from cnnlib.stages import find_stage
@@ -79,7 +79,7 @@ class Rejected(Exception):
 
 
 def gradient(stage, network):
-    with HostDevice() as device:
+    with EmulatedDevice() as device:
         for batch_size in (1, 33):
             with open_engine(stage, network, batch_size, device) as engine:
                 validate(engine, *pictures(network, batch_size))
@@ -87,21 +87,24 @@ def gradient(stage, network):
 
 def launch(stage, network):
     """A launch that could not end, as a barrier that not all threads reach, is a KernelError."""
-    with HostDevice() as device, open_engine(stage, network, 7, device) as engine:
+    with EmulatedDevice() as device, open_engine(stage, network, 7, device) as engine:
         engine.gradient(*pictures(network, 7))
 
 
 def order(stage, network):
     results = []
     for fiber_order in FIBER_ORDERS:
-        with HostDevice(fiber_order) as device, open_engine(stage, network, 7, device) as engine:
+        with (
+            EmulatedDevice(fiber_order) as device,
+            open_engine(stage, network, 7, device) as engine,
+        ):
             results.append(engine.gradient(*pictures(network, 7)))
     if results[0][0] != results[1][0] or not np.array_equal(results[0][1], results[1][1]):
         raise Rejected("another order of the threads gives another result")
 
 
 def momentum(stage, network):
-    with HostDevice() as device:
+    with EmulatedDevice() as device:
         with open_engine(stage, network, 16, device, momentum=0.9) as engine:
             five_steps(engine, *pictures(network, 80))
 
@@ -112,7 +115,7 @@ def train(stage, network):
     dataset = Dataset(
         "noise", images, labels, images[:8], labels[:8], network.classes, mean=33.3, deviation=78.6
     )
-    config = toy_config(training={"momentum": 0.0}, sweep={"device": "host"})
+    config = toy_config(training={"momentum": 0.0}, sweep={"device": "emulated"})
     setup = setup_of(config, network, dataset, 8)
     with open_target(stage, config.sweep.device) as target:
         check_training(stage, setup, target, dataset, seed=1)
@@ -121,7 +124,7 @@ def train(stage, network):
 def ties(stage, network):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 2, (8, *network.input_shape), dtype=np.uint8)
-    with HostDevice() as device:
+    with EmulatedDevice() as device:
         with open_engine(stage, network, 8, device, mean=0, deviation=1) as engine:
             # the first convolution copies its source
             vector = np.zeros(network.parameter_count)
@@ -133,7 +136,7 @@ def ties(stage, network):
 
 
 def nan(stage, network):
-    with HostDevice() as device, open_engine(stage, network, 4, device) as engine:
+    with EmulatedDevice() as device, open_engine(stage, network, 4, device) as engine:
         vector = engine.parameters
         vector[0] = np.nan
         engine.parameters = vector

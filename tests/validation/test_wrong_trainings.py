@@ -38,9 +38,9 @@ def measured(
         monkeypatch.setattr(measuring, "find_stage", lambda name, place: broken)
         settings = toy_config(
             training=fault.training,
-            sweep={"device": "host"},
+            sweep={"device": "emulated"},
             # whole epochs, however slow the machine is
-            measuring={"budget_seconds": 1000.0, "host_seconds": 1000.0},
+            measuring={"budget_seconds": 1000.0, "emulated_seconds": 1000.0},
         )
         return measure(settings, Run("toy", "small", stage.name, 4, repeat), data, tmp_path / "run")
 

@@ -148,7 +148,7 @@ def test_the_same_rows_give_the_same_table() -> None:
     pd.testing.assert_frame_equal(summarise(*rows), summarise(*rows))
 
 
-def test_the_ladder_says_what_did_not_fit_and_what_is_host_built() -> None:
+def test_the_ladder_says_what_did_not_fit_and_what_is_emulated() -> None:
     summary = summarise(
         epoch_rows("naive", [[7200.0]], extrapolated=True),
         epoch_rows("ring", [[math.nan]], status="unjudged", validated=False),
@@ -162,13 +162,13 @@ def test_the_ladder_says_what_did_not_fit_and_what_is_host_built() -> None:
     assert "2.00 h *" in text
     assert "does not fit" in text
     assert "not judged" in text
-    assert f"({wording.HOST})" in text
+    assert f"({wording.EMULATED})" in text
     assert "120×" in text
 
 
 @pytest.mark.parametrize("name", ["speedup", "latency"])
 @pytest.mark.parametrize(
-    "trouble", ["none", "failures", "unjudged", "one size", "all failed", "host only"]
+    "trouble", ["none", "failures", "unjudged", "one size", "all failed", "emulated only"]
 )
 def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     failed = {"status": "diverged", "epoch_seconds": math.nan}
@@ -181,7 +181,7 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
         "unjudged": [naive, epoch_rows("gemm", [[math.nan]], status="unjudged", validated=False)],
         "one size": [naive, gemm],
         "all failed": [epoch_rows("gemm", [[1.0]], **failed)],
-        "host only": [fused],
+        "emulated only": [fused],
     }[trouble]
     style.apply()
     epochs = pd.DataFrame(itertools.chain(*rows), columns=list(schema.TABLES["epochs"]))
@@ -191,7 +191,7 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     drawn = [text.get_text() for axes in figure.axes for text in axes.texts]
     titles = " ".join(axes.get_title(loc="left") for axes in figure.axes)
     flat = list(itertools.chain(*rows))
-    assert (wording.HOST in titles) == any(row["device_kind"] == "emulated" for row in flat)
+    assert (wording.EMULATED in titles) == any(row["device_kind"] == "emulated" for row in flat)
     if any(row["status"] == "diverged" for row in flat):
         assert any("diverged" in text for text in drawn)
     if trouble == "unjudged":

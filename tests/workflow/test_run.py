@@ -164,7 +164,7 @@ def test_touching_a_file_is_not_editing_it(mine: Checkout) -> None:
         (
             {
                 "figures": ["speedup"],
-                "sweep": {"device": "host"},
+                "sweep": {"device": "emulated"},
                 "measuring": {"resident_images": 32},
                 "networks": {"unused": [{"dense": 3}]},
             },

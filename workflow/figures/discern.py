@@ -81,7 +81,7 @@ def title(rows: pd.DataFrame) -> str:
     parts = [f"{found[0]['stage']} recognises {what} {recognition.after(found[0])}"]
     if len(found) > 1:
         parts.append(f"{found[-1]['stage']} {recognition.after(found[-1])}")
-    return ", ".join(parts) + (f" ({wording.HOST})" if not len(measured) else "")
+    return ", ".join(parts) + (f" ({wording.EMULATED})" if not len(measured) else "")
 
 
 def notes(rows: pd.DataFrame) -> str:

@@ -70,7 +70,7 @@ def lines(
     for stage in panels.on_ladder(energy["stage"]):
         mark = style.mark(stage)
         group = energy[energy["stage"] == stage]
-        middle = panels.spread_line(axes, group, "batch_size", value, mark, host=False)
+        middle = panels.spread_line(axes, group, "batch_size", value, mark, emulated=False)
         text = panels.end_label(
             wording.title(stage), write(middle.iloc[-1]), middle.index[-1], sizes
         )

@@ -23,7 +23,7 @@ TITLE = 6.0
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Two panels, of the step and of the epoch; host-built stages have a row of their own."""
+    """Two panels, of the step and of the epoch; emulated stages have a row of their own."""
     summary = tables["summary"]
     parts = panels.on_a_page(panels.split(summary))
     each = 4.4 if len(parts) < layout.MANY else 3.5
@@ -56,7 +56,7 @@ def draw_panel(
     axes.set_ylabel("step latency" if value == "step_seconds" else "epoch time")
     labels = []
     for stage, label, group in panels.by_stage(panel.lines):
-        panels.draw_line(axes, group, stage, value, low, high, panel.host)
+        panels.draw_line(axes, group, stage, value, low, high, panel.emulated)
         ends = group[group[value].notna()]
         if len(ends):
             last, at = ends[[value, "batch_size"]].iloc[-1]

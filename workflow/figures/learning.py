@@ -24,7 +24,7 @@ PLACE = ["dataset", "network"]
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """A curve and a strip of moments for each data set and network; host-built stages apart."""
+    """A curve and a strip of moments for each data set and network; emulated stages apart."""
     learning = tables["learning"]
     parts = [recognition.one_run(rows) for _, rows in learning.groupby(PLACE, sort=False)]
     rows = recognition.complete(pd.concat([learning.iloc[:0], *parts]), tables["epochs"])
@@ -79,7 +79,7 @@ def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: floa
             joined = pd.concat([own, part])
             axes.plot(
                 joined["train_seconds"], percent[joined.index], color=mark.color, linewidth=1.8,
-                linestyle=(0, (4, 2)) if borrowed or panel.host else "-", zorder=2,
+                linestyle=(0, (4, 2)) if borrowed or panel.emulated else "-", zorder=2,
             )  # fmt: skip
             axes.plot(
                 part["train_seconds"], percent[part.index], linestyle="none", color=mark.color,
@@ -148,7 +148,7 @@ def title(panel: panels.Panel) -> str:
     text = f"{found[0]['stage']} recognises {what} {recognition.after(found[0])}"
     if len(found) > 1:
         text += f", {found[-1]['stage']} {recognition.after(found[-1])}"
-    return text + (f" ({wording.HOST})" if panel.host else "")
+    return text + (f" ({wording.EMULATED})" if panel.emulated else "")
 
 
 def subtitle(rows: pd.DataFrame) -> str:

@@ -116,8 +116,8 @@ def draw_trace(
 ) -> None:
     """The first repeat's memory against time, its phases as bands; names up to `height` inches."""
     rows = rows[rows["repeat"] == rows["repeat"].min()]
-    mark, host = style.mark(stage), bool((rows["device_kind"] == "emulated").all())
-    name = f"{wording.title(stage)} ({wording.HOST})" if host else wording.title(stage)
+    mark, emulated = style.mark(stage), bool((rows["device_kind"] == "emulated").all())
+    name = f"{wording.title(stage)} ({wording.EMULATED})" if emulated else wording.title(stage)
     axes.set_title(name, loc="left", fontsize=10, color=mark.color)
     axes.grid(False)
     axes.set_xlim(0, ends)
@@ -130,7 +130,7 @@ def draw_trace(
         write_phase(axes, phase, starts[i], starts[i + 1], height)
     axes.plot(
         rows["time_seconds"], rows["memory"], color=mark.color, linewidth=2,
-        linestyle=(0, (4, 2)) if host else "-",
+        linestyle=(0, (4, 2)) if emulated else "-",
     )  # fmt: skip
     axes.fill_between(rows["time_seconds"], rows["memory"], color=mark.color, alpha=0.15)
     axes.set_yticks([0, rows["memory"].max()])
@@ -160,15 +160,15 @@ def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.L
         axes, "y", values, wording.size, steps=[every**k for k in range(10) if every**k < 1024],
         base=1024, margin=1.25,
     )  # fmt: skip
-    host = bool((peaks["device_kind"] == "emulated").all())
+    emulated = bool((peaks["device_kind"] == "emulated").all())
     axes.set_ylabel("peak memory")
-    heading = "Peak against the batch size" + (f" ({wording.HOST})" if host else "")
+    heading = "Peak against the batch size" + (f" ({wording.EMULATED})" if emulated else "")
     axes.set_title(heading, fontsize=11, loc="left", color=style.INK)
     labels = []
     for stage in panels.on_ladder(peaks["stage"]):
         mark = style.mark(stage)
         group = peaks[peaks["stage"] == stage]
-        middle = panels.spread_line(axes, group, "batch_size", "memory", mark, host)
+        middle = panels.spread_line(axes, group, "batch_size", "memory", mark, emulated)
         written = wording.size(middle.iloc[-1])
         text = panels.end_label(wording.title(stage), written, middle.index[-1], sizes)
         labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
@@ -183,7 +183,7 @@ def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.L
 def title(peaks: pd.DataFrame, on_gpu: bool) -> str:
     """Who needs the least at the largest batch, and how much the most hungry one."""
     measured = peaks[peaks["device_kind"] != "emulated"]
-    built = "" if len(measured) else f" ({wording.HOST})"
+    built = "" if len(measured) else f" ({wording.EMULATED})"
     peaks = measured if len(measured) else peaks
     size = common_batch(peaks)
     largest = peaks[peaks["batch_size"] == size]

@@ -34,7 +34,7 @@ CELL = ["stage", "device", "device_kind", "batch_size"]
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """A panel for each of up to three batch sizes, a bar a stage; host-built kernels apart."""
+    """A panel for each of up to three batch sizes, a bar a stage; emulated kernels apart."""
     kernels = tables["kernels"]
     kernels = kernels[(kernels["status"] == "ok") & (kernels["launches"] > 0)]
     kernels = kernels[kernels["kernel_seconds"] > 0]
@@ -52,8 +52,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     sizes = sorted(set(parts["batch_size"]))
     sizes = sorted({*([] if layout.compact() else sizes[:1]), panels.usual_batch(sizes), sizes[-1]})
     stages = panels.on_ladder(parts["stage"])
-    host = parts["device_kind"] == "emulated"
-    places = [(lines, built) for built, lines in ((False, parts[~host]), (True, parts[host]))]
+    emulated = parts["device_kind"] == "emulated"
+    places = [
+        (lines, built) for built, lines in ((False, parts[~emulated]), (True, parts[emulated]))
+    ]
     shown = [
         (size, built, lines, panels.on_ladder(lines["stage"]))
         for lines, built in places
@@ -71,7 +73,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     )  # fmt: skip
     for axes, (size, built, lines, rows) in zip(column.flat, shown, strict=True):
         draw_bars(axes, lines[lines["batch_size"] == size], rows)
-        note = f" ({wording.HOST})" if built else ""
+        note = f" ({wording.EMULATED})" if built else ""
         axes.set_title(f"batch {size}{note}", fontsize=11, loc="left", color=style.INK)
     last = column.flat[-1]
     last.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
@@ -154,7 +156,7 @@ def name_of(part: pd.Series) -> str:
 
 
 def title(parts: pd.DataFrame, sizes: list[int], stages: list[str]) -> str:
-    """What takes longest in the last stage on a GPU (if none was: on a CPU, then host-built) at the
+    """What takes longest in the last stage on a GPU (if none was: on a CPU, then emulated) at the
     largest batch; on a GPU also how much of a step is kernels.
     """
     large = parts[parts["batch_size"] == sizes[-1]]
@@ -167,7 +169,7 @@ def title(parts: pd.DataFrame, sizes: list[int], stages: list[str]) -> str:
     longest = f"{whole_name(largest)} takes longest"
     share = group["seconds"].sum() / group["step_seconds"].iloc[0]
     if kind != "cuda" or share != share:
-        built = f" ({wording.HOST})" if kind == "emulated" else ""
+        built = f" ({wording.EMULATED})" if kind == "emulated" else ""
         return f"In {place}{built} {longest}"
     return f"Kernels fill {100 * min(1.0, share):.0f} % of {place}; {longest}"
 

@@ -61,7 +61,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 def heading(panel: pd.DataFrame) -> str:
     """Layer, network and data set of a panel."""
     dataset, network, layer, kind = panel[PANEL].iloc[0]
-    built = f"\n({wording.HOST})" if kind == "emulated" else ""
+    built = f"\n({wording.EMULATED})" if kind == "emulated" else ""
     return f"{layer}, {wording.what(dataset, network)}{built}"
 
 

@@ -17,7 +17,7 @@ TABLES = ("race", "race_summary")
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """A panel for what was measured, and one for host-built stages if there are any."""
+    """A panel for what was measured, and one for emulated stages if there are any."""
     race = tables["race"]
     good = race[race["status"] == "ok"].copy()
     good["percent"] = 100 * good["test_accuracy"]
@@ -47,7 +47,7 @@ def draw_panel(axes: Axes, panel: panels.Panel) -> list[style.Label]:
     axes.set_xlabel("training time")
     axes.set_ylabel("test accuracy")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g} %")
-    if panel.host:
+    if panel.emulated:
         layout.title(axes, panel.title, 8.0, color=style.INK)
     target = 100 * lines["target_accuracy"].iloc[0]
     axes.axhline(target, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
@@ -64,7 +64,7 @@ def draw_panel(axes: Axes, panel: panels.Panel) -> list[style.Label]:
         seconds, middle = epochs["train_seconds"].mean(), epochs["percent"].mean()
         axes.errorbar(
             seconds, middle, epochs["percent"].std().fillna(0), color=mark.color, linewidth=2,
-            linestyle=":" if hollow else (0, (4, 2)) if panel.host else "-", capsize=3.5,
+            linestyle=":" if hollow else (0, (4, 2)) if panel.emulated else "-", capsize=3.5,
             marker=mark.marker, markersize=8, markeredgewidth=1.6, markeredgecolor=mark.color,
             markerfacecolor="white" if hollow else mark.color, elinewidth=1.3, zorder=3,
         )  # fmt: skip
@@ -100,7 +100,7 @@ def title(summary: pd.DataFrame) -> str:
     if len(ranked) > 1:
         next_one = ranked.iloc[1]
         text += f", {next_one['stage']} after {time(next_one['train_seconds_mean'])}"
-    return text + (f" ({wording.HOST})" if first["device_kind"] == "emulated" else "")
+    return text + (f" ({wording.EMULATED})" if first["device_kind"] == "emulated" else "")
 
 
 def subtitle(race: pd.DataFrame) -> str:

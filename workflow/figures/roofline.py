@@ -99,7 +99,7 @@ def draw_panel(axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str)
     style.quantity_axis(axes, "y", rates, rate_text, margin=2.2)
     axes.set_xlabel("least arithmetic intensity (operations a byte)")
     axes.set_ylabel("operations a second")
-    built = f" ({wording.HOST})" if kind == "emulated" else ""
+    built = f" ({wording.EMULATED})" if kind == "emulated" else ""
     devices = ", ".join(dict.fromkeys(wording.device(name) for name in marks["device"]))
     layout.title(axes, devices + built, PANEL - 0.8, color=style.INK)
     highest = max((rate for _, rate in levels), default=np.inf)
@@ -166,7 +166,7 @@ def title(marks: pd.DataFrame, probes: pd.DataFrame) -> str:
     name = str(best["layers"]).partition("+")[0]
     text = f"{best['stage']} reaches {rate_text(best['rate'])} in {name} {best['part']}"
     if kind == "emulated":
-        text += f" ({wording.HOST})"
+        text += f" ({wording.EMULATED})"
     levels, _, _ = ceilings(probes, kind)
     if not levels:
         return text

@@ -16,7 +16,7 @@ TABLES = ("summary", "epochs")
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> Figure:
-    """One panel a data set and network; host-built stages have one of their own."""
+    """One panel a data set and network; emulated stages have one of their own."""
     summary = tables["summary"]
     parts = panels.on_a_page(panels.split(summary))
     if len(parts) < layout.MANY:
@@ -58,7 +58,9 @@ def draw_panel(
     layout.title(axes, panel.title, width, color=style.INK)
     labels = []
     for stage, label, group in panels.by_stage(panel.lines):
-        panels.draw_line(axes, group, stage, "speedup", "speedup_low", "speedup_high", panel.host)
+        panels.draw_line(
+            axes, group, stage, "speedup", "speedup_low", "speedup_high", panel.emulated
+        )
         ends = group[group["speedup"].notna()]
         if len(ends):
             last = ends.iloc[-1]

@@ -58,7 +58,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 
 def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:
     """Shares by images resident; the labels for the right edge."""
-    host = bool((rows["device_kind"] == "emulated").all())
+    emulated = bool((rows["device_kind"] == "emulated").all())
     sizes = sorted(set(rows["resident_images"]))
     style.quantity_axis(
         axes, "x", sizes, lambda value: f"{value:,.0f}", steps=(1, 2, 4, 8), base=16, margin=1.4
@@ -68,11 +68,11 @@ def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:
     axes.set_xticks(told, [f"{size:,}" for size in told], fontsize=8.5)
     axes.set_xlabel("images on the GPU per load")
     axes.grid(False, axis="x")
-    built = f"\n({wording.HOST})" if host else ""
+    built = f"\n({wording.EMULATED})" if emulated else ""
     axes.set_title(wording.title(stage) + built, fontsize=11, loc="left", pad=22)
     labels = []
     for part, (name, mark) in PARTS.items():
-        middle = panels.spread_line(axes, rows, "resident_images", part, mark, host)
+        middle = panels.spread_line(axes, rows, "resident_images", part, mark, emulated)
         labels.append(
             style.Label(sizes[-1], middle.iloc[-1], f"{name} {middle.iloc[-1]:.0f} %", mark.color)
         )
@@ -93,7 +93,7 @@ def title(transfers: pd.DataFrame, stages: list[str]) -> str:
     if least == most:
         return f"Where an epoch of {stages[-1]} goes"
     factor = epochs[least] / epochs[most]
-    built = f" ({wording.HOST})" if (rows["device_kind"] == "emulated").all() else ""
+    built = f" ({wording.EMULATED})" if (rows["device_kind"] == "emulated").all() else ""
     return (
         f"Loads of {least:,} images make an epoch of {stages[-1]} "
         f"{wording.times(factor)} as long as loads of {most:,}{built}"

@@ -226,9 +226,9 @@ class Experiment:
         return {run: i for i, run in enumerate(self.runs)}
 
     def gpus(self, wildcards: Any) -> int:
-        """GPUs that a run takes: none when its kernels are asked to be built for the host."""
+        """GPUs that a run takes: none when its kernels are to be emulated."""
         gpu = find_stage(wildcards.stage, "a rule").runs_on != "cpu"
-        return int(gpu and self.config.sweep.device != "host")
+        return int(gpu and self.config.sweep.device != "emulated")
 
     # what is measured beside the runs ---------------------------------------------------------
 

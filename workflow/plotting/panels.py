@@ -16,27 +16,27 @@ NAMES_OF_PEERS = {stage.name for stage in PEERS}
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines that may be compared: one data set and network, either measured or host-built."""
+    """Lines that may be compared: one data set and network, either measured or emulated."""
 
     dataset: str
     network: str
-    host: bool
+    emulated: bool
     lines: pd.DataFrame
 
     @property
     def title(self) -> str:
         name = wording.what(self.dataset, self.network)
-        return f"{name}\n({wording.HOST})" if self.host else name
+        return f"{name}\n({wording.EMULATED})" if self.emulated else name
 
 
 def split(summary: pd.DataFrame) -> list[Panel]:
-    """One panel a data set and network; host-built kernels never share one with measurements."""
+    """One panel a data set and network; emulated kernels never share one with measurements."""
     panels = []
     for (dataset, network), lines in summary.groupby(["dataset", "network"], sort=False):
-        host = lines["device_kind"] == "emulated"
+        emulated = lines["device_kind"] == "emulated"
         panels += [
             Panel(dataset, network, built, part)
-            for built, part in ((False, lines[~host]), (True, lines[host]))
+            for built, part in ((False, lines[~emulated]), (True, lines[emulated]))
             if len(part)
         ]
     return panels
@@ -71,7 +71,7 @@ def names(rows: pd.DataFrame) -> list[str]:
 
 
 def draw_line(
-    axes: Axes, group: pd.DataFrame, stage: str, value: str, low: str, high: str, host: bool
+    axes: Axes, group: pd.DataFrame, stage: str, value: str, low: str, high: str, emulated: bool
 ) -> None:
     """Medians joined by a line, bars from `low` to `high`; hollow marks where scaled.
 
@@ -81,7 +81,7 @@ def draw_line(
     good = group[group[value].notna()]
     axes.plot(
         good["batch_size"], good[value], color=mark.color, linewidth=2,
-        linestyle=line_style(peer, host), zorder=3,
+        linestyle=line_style(peer, emulated), zorder=3,
     )  # fmt: skip
     spread = good[good[low].notna()]
     axes.errorbar(
@@ -97,9 +97,9 @@ def draw_line(
         )  # fmt: skip
 
 
-def line_style(peer: bool, host: bool) -> Any:
-    """Dotted for a peer, dashed for a host-built stage."""
-    return ":" if peer else (0, (4, 2)) if host else "-"
+def line_style(peer: bool, emulated: bool) -> Any:
+    """Dotted for a peer, dashed for an emulated stage."""
+    return ":" if peer else (0, (4, 2)) if emulated else "-"
 
 
 def draw_failures(axes: Axes, lines: pd.DataFrame) -> list[style.Label]:
@@ -173,7 +173,7 @@ def of_cell(table: pd.DataFrame, cell: tuple[str, str]) -> pd.DataFrame:
 
 
 def spread_line(
-    axes: Axes, group: pd.DataFrame, x: str, value: str, mark: style.Mark, host: bool
+    axes: Axes, group: pd.DataFrame, x: str, value: str, mark: style.Mark, emulated: bool
 ) -> pd.Series:
     """Medians of `value` at each `x`, joined by a line, with quartiles as bars; the medians.
 
@@ -187,7 +187,7 @@ def spread_line(
         [middle - by_x.quantile(0.25), by_x.quantile(0.75) - middle],
         color=mark.color, marker=mark.marker, markersize=8, linewidth=2,
         markerfacecolor="white" if peer else mark.color,
-        linestyle=line_style(peer, host), elinewidth=1.3, capsize=3.5,
+        linestyle=line_style(peer, emulated), elinewidth=1.3, capsize=3.5,
     )  # fmt: skip
     return middle
 
@@ -207,7 +207,7 @@ def devices(summary: pd.DataFrame) -> str:
         summary = summary[ran]
     for (name, kind), lines in summary.groupby(["device", "device_kind"], sort=False):
         stages = ", ".join(dict.fromkeys(lines["stage"]))
-        built = f" ({wording.HOST})" if kind == "emulated" else ""
+        built = f" ({wording.EMULATED})" if kind == "emulated" else ""
         parts.append(f"{stages} on {wording.device(name)}{built}")
     return "; ".join(parts)
 

@@ -97,7 +97,7 @@ def complete(rows: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_order(lines: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """(stage, device, kind) along the ladder, those that were measured before host-built ones."""
+    """(stage, device, kind) along the ladder, those that were measured before emulated ones."""
     lines = sorted(lines)
     ladder = panels.on_ladder(stage for stage, _, _ in lines)
     return sorted(lines, key=lambda line: (line[2] == "emulated", ladder.index(line[0])))
@@ -247,7 +247,7 @@ class GridRow:
     """A stage and what it believes in every column; None where it does not know anything yet."""
 
     stage: str
-    host: bool
+    emulated: bool
     remark: str
     cells: Sequence[Belief | None]
 
@@ -263,9 +263,9 @@ class Block:
 
 def grid_row(line: pd.DataFrame, cells: Sequence[Belief | None]) -> GridRow:
     """The row of one stage, with a remark where it was not trained in full or not on a GPU."""
-    host = line["device_kind"].iloc[0] == "emulated"
-    remarks = ["host-built"] * host + ["extrapolated"] * bool(line["borrowed"].any())
-    return GridRow(line["stage"].iloc[0], host, ", ".join(remarks), cells)
+    emulated = line["device_kind"].iloc[0] == "emulated"
+    remarks = ["emulated"] * emulated + ["extrapolated"] * bool(line["borrowed"].any())
+    return GridRow(line["stage"].iloc[0], emulated, ", ".join(remarks), cells)
 
 
 def blocks(
@@ -355,10 +355,10 @@ def key(axes: Axes, cells: Sequence[Belief | None], nothing: str) -> None:
 
 
 def places(rows: Sequence[GridRow]) -> list[float]:
-    """Where each row begins, and the last one ends; host-built stages stand a little apart."""
+    """Where each row begins, and the last one ends; emulated stages stand a little apart."""
     found, below = [], 0.0
     for number, row in enumerate(rows):
-        apart = number > 0 and row.host and not rows[number - 1].host
+        apart = number > 0 and row.emulated and not rows[number - 1].emulated
         found.append(below + 0.25 * apart)
         below = found[-1] + 1
     return [*found, below]

@@ -5,7 +5,7 @@ import re
 
 from cnnlib.stages import ALL
 
-HOST = "host-built, not a GPU measurement"
+EMULATED = "emulated kernels, not a GPU measurement"
 
 STATUS = {
     "does_not_fit": "does not fit",

@@ -116,7 +116,7 @@ def short(blocks: list[page.Block]) -> list[page.Block]:
 
 
 def result(summary: pd.DataFrame) -> str:
-    """The largest speedup that was measured, in one sentence; host-built kernels do not count."""
+    """The largest speedup that was measured, in one sentence; emulated kernels do not count."""
     measured = summary[(summary["device_kind"] != "emulated") & summary["speedup"].notna()]
     if not len(measured):
         return "No speedup was measured."

@@ -26,7 +26,7 @@ if not EXPERIMENT.tables_are_given:
         threads: workflow.resource_settings.cores or 1
         resources:
             timer=1,
-            gpu=int(EXPERIMENT.config.sweep.device != "host"),
+            gpu=int(EXPERIMENT.config.sweep.device != "emulated"),
         params:
             config=EXPERIMENT.settings_file,
             settings=EXPERIMENT.without_wildcards("measuring"),

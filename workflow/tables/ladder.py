@@ -42,7 +42,7 @@ def markdown(frame: pd.DataFrame) -> str:
             ["stage", "device", "device_kind"], sort=False
         ):
             by_size = {line.batch_size: line for line in group.itertuples()}
-            name = wording.title(stage) + (f" ({wording.HOST})" if kind == "emulated" else "")
+            name = wording.title(stage) + (f" ({wording.EMULATED})" if kind == "emulated" else "")
             cells = [name, group["change"].iloc[0]]
             cells += [epoch_cell(by_size.get(size)) for size in sizes]
             cells += [speedup_cell(by_size.get(size)) for size in sizes]
@@ -99,7 +99,7 @@ def note(frame: pd.DataFrame) -> str:
         text += " \\* timed on part of an epoch and scaled."
     if (frame["device_kind"] == "emulated").any():
         text += (
-            " Host-built stages are the GPU's kernels compiled for the CPU: their times say nothing"
+            " Emulated stages are the GPU's kernels compiled for the CPU: their times say nothing"
             " about a GPU."
         )
     return text + "\n"

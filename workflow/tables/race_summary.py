@@ -84,7 +84,7 @@ def markdown(frame: pd.DataFrame) -> str:
     head = ["stage", "device", "n", "test accuracy", "of one seed", "training takes", "goal"]
     table = [head, ["---", "---", *["---:"] * 5]]
     for line in frame.itertuples():
-        kind = f" ({wording.HOST})" if line.device_kind == "emulated" else ""
+        kind = f" ({wording.EMULATED})" if line.device_kind == "emulated" else ""
         name = [wording.title(line.stage) + kind, wording.device(line.device), f"{line.n}"]
         goal = f"{100 * line.target_accuracy:.4g} %"
         if not line.n:

@@ -328,18 +328,19 @@ def test_a_difference_between_stages_is_in_the_title() -> None:
     )
 
 
-def test_host_built_kernels_are_apart_and_never_in_the_title() -> None:
+def test_emulated_kernels_are_apart_and_never_in_the_title() -> None:
     tables = made_up(["gemm"])
-    host = made_up(["ring"], kind="emulated")
-    both = {name: pd.concat([tables[name], host[name]]) for name in tables}
+    emulated = made_up(["ring"], kind="emulated")
+    both = {name: pd.concat([tables[name], emulated[name]]) for name in tables}
     both["pictures"] = tables["pictures"]
     figure = drawn("learning", both)
     assert texts(figure)[0] == "gemm recognises 97 % of the test images after 192 ms"
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles[2] == f"LeNet-5 on MNIST\n({wording.HOST})"
+    assert titles[2] == f"LeNet-5 on MNIST\n({wording.EMULATED})"
     assert texts(drawn("discern", both))[0] == "gemm recognises this 2 after 12.8 ms"
     for name in ("learning", "discern"):
-        assert wording.HOST in texts(drawn(name, host | {"pictures": tables["pictures"]}))[0]
+        figure = drawn(name, emulated | {"pictures": tables["pictures"]})
+        assert wording.EMULATED in texts(figure)[0]
 
 
 # whatever the tables hold -----------------------------------------------------------------------
@@ -367,7 +368,7 @@ TROUBLES = {
     "several networks": several_networks,
     "twelve classes": lambda: made_up(classes=12),
     "nan": with_nan,
-    "host only": lambda: made_up(["gemm_cuda", "ring"], kind="emulated"),
+    "emulated only": lambda: made_up(["gemm_cuda", "ring"], kind="emulated"),
     "nothing in full": lambda: made_up(extrapolated=True),
     "no pictures": lambda: made_up() | {"pictures": table("pictures", [])},
 }

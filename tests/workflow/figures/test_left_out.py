@@ -223,7 +223,7 @@ def test_a_sweep_goes_on_to_its_figures(fresh: Checkout, tmp_path: Path) -> None
     settings["networks"] = {"wide": WIDE}
     settings["sweep"] |= {
         "networks": ["wide"], "stages": ["gemm", GONE], "batch_sizes": [4], "repeats": 1,
-        "device": "host",
+        "device": "emulated",
     }  # fmt: skip
     settings["race"] |= {"network": "wide", "stages": ["gemm", GONE], "seeds": 1}
     settings["training"] = settings["race"]["training"] | {"epochs": 1}

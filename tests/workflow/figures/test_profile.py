@@ -183,7 +183,7 @@ def test_hotspots_are_the_first_functions_with_their_share() -> None:
 # titles ------------------------------------------------------------------------------------------
 
 
-def only_host() -> Tables:
+def only_emulated() -> Tables:
     return made_up(("fused", "ring"), kind="emulated")
 
 
@@ -223,21 +223,21 @@ def test_without_probes_there_are_no_ceilings_and_it_is_said() -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_host_built_kernels_are_named_so(name: str) -> None:
-    title = texts(drawn(name, only_host()))[0]
-    assert wording.HOST in title
+def test_emulated_kernels_are_named_so(name: str) -> None:
+    title = texts(drawn(name, only_emulated()))[0]
+    assert wording.EMULATED in title
     assert "peak" not in title  # of what would it be one?
 
 
 @pytest.mark.parametrize("name", ["profile", "roofline"])
-def test_host_built_kernels_share_no_panel(name: str) -> None:
+def test_emulated_kernels_share_no_panel(name: str) -> None:
     figure = drawn(name, made_up(kind="emulated"))
-    assert wording.HOST not in texts(figure)[0]
+    assert wording.EMULATED not in texts(figure)[0]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert {wording.HOST in title for title in titles} == {True, False}
+    assert {wording.EMULATED in title for title in titles} == {True, False}
     for axes in figure.axes:
         labels = {label.get_text() for label in axes.get_yticklabels()}
-        if name == "profile" and wording.HOST in axes.get_title(loc="left"):
+        if name == "profile" and wording.EMULATED in axes.get_title(loc="left"):
             assert labels == {wording.title("fused"), wording.title("ring")}
 
 
@@ -265,7 +265,7 @@ TROUBLES: dict[str, Callable[[], Tables]] = {
     },
     "several networks": several_networks,
     "nan": with_nan,
-    "host only": only_host,
+    "emulated only": only_emulated,
     "cpu only": lambda: made_up(("naive", "gemm")),
     "unknown part": lambda: {
         name: rows.replace({"part": {"update": "polish"}}) for name, rows in made_up().items()

@@ -162,19 +162,19 @@ def test_where_there_is_no_gpu_memory_is_the_hosts() -> None:
     assert " on the host at batch 256" in said(figure)
     assert "of the process and its children on the host" in said(figure)
     assert not any("card" in text for text in texts(peaks(figure)[0]))
-    assert wording.HOST not in said(figure) + "".join(headings(figure))
+    assert wording.EMULATED not in said(figure) + "".join(headings(figure))
 
 
-def test_host_built_kernels_have_a_panel_of_their_own() -> None:
+def test_emulated_kernels_have_a_panel_of_their_own() -> None:
     figure = draw("memory", **sweep({"naive": "cpu", "gemm": "cpu", "fused": "emulated"}))
     measured, built = peaks(figure)
-    assert wording.HOST not in measured.get_title(loc="left")
-    assert wording.HOST in built.get_title(loc="left")
+    assert wording.EMULATED not in measured.get_title(loc="left")
+    assert wording.EMULATED in built.get_title(loc="left")
     assert [text.partition("  ")[0] for text in texts(built)] == [wording.title("fused")]
-    assert f"{wording.title('fused')} ({wording.HOST})" in headings(figure)
+    assert f"{wording.title('fused')} ({wording.EMULATED})" in headings(figure)
     assert "fused" not in figure.texts[0].get_text()
     alone = draw("memory", **sweep({"fused": "emulated"}))
-    assert wording.HOST in alone.texts[0].get_text()
+    assert wording.EMULATED in alone.texts[0].get_text()
 
 
 def test_a_run_that_did_not_train_is_named_and_not_drawn() -> None:

@@ -99,7 +99,7 @@ def test_peers_of_the_same_precision_are_beside_the_result() -> None:
     )
 
 
-def test_host_built_kernels_are_no_result() -> None:
+def test_emulated_kernels_are_no_result() -> None:
     assert poster.result(SUMMARY.assign(device_kind="emulated")) == "No speedup was measured."
 
 

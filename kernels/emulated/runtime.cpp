@@ -26,35 +26,35 @@
 #undef gridDim
 
 #if defined(__SANITIZE_ADDRESS__)
-#define HOST_ASAN 1
+#define EMULATED_ASAN 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
-#define HOST_ASAN 1
+#define EMULATED_ASAN 1
 #endif
 #endif
-#ifndef HOST_ASAN
-#define HOST_ASAN 0
+#ifndef EMULATED_ASAN
+#define EMULATED_ASAN 0
 #endif
 
-#if HOST_ASAN
+#if EMULATED_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// Without assembly for this processor, or by -DHOST_UCONTEXT=1, stacks are switched by the C library.
-#ifndef HOST_UCONTEXT
+// Without assembly for this processor, or by -DEMULATED_UCONTEXT=1, stacks are switched by the C library.
+#ifndef EMULATED_UCONTEXT
 #if defined(__x86_64__) || defined(__aarch64__)
-#define HOST_UCONTEXT 0
+#define EMULATED_UCONTEXT 0
 #else
-#define HOST_UCONTEXT 1
+#define EMULATED_UCONTEXT 1
 #endif
 #endif
-#if HOST_UCONTEXT
+#if EMULATED_UCONTEXT
 #include <ucontext.h>
 #endif
 
 extern "C" {
-HOST_THREAD_LOCAL HostContext host_context = {};
+EMULATED_THREAD_LOCAL EmulatedContext emulated_context = {};
 }
 
 namespace {
@@ -64,26 +64,26 @@ constexpr int WARP = 32;
 constexpr int MAX_WARPS = MAX_THREADS / WARP;
 constexpr size_t SHARED_LIMIT = 48 * 1024;    // CUDA's limit for arrays of fixed size
 constexpr size_t LARGE_LIMIT = 227 * 1024;    // with SHARED_LARGE: what a block of an H100 may have
-constexpr size_t STACK = (HOST_ASAN ? 512 : 128) * 1024;
+constexpr size_t STACK = (EMULATED_ASAN ? 512 : 128) * 1024;
 constexpr size_t PAGE = 4096;
-constexpr size_t RED_ZONE = HOST_ASAN ? 64 : 0;  // between SHARED arrays
+constexpr size_t RED_ZONE = EMULATED_ASAN ? 64 : 0;  // between SHARED arrays
 constexpr int GUARDED_FIBERS = 16384;         // a guard page each would use up the kernel's limit of mappings
 constexpr int MAX_SHARED_ARRAYS = 64;
 
 // ---- switching stacks -----------------------------------------------------------------------------------
 
 // CAREFUL: a switch must know the fibers it goes from and to. Otherwise a stack pointer is all there is.
-#define HOST_CAREFUL (HOST_ASAN || HOST_UCONTEXT)
+#define EMULATED_CAREFUL (EMULATED_ASAN || EMULATED_UCONTEXT)
 
-#if !HOST_UCONTEXT
+#if !EMULATED_UCONTEXT
 // Saves what a C function must preserve, and nothing else. It returns with an ordinary `ret`: fibers that
 // follow one another are mostly suspended at the same call, so the processor's prediction of it holds.
-extern "C" __attribute__((visibility("hidden"))) void host_switch_stacks(void** save, void* load);
+extern "C" __attribute__((visibility("hidden"))) void emulated_switch_stacks(void** save, void* load);
 
 #if defined(__APPLE__)
-#define ASM_NAME "_host_switch_stacks"
+#define ASM_NAME "_emulated_switch_stacks"
 #else
-#define ASM_NAME "host_switch_stacks"
+#define ASM_NAME "emulated_switch_stacks"
 #endif
 
 #if defined(__x86_64__)
@@ -112,7 +112,7 @@ asm(".text\n.p2align 4\n.globl " ASM_NAME "\n" ASM_NAME ":\n"
 #endif
 
 struct Fiber;
-#if HOST_CAREFUL
+#if EMULATED_CAREFUL
 using Place = Fiber*;
 #else
 using Place = void*;  // a suspended stack pointer
@@ -123,32 +123,32 @@ struct Fiber {
     Fiber* next_free;
     char* stack;       // lowest usable byte
     size_t stagger;    // so that the tops of stacks do not all fall on the same cache lines
-#if HOST_ASAN
+#if EMULATED_ASAN
     void* fake_stack;
 #endif
-#if HOST_UCONTEXT
+#if EMULATED_UCONTEXT
     ucontext_t state;
-#elif HOST_CAREFUL
+#elif EMULATED_CAREFUL
     void* stack_pointer;
 #endif
 };
 
 struct Worker;
-HOST_THREAD_LOCAL Worker* this_worker = nullptr;
+EMULATED_THREAD_LOCAL Worker* this_worker = nullptr;
 std::atomic<int> fibers_made{0};
 
 void fiber_main();
 
 void prepare(Fiber& fiber) {
     char* top = fiber.stack + STACK - fiber.stagger;
-#if HOST_ASAN
+#if EMULATED_ASAN
     // what an abandoned kernel left poisoned
     __asan_unpoison_memory_region(fiber.stack, STACK);
 #endif
-#if HOST_ASAN
+#if EMULATED_ASAN
     fiber.fake_stack = nullptr;
 #endif
-#if HOST_UCONTEXT
+#if EMULATED_UCONTEXT
     getcontext(&fiber.state);
     fiber.state.uc_stack.ss_sp = fiber.stack;
     fiber.state.uc_stack.ss_size = static_cast<size_t>(top - fiber.stack);
@@ -165,13 +165,13 @@ void prepare(Fiber& fiber) {
     for (int i = 0; i < SAVED_WORDS; ++i) words[i] = nullptr;
     words[11] = reinterpret_cast<void*>(fiber_main);  // x30
 #endif
-#if HOST_CAREFUL
+#if EMULATED_CAREFUL
     fiber.stack_pointer = words;
 #else
     fiber.place = words;
 #endif
 #endif
-#if HOST_CAREFUL
+#if EMULATED_CAREFUL
     fiber.place = &fiber;
 #endif
 }
@@ -187,7 +187,7 @@ struct Warp {
 // Lanes that meet at a warp operation.
 struct Meeting {
     uint32_t mask, arrived, ballot;
-    const HostSite* site;
+    const EmulatedSite* site;
 };
 
 struct SharedArray {
@@ -198,7 +198,7 @@ struct SharedArray {
 };
 
 struct Launch {
-    const HostLaunch* wanted;
+    const EmulatedLaunch* wanted;
     uint64_t blocks;
     uint64_t chunk;
     std::atomic<uint64_t> next{0};
@@ -216,11 +216,11 @@ struct Worker {
     int arrived;   // at the block's barrier
     int votes, result;
     bool reverse, abandoned;
-    const HostSite* site;  // of the barrier, while arrived > 0
+    const EmulatedSite* site;  // of the barrier, while arrived > 0
     uint32_t last_warp;  // its lanes that exist
     Warp warp[MAX_WARPS];
-    HostIndex index[MAX_THREADS];   // threadIdx of each thread
-    HostIndex index_of{0, 0, 0};    // the blockDim it was made for
+    EmulatedIndex index[MAX_THREADS];   // threadIdx of each thread
+    EmulatedIndex index_of{0, 0, 0};    // the blockDim it was made for
     Place place[MAX_THREADS] = {};  // where a thread goes on that stopped in the middle; else null
     uint64_t value[MAX_THREADS];    // brought to, then given by, a warp operation
     int source[MAX_THREADS];
@@ -234,7 +234,7 @@ struct Worker {
 
     // fibers
     Place home_place;  // on the OS thread's own stack
-#if HOST_CAREFUL
+#if EMULATED_CAREFUL
     Fiber home{};
     Fiber* running = &home;
 #endif
@@ -250,7 +250,7 @@ struct Worker {
     }
     Worker(const Worker&) = delete;
     ~Worker() {
-#if HOST_ASAN
+#if EMULATED_ASAN
         // whoever gets this memory next must not find it forbidden
         __asan_unpoison_memory_region(arena, arena_bytes());
         for (Fiber* fiber : all_fibers) __asan_unpoison_memory_region(fiber->stack, STACK);
@@ -294,10 +294,10 @@ struct Worker {
 
     uint32_t lanes_of(int w) const { return w == warps - 1 ? last_warp : ~0u; }
 
-    // The thread that runs is host_context.thread.
+    // The thread that runs is emulated_context.thread.
     void enter(int thread) {
-        host_context.thread = thread;
-        host_context.threadIdx = index[thread];
+        emulated_context.thread = thread;
+        emulated_context.threadIdx = index[thread];
     }
 
     // ---- fibers
@@ -310,7 +310,7 @@ struct Worker {
         char* memory = static_cast<char*>(mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE,
                                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
         if (memory == MAP_FAILED) {
-            fprintf(stderr, "host device: no memory for the stacks of a block's threads\n");
+            fprintf(stderr, "emulated device: no memory for the stacks of a block's threads\n");
             abort();
         }
         if (number < GUARDED_FIBERS) mprotect(memory, PAGE, PROT_NONE);
@@ -331,30 +331,30 @@ struct Worker {
 
     // Leaves the running stack, to go on there when somebody jumps to `from`, and goes on at `to`.
     void jump(Place& from, Place to) {
-#if HOST_CAREFUL
+#if EMULATED_CAREFUL
         Fiber* const self = from = running;
         running = to;
-#if HOST_ASAN
+#if EMULATED_ASAN
         const bool homeward = to == &home;
         __sanitizer_start_switch_fiber(&self->fake_stack, homeward ? home_bottom : to->stack,
                                        homeward ? home_size : STACK);
 #endif
-#if HOST_UCONTEXT
+#if EMULATED_UCONTEXT
         swapcontext(&self->state, &to->state);
 #else
-        host_switch_stacks(&self->stack_pointer, to->stack_pointer);
+        emulated_switch_stacks(&self->stack_pointer, to->stack_pointer);
 #endif
-#if HOST_ASAN
+#if EMULATED_ASAN
         __sanitizer_finish_switch_fiber(self->fake_stack, nullptr, nullptr);
 #endif
 #else
-        host_switch_stacks(&from, to);
+        emulated_switch_stacks(&from, to);
 #endif
     }
 
     // From the running thread, which waits, to `thread`.
     void switch_to(int thread) {
-        Place& from = place[host_context.thread];
+        Place& from = place[emulated_context.thread];
         const Place to = place[thread] ? place[thread] : take_fiber()->place;
         enter(thread);
         jump(from, to);
@@ -369,8 +369,8 @@ struct Worker {
         va_start(list, format);
         vsnprintf(detail, sizeof detail, format, list);
         va_end(list);
-        const HostIndex& b = host_context.blockIdx;
-        snprintf(launch->wanted->message, HOST_MESSAGE_BYTES, "kernel %s, block (%u,%u,%u): %s",
+        const EmulatedIndex& b = emulated_context.blockIdx;
+        snprintf(launch->wanted->message, EMULATED_MESSAGE_BYTES, "kernel %s, block (%u,%u,%u): %s",
                  launch->wanted->kernel, b.x, b.y, b.z, detail);
         launch->failed = true;
     }
@@ -409,7 +409,7 @@ struct Worker {
         abandon();
     }
 
-    static bool same(const HostSite* a, const HostSite* b) {
+    static bool same(const EmulatedSite* a, const EmulatedSite* b) {
         return a == b || (a->line == b->line && strcmp(a->file, b->file) == 0);
     }
 
@@ -420,7 +420,7 @@ struct Worker {
 
     // The running thread gives way until somebody makes it ready.
     void wait() {
-        const int me = host_context.thread;
+        const int me = emulated_context.thread;
         warp[me / WARP].ready &= ~(1u << (me % WARP));
         const int next = after(me);
         if (next < 0) stuck();
@@ -429,8 +429,8 @@ struct Worker {
 
     // ---- a block from beginning to end
     void run_block(uint64_t number) {
-        const HostIndex& grid = host_context.gridDim;
-        host_context.blockIdx = {static_cast<unsigned>(number % grid.x),
+        const EmulatedIndex& grid = emulated_context.gridDim;
+        emulated_context.blockIdx = {static_cast<unsigned>(number % grid.x),
                                  static_cast<unsigned>(number / grid.x % grid.y),
                                  static_cast<unsigned>(number / grid.x / grid.y)};
         for (int w = 0; w < warps; ++w) warp[w] = {~0u, 0, 0};
@@ -456,13 +456,13 @@ struct Worker {
 
     void start(Launch& with) {
         launch = &with;
-        const HostLaunch& wanted = *with.wanted;
+        const EmulatedLaunch& wanted = *with.wanted;
         body = wanted.body;
         arguments = wanted.arguments;
         reverse = wanted.reverse != 0;
-        host_context.gridDim = wanted.grid;
-        host_context.blockDim = wanted.block;
-        const HostIndex& b = wanted.block;
+        emulated_context.gridDim = wanted.grid;
+        emulated_context.blockDim = wanted.block;
+        const EmulatedIndex& b = wanted.block;
         threads = static_cast<int>(b.x * b.y * b.z);
         warps = (threads + WARP - 1) / WARP;
         last_warp = threads % WARP ? (1u << (threads % WARP)) - 1 : ~0u;
@@ -475,12 +475,12 @@ struct Worker {
         }
         arrays = 0;
         arena_used = 0;
-#if HOST_ASAN
+#if EMULATED_ASAN
         __asan_poison_memory_region(arena, arena_bytes());
 #endif
         this_worker = this;
-        host_context.values = value;
-#if HOST_CAREFUL
+        emulated_context.values = value;
+#if EMULATED_CAREFUL
         home_place = &home;
 #endif
     }
@@ -532,7 +532,7 @@ struct Worker {
             abandon();
         }
         arena_used = at + bytes;
-#if HOST_ASAN
+#if EMULATED_ASAN
         __asan_unpoison_memory_region(arena + at, bytes);
 #endif
         memset(arena + at, 0xFF, bytes);
@@ -542,7 +542,7 @@ struct Worker {
     }
 
     // ---- waiting
-    int barrier(int predicate, const HostSite* at) {
+    int barrier(int predicate, const EmulatedSite* at) {
         if (arrived == 0) {
             site = at;
         } else if (!same(site, at)) {
@@ -559,12 +559,12 @@ struct Worker {
         arrived = votes = 0;
         for (int w = 0; w < warps; ++w) warp[w].ready = lanes_of(w);
         const int next = reverse ? threads - 1 : 0;
-        if (next != host_context.thread) switch_to(next);
+        if (next != emulated_context.thread) switch_to(next);
         return result;
     }
 
     // Lanes that have left a meeting of a part of the warp may already be at the next one, of all lanes, say.
-    Meeting& find_meeting(int w, uint32_t mask, const HostSite* at) {
+    Meeting& find_meeting(int w, uint32_t mask, const EmulatedSite* at) {
         Meeting* const mine = meeting + w * WARP;
         uint32_t& open = warp[w].open;
         for (uint32_t slots = open; slots; slots &= slots - 1) {
@@ -579,8 +579,8 @@ struct Worker {
     }
 
     // The running thread comes to a meeting. If that makes it complete, it must `release` it, else wait.
-    Meeting& come(unsigned wanted, const HostSite* at, bool& complete) {
-        const int me = host_context.thread, w = me / WARP;
+    Meeting& come(unsigned wanted, const EmulatedSite* at, bool& complete) {
+        const int me = emulated_context.thread, w = me / WARP;
         const uint32_t bit = 1u << (me % WARP);
         const uint32_t mask = wanted & lanes_of(w);  // lanes beyond the block do not exist
         if (!(mask & bit)) {
@@ -595,7 +595,7 @@ struct Worker {
     }
 
     void release(Meeting& m) {
-        const int me = host_context.thread, w = me / WARP;
+        const int me = emulated_context.thread, w = me / WARP;
         m.arrived = 0;
         warp[w].open &= ~(1u << (&m - (meeting + w * WARP)));
         warp[w].ready |= m.mask;
@@ -603,8 +603,8 @@ struct Worker {
         if (next != me) switch_to(next);
     }
 
-    void exchange(unsigned mask, int lane, uint64_t brought, const HostSite* at) {
-        const int me = host_context.thread;
+    void exchange(unsigned mask, int lane, uint64_t brought, const EmulatedSite* at) {
+        const int me = emulated_context.thread;
         bool complete;
         Meeting& m = come(mask, at, complete);
         value[me] = brought;
@@ -624,8 +624,8 @@ struct Worker {
         }
     }
 
-    void ballot(unsigned mask, int predicate, const HostSite* at) {
-        const int me = host_context.thread;
+    void ballot(unsigned mask, int predicate, const EmulatedSite* at) {
+        const int me = emulated_context.thread;
         bool complete;
         Meeting& m = come(mask, at, complete);
         if (predicate) m.ballot |= 1u << (me % WARP);
@@ -643,7 +643,7 @@ struct Worker {
 void fiber_main() {
     Worker& w = *this_worker;
     Fiber* self = w.taken;
-#if HOST_ASAN
+#if EMULATED_ASAN
     {
         const void* bottom;
         size_t size;
@@ -656,7 +656,7 @@ void fiber_main() {
         for (;;) {
             w.hint = 0;
             w.body(w.arguments);
-            const int ended = host_context.thread;
+            const int ended = emulated_context.thread;
             Warp& mine = w.warp[ended / WARP];
             const uint32_t bit = 1u << (ended % WARP);
             mine.ready &= ~bit;
@@ -780,21 +780,21 @@ Pool& pool() {
 
 extern "C" {
 
-void* host_shared(const void* site, size_t bytes, size_t alignment, int large, const char* name) {
+void* emulated_shared(const void* site, size_t bytes, size_t alignment, int large, const char* name) {
     return this_worker->shared(site, bytes, alignment, large != 0, name);
 }
-int host_barrier_count(int predicate, const HostSite* site) { return this_worker->barrier(predicate, site); }
-void host_ballot(unsigned mask, int predicate, const HostSite* site) { this_worker->ballot(mask, predicate, site); }
+int emulated_barrier_count(int predicate, const EmulatedSite* site) { return this_worker->barrier(predicate, site); }
+void emulated_ballot(unsigned mask, int predicate, const EmulatedSite* site) { this_worker->ballot(mask, predicate, site); }
 
 // Out of line, so that the functions below have no registers to save.
-static __attribute__((noinline)) void any_barrier(const HostSite* site) { this_worker->barrier(0, site); }
-static __attribute__((noinline)) void any_exchange(unsigned mask, int source, uint64_t value, const HostSite* site) {
+static __attribute__((noinline)) void any_barrier(const EmulatedSite* site) { this_worker->barrier(0, site); }
+static __attribute__((noinline)) void any_exchange(unsigned mask, int source, uint64_t value, const EmulatedSite* site) {
     this_worker->exchange(mask, source, value, site);
 }
 
-#if HOST_CAREFUL
-void host_barrier(const HostSite* site) { any_barrier(site); }
-void host_exchange(unsigned mask, int source, uint64_t value, const HostSite* site) {
+#if EMULATED_CAREFUL
+void emulated_barrier(const EmulatedSite* site) { any_barrier(site); }
+void emulated_exchange(unsigned mask, int source, uint64_t value, const EmulatedSite* site) {
     any_exchange(mask, source, value, site);
 }
 #else
@@ -809,9 +809,9 @@ static inline __attribute__((always_inline)) Place successor(Worker& w, int me, 
     return w.place[next];
 }
 
-void host_barrier(const HostSite* site) {
+void emulated_barrier(const EmulatedSite* site) {
     Worker& w = *this_worker;
-    const int me = host_context.thread;
+    const int me = emulated_context.thread;
     uint32_t ready;
     int next;
     const Place to = successor(w, me, ready, next);
@@ -819,12 +819,12 @@ void host_barrier(const HostSite* site) {
     w.arrived++;
     w.warp[me / WARP].ready = ready;
     w.enter(next);
-    return host_switch_stacks(&w.place[me], to);
+    return emulated_switch_stacks(&w.place[me], to);
 }
 
-void host_exchange(unsigned mask, int source, uint64_t value, const HostSite* site) {
+void emulated_exchange(unsigned mask, int source, uint64_t value, const EmulatedSite* site) {
     Worker& w = *this_worker;
-    const int me = host_context.thread;
+    const int me = emulated_context.thread;
     Meeting& m = w.meeting[me & ~(WARP - 1)];
     const uint32_t arrived = m.arrived | 1u << (me % WARP);
     uint32_t ready;
@@ -837,20 +837,20 @@ void host_exchange(unsigned mask, int source, uint64_t value, const HostSite* si
     m.arrived = arrived;
     w.warp[me / WARP].ready = ready;
     w.enter(next);
-    return host_switch_stacks(&w.place[me], to);
+    return emulated_switch_stacks(&w.place[me], to);
 }
 #endif
 
-int host_run(const HostLaunch* wanted) {
-    const HostIndex &grid = wanted->grid, &block = wanted->block;
+int emulated_run(const EmulatedLaunch* wanted) {
+    const EmulatedIndex &grid = wanted->grid, &block = wanted->block;
     const uint64_t threads = uint64_t{block.x} * block.y * block.z;
     if (threads == 0 || threads > MAX_THREADS || block.z > 64) {
-        snprintf(wanted->message, HOST_MESSAGE_BYTES, "kernel %s: block (%u,%u,%u) is not 1 to %d threads",
+        snprintf(wanted->message, EMULATED_MESSAGE_BYTES, "kernel %s: block (%u,%u,%u) is not 1 to %d threads",
                  wanted->kernel, block.x, block.y, block.z, MAX_THREADS);
         return 1;
     }
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
-        snprintf(wanted->message, HOST_MESSAGE_BYTES, "kernel %s: grid (%u,%u,%u) is not within (2^31-1,65535,65535)",
+        snprintf(wanted->message, EMULATED_MESSAGE_BYTES, "kernel %s: grid (%u,%u,%u) is not within (2^31-1,65535,65535)",
                  wanted->kernel, grid.x, grid.y, grid.z);
         return 1;
     }
@@ -865,10 +865,10 @@ int host_run(const HostLaunch* wanted) {
 }
 
 // Memory of device arrays: a block each, so that AddressSanitizer sees their ends. Null when there is none.
-HOST_EXPORT void* host_allocate(size_t bytes) {
+EMULATED_EXPORT void* emulated_allocate(size_t bytes) {
     void* at = nullptr;
     return posix_memalign(&at, 256, bytes) == 0 ? at : nullptr;
 }
-HOST_EXPORT void host_free(void* at) { free(at); }
+EMULATED_EXPORT void emulated_free(void* at) { free(at); }
 
 }  // extern "C"

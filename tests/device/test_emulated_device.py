@@ -1,4 +1,4 @@
-"""The host device alone: what it reports, its order of fibers, its threads and its settings."""
+"""The emulated device alone: what it reports, its order of fibers, its threads and its settings."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import pytest
 
 from cnnlib.device import Kernel, KernelError, open_device
 from cnnlib.device.compiler import find_compiler
-from cnnlib.device.host import HostDevice
+from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.errors import DeviceError, DoesNotFit
 from cnnlib.system.machine import usable_cores
 
@@ -23,13 +23,15 @@ KernelsIn = Callable[[str], list[str]]
 
 
 @pytest.fixture(scope="module")
-def host() -> HostDevice:
-    return HostDevice(fiber_order="forward", threads=2)
+def emulated() -> EmulatedDevice:
+    return EmulatedDevice(fiber_order="forward", threads=2)
 
 
 @pytest.fixture(scope="module")
-def wrong(host: HostDevice, wrong_source: str, kernels_in: KernelsIn) -> Callable[[str], Kernel]:
-    module = host.compile(wrong_source, "wrong.cu", kernels_in(wrong_source))
+def wrong(
+    emulated: EmulatedDevice, wrong_source: str, kernels_in: KernelsIn
+) -> Callable[[str], Kernel]:
+    module = emulated.compile(wrong_source, "wrong.cu", kernels_in(wrong_source))
     return lambda name: module.kernel(f"wrong_{name}")
 
 
@@ -40,11 +42,11 @@ def line_of(source: str, text: str, number: int = 0) -> int:
 
 def test_auto_takes_what_works() -> None:
     with open_device("auto") as device:
-        assert device.kind in ("cuda", "host")
+        assert device.kind in ("cuda", "emulated")
 
 
-def test_name_says_how_kernels_were_built(host: HostDevice) -> None:
-    assert re.search(r"\(kernels built by \S+ \d+[\d.]*\)$", host.name)
+def test_name_says_how_kernels_were_built(emulated: EmulatedDevice) -> None:
+    assert re.search(r"\(kernels built by \S+ \d+[\d.]*\)$", emulated.name)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_name_says_how_kernels_were_built(host: HostDevice) -> None:
     ],
 )
 def test_reports(
-    host: HostDevice,
+    emulated: EmulatedDevice,
     wrong: Callable[[str], Kernel],
     wrong_source: str,
     kernel: str,
@@ -70,7 +72,7 @@ def test_reports(
 ) -> None:
     lines = [line_of(wrong_source, "__syncthreads", i) for i in range(4)]
     said = said.format(*lines[:2], lines[3], line_of(wrong_source, "__shfl_down"))
-    out = host.array(64)
+    out = emulated.array(64)
     with pytest.raises(KernelError) as caught:
         wrong(kernel)((3, 2), 64, out)
     message = str(caught.value)
@@ -83,23 +85,25 @@ def test_reports(
 
 
 def test_barriers_at_different_lines(
-    host: HostDevice, wrong: Callable[[str], Kernel], wrong_source: str
+    emulated: EmulatedDevice, wrong: Callable[[str], Kernel], wrong_source: str
 ) -> None:
     first, second = (line_of(wrong_source, "__syncthreads", i) for i in (1, 2))
     with pytest.raises(KernelError) as caught:
-        wrong("two_barriers")(1, 64, host.array(64))
+        wrong("two_barriers")(1, 64, emulated.array(64))
     assert f"wrong.cu:{first}" in str(caught.value)
     assert f"wrong.cu:{second}" in str(caught.value)
 
 
-def test_shared_memory_starts_poisoned(host: HostDevice, wrong: Callable[[str], Kernel]) -> None:
+def test_shared_memory_starts_poisoned(
+    emulated: EmulatedDevice, wrong: Callable[[str], Kernel]
+) -> None:
     for blocks in (1, 9):  # a block does not see what the last one left
-        out = host.array(64)
+        out = emulated.array(64)
         wrong("reads_unwritten")(blocks, 64, out)
         np.testing.assert_array_equal(np.isnan(out.get()), np.arange(64) % 2 == 0)
 
 
-def results_of(device: HostDevice, probe_source: str, kernels: list[str]) -> list[bytes]:
+def results_of(device: EmulatedDevice, probe_source: str, kernels: list[str]) -> list[bytes]:
     module = device.compile(probe_source, "probe.cu", kernels)
     source, results = device.array(5003), []
     source.set(np.random.default_rng(7).standard_normal(5003, np.float32))
@@ -125,9 +129,9 @@ def results_of(device: HostDevice, probe_source: str, kernels: list[str]) -> lis
 
 def test_neither_order_nor_threads_change_a_bit(probe_source: str, kernels_in: KernelsIn) -> None:
     kernels = kernels_in(probe_source)
-    expected = results_of(HostDevice("forward", threads=1), probe_source, kernels)
+    expected = results_of(EmulatedDevice("forward", threads=1), probe_source, kernels)
     for order, threads in (("reverse", 1), ("forward", 3), ("reverse", 5)):
-        device = HostDevice(order, threads)
+        device = EmulatedDevice(order, threads)
         assert results_of(device, probe_source, kernels) == expected
 
 
@@ -136,9 +140,9 @@ import hashlib, sys
 import numpy as np
 from pathlib import Path
 from cnnlib.device.compiler import find_compiler
-from cnnlib.device.host import HostDevice
+from cnnlib.device.emulated import EmulatedDevice
 
-device = HostDevice()
+device = EmulatedDevice()
 names = ["probe_multiply_tiles", "probe_warp_operations", "probe_phases"]
 module = device.compile(Path(sys.argv[1]).read_text(), "probe.cu", names)
 source = device.array((37, 37))
@@ -167,7 +171,7 @@ def test_stacks_switched_by_the_library_give_the_same() -> None:
             timeout=200,
             check=True,
         ).stdout
-        for extra in ("", " -DHOST_UCONTEXT=1")
+        for extra in ("", " -DEMULATED_UCONTEXT=1")
     ]
     assert len(printed[0].strip()) == 64
     assert printed[0] == printed[1]
@@ -176,7 +180,7 @@ def test_stacks_switched_by_the_library_give_the_same() -> None:
 def test_reverse_order_betrays_a_missing_barrier(wrong_source: str, kernels_in: KernelsIn) -> None:
     results = []
     for order in ("forward", "reverse"):
-        device = HostDevice(order)
+        device = EmulatedDevice(order)
         out = device.array(64)
         module = device.compile(wrong_source, "wrong.cu", kernels_in(wrong_source))
         module.kernel("wrong_no_barrier")(1, 64, out)
@@ -186,25 +190,28 @@ def test_reverse_order_betrays_a_missing_barrier(wrong_source: str, kernels_in: 
 
 def test_order_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNLIB_FIBER_ORDER", "reverse")
-    assert HostDevice().fiber_order == "reverse"
+    assert EmulatedDevice().fiber_order == "reverse"
     monkeypatch.setenv("CNNLIB_FIBER_ORDER", "backward")
     with pytest.raises(DeviceError, match=r"'backward'.*known: forward, reverse"):
-        HostDevice()
+        EmulatedDevice()
 
 
 def test_threads_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CNNLIB_HOST_THREADS", raising=False)
-    assert HostDevice().multiprocessors == usable_cores()
-    monkeypatch.setenv("CNNLIB_HOST_THREADS", "3")
-    assert HostDevice().multiprocessors == 3
-    monkeypatch.setenv("CNNLIB_HOST_THREADS", "many")
-    with pytest.raises(DeviceError, match="CNNLIB_HOST_THREADS=many"):
-        HostDevice()
+    monkeypatch.delenv("CNNLIB_EMULATED_THREADS", raising=False)
+    assert EmulatedDevice().multiprocessors == usable_cores()
+    monkeypatch.setenv("CNNLIB_EMULATED_THREADS", "3")
+    assert EmulatedDevice().multiprocessors == 3
+    monkeypatch.setenv("CNNLIB_EMULATED_THREADS", "many")
+    with pytest.raises(DeviceError, match="CNNLIB_EMULATED_THREADS=many"):
+        EmulatedDevice()
+    monkeypatch.delenv("CNNLIB_EMULATED_THREADS")
+    monkeypatch.setenv("CNNLIB_HOST_THREADS", "5")  # the name in earlier versions
+    assert EmulatedDevice().multiprocessors == 5
 
 
 def test_memory_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CNNLIB_HOST_MEMORY", "1000")
-    device = HostDevice()
+    monkeypatch.setenv("CNNLIB_EMULATED_MEMORY", "1000")
+    device = EmulatedDevice()
     held = device.array(200)
     assert (device.used_bytes(), device.free_bytes()) == (800, 200)
     with pytest.raises(DoesNotFit, match="204 bytes wanted, 200 of 1000 free"):
@@ -213,12 +220,12 @@ def test_memory_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     del held
 
 
-def test_kinds_of_arguments_are_checked(host: HostDevice, probe_source: str) -> None:
-    module = host.compile(probe_source, "probe.cu", ["probe_visit_range", "probe_sum_tree"])
+def test_kinds_of_arguments_are_checked(emulated: EmulatedDevice, probe_source: str) -> None:
+    module = emulated.compile(probe_source, "probe.cu", ["probe_visit_range", "probe_sum_tree"])
     kernel, ints, floats = (
         module.kernel("probe_visit_range"),
-        host.array(4, np.int32),
-        host.array(4),
+        emulated.array(4, np.int32),
+        emulated.array(4),
     )
     for arguments, said in (
         ((ints,), "takes 2 arguments, 1 were given"),
@@ -232,9 +239,13 @@ def test_kinds_of_arguments_are_checked(host: HostDevice, probe_source: str) -> 
             kernel(1, 1, *arguments)  # type: ignore[arg-type]
 
 
-def test_bytes_of_large_shared_memory_are_checked(host: HostDevice, probe_source: str) -> None:
-    kernel = host.compile(probe_source, "probe.cu", ["probe_sum_large"]).kernel("probe_sum_large")
-    out = host.array(1)
+def test_bytes_of_large_shared_memory_are_checked(
+    emulated: EmulatedDevice, probe_source: str
+) -> None:
+    kernel = emulated.compile(probe_source, "probe.cu", ["probe_sum_large"]).kernel(
+        "probe_sum_large"
+    )
+    out = emulated.array(1)
     with pytest.raises(KernelError, match="many of 100000 bytes: the launch named 99999"):
         kernel.bind(1, 32, out, shared_bytes=99_999)()
     bound = kernel.bind(1, 32, out, shared_bytes=100_000)
@@ -243,14 +254,14 @@ def test_bytes_of_large_shared_memory_are_checked(host: HostDevice, probe_source
         bound()
 
 
-def test_launches_from_several_threads(host: HostDevice, probe_source: str) -> None:
-    kernel = host.compile(probe_source, "probe.cu", ["probe_phases"]).kernel("probe_phases")
-    expected = host.array(4 * 64)
+def test_launches_from_several_threads(emulated: EmulatedDevice, probe_source: str) -> None:
+    kernel = emulated.compile(probe_source, "probe.cu", ["probe_phases"]).kernel("probe_phases")
+    expected = emulated.array(4 * 64)
     kernel(4, 64, expected, 9)
     wrong_results = []
 
     def work() -> None:
-        out = host.array(4 * 64)
+        out = emulated.array(4 * 64)
         for _ in range(30):
             out.fill_bytes()
             kernel(4, 64, out, 9)
@@ -267,8 +278,8 @@ def test_launches_from_several_threads(host: HostDevice, probe_source: str) -> N
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_launches_after_a_fork(host: HostDevice, wrong: Callable[[str], Kernel]) -> None:
-    out = host.array(64)
+def test_launches_after_a_fork(emulated: EmulatedDevice, wrong: Callable[[str], Kernel]) -> None:
+    out = emulated.array(64)
     wrong("well_behaved")(40, 64, out)  # helpers exist now, and will not in the child
     out.fill_bytes()
     child = os.fork()
@@ -282,7 +293,7 @@ def test_launches_after_a_fork(host: HostDevice, wrong: Callable[[str], Kernel])
     assert np.isnan(out.get()).all()
 
 
-def test_large_frames(host: HostDevice) -> None:
+def test_large_frames(emulated: EmulatedDevice) -> None:
     source = """#include "portable.cuh"
 #define LAYER frames
 namespace frames {
@@ -296,18 +307,18 @@ ENTRY(fill)(float* out) {
 }
 }
 """
-    out = host.array(64)
-    host.compile(source, "frames.cu", ["frames_fill"]).kernel("frames_fill")(1, 64, out)
+    out = emulated.array(64)
+    emulated.compile(source, "frames.cu", ["frames_fill"]).kernel("frames_fill")(1, 64, out)
     np.testing.assert_array_equal(out.get(), 4096 * 6 + 4 * np.arange(64))
 
 
-def test_plain_shared_is_refused(host: HostDevice) -> None:
+def test_plain_shared_is_refused(emulated: EmulatedDevice) -> None:
     source = '#include "portable.cuh"\n__global__ void k() { __shared__ float x[3]; x[0] = 0; }\n'
     with pytest.raises(DeviceError, match=r"write SHARED\(type, name, n\)"):
-        host.compile(source, "plain.cu", [])
+        emulated.compile(source, "plain.cu", [])
 
 
-def test_float_atomics_are_refused(host: HostDevice) -> None:
+def test_float_atomics_are_refused(emulated: EmulatedDevice) -> None:
     source = '#include "portable.cuh"\n__global__ void k(float* x) { atomicAdd(x, 1.0f); }\n'
     with pytest.raises(DeviceError, match=r"atomicAdd"):
-        host.compile(source, "floats.cu", [])
+        emulated.compile(source, "floats.cu", [])

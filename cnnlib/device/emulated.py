@@ -1,15 +1,17 @@
-"""The kernels on the machine's own processor: built by its C++ compiler, one fiber per CUDA thread.
+"""A GPU emulated on the CPU: kernels built by a C++ compiler, one fiber for each CUDA thread.
 
 Settings, all from the environment:
-  CXX                  the compiler (default: g++, clang++ or c++ from PATH)
-  CNNLIB_CACHE         folder of compiled code (default: .cache/cnnlib in the home folder, or a
-                       temporary one where that will not do)
-  CNNLIB_KERNELS       folder of kernel sources (default: kernels/ of the checkout)
-  CNNLIB_HOST_THREADS  OS threads that share a launch's blocks (default: the usable cores)
-  CNNLIB_HOST_MEMORY   bytes that arrays may take (default: what is free when it is opened)
-  CNNLIB_FIBER_ORDER   forward or reverse: in which order a block's threads, and the blocks, run
-  CNNLIB_OPTIMIZE      1 to 3: how far the compiler optimises (default: 3)
-  CNNLIB_SANITIZE      address,undefined: see `compiler.sanitizer_environment`
+  CXX                      the compiler (default: g++, clang++ or c++ from PATH)
+  CNNLIB_CACHE             folder of compiled code (default: .cache/cnnlib in the home folder, or a
+                           temporary one where that cannot be used)
+  CNNLIB_KERNELS           folder of kernel sources (default: kernels/ of the checkout)
+  CNNLIB_EMULATED_THREADS  OS threads that share a launch's blocks (default: the usable cores)
+  CNNLIB_EMULATED_MEMORY   bytes that arrays may take (default: what is free when it is opened)
+  CNNLIB_FIBER_ORDER       forward or reverse: the order in which blocks and their threads run
+  CNNLIB_OPTIMIZE          1 to 3: the compiler's level of optimisation (default: 3)
+  CNNLIB_SANITIZE          address,undefined: see `compiler.sanitizer_environment`
+
+Earlier versions called the second pair CNNLIB_HOST_THREADS and CNNLIB_HOST_MEMORY; both still work.
 """
 
 import ctypes
@@ -55,7 +57,7 @@ from cnnlib.system.machine import usable_cores
 
 FIBER_ORDERS = ("forward", "reverse")
 
-# Kinds of kernel arguments, one letter each, as kernels/host/threads.hpp knows them.
+# Kinds of kernel arguments, one letter each, as kernels/emulated/threads.hpp knows them.
 _ARRAY_LETTERS = {
     "float32": "F",
     "float64": "D",
@@ -69,11 +71,12 @@ _ARRAY_LETTERS = {
     "uint64": "Q",
 }
 _MESSAGE_BYTES = 512
-_SHARED_BYTES = 227 * 1024  # LARGE_LIMIT of kernels/host/runtime.cpp: what an H100's block may have
+# What a block of an H100 may have; LARGE_LIMIT of kernels/emulated/runtime.cpp.
+_SHARED_BYTES = 227 * 1024
 
 
 class _Launch(ctypes.Structure):
-    """HostLaunch of kernels/host/threads.hpp."""
+    """EmulatedLaunch of kernels/emulated/threads.hpp."""
 
     _fields_ = (
         ("kernel", ctypes.c_char_p),
@@ -91,12 +94,12 @@ class _Launch(ctypes.Structure):
 class _Memory:
     """One block of memory, given back when the last array in it goes."""
 
-    def __init__(self, device: "HostDevice", nbytes: int) -> None:
-        self.device: HostDevice | None = None
-        address = device.runtime.host_allocate(max(nbytes, 1))
+    def __init__(self, device: "EmulatedDevice", nbytes: int) -> None:
+        self.device: EmulatedDevice | None = None
+        address = device.runtime.emulated_allocate(max(nbytes, 1))
         if not address:
             raise DoesNotFit(
-                f"device host: {nbytes} bytes wanted, {device.free_bytes()} free: "
+                f"device emulated: {nbytes} bytes wanted, {device.free_bytes()} free: "
                 "the machine gave none"
             )
         self.address: int = address
@@ -108,12 +111,12 @@ class _Memory:
         device, self.device = self.device, None
         if device is not None:
             device.taken -= self.nbytes
-            device.runtime.host_free(self.address)
+            device.runtime.emulated_free(self.address)
 
     __del__ = free
 
 
-class HostArray:
+class EmulatedArray:
     """An array in main memory (see api.DeviceArray)."""
 
     __slots__ = (
@@ -162,11 +165,11 @@ class HostArray:
         np.copyto(out, self._values)
         return out
 
-    def part(self, start: int, shape: int | Sequence[int]) -> "HostArray":
+    def part(self, start: int, shape: int | Sequence[int]) -> "EmulatedArray":
         self._check_alive()
         sizes = shape_tuple(shape)
         check_part(sizes, start, prod(sizes), self.size)
-        return HostArray(
+        return EmulatedArray(
             self._memory, self.address + start * self.dtype.itemsize, sizes, self.dtype
         )
 
@@ -178,10 +181,10 @@ class HostArray:
         self._memory.free()
 
 
-class HostKernel:
+class EmulatedKernel:
     """A kernel of a shared library (see api.Kernel). A launch returns when it is done."""
 
-    def __init__(self, device: "HostDevice", name: str, function: Any) -> None:
+    def __init__(self, device: "EmulatedDevice", name: str, function: Any) -> None:
         self.name = name
         self._device = device
         self._function = function
@@ -212,7 +215,7 @@ class HostKernel:
         launch.block = extent(block, f"kernel {self.name}: block")
         launch.shared_bytes = shared_bytes
         launch.arguments = packed
-        arrays = [argument for argument in args if isinstance(argument, HostArray)]
+        arrays = [argument for argument in args if isinstance(argument, EmulatedArray)]
         function, pointer, lock = self._function, ctypes.byref(launch), self._lock
 
         def run() -> None:
@@ -238,7 +241,7 @@ class HostKernel:
         letters = ""
         values: list[int | float] = []
         for argument in args:
-            if isinstance(argument, HostArray):
+            if isinstance(argument, EmulatedArray):
                 if argument._memory.device is None:
                     argument._check_alive()
                 letters += argument.letter
@@ -268,16 +271,16 @@ class HostKernel:
         return None
 
 
-class HostModule:
+class EmulatedModule:
     """A shared library of kernels (see api.Module)."""
 
-    def __init__(self, device: "HostDevice", name: str, library: ctypes.CDLL) -> None:
+    def __init__(self, device: "EmulatedDevice", name: str, library: ctypes.CDLL) -> None:
         self.name = name
         self._device = device
         self._library = library
-        self._kernels: dict[str, HostKernel] = {}
+        self._kernels: dict[str, EmulatedKernel] = {}
 
-    def kernel(self, name: str) -> HostKernel:
+    def kernel(self, name: str) -> EmulatedKernel:
         if name not in self._kernels:
             try:
                 function = getattr(self._library, f"launch_{name}")
@@ -287,12 +290,12 @@ class HostModule:
                 ) from None
             function.restype = ctypes.c_int
             function.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
-            self._kernels[name] = HostKernel(self._device, name, function)
+            self._kernels[name] = EmulatedKernel(self._device, name, function)
         return self._kernels[name]
 
 
-class HostEvent:
-    """A moment of the host's monotonic clock (see api.Event)."""
+class EmulatedEvent:
+    """A moment of the monotonic clock (see api.Event)."""
 
     def __init__(self) -> None:
         self._nanoseconds: int | None = None
@@ -301,32 +304,33 @@ class HostEvent:
         self._nanoseconds = time.perf_counter_ns()
 
     def seconds_since(self, earlier: Event) -> float:
-        if not isinstance(earlier, HostEvent):
+        if not isinstance(earlier, EmulatedEvent):
             raise DeviceError("event: the earlier event is of another device")
         if self._nanoseconds is None or earlier._nanoseconds is None:
             raise DeviceError("event: seconds_since before record")
         return (self._nanoseconds - earlier._nanoseconds) * 1e-9
 
 
-def host_threads() -> int:
+def emulated_threads() -> int:
     """OS threads that share a launch's blocks, where nothing else is asked for."""
-    return _positive("CNNLIB_HOST_THREADS") or usable_cores()
+    return _positive("CNNLIB_EMULATED_THREADS") or usable_cores()
 
 
-def host_limits() -> Sizes:
-    """The limits of a HostDevice, known without a compiler."""
-    return Sizes("host", host_threads(), _SHARED_BYTES)
+def emulated_limits() -> Sizes:
+    """The limits of an EmulatedDevice, known without a compiler."""
+    return Sizes("emulated", emulated_threads(), _SHARED_BYTES)
 
 
-class HostDevice:
+class EmulatedDevice:
     """The machine's processor (see api.Device). Raises DeviceError when there is no compiler.
 
     fiber_order: 'forward' or 'reverse' (default: $CNNLIB_FIBER_ORDER, else forward)
-    threads: OS threads that share a launch's blocks (default: $CNNLIB_HOST_THREADS, else the cores)
-    memory: bytes that arrays may take (default: $CNNLIB_HOST_MEMORY, else what is free now)
+    threads: OS threads that share a launch's blocks (default: $CNNLIB_EMULATED_THREADS, else the
+        cores)
+    memory: bytes that arrays may take (default: $CNNLIB_EMULATED_MEMORY, else what is free now)
     """
 
-    kind = "host"
+    kind = "emulated"
 
     def __init__(
         self,
@@ -343,8 +347,8 @@ class HostDevice:
         self.fiber_order = order
         self.pci_bus_id: str | None = None
         self.shared_bytes = _SHARED_BYTES
-        self.multiprocessors = threads or host_threads()
-        self.memory = memory or _positive("CNNLIB_HOST_MEMORY") or available_memory()
+        self.multiprocessors = threads or emulated_threads()
+        self.memory = memory or _positive("CNNLIB_EMULATED_MEMORY") or available_memory()
         self._sanitize = sanitizers()
         self._compiler = find_compiler()
         self._flags = compile_flags(self._compiler, self._sanitize)
@@ -352,18 +356,18 @@ class HostDevice:
         self.built = " ".join([self._compiler.label, *self._flags])
         self.taken = 0
         self.name = f"{cpu_model()[0]} (kernels built by {self._compiler.label})"
-        self._modules: dict[str, HostModule] = {}
+        self._modules: dict[str, EmulatedModule] = {}
         self.runtime = self._load_runtime()
 
-    def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> HostArray:
+    def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> EmulatedArray:
         sizes, kind = shape_tuple(shape), np.dtype(dtype)
         nbytes = prod(sizes) * kind.itemsize
         if nbytes > self.free_bytes():
             raise DoesNotFit(
-                f"device host: {nbytes} bytes wanted, {self.free_bytes()} of {self.memory} free"
+                f"device emulated: {nbytes} bytes wanted, {self.free_bytes()} of {self.memory} free"
             )
         memory = _Memory(self, nbytes)
-        result = HostArray(memory, memory.address, sizes, kind)
+        result = EmulatedArray(memory, memory.address, sizes, kind)
         result.fill_bytes()
         return result
 
@@ -372,7 +376,7 @@ class HostDevice:
 
     def compile(
         self, source: str, name: str, kernels: Sequence[str], flags: Sequence[str] = ()
-    ) -> HostModule:
+    ) -> EmulatedModule:
         text = with_launchers(source, name, kernels)
         key = self._key(text, flags)
         if key not in self._modules:
@@ -381,7 +385,7 @@ class HostDevice:
                 self._build(text, f"module {name}", path, flags)
 
             library = _load(cached(key, ".so", build), ctypes.RTLD_LOCAL)
-            self._modules[key] = HostModule(self, name, library)
+            self._modules[key] = EmulatedModule(self, name, library)
         return self._modules[key]
 
     def precompile(self, sources: Sequence[str], name: str, kernels: Sequence[str]) -> None:
@@ -391,8 +395,8 @@ class HostDevice:
     def synchronize(self) -> None:
         pass
 
-    def event(self) -> HostEvent:
-        return HostEvent()
+    def event(self) -> EmulatedEvent:
+        return EmulatedEvent()
 
     def free_bytes(self) -> int:
         return max(0, self.memory - self.taken)
@@ -432,18 +436,18 @@ class HostDevice:
 
     def _load_runtime(self) -> ctypes.CDLL:
         check_executable(cache_folder())
-        text = '#include "host/runtime.cpp"\n'
+        text = '#include "emulated/runtime.cpp"\n'
         key = self._key(text, ())
 
         def build(path: Path) -> None:
-            self._build(text, "the host device's runtime", path, ())
+            self._build(text, "the emulated device's runtime", path, ())
 
         # its functions and the thread-local context are what every module links to
         runtime = _load(cached(key, ".so", build), ctypes.RTLD_GLOBAL)
-        runtime.host_allocate.restype = ctypes.c_void_p
-        runtime.host_allocate.argtypes = (ctypes.c_size_t,)
-        runtime.host_free.restype = None
-        runtime.host_free.argtypes = (ctypes.c_void_p,)
+        runtime.emulated_allocate.restype = ctypes.c_void_p
+        runtime.emulated_allocate.argtypes = (ctypes.c_size_t,)
+        runtime.emulated_free.restype = None
+        runtime.emulated_free.argtypes = (ctypes.c_void_p,)
         return runtime
 
 
@@ -465,19 +469,23 @@ def _free_memory() -> int:
 
 
 def _positive(variable: str) -> int | None:
-    value = os.environ.get(variable, "").strip()
-    if not value:
-        return None
-    if not value.isdigit() or int(value) < 1:
-        raise DeviceError(f"{variable}={value}: expected a positive whole number")
-    return int(value)
+    """The number in an environment variable, which may also have its old name, CNNLIB_HOST_..."""
+    for name in (variable, variable.replace("_EMULATED_", "_HOST_")):
+        value = os.environ.get(name, "").strip()
+        if value:
+            if not value.isdigit() or int(value) < 1:
+                raise DeviceError(f"{name}={value}: expected a positive whole number")
+            return int(value)
+    return None
 
 
 def _load(path: Path, mode: int) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path), mode=mode)
     except OSError as error:
-        raise DeviceError(f"device host: cannot load compiled code: {error}; {REMEDY}") from error
+        raise DeviceError(
+            f"device emulated: cannot load compiled code: {error}; {REMEDY}"
+        ) from error
 
 
 def _check_sanitizer_loaded(sanitize: tuple[str, ...]) -> None:

@@ -25,18 +25,18 @@
 
 // ---- vector types -------------------------------------------------------------------------------------
 // may_alias: a kernel may read four floats through a float4*, as CUDA code does.
-#define HOST_VECTOR(type, name, alignment2, alignment4)                                               \
+#define EMULATED_VECTOR(type, name, alignment2, alignment4)                                               \
     struct __attribute__((may_alias, aligned(alignment2))) name##2 { type x, y; };                    \
     struct __attribute__((may_alias)) name##3 { type x, y, z; };                                      \
     struct __attribute__((may_alias, aligned(alignment4))) name##4 { type x, y, z, w; };              \
     static inline name##2 make_##name##2(type x, type y) { return {x, y}; }                           \
     static inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }                \
     static inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
-HOST_VECTOR(float, float, 8, 16)
-HOST_VECTOR(int, int, 8, 16)
-HOST_VECTOR(unsigned, uint, 8, 16)
-HOST_VECTOR(unsigned char, uchar, 2, 4)
-#undef HOST_VECTOR
+EMULATED_VECTOR(float, float, 8, 16)
+EMULATED_VECTOR(int, int, 8, 16)
+EMULATED_VECTOR(unsigned, uint, 8, 16)
+EMULATED_VECTOR(unsigned char, uchar, 2, 4)
+#undef EMULATED_VECTOR
 
 struct dim3 {
     unsigned x, y, z;
@@ -44,135 +44,135 @@ struct dim3 {
 };
 
 // ---- where a thread stands ----------------------------------------------------------------------------
-struct HostIndex {
+struct EmulatedIndex {
     unsigned x, y, z;
 };
 
 // One per OS thread; whoever switches fibers rewrites threadIdx. Read as the built-in variables below.
-struct HostContext {
-    HostIndex threadIdx, blockIdx, blockDim, gridDim;
+struct EmulatedContext {
+    EmulatedIndex threadIdx, blockIdx, blockDim, gridDim;
     int thread;        // the same as threadIdx, as one number
     uint64_t* values;  // [thread]: what the thread was given by a warp operation
 };
 
 #if defined(__linux__) && defined(__GLIBC__)
 // Reached by one fixed offset from the thread pointer; the default for a shared library is a call.
-#define HOST_THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
+#define EMULATED_THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
 #else
-#define HOST_THREAD_LOCAL __thread
+#define EMULATED_THREAD_LOCAL __thread
 #endif
 
-#define HOST_EXPORT __attribute__((visibility("default")))
+#define EMULATED_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
-extern HOST_EXPORT HOST_THREAD_LOCAL HostContext host_context;
+extern EMULATED_EXPORT EMULATED_THREAD_LOCAL EmulatedContext emulated_context;
 
 // The block's array of this site; the first thread to come makes it, every byte 0xFF.
-HOST_EXPORT void* host_shared(const void* site, size_t bytes, size_t alignment, int large, const char* name);
+EMULATED_EXPORT void* emulated_shared(const void* site, size_t bytes, size_t alignment, int large, const char* name);
 // Where in the source a thread waits: threads that meet at different lines have diverged.
-struct HostSite {
+struct EmulatedSite {
     const char* file;
     int line;
 };
 // Waits for all threads of the block, who must come to the same site.
-HOST_EXPORT void host_barrier(const HostSite* site);
+EMULATED_EXPORT void emulated_barrier(const EmulatedSite* site);
 // Likewise; returns how many of them brought a true `predicate`.
-HOST_EXPORT int host_barrier_count(int predicate, const HostSite* site);
+EMULATED_EXPORT int emulated_barrier_count(int predicate, const EmulatedSite* site);
 // Waits for the lanes of `mask`; gives the thread the `value` that lane `source` brought (all bits set if
 // that lane is not in `mask` or does not exist).
-HOST_EXPORT void host_exchange(unsigned mask, int source, uint64_t value, const HostSite* site);
+EMULATED_EXPORT void emulated_exchange(unsigned mask, int source, uint64_t value, const EmulatedSite* site);
 // Waits for the lanes of `mask`; gives the thread the lanes that brought a true `predicate`.
-HOST_EXPORT void host_ballot(unsigned mask, int predicate, const HostSite* site);
+EMULATED_EXPORT void emulated_ballot(unsigned mask, int predicate, const EmulatedSite* site);
 
-struct HostLaunch {
+struct EmulatedLaunch {
     const char* kernel;
     void (*body)(const void* arguments);  // one CUDA thread
     const void* arguments;
-    HostIndex grid, block;
+    EmulatedIndex grid, block;
     int reverse;   // threads and blocks in reverse order
     int workers;   // OS threads to use, this one included
-    char* message; // room for HOST_MESSAGE_BYTES
+    char* message; // room for EMULATED_MESSAGE_BYTES
     size_t shared_bytes;  // of the SHARED_LARGE array
 };
-enum { HOST_MESSAGE_BYTES = 512 };
+enum { EMULATED_MESSAGE_BYTES = 512 };
 // Runs every block; 0, or 1 with `message` filled.
-HOST_EXPORT int host_run(const HostLaunch* launch);
+EMULATED_EXPORT int emulated_run(const EmulatedLaunch* launch);
 }
 
-#define threadIdx (::host_context.threadIdx)
-#define blockIdx (::host_context.blockIdx)
-#define blockDim (::host_context.blockDim)
-#define gridDim (::host_context.gridDim)
+#define threadIdx (::emulated_context.threadIdx)
+#define blockIdx (::emulated_context.blockIdx)
+#define blockDim (::emulated_context.blockDim)
+#define gridDim (::emulated_context.gridDim)
 #define warpSize 32
 
 // ---- barriers and warps -------------------------------------------------------------------------------
 // Macros, so that a wait knows its line.
-#define HOST_SITE (__extension__({ static const ::HostSite site_ = {__FILE__, __LINE__}; &site_; }))
-#define __syncthreads() (::host_barrier(HOST_SITE))
-#define __syncthreads_count(predicate) (::host_barrier_count((predicate) ? 1 : 0, HOST_SITE))
-#define __syncthreads_or(predicate) (::host_barrier_count((predicate) ? 1 : 0, HOST_SITE) != 0)
-#define __syncthreads_and(predicate) (::host_barrier_count((predicate) ? 0 : 1, HOST_SITE) == 0)
+#define EMULATED_SITE (__extension__({ static const ::EmulatedSite site_ = {__FILE__, __LINE__}; &site_; }))
+#define __syncthreads() (::emulated_barrier(EMULATED_SITE))
+#define __syncthreads_count(predicate) (::emulated_barrier_count((predicate) ? 1 : 0, EMULATED_SITE))
+#define __syncthreads_or(predicate) (::emulated_barrier_count((predicate) ? 1 : 0, EMULATED_SITE) != 0)
+#define __syncthreads_and(predicate) (::emulated_barrier_count((predicate) ? 0 : 1, EMULATED_SITE) == 0)
 
-#define HOST_SYNCWARP_(mask, ...) (::host_ballot(mask, 0, HOST_SITE))
-#define __syncwarp(...) HOST_SYNCWARP_(__VA_ARGS__ __VA_OPT__(, ) 0xffffffffu)
-#define __ballot_sync(mask, predicate) (::host::ballot(mask, (predicate) ? 1 : 0, HOST_SITE))
-#define __any_sync(mask, predicate) (::host::ballot(mask, (predicate) ? 1 : 0, HOST_SITE) != 0)
-#define __all_sync(mask, predicate) (::host::ballot(mask, (predicate) ? 0 : 1, HOST_SITE) == 0)
+#define EMULATED_SYNCWARP_(mask, ...) (::emulated_ballot(mask, 0, EMULATED_SITE))
+#define __syncwarp(...) EMULATED_SYNCWARP_(__VA_ARGS__ __VA_OPT__(, ) 0xffffffffu)
+#define __ballot_sync(mask, predicate) (::emulated::ballot(mask, (predicate) ? 1 : 0, EMULATED_SITE))
+#define __any_sync(mask, predicate) (::emulated::ballot(mask, (predicate) ? 1 : 0, EMULATED_SITE) != 0)
+#define __all_sync(mask, predicate) (::emulated::ballot(mask, (predicate) ? 0 : 1, EMULATED_SITE) == 0)
 
-namespace host {
+namespace emulated {
 
-inline int lane() { return host_context.thread & 31; }
+inline int lane() { return emulated_context.thread & 31; }
 
-inline unsigned ballot(unsigned mask, int predicate, const HostSite* site) {
-    const int me = host_context.thread;
-    host_ballot(mask, predicate, site);
-    return static_cast<unsigned>(host_context.values[me]);
+inline unsigned ballot(unsigned mask, int predicate, const EmulatedSite* site) {
+    const int me = emulated_context.thread;
+    emulated_ballot(mask, predicate, site);
+    return static_cast<unsigned>(emulated_context.values[me]);
 }
 
 template <typename T>
-T exchange(unsigned mask, T value, int source, const HostSite* site) {
+T exchange(unsigned mask, T value, int source, const EmulatedSite* site) {
     static_assert(sizeof(T) <= 8 && std::is_trivially_copyable<T>::value, "a shuffle moves up to 8 bytes");
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof(T));
-    const int me = host_context.thread;
-    host_exchange(mask, source, bits, site);
-    bits = host_context.values[me];
+    const int me = emulated_context.thread;
+    emulated_exchange(mask, source, bits, site);
+    bits = emulated_context.values[me];
     memcpy(&value, &bits, sizeof(T));
     return value;
 }
 
 // Source lanes as the CUDA programming guide gives them; a source outside the segment means oneself.
 template <typename T>
-T shuffle(unsigned mask, T value, int source, int width, const HostSite* site) {
+T shuffle(unsigned mask, T value, int source, int width, const EmulatedSite* site) {
     return exchange(mask, value, (lane() & ~(width - 1)) | (source & (width - 1)), site);
 }
 template <typename T>
-T shuffle_up(unsigned mask, T value, unsigned delta, int width, const HostSite* site) {
+T shuffle_up(unsigned mask, T value, unsigned delta, int width, const EmulatedSite* site) {
     const int me = lane(), source = me - static_cast<int>(delta);
     return exchange(mask, value, source < (me & ~(width - 1)) ? me : source, site);
 }
 template <typename T>
-T shuffle_down(unsigned mask, T value, unsigned delta, int width, const HostSite* site) {
+T shuffle_down(unsigned mask, T value, unsigned delta, int width, const EmulatedSite* site) {
     const int me = lane(), source = me + static_cast<int>(delta);
     return exchange(mask, value, source > (me | (width - 1)) ? me : source, site);
 }
 template <typename T>
-T shuffle_xor(unsigned mask, T value, int bits, int width, const HostSite* site) {
+T shuffle_xor(unsigned mask, T value, int bits, int width, const EmulatedSite* site) {
     const int me = lane(), source = me ^ bits;
     return exchange(mask, value, source > (me | (width - 1)) ? me : source, site);
 }
 
-}  // namespace host
+}  // namespace emulated
 
-#define HOST_SHUFFLE_(function, mask, value, other, width, ...) \
-    (::host::function(mask, value, other, width, HOST_SITE))
-#define __shfl_sync(mask, value, ...) HOST_SHUFFLE_(shuffle, mask, value, __VA_ARGS__, 32, 0)
-#define __shfl_up_sync(mask, value, ...) HOST_SHUFFLE_(shuffle_up, mask, value, __VA_ARGS__, 32, 0)
-#define __shfl_down_sync(mask, value, ...) HOST_SHUFFLE_(shuffle_down, mask, value, __VA_ARGS__, 32, 0)
-#define __shfl_xor_sync(mask, value, ...) HOST_SHUFFLE_(shuffle_xor, mask, value, __VA_ARGS__, 32, 0)
+#define EMULATED_SHUFFLE_(function, mask, value, other, width, ...) \
+    (::emulated::function(mask, value, other, width, EMULATED_SITE))
+#define __shfl_sync(mask, value, ...) EMULATED_SHUFFLE_(shuffle, mask, value, __VA_ARGS__, 32, 0)
+#define __shfl_up_sync(mask, value, ...) EMULATED_SHUFFLE_(shuffle_up, mask, value, __VA_ARGS__, 32, 0)
+#define __shfl_down_sync(mask, value, ...) EMULATED_SHUFFLE_(shuffle_down, mask, value, __VA_ARGS__, 32, 0)
+#define __shfl_xor_sync(mask, value, ...) EMULATED_SHUFFLE_(shuffle_xor, mask, value, __VA_ARGS__, 32, 0)
 
 // ---- atomics: integers only, since the order of float additions would vary ------------------------------
-#define HOST_ATOMICS(type)                                                                              \
+#define EMULATED_ATOMICS(type)                                                                              \
     static inline type atomicAdd(type* at, type value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); } \
     static inline type atomicSub(type* at, type value) { return __atomic_fetch_sub(at, value, __ATOMIC_RELAXED); } \
     static inline type atomicAnd(type* at, type value) { return __atomic_fetch_and(at, value, __ATOMIC_RELAXED); } \
@@ -192,10 +192,10 @@ T shuffle_xor(unsigned mask, T value, int bits, int width, const HostSite* site)
         while (value < old && !__atomic_compare_exchange_n(at, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {} \
         return old;                                                                                     \
     }
-HOST_ATOMICS(int)
-HOST_ATOMICS(unsigned)
-HOST_ATOMICS(unsigned long long)
-#undef HOST_ATOMICS
+EMULATED_ATOMICS(int)
+EMULATED_ATOMICS(unsigned)
+EMULATED_ATOMICS(unsigned long long)
+#undef EMULATED_ATOMICS
 float atomicAdd(float*, float) = delete;  // the sum would depend on the order
 
 static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
@@ -223,7 +223,7 @@ template <typename T>
 static inline T __ldg(const T* at) { return *at; }
 
 // ---- launching: any signature from an array of 8-byte slots --------------------------------------------
-namespace host {
+namespace emulated {
 
 union Argument {
     void* pointer;
@@ -231,7 +231,7 @@ union Argument {
     float real;
 };
 
-// One letter for each kind of argument, the same as cnnlib/device/host.py writes.
+// One letter for each kind of argument, the same as cnnlib/device/emulated.py writes.
 template <typename T> struct Letter {
     static_assert(std::is_same<T, int>::value || std::is_same<T, unsigned>::value || std::is_same<T, float>::value,
                   "a kernel's parameters are pointers, int, unsigned or float");
@@ -272,25 +272,25 @@ struct Entry<kernel> {
     static void body(const void* arguments) {
         call(static_cast<const Argument*>(arguments), std::index_sequence_for<Parameters...>{});
     }
-    static int launch(const HostLaunch* wanted, const char* given) {
+    static int launch(const EmulatedLaunch* wanted, const char* given) {
         static const char letters[] = {Letter<std::remove_cv_t<Parameters>>::value..., 0};
         const size_t count = sizeof...(Parameters);
         if (strlen(given) != count) {
-            snprintf(wanted->message, HOST_MESSAGE_BYTES, "kernel %s takes %zu arguments, %zu were given",
+            snprintf(wanted->message, EMULATED_MESSAGE_BYTES, "kernel %s takes %zu arguments, %zu were given",
                      wanted->kernel, count, strlen(given));
             return 1;
         }
         for (size_t i = 0; i < count; ++i) {
             const bool pointer = given[i] != 'i' && given[i] != 'f';
             if (letters[i] != given[i] && !(pointer && letters[i] == '*')) {
-                snprintf(wanted->message, HOST_MESSAGE_BYTES, "kernel %s: argument %zu is %s, given %s",
+                snprintf(wanted->message, EMULATED_MESSAGE_BYTES, "kernel %s: argument %zu is %s, given %s",
                          wanted->kernel, i, letter_name(letters[i]), letter_name(given[i]));
                 return 1;
             }
         }
-        HostLaunch launch = *wanted;
+        EmulatedLaunch launch = *wanted;
         launch.body = body;
-        return host_run(&launch);
+        return emulated_run(&launch);
     }
 };
 
@@ -312,10 +312,10 @@ inline const char* letter_name(char letter) {
     }
 }
 
-}  // namespace host
+}  // namespace emulated
 
-// What cnnlib/device/host.py appends to a source for each of its kernels.
-#define HOST_LAUNCHER(name)                                                                         \
-    extern "C" HOST_EXPORT int launch_##name(const HostLaunch* launch, const char* given) {         \
-        return ::host::Entry<&name>::launch(launch, given);                                         \
+// What cnnlib/device/emulated.py appends to a source for each of its kernels.
+#define EMULATED_LAUNCHER(name)                                                                         \
+    extern "C" EMULATED_EXPORT int launch_##name(const EmulatedLaunch* launch, const char* given) {         \
+        return ::emulated::Entry<&name>::launch(launch, given);                                         \
     }
