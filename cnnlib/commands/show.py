@@ -65,7 +65,7 @@ def operators(stage: "Stage", settings: "Config", network: "Network") -> tuple[s
     """A remark on where `stage` is to run, and what serves which layers of `network` there, or in
     one line why it does not take them.
     """
-    from cnnlib.device import Sizes, limits_of
+    from cnnlib.device import DeviceLimits, limits_of
     from cnnlib.engine import Setup, name_of
     from cnnlib.engine import plan as plan_of
     from cnnlib.errors import Unsupported
@@ -76,7 +76,7 @@ def operators(stage: "Stage", settings: "Config", network: "Network") -> tuple[s
         device = limits_of(wanted)
         if device is None:
             remark = ", on a GPU that is not here: its sizes are not checked"
-            device = Sizes("cuda", 1, sys.maxsize)
+            device = DeviceLimits("cuda", 1, sys.maxsize)
     kind = library_kind(wanted) if stage.runs_on == "any" else "cpu"
     size, rate = settings.sweep.batch_sizes[0], settings.training.learning_rate
     try:

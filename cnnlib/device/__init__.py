@@ -6,6 +6,7 @@ from cnnlib.device.api import (
     Argument,
     Device,
     DeviceArray,
+    DeviceLimits,
     Event,
     Extent,
     Kernel,
@@ -13,7 +14,6 @@ from cnnlib.device.api import (
     Limits,
     Module,
     Resources,
-    Sizes,
 )
 from cnnlib.device.compiler import sanitizer_environment
 from cnnlib.errors import DeviceError
@@ -23,6 +23,7 @@ __all__ = [
     "Argument",
     "Device",
     "DeviceArray",
+    "DeviceLimits",
     "Event",
     "Extent",
     "Kernel",
@@ -30,7 +31,6 @@ __all__ = [
     "Limits",
     "Module",
     "Resources",
-    "Sizes",
     "limits_of",
     "open_device",
     "sanitizer_environment",
@@ -39,8 +39,10 @@ __all__ = [
 CHOICES = ("auto", "cuda", "emulated")
 
 
-def open_device(choice: str = "auto") -> Device:
+def open_device(choice: str = "auto", limits: DeviceLimits | None = None) -> Device:
     """Open the device of that name; 'auto' takes cuda when it works, else emulated.
+
+    With `limits`, networks are laid out as if for a device of these sizes.
 
     Raises DeviceError saying what is missing: driver, toolkit or PyCUDA for cuda, a C++ compiler
     for emulated.
@@ -51,10 +53,10 @@ def open_device(choice: str = "auto") -> Device:
         from cnnlib.device import cuda
 
         if choice == "cuda":
-            return cuda.CudaDevice()
+            return cuda.CudaDevice(limits)
         missing = cuda.missing_parts()
         if not missing:
-            return cuda.CudaDevice()
+            return cuda.CudaDevice(limits)
         if cuda.gpu_present():
             warnings.warn(
                 f"there is a GPU but {'; '.join(missing)}: kernels are emulated on the CPU instead",
@@ -62,17 +64,17 @@ def open_device(choice: str = "auto") -> Device:
             )
     from cnnlib.device import emulated
 
-    return emulated.EmulatedDevice()
+    return emulated.EmulatedDevice(limits=limits)
 
 
-def limits_of(choice: str = "auto") -> Limits | None:
+def limits_of(choice: str = "auto") -> DeviceLimits | None:
     """The limits of the device that open_device would open, or None for a GPU that is not here."""
     if choice in ("auto", "cuda"):
         from cnnlib.device import cuda
 
         if not cuda.missing_parts():
             with cuda.CudaDevice() as gpu:
-                return Sizes(gpu.kind, gpu.multiprocessors, gpu.shared_bytes)
+                return DeviceLimits(gpu.kind, gpu.multiprocessors, gpu.shared_bytes)
         if choice == "cuda":
             return None
     from cnnlib.device import emulated

@@ -105,7 +105,10 @@ class Event(Protocol):
 
 
 class Limits(Protocol):
-    """The sizes of a device that decide how a network is laid out on it, and whether it fits."""
+    """The sizes of a device that decide how a network is laid out on it, and whether it fits.
+
+    A Device has them, and DeviceLimits are those of one that is not open.
+    """
 
     @property
     def kind(self) -> str:
@@ -120,8 +123,8 @@ class Limits(Protocol):
         """Shared memory that a block may have, SHARED_LARGE included."""
 
 
-class Sizes(NamedTuple):
-    """The limits of a device that is not open."""
+class DeviceLimits(NamedTuple):
+    """The limits of a device that is not open, or those that an open one is to keep to."""
 
     kind: str
     multiprocessors: int
@@ -178,6 +181,48 @@ def extent(value: Extent, what: str) -> tuple[int, int, int]:
         raise KernelError(f"{what} {value!r}: expected one to three positive ints")
     x, y, z = (*(int(size) for size in sizes), 1, 1)[:3]
     return x, y, z
+
+
+class _Addressed(Protocol):
+    """What `plain_arguments` asks of a device's arrays."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def letter(self) -> str:
+        """The device's name for a pointer to such an array."""
+
+    def check_alive(self) -> None:
+        """Raise DeviceError if the memory has been freed."""
+
+
+def plain_arguments(
+    kernel: str, arguments: Sequence[Argument], arrays: type[_Addressed]
+) -> tuple[str, list[int | float]]:
+    """A letter for the kind of each argument of a launch, and the arguments as plain numbers.
+
+    An array, of the device's class `arrays`, has its own letter and is passed by its address; i is
+    an int and f a float. Raises KernelError for anything else, DeviceError for a freed array.
+    """
+    letters = ""
+    values: list[int | float] = []
+    for argument in arguments:
+        if isinstance(argument, arrays):
+            argument.check_alive()
+            letters += argument.letter
+            values.append(argument.address)
+        elif isinstance(argument, (int, np.integer)):
+            letters += "i"
+            values.append(int(argument))
+        elif isinstance(argument, (float, np.floating)):
+            letters += "f"
+            values.append(float(argument))
+        else:
+            raise KernelError(
+                f"kernel {kernel}: argument {len(letters)} is a {type(argument).__name__}; "
+                "expected an array of this device, an int or a float"
+            )
+    return letters, values
 
 
 def shape_tuple(shape: int | Sequence[int]) -> tuple[int, ...]:

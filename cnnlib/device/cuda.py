@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from cnnlib.device.api import (
     Argument,
+    DeviceLimits,
     Event,
     Extent,
     KernelError,
@@ -26,6 +27,7 @@ from cnnlib.device.api import (
     check_copy,
     check_part,
     extent,
+    plain_arguments,
     shape_tuple,
 )
 from cnnlib.device.cache import cached, content_key, content_of, included_files, kernels_folder
@@ -114,6 +116,9 @@ class CudaArray:
 
     __slots__ = ("_memory", "address", "dtype", "nbytes", "shape", "size")
 
+    letter: ClassVar[str] = "P"
+    """The format character of a pointer in PyCUDA's `Function.prepare`."""
+
     def __init__(
         self,
         memory: "_Memory",
@@ -127,6 +132,9 @@ class CudaArray:
         self.dtype = dtype
         self.size = prod(shape)
         self.nbytes = self.size * dtype.itemsize
+
+    def check_alive(self) -> None:
+        self._device()
 
     def _device(self) -> "CudaDevice":
         device = self._memory.device
@@ -260,24 +268,7 @@ class CudaKernel:
 
     def _values(self, args: Sequence[Argument]) -> list[int | float]:
         """Arguments as plain numbers; the first launch fixes their kinds."""
-        kinds = ""
-        values: list[int | float] = []
-        for argument in args:
-            if isinstance(argument, CudaArray):
-                argument._device()
-                kinds += "P"
-                values.append(argument.address)
-            elif isinstance(argument, (int, np.integer)):
-                kinds += "i"
-                values.append(int(argument))
-            elif isinstance(argument, (float, np.floating)):
-                kinds += "f"
-                values.append(float(argument))
-            else:
-                raise KernelError(
-                    f"kernel {self.name}: argument {len(kinds)} is a {type(argument).__name__}; "
-                    "expected an array of this device, an int or a float"
-                )
+        kinds, values = plain_arguments(self.name, args, CudaArray)
         if kinds != self._kinds:
             if self._kinds is not None:
                 raise KernelError(
@@ -347,11 +338,12 @@ class CudaDevice:
 
     Raises DeviceError saying which of driver, toolkit and PyCUDA is missing. Freed memory is kept
     for arrays of the same size, and handed back to the driver when something else does not fit.
+    Networks are laid out for `limits`, if given, instead of the GPU's own.
     """
 
     kind = "cuda"
 
-    def __init__(self) -> None:
+    def __init__(self, limits: DeviceLimits | None = None) -> None:
         missing = missing_parts()
         if missing:
             raise DeviceError(f"device cuda does not work here: {'; '.join(missing)}")
@@ -377,6 +369,8 @@ class CudaDevice:
         self.shared_bytes: int = gpu.get_attribute(
             driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         )
+        if limits is not None:
+            self.multiprocessors, self.shared_bytes = limits.multiprocessors, limits.shared_bytes
         major, minor = gpu.compute_capability()
         self.architecture = f"sm_{major}{minor}"
         self.built = f"nvcc -arch={self.architecture}"

@@ -30,14 +30,15 @@ from numpy.typing import DTypeLike
 
 from cnnlib.device.api import (
     Argument,
+    DeviceLimits,
     Event,
     Extent,
     KernelError,
     Resources,
-    Sizes,
     check_copy,
     check_part,
     extent,
+    plain_arguments,
     shape_tuple,
 )
 from cnnlib.device.cache import cached, content_key, included_files, kernels_folder
@@ -148,17 +149,17 @@ class EmulatedArray:
         buffer = (ctypes.c_char * self.nbytes).from_address(address)
         self._values: np.ndarray = np.ndarray(shape, dtype, buffer=memoryview(buffer))
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
         if self._memory.device is None:
             raise DeviceError(f"use of a freed device array {self.dtype}{list(self.shape)}")
 
     def set(self, source: np.ndarray) -> None:
-        self._check_alive()
+        self.check_alive()
         check_copy("set", self.shape, self.dtype, source)
         np.copyto(self._values, source)
 
     def get(self, out: np.ndarray | None = None) -> np.ndarray:
-        self._check_alive()
+        self.check_alive()
         if out is None:
             return self._values.copy()
         check_copy("get", self.shape, self.dtype, out)
@@ -166,7 +167,7 @@ class EmulatedArray:
         return out
 
     def part(self, start: int, shape: int | Sequence[int]) -> "EmulatedArray":
-        self._check_alive()
+        self.check_alive()
         sizes = shape_tuple(shape)
         check_part(sizes, start, prod(sizes), self.size)
         return EmulatedArray(
@@ -174,7 +175,7 @@ class EmulatedArray:
         )
 
     def fill_bytes(self, value: int = 0xFF) -> None:
-        self._check_alive()
+        self.check_alive()
         ctypes.memset(self.address, value, self.nbytes)
 
     def free(self) -> None:
@@ -220,8 +221,7 @@ class EmulatedKernel:
 
         def run() -> None:
             for array in arrays:
-                if array._memory.device is None:
-                    array._check_alive()
+                array.check_alive()
             with lock:
                 if function(pointer, letters):
                     raise KernelError(self._message.value.decode(errors="replace"))
@@ -238,25 +238,7 @@ class EmulatedKernel:
 
     def _pack(self, args: Sequence[Argument]) -> tuple[bytes, bytes]:
         """The arguments in slots of 8 bytes, and a letter for each one's kind."""
-        letters = ""
-        values: list[int | float] = []
-        for argument in args:
-            if isinstance(argument, EmulatedArray):
-                if argument._memory.device is None:
-                    argument._check_alive()
-                letters += argument.letter
-                values.append(argument.address)
-            elif isinstance(argument, (int, np.integer)):
-                letters += "i"
-                values.append(int(argument))
-            elif isinstance(argument, (float, np.floating)):
-                letters += "f"
-                values.append(float(argument))
-            else:
-                raise KernelError(
-                    f"kernel {self.name}: argument {len(letters)} is a {type(argument).__name__}; "
-                    "expected an array of this device, an int or a float"
-                )
+        letters, values = plain_arguments(self.name, args, EmulatedArray)
         packer = self._packers.get(letters)
         if packer is None:
             slots = {"i": "i4x", "f": "f4x"}
@@ -316,9 +298,9 @@ def emulated_threads() -> int:
     return _positive("CNNLIB_EMULATED_THREADS") or usable_cores()
 
 
-def emulated_limits() -> Sizes:
+def emulated_limits() -> DeviceLimits:
     """The limits of an EmulatedDevice, known without a compiler."""
-    return Sizes("emulated", emulated_threads(), _SHARED_BYTES)
+    return DeviceLimits("emulated", emulated_threads(), _SHARED_BYTES)
 
 
 class EmulatedDevice:
@@ -328,6 +310,7 @@ class EmulatedDevice:
     threads: OS threads that share a launch's blocks (default: $CNNLIB_EMULATED_THREADS, else the
         cores)
     memory: bytes that arrays may take (default: $CNNLIB_EMULATED_MEMORY, else what is free now)
+    limits: the sizes that networks are laid out for (default: `threads`, and what an H100 has)
     """
 
     kind = "emulated"
@@ -337,6 +320,7 @@ class EmulatedDevice:
         fiber_order: str | None = None,
         threads: int | None = None,
         memory: int | None = None,
+        limits: DeviceLimits | None = None,
     ) -> None:
         order = fiber_order or os.environ.get("CNNLIB_FIBER_ORDER") or "forward"
         if order not in FIBER_ORDERS:
@@ -346,8 +330,8 @@ class EmulatedDevice:
             )
         self.fiber_order = order
         self.pci_bus_id: str | None = None
-        self.shared_bytes = _SHARED_BYTES
-        self.multiprocessors = threads or emulated_threads()
+        self.shared_bytes = limits.shared_bytes if limits else _SHARED_BYTES
+        self.multiprocessors = limits.multiprocessors if limits else threads or emulated_threads()
         self.memory = memory or _positive("CNNLIB_EMULATED_MEMORY") or available_memory()
         self._sanitize = sanitizers()
         self._compiler = find_compiler()

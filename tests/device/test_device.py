@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from cnnlib.device import Device, DeviceArray, Kernel, KernelError, open_device
+from cnnlib.device import Device, DeviceArray, DeviceLimits, Kernel, KernelError, open_device
 from cnnlib.errors import DeviceError, DoesNotFit
 
 pytestmark = pytest.mark.quick
@@ -29,6 +29,12 @@ def test_describes_itself(device: Device) -> None:
     assert device.kind in ("cuda", "emulated")
     assert device.name
     assert device.multiprocessors >= 1
+
+
+def test_keeps_to_the_limits_it_is_given(device: Device) -> None:
+    with open_device(device.kind, DeviceLimits(device.kind, 1, 50_000)) as small:
+        assert (small.kind, small.multiprocessors, small.shared_bytes) == (device.kind, 1, 50_000)
+    assert device.shared_bytes >= 100_000
 
 
 def test_says_where_nvml_finds_it(device: Device) -> None:

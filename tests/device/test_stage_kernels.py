@@ -2,14 +2,14 @@
 
 import pytest
 
-from cnnlib.device import Sizes, cuda
+from cnnlib.device import DeviceLimits, cuda
 from cnnlib.engine import Setup, Stage
 from cnnlib.engine.gpu import DeviceEngine
 from cnnlib.network import Network
 from tests.support.engines import GPU_STAGES
 from tests.support.networks import awkward, lenet5, simard
 
-H100 = Sizes("cuda", 132, 227 * 1024)
+H100 = DeviceLimits("cuda", 132, 227 * 1024)
 
 
 @pytest.mark.skipif(cuda.find_nvcc() is None, reason="no nvcc on PATH")

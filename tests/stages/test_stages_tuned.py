@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from cnnlib.device import Device, Sizes
+from cnnlib.device import Device, DeviceLimits
 from cnnlib.engine import Setup, plan
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.steps import ONE_TEAM, StepPlan, pitch_of
@@ -93,7 +93,7 @@ def test_a_network_that_does_not_fit_is_refused_and_ring_takes_it(
 @pytest.mark.parametrize("blocks", [2, 132])
 def test_weights_that_do_not_fit_a_block_are_named(network, message, batch_size, blocks) -> None:
     """Before anything is compiled, whatever the batch and the device."""
-    device = Sizes("cuda", blocks, H100_SHARED_BYTES)
+    device = DeviceLimits("cuda", blocks, H100_SHARED_BYTES)
     setup = Setup(network, batch_size, 0.1)
     with pytest.raises(Unsupported, match=f"^{re.escape(message)}$"):
         STAGE.engine.operators_on(STAGE, setup, device)
