@@ -74,7 +74,7 @@ test: $(ENV)/dev $(ENV)/cluster-generic  ## run the tests, in two processes
 quick: $(ENV)/dev  ## run the tests that take a minute together, for every commit
 	$(PYTEST) -m "quick and not slow" $(ARGS)
 
-smoke: $(ENV)/base $(EXTRA)  ## run the whole workflow on a small made-up data set: half a minute
+smoke: $(ENV)/base $(EXTRA)  ## run the whole workflow on a small made-up data set: about a minute
 	$(SNAKEMAKE) all --configfile tests/tiny.yaml --config results=results/smoke $(ARGS)
 
 docs: $(ENV)/docs  ## build the documentation into docs/_build/html; a warning is an error
