@@ -21,7 +21,7 @@ from cnnlib.engine import (
     Stage,
     profile_operators,
 )
-from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample, Views, cross_entropy
+from cnnlib.layers import KINDS, Array, Layer, Views, cross_entropy
 
 
 class Loops:
@@ -195,7 +195,7 @@ STAGE = Stage(
     change="plain loops over maps and positions in numpy, one image at a time, one thread",
     runs_on="cpu",
     engine=OneByOne,
-    operators={(kind,): Loops for kind in (Conv, Activation, Subsample, Dense)},
+    operators={(kind,): Loops for kind in KINDS.values()},
     dtype=np.float64,
     threads=1,
 )

@@ -39,6 +39,7 @@ from cnnlib.engine.cpu import BLOCK_IMAGES, BlockEngine, Lane, cross_entropies
 from cnnlib.layers import Activation, Array, Subsample, Views
 from cnnlib.network import Network
 from cnnlib.stages import gemm
+from cnnlib.validation.loops import reference_stage
 
 CLOSE = 3e-6
 """A decision by less than this (of the map's largest element) may fall either way in float32."""
@@ -226,9 +227,7 @@ class Watch:
     """Runs images through a network in float64 and looks at the decisions."""
 
     def __init__(self, setup: Setup) -> None:
-        stage = _watching(
-            dataclasses.replace(gemm.STAGE, name="watch", dtype=np.float64, threads=1)
-        )
+        stage = _watching(reference_stage("watch"))
         setup = dataclasses.replace(setup, batch_size=_block_images(setup.network))
         self._setup = setup
         self._engine = BlockEngine(stage, setup)

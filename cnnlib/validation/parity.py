@@ -30,8 +30,9 @@ from cnnlib.engine import Bytes, Engine, ImageByImage, Setup, Stage
 from cnnlib.errors import ConfigError, UserError
 from cnnlib.layers import Array, Conv
 from cnnlib.network import Network, Parameter
-from cnnlib.stages import gemm, naive
+from cnnlib.stages import naive
 from cnnlib.validation.kinks import Watch
+from cnnlib.validation.loops import reference_stage
 
 FACTOR = 4.0
 """Rounding errors seen reach a sixth of the bound; wrong indices are far beyond it."""
@@ -57,9 +58,7 @@ MOST_DOUBT = 0.5
 """Share of a gradient's largest element that close decisions may leave open: a judgement, not a
 bound derived from anything. Beyond it validation fails rather than vouch for so little."""
 
-FAST_REFERENCE = dataclasses.replace(
-    gemm.STAGE, name="gemm in float64", dtype=np.float64, threads=1
-)
+FAST_REFERENCE = reference_stage("gemm in float64")
 
 
 class ValidationFailed(UserError):

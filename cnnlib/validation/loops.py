@@ -1,0 +1,57 @@
+"""The stages that the checks rest on: gemm's algorithm in float64, with loops for what it lacks.
+
+A new kind of layer has plain loops before any stage has a fast operator for it. Here the loops
+serve it, image by image, so that it is checked from the beginning.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from cnnlib.engine import Stage
+from cnnlib.engine.cpu import BlockOperator, block_shape, in_c_order
+from cnnlib.layers import KINDS
+from cnnlib.stages import gemm
+
+
+class LoopOperator(BlockOperator):
+    """A layer's own loops over every image of a block."""
+
+    keeps_target = True
+
+    def make_buffers(self) -> None:
+        (self.layer,) = self.planned.layers
+        shape = block_shape(self.planned.target_shape, self.source.shape[-1])
+        self.target = self.buffer(*shape)
+        self._target_error = self.target_error = np.empty_like(self.target)
+
+    def forward(self) -> None:
+        source, target = in_c_order(self.source), in_c_order(self.target)
+        for image in range(source.shape[-1]):
+            target[..., image] = self.layer.forward(self.parameters, source[..., image])
+
+    def backward(self) -> None:
+        source, target = in_c_order(self.source), in_c_order(self.target)
+        target_error = in_c_order(self._target_error)
+        for image in range(source.shape[-1]):
+            error, gradients = self.layer.backward(
+                self.parameters, source[..., image], target[..., image], target_error[..., image]
+            )
+            for name, gradient in gradients.items():
+                self.gradients[name] += gradient
+            if self.source_error is not None:
+                in_c_order(self.source_error)[..., image] = error
+
+
+def reference_stage(name: str) -> Stage:
+    """Stage gemm in float64 on one thread, able to train every kind of layer."""
+    return dataclasses.replace(
+        gemm.STAGE,
+        name=name,
+        operators={
+            **{(kind,): LoopOperator for kind in KINDS.values()},
+            **gemm.STAGE.operators,
+        },
+        dtype=np.float64,
+        threads=1,
+    )
