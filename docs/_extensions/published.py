@@ -67,6 +67,8 @@ def rungs() -> list[Rung]:
     peaks = {line["probe"]: float(line["median"]) * 1e12 for line in lines("limits")}
     found: list[Rung] = []
     for stage in LADDER:
+        if (stage.name, LIMITED_AT) not in summary:
+            continue  # a stage of your own, which was not part of these measurements
         own = {size: summary[stage.name, size] for size in BATCH_SIZES}
         seconds = {size: float(line["epoch_seconds"]) for size, line in own.items()}
         before = found[-1].seconds if found else seconds
@@ -111,7 +113,7 @@ def whole_speedup() -> str:
         line
         for line in lines("summary")
         if (line["dataset"], line["network"], line["stage"], int(line["batch_size"]))
-        == (DATASET, NETWORK, LADDER[-1].name, LIMITED_AT)
+        == (DATASET, NETWORK, rungs()[-1].stage, LIMITED_AT)
     )
     middle, low, high = (
         wording.times(float(line[name])) for name in ("speedup", "speedup_low", "speedup_high")
