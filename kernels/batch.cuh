@@ -1,92 +1,124 @@
 // What every stage does before its first layer and after its last: bytes to numbers, the loss, the update.
-// Needs from the generated source: IMAGE_SIZE, CLASSES (per network).
+#pragma once
 #include "layers.cuh"
 
-// target[i] = (bytes[i] - mean) / deviation over a whole batch of images. (count, IMAGE_SIZE)
-ENTRY(normalize_images)
-(const unsigned char* __restrict__ bytes, float* __restrict__ target, float mean, float deviation,
- int count) {
-  const int total = count * IMAGE_SIZE;
-  for (int i : grid_range(total))
-    target[i] = (float(bytes[i]) - mean) / deviation;
-}
+template <class Network>
+struct Batch {
+  static constexpr int THREADS = Network::THREADS;  // of every block
+  static constexpr int IMAGE_SIZE = Network::IMAGE_SIZE, CLASSES = Network::CLASSES;
+  static constexpr int SUM_THREADS = Network::SUM_THREADS;  // that add one weight's partial sums, where there are many
+  static_assert(32 * SUM_THREADS == THREADS, "a block has 32 neighbouring weights");
 
-// Softmax and cross-entropy, one image a thread. logits (count, CLASSES), labels (count,).
-// errors (count, CLASSES) becomes the derivative of the batch's mean loss: (softmax - one-hot) / count.
-// losses (batch,) collects each slot's loss over the steps of an epoch: one owner a slot, fixed order.
-ENTRY(softmax_cross_entropy)
-(const float* __restrict__ logits, const unsigned char* __restrict__ labels,
- float* __restrict__ errors, float* __restrict__ losses, int count) {
-  for (int image = blockIdx.x * blockDim.x + threadIdx.x; image < count;
-       image += gridDim.x * blockDim.x) {
-    const float* row = logits + image * CLASSES;
-    const int label = labels[image];
-    float largest = row[0];
-    for (int k = 1; k < CLASSES; k++) largest = fmaxf(largest, row[k]);
-    float sum = 0.0f;
-    for (int k = 0; k < CLASSES; k++) sum += expf(row[k] - largest);
-    for (int k = 0; k < CLASSES; k++) {
-      const float probability = expf(row[k] - largest) / sum;
-      errors[image * CLASSES + k] = (probability - (k == label ? 1.0f : 0.0f)) / float(count);
-    }
-    losses[image] += logf(sum) + largest - row[label];
+  // target[i] = (bytes[i] - mean) / deviation over a whole batch of images. (count, IMAGE_SIZE)
+  static __device__ __forceinline__ void normalize_images(const unsigned char* __restrict__ bytes,
+                                                          float* __restrict__ target, float mean, float deviation,
+                                                          int count) {
+    const int total = count * IMAGE_SIZE;
+    for (int i : grid_range(total)) target[i] = (float(bytes[i]) - mean) / deviation;
   }
-}
 
-// v <- momentum v + g, w <- w - learning_rate v over the flat parameter vector. learning_rate (1,).
-ENTRY(update_parameters)
-(float* __restrict__ parameters, float* __restrict__ velocity, const float* __restrict__ gradient,
- const float* __restrict__ learning_rate, float momentum, int count) {
-  for (int i : grid_range(count))
-    descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum);
-}
-
-// The same update where operators left their gradients as partial sums, one of each group of images.
-// segments (segment_count, 4): offset and size in the flat vector, number of groups, first element in partials.
-// The whole gradient is written too; the parameters change only if `apply`. `shares` threads sum one weight:
-// eight where there are many groups (32 neighbouring weights a block of 256, so that many groups are read at once),
-// or one, which needs no barrier.
-ENTRY(sum_and_update)
-(float* __restrict__ parameters, float* __restrict__ velocity, float* __restrict__ gradient,
- const float* __restrict__ partials, const int* __restrict__ segments, int segment_count,
- const float* __restrict__ learning_rate, float momentum, int apply, int shares, int count) {
-  SHARED(float, sums, 256);
-  // Sum of every shares-th partial of weight i; *partial becomes whether it has any.
-  const auto sum_partials = [&](int i, int share, bool* partial) {
-    float sum = 0.0f;
-    *partial = false;
-    for (int s = 0; s < segment_count; s++) {
-      const int offset = segments[s * 4], size = segments[s * 4 + 1];
-      if (i < offset || i >= offset + size) continue;
-      *partial = true;
-      const float* values = partials + segments[s * 4 + 3] + i - offset;
-      for (int group = share; group < segments[s * 4 + 2]; group += shares) sum += values[group * size];
+  // Softmax and cross-entropy, one image a thread. logits (count, CLASSES), labels (count,).
+  // errors (count, CLASSES) becomes the derivative of the batch's mean loss: (softmax - one-hot) / count.
+  // losses (batch,) collects each slot's loss over the steps of an epoch: one owner a slot, fixed order.
+  static __device__ __forceinline__ void softmax_cross_entropy(const float* __restrict__ logits,
+                                                               const unsigned char* __restrict__ labels,
+                                                               float* __restrict__ errors, float* __restrict__ losses,
+                                                               int count) {
+    for (int image = blockIdx.x * blockDim.x + threadIdx.x; image < count; image += gridDim.x * blockDim.x) {
+      const float* row = logits + image * CLASSES;
+      const int label = labels[image];
+      float largest = row[0];
+      for (int k = 1; k < CLASSES; k++) largest = fmaxf(largest, row[k]);
+      float sum = 0.0f;
+      for (int k = 0; k < CLASSES; k++) sum += expf(row[k] - largest);
+      for (int k = 0; k < CLASSES; k++) {
+        const float probability = expf(row[k] - largest) / sum;
+        errors[image * CLASSES + k] = (probability - (k == label ? 1.0f : 0.0f)) / float(count);
+      }
+      losses[image] += logf(sum) + largest - row[label];
     }
-    return sum;
-  };
-  const auto finish = [&](int i, bool partial, float sum) {
-    if (partial) gradient[i] = sum;
-    if (apply) descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum);
-  };
-  if (shares == 1) {
-    for (int i : grid_range(count)) {
+  }
+
+  // v <- momentum v + g, w <- w - learning_rate v over the flat parameter vector. learning_rate (1,).
+  static __device__ __forceinline__ void update_parameters(float* __restrict__ parameters, float* __restrict__ velocity,
+                                                           const float* __restrict__ gradient,
+                                                           const float* __restrict__ learning_rate, float momentum,
+                                                           int count) {
+    for (int i : grid_range(count)) descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum);
+  }
+
+  // The same update where operators left their gradients as partial sums, one of each group of images.
+  // segments (segment_count, 4): offset and size in the flat vector, number of groups, first element in partials.
+  // The whole gradient is written too; the parameters change only if `apply`. `threads_each` threads sum one weight:
+  // SUM_THREADS where there are many groups (32 neighbouring weights a block, so that many groups are read at once), or
+  // one, which needs no barrier.
+  static __device__ __forceinline__ void sum_and_update(float* __restrict__ parameters, float* __restrict__ velocity,
+                                                        float* __restrict__ gradient,
+                                                        const float* __restrict__ partials,
+                                                        const int* __restrict__ segments, int segment_count,
+                                                        const float* __restrict__ learning_rate, float momentum,
+                                                        int apply, int threads_each, int count) {
+    SHARED(float, sums, THREADS);
+    // Sum of every threads_each-th partial of weight i; *partial becomes whether it has any.
+    const auto sum_partials = [&](int i, int share, bool* partial) {
+      float sum = 0.0f;
+      *partial = false;
+      for (int s = 0; s < segment_count; s++) {
+        const int offset = segments[s * 4], size = segments[s * 4 + 1];
+        if (i < offset || i >= offset + size) continue;
+        *partial = true;
+        const float* values = partials + segments[s * 4 + 3] + i - offset;
+        for (int group = share; group < segments[s * 4 + 2]; group += threads_each) sum += values[group * size];
+      }
+      return sum;
+    };
+    const auto finish = [&](int i, bool partial, float sum) {
+      if (partial) gradient[i] = sum;
+      if (apply) descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum);
+    };
+    if (threads_each == 1) {
+      for (int i : grid_range(count)) {
+        bool partial;
+        const float sum = sum_partials(i, 0, &partial);
+        finish(i, partial, sum);
+      }
+      return;
+    }
+    const int lane = threadIdx.x % 32, share = threadIdx.x / 32;
+    for (int first = blockIdx.x * 32; first < count; first += gridDim.x * 32) {
+      const int i = first + lane;
       bool partial;
-      const float sum = sum_partials(i, 0, &partial);
-      finish(i, partial, sum);
+      float sum = sum_partials(i, share, &partial);
+      sums[threadIdx.x] = sum;
+      __syncthreads();
+      if (share == 0 && i < count) {
+        for (int other = 1; other < SUM_THREADS; other++) sum += sums[other * 32 + lane];
+        finish(i, partial, sum);
+      }
+      __syncthreads();
     }
-    return;
   }
-  const int lane = threadIdx.x % 32, share = threadIdx.x / 32;
-  for (int first = blockIdx.x * 32; first < count; first += gridDim.x * 32) {
-    const int i = first + lane;
-    bool partial;
-    float sum = sum_partials(i, share, &partial);
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (share == 0 && i < count) {
-      for (int other = 1; other < 8; other++) sum += sums[other * 32 + lane];
-      finish(i, partial, sum);
-    }
-    __syncthreads();
+};
+
+#define BATCH_KERNELS(network)                                                                                       \
+  ENTRY_POINT(network, normalize_images)                                                                             \
+  (const unsigned char* __restrict__ bytes, float* __restrict__ target, float mean, float deviation, int count) {    \
+    Batch<network>::normalize_images(bytes, target, mean, deviation, count);                                         \
+  }                                                                                                                  \
+  ENTRY_POINT(network, softmax_cross_entropy)                                                                        \
+  (const float* __restrict__ logits, const unsigned char* __restrict__ labels, float* __restrict__ errors,           \
+   float* __restrict__ losses, int count) {                                                                          \
+    Batch<network>::softmax_cross_entropy(logits, labels, errors, losses, count);                                    \
+  }                                                                                                                  \
+  ENTRY_POINT(network, update_parameters)                                                                            \
+  (float* __restrict__ parameters, float* __restrict__ velocity, const float* __restrict__ gradient,                 \
+   const float* __restrict__ learning_rate, float momentum, int count) {                                             \
+    Batch<network>::update_parameters(parameters, velocity, gradient, learning_rate, momentum, count);               \
+  }                                                                                                                  \
+  ENTRY_POINT(network, sum_and_update)                                                                               \
+  (float* __restrict__ parameters, float* __restrict__ velocity, float* __restrict__ gradient,                       \
+   const float* __restrict__ partials, const int* __restrict__ segments, int segment_count,                          \
+   const float* __restrict__ learning_rate, float momentum, int apply, int threads_each, int count) {                \
+    Batch<network>::sum_and_update(parameters, velocity, gradient, partials, segments, segment_count, learning_rate, \
+                                   momentum, apply, threads_each, count);                                            \
   }
-}

@@ -8,28 +8,20 @@
 // weights: (TERMS, MAPS) in shared memory, at the first of the maps; all threads of a warp that share maps read
 // the same address, which the hardware broadcasts.
 template <int CHANNELS, int KERNEL, int STRIDE, int WINDOW, int MAPS, int EACH, class Row>
-__device__ __forceinline__ void convolve_window(float (&sum)[WINDOW][WINDOW][EACH], Row row,
-                                                const float* weights) {
+__device__ __forceinline__ void convolve_window(float (&sum)[WINDOW][WINDOW][EACH], Row row, const float* weights) {
   constexpr int SPAN = (WINDOW - 1) * STRIDE + KERNEL;
   for (int c = 0; c < CHANNELS; c++) {
     float patch[SPAN][SPAN];
-UNROLL
-    for (int a = 0; a < SPAN; a++) {
+    UNROLL_FOR(int a = 0; a < SPAN; a++) {
       const float* values = row(c, a);
-UNROLL
-      for (int b = 0; b < SPAN; b++) patch[a][b] = values[b];
+      UNROLL_FOR(int b = 0; b < SPAN; b++) patch[a][b] = values[b];
     }
-UNROLL
-    for (int i = 0; i < KERNEL; i++)
-UNROLL
-      for (int j = 0; j < KERNEL; j++) {
+    UNROLL_FOR(int i = 0; i < KERNEL; i++)
+      UNROLL_FOR(int j = 0; j < KERNEL; j++) {
         const float* weight = weights + ((c * KERNEL + i) * KERNEL + j) * MAPS;
-UNROLL
-        for (int m = 0; m < EACH; m++)
-UNROLL
-          for (int y = 0; y < WINDOW; y++)
-UNROLL
-            for (int x = 0; x < WINDOW; x++)
+        UNROLL_FOR(int m = 0; m < EACH; m++)
+          UNROLL_FOR(int y = 0; y < WINDOW; y++)
+            UNROLL_FOR(int x = 0; x < WINDOW; x++)
               sum[y][x][m] = fmaf(patch[y * STRIDE + i][x * STRIDE + j], weight[m], sum[y][x][m]);
       }
   }
@@ -41,10 +33,8 @@ __device__ __forceinline__ float subsample_window(const float (&value)[WINDOW][W
   float result = value[0][0];
   *winner = 0;
   if (METHOD == MAX) {
-UNROLL
-    for (int y = 0; y < WINDOW; y++)
-UNROLL
-      for (int x = 0; x < WINDOW; x++)
+    UNROLL_FOR(int y = 0; y < WINDOW; y++)
+      UNROLL_FOR(int x = 0; x < WINDOW; x++)
         // a NaN wins and stays: otherwise a diverged run would hide behind its neighbours
         if (value[y][x] > result || (value[y][x] != value[y][x] && result == result)) {
           result = value[y][x];
@@ -53,28 +43,23 @@ UNROLL
     return result;
   }
   result = 0.0f;
-UNROLL
-  for (int y = 0; y < WINDOW; y++)
-UNROLL
-    for (int x = 0; x < WINDOW; x++) result += value[y][x];
+  UNROLL_FOR(int y = 0; y < WINDOW; y++)
+    UNROLL_FOR(int x = 0; x < WINDOW; x++) result += value[y][x];
   return result / float(WINDOW * WINDOW);
 }
 
 // One row of positions' share of KERNEL neighbouring weights' gradient: sum[j] += delta[x] values[x STRIDE + j]
 // over x < columns, and sum[KERNEL] += delta[x], the bias gradient's. The sliding window stays in registers.
 template <int KERNEL, int STRIDE>
-__device__ __forceinline__ void add_row_gradient(float (&sum)[KERNEL + 1], const float* delta,
-                                                 const float* values, int columns) {
+__device__ __forceinline__ void add_row_gradient(float (&sum)[KERNEL + 1], const float* delta, const float* values,
+                                                 int columns) {
   float window[KERNEL];
-UNROLL
-  for (int j = 0; j < KERNEL; j++) window[j] = values[j];
+  UNROLL_FOR(int j = 0; j < KERNEL; j++) window[j] = values[j];
   for (int x = 0; x < columns; x++) {
-UNROLL
-    for (int j = 0; j < KERNEL; j++) sum[j] = fmaf(delta[x], window[j], sum[j]);
+    UNROLL_FOR(int j = 0; j < KERNEL; j++) sum[j] = fmaf(delta[x], window[j], sum[j]);
     sum[KERNEL] += delta[x];
     if (x + 1 == columns) break;
-UNROLL
-    for (int j = 0; j < KERNEL; j++)
+    UNROLL_FOR(int j = 0; j < KERNEL; j++)
       window[j] = j + STRIDE < KERNEL ? window[(j + STRIDE) % KERNEL] : values[(x + 1) * STRIDE + j];
   }
 }
@@ -84,34 +69,28 @@ UNROLL
 // the others found, in order, and writes it: partial = weight gradient (MAPS, TERMS), then bias gradient (MAPS,).
 // scratch: THREADS * OWNED * (KERNEL + 1) shared floats if SPLITS > 1. All threads must call it together.
 template <int THREADS, int OWNED, int SPLITS, int KERNEL, int CHANNELS, int MAPS>
-__device__ __forceinline__ void write_gradient_rows(float (&sum)[OWNED][KERNEL + 1], int row0,
-                                                    float* scratch, float* __restrict__ partial) {
+__device__ __forceinline__ void write_gradient_rows(float (&sum)[OWNED][KERNEL + 1], int row0, float* scratch,
+                                                    float* __restrict__ partial) {
   constexpr int PER_MAP = CHANNELS * KERNEL;
   const int split = threadIdx.x % SPLITS;
   if (SPLITS > 1) {
     __syncthreads();
-UNROLL
-    for (int owned = 0; owned < OWNED; owned++)
-UNROLL
-      for (int j = 0; j <= KERNEL; j++)
+    UNROLL_FOR(int owned = 0; owned < OWNED; owned++)
+      UNROLL_FOR(int j = 0; j <= KERNEL; j++)
         scratch[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x] = sum[owned][j];
     __syncthreads();
     if (split == 0)
-UNROLL
-      for (int owned = 0; owned < OWNED; owned++)
-UNROLL
-        for (int j = 0; j <= KERNEL; j++)
+      UNROLL_FOR(int owned = 0; owned < OWNED; owned++)
+        UNROLL_FOR(int j = 0; j <= KERNEL; j++)
           for (int other = 1; other < SPLITS; other++)
             sum[owned][j] += scratch[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x + other];
     __syncthreads();
   }
   if (split != 0) return;
-UNROLL
-  for (int owned = 0; owned < OWNED; owned++) {
+  UNROLL_FOR(int owned = 0; owned < OWNED; owned++) {
     const int row = row0 + owned * (THREADS / SPLITS);
     if (row >= MAPS * PER_MAP) break;
-UNROLL
-    for (int j = 0; j < KERNEL; j++) partial[row * KERNEL + j] = sum[owned][j];
+    UNROLL_FOR(int j = 0; j < KERNEL; j++) partial[row * KERNEL + j] = sum[owned][j];
     // every row of a map has summed the map's errors; the first one's are the bias gradient
     if (row % PER_MAP == 0) partial[MAPS * PER_MAP * KERNEL + row / PER_MAP] = sum[owned][KERNEL];
   }

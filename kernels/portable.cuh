@@ -40,6 +40,9 @@ __device__ __forceinline__ float load_l2(const float* at) {
 #endif
 }
 
+// UNROLL_FOR (int i = 0; i < n; i++) is a loop that both compilers are asked to unroll.
+#define UNROLL_FOR UNROLL for
+
 // A clock of the multiprocessor (or of the machine), for differences only.
 __device__ __forceinline__ unsigned long long ticks() {
 #ifdef __CUDACC__
@@ -53,6 +56,9 @@ __device__ __forceinline__ unsigned long long ticks() {
 
 #define PORTABLE_JOIN_(layer, name) layer##_##name
 #define PORTABLE_JOIN(layer, name) PORTABLE_JOIN_(layer, name)
+
+// ENTRY_POINT(conv1, forward)(const float* x, int n) { ... } defines the kernel conv1_forward.
+#define ENTRY_POINT(layer, name) extern "C" __global__ void layer##_##name
 
 // ENTRY(forward)(const float* x, int n) { ... } defines the kernel LAYER_forward, where the source that
 // includes the kernel file has #defined LAYER, so that one file serves several layers of a network.

@@ -18,7 +18,7 @@ from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Device, DeviceArray, Limits, Module
 from cnnlib.engine.base import Engine
 from cnnlib.engine.profile import KernelTime
-from cnnlib.engine.source import HEADERS, kernel_source
+from cnnlib.engine.source import KernelSource, translation_unit
 from cnnlib.engine.stage import (
     Bytes,
     Op,
@@ -47,6 +47,8 @@ THREADS = 256
 """Threads a block, in every kernel."""
 BLOCKS_PER_MULTIPROCESSOR = 8
 """Upper bound of a grid: 2048 resident threads fill a multiprocessor; grids stride over more."""
+SUM_THREADS = 8
+"""Threads that add up one weight's partial sums, where there are many."""
 FEW_GROUPS = 8
 """Partial sums that one thread adds up by itself."""
 PROFILE_SECONDS = 0.01
@@ -153,9 +155,9 @@ class GpuOperator(ABC):
         self.device, self.module, self.buffers = device, module, buffers
         self.allocate(batch_size)
 
-    def source(self) -> str:
+    def source(self) -> KernelSource:
         """This operator's part of the generated translation unit."""
-        return kernel_source(self.label, self.file, self.constants())
+        return KernelSource(self.label, self.file, self.constants())
 
     def entry_points(self) -> list[str]:
         return [f"{self.label}_{kernel}" for kernel in self.kernels]
@@ -349,10 +351,14 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     @classmethod
     def _source(cls, network: Network, operators: Sequence[GpuOperator]) -> str:
         """The translation unit: the kernels of a batch, then those of every operator."""
-        constants = {"IMAGE_SIZE": math.prod(network.input_shape), "CLASSES": network.classes}
-        parts = [f'#include "{header}"\n' for header in HEADERS]
-        parts.append(kernel_source(cls.BATCH, "batch.cuh", constants))
-        return "".join([*parts, *(operator.source() for operator in operators)])
+        constants = {
+            "THREADS": THREADS,
+            "IMAGE_SIZE": math.prod(network.input_shape),
+            "CLASSES": network.classes,
+            "SUM_THREADS": SUM_THREADS,
+        }
+        batch = KernelSource(cls.BATCH, "batch.cuh", constants)
+        return translation_unit([batch, *(operator.source() for operator in operators)])
 
     def _compile(self) -> Module:
         source, kernels = self._source(self.network, self.operators), self._kernels(self.operators)
@@ -453,12 +459,13 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         count, momentum = self.network.parameter_count, float(self.setup.momentum)
         rate, apply = self._rates.part(step or 0, (1,)), step is not None
         if self._segment_count:
-            shares = 8 if self._most_groups > FEW_GROUPS else 1
+            threads_each = SUM_THREADS if self._most_groups > FEW_GROUPS else 1
             return [
                 self._launch(
-                    "sum_and_update", count * shares,
+                    "sum_and_update", count * threads_each,
                     self._parameters, self._velocity, self._gradient, self._partials,
-                    self._segments, self._segment_count, rate, momentum, int(apply), shares, count,
+                    self._segments, self._segment_count, rate, momentum, int(apply),
+                    threads_each, count,
                 )
             ]  # fmt: skip
         if not apply:

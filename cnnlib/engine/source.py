@@ -1,6 +1,55 @@
-"""The generated CUDA source of an engine: kernel files with their constants."""
+"""The generated CUDA source of an engine: sizes, and which kernels are made of them.
 
-from collections.abc import Mapping
+A kernel file (a header of kernels/) has its kernels as templates over a layer, a struct of sizes,
+and a macro that makes them entry points for one: `FUSED_CONV_KERNELS(conv1)` of fused/conv.cuh
+makes conv1_forward and conv1_backward. The generated unit has these structs and macros alone.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+WIDTH = 100
+"""Columns of the generated source."""
+
+
+class KernelSource(NamedTuple):
+    """The kernels of one file for one layer, or for what all layers share."""
+
+    label: str
+    """The layer's name, with which the names of its kernels begin."""
+    file: str
+    constants: Mapping[str, int | str]
+    """Name -> value of each size that the file asks the layer for; strings are enumerators."""
+
+    @property
+    def struct(self) -> str:
+        """The layer as a C++ type."""
+        # A size and its value are one word to the wrapping of lines.
+        values = ", ".join(f"{name}~=~{value}" for name, value in self.constants.items())
+        text = textwrap.fill(
+            f"static constexpr int {values};",
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent="      ",
+            break_on_hyphens=False,
+        )
+        return f"struct {self.label} {{\n{text.replace('~', ' ')}\n}};"
+
+    @property
+    def entry_points(self) -> str:
+        """The macro that makes the file's kernels for the layer: named as the file is."""
+        name = self.file.removesuffix(".cuh").replace("/", "_").upper()
+        return f"{name}_KERNELS({self.label})"
+
+
+def translation_unit(parts: Sequence[KernelSource]) -> str:
+    """The source of all these kernels."""
+    files = dict.fromkeys(part.file for part in parts)
+    texts = ["\n".join(f'#include "{file}"' for file in files)]
+    texts += [f"{part.struct}\n{part.entry_points}" for part in parts]
+    return "\n\n".join(texts) + "\n"
+
 
 # Included once, outside every namespace, before the kernel files that say they need them.
 HEADERS = ("portable.cuh", "layers.cuh", "matmul.cuh", "conv.cuh", "async.cuh")

@@ -18,7 +18,7 @@ from cnnlib.device import Limits
 from cnnlib.engine import Planned, Stage, options_of
 from cnnlib.engine.gpu import THREADS, GpuEngine, GpuOperator, GpuOptions, Launch
 from cnnlib.layers import Activation, Conv, Dense, Layer, Subsample
-from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile
+from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile_count, tile_of
 
 PLAIN_SHARED_BYTES = 48 * 1024
 """Shared memory that every CUDA device gives a block without being asked for more."""
@@ -46,7 +46,7 @@ def function_of(layers: tuple[Layer, ...]) -> str:
 
 
 class FusedConv(GpuOperator):
-    file = "fused_conv.cuh"
+    file = "fused/conv.cuh"
     kernels: ClassVar[tuple[str, ...]] = ("forward", "backward", *COMPARED)
 
     def __init__(self, planned: Planned, stage: Stage, limits: Limits) -> None:
@@ -64,7 +64,7 @@ class FusedConv(GpuOperator):
         self.keeps_winners = self.window > 1 and self.method == "max"
         self.out_columns = self.columns // self.window
         self.out_area = self.rows // self.window * self.out_columns
-        self.each = largest_divisor(
+        self.maps_each = largest_divisor(
             self.maps, 4, lambda each: self.maps // each * self.out_area >= 128
         )
         self.gradient_rows = self.maps * self.channels * conv.kernel
@@ -74,22 +74,22 @@ class FusedConv(GpuOperator):
     def choose(self, planned: Planned, limits: Limits) -> None:
         """Fix the sizes that are free, so that shared memory suffices and threads have work."""
         size = self.channels * self.height * self.width
-        items = self.maps // self.each * self.out_area
+        items = self.maps // self.maps_each * self.out_area
         # Several small images a block, but never so many that they need more than is there anyway.
         fits = PLAIN_SHARED_BYTES // 4 - self.maps * self.terms
         self.images = max(1, min(THREADS // items, fits // size))
-        self.own_rows(most_splits=self.rows)
+        self.own_rows(most_split_k=self.rows)
 
-    def own_rows(self, most_splits: int) -> None:
+    def own_rows(self, most_split_k: int) -> None:
         """Share the rows of the weight gradient out to threads (see kernels/conv.cuh)."""
-        self.splits = 1
-        while self.gradient_rows * self.splits * 2 <= THREADS and self.splits * 2 <= most_splits:
-            self.splits *= 2
-        self.owned = min(MOST_OWNED, ceil_div(self.gradient_rows * self.splits, THREADS))
-        self.chunks = ceil_div(self.gradient_rows, self.owned * THREADS // self.splits)
+        self.split_k = 1
+        while self.gradient_rows * self.split_k * 2 <= THREADS and self.split_k * 2 <= most_split_k:
+            self.split_k *= 2
+        self.rows_each = min(MOST_OWNED, ceil_div(self.gradient_rows * self.split_k, THREADS))
+        self.m_tiles = ceil_div(self.gradient_rows, self.rows_each * THREADS // self.split_k)
 
     def check(self) -> None:
-        # The sizes that kernels/fused_conv.cuh derives from the constants.
+        # The arrays of the kernels in shared memory; kernels/fused/conv.cuh asserts that they fit.
         size = self.channels * self.height * self.width
         weights, maps = self.maps * self.terms, self.maps * self.rows * self.columns
         gradient = size + maps + self.recompute * weights
@@ -97,7 +97,7 @@ class FusedConv(GpuOperator):
         if not self.planned.is_first:
             held = self.terms * ceil_div(self.maps, 4) * 4
             errors = held + size + maps + self.recompute * (size + weights)
-        sums = THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1)
+        sums = THREADS * self.rows_each * (self.conv.kernel + 1) * (self.split_k > 1)
         self.forward_bytes = 4 * (weights + self.images * size)
         self.backward_bytes = 16 * ceil_div(max(gradient, errors, sums), 4)
         wanted = max(self.forward_bytes, self.backward_bytes)
@@ -111,18 +111,21 @@ class FusedConv(GpuOperator):
     def constants(self) -> Mapping[str, int | str]:
         return {
             **self.common_constants(),
+            "FORWARD_BYTES": self.forward_bytes, "BACKWARD_BYTES": self.backward_bytes,
             "IMAGES": self.images, "PUSH": int(options_of(self.stage, GpuOptions).errors == "push"),
         }  # fmt: skip
 
     def common_constants(self) -> Mapping[str, int | str]:
         """The constants that the kernels of stages fused and ring both need."""
         return {
+            "THREADS": THREADS,
             "CHANNELS": self.channels, "HEIGHT": self.height, "WIDTH": self.width,
             "MAPS": self.maps, "KERNEL": self.conv.kernel, "STRIDE": self.conv.stride,
             "ROWS": self.rows, "COLUMNS": self.columns, "FUNCTION": self.function,
             "WINDOW": self.window, "METHOD": self.method.upper(),
-            "FIRST": int(self.planned.is_first), "EACH": self.each,
-            "RECOMPUTE": int(self.recompute), "OWNED": self.owned, "SPLITS": self.splits,
+            "FIRST": int(self.planned.is_first), "RECOMPUTE": int(self.recompute),
+            "MAPS_EACH": self.maps_each, "ROWS_EACH": self.rows_each, "SPLIT_K": self.split_k,
+            "M_TILES": self.m_tiles, "PARAMETERS": self.maps * self.terms + self.maps,
         }  # fmt: skip
 
     def partial_groups(self, batch_size: int) -> int:
@@ -132,7 +135,7 @@ class FusedConv(GpuOperator):
     def groups_of(self, units: int, shared_bytes: int) -> int:
         """Groups that `units` images or tiles are summed in: as many blocks as are resident."""
         resident = max(1, min(MOST_BLOCKS, self.limits.shared_bytes // shared_bytes))
-        return max(1, min(units, self.limits.multiprocessors * resident // self.chunks))
+        return max(1, min(units, self.limits.multiprocessors * resident // self.m_tiles))
 
     def allocate(self, batch_size: int) -> None:
         # One byte where there are no winners: kernels take the argument all the same.
@@ -146,7 +149,7 @@ class FusedConv(GpuOperator):
         return [self.launch_blocks("forward", blocks, *args, shared_bytes=self.forward_bytes)]
 
     def backward(self, count: int) -> list[Launch]:
-        jobs = self.groups * self.chunks + (0 if self.planned.is_first else count)
+        jobs = self.groups * self.m_tiles + (0 if self.planned.is_first else count)
         return [
             self.launch_blocks(
                 "backward", jobs, *self.backward_args(count), shared_bytes=self.backward_bytes
@@ -177,15 +180,21 @@ class FusedConv(GpuOperator):
         )  # fmt: skip
 
 
+SMALL_TILE = tile_of(16)
+"""A tile of few rows, for there is little work and only many blocks reach all of the GPU."""
+
+
 class FusedDense(GpuOperator):
-    file = "fused_dense.cuh"
+    file = "fused/dense.cuh"
     kernels = ("forward", "backward")
 
     def constants(self) -> Mapping[str, int | str]:
         self.inputs, self.units = math.prod(self.planned.source_shape), self.layer.units
         return {
-            "INPUTS": self.inputs, "UNITS": self.units,
+            "THREADS": THREADS, "INPUTS": self.inputs, "UNITS": self.units,
             "FUNCTION": function_of(self.planned.layers), "FIRST": int(self.planned.is_first),
+            "M_TILE": SMALL_TILE[0], "N_TILE": SMALL_TILE[1],
+            "PARAMETERS": self.units * self.inputs + self.units,
         }  # fmt: skip
 
     def partial_groups(self, batch_size: int) -> int:
@@ -195,13 +204,13 @@ class FusedDense(GpuOperator):
     def forward(self, count: int) -> list[Launch]:
         b, views = self.buffers, self.buffers.parameters[0]
         args = (b.source, views["weight"], views["bias"], b.target, count)
-        return [self.launch_blocks("forward", tiles(count, self.units), *args)]
+        return [self.launch_blocks("forward", tile_count(SMALL_TILE, count, self.units), *args)]
 
     def backward(self, count: int) -> list[Launch]:
         b, views = self.buffers, self.buffers.parameters[0]
-        blocks = tiles(self.units, self.inputs + 1) * self.groups
+        blocks = tile_count(SMALL_TILE, self.units, self.inputs + 1) * self.groups
         if b.source_errors is not None:
-            blocks += tiles(count, self.inputs)
+            blocks += tile_count(SMALL_TILE, count, self.inputs)
         errors = b.target_errors if b.source_errors is None else b.source_errors
         return [
             self.launch_blocks(
@@ -209,12 +218,6 @@ class FusedDense(GpuOperator):
                 b.partial_sums, count, self.groups,
             )
         ]  # fmt: skip
-
-
-def tiles(rows: int, columns: int) -> int:
-    """Blocks that cover a product of rows x columns by the small tiles of fused_dense.cuh."""
-    height, width = tile(16)
-    return ceil_div(rows, height) * ceil_div(columns, width)
 
 
 STAGE = Stage(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Stage
-from cnnlib.engine.gpu import GpuEngine, GpuOperator, Launch
+from cnnlib.engine.gpu import SUM_THREADS, THREADS, GpuEngine, GpuOperator, Launch
 from cnnlib.layers import Activation, Conv, Dense, Subsample
 
 BLOCKS_PER_MULTIPROCESSOR = 2
@@ -17,18 +17,20 @@ SHORTEST_SLICE = 64
 """Terms of a sum worth a block of their own."""
 
 
-def tile(rows: int) -> tuple[int, int]:
-    """(rows, columns) of the product that one block of kernels/matmul.cuh makes."""
+def tile_of(rows: int) -> tuple[int, int]:
+    """(M_TILE, N_TILE): rows and columns of the product of so many rows that one block makes.
+
+    A thread has four rows of one, two or four columns: see Tile in kernels/matmul.cuh.
+    """
     threads_high = 2 if rows <= 8 else 4 if rows <= 16 else 8 if rows <= 32 else 16
-    threads_wide = 256 // threads_high
+    threads_wide = THREADS // threads_high
     each = 1 if threads_wide >= 64 else 2 if threads_wide >= 32 else 4
     return threads_high * 4, threads_wide * each
 
 
-def tiles(rows: int, columns: int, chosen_by: int | None = None) -> int:
-    """Blocks that cover a product of rows x columns."""
-    height, width = tile(rows if chosen_by is None else chosen_by)
-    return ceil_div(rows, height) * ceil_div(columns, width)
+def tile_count(tile: tuple[int, int], rows: int, columns: int) -> int:
+    """Tiles that cover a product of rows x columns."""
+    return ceil_div(rows, tile[0]) * ceil_div(columns, tile[1])
 
 
 def slice_count(terms: int, product_tiles: int, multiprocessors: int) -> int:
@@ -37,8 +39,23 @@ def slice_count(terms: int, product_tiles: int, multiprocessors: int) -> int:
     return max(1, min(most, terms // SHORTEST_SLICE))
 
 
+def product_constants(
+    tile: tuple[int, int], data_tile: tuple[int, int], parameters: int
+) -> dict[str, int]:
+    """The constants that the products of both kinds of layers need (kernels/gemm/)."""
+    return {
+        "THREADS": THREADS,
+        "SUM_THREADS": SUM_THREADS,
+        "M_TILE": tile[0],
+        "N_TILE": tile[1],
+        "DATA_M_TILE": data_tile[0],
+        "DATA_N_TILE": data_tile[1],
+        "PARAMETERS": parameters,
+    }
+
+
 class GemmConv(GpuOperator):
-    file = "gemm_conv.cuh"
+    file = "gemm/conv.cuh"
     kernels = (
         "im2col", "multiply", "add_bias", "sum_bias_gradient", "multiply_weight_gradient",
         "sum_slices", "multiply_errors", "col2im",
@@ -51,26 +68,30 @@ class GemmConv(GpuOperator):
             "CHANNELS": channels, "HEIGHT": height, "WIDTH": width, "MAPS": maps,
             "KERNEL": self.layer.kernel, "STRIDE": self.layer.stride, "ROWS": rows,
             "COLUMNS": columns,
+            **product_constants(self.map_tile, self.term_tile, self.slice_size),
         }  # fmt: skip
 
-    def allocate(self, batch_size: int) -> None:
+    def check(self) -> None:
         self.maps, rows, columns = self.planned.target_shape
         self.area = rows * columns
         self.terms = self.layer.fan_in(self.planned.source_shape)
+        self.map_tile, self.term_tile = tile_of(self.maps), tile_of(self.terms)
+        self.slice_size = self.maps * self.terms + self.maps
+
+    def allocate(self, batch_size: int) -> None:
         size = (self.terms, batch_size * self.area)
         self.columns = self.array(size)
         self.column_errors = None if self.planned.is_first else self.array(size)
-        self.slice_size = self.maps * self.terms + self.maps
         self.slices = self.array((self._slice_count(batch_size), self.slice_size))
 
     def _slice_count(self, count: int) -> int:
-        tiles_each = tiles(self.maps, self.terms)
+        tiles_each = tile_count(self.map_tile, self.maps, self.terms)
         return slice_count(count * self.area, tiles_each, self.limits.multiprocessors)
 
     def forward(self, count: int) -> list[Launch]:
         b, positions = self.buffers, count * self.area
         weight, bias = b.parameters[0]["weight"], b.parameters[0]["bias"]
-        blocks = tiles(self.maps, positions)
+        blocks = tile_count(self.map_tile, self.maps, positions)
         return [
             self.launch("im2col", positions * self.terms, b.source, self.columns, count),
             self.launch_blocks("multiply", blocks, weight, self.columns, b.target, count),
@@ -86,15 +107,16 @@ class GemmConv(GpuOperator):
                 b.target_errors, self.slices, count, slices,
             ),
             self.launch_blocks(
-                "multiply_weight_gradient", tiles(self.maps, self.terms) * slices,
+                "multiply_weight_gradient",
+                tile_count(self.map_tile, self.maps, self.terms) * slices,
                 b.target_errors, self.columns, self.slices, count, slices,
             ),
-            self.launch("sum_slices", self.slice_size * 8, self.slices, gradient, slices),
+            self.launch("sum_slices", self.slice_size * SUM_THREADS, self.slices, gradient, slices),
         ]  # fmt: skip
         errors = self.column_errors
         if b.source_errors is None or errors is None:
             return launches
-        blocks = tiles(self.terms, positions)
+        blocks = tile_count(self.term_tile, self.terms, positions)
         return [
             *launches,
             self.launch_blocks("multiply_errors", blocks, weight, b.target_errors, errors, count),
@@ -104,34 +126,42 @@ class GemmConv(GpuOperator):
 
 
 class GemmDense(GpuOperator):
-    file = "gemm_dense.cuh"
+    file = "gemm/dense.cuh"
     kernels = (
         "multiply", "add_bias", "sum_bias_gradient", "multiply_weight_gradient", "sum_slices",
         "multiply_errors",
     )  # fmt: skip
 
     def constants(self) -> Mapping[str, int | str]:
-        return {"INPUTS": math.prod(self.planned.source_shape), "UNITS": self.layer.units}
+        return {
+            "INPUTS": self.inputs,
+            "UNITS": self.units,
+            **product_constants(self.unit_tile, self.image_tile, self.slice_size),
+        }
+
+    def check(self) -> None:
+        self.inputs, self.units = math.prod(self.planned.source_shape), self.layer.units
+        self.unit_tile, self.image_tile = tile_of(self.units), tile_of(64)
+        self.slice_size = self.units * self.inputs + self.units
 
     def allocate(self, batch_size: int) -> None:
-        self.slice_size = self.layer.units * (math.prod(self.planned.source_shape) + 1)
         self.slices = self.array((self._slice_count(batch_size), self.slice_size))
 
     def _slice_count(self, count: int) -> int:
-        tiles_each = tiles(self.layer.units, math.prod(self.planned.source_shape))
+        tiles_each = tile_count(self.unit_tile, self.units, self.inputs)
         return slice_count(count, tiles_each, self.limits.multiprocessors)
 
     def forward(self, count: int) -> list[Launch]:
-        b, units = self.buffers, self.layer.units
+        b, units = self.buffers, self.units
         weight, bias = b.parameters[0]["weight"], b.parameters[0]["bias"]
-        blocks = tiles(units, count)
+        blocks = tile_count(self.unit_tile, units, count)
         return [
             self.launch_blocks("multiply", blocks, weight, b.source, b.target, count),
             self.launch("add_bias", count * units, bias, b.target, count),
         ]
 
     def backward(self, count: int) -> list[Launch]:
-        b, units, inputs = self.buffers, self.layer.units, math.prod(self.planned.source_shape)
+        b, units, inputs = self.buffers, self.units, self.inputs
         weight, gradient = b.parameters[0]["weight"], b.gradients[0]["weight"]
         slices = self._slice_count(count)
         launches = [
@@ -139,14 +169,14 @@ class GemmDense(GpuOperator):
                 "sum_bias_gradient", units * slices, b.target_errors, self.slices, count, slices
             ),
             self.launch_blocks(
-                "multiply_weight_gradient", tiles(units, inputs) * slices,
+                "multiply_weight_gradient", tile_count(self.unit_tile, units, inputs) * slices,
                 b.target_errors, b.source, self.slices, count, slices,
             ),
-            self.launch("sum_slices", self.slice_size * 8, self.slices, gradient, slices),
+            self.launch("sum_slices", self.slice_size * SUM_THREADS, self.slices, gradient, slices),
         ]  # fmt: skip
         if b.source_errors is None:
             return launches
-        blocks = tiles(count, inputs, chosen_by=64)
+        blocks = tile_count(self.image_tile, count, inputs)
         return [
             *launches,
             self.launch_blocks(
@@ -156,7 +186,7 @@ class GemmDense(GpuOperator):
 
 
 class GemmActivation(GpuOperator):
-    file = "gemm_activation.cuh"
+    file = "gemm/activation.cuh"
     kernels = ("activate", "activate_backward")
 
     def constants(self) -> Mapping[str, int | str]:
@@ -178,7 +208,7 @@ class GemmActivation(GpuOperator):
 
 
 class GemmSubsample(GpuOperator):
-    file = "gemm_subsample.cuh"
+    file = "gemm/subsample.cuh"
     kernels = ("subsample", "subsample_backward")
 
     def constants(self) -> Mapping[str, int | str]:

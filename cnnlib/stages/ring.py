@@ -36,12 +36,15 @@ def halve_until(number: int, good: Callable[[int], bool]) -> int:
 
 
 def pitch(width: int) -> int:
-    """Floats from one row in shared memory to the next: see kernels/ring_conv.cuh."""
+    """Floats from one row of `width` floats in shared memory to the next.
+
+    An odd number of float4s: the rows that a warp's threads read at once lie in different banks.
+    """
     return (ceil_div(width, 4) | 1) * 4
 
 
 class RingConv(FusedConv):
-    file = "ring_conv.cuh"
+    file = "ring/conv.cuh"
     kernels: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     def choose(self, planned: Planned, limits: Limits) -> None:
@@ -55,13 +58,13 @@ class RingConv(FusedConv):
         self.band = self._highest(lambda n: self._window(self.tile, n) + self._deltas(self.tile, n))
         self.forward_band = self._highest(lambda n: self._window(self.tile, n))
         window = self._window(self.tile, self.forward_band)
-        fits = (FLOATS - window) // self.terms // self.each * self.each
-        self.chunk_maps = min(self.maps, max(self.each, fits))
+        fits = (FLOATS - window) // self.terms // self.maps_each * self.maps_each
+        self.chunk_maps = min(self.maps, max(self.maps_each, fits))
         self.map_chunks = ceil_div(self.maps, self.chunk_maps)
-        items = self.chunk_maps // self.each * self.tile * self.forward_band
+        items = self.chunk_maps // self.maps_each * self.tile * self.forward_band
         left = FLOATS - self.chunk_maps * self.terms
         self.units = max(1, min(MOST_UNITS, THREADS // items, left // window))
-        self.own_rows(most_splits=self.band * self.window)
+        self.own_rows(most_split_k=self.band * self.window)
 
         self.error_tile = halve_until(
             self.width, lambda tile: self._errors(tile, 1, self.channels) <= FLOATS - self.taps
@@ -83,29 +86,44 @@ class RingConv(FusedConv):
         even = ceil_div(self.out_rows, ceil_div(self.out_rows, most))
         return even if size(even) <= FEW_FLOATS else most
 
-    # The sizes that kernels/ring_conv.cuh derives from the constants, in floats of one unit.
+    # Sizes in shared memory, in rows or in floats of one unit. The kernel gets those of the plan
+    # as constants, and asserts that they are enough.
 
-    def _window(self, tile: int, band: int) -> int:
-        """Source rows in use and those on their way."""
+    def _ring_rows(self, band: int) -> int:
+        """Source rows in use and those on their way, for a step of `band` target rows."""
         rows, stride = band * self.window, self.conv.stride
         span = (rows - 1) * stride + self.conv.kernel
-        width = (tile * self.window - 1) * stride + self.conv.kernel
-        ring = span + (rows * stride if band < self.out_rows else 0)
-        return self.channels * ring * pitch(width)
+        return span + (rows * stride if band < self.out_rows else 0)
+
+    def _row_pitch(self, tile: int) -> int:
+        """Floats from one source row to the next, for a tile of `tile` target columns."""
+        return pitch((tile * self.window - 1) * self.conv.stride + self.conv.kernel)
+
+    def _window(self, tile: int, band: int) -> int:
+        return self.channels * self._ring_rows(band) * self._row_pitch(tile)
 
     def _deltas(self, tile: int, band: int) -> int:
         """The convolution's errors of a step, and of the next where there is one."""
         rows = self.maps * band * self.window * (1 + (band < self.out_rows))
         return rows * pitch(tile * self.window)
 
+    def _error_ring_rows(self, band: int) -> int:
+        """Rows of source errors that a step of `band` target rows reaches."""
+        if band == self.out_rows:
+            return self.height
+        return (band * self.window - 1) * self.conv.stride + self.conv.kernel
+
+    def _error_columns(self, tile: int) -> int:
+        """Columns of the convolution that reach a tile of `tile` source columns."""
+        if tile == self.width:
+            return self.columns
+        stride, kernel = self.conv.stride, self.conv.kernel
+        return (tile - 1) // stride + 1 + (kernel - 1) // stride + 1
+
     def _errors(self, tile: int, band: int, channels: int) -> int:
         """Rows of source errors, and the convolution's errors of a step."""
-        rows, stride, kernel = band * self.window, self.conv.stride, self.conv.kernel
-        ring = (rows - 1) * stride + kernel if band < self.out_rows else self.height
-        columns = self.columns
-        if tile < self.width:
-            columns = (tile - 1) // stride + 1 + (kernel - 1) // stride + 1
-        return channels * ring * tile + self.maps * rows * columns
+        deltas = self.maps * band * self.window * self._error_columns(tile)
+        return channels * self._error_ring_rows(band) * tile + deltas
 
     def _error_arena(self) -> int:
         errors = self._errors(self.error_tile, self.error_band, self.chunk_channels)
@@ -116,7 +134,7 @@ class RingConv(FusedConv):
         forward = self.chunk_maps * self.terms + self.units * window
         backward = max(
             self._window(self.tile, self.band) + self._deltas(self.tile, self.band),
-            THREADS * self.owned * (self.conv.kernel + 1) * (self.splits > 1),
+            THREADS * self.rows_each * (self.conv.kernel + 1) * (self.split_k > 1),
             0 if self.planned.is_first else self._error_arena(),
         )
         self.backward_bytes = 4 * backward
@@ -130,10 +148,26 @@ class RingConv(FusedConv):
     def constants(self) -> Mapping[str, int | str]:
         return {
             **self.common_constants(),
-            "TILE": self.tile, "FORWARD_BAND": self.forward_band, "BAND": self.band,
-            "UNITS": self.units, "CHUNK_MAPS": self.chunk_maps, "ERROR_TILE": self.error_tile,
-            "ERROR_BAND": self.error_band, "CHUNK_CHANNELS": self.chunk_channels,
-        }  # fmt: skip
+            "TILE": self.tile,
+            "TILES": self.tiles,
+            "PITCH": self._row_pitch(self.tile),
+            "FORWARD_BAND": self.forward_band,
+            "FORWARD_RING": self._ring_rows(self.forward_band),
+            "UNITS": self.units,
+            "CHUNK_MAPS": self.chunk_maps,
+            "MAP_CHUNKS": self.map_chunks,
+            "BAND": self.band,
+            "RING": self._ring_rows(self.band),
+            "DELTA_PITCH": pitch(self.tile * self.window),
+            "ERROR_TILE": self.error_tile,
+            "ERROR_TILES": self.error_tiles,
+            "ERROR_BAND": self.error_band,
+            "ERROR_RING": self._error_ring_rows(self.error_band),
+            "ERROR_COLUMNS": self._error_columns(self.error_tile),
+            "CHUNK_CHANNELS": self.chunk_channels,
+            "CHANNEL_CHUNKS": self.channel_chunks,
+            "ARENA_FLOATS": self.backward_bytes // 4,
+        }
 
     def partial_groups(self, batch_size: int) -> int:
         self.groups = self.groups_of(batch_size * self.tiles, self.backward_bytes)
@@ -152,7 +186,7 @@ class RingConv(FusedConv):
         ]  # fmt: skip
 
     def backward(self, count: int) -> list[Launch]:
-        jobs = self.groups * self.chunks
+        jobs = self.groups * self.m_tiles
         if not self.planned.is_first:
             jobs += count * self.error_tiles * self.channel_chunks
         return [self.launch_blocks("backward", jobs, *self.backward_args(count))]

@@ -330,7 +330,7 @@ def test_an_edit_builds_anew_only_what_includes_it(
     monkeypatch.setenv("CNNLIB_KERNELS", str(folder))
     assert runs(EmulatedDevice())
     assert compiler.builds() == 2
-    for name, builds in (("ring_conv.cuh", 2), ("portable.cuh", 3)):
+    for name, builds in (("ring/conv.cuh", 2), ("portable.cuh", 3)):
         with open(folder / name, "a") as out:
             out.write("// edited\n")
         assert runs(EmulatedDevice())

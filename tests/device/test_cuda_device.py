@@ -111,6 +111,6 @@ def test_only_one_file_imports_pycuda() -> None:
 
 
 def test_no_kernel_file_declares_plain_shared() -> None:
-    for path in sorted(KERNELS.glob("*.cuh")):
+    for path in sorted(KERNELS.rglob("*.cuh")):
         if path.name != "portable.cuh":
             assert "__shared__" not in path.read_text(), path.name
