@@ -51,24 +51,35 @@ class Training(Section):
     """Plain mini-batch gradient descent: v <- momentum v + gradient, w <- w - learning_rate v."""
 
     learning_rate: Number = Field(gt=0)
+    """The rate of every step, or the peak of a cycle."""
     momentum: Number = Field(default=0.0, ge=0, lt=1)
+    """Share of the velocity that a step keeps."""
     schedule: Literal["constant", "one_cycle"] = "constant"
     """one_cycle: the learning rate rises from 0 in the first steps and falls to 0 in all others."""
     warmup: Number = Field(default=0.2, ge=0, le=1)
     """Share of the steps in which it rises."""
     epochs: PositiveInt
+    """How often the training set is trained on."""
     seed: int = Field(default=1, ge=0, lt=2**32)
+    """Initial weights and orders; repeat r of a sweep has seed + r - 1."""
 
 
 class Sweep(Section):
     """What is measured: every combination of these."""
 
     datasets: list[Name] = Field(min_length=1)
+    """Names of the section datasets."""
     networks: list[Name] = Field(min_length=1)
+    """Names of the section networks."""
     stages: list[Name] = Field(min_length=1)
+    """Stages of the ladder, variants of them, or peers; `python -m cnnlib stages` lists them."""
     batch_sizes: list[PositiveInt] = Field(min_length=1)
+    """Images of a training step."""
     repeats: PositiveInt
+    """How often every combination is measured, each time with another seed."""
     device: Annotated[Literal["auto", "cuda", "emulated"], BeforeValidator(_device)] = "auto"
+    """For stages that run on a GPU. auto: a GPU if there is one, or else emulated; cuda: a GPU or
+    an error; emulated: the same kernels compiled for the CPU."""
 
 
 class Measuring(Section):
@@ -118,10 +129,15 @@ class Race(Section):
     """One recipe, trained from many seeds: how soon it recognises `target` of the test images."""
 
     dataset: Name
+    """A name of the section datasets."""
     network: Name
+    """A name of the section networks."""
     stages: list[Name] = Field(min_length=1)
+    """Stages that train it."""
     batch_size: PositiveInt
+    """Images of a training step."""
     training: Training
+    """The recipe of each training."""
     seeds: PositiveInt = 30
     """Trainings of each stage; the first has the seed of `training`, the next one more."""
     target: Number = Field(default=0.99, gt=0, le=1)
@@ -132,12 +148,19 @@ class Config(Section):
     """Everything a user can change."""
 
     results: str = Field(default="results", pattern=patterns.FOLDER)
+    """Folder for everything that is made."""
     datasets: dict[Name, DatasetSpec]
+    """Where images come from."""
     networks: dict[Name, list[Any]]
+    """Lists of layers, from the images on."""
     training: Training
+    """How every stage trains."""
     sweep: Sweep
+    """What is measured."""
     measuring: Measuring = Measuring()
+    """How it is measured."""
     race: Race | None = None
+    """One recipe from many seeds; null: none."""
     figures: list[Name] | None = None
     """Names of workflow/figures/NAME.py to draw; all of them if not given."""
 

@@ -92,7 +92,9 @@ class IdxFile(_Spec):
     """A file of the data set: its name and the SHA-256 of its uncompressed bytes."""
 
     name: str = Field(pattern=patterns.FILE)
+    """What `{name}` in a mirror's URL stands for."""
     sha256: str = Field(pattern=patterns.SHA256)
+    """Checksum of the uncompressed bytes."""
 
 
 class IdxFiles(_Spec):
@@ -118,14 +120,19 @@ class IdxSpec(_Images):
     """Images and labels in four IDX files, as MNIST and its relatives come."""
 
     kind: Literal["idx"]
+    """IDX files, as MNIST has them."""
     shape: Shape
     """channels, height, width of an image."""
     classes: Annotated[int, Field(ge=2, le=256, strict=True)]
+    """Labels are 0 to classes - 1."""
     files: IdxFiles
+    """The four files, each with its name and checksum."""
     mirrors: list[Mirror] = []
+    """Places that hold the files, tried in turn."""
     train_limit: PositiveInt | None = None
     """Only the first so many training images."""
     test_limit: PositiveInt | None = None
+    """Only the first so many test images."""
 
     @property
     def train_count(self) -> int | None:
@@ -142,11 +149,17 @@ class SyntheticSpec(_Images):
     """Made-up images that can be told apart; see cnnlib.datasets.synthetic."""
 
     kind: Literal["synthetic"]
+    """Images that are made up."""
     shape: Shape
+    """channels, height, width of an image."""
     classes: Annotated[int, Field(ge=2, le=256, strict=True)]
+    """Labels are 0 to classes - 1."""
     train_images: PositiveInt
+    """How many images there are to train on."""
     test_images: PositiveInt
+    """How many images there are to test with."""
     seed: int = Field(default=1, ge=0)
+    """Other seeds give other images."""
 
     @property
     def train_count(self) -> int:

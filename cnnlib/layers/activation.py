@@ -17,6 +17,7 @@ class Activation(Layer):
     shorthand = "function"
 
     function: Literal["relu", "tanh", "sigmoid"]
+    """max(x, 0), tanh(x), or 1 / (1 + exp(-x))."""
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape

@@ -17,8 +17,11 @@ class Conv(Layer):
     shorthand = "maps"
 
     maps: int = Field(gt=0, lt=2**31)
+    """Maps of the target, each with weights of its own."""
     kernel: int = Field(gt=0, lt=2**31)
+    """Rows and columns of a window."""
     stride: int = Field(default=1, gt=0, lt=2**31)
+    """Rows or columns from one window to the next."""
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3:

@@ -18,6 +18,7 @@ class Dense(Layer):
     shorthand = "units"
 
     units: int = Field(gt=0, lt=2**31)
+    """Elements of the target."""
 
     def output_shape(self, shape: Shape) -> Shape:
         return (self.units,)

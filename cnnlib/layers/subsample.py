@@ -19,7 +19,9 @@ class Subsample(Layer):
     shorthand = "size"
 
     size: int = Field(gt=0, lt=2**31)
+    """Rows and columns of a window, which must divide the map."""
     method: Literal["max", "mean"] = "max"
+    """What becomes of a window."""
 
     def output_shape(self, shape: Shape) -> Shape:
         if len(shape) != 3:
