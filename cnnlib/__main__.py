@@ -1,7 +1,7 @@
-"""The command line, `python -m cnnlib`: every step of the experiment by itself.
+"""The command line, `python -m cnnlib`: each step of the experiment as a command.
 
-Exit codes: 0 done; 1 a check failed or a training diverged; 2 bad input, said in one line;
-130, 138 and 143 interrupted (by SIGINT, SIGUSR1, SIGTERM).
+Exit codes: 0 for success; 1 when a check failed or a training diverged; 2 for bad input, with one
+line that describes it; 130, 138 and 143 after SIGINT, SIGUSR1 and SIGTERM.
 """
 
 import signal
@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from cnnlib.commands import data, examine, measuring, probe, show, training
-from cnnlib.errors import UserError
+from cnnlib.errors import UserError, one_line
 from cnnlib.system.interrupts import SIGNALS
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 @app.callback()
 def about() -> None:
-    """Train one convolutional network through several stages, from numpy to CUDA, and time it."""
+    """Train one convolutional network by several stages, from numpy to CUDA, and time them."""
 
 
 for command in (
@@ -46,45 +46,43 @@ for command in (
     show.plan,
 ):
     app.command()(command)
-# How the table is called, and how the command was called in earlier versions.
+# The name of the command's table, and the command's name in earlier versions.
 for name in ("cpu_profile", "functions"):
     app.command(name, hidden=True)(examine.cpu_profile)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; its exit code. What a user can mend is one line on stderr, no traceback."""
+    """Run one command and return its exit code; user errors become one line without a traceback."""
     given = sys.argv[1:] if arguments is None else arguments
     for number in SIGNALS:
         signal.signal(number, _leave)
     warnings.showwarning = _say_warning
-    # Overflow on the way to a loss that is not finite; the loss itself is looked at.
+    # Overflow precedes a loss that is not finite, and the loss itself is checked.
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
         code = app(given or ["--help"], prog_name="python -m cnnlib", standalone_mode=False)
-    except UserError as error:
-        return _fail(error)
+    except (UserError, MemoryError) as error:
+        return _fail(one_line(error))
     except typer.TyperException as error:
         return _fail(error.format_message())
-    except MemoryError as error:
-        return _fail(f"out of memory: {error}" if str(error) else "out of memory")
-    except SyntaxError as error:  # in a stage that others are compared with
+    except SyntaxError as error:  # in the module of a stage that serves as a reference
         return _fail(f"{error.filename}, line {error.lineno}: {error.msg}")
     except OSError as error:
         if error.filename is None:
             raise
-        return _fail(f"{error.filename}: {error.strerror}")
+        return _fail(one_line(error))
     if code == 130:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
-def _fail(problem: object) -> int:
+def _fail(problem: str) -> int:
     print(f"error: {problem}", file=sys.stderr)
     return 2
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    # By an exception, so that temporary files are removed on the way out.
+    # An exception lets temporary files be removed on the way out.
     raise SystemExit(128 + number)
 
 

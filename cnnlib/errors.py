@@ -1,4 +1,4 @@
-"""The errors a user can cause or mend: one clear line each, exit code 2 on the command line."""
+"""The errors that a user can cause or fix: one clear line each, exit code 2 on the command line."""
 
 
 class UserError(Exception):
@@ -39,3 +39,12 @@ class DoesNotFit(DeviceError):
 
 class Unsupported(UserError):
     """A stage has no operator for a layer, or its operator cannot take these sizes."""
+
+
+def one_line(error: BaseException) -> str:
+    """The line that the command line prints for an exception that is no bug."""
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}" if str(error) else "out of memory"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Commands that fetch data sets and put tables together."""
+"""Commands that fetch data sets and combine tables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +10,10 @@ from cnnlib.commands.options import CONFIG, ConfigFiles
 
 def download(
     dataset: Annotated[str, typer.Option(help="A data set of the config.")],
-    folder: Annotated[Path, typer.Option(help="Where the files go.")],
+    folder: Annotated[Path, typer.Option(help="The folder for its files.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Fetch a data set's files from the first mirror that has them, and check them."""
+    """Download a data set's files from the first mirror that has them, and check them."""
     from cnnlib import datasets
     from cnnlib.config import load_config
 
@@ -22,11 +22,11 @@ def download(
 
 def prepare(
     dataset: Annotated[str, typer.Option(help="A data set of the config.")],
-    folder: Annotated[Path, typer.Option(help="Where its files lie.")],
+    folder: Annotated[Path, typer.Option(help="The folder with its files.")],
     out: Annotated[Path, typer.Option(help="The .npz file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Turn a data set's files into one .npz file."""
+    """Convert a data set's files into one .npz file."""
     from cnnlib import datasets
     from cnnlib.config import load_config
     from cnnlib.files import check_writable
@@ -36,14 +36,14 @@ def prepare(
 
 
 def combine(
-    table: Annotated[str, typer.Option(help="Which table: epochs, steps, ...")],
+    table: Annotated[str, typer.Option(help="The table's name: epochs, steps, ...")],
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     files: Annotated[list[Path] | None, typer.Argument(help="CSV files of that table.")] = None,
     list_file: Annotated[
-        Path | None, typer.Option("--list", help="A file with further names, one a line.")
+        Path | None, typer.Option("--list", help="A file with further file names, one per line.")
     ] = None,
 ) -> None:
-    """Put the rows of many CSV files into one, checking every one of them."""
+    """Check many CSV files and write all their rows into one."""
     from cnnlib.errors import DataError, UserError
     from cnnlib.measuring import schema
 
@@ -59,7 +59,7 @@ def combine(
             raise DataError(f"{list_file} is not a list of files: it is not UTF-8") from None
         paths += [Path(name) for name in names if name.strip()]
     if list_file is not None and not paths:
-        # A sweep without GPU stages has no transfers: a table without rows is right then.
+        # A sweep without GPU stages has no transfers; a table without rows is then correct.
         schema.write(out, schema.current_name(table), [])
         typer.echo(f"{out}: no rows, {list_file} names no file")
         return

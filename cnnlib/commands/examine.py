@@ -1,35 +1,31 @@
 """Commands that look at one thing closely: where CPU stages spend their time, what was learned."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one
-
-if TYPE_CHECKING:
-    from cnnlib.config import Config
-    from cnnlib.datasets import Dataset
 
 
 def cpu_profile(
     dataset: Annotated[str, typer.Option(help="A data set of the config.")],
     network: Annotated[str, typer.Option(help="A network of the config.")],
     stage: Annotated[str, typer.Option(help="A stage that runs on the CPU.")],
-    batch_size: Annotated[int, typer.Option(help="Images a step.")],
+    batch_size: Annotated[int, typer.Option(help="Images per step.")],
     data: Annotated[Path, typer.Option(help="The data set's .npz file.")],
-    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Profile some training steps of a CPU stage: calls and seconds of every function.
+    """Profile training steps of a CPU stage: calls and seconds of every function.
 
     A stage that fails gets a row with the reason.
     """
     from cnnlib import datasets
     from cnnlib.config import load_config
     from cnnlib.files import check_writable
-    from cnnlib.measuring.cpu_profile import measure_functions
-    from cnnlib.measuring.isolated import examine_apart
+    from cnnlib.measuring.cpu_profile import measure_cpu_profile
+    from cnnlib.measuring.isolated import examine_isolated
     from cnnlib.measuring.runs import Run
 
     at_least_one(batch_size=batch_size)
@@ -37,55 +33,47 @@ def cpu_profile(
     check_writable(out)
     loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
     run = Run(dataset, network, stage, batch_size, 1)
-    why = examine_apart(
-        settings, run, "cpu_profile", out, lambda: measure_functions(settings, run, loaded, out)
+    why = examine_isolated(
+        settings, run, "cpu_profile", out, lambda: measure_cpu_profile(settings, run, loaded, out)
     )
     if why:
         typer.echo(f"error: {out}: {why}", err=True)
 
 
 def pictures(
-    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """The test images whose recognition is watched: one of each class, and the hard ones."""
+    """Write the test images whose predictions are recorded: one of each class, and hard ones."""
     from cnnlib.measuring import schema
     from cnnlib.measuring.learning_curve import pictures as pictures_of
-    from cnnlib.measuring.runs import load_experiment
+    from cnnlib.measuring.runs import load_experiment, sweep_dataset
 
     settings = load_experiment(config)
     rows = []
     for name in settings.sweep.datasets:
-        rows += pictures_of(settings, name, load(settings, name))
+        rows += pictures_of(settings, name, sweep_dataset(settings, name))
     schema.write(out, "pictures", rows)
     typer.echo(f"{out}: {len(rows)} images")
 
 
 def features(
-    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Train every network of the sweep by stage gemm; its first filters, and maps of an image."""
+    """Train each network of the sweep by stage gemm; write its first filters and feature maps."""
     from cnnlib.files import check_writable
     from cnnlib.measuring import schema
-    from cnnlib.measuring.feature_maps import features as features_of
-    from cnnlib.measuring.runs import load_experiment
+    from cnnlib.measuring.feature_maps import feature_maps
+    from cnnlib.measuring.runs import load_experiment, sweep_dataset
 
     settings = load_experiment(config)
     check_writable(out)
     rows = []
     for name in settings.sweep.datasets:
-        loaded = load(settings, name)
+        loaded = sweep_dataset(settings, name)
         for network in settings.sweep.networks:
             built = settings.network(network, name, "sweep.networks")
-            rows += features_of(settings, built, loaded)
+            rows += feature_maps(settings, built, loaded)
     schema.write(out, "features", rows)
     typer.echo(f"{out}: {len(rows)} numbers")
-
-
-def load(settings: "Config", name: str) -> "Dataset":
-    """A data set of the sweep from where the workflow puts it."""
-    from cnnlib import datasets
-
-    spec = settings.dataset(name, "sweep.datasets")
-    return datasets.load(name, Path(settings.results, "data", f"{name}.npz"), spec)

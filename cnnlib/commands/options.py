@@ -1,4 +1,4 @@
-"""Options that several commands share, and how text is laid out."""
+"""Options that several commands share, how they end, and how text is laid out."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,21 +8,22 @@ from typing import Annotated, TypeVar
 import typer
 
 ConfigFiles = Annotated[
-    list[Path], typer.Option("--config", help="Settings; given again, later over earlier.")
+    list[Path],
+    typer.Option("--config", help="A config file; can be repeated, later files override earlier."),
 ]
-# A list, as Typer wants for an option that can be repeated; nobody changes it.
+# Typer wants a list as the default of an option that can be repeated. It is never modified.
 CONFIG = [Path("config.yaml")]
 
 T = TypeVar("T")
 
 
 def first(given: T | None, otherwise: Sequence[T]) -> T:
-    """What was given, or else the first of the sweep's."""
+    """The value given, or else the first of the sweep's."""
     return otherwise[0] if given is None else given
 
 
 def at_least_one(**options: int) -> None:
-    """ConfigError naming the first of the options (batch_size is --batch-size) that is not."""
+    """Raise ConfigError naming the first option below 1; `batch_size` stands for --batch-size."""
     from cnnlib.errors import ConfigError
 
     for name, value in options.items():
@@ -31,15 +32,15 @@ def at_least_one(**options: int) -> None:
 
 
 @contextmanager
-def telling_of_a_stop(checkpoint: Path | None) -> Iterator[None]:
-    """A training that was asked to stop says how to go on and ends with the signal's exit code."""
+def report_interrupt(checkpoint: Path | None) -> Iterator[None]:
+    """When a training was asked to stop, say how to resume it and exit with the signal's code."""
     from cnnlib.system.interrupts import Stopped
 
     try:
         yield
     except Stopped as stopped:
         what = (
-            f"the training is saved in {checkpoint}; the same command goes on from there"
+            f"the training is saved in {checkpoint}; the same command resumes it"
             if stopped.saved
             else "nothing is saved: there was no --checkpoint"
         )
@@ -48,8 +49,8 @@ def telling_of_a_stop(checkpoint: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def telling_of_a_death() -> Iterator[None]:
-    """Report how a supervised call died in one line, and end with exit code 1."""
+def report_death() -> Iterator[None]:
+    """Report in one line how a supervised call died, and exit with code 1."""
     from cnnlib.system.supervisor import Died
 
     try:
@@ -57,15 +58,6 @@ def telling_of_a_death() -> Iterator[None]:
     except Died as died:
         typer.echo(f"error: {died}", err=True)
         raise typer.Exit(1) from None
-
-
-def one_line(error: BaseException) -> str:
-    """What the command line prints for an exception that is no bug."""
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error}" if str(error) else "out of memory"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

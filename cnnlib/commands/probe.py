@@ -24,8 +24,8 @@ def probe(
     check_writable(out)
     with tqdm(unit="probe", leave=False, disable=None) as bar:
 
-        def report(probe: str, done: int, of: int) -> None:
-            bar.total = of
+        def report(probe: str, done: int, total: int) -> None:
+            bar.total = total
             bar.set_description(probe, refresh=False)
             bar.update(done - bar.n)
 

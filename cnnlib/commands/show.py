@@ -1,4 +1,4 @@
-"""Commands that only tell something."""
+"""Commands that only show something."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def stages() -> None:
-    """List the stages of the ladder, variants of them, peers, and what each one changes."""
+    """List the stages of the ladder, their variants and the peers, and what each one changes."""
     from cnnlib.stages import ALL, problems
 
     rows = [[stage.name, stage.runs_on, stage.change] for stage in ALL]
@@ -29,13 +29,14 @@ def plan(
     dataset: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
     network: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
     stage: Annotated[
-        list[str] | None, typer.Option(help="Can be given again; default: all of the ladder.")
+        list[str] | None, typer.Option(help="Can be repeated; default: all stages of the ladder.")
     ] = None,
 ) -> None:
     """Show a network's layers, and which operator of each stage serves which of them.
 
-    The operators are those that run.json would name; a stage that does not take the network says
-    why. A GPU that is not here has no limits: then only what no GPU has room for is refused.
+    The operators are those that run.json would name. For a stage that cannot take the network the
+    reason is shown. Without a GPU its limits are unknown; then only what exceeds every GPU is
+    refused.
     """
     from cnnlib.config import load_config
     from cnnlib.stages import LADDER, find_stage
@@ -47,7 +48,7 @@ def plan(
         "--network",
     )
     chosen = [find_stage(name, "--stage") for name in stage] if stage else LADDER
-    rows = [["layer", "target", "parameters", "operations an image, forward"]]
+    rows = [["layer", "target", "parameters", "operations per image, forward"]]
     for i, name in enumerate(built.layer_names):
         size = sum(p.size for p in built.parameters if p.layer == i)
         shape = "x".join(map(str, built.shapes[i + 1]))
@@ -62,8 +63,9 @@ def plan(
 
 
 def operators(stage: "Stage", settings: "Config", network: "Network") -> tuple[str, list[str]]:
-    """A remark on where `stage` is to run, and what serves which layers of `network` there, or in
-    one line why it does not take them.
+    """A remark on where `stage` would run, and which operator serves which layers of `network`.
+
+    Where the stage cannot take the network there is one line with the reason instead.
     """
     from cnnlib.device import DeviceLimits, limits_of
     from cnnlib.engine import Setup, name_of
@@ -94,7 +96,7 @@ def operators(stage: "Stage", settings: "Config", network: "Network") -> tuple[s
 def ladder(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
 ) -> None:
-    """Print the table of stages, their times and speedups that the last `make run` made."""
+    """Print the table of stages, times and speedups that the last `make run` made."""
     from cnnlib.errors import DataError
 
     path = results / "tables" / "ladder.md"

@@ -13,7 +13,7 @@ from cnnlib.commands.options import (
     ConfigFiles,
     at_least_one,
     first,
-    telling_of_a_stop,
+    report_interrupt,
 )
 
 if TYPE_CHECKING:
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from cnnlib.training.checkpoint import State
 
 LINE_SECONDS = 10.0
-"""How often a training says where it is, where there is no terminal for a progress bar."""
+"""Seconds between two lines of progress where there is no terminal for a progress bar."""
 BAR_WIDTH = 40
 CERTAIN = 0.9
-"""Probability below which an answer is doubtful. Of LeNet-5's answers to 2,438 artificial photos of
-MNIST's test images, 99.5 % of those above it were right, and 61 % of the 94 below it.
+"""Probability below which an answer is doubtful.
+
+Of LeNet-5's answers to 2,438 artificial photos of MNIST's test images, 99.5 % of those above this
+probability were right, and 61 % of the 94 below it.
 """
 
 
@@ -35,7 +37,8 @@ def train(
     dataset: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
     network: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
     stage: Annotated[
-        str | None, typer.Option(help="Default: the sweep's last that is at home on this machine.")
+        str | None,
+        typer.Option(help="Default: the sweep's last that this machine has the hardware for."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default: the sweep's first.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the config's.")] = None,
@@ -43,7 +46,7 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="The data set's .npz file; default: results/data, downloaded if need be."
+            help="The data set's .npz file; default: from results/data, downloaded if missing."
         ),
     ] = None,
     out: Annotated[
@@ -51,13 +54,13 @@ def train(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Saved every half minute and after each epoch; gone on from if there."),
+        typer.Option(help="Saved every half minute and after each epoch; resumed if it exists."),
     ] = None,
 ) -> None:
-    """Train a network and write its weights; the test accuracy is told after every epoch.
+    """Train a network and write its weights; print the test accuracy after every epoch.
 
-    Exit code 1, and no weights, when the loss is no longer finite. SIGTERM and SIGUSR1 end it after
-    the present second of work, with the checkpoint saved.
+    When the loss is no longer finite, the exit code is 1 and no weights are written. SIGTERM and
+    SIGUSR1 end the training within about a second, with the checkpoint saved.
     """
     from cnnlib.config import load_config
     from cnnlib.files import PROBE_BYTES, alone, check_writable
@@ -92,14 +95,14 @@ def train(
             f"training {built.name} ({built.parameter_count:,} parameters) on {dataset} by stage "
             f"{chosen.name}, batch {batch_size}, on {target.name}"
         )
-        # The checkpoint holds, besides the parameters, the velocity and a gradient under way.
+        # Besides the parameters, a checkpoint holds the velocity and an unfinished gradient.
         vectors = 1 if checkpoint is None else 4
         check_writable(*written, size=4 * vectors * built.parameter_count + PROBE_BYTES)
         start(engine, seed)
         if checkpoint is not None and checkpoint.exists():
-            typer.echo(f"going on from {checkpoint}")
+            typer.echo(f"resuming from {checkpoint}")
         right = None
-        with Progress(total) as progress, telling_of_a_stop(checkpoint), asked_to_stop() as stop:
+        with Progress(total) as progress, report_interrupt(checkpoint), asked_to_stop() as stop:
             for done in train_epochs(
                 engine, len(loaded.train_labels), total, seed,
                 checkpoint=checkpoint, report=progress, stop=stop,
@@ -118,7 +121,7 @@ def train(
                 )
         if right is None:
             right = accuracy(engine, loaded.test_images, loaded.test_labels)
-            typer.echo(f"trained already; test accuracy {100 * right:.2f} %")
+            typer.echo(f"already trained; test accuracy {100 * right:.2f} %")
         origin = {
             "dataset": dataset, "stage": chosen.name, "device": target.name, "seed": seed,
             "batch_size": batch_size, "epochs": total, "test_accuracy": right,
@@ -128,7 +131,7 @@ def train(
 
 
 def with_training(settings: "Config", changes: dict[str, Any]) -> "Config":
-    """The config with other values in `training`, checked as those of a file are."""
+    """The config with other values in `training`, checked like those of a file."""
     from pydantic import ValidationError
 
     from cnnlib.config import Training
@@ -143,7 +146,7 @@ def with_training(settings: "Config", changes: dict[str, Any]) -> "Config":
 
 
 def home_stage(names: list[str]) -> str:
-    """The last of the stages that runs here on what it was written for: GPU stages need a GPU."""
+    """The last of the stages whose hardware this machine has: GPU stages need a GPU."""
     from cnnlib.device.cuda import missing_parts
     from cnnlib.stages import find_stage
 
@@ -156,7 +159,8 @@ def home_stage(names: list[str]) -> str:
 def load_data(settings: "Config", name: str, path: Path | None) -> "Dataset":
     """The data set from `path`, or from where the workflow puts it.
 
-    There it is made now if it is missing, damaged or of another specification than the config's.
+    The workflow's file is made now if it is missing, damaged or of another specification than the
+    config's.
     """
     from cnnlib import datasets
 
@@ -167,7 +171,7 @@ def load_data(settings: "Config", name: str, path: Path | None) -> "Dataset":
         there = path.exists()
         why = datasets.problem(name, path, spec) if there else ""
         if why:
-            typer.echo(f"{why}; made anew", err=True)
+            typer.echo(f"{why}; it is made again", err=True)
         if why or not there:
             datasets.download(name, spec, folder / name)
             datasets.prepare(name, spec, folder / name, path)
@@ -175,7 +179,7 @@ def load_data(settings: "Config", name: str, path: Path | None) -> "Dataset":
 
 
 class Progress:
-    """A bar on a terminal, a plain line every few seconds elsewhere; both on stderr."""
+    """A progress bar on a terminal, or else a plain line every few seconds; both on stderr."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -208,7 +212,7 @@ class Progress:
             )
 
     def say(self, line: str, err: bool = False) -> None:
-        """A line that the bar does not run into."""
+        """Print a line without breaking the progress bar."""
         self.said = time.monotonic()
         if self.bar is not None:
             self.bar.clear()
@@ -222,17 +226,17 @@ def predict(
             help="Photos or scans of one digit each: PNG, JPEG, WebP, BMP, TIFF or GIF."
         ),
     ],
-    weights: Annotated[Path, typer.Option(help="What `train` wrote.")] = Path(
+    weights: Annotated[Path, typer.Option(help="The file written by `train`.")] = Path(
         "results/weights.npz"
     ),
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON list, with an object for each picture.")
+        bool, typer.Option("--json", help="Print a JSON list with an object for each picture.")
     ] = False,
 ) -> None:
-    """Say which digit a picture shows, and the probability of every class.
+    """Recognise the digit in each picture, with the probability of every class.
 
-    An answer of less than 90 % is marked as doubtful and names the runner-up. Pictures that cannot
-    be read are named on stderr; the others get their answers, and the exit code is 2.
+    An answer below 90 % is marked as doubtful and names the runner-up. Pictures that cannot be read
+    are named on stderr; the others get their answers, and the exit code is 2.
     """
     import json
 
@@ -247,8 +251,8 @@ def predict(
 
     if kind := picture_format(weights):
         raise DataError(
-            f"--weights {weights} is a {kind} picture: it takes the file that `train` wrote, and "
-            f"pictures stand without an option"
+            f"--weights {weights} is a {kind} picture: the option takes the file that `train` "
+            f"wrote; pictures are given without an option"
         )
     loaded = load_weights(weights)
     stage = find_stage("gemm", "predict")
@@ -276,7 +280,7 @@ def predict(
 
 
 def answer(shares: list[float]) -> dict[str, Any]:
-    """The likeliest class and the next one, and whether the first is in doubt."""
+    """The most probable class, the runner-up, and whether the answer is doubtful."""
     best, *others = sorted(range(len(shares)), key=lambda class_: -shares[class_])
     return {
         "class": best,
@@ -288,7 +292,7 @@ def answer(shares: list[float]) -> dict[str, Any]:
 
 
 def in_words(found: dict[str, Any]) -> str:
-    """An answer as lines for people: the class, and a bar for every class."""
+    """An answer as lines of text: the class, and a bar for every class."""
     shares = found["probabilities"]
     doubt = ""
     if found["doubtful"]:

@@ -1,47 +1,43 @@
-"""What a trained network looks like: its first filters, and what it makes of an image.
+"""What a trained network looks like: its first filters, and the maps it makes of an image.
 
-Trained by stage `gemm`, which runs everywhere. Other stages run the same training, which ends with
-other weights once rounding has driven them apart, but with filters of the same kind. The maps are
-computed by the float64 reference layers.
+It is trained by stage `gemm`, which runs everywhere. Other stages run the same training; rounding
+eventually drives their weights apart, but their filters are of the same kind. The maps are computed
+by the float64 reference layers.
 """
 
+import itertools
 import time
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
-from cnnlib.layers import Array, Conv, Subsample
+from cnnlib.layers import Array, Conv, Subsample, Views
 from cnnlib.measuring.learning_curve import watched_images
+from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run, seed_of, usual_batch_size
+from cnnlib.measuring.schema import Row
 from cnnlib.network import Network
 from cnnlib.stages import gemm
-from cnnlib.training.loop import epoch_order, start
+from cnnlib.training.loop import batches, epoch_order, start
 from cnnlib.training.target import Target, open_engine, open_target, setup_of
 
-Row = dict[str, Any]
 
+def feature_maps(config: Config, network: Network, dataset: Dataset) -> list[Row]:
+    """Rows of the table `features`: filters, one image, and the image's maps.
 
-def features(config: Config, network: Network, dataset: Dataset) -> list[Row]:
-    """Rows of the table `features`: filters, one image, and its maps after each convolution's
-    activation and each subsampling; none for a network that does not begin with maps.
+    There are maps after each convolution's activation and after each subsampling. There are no
+    rows for a network that does not begin with maps.
     """
     run = Run(dataset.name, network.name, gemm.STAGE.name, usual_batch_size(config), 1)
     with open_target(gemm.STAGE, config.sweep.device) as target:
         parameters = trained(config, network, dataset, run.batch_size, target)
-        device = target.name
-    identity = {
-        "dataset": run.dataset, "network": run.network, "stage": run.stage, "device": device,
-        "batch_size": run.batch_size, "seed": seed_of(config, 1), "repeat": 1,
-    }  # fmt: skip
-    standing = {
-        "device_kind": "cpu", "status": "ok", "validated": False, "extrapolated": False,
-    }  # fmt: skip
+        rows = RunRows(run, seed_of(config, 1), target.name, target.kind)
     views = network.views(parameters)
     image = dataset.test_images[watched_images(dataset, [])[-1]]
     found = [*filters(network, views), *maps(network, views, image, dataset)]
-    return [identity | row | standing for row in found]
+    return [rows.row(**row) for row in found]
 
 
 def trained(
@@ -51,30 +47,30 @@ def trained(
     ends = time.perf_counter() + config.measuring.budget_seconds
     count, seed, epochs = len(dataset.train_labels), seed_of(config, 1), config.training.epochs
     steps = count // batch_size
-    part = max(1, steps // 20)
+    part = max(1, steps // 20) * batch_size
     setup = setup_of(config, network, dataset, batch_size)
     with open_engine(gemm.STAGE, setup, target, dataset) as engine:
         start(engine, seed)
         for epoch in range(1, epochs + 1):
             order = epoch_order(count, seed, epoch)
             rates = engine.setup.schedule.rates(epoch, epochs, steps)
-            for first in range(0, steps, part):
-                last = min(first + part, steps)
+            lengths = itertools.repeat(part)
+            for chunk in batches(order, rates, size=batch_size, lengths=lengths):
                 if time.perf_counter() < ends:
-                    engine.train(order[first * batch_size : last * batch_size], rates[first:last])
+                    engine.train(chunk.order, chunk.rates)
         return engine.parameters.astype(np.float64)
 
 
-def filters(network: Network, views: list[Any]) -> list[Row]:
-    """The weights of the first convolution; row and column within the filter."""
+def filters(network: Network, views: Sequence[Views]) -> list[Row]:
+    """The weights of the first convolution; row and column are those within the filter."""
     for i, layer in enumerate(network.layers):
         if isinstance(layer, Conv):
             return numbers("filter", network.layer_names[i], views[i]["weight"])
     return []
 
 
-def maps(network: Network, views: list[Any], image: Array, dataset: Dataset) -> list[Row]:
-    """The image as bytes, and its maps, as far as there are maps."""
+def maps(network: Network, views: Sequence[Views], image: Array, dataset: Dataset) -> list[Row]:
+    """The image as bytes, and its maps up to the first layer whose output is not a map."""
     rows = numbers("image", "images", image[:, None].astype(np.float64))
     source = (image - np.float64(dataset.mean)) / np.float64(dataset.deviation)
     for i, layer in enumerate(network.layers):
@@ -92,8 +88,13 @@ def numbers(kind: str, layer: str, values: Array) -> list[Row]:
     """A row for each of `values` (map, source, row, column)."""
     return [
         {
-            "kind": kind, "layer": layer, "map": m, "source": s, "row": r, "column": c,
+            "kind": kind,
+            "layer": layer,
+            "map": m,
+            "source": s,
+            "row": r,
+            "column": c,
             "value": round(float(value), 5),
         }
         for (m, s, r, c), value in np.ndenumerate(values)
-    ]  # fmt: skip
+    ]

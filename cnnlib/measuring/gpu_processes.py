@@ -1,14 +1,16 @@
-"""Who else computes on the GPU on which a run is timed.
+"""Which other processes use the GPU on which a run is timed.
 
-A run is disturbed when NVML's list of compute processes holds one that is neither the run nor its
-child, at a look within a timed phase or at the last look before it or the first one after: between
-two looks nobody knows. To be there is enough. Who has a context can launch at any moment, and what
-NVML says of a process's share of the GPU is a mean over as long a time as many a run takes.
+A run is disturbed when NVML's list of compute processes contains one that is neither the run nor
+its child, in a look within a timed phase, in the last look before it or in the first one after it:
+nothing is known of the time between two looks. Presence counts: any process with a CUDA context may
+launch at any time, and NVML's figure for a process's share of the GPU is a mean over longer than
+many a run takes.
 
 In a container NVML may know the run by another number than the system does. Where the run's own
-number is never listed, one of the processes listed is taken for it, and a second one is another's.
+number is never listed, one of the processes listed is taken for it, and only a second one counts as
+another.
 
-What NVML does not list is not noticed: processes that only draw, and those of other containers
+What NVML does not list goes unnoticed: processes that only draw, and those of other containers
 where the driver hides them.
 """
 
@@ -17,15 +19,27 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 Span = tuple[float, float]
+"""Beginning and end, by time.perf_counter."""
+
+
+class ListedProcess(Protocol):
+    """An entry of NVML's list of compute processes."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def usedGpuMemory(self) -> int | None: ...
 
 
 @dataclass
 class Presence:
-    """A process seen on the GPU, from the look before it was first seen to the one after the last;
-    without end where there was no such look.
+    """A process on the GPU, from the look before it was first seen to the one after it was last.
+
+    It has no end where there was no such look.
     """
 
     process: int
@@ -35,12 +49,12 @@ class Presence:
     began: float
     ended: float = math.inf
 
-    def within(self, spans: Iterable[Span]) -> bool:
-        """Whether it may have been there at some moment of them."""
+    def overlaps(self, spans: Iterable[Span]) -> bool:
+        """Whether the process may have been there at some moment of `spans`."""
         return any(self.began <= ended and began <= self.ended for began, ended in spans)
 
 
-class Watch:
+class ProcessTracker:
     """Keeps the presences of all processes that are listed, look by look."""
 
     def __init__(self, process: int) -> None:
@@ -50,11 +64,11 @@ class Watch:
         self._last = -math.inf
 
     def look(
-        self, at: float, listed: Sequence[Any] | None, name: Callable[[int], str] = str
+        self, at: float, listed: Sequence[ListedProcess] | None, name: Callable[[int], str] = str
     ) -> None:
         """Take in what NVML lists at a moment (None: it does not answer).
 
-        `name` is asked only for a process that was not there at the last look.
+        `name` is called only for a process that was not there at the last look.
         """
         if listed is None:
             return
@@ -73,11 +87,11 @@ class Watch:
 
 
 def others(presences: Sequence[Presence], spans: Sequence[Span]) -> list[Presence]:
-    """Those by which a run is disturbed that is timed in `spans`.
+    """The presences that disturb a run which is timed in `spans`.
 
-    Where NVML has another number for the run itself, that stands among them.
+    Where NVML knows the run itself by another number, the run is among them.
     """
-    there = [presence for presence in presences if presence.within(spans)]
+    there = [presence for presence in presences if presence.overlaps(spans)]
     if any(presence.own for presence in presences):
         return [presence for presence in there if not presence.own]
     return there if len({presence.process for presence in there}) > 1 else []
@@ -89,6 +103,6 @@ def is_or_descends_from(process: int, ancestor: int) -> bool:
         while process > 1:
             if process == ancestor:
                 return True
-            # the name before it, in brackets, may hold anything
+            # The name, in brackets before the parent's number, may contain anything.
             process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     return False

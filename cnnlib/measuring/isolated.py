@@ -1,6 +1,6 @@
 """Measurements in processes of their own, so that a run has a result whatever its stage does.
 
-A stage that hangs or ends its process gets the row of a failed run, with the reason.
+A stage that hangs or ends its process gets a `failed` row with the reason.
 """
 
 import math
@@ -16,17 +16,17 @@ from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.measuring import race as racing
 from cnnlib.measuring import run as measuring
 from cnnlib.measuring import schema
-from cnnlib.measuring.freshness import settings_digest
-from cnnlib.measuring.runs import Run, seed_of
+from cnnlib.measuring.record import FACTS, RunRecord
+from cnnlib.measuring.rows import RunRows
+from cnnlib.measuring.runs import Run, seed_of, settings_digest
+from cnnlib.measuring.schema import Row
 from cnnlib.stages import find_stage
 from cnnlib.system.interrupts import asked_to_stop
 from cnnlib.system.machine import cpu_description
 from cnnlib.system.supervisor import Died, supervise
 
-Row = dict[str, Any]
 
-
-def measure_apart(
+def measure_isolated(
     config: Config,
     run: Run,
     dataset: Dataset,
@@ -55,40 +55,42 @@ def measure_apart(
         supervise(call, limit=_limit(config), patient=checkpoints is not None)
     except Died as died:
         if died.kind == "died" and _stamp(folder) not in (None, before):
-            return folder  # the result was whole by then
+            return folder  # the result was complete by then
         _show(died)
         died = _explained(died, config, run.stage, folder)
         if not mark:
             raise died from None
-        rows = measuring.Rows(run, seed_of(config, run.repeat), *_place(run.stage, died.notes))
-        rows.settings = settings_digest(config, run, find_stage(run.stage, "--stage").runs_on)
-        return measuring.fail(config, run, folder, rows, began, str(died))
+        rows = RunRows(run, seed_of(config, run.repeat), *_device(run.stage, died.notes))
+        settings = settings_digest(config, run, find_stage(run.stage, "--stage").runs_on)
+        RunRecord(config, rows, settings, began).write_failure(folder, str(died))
     return folder
 
 
-def race_apart(config: Config, stage: str, dataset: Dataset, out: Path) -> list[Row]:
+def race_isolated(config: Config, stage: str, dataset: Dataset, out: Path) -> list[Row]:
     """Do what cnnlib.measuring.race.run_race does, in a process of its own; returns the rows."""
-    race = racing.the_race(config)
+    race = racing.require_race(config)
     try:
         return supervise(
             lambda: racing.run_race(config, stage, dataset, out),
-            limit=race.seeds * _limit(config),  # each training is a run
+            limit=race.seeds * _limit(config),  # each training may take as long as a run
         )
     except Died as died:
         _show(died)
-        run = Run(race.dataset, race.network, stage, race.batch_size, 1)
         died = _explained(died, config, stage, out)
         print(f"error: {out}: {died}", file=sys.stderr)
-        row = _blank("race", run, race.training.seed, "failed", str(died), died.notes)
-        row |= {"epoch": 1, "target_accuracy": race.target}
+        device, kind = _device(stage, died.notes)
+        rows = racing.race_rows(race, stage, race.training.seed, device, kind)
+        row = racing.blank(rows, race, "failed", str(died))
         schema.write(out, "race", [row])
         return [row]
 
 
-def examine_apart(config: Config, run: Run, table: str, out: Path, call: Callable[[], Any]) -> str:
+def examine_isolated(
+    config: Config, run: Run, table: str, out: Path, call: Callable[[], Any]
+) -> str:
     """Make a call that writes a table other than those of runs, in a process of its own.
 
-    If the stage fails, ends the process or cannot do it here, the table is one row without numbers.
+    If the stage fails, ends the process or cannot run here, the table is one row without numbers.
     Returns the reason, or "" if the call has written its rows.
     """
     notes: dict[str, Any] = {}
@@ -102,20 +104,20 @@ def examine_apart(config: Config, run: Run, table: str, out: Path, call: Callabl
         _show(died)
         notes, status, why = died.notes, "failed", str(_explained(died, config, run.stage, out))
     except Exception as error:
-        if not measuring.is_the_stages(error):
+        if not measuring.blames_stage(error):
             raise
         status, why = "failed", f"{type(error).__name__}: {error}"
     else:
         return ""
-    row = _blank(table, run, seed_of(config, run.repeat), status, why, notes)
-    schema.write(out, table, [row])
+    rows = RunRows(run, seed_of(config, run.repeat), *_device(run.stage, notes))
+    schema.write(out, table, [rows.blank(table, status, why)])
     return why
 
 
 def _stamp(folder: Path) -> tuple[int, int] | None:
-    """Something that changes whenever a run's result is written; None if there is no result."""
+    """A value that changes whenever a run's result is written; None if there is no result."""
     try:
-        found = (folder / "run.json").stat()
+        found = (folder / FACTS).stat()
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
@@ -137,26 +139,14 @@ def _explained(died: Died, config: Config, stage: str, what: Path) -> Died:
     limit = config.measuring.limit_seconds
     return Died(
         f"stage '{stage}' {died}: {what} took longer than measuring.limit_seconds, {limit:g} s",
-        died.kind, died.notes, died.trace,
-    )  # fmt: skip
+        died.kind,
+        died.notes,
+        died.trace,
+    )
 
 
-def _place(stage: str, notes: dict[str, Any]) -> tuple[str, str]:
+def _device(stage: str, notes: dict[str, Any]) -> tuple[str, str]:
     """Name and kind of the run's device; the processor's if the run ended before it was opened."""
     if "device" in notes:
         return notes["device"], notes["device_kind"]
     return cpu_description(find_stage(stage, "--stage").threads), "cpu"
-
-
-def _blank(table: str, run: Run, seed: int, status: str, why: str, notes: dict[str, Any]) -> Row:
-    """A row of `table` without a measurement."""
-    nothing: dict[type, Any] = {str: "", int: 0, float: math.nan, bool: False}
-    device, kind = _place(run.stage, notes)
-    row = {column: nothing[of] for column, of in schema.TABLES[table].items()} | {
-        "dataset": run.dataset, "network": run.network, "stage": run.stage, "device": device,
-        "batch_size": run.batch_size, "seed": seed, "repeat": run.repeat, "device_kind": kind,
-        "status": status,
-    }  # fmt: skip
-    if "reason" in row:
-        row["reason"] = why
-    return row

@@ -1,20 +1,21 @@
 """How soon a stage reaches an accuracy: one recipe, trained from many seeds, on the clock.
 
-The recipe (network, batch size, training) stands in the config's section `race`. It is for whoever
-writes it to choose it without the test set; here it is only run. Peers run the same one.
+The recipe (network, batch size, training) is the config's section `race`. Whoever writes it must
+choose it without looking at the test set; here it is only executed. Peers run the same recipe.
 """
 
-import math
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 from cnnlib.config import Config, Race
 from cnnlib.datasets import Dataset
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measuring import schema
-from cnnlib.measuring.run import is_the_stages, warm_up
+from cnnlib.measuring.rows import RunRows
+from cnnlib.measuring.run import blames_stage, warm_up
+from cnnlib.measuring.runs import Run
+from cnnlib.measuring.schema import Row
 from cnnlib.stages import find_stage
 from cnnlib.system.supervisor import note
 from cnnlib.training.loop import accuracy, start
@@ -23,48 +24,43 @@ from cnnlib.validation.parity import Unjudged, ValidationFailed
 from cnnlib.validation.replay import Recording, recorded_epochs
 from cnnlib.validation.trajectory import check_after, check_before, check_momentum
 
-Row = dict[str, Any]
-
 
 def seeds(race: Race) -> range:
-    """Those of the race's trainings: race.seeds of them, from the recipe's own on."""
+    """Seeds of the race's trainings: race.seeds of them, beginning with the recipe's own."""
     return range(race.training.seed, race.training.seed + race.seeds)
+
+
+def race_rows(race: Race, stage: str, seed: int, device: str, device_kind: str) -> RunRows:
+    """Rows of the training from `seed`, which is the race's repeat number 1, 2, ..."""
+    repeat = seed - race.training.seed + 1
+    run = Run(race.dataset, race.network, stage, race.batch_size, repeat)
+    return RunRows(run, seed, device, device_kind)
 
 
 def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> list[Row]:
     """Train race.seeds times by the stage and write the rows of `race` to `out`; the rows.
 
-    The stage is checked before the first of them, and all of them are replayed after the last, as
-    in every measurement. An epoch's clock is that of every measurement; evaluating
-    the test images is off it. What the stage cannot do here, or does wrong, gives one row that says
-    so. Raises ConfigError where the config has no race.
+    The stage is checked before the first training, and all trainings are replayed after the last
+    one, as in every measurement. The clock of an epoch is that of every measurement too; evaluating
+    the test images is off it. A stage that cannot run here, or trains wrongly, gives one row that
+    says so. Raises ConfigError where the config has no race.
     """
-    race = the_race(config)
+    race = require_race(config)
     stage = find_stage(stage_name, "--stage")
     network = config.network(race.network, race.dataset, "race.network")
     check_batch(dataset, race.batch_size)
     recipe = config.model_copy(update={"training": race.training})
     setup = setup_of(recipe, network, dataset, race.batch_size)
     rows: list[Row] = []
+    first = race.training.seed
     with open_target(stage, config.sweep.device) as target:
-        identity = {
-            "dataset": race.dataset, "network": race.network, "stage": stage.name,
-            "device": target.name, "batch_size": race.batch_size, "target_accuracy": race.target,
-        }  # fmt: skip
 
-        def add(seed: int, status: str = "ok", **values: Any) -> None:
-            of_run = {"seed": seed, "repeat": seed - race.training.seed + 1}
-            nothing = dict(
-                epoch=1, images=0, train_seconds=math.nan, loss=math.nan, test_accuracy=math.nan
-            )
-            validated = status in ("ok", "diverged")
-            standing = {
-                "device_kind": target.kind, "status": status, "validated": validated,
-                "extrapolated": False,
-            }  # fmt: skip
-            rows.append(identity | of_run | nothing | values | standing)
+        def rows_of(seed: int) -> RunRows:
+            return race_rows(race, stage.name, seed, target.name, target.kind)
 
-        first = race.training.seed
+        def give_up(status: str, reason: str) -> None:
+            rows.append(blank(rows_of(first), race, status, reason))
+
         try:
             with open_engine(stage, setup, target, dataset) as engine:
                 note(phase="validate")
@@ -76,32 +72,39 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
                 note(phase="train")
                 recording = Recording(engine)
                 for seed in seeds(race):
-                    for row in trained(recording, dataset, race, seed):
-                        add(seed, **row)
+                    for epoch in trained(recording, dataset, race, seed):
+                        rows.append(rows_of(seed).row(**epoch, target_accuracy=race.target))
                 check_after(recording, images, labels, first)
             if not race.training.momentum:
                 check_momentum(stage, setup, target, dataset, first)
+            for row in rows:
+                row["validated"] = True
         except (DoesNotFit, MemoryError) as error:
-            add(first, "does_not_fit", reason=str(error) or "out of memory")
+            give_up("does_not_fit", str(error) or "out of memory")
         except Unsupported as error:
-            add(first, "unavailable", reason=str(error))
+            give_up("unavailable", str(error))
         except Unjudged as error:
             rows.clear()
-            add(first, "unjudged", reason=str(error))
+            give_up("unjudged", str(error))
         except Exception as error:
-            if not is_the_stages(error):
+            if not blames_stage(error):
                 raise
             if isinstance(error, ValidationFailed):
                 print(f"error: {error}", file=sys.stderr)
             else:
                 traceback.print_exc()
-            rows.clear()  # what there was is not to be trusted
-            add(first, "failed", reason=f"{type(error).__name__}: {error}")
+            rows.clear()  # none of them can be trusted
+            give_up("failed", f"{type(error).__name__}: {error}")
     schema.write(out, "race", rows)
     return rows
 
 
-def the_race(config: Config) -> Race:
+def blank(rows: RunRows, race: Race, status: str, reason: str) -> Row:
+    """A row of `race` without a measurement."""
+    return rows.blank("race", status, reason, epoch=1, target_accuracy=race.target)
+
+
+def require_race(config: Config) -> Race:
     """The config's race; ConfigError where it has none."""
     if config.race is None:
         raise ConfigError("the config has no section race, with the recipe to run")
@@ -109,21 +112,23 @@ def the_race(config: Config) -> Race:
 
 
 def trained(recording: Recording, dataset: Dataset, race: Race, seed: int) -> list[Row]:
-    """One training from `seed`: a row an epoch, its time that since the training began."""
+    """One training from `seed`: a row for each epoch, timed since the training began."""
     engine = recording.engine
     start(engine, seed)
-    rows, seconds = [], 0.0
+    rows: list[Row] = []
+    seconds = 0.0
     count = len(dataset.train_labels)
     for done in recorded_epochs(recording, count, race.training.epochs, seed):
         seconds += done.seconds
-        row = {
-            "status": "diverged" if done.diverged else "ok",
-            "epoch": done.epoch,
-            "images": done.images,
-            "train_seconds": seconds,
-            "loss": done.loss,
-            "test_accuracy": accuracy(engine, dataset.test_images, dataset.test_labels),
-        }
+        rows.append(
+            {
+                "status": "diverged" if done.diverged else "ok",
+                "epoch": done.epoch,
+                "images": done.images,
+                "train_seconds": seconds,
+                "loss": done.loss,
+                "test_accuracy": accuracy(engine, dataset.test_images, dataset.test_labels),
+            }
+        )
         recording.unchanged("an evaluation")
-        rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""The runs that a config asks for, and where each one's files lie."""
+"""The runs that a config asks for, and where the files of each one are."""
 
 import hashlib
 import json
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cnnlib import datasets
 from cnnlib.config import Config, load_config, parse_config
+from cnnlib.datasets import Dataset
 from cnnlib.engine import Stage, plan
 from cnnlib.stages import find_stage
-
-__all__ = ["Run", "check_experiment", "load_experiment", "run_settings", "runs"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One measurement: a stage training a network at one batch size, the repeat-th time."""
+    """One measurement: a stage trains a network at one batch size, for the `repeat`-th time."""
 
     dataset: str
     network: str
@@ -26,15 +26,13 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie, relative to the results folder."""
-        return (
-            Path("runs") / self.dataset / self.network / self.stage
-            / f"b{self.batch_size}" / f"r{self.repeat}"
-        )  # fmt: skip
+        """Where the run's files are, relative to the results folder."""
+        batch, repeat = f"b{self.batch_size}", f"r{self.repeat}"
+        return Path("runs", self.dataset, self.network, self.stage, batch, repeat)
 
 
 def runs(config: Config) -> list[Run]:
-    """Every run of the sweep; repeats outermost, so that slow drift of a machine hits all alike."""
+    """Every run of the sweep; repeats are outermost, so that drift affects all runs alike."""
     sweep = config.sweep
     return [
         Run(dataset, network, stage, batch_size, repeat)
@@ -47,18 +45,18 @@ def runs(config: Config) -> list[Run]:
 
 
 def usual_batch_size(config: Config) -> int:
-    """For what is looked at with one batch size only: 64 if the sweep has it, or its middle one."""
+    """The batch size of what is shown at one only: 64 if the sweep has it, else its middle one."""
     sizes = sorted(config.sweep.batch_sizes)
     return 64 if 64 in sizes else sizes[(len(sizes) - 1) // 2]
 
 
 def seed_of(config: Config, repeat: int) -> int:
-    """Repeat r starts from seed + r - 1 in every stage, so that a spread over seeds is seen."""
+    """The seed of a repeat, the same in every stage: repeats show the spread over seeds."""
     return config.training.seed + repeat - 1
 
 
 def run_settings(config: Config, dataset: str, network: str, runs_on: str) -> dict[str, Any]:
-    """Of all the settings, those that can change what a run measures, but for its data.
+    """The settings that can change what a run measures, except those of its data.
 
     `runs_on` is that of its stage.
     """
@@ -79,8 +77,24 @@ def run_settings(config: Config, dataset: str, network: str, runs_on: str) -> di
     }
 
 
+def settings_digest(config: Config, run: Run, runs_on: str) -> str:
+    """Hexadecimal SHA-256 of the settings and the data that decide what the run measures.
+
+    `runs_on` is that of its stage.
+    """
+    content = run_settings(config, run.dataset, run.network, runs_on)
+    content["data"] = config.dataset(run.dataset, "a run").digest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sweep_dataset(config: Config, name: str) -> Dataset:
+    """A data set of the sweep, loaded from where the workflow puts it."""
+    spec = config.dataset(name, "sweep.datasets")
+    return datasets.load(name, Path(config.results, "data", f"{name}.npz"), spec)
+
+
 def check_experiment(config: Config) -> Config:
-    """Check what config.py alone cannot: that stages exist and can serve the networks."""
+    """Check what config.py cannot: that the stages exist and can serve the networks."""
     for name in config.sweep.stages:
         stage: Stage = find_stage(name, "sweep.stages")
         for dataset in config.sweep.datasets:
@@ -99,11 +113,11 @@ def load_experiment(paths: Iterable[Path | str]) -> Config:
 
 
 def parse_experiment(settings: object) -> Config:
-    """The same for settings that have been read already (Snakemake's `config`)."""
+    """Check settings that have been read already, such as Snakemake's `config`."""
     return check_experiment(parse_config(settings))
 
 
 def digest(config: Config) -> str:
-    """Short hash of every setting, for provenance."""
+    """Short hash of all settings, for provenance."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -249,10 +249,12 @@ def find(folder: Path, table: str) -> Path:
 RUN_TABLES = ("epochs", "steps", "kernels", "samples", "energy", "learning", "predictions")
 """What each run writes, one file each; see cnnlib.measuring.run."""
 
-Row = Mapping[str, Any]
+Value = str | int | float | bool
+Row = dict[str, Value]
+"""One row of a table: column -> value."""
 
 
-def write(path: Path | str, table: str, rows: Iterable[Row]) -> None:
+def write(path: Path | str, table: str, rows: Iterable[Mapping[str, Value]]) -> None:
     """Write `rows` (one mapping each, every column of `table` and no other) as a whole file.
 
     Only REASON may be left out of a row: it is empty then.
@@ -272,10 +274,8 @@ def write(path: Path | str, table: str, rows: Iterable[Row]) -> None:
         writer.writerows(lines)
 
 
-def _text(table: str, column: str, value: Any) -> str:
+def _text(table: str, column: str, value: Value) -> str:
     kind = TABLES[table][column]
-    if column in FORMER.values:
-        value = FORMER.values[column].get(value, value)
     if column in CHOICES and value not in CHOICES[column]:
         raise ValueError(f"{table}.{column} is {value!r}; known: {', '.join(CHOICES[column])}")
     if kind is bool:

@@ -1,8 +1,8 @@
 """Memory, power, clocks and temperature while a run is measured, read by a process of its own.
 
 The reader is forked before anything else happens, so that it shares neither Python's lock nor a
-CUDA context with the run; what it read comes back when the run is over. Both clocks are
-time.perf_counter, which is the same for all processes of a machine.
+CUDA context with the run; its readings are fetched when the run is over. Both processes use
+time.perf_counter, which is the same clock for all processes of a machine.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -19,28 +20,24 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnlib.engine import Engine
-from cnnlib.engine.shuffle import Shuffle
-from cnnlib.measuring.gpu_processes import Presence, Span, Watch, others
+from cnnlib.measuring.gpu_processes import ListedProcess, Presence, ProcessTracker, Span, others
+from cnnlib.measuring.schema import Row
 from cnnlib.system.supervisor import note
-from cnnlib.training.loop import epoch_order
-
-Row = dict[str, Any]
 
 MIB = 2**20
 UNHURRIED = 0.05
-"""Seconds between two readings at the least where there is no GPU: all cores are at work."""
+"""Least number of seconds between two readings where there is no GPU and all cores are busy."""
 PATIENCE = 2.0
-"""Seconds to wait for the reader's answer; it may hang in a driver that hangs."""
+"""Seconds to wait for the reader's answer; a driver that hangs makes the reader hang too."""
 STEADY = "train"
-"""The phase of which all readings are kept; of the others every KEEP-th."""
+"""The phase all of whose readings are kept, up to about STEADY_ROWS."""
+STEADY_ROWS = 400
 KEEP = 5
-MOST = 400
-"""Readings kept of the steady phase, about: a run of hours needs no more."""
+"""In the other phases every KEEP-th reading is kept."""
 
 
 class Reading(NamedTuple):
-    """One look. Names and units are those of records.TABLES["samples"]; nan: nobody knows."""
+    """One look. Names and units are those of schema.TABLES["samples"]; nan means unknown."""
 
     at: float
     device_memory_mib: float = math.nan
@@ -54,16 +51,17 @@ class Reading(NamedTuple):
     host_memory_mib: float = math.nan
 
 
-DIGITS = {"time_seconds": 4, "energy_joules": 3}
-"""Decimals worth keeping, where it is not one."""
+DECIMALS = {"time_seconds": 4, "energy_joules": 3}
+"""Decimals that are kept; of all other columns one."""
 
 
 class Gpu:
     """One GPU's sensors, by NVML; whatever cannot be read is nan.
 
-    `listed` are the compute processes that the last look saw; None: NVML did not tell. On a card
-    that MIG shares out, a user may not be allowed to ask for the card's memory and processes: then
-    the instance is asked on which the process runs, whose memory is also all that it can have.
+    `listed` are the compute processes that the last look saw, or None where NVML did not list any.
+    On a card that MIG divides, a user may not be allowed to query the card's memory and processes.
+    Then the instance is queried on which the process runs; its memory is all that the process can
+    use.
     """
 
     def __init__(self, bus_id: str, process: int) -> None:
@@ -71,7 +69,7 @@ class Gpu:
 
         self._nvml: Any = pynvml
         self._process, self._seen = process, False
-        self.listed: list[Any] | None = None
+        self.listed: list[ListedProcess] | None = None
         pynvml.nvmlInit()
         self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus_id)
         self._instances = self._find_instances()
@@ -80,17 +78,17 @@ class Gpu:
     def read(self) -> list[float]:
         """The values of a Reading from device_memory_mib to temperature_celsius."""
         nvml, handle = self._nvml, self._handle
-        process_memory = known(self._process_memory)
+        process_memory = or_nan(self._process_memory)
         used, total = self._memory()
         return [
             used,
             total,
             process_memory,
-            known(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-            known(self._power),
-            known(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3),
-            known(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-            known(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+            or_nan(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+            or_nan(self._power),
+            or_nan(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3),
+            or_nan(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+            or_nan(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         ]
 
     def _find_instances(self) -> list[Any]:
@@ -98,14 +96,14 @@ class Gpu:
         found = []
         with contextlib.suppress(Exception):
             for index in range(self._nvml.nvmlDeviceGetMaxMigDeviceCount(self._handle)):
-                with contextlib.suppress(Exception):  # that many there can be, fewer there are
+                with contextlib.suppress(Exception):  # there may be fewer instances than that
                     found.append(
                         self._nvml.nvmlDeviceGetMigDeviceHandleByIndex(self._handle, index)
                     )
         return found
 
     def _memory(self) -> tuple[float, float]:
-        """MiB in use and in all: of the card, or of the process's instance where MIG divides it."""
+        """MiB in use and in total, of the card or of the process's instance of a divided card."""
         with contextlib.suppress(Exception):
             handle = self._own_instance if self._instances else self._handle
             memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -113,7 +111,7 @@ class Gpu:
         return math.nan, math.nan
 
     def _power(self) -> float:
-        """Watts at this moment; nvmlDeviceGetPowerUsage is a mean over a second on new GPUs."""
+        """Watts now; on new GPUs nvmlDeviceGetPowerUsage returns a mean over a second."""
         nvml = self._nvml
         with contextlib.suppress(Exception):
             fields = [nvml.NVML_FI_DEV_POWER_INSTANT]
@@ -123,7 +121,7 @@ class Gpu:
         return float(nvml.nvmlDeviceGetPowerUsage(self._handle)) / 1e3
 
     def name_of(self, process: int) -> str:
-        """A process's program, or nothing where nobody tells."""
+        """The program of a process, or "" where NVML does not say."""
         with contextlib.suppress(Exception):
             name = self._nvml.nvmlSystemGetProcessName(process)
             return str(name.decode(errors="replace") if isinstance(name, bytes) else name)
@@ -136,20 +134,21 @@ class Gpu:
         own = [process for process in processes if process.pid == self._process]
         self._seen = self._seen or bool(own)
         if not self._seen and len(processes) == 1:
-            own = processes  # a container may know its processes by other numbers than NVML
-        return own[0].usedGpuMemory / MIB if own else math.nan
+            own = processes  # in a container its number may differ from NVML's
+        memory = own[0].usedGpuMemory if own else None
+        return math.nan if memory is None else memory / MIB
 
-    def _processes(self) -> list[Any]:
-        """The card's compute processes, or those of the process's instance if the card denies its.
+    def _processes(self) -> list[ListedProcess]:
+        """The compute processes of the card, or of the process's instance if those are denied.
 
-        Raises what NVML does when both are denied.
+        Raises NVML's exception when both are denied.
         """
         query = self._nvml.nvmlDeviceGetComputeRunningProcesses
         if self._own_instance is None:
             for instance in self._instances:
                 with contextlib.suppress(Exception):
                     listed = query(instance)
-                    # in a container with one instance the process may have another number
+                    # In a container with one instance the process may have another number.
                     if listed and (
                         len(self._instances) == 1 or self._process in [one.pid for one in listed]
                     ):
@@ -162,8 +161,8 @@ class Gpu:
             return list(query(self._own_instance))
 
 
-def known(query: Callable[[], float]) -> float:
-    """What `query` says, or nan: a sensor that fails must not end a measurement."""
+def or_nan(query: Callable[[], float]) -> float:
+    """The value of `query`, or nan: a sensor that fails must not end a measurement."""
     try:
         return float(query())
     except Exception:
@@ -171,7 +170,7 @@ def known(query: Callable[[], float]) -> float:
 
 
 def host_memory(process: int) -> float:
-    """MiB that a process and its children have in memory; nan where the system does not tell.
+    """MiB of memory in which a process and its children are resident; nan where it is unknown.
 
     Pages that they share count in each of them. The calling process is left out.
     """
@@ -181,29 +180,29 @@ def host_memory(process: int) -> float:
         children = Path(f"/proc/{process}/task/{process}/children").read_text()
         for child in map(int, children.split()):
             if child != os.getpid():
-                total += known(lambda child=child: resident(child))  # type: ignore[misc]
+                total += or_nan(lambda child=child: resident(child))  # type: ignore[misc]
     return total
 
 
 def resident(process: int) -> float:
-    """MiB of one process in memory."""
+    """MiB of memory in which one process is resident."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
-def read_until_told(connection: Connection, process: int, interval: float) -> None:
-    """The reader's whole life: look every `interval` seconds, answer with everything seen.
+def read_sensors(connection: Connection, process: int, interval: float) -> None:
+    """Run the reader: look every `interval` seconds, and at the end send everything seen.
 
-    A bus id that arrives says which GPU to look at; None ends it, and so does a parent that is
-    gone.
+    A bus id that arrives says which GPU to look at. None ends the reader, and so does the death of
+    its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gpu: Gpu | None = None
-    watch = Watch(process)
-    # a look at what costs nothing, for runs that are over before NVML has begun
+    tracker = ProcessTracker(process)
+    # One reading at once, for runs that end before NVML has been initialised.
     readings = [Reading(at=time.perf_counter(), host_memory_mib=host_memory(process))]
-    with contextlib.suppress(Exception):  # takes a while: before there is a GPU to look at
+    with contextlib.suppress(Exception):  # slow, so it is done before a GPU is to be read
         import pynvml
 
         pynvml.nvmlInit()
@@ -214,7 +213,7 @@ def read_until_told(connection: Connection, process: int, interval: float) -> No
                 message = connection.recv()
                 if message is None:
                     seen = np.array(readings, np.float64).reshape(-1, len(Reading._fields))
-                    connection.send((seen, watch.presences))
+                    connection.send((seen, tracker.presences))
                     return
                 with contextlib.suppress(Exception):  # no NVML, no driver, no such GPU
                     gpu = Gpu(message, process)
@@ -226,29 +225,99 @@ def read_until_told(connection: Connection, process: int, interval: float) -> No
         values = [math.nan] * 8
         if gpu is not None:
             values = gpu.read()
-            watch.look(now, gpu.listed, gpu.name_of)
+            tracker.look(now, gpu.listed, gpu.name_of)
         readings.append(Reading._make([now, *values, host_memory(process)]))
         due = max(due + (interval if gpu else max(interval, UNHURRIED)), time.perf_counter())
 
 
-class Sampler:
-    """Reads sensors from its beginning to its end; then `rows` and `energy` say what they were, and
-    `others` who else was there.
+@dataclass
+class TelemetryRecord:
+    """What was read during a run, and when each phase of the run began."""
 
-    To be entered before a CUDA context exists: a process that has one must not be forked.
+    phases: list[tuple[float, str]] = field(default_factory=list)
+    """Beginning by time.perf_counter, and name; the last entry, without a name, is the end."""
+    readings: NDArray[np.float64] = field(
+        default_factory=lambda: np.empty((0, len(Reading._fields)))
+    )
+    """(readings, fields of Reading)."""
+    presences: list[Presence] = field(default_factory=list)
+
+    def rows(self) -> list[Row]:
+        """Rows of the table `samples` without identity, with their status.
+
+        They are the readings of the steady phase (at most about STEADY_ROWS), every KEEP-th of the
+        others, and those at which memory was highest.
+        """
+        readings = self.readings
+        if not len(readings):
+            return []
+        times = self.column("at")
+        began = self.phases[0][0]
+        names = np.array([name for _, name in self.phases])
+        starts = np.array([at for at, _ in self.phases])
+        phases = names[np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)]
+        numbers = np.arange(len(readings))
+        steady = phases == STEADY
+        keep = np.where(
+            steady, numbers % (steady.sum() // STEADY_ROWS + 1) == 0, numbers % KEEP == 0
+        )
+        for column in ("device_memory_mib", "process_memory_mib", "host_memory_mib"):
+            highs = self.column(column)
+            if np.isfinite(highs).any():
+                keep[np.nanargmax(highs)] = True
+        rows: list[Row] = []
+        for i in np.flatnonzero(keep):
+            values: dict[str, float] = dict(zip(Reading._fields, readings[i].tolist(), strict=True))
+            row = {"time_seconds": values.pop("at") - began} | values
+            rounded = {name: round(value, DECIMALS.get(name, 1)) for name, value in row.items()}
+            memory = (values["device_memory_mib"], values["process_memory_mib"])
+            status = "ok" if any(map(math.isfinite, memory)) else "unavailable"
+            rows.append(
+                {"sample": len(rows) + 1, "phase": str(phases[i]), **rounded, "status": status}
+            )
+        return rows
+
+    @property
+    def saw_processes(self) -> bool:
+        """Whether NVML listed any process at all, if only the run's own."""
+        return bool(self.presences)
+
+    def others(self, phase: str | None = None) -> list[Presence]:
+        """Other processes that were on the GPU in a phase, or at any time.
+
+        cnnlib.measuring.gpu_processes describes how that is known.
+        """
+        return others(self.presences, self.spans(phase))
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """One field of all readings, (readings,)."""
+        column: NDArray[np.float64] = self.readings[:, Reading._fields.index(name)]
+        return column
+
+    def spans(self, name: str | None) -> list[Span]:
+        """Beginnings and ends of the phases of this name; None stands for all phases."""
+        return [
+            (began, ended)
+            for (began, phase), (ended, _) in zip(self.phases, self.phases[1:], strict=False)
+            if name in (phase, None)
+        ]
+
+
+class Telemetry:
+    """Reads sensors from `__enter__` to `__exit__`; afterwards `record` is complete.
+
+    It must be entered before a CUDA context exists: a process that has one must not be forked.
     """
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
-        self._phases: list[tuple[float, str]] = []
-        self._readings = np.empty((0, len(Reading._fields)))
-        self._presences: list[Presence] = []
+        self.record = TelemetryRecord()
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._reader = context.Process(
-            target=read_until_told, args=(theirs, os.getpid(), self._interval), daemon=True
+            target=read_sensors, args=(theirs, os.getpid(), self._interval), daemon=True
         )
         self.phase("open")
         self._reader.start()
@@ -256,11 +325,11 @@ class Sampler:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._phases.append((time.perf_counter(), ""))
+        self.record.phases.append((time.perf_counter(), ""))
         with contextlib.suppress(OSError, EOFError):
             self._connection.send(None)
             if self._connection.poll(PATIENCE):
-                self._readings, self._presences = self._connection.recv()
+                self.record.readings, self.record.presences = self._connection.recv()
         self._connection.close()
         self._reader.join(PATIENCE)
         if self._reader.is_alive():
@@ -269,134 +338,16 @@ class Sampler:
 
     @property
     def pid(self) -> int | None:
-        """The reader's process."""
+        """The process id of the reader."""
         return self._reader.pid
 
     def attach(self, bus_id: str | None) -> None:
-        """From now on look at the GPU with this PCI bus id too; None: there is none."""
+        """Read the GPU with this PCI bus id too from now on; None: there is no GPU."""
         if bus_id is not None:
-            with contextlib.suppress(OSError):  # a reader that has died is no reason to stop
+            with contextlib.suppress(OSError):  # the run goes on even if the reader has died
                 self._connection.send(bus_id)
 
     def phase(self, name: str) -> None:
-        """What the run does from now on."""
+        """Begin a phase of the run; the one before ends."""
         note(phase=name)
-        self._phases.append((time.perf_counter(), name))
-
-    def rows(self) -> list[Row]:
-        """Rows of the table `samples` without identity, with their status.
-
-        All readings of the steady phase (at most about MOST), every KEEP-th of the others, and
-        those at which memory was highest.
-        """
-        readings = self._readings
-        if not len(readings):
-            return []
-        times = self._column("at")
-        began = self._phases[0][0]
-        names = np.array([name for _, name in self._phases])
-        starts = np.array([at for at, _ in self._phases])
-        phases = names[np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)]
-        numbers = np.arange(len(readings))
-        steady = phases == STEADY
-        keep = np.where(steady, numbers % (steady.sum() // MOST + 1) == 0, numbers % KEEP == 0)
-        for column in ("device_memory_mib", "process_memory_mib", "host_memory_mib"):
-            highs = self._column(column)
-            if np.isfinite(highs).any():
-                keep[np.nanargmax(highs)] = True
-        rows: list[Row] = []
-        for i in np.flatnonzero(keep):
-            values: dict[str, float] = dict(zip(Reading._fields, readings[i].tolist(), strict=True))
-            row = {"time_seconds": values.pop("at") - began} | values
-            rounded = {name: round(value, DIGITS.get(name, 1)) for name, value in row.items()}
-            memory = (values["device_memory_mib"], values["process_memory_mib"])
-            status = "ok" if any(map(math.isfinite, memory)) else "unavailable"
-            rows.append(
-                {"sample": len(rows) + 1, "phase": str(phases[i]), **rounded, "status": status}
-            )
-        return rows
-
-    def energy(self, images: int) -> Row:
-        """The row of the table `energy` without identity: phase "sustain" trained on `images`."""
-        row: Row = {
-            "images": images, "window_seconds": 0.0, "energy_joules": math.nan,
-            "idle_watts": math.nan, "status": "unavailable",
-        }  # fmt: skip
-        spans = self._spans("sustain")
-        if not spans or not len(self._readings):
-            return row
-        span = spans[0]
-        times = self._column("at")
-        joules = window_energy(times, self._column("energy_joules"), *span)
-        row |= {"window_seconds": span[1] - span[0], "energy_joules": joules}
-        watts = self._column("power_watts")
-        watts = watts[np.isfinite(watts)]
-        if len(watts):
-            row["idle_watts"] = float(watts[0])  # looked at first when nothing was computed yet
-        if math.isfinite(joules):
-            row["status"] = "ok"
-        return row
-
-    @property
-    def saw_processes(self) -> bool:
-        """Whether NVML listed any process at all, if only the run's own."""
-        return bool(self._presences)
-
-    def others(self, phase: str | None = None) -> list[Presence]:
-        """Other processes that were on the GPU in a phase, or ever (cnnlib.measuring.gpu_processes
-        says how that is known).
-        """
-        return others(self._presences, self._spans(phase))
-
-    def _column(self, name: str) -> NDArray[np.float64]:
-        column: NDArray[np.float64] = self._readings[:, Reading._fields.index(name)]
-        return column
-
-    def _spans(self, name: str | None) -> list[Span]:
-        """When the phases of this name (None: all) began and ended."""
-        return [
-            (began, ended)
-            for (began, phase), (ended, _) in zip(self._phases, self._phases[1:], strict=False)
-            if name in (phase, None)
-        ]
-
-
-def window_energy(
-    times: NDArray[np.float64], counter: NDArray[np.float64], began: float, ended: float
-) -> float:
-    """Joules between `began` and `ended`, from a counter that moves in jumps.
-
-    The counter (joules, read at `times`) is brought up to date some ten to fifty times a second, so
-    its difference between the ends of a short window could miss or double a jump. Between the first
-    and the last jump inside the window it is right at both: that difference is scaled to the
-    window. nan with fewer than three jumps.
-    """
-    inside = (times >= began) & (times <= ended) & np.isfinite(counter)
-    at, joules = times[inside], counter[inside]
-    jumps = np.flatnonzero(np.diff(joules) > 0) + 1
-    if len(jumps) < 3:
-        return math.nan
-    first, last = jumps[0], jumps[-1]
-    rate = (joules[last] - joules[first]) / (at[last] - at[first])
-    return float(rate * (ended - began))
-
-
-def sustain(engine: Engine, count: int, seed: int, seconds: float) -> int:
-    """Train on the `count` images loaded, epoch after epoch, for `seconds`; images trained on.
-
-    Where an epoch takes longer than that it is trained in parts of about a tenth of the time. The
-    order is drawn each time, as it is in an epoch that is measured.
-    """
-    size = engine.setup.batch_size
-    steps = count // size
-    ends = time.perf_counter() + seconds
-    images, part, epoch = 0, 1, 0
-    while (began := time.perf_counter()) < ends:
-        if part == steps:
-            engine.train_epoch(Shuffle(count, seed, epoch))
-        else:
-            engine.train(epoch_order(count, seed, epoch)[: part * size])
-        images, epoch = images + part * size, epoch + 1
-        if time.perf_counter() - began < seconds / 10:
-            part = min(steps, 2 * part)
-    return images
+        self.record.phases.append((time.perf_counter(), name))

@@ -1,30 +1,32 @@
-"""What it costs to keep only some of the images on the GPU: one run at many sizes of load."""
+"""The cost of keeping only a part of the images on the GPU: one run at many sizes of a load."""
 
 import dataclasses
-import math
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Engine, Order
+from cnnlib.engine import Order
 from cnnlib.engine.gpu import DeviceEngine
 from cnnlib.engine.upload import LoadTimes
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measuring import schema
+from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run, seed_of
+from cnnlib.measuring.schema import Row
 from cnnlib.stages import find_stage
 from cnnlib.training.loop import epoch_order, start
-from cnnlib.training.target import Target, check_batch, open_engine, open_target, setup_of
+from cnnlib.training.target import check_batch, open_engine, open_target, setup_of
 
 EPOCHS = 3
-"""Epochs timed at each size, after one that is not."""
+"""Epochs timed at each size, after one that is not timed."""
 
 
 def loads(batch_size: int, images: int) -> list[int]:
-    """Images resident per load: one batch, then four times as many each time, up to all."""
+    """Images resident per load: one batch, then four times as many each time, up to all images."""
     sizes = [batch_size]
     while sizes[-1] * 4 < images:
         sizes.append(sizes[-1] * 4)
@@ -33,9 +35,9 @@ def loads(batch_size: int, images: int) -> list[int]:
 
 
 def images_within(config: Config, engine: DeviceEngine, order: Order) -> int:
-    """Images to train on at each size of load: all, or what a part of the time allows.
+    """Number of images to train on at each size of a load.
 
-    As for runs: what would take longer than budget_seconds is timed for sample_seconds, each load.
+    As in runs, what would take longer than budget_seconds is timed for sample_seconds at each size.
     """
     size = engine.setup.batch_size
     engine.train(order[:size])
@@ -52,9 +54,9 @@ def images_within(config: Config, engine: DeviceEngine, order: Order) -> int:
 def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> None:
     """Time epochs of `run` at each size of load and write the rows of `transfers` to `out`.
 
-    On fewer images than there are, where they would take too long. What the stage cannot do here
-    gives one row that says so, as in cnnlib.measuring.run. Raises ConfigError for a stage that does
-    not run on a GPU: it loads nothing.
+    Where all images would take too long, fewer are used. A stage that cannot run here gives one row
+    that says so, as in cnnlib.measuring.run. Raises ConfigError for a stage that does not run on a
+    GPU: it loads nothing.
     """
     stage = find_stage(run.stage, "--stage")
     if not issubclass(stage.engine, DeviceEngine):
@@ -63,54 +65,42 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
     check_batch(dataset, run.batch_size)
     setup = setup_of(config, network, dataset, run.batch_size)
     seed, count = seed_of(config, run.repeat), len(dataset.train_labels)
-    rows = []
+    found: list[Row] = []
 
-    def opened(resident: int) -> AbstractContextManager[Engine]:
+    @contextmanager
+    def opened(resident: int) -> Iterator[DeviceEngine]:
         sized = dataclasses.replace(setup, resident_images=resident)
-        return open_engine(stage, sized, target, dataset)
+        with open_engine(stage, sized, target, dataset) as engine:
+            start(engine, seed)
+            yield cast(DeviceEngine, engine)  # see above: stage.engine is a subclass of it
 
     with open_target(stage, config.sweep.device) as target:
+        rows = RunRows(run, seed, target.name, target.kind)
         try:
             with opened(run.batch_size) as engine:
-                assert isinstance(engine, DeviceEngine)
-                start(engine, seed)
                 used = images_within(config, engine, epoch_order(count, seed, 0))
             for resident in loads(run.batch_size, used):
                 with opened(resident) as engine:
-                    assert isinstance(engine, DeviceEngine)
-                    start(engine, seed)
                     for epoch in range(EPOCHS + 1):
                         times = engine.train_timed(epoch_order(count, seed, epoch)[:used])
                         if epoch:
-                            rows.append(row(run, seed, target, resident, epoch, used, times))
+                            images = used // run.batch_size * run.batch_size
+                            found.append(rows.row(**row(resident, epoch, images, times)))
         except (DoesNotFit, MemoryError, Unsupported) as error:
             status = "unavailable" if isinstance(error, Unsupported) else "does_not_fit"
-            why = {"status": status, "reason": str(error) or "out of memory"}
-            rows = [row(run, seed, target, 0, 1, 0, LoadTimes(*[math.nan] * 4)) | why]
-    schema.write(out, "transfers", rows)
+            why = str(error) or "out of memory"
+            found = [rows.blank("transfers", status, why, epoch=1)]
+    schema.write(out, "transfers", found)
 
 
-def row(
-    run: Run, seed: int, target: Target, resident: int, epoch: int, used: int, times: LoadTimes
-) -> dict[str, Any]:
-    """One row of the table."""
+def row(resident: int, epoch: int, images: int, times: LoadTimes) -> Row:
+    """A row of the table without identity."""
     return {
-        "dataset": run.dataset,
-        "network": run.network,
-        "stage": run.stage,
-        "device": target.name,
-        "batch_size": run.batch_size,
-        "seed": seed,
-        "repeat": run.repeat,
         "resident_images": resident,
         "epoch": epoch,
-        "images": used // run.batch_size * run.batch_size,
+        "images": images,
         "epoch_seconds": times.total,
         "gather_seconds": times.gather,
         "upload_seconds": times.upload,
         "kernel_seconds": times.kernels,
-        "device_kind": target.kind,
-        "status": "ok",
-        "validated": False,
-        "extrapolated": False,
     }

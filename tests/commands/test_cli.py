@@ -35,8 +35,8 @@ from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.engine import Setup
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, WorkerDied
 from cnnlib.measuring import schema
-from cnnlib.measuring.freshness import damage, settings_digest
-from cnnlib.measuring.runs import Run
+from cnnlib.measuring.freshness import damage
+from cnnlib.measuring.runs import Run, settings_digest
 from cnnlib.paths import ROOT
 from cnnlib.stages import naive
 from cnnlib.system.machine import usable_cores
@@ -415,7 +415,7 @@ def test_train_makes_data_anew_that_are_not_the_configs(home: Home, change: str)
     told = capture.readouterr().err
     assert told.count("\n") == 1
     assert str(Path("results/data/toy.npz")) in told
-    assert told.endswith("; made anew\n")
+    assert told.endswith("; it is made again\n")
     same = change in ("damage", "older version")
     assert (made.read_bytes() == before) == same
     assert np.array_equal(weights("results/weights.npz"), trained) == same
@@ -867,7 +867,7 @@ EPOCHS = "60"
 @pytest.mark.slow
 def test_a_training_survives_whatever_interrupts_it(home: Home, start: Start) -> None:
     """Ctrl-C, SIGTERM, SIGUSR1 and kill -9, then gone on: as undisturbed, to the bit."""
-    told = "stopped by {}: the training is saved in c.npz; the same command goes on from there\n"
+    told = "stopped by {}: the training is saved in c.npz; the same command resumes it\n"
     arguments = (*TRAIN, "--epochs", EPOCHS, "--batch-size", "32")
     home(*arguments)
     expected = (home.folder / "w.npz").read_bytes()
@@ -896,7 +896,7 @@ def test_a_training_survives_whatever_interrupts_it(home: Home, start: Start) ->
         if number != signal.SIGKILL:  # nothing half-written is left
             assert home.names() == ["c.npz", "config.yaml", "toy.npz"]
     said = home(*arguments)
-    assert "going on from c.npz" in said
+    assert "resuming from c.npz" in said
     first = re.search(r"^epoch (\d+)/", said, re.M)
     assert first is not None
     assert int(first[1]) >= 40  # told before it is saved
@@ -960,8 +960,8 @@ def test_a_full_measurement_that_is_stopped_resumes(home: Home, start: Start, al
     os.kill(child if alone else process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert err == (
-        "stopped by SIGTERM: the training is saved in results/checkpoints; the same command goes "
-        "on from there\n"
+        "stopped by SIGTERM: the training is saved in results/checkpoints; the same command "
+        "resumes it\n"
     )
     assert process.returncode == 143
     assert not (home.folder / "run").exists()

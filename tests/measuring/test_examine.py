@@ -8,8 +8,8 @@ import pytest
 from cnnlib.datasets import Dataset
 from cnnlib.errors import ConfigError
 from cnnlib.measuring import schema
-from cnnlib.measuring.cpu_profile import measure_functions, readable
-from cnnlib.measuring.feature_maps import features
+from cnnlib.measuring.cpu_profile import measure_cpu_profile, readable
+from cnnlib.measuring.feature_maps import feature_maps
 from cnnlib.measuring.runs import Run
 from cnnlib.stages import gemm
 from cnnlib.training.loop import start, train_epochs
@@ -31,7 +31,7 @@ def test_the_profile_names_where_the_work_is(
     data: Dataset, tmp_path: Path, stage: str, file: str
 ) -> None:
     config = toy_config(measuring={"sample_seconds": 0.05})
-    measure_functions(config, Run("toy", "small", stage, 8, 1), data, tmp_path / "f.csv")
+    measure_cpu_profile(config, Run("toy", "small", stage, 8, 1), data, tmp_path / "f.csv")
     rows = schema.read(tmp_path / "f.csv", "cpu_profile")
     assert set(rows.stage) == {stage}
     assert rows.own_seconds.is_monotonic_decreasing
@@ -43,7 +43,7 @@ def test_the_profile_names_where_the_work_is(
 
 def test_a_gpu_stage_has_no_functions(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'fused' spends its time on a GPU"):
-        measure_functions(toy_config(), Run("toy", "small", "fused", 8, 1), data, tmp_path / "f")
+        measure_cpu_profile(toy_config(), Run("toy", "small", "fused", 8, 1), data, tmp_path / "f")
 
 
 def test_functions_are_named_without_the_machine() -> None:
@@ -57,7 +57,7 @@ def test_functions_are_named_without_the_machine() -> None:
 def test_features_are_those_of_the_training(data: Dataset) -> None:
     config = toy_config()
     network = config.network("small", "toy", "a test")
-    rows = features(config, network, data)
+    rows = feature_maps(config, network, data)
     setup = setup_of(config, network, data, 8)
     with open_engine(gemm.STAGE, setup, Target("here", "cpu"), data) as engine:
         start(engine, config.training.seed)
@@ -91,12 +91,12 @@ def test_features_are_those_of_the_training(data: Dataset) -> None:
 
 def test_a_network_without_maps_has_no_features(data: Dataset) -> None:
     config = toy_config(networks={"small": [{"dense": 3}]})
-    assert features(config, config.network("small", "toy", "a test"), data) == []
+    assert feature_maps(config, config.network("small", "toy", "a test"), data) == []
 
 
 def test_a_training_that_takes_too_long_is_cut(data: Dataset) -> None:
     config = toy_config(measuring={"budget_seconds": 1e-9})
     network = config.network("small", "toy", "a test")
-    rows = [row for row in features(config, network, data) if row["kind"] == "filter"]
+    rows = [row for row in feature_maps(config, network, data) if row["kind"] == "filter"]
     untrained = network.views(network.initial_parameters(config.training.seed))[0]["weight"]
     assert np.allclose([row["value"] for row in rows], untrained.ravel(), atol=6e-6)

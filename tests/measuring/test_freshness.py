@@ -12,9 +12,10 @@ from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.errors import DataError
 from cnnlib.measuring import freshness, schema
-from cnnlib.measuring.freshness import changed_runs, damage, is_sound, read_facts, settings_digest
+from cnnlib.measuring.freshness import changed_runs, damage, is_sound
+from cnnlib.measuring.record import read_facts
 from cnnlib.measuring.run import measure
-from cnnlib.measuring.runs import Run, runs
+from cnnlib.measuring.runs import Run, runs, settings_digest
 from tests.support.toys import toy_config, toy_data
 
 RUN = Run("toy", "small", "gemm", 8, 1)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cnnlib.measuring.gpu_processes import Watch, is_or_descends_from, others
+from cnnlib.measuring.gpu_processes import ProcessTracker, is_or_descends_from, others
 
 pytestmark = pytest.mark.quick
 
@@ -20,53 +20,53 @@ def listed(*processes: int, mib: int | None = 100) -> list[SimpleNamespace]:
     return [SimpleNamespace(pid=process, usedGpuMemory=memory) for process in processes]
 
 
-def watched(*looks: tuple[float, list[SimpleNamespace] | None]) -> Watch:
-    watch = Watch(OWN)
+def watched(*looks: tuple[float, list[SimpleNamespace] | None]) -> ProcessTracker:
+    tracker = ProcessTracker(OWN)
     for at, seen in looks:
-        watch.look(at, seen, name=lambda process: f"program {process}")
-    return watch
+        tracker.look(at, seen, name=lambda process: f"program {process}")
+    return tracker
 
 
-def disturbing(watch: Watch, *spans: tuple[float, float]) -> list[int]:
-    return [presence.process for presence in others(watch.presences, spans)]
+def disturbing(tracker: ProcessTracker, *spans: tuple[float, float]) -> list[int]:
+    return [presence.process for presence in others(tracker.presences, spans)]
 
 
 def test_alone() -> None:
-    watch = watched((1, listed()), (2, listed(OWN)), (3, listed(OWN)))
-    assert disturbing(watch, (0, 9)) == []
+    tracker = watched((1, listed()), (2, listed(OWN)), (3, listed(OWN)))
+    assert disturbing(tracker, (0, 9)) == []
 
 
 def test_somebody_else_from_the_look_before_to_the_look_after() -> None:
     both = listed(OWN, ANOTHER)
-    watch = watched((1, listed(OWN)), (2, both), (3, both), (4, listed(OWN)), (5, listed(OWN)))
+    tracker = watched((1, listed(OWN)), (2, both), (3, both), (4, listed(OWN)), (5, listed(OWN)))
     for span in ((2.4, 2.6), (1.2, 1.4), (3.5, 3.6), (0.0, 9.0)):
-        assert disturbing(watch, span) == [ANOTHER]
-    assert disturbing(watch, (0.0, 0.9), (4.1, 5.0)) == []
-    (presence,) = others(watch.presences, [(2, 3)])
+        assert disturbing(tracker, span) == [ANOTHER]
+    assert disturbing(tracker, (0.0, 0.9), (4.1, 5.0)) == []
+    (presence,) = others(tracker.presences, [(2, 3)])
     assert (presence.name, presence.memory_mib) == (f"program {ANOTHER}", 100)
 
 
 def test_somebody_who_was_there_before_and_stays() -> None:
     """Where there was no look before or after, a short run need not have been alone."""
-    watch = watched((5, listed(OWN, ANOTHER)))
-    assert disturbing(watch, (1, 2)) == disturbing(watch, (8, 9)) == [ANOTHER]
+    tracker = watched((5, listed(OWN, ANOTHER)))
+    assert disturbing(tracker, (1, 2)) == disturbing(tracker, (8, 9)) == [ANOTHER]
 
 
 def test_who_comes_again_is_there_twice() -> None:
     both, alone = listed(OWN, ANOTHER), listed(OWN)
-    watch = watched((1, both), (2, alone), (3, alone), (4, both), (5, alone))
-    assert disturbing(watch, (0, 9)) == [ANOTHER, ANOTHER]
-    assert disturbing(watch, (2.1, 2.9)) == []
+    tracker = watched((1, both), (2, alone), (3, alone), (4, both), (5, alone))
+    assert disturbing(tracker, (0, 9)) == [ANOTHER, ANOTHER]
+    assert disturbing(tracker, (2.1, 2.9)) == []
 
 
 def test_the_most_memory_is_told() -> None:
-    watch = watched(*((at, listed(ANOTHER, mib=mib)) for at, mib in enumerate((1, 9, None, 4))))
-    assert [presence.memory_mib for presence in watch.presences] == [9]
+    tracker = watched(*((at, listed(ANOTHER, mib=mib)) for at, mib in enumerate((1, 9, None, 4))))
+    assert [presence.memory_mib for presence in tracker.presences] == [9]
 
 
 def test_nvml_that_does_not_answer_clears_nobody() -> None:
-    watch = watched((1, listed(OWN)), (2, listed(OWN, ANOTHER)), (3, None), (4, None))
-    assert disturbing(watch, (3.4, 3.6)) == [ANOTHER]
+    tracker = watched((1, listed(OWN)), (2, listed(OWN, ANOTHER)), (3, None), (4, None))
+    assert disturbing(tracker, (3.4, 3.6)) == [ANOTHER]
     assert disturbing(watched((1, None)), (0, 9)) == []
     # an empty list is an answer
     assert disturbing(watched((1, listed(OWN, ANOTHER)), (2, [])), (2.5, 3)) == []
@@ -75,9 +75,9 @@ def test_nvml_that_does_not_answer_clears_nobody() -> None:
 def test_a_container_where_the_run_has_another_number() -> None:
     far, further = ANOTHER, ANOTHER + 1
     assert disturbing(watched((1, listed(far)), (2, listed(far))), (0, 9)) == []
-    watch = watched((1, listed(far)), (2, listed(far, further)), (3, listed(far)), (4, []))
-    assert disturbing(watch, (2.0, 2.5)) == [far, further]
-    assert disturbing(watch, (3.1, 9.0)) == []
+    tracker = watched((1, listed(far)), (2, listed(far, further)), (3, listed(far)), (4, []))
+    assert disturbing(tracker, (2.0, 2.5)) == [far, further]
+    assert disturbing(tracker, (3.1, 9.0)) == []
 
 
 def test_children_are_the_run_itself() -> None:
@@ -99,8 +99,8 @@ def test_children_are_the_run_itself() -> None:
         for process in (os.getppid(), 1, ANOTHER):
             assert not is_or_descends_from(process, OWN)
         assert not is_or_descends_from(grandchild, ANOTHER)
-        watch = watched((1, listed(OWN, child.pid, grandchild)))
-        assert disturbing(watch, (-math.inf, math.inf)) == []
+        tracker = watched((1, listed(OWN, child.pid, grandchild)))
+        assert disturbing(tracker, (-math.inf, math.inf)) == []
         child.stdin.write("\n")
 
 
@@ -110,7 +110,7 @@ def test_only_new_processes_cost_more_than_a_look(monkeypatch: pytest.MonkeyPatc
         "cnnlib.measuring.gpu_processes.is_or_descends_from",
         lambda process, _: bool(asked.append(process)),
     )
-    watch = Watch(OWN)
+    tracker = ProcessTracker(OWN)
     for at in range(3):
-        watch.look(at, listed(OWN, ANOTHER), lambda process: str(asked.append(process)))
+        tracker.look(at, listed(OWN, ANOTHER), lambda process: str(asked.append(process)))
     assert sorted(asked) == sorted(2 * (OWN, ANOTHER))

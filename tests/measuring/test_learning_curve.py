@@ -10,11 +10,11 @@ from cnnlib.datasets import Dataset
 from cnnlib.device import Device
 from cnnlib.engine import Engine, Stage
 from cnnlib.errors import ConfigError
+from cnnlib.layers import softmax
 from cnnlib.measuring.learning_curve import (
     learning_curve,
     pauses,
     pictures,
-    probabilities,
     watched_images,
 )
 from cnnlib.stages import fused, gemm, naive
@@ -86,7 +86,7 @@ def test_beliefs_are_those_of_the_network(data: Dataset) -> None:
     with opened(gemm.STAGE, data) as engine:
         _, beliefs = curve(engine, data)
         last = beliefs[-data.classes :]
-        right = probabilities(engine.logits(data.test_images[[row["image_index"] for row in last]]))
+        right = softmax(engine.logits(data.test_images[[row["image_index"] for row in last]]))
     for row, chances in zip(last, right, strict=True):
         assert row["images"] == EPOCHS * COUNT
         assert row["label"] == data.test_labels[row["image_index"]]
@@ -110,7 +110,7 @@ def test_a_training_that_diverges_ends_there(data: Dataset) -> None:
 
 
 def test_softmax_of_large_logits() -> None:
-    chances = probabilities(np.array([[1e4, 1e4, -1e4], [0, 0, 0]], np.float32))
+    chances = softmax(np.array([[1e4, 1e4, -1e4], [0, 0, 0]]))
     assert chances == pytest.approx(np.array([[0.5, 0.5, 0], [1 / 3] * 3]))
 
 

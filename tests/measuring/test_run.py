@@ -18,15 +18,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cnnlib.commands.measuring import is_sound, summary
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
 from cnnlib.engine import Order, Stage
 from cnnlib.engine.cpu import BlockEngine
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, UserError
 from cnnlib.layers import Dense
+from cnnlib.measuring import budgets, schema
 from cnnlib.measuring import run as measuring
-from cnnlib.measuring import schema
+from cnnlib.measuring.freshness import is_sound
+from cnnlib.measuring.record import summary
 from cnnlib.measuring.run import ValidationFailed, measure
 from cnnlib.measuring.runs import Run
 from cnnlib.stages import gemm, naive
@@ -241,7 +242,7 @@ def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
     ],
 )
 def test_the_budget_of_a_run(kind: str, changes: dict[str, Any], seconds: float) -> None:
-    assert measuring.budget(toy_config(measuring=changes), kind) == seconds
+    assert budgets.epochs_budget(toy_config(measuring=changes), kind) == seconds
 
 
 @pytest.mark.parametrize(
@@ -258,8 +259,8 @@ def test_the_budget_of_a_run(kind: str, changes: dict[str, Any], seconds: float)
 def test_the_budget_of_a_learning_curve(
     kind: str, batch_size: int, extrapolated: bool, seconds: float
 ) -> None:
-    rows = measuring.Rows(run(batch_size=batch_size), 1, "", kind, True, extrapolated)
-    assert measuring.learning_budget(toy_config(), rows) == seconds
+    found = budgets.learning_budget(toy_config(), batch_size, kind, extrapolated=extrapolated)
+    assert found == seconds
 
 
 class Steady(naive.OneByOne):
@@ -802,6 +803,6 @@ def test_a_folder_that_cannot_be(data: Dataset, tmp_path: Path) -> None:
 
 
 def test_settled_is_about_the_median() -> None:
-    assert not measuring._settled([1.0] * 4)
-    assert measuring._settled([1.0] * 5)
-    assert not measuring._settled([1.0, 2.0, 1.0, 2.0, 1.0])
+    assert not measuring.is_settled([1.0] * 4)
+    assert measuring.is_settled([1.0] * 5)
+    assert not measuring.is_settled([1.0, 2.0, 1.0, 2.0, 1.0])

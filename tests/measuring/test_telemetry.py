@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from cnnlib.engine import Engine
-from cnnlib.measuring import telemetry
-from cnnlib.measuring.telemetry import Gpu, Reading, Sampler, host_memory, sustain, window_energy
+from cnnlib.measuring import energy, telemetry
+from cnnlib.measuring.energy import energy_row, sustain, window_energy
+from cnnlib.measuring.telemetry import Gpu, Reading, Telemetry, TelemetryRecord, host_memory
 from tests.support.nvml import Changing, Divided, Nvml
 
 
@@ -95,12 +96,12 @@ def test_a_card_that_denies_all_but_the_processs_memory(monkeypatch: pytest.Monk
     nvml = Changing(visitor=os.getppid())
     nvml.nvmlDeviceGetMemoryInfo = nvml._fail
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    with Sampler(0.001) as sampler:
+    with Telemetry(0.001) as sampler:
         sampler.attach("0000:01:00.0")
         nvml.looked_at(1)
         sampler.phase("train")
         nvml.looked_at(20)
-    trained = [row for row in sampler.rows() if row["phase"] == "train"]
+    trained = [row for row in sampler.record.rows() if row["phase"] == "train"]
     assert {row["status"] for row in trained} == {"ok"}
     assert {row["process_memory_mib"] for row in trained} == {1024}
     assert all(math.isnan(row["device_memory_mib"]) for row in trained)
@@ -131,7 +132,7 @@ def spanned(rows: list[dict[str, Any]]) -> int:
 
 
 def test_readings_by_phase(nvml: Changing) -> None:
-    with Sampler(0.002) as sampler:
+    with Telemetry(0.002) as sampler:
         began = time.perf_counter()
         sampler.attach("0000:01:00.0")
         nvml.looked_at(30)
@@ -140,7 +141,7 @@ def test_readings_by_phase(nvml: Changing) -> None:
         nvml.looked_at(100)
         sampler.phase("evaluate")
         nvml.looked_at(30)
-    rows = sampler.rows()
+    rows = sampler.record.rows()
     assert [row["sample"] for row in rows] == list(range(1, len(rows) + 1))
     phases = [row["phase"] for row in rows]
     assert sorted(set(phases), key=phases.index) == ["open", "train", "evaluate"]
@@ -149,7 +150,7 @@ def test_readings_by_phase(nvml: Changing) -> None:
     evaluated = [row for row in rows if row["phase"] == "evaluate"]
     # all of the steady phase, unless there are very many; of the others some, and the highest
     looked = [spanned(part) for part in (trained, evaluated)]
-    assert len(trained) >= looked[0] // (looked[0] // telemetry.MOST + 1) >= 98
+    assert len(trained) >= looked[0] // (looked[0] // telemetry.STEADY_ROWS + 1) >= 98
     assert 5 <= len(evaluated) <= looked[1] / telemetry.KEEP + 2
     assert all(row["status"] == "ok" for row in trained)
     assert all(row["device_memory_mib"] == 2048 for row in trained)
@@ -159,7 +160,7 @@ def test_readings_by_phase(nvml: Changing) -> None:
 
 def test_a_gpu_that_is_lost_in_the_middle(nvml: Changing) -> None:
     """The reader goes on; what it saw before is kept, and the rest says that nobody knows."""
-    with Sampler(0.001) as sampler:
+    with Telemetry(0.001) as sampler:
         sampler.attach("0000:01:00.0")
         nvml.looked_at(1)
         sampler.phase("train")
@@ -168,21 +169,21 @@ def test_a_gpu_that_is_lost_in_the_middle(nvml: Changing) -> None:
         nvml.looked_at(20)
         sampler.phase("sustain")
         nvml.looked_at(20)
-    rows = [row for row in sampler.rows() if row["phase"] == "train"]
+    rows = [row for row in sampler.record.rows() if row["phase"] == "train"]
     status = [row["status"] for row in rows]
     assert {status[0], status[-1]} == {"ok", "unavailable"}
     assert status == sorted(status)
     lost = rows[-1]
     assert lost["host_memory_mib"] > 1
     assert all(math.isnan(lost[name]) for name in ("power_watts", "process_memory_mib"))
-    assert sampler.energy(100)["status"] == "unavailable"
-    assert sampler.others("train") == []
+    assert energy_row(sampler.record, 100)["status"] == "unavailable"
+    assert sampler.record.others("train") == []
 
 
 @pytest.mark.parametrize("phase", ["open", "train", "profile"])
 def test_somebody_else_is_noticed_in_the_phase_they_come_in(nvml: Changing, phase: str) -> None:
     phases = ("open", "train", "profile")
-    with Sampler(0.001) as sampler:
+    with Telemetry(0.001) as sampler:
         sampler.attach("0000:01:00.0")
         for name in phases:
             sampler.phase(name)
@@ -191,25 +192,24 @@ def test_somebody_else_is_noticed_in_the_phase_they_come_in(nvml: Changing, phas
             nvml.looked_at()
             nvml.visited.value = 0
             nvml.looked_at()
-    assert sampler.saw_processes
-    noticed = {name: [other.process for other in sampler.others(name)] for name in phases}
+    assert sampler.record.saw_processes
+    noticed = {name: [other.process for other in sampler.record.others(name)] for name in phases}
     assert noticed == {name: [os.getppid()] if name == phase else [] for name in phases}
-    (other,) = sampler.others()
+    (other,) = sampler.record.others()
     assert (other.name, other.memory_mib) == ("/usr/bin/other", 3 * 1024)
 
 
 def test_the_highest_memory_is_always_kept() -> None:
-    sampler = Sampler(0.01)
-    sampler._phases = [(0.0, "open"), (1.0, "train"), (2.0, "")]
+    record = TelemetryRecord([(0.0, "open"), (1.0, "train"), (2.0, "")])
     memory = np.full(2 * 10_000, 600.0)
     memory[3] = 900.0  # every fifth is kept here, and one in 26 of the training
-    sampler._readings = np.array(
+    record.readings = np.array(
         [
             Reading(i / 10_000, device_memory_mib=mib, process_memory_mib=600, host_memory_mib=50)
             for i, mib in enumerate(memory)
         ]
     )
-    rows = sampler.rows()
+    rows = record.rows()
     assert max(row["device_memory_mib"] for row in rows) == 900
     assert [row["sample"] for row in rows] == list(range(1, len(rows) + 1))
     trained = sum(row["phase"] == "train" for row in rows)
@@ -224,7 +224,7 @@ class Timed:
         self.now, self._seconds = 0.0, seconds
         self.calls: list[int] = []
         clock = SimpleNamespace(perf_counter=lambda: self.now)
-        monkeypatch.setattr(telemetry, "time", clock)
+        monkeypatch.setattr(energy, "time", clock)
 
     def train(self, order: np.ndarray, rates: np.ndarray | None = None) -> float:
         assert len(set(order.tolist())) == len(order)
@@ -254,19 +254,19 @@ def test_training_is_sustained(monkeypatch: pytest.MonkeyPatch, step: float, win
 
 def test_without_nvml_the_host_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml("nvmlInit"))
-    with Sampler(0.01) as sampler:
+    with Telemetry(0.01) as sampler:
         sampler.attach("0000:01:00.0")
         sampler.phase("train")
         time.sleep(0.3)
-    rows = sampler.rows()
+    rows = sampler.record.rows()
     assert rows
     assert {row["status"] for row in rows} == {"unavailable"}
     assert all(math.isnan(row["power_watts"]) for row in rows)
-    assert sampler.energy(100)["status"] == "unavailable"
+    assert energy_row(sampler.record, 100)["status"] == "unavailable"
 
 
 def test_the_reader_ends_with_the_run() -> None:
-    with Sampler(0.01) as sampler:
+    with Telemetry(0.01) as sampler:
         pid = sampler.pid
         assert pid is not None
     with pytest.raises(ProcessLookupError):
@@ -276,31 +276,31 @@ def test_the_reader_ends_with_the_run() -> None:
 def test_a_reader_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "PATIENCE", 0.2)
     began = time.monotonic()
-    with Sampler(0.01) as sampler:
+    with Telemetry(0.01) as sampler:
         pid = sampler.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
     assert time.monotonic() - began < 5
-    assert sampler.rows() == []
+    assert sampler.record.rows() == []
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
 def test_a_reader_that_dies_is_no_error() -> None:
-    with Sampler(0.01) as sampler:
+    with Telemetry(0.01) as sampler:
         assert sampler.pid is not None
         os.kill(sampler.pid, signal.SIGKILL)
         time.sleep(0.05)
         sampler.attach("0000:01:00.0")
         sampler.phase("train")
-    assert sampler.rows() == []
-    assert sampler.energy(1)["status"] == "unavailable"
+    assert sampler.record.rows() == []
+    assert energy_row(sampler.record, 1)["status"] == "unavailable"
 
 
 def test_a_killed_run_leaves_no_reader() -> None:
     program = (
-        "import time\nfrom cnnlib.measuring.telemetry import Sampler\n"
-        "with Sampler(0.01) as sampler:\n    print(sampler.pid, flush=True)\n    time.sleep(60)\n"
+        "import time\nfrom cnnlib.measuring.telemetry import Telemetry\n"
+        "with Telemetry(0.01) as sampler:\n    print(sampler.pid, flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
@@ -335,13 +335,12 @@ def test_energy_of_a_counter_that_jumps() -> None:
 
 
 def test_energy_of_a_run() -> None:
-    sampler = Sampler(0.01)
-    sampler._phases = [(0.0, "open"), (1.0, "sustain"), (2.0, "close"), (3.0, "")]
+    record = TelemetryRecord([(0.0, "open"), (1.0, "sustain"), (2.0, "close"), (3.0, "")])
     times = np.arange(0, 3, 0.02)
-    sampler._readings = np.array(
+    record.readings = np.array(
         [Reading(at, power_watts=80 + 10 * at, energy_joules=300 * at) for at in times]
     )
-    row = sampler.energy(5000)
+    row = energy_row(record, 5000)
     assert row["status"] == "ok"
     assert row["images"] == 5000
     assert row["window_seconds"] == 1.0

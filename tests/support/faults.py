@@ -20,6 +20,7 @@ from typing import Any
 from cnnlib.__main__ import main
 from cnnlib.measuring import isolated
 from cnnlib.measuring import run as measuring
+from cnnlib.measuring.record import RunRecord
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -52,20 +53,20 @@ def call_of(command: list[str]) -> Callable[[], int]:
 
 def measure_once() -> None:
     """From the second time on a measurement only writes what it has measured the first time."""
-    write, found = measuring._write, []
+    write, found = RunRecord.write, []
 
-    def first(*arguments: Any) -> None:
-        found.append(arguments)
-        write(*arguments)
+    def first(record: RunRecord, folder: Path) -> None:
+        found.append(record)
+        write(record, folder)
 
     def again(config: Any, run: Any, dataset: Any, folder: Path, **options: Any) -> Path:
         if not found:
             return measure(config, run, dataset, folder, **options)
-        write(*found[0])
+        write(found[0], folder)
         return folder
 
     measure = measuring.measure
-    measuring._write, measuring.measure = first, again  # type: ignore[assignment]
+    RunRecord.write, measuring.measure = first, again  # type: ignore[assignment,method-assign]
     # here, where the library counts the calls, not in a process of its own
     isolated.supervise = lambda call, **options: call()
 

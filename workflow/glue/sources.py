@@ -23,6 +23,7 @@ PLUMBING = {
     "cnnlib.files",
     "cnnlib.paths",
     "cnnlib.measuring.freshness",
+    "cnnlib.measuring.record",
     "cnnlib.system.machine",
     "cnnlib.patterns",
 }
