@@ -102,6 +102,12 @@ class Stage(Generic[Op]):
     """
     threads: int | None = None
     """CPU threads; None: all cores."""
+    after: str = ""
+    """The stage of the ladder that this one improves on; "" for the first, and for peers."""
+    color: str = ""
+    """Its colour in figures, as "#0072b2"; "": one that its name picks."""
+    marker: str = ""
+    """Its mark in figures, one of Matplotlib's characters; "": one that its name picks."""
     options: Options | None = None
     """Choices that only this engine's stages have; None: the engine's defaults."""
 

@@ -25,6 +25,8 @@ else is as coarse."""
 
 TORCH = Stage(
     name="torch",
+    color="#7a7a7a",
+    marker="<",
     title="PyTorch",
     change="PyTorch as it comes: a call for every operation, data on the device",
     runs_on="any",
@@ -38,6 +40,8 @@ TORCH = Stage(
 TORCH_GRAPH = replace(
     TORCH,
     name="torch_graph",
+    color="#8c6bb1",
+    marker=">",
     title="PyTorch, graph",
     change="PyTorch with the whole step in one CUDA graph",
     options=pytorch.TorchOptions(graph="always"),
@@ -45,12 +49,16 @@ TORCH_GRAPH = replace(
 TORCH_COMPILE = replace(
     TORCH,
     name="torch_compile",
+    color="#5b3a8c",
+    marker="p",
     title="PyTorch, compiled",
     change="torch.compile, and on a GPU the whole step in one CUDA graph",
     options=pytorch.TorchOptions(compile=True, graph="on a GPU"),
 )
 JAX = Stage(
     name="jax",
+    color="#1b6f8a",
+    marker="X",
     title="JAX",
     change="JAX with a whole epoch in one jitted scan, in the better of two layouts",
     runs_on="any",
@@ -65,9 +73,13 @@ PEERS: tuple[Stage, ...] = (
     TORCH,
     TORCH_GRAPH,
     TORCH_COMPILE,
-    replace(TORCH_COMPILE, name="torch_compile_tf32", title="PyTorch, compiled, TF32",
+    replace(TORCH_COMPILE, name="torch_compile_tf32",
+    color="#b08fd8",
+    marker="h", title="PyTorch, compiled, TF32",
             change="the same with products in TF32", rounding=TF32),
     JAX,
-    replace(JAX, name="jax_tf32", title="JAX, TF32", change="the same with products in TF32",
+    replace(JAX, name="jax_tf32",
+    color="#63b7cf",
+    marker="d", title="JAX, TF32", change="the same with products in TF32",
             rounding=TF32),
 )  # fmt: skip

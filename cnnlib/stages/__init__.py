@@ -1,22 +1,22 @@
-"""The ladder: every stage in the order in which one improves on another."""
+"""The ladder: every stage in the order in which one improves on another.
+
+A stage is a module of this folder, or a package, with a record STAGE; nothing lists it.
+"""
 
 from cnnlib.engine import Stage
 from cnnlib.errors import BrokenStage, ConfigError
 from cnnlib.peers import PEERS
-from cnnlib.stages._loading import BROKEN, module_of, records, unlisted
+from cnnlib.stages._loading import BROKEN, module_of, modules, records
 
-# Modules of this folder, each with a record STAGE. A broken one is left out, and reported when its
-# stage is asked for.
-LADDER: tuple[Stage, ...] = records(
-    "naive",
-    "gemm",
-    "gemm_cuda",
-    "fused",
-    "ring",
-    "tuned",
-)
-VARIANTS: tuple[Stage, ...] = records("fused.PULL")
-"""Stages to compare a rung with; measured like any other, but no rung themselves."""
+LADDER: tuple[Stage, ...]
+"""The records STAGE of the modules of this folder, in the order that their `after` gives. A broken
+one is left out, and reported when its stage is asked for.
+"""
+VARIANTS: tuple[Stage, ...]
+"""The records in the modules' VARIANTS: stages to compare a rung with, measured like any other, but
+no rungs themselves.
+"""
+LADDER, VARIANTS = records(modules())
 ALL: tuple[Stage, ...] = (*LADDER, *VARIANTS, *PEERS)
 
 
@@ -36,9 +36,7 @@ def find_stage(name: str, place: str) -> Stage:
         return found[0]
     known = ", ".join(stage.name for stage in stages)
     text = f"unknown stage {name!r} in {place}; known: {known}"
-    if unlisted(name):
-        text += f" (cnnlib/stages/{name}.py is not in LADDER of cnnlib/stages/__init__.py)"
-    elif BROKEN:
+    if BROKEN:
         text += f" (unusable: {'; '.join(BROKEN.values())})"
     raise ConfigError(text)
 

@@ -6,18 +6,21 @@ show up in the middle of a run, in code that the author of the stage has never s
 
 import importlib
 import inspect
+import pkgutil
 import re
-import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from pathlib import Path
-from typing import Any, get_args
+from types import ModuleType
+from typing import TypeGuard, cast, get_args
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cnnlib.engine import Engine, Stage
 from cnnlib.layers import Layer
+from cnnlib.stages._ladder import in_order
 
 FOLDER = Path(__file__).parent
 
@@ -28,53 +31,71 @@ _MODULES: list[tuple[Stage, str]] = []
 """Each record with the file it was found in."""
 
 
-def records(*entries: str | Stage) -> tuple[Stage, ...]:
-    """The stages of these modules: "gemm" is STAGE of gemm.py, "fused.PULL" PULL of fused.py.
+def modules() -> list[str]:
+    """The modules and packages of this folder, but for those whose name begins with _."""
+    found = [module.name for module in pkgutil.iter_modules([str(FOLDER)])]
+    return sorted(name for name in found if not name.startswith("_"))
 
-    An entry may also be a record itself. Broken ones are left out and noted in BROKEN.
+
+def records(names: Iterable[str]) -> tuple[tuple[Stage, ...], tuple[Stage, ...]]:
+    """(the ladder, variants of its stages): STAGE and VARIANTS of these modules of the folder.
+
+    What is broken is left out and noted in BROKEN.
     """
-    return tuple(stage for entry in entries if (stage := _record(entry)) is not None)
+    rungs: list[Stage] = []
+    variants: dict[str, list[Stage]] = {}
+    for name in names:
+        module, problem = _imported(name)
+        if module is None:
+            BROKEN[name] = problem
+            continue
+        stage = getattr(module, "STAGE", None)
+        if _accept(stage, name, "STAGE"):
+            rungs.append(stage)
+        more = getattr(module, "VARIANTS", ())
+        if isinstance(more, tuple):
+            variants[name] = [each for each in more if _accept(each, name, "a variant")]
+        else:
+            BROKEN[name] = (
+                f"{_file(name)}: VARIANTS is a {type(more).__name__}, not a tuple of Stages (is "
+                "there a comma after the last one?)"
+            )
+    ladder, wrong = in_order(rungs, BROKEN)
+    for stage, problem in wrong:
+        BROKEN[stage.name] = f"{module_of(stage)}: {problem}"
+    places = {module_of(stage): place for place, stage in enumerate(ladder)}
+    in_turn = sorted(variants, key=lambda name: places.get(_file(name), len(places)))
+    return tuple(ladder), tuple(each for name in in_turn for each in variants[name])
 
 
-def _record(entry: Any) -> Stage | None:
-    if not isinstance(entry, str):
-        return _given(entry)
-    module, _, attribute = entry.partition(".")
-    attribute = attribute or "STAGE"
-    stage: Any = None
-    problem = ""
+def _imported(name: str) -> tuple[ModuleType | None, str]:
+    """The module, or None and in one line why it cannot be imported."""
     try:
-        stage = getattr(importlib.import_module(f"cnnlib.stages.{module}"), attribute, None)
+        return importlib.import_module(f"cnnlib.stages.{name}"), ""
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit() too: it ends the module, not the program
-        problem = f"cnnlib/stages/{module}.py: {_reason(error)}"
+        return None, " ".join(f"{_file(name)}: {_reason(error)}".split())
+
+
+def _accept(stage: object, module: str, what: str) -> TypeGuard[Stage]:
+    """Whether an object that a module has for a stage is a sound one; notes in BROKEN if not."""
+    if stage is None:
+        problem = f"{_file(module)} has no {what}"
+    elif why := fault(stage):
+        problem = f"{_file(module)}: {what}{why}"
     else:
-        if stage is None:
-            problem = f"cnnlib/stages/{module}.py has no {attribute}"
-        elif why := fault(stage):
-            problem = f"cnnlib/stages/{module}.py: {attribute}{why}"
-    if not problem:
-        _MODULES.append((stage, f"cnnlib/stages/{module}.py"))
-        return stage  # type: ignore[no-any-return]
-    problem = " ".join(problem.split())
+        _MODULES.append((cast(Stage, stage), _file(module)))
+        return True
     name = getattr(stage, "name", None)
-    if not isinstance(name, str):
-        name = module if attribute == "STAGE" else entry
-    BROKEN[name] = problem
-    return None
+    BROKEN[name if isinstance(name, str) else module] = " ".join(problem.split())
+    return False
 
 
-def _given(entry: Any) -> Stage | None:
-    """Check an entry that is not the name of a module: it has to be a record."""
-    listing = "cnnlib/stages/__init__.py"
-    if not (why := fault(entry)):
-        _MODULES.append((entry, listing))
-        return entry  # type: ignore[no-any-return]
-    for each in entry if isinstance(entry, tuple) else (entry,):
-        name = getattr(each, "name", None)
-        BROKEN[name if isinstance(name, str) else _brief(each)] = f"{listing}: an entry{why}"
-    return None
+def _file(module: str) -> str:
+    """The file of a module of this folder, or of a package."""
+    package = (FOLDER / module / "__init__.py").exists()
+    return f"cnnlib/stages/{module}" + ("/__init__.py" if package else ".py")
 
 
 def _reason(error: BaseException) -> str:
@@ -94,7 +115,7 @@ def _shown(file: str) -> str:
     return f"cnnlib/stages/{path.name}" if path.parent == FOLDER else str(path)
 
 
-def fault(stage: Any) -> str:
+def fault(stage: object) -> str:
     """What is wrong with an object that should be a Stage; "" if nothing is."""
     if not isinstance(stage, Stage):
         hint = " (is there a comma after its last bracket?)" if isinstance(stage, tuple) else ""
@@ -121,6 +142,9 @@ def _expectations(stage: Stage) -> list[tuple[str, str, bool]]:
          isinstance(stage.name, str) and re.fullmatch(r"[\w-]+", stage.name) is not None),
         ("title", "a text", isinstance(stage.title, str)),
         ("change", "a text", isinstance(stage.change, str)),
+        ("after", "the name of a stage", isinstance(stage.after, str)),
+        ("color", "a colour such as '#0072b2'", _is_color(stage.color)),
+        ("marker", "a character", isinstance(stage.marker, str) and len(stage.marker) <= 1),
         ("runs_on", " or ".join(map(repr, where)), stage.runs_on in where),
         ("engine", "a class derived from Engine",
          inspect.isclass(stage.engine) and issubclass(stage.engine, Engine)),
@@ -137,7 +161,11 @@ def _expectations(stage: Stage) -> list[tuple[str, str, bool]]:
     ]  # fmt: skip
 
 
-def _is_run(key: Any) -> bool:
+def _is_color(text: object) -> bool:
+    return isinstance(text, str) and re.fullmatch("(#[0-9a-fA-F]{6})?", text) is not None
+
+
+def _is_run(key: object) -> bool:
     return (
         isinstance(key, tuple)
         and len(key) > 0
@@ -145,18 +173,18 @@ def _is_run(key: Any) -> bool:
     )
 
 
-def _is_floating(dtype: Any) -> bool:
+def _is_floating(dtype: object) -> bool:
     try:
-        return bool(np.issubdtype(np.dtype(dtype), np.floating)) and dtype is not None
+        return dtype is not None and np.issubdtype(np.dtype(cast(DTypeLike, dtype)), np.floating)
     except TypeError:
         return False
 
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, Real) and value is not True and float(value) > 0
+def _is_positive(value: object) -> bool:
+    return type(value) is not bool and isinstance(value, Real) and float(value) > 0
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -167,12 +195,3 @@ def module_of(stage: Stage) -> str:
         if known is stage:
             return module
     return "cnnlib/peers/__init__.py"
-
-
-def unlisted(name: str) -> bool:
-    """Whether there is a module of this name that is in no list of stages."""
-    return (
-        re.fullmatch(r"[A-Za-z]\w*", name) is not None
-        and (FOLDER / f"{name}.py").exists()
-        and f"cnnlib.stages.{name}" not in sys.modules
-    )

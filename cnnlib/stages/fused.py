@@ -226,6 +226,9 @@ STAGE = Stage(
     change="convolution, bias, activation and subsampling in one kernel; errors pushed back",
     runs_on="cuda",
     engine=GpuEngine,
+    after="gemm_cuda",
+    color="#d08a00",
+    marker="D",
     operators={
         (Conv, Activation, Subsample): FusedConv,
         (Conv, Subsample): FusedConv,
@@ -244,5 +247,8 @@ PULL = replace(
     name="fused_pull",
     title="3 fused, pull",
     change="stage fused with errors gathered (pulled) by the lower units",
+    color="#1b1b1b",
+    marker=">",
     options=GpuOptions(errors="pull"),
 )
+VARIANTS = (PULL,)

@@ -256,6 +256,9 @@ STAGE = Stage(
     "once, float32, all cores",
     runs_on="cpu",
     engine=BlockEngine,
+    after="naive",
+    color="#0072b2",
+    marker="s",
     operators={
         (Conv,): MatrixConv,
         (Activation,): WholeActivation,

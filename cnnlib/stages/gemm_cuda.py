@@ -236,6 +236,9 @@ STAGE = Stage(
     change="the same matrix products in CUDA: one kernel per operation, every map in device memory",
     runs_on="cuda",
     engine=GpuEngine,
+    after="gemm",
+    color="#c264a0",
+    marker="^",
     operators={
         (Conv,): GemmConv,
         (Activation,): GemmActivation,

@@ -200,6 +200,9 @@ STAGE = replace(
     name="ring",
     title="4 ring",
     change="a circular buffer of rows in shared memory; error maps recycled from two slots",
+    after="fused",
+    color="#009e73",
+    marker="v",
     operators={
         **fused.STAGE.operators,
         (Conv, Activation, Subsample): RingConv,

@@ -449,6 +449,9 @@ STAGE = Stage(
     change="a whole epoch in one launch; weights in shared memory, images gathered on the GPU",
     runs_on="cuda",
     engine=WholeStepEngine,
+    after="ring",
+    color="#d55e00",
+    marker="P",
     operators={
         (Conv, Activation, Subsample): convolution,
         (Conv, Subsample): convolution,

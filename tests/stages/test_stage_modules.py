@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cnnlib import stages
 from cnnlib.engine import Stage
 from cnnlib.errors import BrokenStage, ConfigError
 from cnnlib.paths import ROOT
-from cnnlib.stages import _loading, find_stage, gemm
+from cnnlib.stages import _loading, find_stage, gemm, naive
 from tests.support.toys import toy_config, toy_data, write_config
 
 HEAD = "import dataclasses\nfrom cnnlib.stages import gemm\n"
@@ -31,19 +32,21 @@ Load = Callable[..., tuple[Stage, ...]]
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Write a module `mine` and load it as the ladder's only entry."""
+    """Write a module `mine` and load it behind stages naive and gemm."""
     monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path)])
     monkeypatch.setattr(_loading, "FOLDER", tmp_path)
     broken: dict[str, str] = {}
     monkeypatch.setattr(_loading, "BROKEN", broken)
     monkeypatch.setattr(stages, "BROKEN", broken)
 
-    def load(text: str | None, entry: object = "mine") -> tuple[Stage, ...]:
-        if text is not None:
-            (tmp_path / "mine.py").write_text(text)
-        found = _loading.records(entry)  # type: ignore[arg-type]
-        monkeypatch.setattr(stages, "LADDER", (gemm.STAGE, *found))
-        return found
+    def load(text: str) -> tuple[Stage, ...]:
+        (tmp_path / "mine.py").write_text(text)
+        sys.modules.pop("cnnlib.stages.mine", None)
+        broken.clear()
+        ladder, variants = _loading.records(["gemm", "mine", "naive"])
+        monkeypatch.setattr(stages, "LADDER", ladder)
+        monkeypatch.setattr(stages, "VARIANTS", variants)
+        return tuple(each for each in (*ladder, *variants) if each not in (naive.STAGE, gemm.STAGE))
 
     yield load
     sys.modules.pop("cnnlib.stages.mine", None)
@@ -67,11 +70,45 @@ def test_a_sound_module(load: Load) -> None:
     assert stages.problems() == []
 
 
-def test_another_record_of_a_module(load: Load) -> None:
-    (stage,) = load(module("mine").replace("STAGE =", "OTHER ="), "mine.OTHER")
+def test_a_module_and_a_package_of_the_folder_are_found(tmp_path: Path, load: Load) -> None:
+    for name in ("other.py", "_helper.py", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "tuning").mkdir()
+    (tmp_path / "tuning/__init__.py").touch()
+    load(module("mine"))
+    assert _loading.modules() == ["mine", "other", "tuning"]
+
+
+def test_variants_are_found_and_are_no_rungs(load: Load) -> None:
+    text = module("mine") + "VARIANTS = (dataclasses.replace(STAGE, name='mine_too'),)\n"
+    stage, variant = load(text)
+    assert (stage.name, variant.name) == ("mine", "mine_too")
+    assert stages.LADDER[1:] == (gemm.STAGE, stage)
+    assert find_stage("mine_too", "sweep.stages") is variant
+    assert _loading.module_of(variant) == "cnnlib/stages/mine.py"
+
+
+def test_a_variant_that_is_no_stage(load: Load) -> None:
+    (stage,) = load(
+        module("mine") + "VARIANTS = (dataclasses.replace(STAGE, name='too', slack=0),)"
+    )
     assert stage.name == "mine"
-    assert load(None, "mine.STAGE") == ()
-    assert "cnnlib/stages/mine.py has no STAGE" in refused("mine")
+    assert "cnnlib/stages/mine.py: a variant.slack is 0, not a positive number" in refused("too")
+
+
+def test_variants_without_a_comma(load: Load) -> None:
+    assert len(load(module("mine") + "VARIANTS = (STAGE)")) == 1
+    assert stages.problems() == [
+        "stage 'mine' cannot be used: cnnlib/stages/mine.py: VARIANTS is a Stage, not a tuple of "
+        "Stages (is there a comma after the last one?)"
+    ]
+
+
+def test_a_stage_after_none_that_there_is(load: Load) -> None:
+    assert load(module("mine", "after='rign'")) == ()
+    line = refused()
+    assert "STAGE.after is 'rign', which is no stage; known: gemm, mine, naive" in line
+    assert stages.LADDER == (naive.STAGE, gemm.STAGE)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +142,9 @@ def test_a_module_that_is_no_stage(load: Load, text: str, problem: str) -> None:
     [
         ("title=3", r"STAGE\.title is 3, not a text$"),
         ("change=None", r"STAGE\.change is None, not a text$"),
+        ("after=None", r"STAGE\.after is None, not the name of a stage$"),
+        ("color='blue'", r"STAGE\.color is 'blue', not a colour such as '#0072b2'$"),
+        ("marker='oo'", r"STAGE\.marker is 'oo', not a character$"),
         ("runs_on='tpu'", r"STAGE\.runs_on is 'tpu', not 'cpu' or 'cuda' or 'any'$"),
         ("engine='BlockEngine'", r"STAGE\.engine is 'BlockEngine', not a class derived from Eng"),
         ("engine=int", r"STAGE\.engine is <class 'int'>, not a class derived from Engine$"),
@@ -166,10 +206,6 @@ def test_a_broken_module_with_another_name_than_its_stages(load: Load) -> None:
 
 
 def test_two_stages_of_one_name(load: Load) -> None:
-    (stage,) = load(module("naive"))
-    assert find_stage("naive", "sweep.stages") is stage
-    (stage,) = load(None, "mine")
-    sys.modules.pop("cnnlib.stages.mine")
     load(module("gemm"))
     with pytest.raises(BrokenStage) as caught:
         find_stage("gemm", "sweep.stages")
@@ -184,22 +220,6 @@ def test_a_broken_copy_is_not_taken_for_the_stage_it_was_copied_from(load: Load)
     load(module("gemm", "slack=0"))
     with pytest.raises(BrokenStage, match=r"'gemm' .* cannot be used: cnnlib/stages/mine\.py: "):
         find_stage("gemm", "sweep.stages")
-
-
-def test_records_in_the_list_itself(load: Load) -> None:
-    assert load(None, gemm.STAGE) == (gemm.STAGE,)
-    assert load(None, (gemm.STAGE,)) == ()
-    (problem,) = stages.problems()
-    assert problem == (
-        "stage 'gemm' cannot be used: cnnlib/stages/__init__.py: an entry is a tuple, not a Stage "
-        "(is there a comma after its last bracket?)"
-    )
-
-
-def test_a_module_that_is_not_listed(load: Load, tmp_path: Path) -> None:
-    load(module("mine"), "no_such_module")
-    assert "(cnnlib/stages/mine.py is not in LADDER of cnnlib/stages/__init__.py)" in refused()
-    assert "no_such_module" in refused("no_such_module")
 
 
 # as a user has them -----------------------------------------------------------------------------
@@ -227,18 +247,13 @@ MODULES = {
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of cnnlib with these modules in its ladder, and a folder's worth of data."""
+    """A copy of cnnlib with these modules among its stages, and a folder's worth of data."""
     folder = tmp_path_factory.mktemp("package")
     for name in ("cnnlib", "kernels"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for name, text in MODULES.items():
         (folder / f"cnnlib/stages/{name}.py").write_text(text)
-    ladder = folder / "cnnlib/stages/__init__.py"
-    text = ladder.read_text()
-    assert text.count('    "naive",\n') == 1
-    entries = "".join(f'    "{name}",\n' for name in MODULES)
-    ladder.write_text(text.replace('    "naive",\n', f'    "naive",\n{entries}'))
     (folder / "results/data").mkdir(parents=True)
     toy_data(folder)
     (folder / "toy.npz").rename(folder / "results/data/toy.npz")
@@ -328,10 +343,49 @@ def test_check_prints_its_whole_table(package: Path) -> None:
     assert "Traceback" not in err
 
 
+LAYER = '''"""Doubles every element."""
+
+from cnnlib.layers.base import Array, Layer, Shape, Views
+
+
+class Double(Layer):
+    kind = "double"
+    shorthand = "times"
+
+    times: int = 2
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def forward(self, parameters: Views, source: Array) -> Array:
+        return source * self.times
+
+    def backward(
+        self, parameters: Views, source: Array, target: Array, target_error: Array
+    ) -> tuple[Array, Views]:
+        return target_error * self.times, {}
+'''
+
+
+def test_a_file_in_the_folder_of_layers_makes_a_layer(package: Path, tmp_path: Path) -> None:
+    """The config knows it, stage 1 trains it, and the other stages refuse it by name."""
+    copy = tmp_path / "copy"
+    shutil.copytree(package, copy)
+    (copy / "cnnlib/layers/double.py").write_text(LAYER)
+    sweep_of(copy, "naive", "gemm")
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    settings["networks"]["small"].insert(1, {"double": 2})
+    (copy / "config.yaml").write_text(yaml.safe_dump(settings))
+    out, err = cnnlib(copy, "check", code=1)
+    verdicts = {line.split()[0]: line.split()[-1] for line in out.splitlines()[1:]}
+    assert verdicts == {"naive": "ok", "gemm": "unavailable"}
+    assert "stage 'gemm' has no operator for double1 of network 'small'" in err
+
+
 def test_an_unknown_stage_is_refused_by_check(package: Path) -> None:
     sweep_of(package, "gem")
     _, err = cnnlib(package, "check", code=2)
-    assert err.startswith("error: unknown stage 'gem' in sweep.stages; known: naive, poor, ")
+    assert err.startswith("error: unknown stage 'gem' in sweep.stages; known: naive, crashes, ")
     assert err.count("\n") == 1
 
 

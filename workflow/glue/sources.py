@@ -5,6 +5,7 @@ Nobody keeps a list: a new module or kernel file counts as soon as something use
 
 import ast
 import functools
+import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from cnnlib import peers, stages
 from cnnlib.paths import ROOT
-from cnnlib.stages import find_stage
+from cnnlib.stages import find_stage, modules
 
 # What reads, checks and writes, but cannot change what is computed or how it is timed.
 PLUMBING = {
@@ -66,6 +67,8 @@ def modules_of(name: str) -> set[Path]:
         if module not in JUDGES:
             waiting += imported(path)
             waiting += parents(module)
+        if module == "cnnlib.layers":  # which imports every module beside it
+            waiting += (f"{module}.{each.name}" for each in pkgutil.iter_modules([path.parent]))
     seen.remove("cnnlib.stages")
     return {path for module in seen if (path := module_file(module))}
 
@@ -75,10 +78,10 @@ def stage_module(name: str) -> str:
     wanted = find_stage(name, "a rule")
     if wanted in peers.PEERS:
         return "cnnlib.peers"
-    for path in sorted(Path(stages.__file__).parent.glob("[!_]*.py")):
-        module = getattr(stages, path.stem, None)
+    for each in modules():
+        module = getattr(stages, each, None)
         if module is not None and any(value is wanted for value in vars(module).values()):
-            return f"cnnlib.stages.{path.stem}"
+            return f"cnnlib.stages.{each}"
     raise LookupError(f"stage {name!r} stands in no module of cnnlib/stages")
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from cnnlib.stages import ALL
 from workflow.plotting import layout
 from workflow.plotting.layout import GRID, INK, QUIET
 
@@ -21,27 +22,22 @@ class Mark:
     marker: str
 
 
-# Okabe and Ito's colours, told apart by colour-blind eyes too; the mark says the same again.
-STAGES = {
-    "naive": Mark("#5c5c5c", "o"),
-    "gemm": Mark("#0072b2", "s"),
-    "gemm_cuda": Mark("#c264a0", "^"),
-    "fused": Mark("#d08a00", "D"),
-    "ring": Mark("#009e73", "v"),
-    "tuned": Mark("#d55e00", "P"),
-    "torch": Mark("#7a7a7a", "<"),
-    "torch_graph": Mark("#8c6bb1", ">"),
-    "torch_compile": Mark("#5b3a8c", "p"),
-    "torch_compile_tf32": Mark("#b08fd8", "h"),
-    "jax": Mark("#1b6f8a", "X"),
-    "jax_tf32": Mark("#63b7cf", "d"),
-}
 OTHERS = [Mark("#56b4e9", "X"), Mark("#8c6bb1", "h"), Mark("#a6761d", "<"), Mark("#1b1b1b", ">")]
 
 
 def mark(stage: str) -> Mark:
-    """The colour and mark of `stage`; one that is not listed keeps its own by its name."""
-    return STAGES.get(stage) or OTHERS[sum(stage.encode()) % len(OTHERS)]
+    """The colour and mark in the record of `stage`, or ones that its name picks.
+
+    The name also picks them where an earlier stage has the same: a record made from another's by
+    `replace` has its colours, but is not to be taken for it.
+    """
+    owners: dict[Mark, str] = {}
+    for record in ALL:
+        owners.setdefault(Mark(record.color, record.marker), record.name)
+    own = next((mark for mark, name in owners.items() if name == stage), None)
+    if own and own.color and own.marker:
+        return own
+    return OTHERS[sum(stage.encode()) % len(OTHERS)]
 
 
 def apply() -> None:
