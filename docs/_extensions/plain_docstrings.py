@@ -2,12 +2,20 @@
 
 Sphinx reads docstrings as reStructuredText, in which `*`, `|` and a trailing `_` are markup. Here
 they are what they look like: an indented paragraph is a block of code, and the rest is prose.
+
+Signatures mention private names, type variables and classes of modules that have no page. Such a
+name is shown without a link; one that does not exist at all remains an error.
 """
 
 import re
 from collections.abc import Iterator
+from importlib import import_module
+from operator import attrgetter
 
+from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 
 def paragraphs(lines: list[str]) -> Iterator[list[str]]:
@@ -55,7 +63,28 @@ def process(
     lines[:] = rewrite(list(lines))
 
 
+def exists(name: str) -> bool:
+    """Whether `package.module.Name.attribute` can be imported, as far as it is one of cnnlib."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            attrgetter(".".join(parts[end:]))(import_module(".".join(parts[:end])))
+        except (ImportError, AttributeError):
+            continue
+        return True
+    return False
+
+
+def without_link(
+    app: Sphinx, environment: BuildEnvironment, reference: pending_xref, text: nodes.TextElement
+) -> nodes.TextElement | None:
+    """The text of a reference to something of cnnlib that exists and has no page."""
+    name = str(reference.get("reftarget"))
+    return text if name.startswith("cnnlib.") and exists(name) else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the hook."""
+    """Register the hooks."""
     app.connect("autodoc-process-docstring", process)
+    app.connect("missing-reference", without_link)
     return {"parallel_read_safe": True}
