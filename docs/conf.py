@@ -42,6 +42,8 @@ autodoc_default_options = {
 
 html_theme = "furo"
 html_title = "Parallel CNN"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_show_sphinx = False
 html_copy_source = False
 pygments_style = "friendly"
