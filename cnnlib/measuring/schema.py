@@ -1,7 +1,8 @@
-"""The rows of every CSV: column names, units, types and permitted values. Nothing else knows them.
+"""The rows of every CSV file: names, units, types and permitted values of the columns.
 
-Every row begins with its identity; units stand in the names. Rows are raw observations in long
-form: means and intervals are made from them in workflow/tables, never while measuring.
+Nothing else defines them. Every row begins with its identity, and units are part of the names. Rows
+are raw observations in long form: means and intervals are computed in workflow/tables, never while
+measuring.
 """
 
 import csv
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cnnlib.errors import DataError
 from cnnlib.files import write_whole
 
-# Loading pandas takes longer than many a run. Whoever only writes rows does without.
+# Importing pandas takes longer than many runs, and only `read` needs it.
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -27,7 +28,7 @@ IDENTITY: dict[str, type] = {
     "repeat": int,
 }
 
-# How far a row can be trusted; closes every row.
+# The last columns of every row: how far it can be trusted.
 STANDING: dict[str, type] = {
     "device_kind": str,
     "status": str,
@@ -37,8 +38,8 @@ STANDING: dict[str, type] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "device_kind": ("cpu", "emulated", "cuda"),
-    # disturbed: somebody else was on the GPU while it was timed
-    # unjudged: no check can tell whether the stage is right about this network
+    # disturbed: another process was on the GPU while the row was timed
+    # unjudged: no check can decide whether the stage is right about this network
     "status": (
         "ok",
         "does_not_fit",
@@ -50,13 +51,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Why there is no measurement; empty where there is one. Tables from before this column was added,
-# published ones among them, are read as if it were empty.
+# Why there is no measurement; empty where there is one. Tables written before this column existed,
+# such as the published ones, are read as if it were empty.
 REASON: dict[str, type] = {"reason": str}
 
 TABLES: dict[str, dict[str, type]] = {
-    # One row an epoch; where `extrapolated`, one row a timed block of `images` images, its time
-    # scaled to a whole epoch. event_seconds is the same epoch by CUDA events (nan on a CPU).
+    # One row per epoch or, where `extrapolated`, per timed sample of `images` images, whose time is
+    # scaled to a whole epoch. event_seconds is the epoch's time by CUDA events (nan on a CPU).
     "epochs": {
         **IDENTITY,
         "epoch": int,
@@ -68,9 +69,9 @@ TABLES: dict[str, dict[str, type]] = {
         **REASON,
         **STANDING,
     },
-    # One row a kernel of a training step, timed on its own; `launches` of it a step (0: it is only
-    # there to be compared). It does a `part` of the work of `layers`; flops and bytes are the least
-    # that this part needs for a batch, and stand on every kernel that shares in it.
+    # One row per kernel of a training step, timed on its own, with its `launches` per step (0 for
+    # a kernel that is timed for comparison only). It does a `part` of the work of `layers`; flops
+    # and bytes are the least that this part needs for a batch, on each kernel that shares in it.
     "kernels": {
         **IDENTITY,
         "layer": str,
@@ -84,8 +85,8 @@ TABLES: dict[str, dict[str, type]] = {
         "bytes": float,
         **STANDING,
     },
-    # One row an epoch with `resident_images` on the GPU per load, and where its time went: the host
-    # gathering images, copies to the device, kernels. Host and device overlap.
+    # One row per epoch with `resident_images` on the GPU per load, and where its time went: the
+    # host gathering images, copies to the device, kernels. Host and device overlap.
     "transfers": {
         **IDENTITY,
         "resident_images": int,
@@ -98,8 +99,8 @@ TABLES: dict[str, dict[str, type]] = {
         **REASON,
         **STANDING,
     },
-    # What NVML and the system said, one row a moment, `time_seconds` since the run began; nan where
-    # nobody knows (`unavailable`: no NVML). energy_joules is the device's counter.
+    # One row per reading of NVML and the system, `time_seconds` since the run began; nan where a
+    # value is unknown (`unavailable`: no NVML). energy_joules is the device's counter.
     "samples": {
         **IDENTITY,
         "sample": int,
@@ -116,7 +117,7 @@ TABLES: dict[str, dict[str, type]] = {
         "host_memory_mib": float,
         **STANDING,
     },
-    # One row a run: the device's energy while it trained on `images` images without a pause, and
+    # One row per run: the device's energy while it trained on `images` images without a pause, and
     # its power just before it was used.
     "energy": {
         **IDENTITY,
@@ -126,8 +127,8 @@ TABLES: dict[str, dict[str, type]] = {
         "idle_watts": float,
         **STANDING,
     },
-    # One row an epoch of one training of the race, `train_seconds` since it began; the mean of
-    # test_accuracy over all trainings, when they end, is to be target_accuracy.
+    # One row per epoch of one training of the race, `train_seconds` since it began; the mean of the
+    # trainings' last test_accuracy is to reach target_accuracy.
     "race": {
         **IDENTITY,
         "epoch": int,
@@ -139,7 +140,7 @@ TABLES: dict[str, dict[str, type]] = {
         **REASON,
         **STANDING,
     },
-    # One row a point of a training, after `images` images and `train_seconds` of training.
+    # One row per point of a training, after `images` images and `train_seconds` of training.
     "learning": {
         **IDENTITY,
         "images": int,
@@ -148,7 +149,7 @@ TABLES: dict[str, dict[str, type]] = {
         "test_accuracy": float,
         **STANDING,
     },
-    # One row a point and test image (`image_index`: its position in the test set, from 0): the
+    # One row per point and test image (`image_index`: its position in the test set, from 0): the
     # probabilities of all classes in their order, with spaces between.
     "predictions": {
         **IDENTITY,
@@ -159,7 +160,7 @@ TABLES: dict[str, dict[str, type]] = {
         "probabilities": str,
         **STANDING,
     },
-    # One row a function that a CPU stage spent time in, by a profiler.
+    # One row per function that a CPU stage spent time in, according to a profiler.
     "cpu_profile": {
         **IDENTITY,
         "function": str,
@@ -168,7 +169,7 @@ TABLES: dict[str, dict[str, type]] = {
         "total_seconds": float,
         **STANDING,
     },
-    # One row a number of a trained network: a weight of a filter, a pixel of an image or of a map.
+    # One row per number of a trained network: a weight of a filter, a pixel of an image or a map.
     "features": {
         **IDENTITY,
         "kind": str,
@@ -180,7 +181,7 @@ TABLES: dict[str, dict[str, type]] = {
         "value": float,
         **STANDING,
     },
-    # One row a test image whose recognition is watched; pixels as hexadecimal bytes (C, H, W).
+    # One row per test image whose predictions are recorded; pixels are hexadecimal (C, H, W).
     "pictures": {
         "dataset": str,
         "image_index": int,
@@ -190,7 +191,7 @@ TABLES: dict[str, dict[str, type]] = {
         "width": int,
         "pixels": str,
     },
-    # One row a measurement of the machine's own limits, `rate` in `unit`.
+    # One row per measurement of the machine's own limits, `rate` in `unit`.
     "probes": {
         "device": str,
         "device_kind": str,
@@ -202,7 +203,7 @@ TABLES: dict[str, dict[str, type]] = {
         "unit": str,
         "status": str,
     },
-    # One row a training step timed on its own, from choosing the batch to the visible update.
+    # One row per training step timed on its own, from choosing the batch to the visible update.
     "steps": {**IDENTITY, "step": int, "step_seconds": float, **STANDING},
 }
 
@@ -247,7 +248,7 @@ def find(folder: Path, table: str) -> Path:
 
 
 RUN_TABLES = ("epochs", "steps", "kernels", "samples", "energy", "learning", "predictions")
-"""What each run writes, one file each; see cnnlib.measuring.run."""
+"""The tables that each run writes, one file each; see cnnlib.measuring.run."""
 
 Value = str | int | float | bool
 Row = dict[str, Value]
@@ -255,11 +256,10 @@ Row = dict[str, Value]
 
 
 def write(path: Path | str, table: str, rows: Iterable[Mapping[str, Value]]) -> None:
-    """Write `rows` (one mapping each, every column of `table` and no other) as a whole file.
+    """Write `rows` as a whole file; each has every column of `table` and no other.
 
-    Only REASON may be left out of a row: it is empty then.
-
-    Raises KeyError or ValueError for a row that does not fit: that is a bug, not bad input.
+    Only REASON may be missing from a row and is then empty. Raises KeyError or ValueError for a row
+    that does not fit, which is a bug and not bad input.
     """
     columns = TABLES[table]
     lines = []
@@ -284,14 +284,14 @@ def _text(table: str, column: str, value: Value) -> str:
         return repr(float(value))
     if kind is int and value != int(value):
         raise ValueError(f"{table}.{column} is {value!r}, not a whole number")
-    # A name is one line: whoever reads a table line by line sees one row a line.
+    # A name is one line, so that a reader of lines sees one row per line.
     return str(int(value)) if kind is int else " ".join(str(value).split())
 
 
 def read(path: Path | str, table: str) -> "pd.DataFrame":
     """Rows of one file in the table's column order and types, under today's names.
 
-    Raises DataError naming the file and the column when it is missing, empty, cut off or has
+    Raises DataError naming the file and the column when the file is missing, empty, cut off or has
     another header: a damaged file is refused, never drawn.
     """
     import pandas as pd
@@ -318,7 +318,7 @@ def _lines(path: Path | str, table: str) -> list[list[str]]:
     Former names of columns and values are replaced by today's.
     """
     columns = TABLES[table]
-    # pandas would fill up short rows and shift long ones; here every row has its cells or is wrong.
+    # pandas would pad short rows and shift long ones; here a row with other cells is an error.
     try:
         with open(path, newline="", encoding="utf-8") as stream:
             lines = list(csv.reader(stream, strict=True))
@@ -343,17 +343,17 @@ def _lines(path: Path | str, table: str) -> list[list[str]]:
             raise DataError(
                 f"{path}, row {number}: {len(line)} cells, not {len(columns)}: cut off?"
             )
-    for place, column in enumerate(columns):
+    for index, column in enumerate(columns):
         if names := FORMER.values.get(column):
             for line in lines[1:]:
-                line[place] = names.get(line[place], line[place])
+                line[index] = names.get(line[index], line[index])
     return lines[1:]
 
 
 def _with_reason(table: str, line: list[str]) -> list[str]:
-    """A line of a table from before REASON was added, with an empty one in its place."""
-    place = [i for i, column in enumerate(TABLES[table]) if column in REASON]
-    return [*line[: place[0]], "", *line[place[0] :]] if place else line
+    """A line of a table written before REASON existed, with an empty reason inserted."""
+    index = [i for i, column in enumerate(TABLES[table]) if column in REASON]
+    return [*line[: index[0]], "", *line[index[0] :]] if index else line
 
 
 def _columns(path: Path | str, table: str, lines: list[list[str]]) -> dict[str, list[Any]]:
@@ -377,7 +377,7 @@ def _typed(path: Path | str, column: str, kind: type, texts: Sequence[str]) -> l
             known = {"true": True, "false": False}
             return [known[text] for text in texts]
         values = [kind(text) for text in texts]
-        # What a table cannot hold: whole numbers of more than 64 bits.
+        # A table cannot hold whole numbers of more than 64 bits.
         if kind is int and any(not -(2**63) <= value < 2**63 for value in values):
             raise OverflowError
         return values
@@ -388,17 +388,17 @@ def _typed(path: Path | str, column: str, kind: type, texts: Sequence[str]) -> l
 
 
 def combine(paths: Sequence[Path | str], table: str, out: Path | str) -> int:
-    """Write all rows of many files of one kind into `out`, in the order of `paths`; their number.
+    """Write all rows of many files of one table into `out`, in the order of `paths`; their number.
 
-    One file is in memory at a time. Raises DataError where `read` does, and when rows of one run
-    stand in two files: the same measurement counted twice would look more certain than it is.
+    One file is in memory at a time. Raises DataError where `read` does, and when two files hold
+    rows of the same run: a measurement counted twice would look more certain than it is.
     """
     table = current_name(table)
     if not paths:
         raise DataError(f"there are no {table} files to combine")
     columns = TABLES[table]
     keys = [column for column in IDENTITY if column in columns]
-    places = [list(columns).index(column) for column in keys]
+    indices = [list(columns).index(column) for column in keys]
     seen: dict[tuple[str, ...], Path | str] = {}
     count = 0
     with write_whole(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as whole:
@@ -407,7 +407,7 @@ def combine(paths: Sequence[Path | str], table: str, out: Path | str) -> int:
         for path in paths:
             lines = _lines(path, table)
             _columns(path, table, lines)
-            for identity in dict.fromkeys(tuple(line[i] for i in places) for line in lines):
+            for identity in dict.fromkeys(tuple(line[i] for i in indices) for line in lines):
                 if identity in seen:
                     run = ", ".join(f"{k} {v}" for k, v in zip(keys, identity, strict=True))
                     raise DataError(f"{seen[identity]} and {path} both hold the run {run}")

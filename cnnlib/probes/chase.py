@@ -1,4 +1,4 @@
-"""The kernels of kernels/probes.cuh and a clock; latency of memory by following addresses."""
+"""The kernels of kernels/probes.cuh with a clock, and memory latency by pointer chasing."""
 
 from collections.abc import Callable
 
@@ -6,23 +6,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnlib.device import Device
-from cnnlib.probes.book import Book
+from cnnlib.probes.log import ProbeLog
 
 WORD = 4
 THREADS = 256
 ALONG, WARMING = 8192, 300_000
-"""Hops timed at once, at least, and hops at most before, so that what fits a cache is in it."""
-WALK_SECONDS = 0.01
-"""A walk is timed about so long, if ALONG hops do not take longer: a launch empties a GPU's L1, and
-the first round through a chain that fits it must not count."""
+"""Least number of hops that are timed at once, and largest number of hops that precede them.
 
-KERNELS = ("follow_chain", "follow_chain_shared", "do_nothing", "wait_in_block", "copy_numbers",
-           "multiply_add")  # fmt: skip
+The first ones bring into the cache what fits there.
+"""
+WALK_SECONDS = 0.01
+"""Duration of a timed walk, unless ALONG hops take longer.
+
+A launch empties a GPU's L1 cache, so the first round through a chain that fits must not count.
+"""
+
+KERNELS = (
+    "follow_chain",
+    "follow_chain_shared",
+    "do_nothing",
+    "wait_in_block",
+    "copy_numbers",
+    "multiply_add",
+)
 CUDA_KERNELS = ("wait_in_grid", "multiply_matrices")
 
 
 def chain(count: int, step: int, seed: int = 1) -> NDArray[np.int32]:
-    """next[p] for `count` places `step` apart: one cycle through all of them, in random order."""
+    """A cycle through `count` positions `step` apart in random order: position -> the next one.
+
+    The result is (count * step,); only the entries at those positions are used.
+    """
     order = np.random.default_rng(seed).permutation(count).astype(np.int32) * np.int32(step)
     following = np.zeros(count * step, np.int32)
     following[order] = np.roll(order, -1)
@@ -30,7 +44,7 @@ def chain(count: int, step: int, seed: int = 1) -> NDArray[np.int32]:
 
 
 class Probes:
-    """The kernels of kernels/probes.cuh on one device, and a clock."""
+    """The kernels of kernels/probes.cuh on one device, with a clock."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -49,39 +63,40 @@ class Probes:
         self.device.synchronize()
         return self.ended.seconds_since(self.began) / times
 
-    def follow(self, book: Book, probe: str, size: int, line: int) -> None:
-        """Latency of memory of which `size` bytes are used."""
+    def follow(self, log: ProbeLog, probe: str, size: int, line: int) -> None:
+        """Measure the latency of memory by one load from each `line` of `size` bytes."""
         device, count = self.device, size // line
         following = device.array((size // WORD,), np.int32)
         following.set(chain(count, line // WORD))
-        place = device.array((1,), np.int32)
-        place.fill_bytes(0)
+        position = device.array((1,), np.int32)
+        position.fill_bytes(0)
 
         def hops(number: int) -> Callable[[], None]:
-            return self.kernels["follow_chain"].bind(1, 1, following, place, number)
+            return self.kernels["follow_chain"].bind(1, 1, following, position, number)
 
         hops(min(count, WARMING))()
         each = self.time(hops(ALONG)) / ALONG
         number = max(ALONG, round(WALK_SECONDS / max(each, 1e-9)))
         walk = hops(number)
-        book.repeat(probe, lambda: self.time(walk) / number, size=size)
+        log.repeat(probe, lambda: self.time(walk) / number, size=size)
         following.free()
-        place.free()
+        position.free()
 
-    def follow_shared(self, book: Book, size: int) -> None:
-        """The same of shared memory."""
+    def follow_shared(self, log: ProbeLog, size: int) -> None:
+        """Measure the latency of shared memory when `size` bytes of it are used."""
         count = size // WORD
-        following, place = self.device.array((count,), np.int32), self.device.array((1,), np.int32)
+        following, position = (
+            self.device.array((count,), np.int32),
+            self.device.array((1,), np.int32),
+        )
         following.set(chain(count, 1))
-        place.fill_bytes(0)
+        position.fill_bytes(0)
 
         def walk(number: int) -> float:
             kernel = self.kernels["follow_chain_shared"]
             return self.time(
-                kernel.bind(1, THREADS, following, place, count, number, shared_bytes=size)
+                kernel.bind(1, THREADS, following, position, count, number, shared_bytes=size)
             )
 
         walk(1)
-        book.repeat(
-            "chase_shared", lambda: (walk(9 * ALONG) - walk(ALONG)) / (8 * ALONG), size=size
-        )
+        log.repeat("chase_shared", lambda: (walk(9 * ALONG) - walk(ALONG)) / (8 * ALONG), size=size)

@@ -1,4 +1,4 @@
-"""What a GPU can be asked: launches, barriers, copies, its memory's levels, its peak arithmetic."""
+"""The limits of a GPU: launches, barriers, copies, levels of memory, peak arithmetic."""
 
 import time
 from functools import partial
@@ -7,12 +7,12 @@ import numpy as np
 
 from cnnlib.device import Device
 from cnnlib.errors import DeviceError
-from cnnlib.probes.book import Book, Step
 from cnnlib.probes.chase import THREADS, Probes
+from cnnlib.probes.log import ProbeLog, Step
 
 KIB, MIB = 2**10, 2**20
 GPU_LINE = 128
-"""Bytes from one place of a chain to the next: a cache line, so that every hop asks for another."""
+"""Bytes from one position of a chain to the next: a cache line, so that each hop needs another."""
 COPIES = [4**k for k in range(1, 15)]
 """Bytes copied between host and device: 4 B to 256 MB."""
 SHARED_CHAINS = [*(2**k * KIB for k in range(8)), 192 * KIB]
@@ -21,39 +21,39 @@ LAUNCHES = 500
 BARRIERS = 2000
 ROUNDS = 8192
 DEVICE_COPY = 64 * MIB
-"""Numbers copied from device memory to device memory: 256 MB."""
+"""How many numbers are copied from device memory to device memory: 256 MB."""
 
 
-def gpu_steps(book: Book, device: Device) -> list[Step]:
-    """All that a GPU can be asked."""
+def gpu_steps(log: ProbeLog, device: Device) -> list[Step]:
+    """The probes of a GPU."""
     probes = Probes(device)
     shared = [size for size in SHARED_CHAINS if size <= device.shared_bytes]
     return [
-        (("launch", "launch_host", "event"), lambda: probe_launches(book, probes)),
-        (("barrier_block",), lambda: probe_block_barrier(book, probes)),
-        (("barrier_grid",), lambda: probe_grid_barrier(book, probes)),
-        *[(("chase_shared",), partial(probes.follow_shared, book, size)) for size in shared],
+        (("launch", "launch_host", "event"), lambda: probe_launches(log, probes)),
+        (("barrier_block",), lambda: probe_block_barrier(log, probes)),
+        (("barrier_grid",), lambda: probe_grid_barrier(log, probes)),
+        *[(("chase_shared",), partial(probes.follow_shared, log, size)) for size in shared],
         *[
-            (("chase_global",), partial(probes.follow, book, "chase_global", size, GPU_LINE))
+            (("chase_global",), partial(probes.follow, log, "chase_global", size, GPU_LINE))
             for size in GPU_CHAINS
         ],
-        (("copy_device",), lambda: probe_device_copy(book, probes)),
-        (("peak_fp32",), lambda: probe_arithmetic(book, probes)),
-        (("peak_tf32",), lambda: probe_tensor_cores(book, probes)),
+        (("copy_device",), lambda: probe_device_copy(log, probes)),
+        (("peak_fp32",), lambda: probe_arithmetic(log, probes)),
+        (("peak_tf32",), lambda: probe_tensor_cores(log, probes)),
         *[
-            ((f"copy_up_{how}", f"copy_down_{how}"), partial(probe_copies, book, device, size, how))
+            ((f"copy_up_{how}", f"copy_down_{how}"), partial(probe_copies, log, device, size, how))
             for size in COPIES
             for how in ("pageable", "pinned")
         ],
     ]
 
 
-def probe_launches(book: Book, probes: Probes) -> None:
-    """Launches in a row, by the device's clock and by the host's; an event's way there and back."""
+def probe_launches(log: ProbeLog, probes: Probes) -> None:
+    """Measure launches in a row by the clocks of device and host, and an event's round trip."""
     device = probes.device
     nothing = probes.kernels["do_nothing"].bind(1, 32, device.array((1,), np.int32))
     nothing()
-    book.repeat("launch", lambda: probes.time(nothing, LAUNCHES))
+    log.repeat("launch", lambda: probes.time(nothing, LAUNCHES))
 
     def by_host() -> float:
         device.synchronize()
@@ -64,7 +64,7 @@ def probe_launches(book: Book, probes: Probes) -> None:
         device.synchronize()
         return seconds / LAUNCHES
 
-    book.repeat("launch_host", by_host)
+    log.repeat("launch_host", by_host)
 
     def there_and_back() -> float:
         device.synchronize()
@@ -74,19 +74,19 @@ def probe_launches(book: Book, probes: Probes) -> None:
             device.synchronize()
         return (time.perf_counter() - began) / 100
 
-    book.repeat("event", there_and_back)
+    log.repeat("event", there_and_back)
 
 
-def probe_block_barrier(book: Book, probes: Probes) -> None:
-    """A barrier of the threads of one block."""
+def probe_block_barrier(log: ProbeLog, probes: Probes) -> None:
+    """Measure a barrier of the threads of one block."""
     waited = probes.device.array((1,), np.int32)
     wait = probes.kernels["wait_in_block"].bind(1, THREADS, waited, BARRIERS)
     wait()
-    book.repeat("barrier_block", lambda: probes.time(wait) / BARRIERS)
+    log.repeat("barrier_block", lambda: probes.time(wait) / BARRIERS)
 
 
-def probe_grid_barrier(book: Book, probes: Probes) -> None:
-    """A barrier of as many blocks as there are multiprocessors."""
+def probe_grid_barrier(log: ProbeLog, probes: Probes) -> None:
+    """Measure a barrier of as many blocks as there are multiprocessors."""
     device = probes.device
     arrived, failed = device.array((1,), np.uint32), device.array((1,), np.uint32)
     wait = probes.kernels["wait_in_grid"].bind(
@@ -102,11 +102,11 @@ def probe_grid_barrier(book: Book, probes: Probes) -> None:
         return seconds
 
     once()
-    book.repeat("barrier_grid", once)
+    log.repeat("barrier_grid", once)
 
 
-def probe_device_copy(book: Book, probes: Probes) -> None:
-    """From device memory to device memory; bytes read and bytes written count."""
+def probe_device_copy(log: ProbeLog, probes: Probes) -> None:
+    """Measure a copy within device memory; bytes read and bytes written both count."""
     device, count = probes.device, DEVICE_COPY
     source, target = device.array((count,)), device.array((count,))
     source.fill_bytes(1)
@@ -114,13 +114,13 @@ def probe_device_copy(book: Book, probes: Probes) -> None:
         device.multiprocessors * 8, THREADS, source, target, count
     )
     copy()
-    book.repeat(
+    log.repeat(
         "copy_device", lambda: probes.time(copy, 10), "GB/s", 2 * source.nbytes / 1e9, source.nbytes
     )
 
 
-def probe_arithmetic(book: Book, probes: Probes) -> None:
-    """Fused multiply-adds of float32 by all cores, two operations each."""
+def probe_arithmetic(log: ProbeLog, probes: Probes) -> None:
+    """Measure fused multiply-adds of float32 by all cores, which count as two operations each."""
     device = probes.device
     blocks = device.multiprocessors * 8
     sums = device.array((blocks * THREADS,))
@@ -128,13 +128,13 @@ def probe_arithmetic(book: Book, probes: Probes) -> None:
     run()
     if not (sums.get() == 8 * ROUNDS).all():
         raise DeviceError("fused multiply-adds give wrong sums")
-    book.repeat("peak_fp32", lambda: probes.time(run), "TFLOP/s", 2 * 8 * ROUNDS * sums.size / 1e12)
+    log.repeat("peak_fp32", lambda: probes.time(run), "TFLOP/s", 2 * 8 * ROUNDS * sums.size / 1e12)
 
 
-def probe_tensor_cores(book: Book, probes: Probes) -> None:
-    """Products of matrices in TF32 by mma.sync, the way a kernel of one warp's reach takes.
+def probe_tensor_cores(log: ProbeLog, probes: Probes) -> None:
+    """Measure matrix products in TF32 by mma.sync, the instruction of a single warp.
 
-    Hopper's wgmma, by which four warps multiply out of shared memory, is faster.
+    Hopper's wgmma, by which four warps multiply operands in shared memory, is faster.
     """
     device = probes.device
     blocks = device.multiprocessors * 8
@@ -144,11 +144,11 @@ def probe_tensor_cores(book: Book, probes: Probes) -> None:
     if not (sums.get() == 4 * 4 * 8 * ROUNDS).all():
         raise DeviceError("tensor cores give wrong sums")
     flops = 2 * 16 * 8 * 8 * 4 * ROUNDS * sums.size / 32
-    book.repeat("peak_tf32", lambda: probes.time(run), "TFLOP/s", flops / 1e12)
+    log.repeat("peak_tf32", lambda: probes.time(run), "TFLOP/s", flops / 1e12)
 
 
-def probe_copies(book: Book, device: Device, size: int, how: str) -> None:
-    """Up and down, from the host's point of view: until the copy is known to be done."""
+def probe_copies(log: ProbeLog, device: Device, size: int, how: str) -> None:
+    """Measure copies to the device and back until the host knows that they are done."""
     host = device.pinned((size,), np.uint8) if how == "pinned" else np.empty(size, np.uint8)
     host.fill(1)
     there = device.array(host.shape, np.uint8)
@@ -168,5 +168,5 @@ def probe_copies(book: Book, device: Device, size: int, how: str) -> None:
 
     for name, copy in (("copy_up", up), ("copy_down", down)):
         copy()
-        book.repeat(f"{name}_{how}", copy, "GB/s", host.nbytes / 1e9, host.nbytes)
+        log.repeat(f"{name}_{how}", copy, "GB/s", host.nbytes / 1e9, host.nbytes)
     there.free()

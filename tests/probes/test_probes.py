@@ -15,10 +15,10 @@ from cnnlib.device.cuda import gpu_present
 from cnnlib.errors import DeviceError
 from cnnlib.measuring import schema
 from cnnlib.paths import KERNELS
-from cnnlib.probes import book as books
 from cnnlib.probes import chase, cpu, gpu, measure_limits, walk
-from cnnlib.probes.book import Book
+from cnnlib.probes import log as logs
 from cnnlib.probes.chase import Probes, chain
+from cnnlib.probes.log import ProbeLog
 from cnnlib.system.machine import usable_cores
 from tests.support.toys import toy_config
 
@@ -77,18 +77,18 @@ def test_a_block_waits_so_often(device: Device) -> None:
 def test_a_walk_is_long_enough_for_its_beginning_not_to_count(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book, timed = Book(deadline=time.perf_counter()), Probes(device)
+    log, timed = ProbeLog(deadline=time.perf_counter()), Probes(device)
     monkeypatch.setattr(timed, "time", lambda call: (call(), 1e-5)[1])
-    timed.follow(book, "chase_global", 4096, 128)
+    timed.follow(log, "chase_global", 4096, 128)
     # a walk of ALONG hops took 10 us, so one of WALK_SECONDS has so many more
     hops = chase.ALONG * chase.WALK_SECONDS / 1e-5
-    assert book.rows[0]["seconds"] == pytest.approx(1e-5 / hops, rel=1e-3)
+    assert log.rows[0]["seconds"] == pytest.approx(1e-5 / hops, rel=1e-3)
 
 
 def test_shared_chain_is_followed(device: Device) -> None:
-    book = Book(deadline=time.perf_counter())
-    Probes(device).follow_shared(book, 1024)
-    assert [row["probe"] for row in book.rows] == ["chase_shared"]
+    log = ProbeLog(deadline=time.perf_counter())
+    Probes(device).follow_shared(log, 1024)
+    assert [row["probe"] for row in log.rows] == ["chase_shared"]
 
 
 def test_a_cpu_has_limits_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -145,21 +145,21 @@ def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """By emulation in its place, which lacks only the kernels that no CPU has."""
     make_small(monkeypatch)
 
-    def lacking(book: Book, probes: Probes) -> None:
+    def lacking(log: ProbeLog, probes: Probes) -> None:
         raise DeviceError("only on a GPU")
 
     monkeypatch.setattr(gpu, "probe_grid_barrier", lacking)
     monkeypatch.setattr(gpu, "probe_tensor_cores", lacking)
-    book = Book(deadline=time.perf_counter())
+    log = ProbeLog(deadline=time.perf_counter())
     with open_device("emulated") as emulated:
         told: list[tuple[str, int, int]] = []
-        walk(book, gpu.gpu_steps(book, emulated), lambda *words: told.append(words))
+        walk(log, gpu.gpu_steps(log, emulated), lambda *words: told.append(words))
     count = told[0][2]
     assert [done for _, done, _ in told] == list(range(count))
-    assert {row["probe"] for row in book.rows} == ASKED
-    missing = {row["probe"] for row in book.rows if row["status"] != "ok"}
+    assert {row["probe"] for row in log.rows} == ASKED
+    missing = {row["probe"] for row in log.rows if row["status"] != "ok"}
     assert missing == {"barrier_grid", "peak_tf32"}
-    good = [row for row in book.rows if row["status"] == "ok"]
+    good = [row for row in log.rows if row["status"] == "ok"]
     # a chain that no block's shared memory holds is not tried
     assert {row["size_bytes"] for row in good if row["probe"] == "chase_shared"} == {2**10}
     for row in good:
@@ -178,16 +178,16 @@ def test_a_gpu_answers_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_fails_is_unavailable_and_the_rest_goes_on() -> None:
-    book = Book()
-    with book.probing("one", "two"):
+    log = ProbeLog()
+    with log.probing("one", "two"):
         raise DeviceError("no")
-    with book.probing("three"):
-        book.repeat("three", lambda: 0.5, "GB/s", 2.0, 8)
-    assert [(row["probe"], row["status"]) for row in book.rows][:3] == [
+    with log.probing("three"):
+        log.repeat("three", lambda: 0.5, "GB/s", 2.0, 8)
+    assert [(row["probe"], row["status"]) for row in log.rows][:3] == [
         ("one", "unavailable"), ("two", "unavailable"), ("three", "ok"),
     ]  # fmt: skip
-    assert {row["rate"] for row in book.rows[2:]} == {4.0}
-    assert len(book.rows) == 2 + books.REPEATS
+    assert {row["rate"] for row in log.rows[2:]} == {4.0}
+    assert len(log.rows) == 2 + logs.REPEATS
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc here")

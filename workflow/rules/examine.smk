@@ -10,7 +10,7 @@ if not EXPERIMENT.tables_are_given:
                 *multiext(
                     "cnnlib/probes/",
                     "__init__.py",
-                    "book.py",
+                    "log.py",
                     "chase.py",
                     "cpu.py",
                     "gpu.py",
