@@ -33,7 +33,7 @@ from cnnlib.engine.base import Engine
 from cnnlib.engine.profile import KernelTime, profile_operators
 from cnnlib.engine.stage import Bytes, Order, Planned, Setup, Stage
 from cnnlib.errors import WorkerDied
-from cnnlib.layers import Array, Shape, Views
+from cnnlib.layers import Array, Shape, Views, cross_entropies
 from cnnlib.system.machine import usable_cores
 
 BLOCK_IMAGES = 64
@@ -224,18 +224,6 @@ def shared_zeros(shape: Shape, dtype: DTypeLike) -> Array:
     except (OSError, OverflowError):
         raise MemoryError(f"{size} bytes are not to be had") from None
     return np.frombuffer(shared, dtype, math.prod(shape)).reshape(shape)
-
-
-def cross_entropies(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """(losses (n,), error (classes, n)): cnnlib.layers.cross_entropy of every column at once."""
-    shifted = logits - logits.max(axis=0)
-    powers = np.exp(shifted)
-    sums = powers.sum(axis=0)
-    images = np.arange(len(labels))
-    losses = np.log(sums) - shifted[labels, images]
-    error = powers / sums
-    error[labels, images] -= 1
-    return losses, error
 
 
 class BlockEngine(Engine[BlockFactory]):

@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -123,7 +123,6 @@ class GpuOperator(ABC):
         self.planned = planned
         self.stage = stage
         self.limits = limits
-        self.layer: Any = planned.layers[0]
         self.label = planned.network.layer_names[planned.start]
         self.check()
 

@@ -9,7 +9,7 @@ from cnnlib.layers.activation import Activation
 from cnnlib.layers.base import Array, Layer, Shape, Views
 from cnnlib.layers.conv import Conv
 from cnnlib.layers.dense import Dense
-from cnnlib.layers.softmax import cross_entropy, softmax
+from cnnlib.layers.softmax import cross_entropies, cross_entropy, softmax
 from cnnlib.layers.subsample import Subsample
 
 
@@ -48,6 +48,7 @@ __all__ = [
     "Shape",
     "Subsample",
     "Views",
+    "cross_entropies",
     "cross_entropy",
     "softmax",
 ]

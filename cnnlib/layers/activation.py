@@ -1,7 +1,7 @@
 """Activation functions, element by element."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from cnnlib.layers.base import Array, Layer, Shape, Views, like
 
@@ -22,7 +22,7 @@ class Activation(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         return shape
 
-    def value(self, x: Any) -> Any:
+    def value(self, x: float) -> float:
         """f(x) of one number."""
         if self.function == "relu":
             return x if x > 0 or math.isnan(x) else 0
@@ -31,7 +31,7 @@ class Activation(Layer):
         # exp of a large positive number would overflow; the two forms are the same function
         return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
 
-    def derivative(self, y: Any) -> Any:
+    def derivative(self, y: float) -> float:
         """f'(x) of one number, from y = f(x)."""
         if self.function == "relu":
             return 1 if y > 0 else 0

@@ -6,13 +6,9 @@ from cnnlib.layers.base import Array
 
 
 def softmax(logits: Array) -> Array:
-    """Class probabilities exp(logits) / sum of exp(logits) along the last axis, same dtype.
-
-    The largest logit is taken off first, which changes nothing but keeps exp within range.
-    """
-    powers: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    total: Array = powers.sum(axis=-1, keepdims=True)
-    return powers / total
+    """Class probabilities exp(logits) / sum of exp(logits) along the last axis, same dtype."""
+    _, powers, sums = _exponentials(logits, axis=-1)
+    return powers / sums
 
 
 def cross_entropy(logits: Array, label: int) -> tuple[float, Array]:
@@ -26,3 +22,24 @@ def cross_entropy(logits: Array, label: int) -> tuple[float, Array]:
     error = softmax(logits)
     error[label] -= 1
     return float(loss), error
+
+
+def cross_entropies(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """(losses (n,), error (classes, n)): `cross_entropy` of every column of logits (classes, n)."""
+    shifted, powers, sums = _exponentials(logits, axis=0)
+    images = np.arange(len(labels))
+    losses = np.log(sums[0]) - shifted[labels, images]
+    error = powers / sums
+    error[labels, images] -= 1
+    return losses, error
+
+
+def _exponentials(logits: Array, axis: int) -> tuple[Array, Array, Array]:
+    """(logits less their largest, exp of these, sums of exp), the axis kept with length 1 in sums.
+
+    Taking the largest off changes no probability but keeps exp within range.
+    """
+    shifted: Array = logits - logits.max(axis=axis, keepdims=True)
+    powers: Array = np.exp(shifted)
+    sums: Array = powers.sum(axis=axis, keepdims=True)
+    return shifted, powers, sums

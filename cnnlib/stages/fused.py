@@ -9,12 +9,12 @@ activation along.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.device import Limits
+from cnnlib.device import Argument, Limits
 from cnnlib.engine import Planned, Stage, options_of
 from cnnlib.engine.gpu import THREADS, GpuEngine, GpuOperator, GpuOptions, Launch
 from cnnlib.layers import Activation, Conv, Dense, Layer, Subsample
@@ -169,14 +169,14 @@ class FusedConv(GpuOperator):
             for kernel in COMPARED
         ]
 
-    def backward_args(self, count: int) -> tuple[Any, ...]:
+    def backward_args(self, count: int) -> tuple[Argument, ...]:
         """Arguments of the backward kernel, which sums gradients and sends errors back."""
         b, views = self.buffers, self.buffers.parameters[0]
         # Any array will do where there is nobody to send errors to: the kernel never touches it.
         errors = b.target_errors if b.source_errors is None else b.source_errors
         return (
             b.source, views["weight"], views["bias"], b.target, self.winners, b.target_errors,
-            errors, b.partials, count, self.groups,
+            errors, b.partial_sums, count, self.groups,
         )  # fmt: skip
 
 
@@ -189,7 +189,10 @@ class FusedDense(GpuOperator):
     kernels = ("forward", "backward")
 
     def constants(self) -> Mapping[str, int | str]:
-        self.inputs, self.units = math.prod(self.planned.source_shape), self.layer.units
+        self.inputs, self.units = (
+            math.prod(self.planned.source_shape),
+            self.planned.layer(Dense).units,
+        )
         return {
             "THREADS": THREADS, "INPUTS": self.inputs, "UNITS": self.units,
             "FUNCTION": function_of(self.planned.layers), "FIRST": int(self.planned.is_first),

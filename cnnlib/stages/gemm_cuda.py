@@ -64,9 +64,10 @@ class GemmConv(GpuOperator):
     def constants(self) -> Mapping[str, int | str]:
         channels, height, width = self.planned.source_shape
         maps, rows, columns = self.planned.target_shape
+        conv = self.planned.layer(Conv)
         return {
             "CHANNELS": channels, "HEIGHT": height, "WIDTH": width, "MAPS": maps,
-            "KERNEL": self.layer.kernel, "STRIDE": self.layer.stride, "ROWS": rows,
+            "KERNEL": conv.kernel, "STRIDE": conv.stride, "ROWS": rows,
             "COLUMNS": columns,
             **product_constants(self.map_tile, self.term_tile, self.slice_size),
         }  # fmt: skip
@@ -74,7 +75,7 @@ class GemmConv(GpuOperator):
     def check(self) -> None:
         self.maps, rows, columns = self.planned.target_shape
         self.area = rows * columns
-        self.terms = self.layer.fan_in(self.planned.source_shape)
+        self.terms = self.planned.layer(Conv).fan_in(self.planned.source_shape)
         self.map_tile, self.term_tile = tile_of(self.maps), tile_of(self.terms)
         self.slice_size = self.maps * self.terms + self.maps
 
@@ -140,7 +141,10 @@ class GemmDense(GpuOperator):
         }
 
     def check(self) -> None:
-        self.inputs, self.units = math.prod(self.planned.source_shape), self.layer.units
+        self.inputs, self.units = (
+            math.prod(self.planned.source_shape),
+            self.planned.layer(Dense).units,
+        )
         self.unit_tile, self.image_tile = tile_of(self.units), tile_of(64)
         self.slice_size = self.units * self.inputs + self.units
 
@@ -192,7 +196,7 @@ class GemmActivation(GpuOperator):
     def constants(self) -> Mapping[str, int | str]:
         return {
             "SIZE": math.prod(self.planned.source_shape),
-            "FUNCTION": self.layer.function.upper(),
+            "FUNCTION": self.planned.layer(Activation).function.upper(),
         }
 
     def forward(self, count: int) -> list[Launch]:
@@ -212,10 +216,11 @@ class GemmSubsample(GpuOperator):
     kernels = ("subsample", "subsample_backward")
 
     def constants(self) -> Mapping[str, int | str]:
+        layer = self.planned.layer(Subsample)
         channels, rows, columns = self.planned.target_shape
         return {
             "CHANNELS": channels, "ROWS": rows, "COLUMNS": columns,
-            "WINDOW": self.layer.size, "METHOD": self.layer.method.upper(),
+            "WINDOW": layer.size, "METHOD": layer.method.upper(),
         }  # fmt: skip
 
     def forward(self, count: int) -> list[Launch]:

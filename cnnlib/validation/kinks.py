@@ -35,8 +35,8 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from cnnlib.engine import Bytes, Setup, Stage
-from cnnlib.engine.cpu import BLOCK_IMAGES, BlockEngine, Lane, cross_entropies
-from cnnlib.layers import Activation, Array, Subsample, Views
+from cnnlib.engine.cpu import BLOCK_IMAGES, BlockEngine, Lane
+from cnnlib.layers import Activation, Array, Subsample, Views, cross_entropies
 from cnnlib.network import Network
 from cnnlib.stages import gemm
 from cnnlib.validation.loops import reference_stage

@@ -21,8 +21,7 @@ import math
 import numpy as np
 
 from cnnlib.engine import Bytes, Engine, ImageByImage, Order
-from cnnlib.engine.cpu import cross_entropies
-from cnnlib.layers import Array
+from cnnlib.layers import Array, cross_entropies
 from cnnlib.network import Parameter
 from cnnlib.validation.kinks import Watch
 from cnnlib.validation.parity import (
