@@ -1,4 +1,4 @@
-// One thread's share of a convolution with activation and subsampling, for the stages that fuse them.
+// One thread's share of a convolution with activation and subsampling, for the stages that fuse these layers.
 #pragma once
 #include "layers.cuh"
 
@@ -27,7 +27,7 @@ __device__ __forceinline__ void convolve_window(float (&sum)[WINDOW][WINDOW][EAC
   }
 }
 
-// What a window's activated values become: their maximum (and the winner's place, first of equals) or mean.
+// The maximum of a window's activated values (and *winner, which of them it is: the first of equals), or their mean.
 template <int WINDOW, int METHOD>
 __device__ __forceinline__ float subsample_window(const float (&value)[WINDOW][WINDOW], int* winner) {
   float result = value[0][0];
@@ -48,8 +48,8 @@ __device__ __forceinline__ float subsample_window(const float (&value)[WINDOW][W
   return result / float(WINDOW * WINDOW);
 }
 
-// One row of positions' share of KERNEL neighbouring weights' gradient: sum[j] += delta[x] values[x STRIDE + j]
-// over x < columns, and sum[KERNEL] += delta[x], the bias gradient's. The sliding window stays in registers.
+// Adds one row of positions to the gradient of KERNEL neighbouring weights: sum[j] += delta[x] values[x STRIDE + j]
+// over x < columns, and to that of the bias: sum[KERNEL] += delta[x]. The sliding window stays in registers.
 template <int KERNEL, int STRIDE>
 __device__ __forceinline__ void add_row_gradient(float (&sum)[KERNEL + 1], const float* delta, const float* values,
                                                  int columns) {
@@ -65,30 +65,30 @@ __device__ __forceinline__ void add_row_gradient(float (&sum)[KERNEL + 1], const
 }
 
 // A row of the weight gradient is (map, channel, i): KERNEL neighbouring weights. Thread t owns rows
-// row0 + owned * (THREADS / SPLITS); SPLITS threads next to each other share one row, and the first adds up what
+// row0 + owned * (THREADS / SPLIT_K); SPLIT_K threads next to each other share one row, and the first adds up what
 // the others found, in order, and writes it: partial = weight gradient (MAPS, TERMS), then bias gradient (MAPS,).
-// scratch: THREADS * OWNED * (KERNEL + 1) shared floats if SPLITS > 1. All threads must call it together.
-template <int THREADS, int OWNED, int SPLITS, int KERNEL, int CHANNELS, int MAPS>
-__device__ __forceinline__ void write_gradient_rows(float (&sum)[OWNED][KERNEL + 1], int row0, float* scratch,
+// scratch: THREADS * ROWS_EACH * (KERNEL + 1) shared floats if SPLIT_K > 1. All threads must call it together.
+template <int THREADS, int ROWS_EACH, int SPLIT_K, int KERNEL, int CHANNELS, int MAPS>
+__device__ __forceinline__ void write_gradient_rows(float (&sum)[ROWS_EACH][KERNEL + 1], int row0, float* scratch,
                                                     float* __restrict__ partial) {
   constexpr int PER_MAP = CHANNELS * KERNEL;
-  const int split = threadIdx.x % SPLITS;
-  if (SPLITS > 1) {
+  const int split = threadIdx.x % SPLIT_K;
+  if (SPLIT_K > 1) {
     __syncthreads();
-    UNROLL_FOR(int owned = 0; owned < OWNED; owned++)
+    UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++)
       UNROLL_FOR(int j = 0; j <= KERNEL; j++)
         scratch[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x] = sum[owned][j];
     __syncthreads();
     if (split == 0)
-      UNROLL_FOR(int owned = 0; owned < OWNED; owned++)
+      UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++)
         UNROLL_FOR(int j = 0; j <= KERNEL; j++)
-          for (int other = 1; other < SPLITS; other++)
+          for (int other = 1; other < SPLIT_K; other++)
             sum[owned][j] += scratch[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x + other];
     __syncthreads();
   }
   if (split != 0) return;
-  UNROLL_FOR(int owned = 0; owned < OWNED; owned++) {
-    const int row = row0 + owned * (THREADS / SPLITS);
+  UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++) {
+    const int row = row0 + owned * (THREADS / SPLIT_K);
     if (row >= MAPS * PER_MAP) break;
     UNROLL_FOR(int j = 0; j < KERNEL; j++) partial[row * KERNEL + j] = sum[owned][j];
     // every row of a map has summed the map's errors; the first one's are the bias gradient

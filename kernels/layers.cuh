@@ -42,9 +42,9 @@ __device__ __forceinline__ float slope(float y) {
   return 1.0f;
 }
 
-// What one step of gradient descent leaves of a weight and its velocity.
-__device__ __forceinline__ void descend(float& weight, float& velocity, float gradient,
-                                        float learning_rate, float momentum) {
+// One step of gradient descent with momentum: v <- momentum v + g, w <- w - learning_rate v.
+__device__ __forceinline__ void descend(float& weight, float& velocity, float gradient, float learning_rate,
+                                        float momentum) {
   velocity = fmaf(momentum, velocity, gradient);
   weight = fmaf(-learning_rate, velocity, weight);
 }

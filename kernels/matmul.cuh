@@ -1,14 +1,15 @@
 // A matrix product by tiles in shared memory: C (M x N) = A (M x K) B (K x N).
 //
-// A block makes one tile of C and walks along K: it loads a tile of A and of B to shared memory, and every thread adds
-// their product to results that it keeps in registers (CUDA C++ Programming Guide, "Shared Memory"; Volkov and Demmel,
-// "Benchmarking GPUs to Tune Dense Linear Algebra", SC 2008, for the registers). Where C has few tiles and K is long, the
-// sum over K is cut into slices that blocks sum side by side (split-K), and add_slices puts them together.
+// A block makes one tile of C and walks along K: it loads a tile of A and of B to shared memory, and every thread
+// adds their product to results that it keeps in registers (CUDA C++ Programming Guide, "Shared Memory"; Volkov and
+// Demmel, "Benchmarking GPUs to Tune Dense Linear Algebra", SC 2008, for the registers). Where C has few tiles and K
+// is long, the sum over K is cut into slices that blocks sum side by side (split-K), and add_slices puts them
+// together.
 #pragma once
 #include "arithmetic.cuh"
 
-// The shape of one block's work: M x N results. cnnlib/stages/gemm_cuda.py chooses it by the number of rows, which for a
-// convolution is its number of maps: six maps must not pay for 64.
+// The shape of one block's work: M x N results. cnnlib/stages/gemm_cuda.py chooses it by the number of rows, which
+// for a convolution is its number of maps: six maps must not pay for 64.
 template <int M_, int N_, int THREADS_>
 struct Tile {
   static constexpr int M = M_, N = N_, THREADS = THREADS_;
@@ -23,10 +24,10 @@ struct Tile {
   static_assert(M * K % THREADS == 0 && N * K % THREADS == 0, "every thread loads as many elements");
 };
 
-// Adds terms [from, to) of the sum for the block's tile at (row0, column0) and hands each result to `store`.
-// a(row, k), b(k, column) read one element, and are only asked for elements that exist; *_K_FIRST says along which index
-// neighbours lie side by side in memory, so that loads coalesce.
-// All THREADS threads of a block must call it together. tile_a, tile_b: A_SIZE and B_SIZE shared floats.
+// Adds terms [from, to) of the sum for the block's tile at (row0, column0) and hands each result to `store`. a(row,
+// k), b(k, column) read one element, and are only asked for elements that exist; *_K_FIRST says along which index
+// neighbours lie side by side in memory, so that loads coalesce. All THREADS threads of a block must call it
+// together. tile_a, tile_b: A_SIZE and B_SIZE shared floats.
 template <class T, bool A_K_FIRST, bool B_K_FIRST, class A, class B, class Store>
 __device__ __forceinline__ void multiply_tile(float* tile_a, float* tile_b, int row0, int column0, int rows,
                                               int columns, int from, int to, A a, B b, Store store) {

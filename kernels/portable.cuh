@@ -59,6 +59,8 @@ __device__ __forceinline__ unsigned long long ticks() {
 
 // ENTRY_POINT(conv1, forward)(const float* x, int n) { ... } defines the kernel conv1_forward.
 #define ENTRY_POINT(layer, name) extern "C" __global__ void layer##_##name
+// Likewise, with the largest number of threads that a block may have, by which the compiler gives out registers.
+#define ENTRY_POINT_BOUNDED(layer, name, threads) extern "C" __global__ void __launch_bounds__(threads) layer##_##name
 
 // ENTRY(forward)(const float* x, int n) { ... } defines the kernel LAYER_forward, where the source that
 // includes the kernel file has #defined LAYER, so that one file serves several layers of a network.

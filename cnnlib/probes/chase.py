@@ -49,8 +49,9 @@ class Probes:
     def __init__(self, device: Device) -> None:
         self.device = device
         names = [*KERNELS, *(CUDA_KERNELS if device.kind == "cuda" else ())]
-        source = '#include "portable.cuh"\n#define LAYER probe\n#include "probes.cuh"\n'
-        module = device.compile(source, "probes", [f"probe_{name}" for name in names])
+        module = device.compile(
+            '#include "probes.cuh"\n', "probes", [f"probe_{name}" for name in names]
+        )
         self.kernels = {name: module.kernel(f"probe_{name}") for name in names}
         self.began, self.ended = device.event(), device.event()
 

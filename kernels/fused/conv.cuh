@@ -1,8 +1,9 @@
 // Stage fused: convolution, bias, activation and subsampling in one kernel; the full-size map stays on chip.
 //
-// Forward keeps each window's value and, for max, which of its elements won. Backward rebuilds one image's full-size error
-// map from these in shared memory (unpool), sums the weight gradient over images in groups (split-K over blocks) and sends
-// errors back to the source: pushed by the units of the convolution, or pulled by those of the source.
+// Forward keeps each window's value and, for max, which of its elements won. Backward rebuilds one image's full-size
+// error map from these in shared memory (unpool), sums the weight gradient over images in groups (split-K over
+// blocks) and sends errors back to the source: pushed by the units of the convolution, or pulled by those of the
+// source.
 #pragma once
 #include "../arithmetic.cuh"
 #include "../conv.cuh"

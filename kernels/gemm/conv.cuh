@@ -62,8 +62,8 @@ struct Conv {
   }
 
   // slices (slice_count, SLICE_SIZE): the weight gradient (MAPS, TERMS) = errors x transposed columns, then the bias
-  // gradient (MAPS,). The sum over all positions is cut into slices (split-K) so that more than a handful of blocks have
-  // work.
+  // gradient (MAPS,). The sum over all positions is cut into slices (split-K) so that more than a handful of blocks
+  // have work.
   static __device__ __forceinline__ void backward_weights(const float* __restrict__ errors,
                                                           const float* __restrict__ columns, float* __restrict__ slices,
                                                           int count, int slice_count) {

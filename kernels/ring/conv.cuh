@@ -1,8 +1,8 @@
 // Stage ring: as fused, but only a sliding window of rows is on chip, in a circular buffer in shared memory.
 //
-// Forward and the weight gradient slide over the source maps, the source errors over the rows of the error maps; each row
-// is fetched once, used by all KERNEL kernel rows, and its slot given to a row to come. So shared memory is bounded by the
-// window, not by the map. Maps too wide for it are cut into tiles of columns.
+// Forward and the weight gradient slide over the source maps, the source errors over the rows of the error maps; each
+// row is fetched once, used by all KERNEL kernel rows, and its slot given to a row to come. So shared memory is
+// bounded by the window, not by the map. Maps too wide for it are cut into tiles of columns.
 //
 // A unit of work is one image's tile of columns, all of its rows; a step of it makes a band of rows. While a step is
 // computed the rows of the next one are on their way (cp.async, see async.cuh).
@@ -13,7 +13,8 @@
 
 namespace ring {
 
-// Sizes are chosen by cnnlib/stages/ring.py, which knows how much shared memory there is; here is asserted what they must be.
+// Sizes are chosen by cnnlib/stages/ring.py, which knows how much shared memory there is; here is asserted what they
+// must be.
 template <class Layer>
 struct Conv {
   static constexpr int THREADS = Layer::THREADS;                                                  // of every block
@@ -376,7 +377,8 @@ struct Conv {
     }
   }
 
-  // The whole backward pass in one launch: jobs are a group's share of the weight gradient, or one unit's source errors.
+  // The whole backward pass in one launch: jobs are a group's share of the weight gradient, or one unit's source
+  // errors.
   static __device__ __forceinline__ void backward(const float* __restrict__ source, const float* __restrict__ weight,
                                                   const float* __restrict__ bias, const float* __restrict__ target,
                                                   const unsigned char* __restrict__ winners,

@@ -13,9 +13,10 @@ HERE = Path(__file__).parent
 
 
 def entries(source: str) -> list[str]:
-    layer = re.search(r"#define LAYER (\w+)", source)
-    assert layer
-    return [f"{layer[1]}_{name}" for name in re.findall(r"^ENTRY\w*\((\w+)", source, re.MULTILINE)]
+    """The names of the kernels that a source defines."""
+    found = re.findall(r"^ENTRY_POINT\w*\((\w+), (\w+)", source, re.MULTILINE)
+    assert found
+    return [f"{layer}_{name}" for layer, name in found]
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 // Kernels that try out what a device promises; emulated and compiled for a GPU.
 #include "portable.cuh"
 
-#define LAYER probe
 namespace probe {
 
 constexpr unsigned FULL = 0xffffffffu;
 
-ENTRY(write_arguments)(float* out, const int* ints, const unsigned char* bytes, int i, unsigned u, float f) {
+ENTRY_POINT(probe, write_arguments)(float* out, const int* ints, const unsigned char* bytes, int i, unsigned u, float f) {
     if (grid_range(1).first != 0) return;
     out[0] = static_cast<float>(i);
     out[1] = static_cast<float>(u);
@@ -16,19 +15,19 @@ ENTRY(write_arguments)(float* out, const int* ints, const unsigned char* bytes, 
 }
 
 // out (n,) += 1 for each visit, by whichever way of walking over n
-ENTRY(visit_strided)(int* out, int n) {
+ENTRY_POINT(probe, visit_strided)(int* out, int n) {
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) atomicAdd(&out[i], 1);
 }
-ENTRY(visit_range)(int* out, int n) {
+ENTRY_POINT(probe, visit_range)(int* out, int n) {
     for (int i : grid_range(n)) out[i] += 1;
 }
-ENTRY(visit_block_range)(int* out, int n) {
+ENTRY_POINT(probe, visit_block_range)(int* out, int n) {
     if (blockIdx.x == 0)
         for (int i : block_range(n)) out[i] += 1;
 }
 
 // out (gridDim.z, gridDim.y, gridDim.x, blockDim.z, blockDim.y, blockDim.x)
-ENTRY(write_indices)(int* out) {
+ENTRY_POINT(probe, write_indices)(int* out) {
     const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
     const unsigned thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     out[block * blockDim.x * blockDim.y * blockDim.z + thread] =
@@ -37,7 +36,7 @@ ENTRY(write_indices)(int* out) {
 }
 
 // out[block] = sum of source, over a tree in shared memory; blockDim.x a power of two up to 1024
-ENTRY(sum_tree)(const float* source, float* out, int n) {
+ENTRY_POINT(probe, sum_tree)(const float* source, float* out, int n) {
     SHARED(float, partial, 1024);
     const int t = threadIdx.x;
     float sum = 0;
@@ -52,7 +51,7 @@ ENTRY(sum_tree)(const float* source, float* out, int n) {
 }
 
 // The same by shuffles; blockDim.x a multiple of 32
-ENTRY(sum_shuffle)(const float* source, float* out, int n) {
+ENTRY_POINT(probe, sum_shuffle)(const float* source, float* out, int n) {
     SHARED(float, partial, 32);
     const int t = threadIdx.x, warps = blockDim.x / 32;
     float sum = 0;
@@ -68,7 +67,7 @@ ENTRY(sum_shuffle)(const float* source, float* out, int n) {
 }
 
 // c (n, n) = a (n, n) b (n, n) by tiles of 16 x 16; any n, any grid
-ENTRY(multiply_tiles)(const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ c, int n) {
+ENTRY_POINT(probe, multiply_tiles)(const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ c, int n) {
     using Row = float[17];
     SHARED(Row, tile_a, 16);
     SHARED(Row, tile_b, 16);
@@ -89,7 +88,7 @@ ENTRY(multiply_tiles)(const float* __restrict__ a, const float* __restrict__ b, 
 }
 
 // out (9, 64): what two warps get from each warp operation
-ENTRY(warp_operations)(int* out) {
+ENTRY_POINT(probe, warp_operations)(int* out) {
     const int t = threadIdx.x, lane = t % 32;
     out[0 * 64 + t] = __shfl_sync(FULL, t, 5);
     out[1 * 64 + t] = __shfl_sync(FULL, t, 3, 8);
@@ -107,7 +106,7 @@ ENTRY(warp_operations)(int* out) {
     out[8 * 64 + t] = half;
 }
 
-ENTRY(votes)(int* out) {
+ENTRY_POINT(probe, votes)(int* out) {
     const int t = threadIdx.x;
     const int count = __syncthreads_count(t % 5 == 0);
     const int any = __syncthreads_or(t == 17) ? 1 : 0;
@@ -116,7 +115,7 @@ ENTRY(votes)(int* out) {
     out[t] = count + 1000 * any + 10000 * none + 100000 * all;
 }
 
-ENTRY(count_multiples)(int* out, int n) {
+ENTRY_POINT(probe, count_multiples)(int* out, int n) {
     SHARED(int, here, 1);
     if (threadIdx.x == 0) here[0] = 0;
     __syncthreads();
@@ -129,7 +128,7 @@ ENTRY(count_multiples)(int* out, int n) {
 }
 
 // out[block] = sum over n floats of shared memory, more than a block has without asking
-ENTRY(sum_large)(float* out) {
+ENTRY_POINT(probe, sum_large)(float* out) {
     constexpr int N = 25000;
     SHARED(float, total, 1);
     SHARED_LARGE(float, many, N);
@@ -152,12 +151,12 @@ __device__ float read_fours(const float* at) {
     return sum;
 }
 
-ENTRY_BOUNDED(vectors, 32)(const float* source, float* out) {
+ENTRY_POINT_BOUNDED(probe, vectors, 32)(const float* source, float* out) {
     if (threadIdx.x == 0) out[0] = read_fours<2>(source);
 }
 
 // Only some threads come to the second barrier of a loop; threads of two kinds of work after a first barrier
-ENTRY(phases)(float* out, int rounds) {
+ENTRY_POINT(probe, phases)(float* out, int rounds) {
     SHARED(float, board, 96);
     const int t = threadIdx.x;
     board[t] = static_cast<float>(t);
@@ -171,4 +170,3 @@ ENTRY(phases)(float* out, int rounds) {
 }
 
 }  // namespace probe
-#undef LAYER

@@ -1,9 +1,8 @@
 // Products of matrices by one warp, for test_tensor.py.
-#define LAYER tensor
 #include "tensor.cuh"
 
 // target (16, 8) = left (16, 8) right (8, 8), both row by row
-ENTRY(multiply)(const float* left, const float* right, float* target) {
+ENTRY_POINT(tensor, multiply)(const float* left, const float* right, float* target) {
   Fragment sum[1][1];
   clear(sum);
   mma_3xtf32<false>(
@@ -13,7 +12,7 @@ ENTRY(multiply)(const float* left, const float* right, float* target) {
 }
 
 // target (16, 8) = left (16, 16) right (16, 8), the left side whole numbers from 0 to 255
-ENTRY(multiply_whole)(const int* left, const float* right, float* target) {
+ENTRY_POINT(tensor, multiply_whole)(const int* left, const float* right, float* target) {
   Fragment sum[1][1];
   clear(sum);
   mma_bf16x3(

@@ -26,10 +26,7 @@ from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.errors import DeviceError
 
 SOURCE = """#include "portable.cuh"
-#define LAYER cached
-namespace cached {
-ENTRY(write)(int* out) { out[threadIdx.x] = 42; }
-}
+ENTRY_POINT(cached, write)(int* out) { out[threadIdx.x] = 42; }
 """
 
 
@@ -352,10 +349,7 @@ def test_each_level_of_optimisation_is_built(
 
 FUSED = """
 #include "portable.cuh"
-#define LAYER fused
-namespace fused {
-ENTRY(multiply_add)(float a, float b, float c, float* out) { out[0] = a * b + c; }
-}
+ENTRY_POINT(fused, multiply_add)(float a, float b, float c, float* out) { out[0] = a * b + c; }
 """
 
 

@@ -331,10 +331,7 @@ def test_same_source_is_compiled_once(device: Device, probe_source: str) -> None
 
 def test_flags_are_passed(device: Device) -> None:
     source = """#include "portable.cuh"
-#define LAYER flag
-namespace flag {
-ENTRY(write)(int* out) { out[0] = VALUE; }
-}
+ENTRY_POINT(flag, write)(int* out) { out[0] = VALUE; }
 """
     out = device.array(1, np.int32)
     for value in (3, 4):

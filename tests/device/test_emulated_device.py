@@ -295,16 +295,13 @@ def test_launches_after_a_fork(emulated: EmulatedDevice, wrong: Callable[[str], 
 
 def test_large_frames(emulated: EmulatedDevice) -> None:
     source = """#include "portable.cuh"
-#define LAYER frames
-namespace frames {
-ENTRY(fill)(float* out) {
+ENTRY_POINT(frames, fill)(float* out) {
     volatile float mine[16384];
     for (int i = 0; i < 16384; ++i) mine[i] = i + threadIdx.x;
     __syncthreads();
     float sum = 0;
     for (int i = 0; i < 16384; i += 4096) sum += mine[i];
     out[threadIdx.x] = sum;
-}
 }
 """
     out = emulated.array(64)

@@ -193,7 +193,7 @@ def test_what_fails_is_unavailable_and_the_rest_goes_on() -> None:
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc here")
 def test_a_gpu_compiles_them(tmp_path: Path) -> None:
     source = tmp_path / "probes.cu"
-    source.write_text('#include "portable.cuh"\n#define LAYER probe\n#include "probes.cuh"\n')
+    source.write_text('#include "probes.cuh"\n')
     target = tmp_path / "probes.cubin"
     command = ["nvcc", "-arch=sm_90", "-cubin", f"-I{KERNELS}", "-o", str(target), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
