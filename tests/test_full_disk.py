@@ -58,16 +58,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_folder(folder: Path, module: str, *arguments: str, **environment: str) -> str:
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=folder, check=True, text=True, timeout=300,
-        stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-    ).stdout  # fmt: skip
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        check=True,
+        text=True,
+        timeout=300,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    ).stdout
 
 
 @pytest.mark.parametrize(
     ("what", "older"),
-    [("run", True), ("raw table", True), ("table", True), ("data", False),
-     ("weights", False)],
-)  # fmt: skip
+    [("run", True), ("raw table", True), ("table", True), ("data", False), ("weights", False)],
+)
 def test_a_disk_that_is_full_at_any_call(home: Path, preload: Path, what: str, older: bool) -> None:
     written = WRITTEN[what]
     shutil.rmtree(home / "out", ignore_errors=True)

@@ -104,9 +104,14 @@ def train(
         right = None
         with Progress(total) as progress, report_interrupt(checkpoint), asked_to_stop() as stop:
             for done in train_epochs(
-                engine, len(loaded.train_labels), total, seed,
-                checkpoint=checkpoint, report=progress, stop=stop,
-            ):  # fmt: skip
+                engine,
+                len(loaded.train_labels),
+                total,
+                seed,
+                checkpoint=checkpoint,
+                report=progress,
+                stop=stop,
+            ):
                 if done.diverged:
                     typer.echo(
                         f"diverged: the loss is {done.loss} in epoch {done.epoch}, after "
@@ -123,9 +128,14 @@ def train(
             right = accuracy(engine, loaded.test_images, loaded.test_labels)
             typer.echo(f"already trained; test accuracy {100 * right:.2f} %")
         origin = {
-            "dataset": dataset, "stage": chosen.name, "device": target.name, "seed": seed,
-            "batch_size": batch_size, "epochs": total, "test_accuracy": right,
-        }  # fmt: skip
+            "dataset": dataset,
+            "stage": chosen.name,
+            "device": target.name,
+            "seed": seed,
+            "batch_size": batch_size,
+            "epochs": total,
+            "test_accuracy": right,
+        }
         save_weights(out, Weights(built, engine.parameters, loaded.mean, loaded.deviation, origin))
     typer.echo(f"weights: {out}")
 

@@ -92,11 +92,24 @@ def test_rows_in_another_order_are_noticed_too(measured: Path) -> None:
 
 
 DAMAGED = [
-    "", "{", "[]", "null", "7", '"ok"', "{}", '{"status": 5}', '{"status": ["ok"]}',
-    '{"status": "fine"}', '{"status": "ok", "tables": []}', '{"status": "ok", "tables": 3}',
-    '{"status": "ok", "disturbed": "yes"}', '{"status": "failed", "failed": {}}',
-    '{"status": "ok", "run": 1}', "[" * 100_000, '{"status": "ok", "tables": {"epochs": 5}}',
-]  # fmt: skip
+    "",
+    "{",
+    "[]",
+    "null",
+    "7",
+    '"ok"',
+    "{}",
+    '{"status": 5}',
+    '{"status": ["ok"]}',
+    '{"status": "fine"}',
+    '{"status": "ok", "tables": []}',
+    '{"status": "ok", "tables": 3}',
+    '{"status": "ok", "disturbed": "yes"}',
+    '{"status": "failed", "failed": {}}',
+    '{"status": "ok", "run": 1}',
+    "[" * 100_000,
+    '{"status": "ok", "tables": {"epochs": 5}}',
+]
 
 
 @pytest.mark.parametrize("text", [*DAMAGED, b"\xff\xfe", b"\0" * 4096])

@@ -90,15 +90,27 @@ def test_every_seed_is_trained_by_the_recipe(data: Dataset, tmp_path: Path) -> N
 def test_the_summary_is_that_of_the_last_epoch(tmp_path: Path) -> None:
     rows = [
         {
-            "dataset": "toy", "network": "small", "stage": "naive", "device": "a cpu",
-            "batch_size": 6, "seed": seed, "repeat": seed, "epoch": epoch, "images": 90,
-            "train_seconds": seconds * epoch, "loss": 1.0, "test_accuracy": right * epoch / 2,
-            "target_accuracy": 0.8, "device_kind": "cpu", "status": "ok", "validated": True,
+            "dataset": "toy",
+            "network": "small",
+            "stage": "naive",
+            "device": "a cpu",
+            "batch_size": 6,
+            "seed": seed,
+            "repeat": seed,
+            "epoch": epoch,
+            "images": 90,
+            "train_seconds": seconds * epoch,
+            "loss": 1.0,
+            "test_accuracy": right * epoch / 2,
+            "target_accuracy": 0.8,
+            "device_kind": "cpu",
+            "status": "ok",
+            "validated": True,
             "extrapolated": False,
         }
         for seed, (seconds, right) in enumerate([(1.0, 0.7), (2.0, 0.8), (3.0, 0.9)], 1)
         for epoch in (1, 2)
-    ]  # fmt: skip
+    ]
     schema.write(tmp_path / "race.csv", "race", rows)
     (line,) = summary(tmp_path / "race.csv").itertuples()
     assert (line.n, line.epochs) == (3, 2)

@@ -362,9 +362,12 @@ def test_what_cannot_run_is_a_result(
 
 
 WIDE = [
-    {"conv": {"maps": 64, "kernel": 3}}, {"activation": "relu"},
-    {"conv": {"maps": 64, "kernel": 3}}, {"activation": "relu"}, {"dense": 3},
-]  # fmt: skip
+    {"conv": {"maps": 64, "kernel": 3}},
+    {"activation": "relu"},
+    {"conv": {"maps": 64, "kernel": 3}},
+    {"activation": "relu"},
+    {"dense": 3},
+]
 
 
 @pytest.mark.slow
@@ -387,8 +390,10 @@ def test_no_stage_stands_in_for_another(data: Dataset, folder: Path) -> None:
     level = os.environ.get("CNNLIB_OPTIMIZE", "3")
     assert re.match(rf"\S+ [\d.]+ .*-O{level}\b", facts["built"])
     assert facts["plan"] == [
-        "conv1+activation1: RingConv", "conv2+activation2: RingConv", "dense1: FusedDense",
-    ]  # fmt: skip
+        "conv1+activation1: RingConv",
+        "conv2+activation2: RingConv",
+        "dense1: FusedDense",
+    ]
 
 
 class Doubled(gemm.MatrixDense):
@@ -435,9 +440,12 @@ class EveryLoss(BlockEngine):
     ids=["epochs", "blocks", "checkpoints"],
 )
 def test_stages_whose_bits_do_not_repeat_are_compared_by_every_step(
-    data: Dataset, folder: Path, install: Callable[[Stage], None], measuring: dict[str, Any],
+    data: Dataset,
+    folder: Path,
+    install: Callable[[Stage], None],
+    measuring: dict[str, Any],
     count: int,
-) -> None:  # fmt: skip
+) -> None:
     install(dataclasses.replace(gemm.STAGE, engine=EveryLoss, repeatable=False))
     config = toy_config(measuring=measuring)
     epochs, steps, _ = tables(measure(config, run(), data, folder, checkpoints=folder / "saved"))

@@ -15,10 +15,24 @@ from cnnlib.measuring import schema
 pytestmark = pytest.mark.quick
 
 EPOCH: dict[str, Any] = dict(
-    dataset="mnist", network="lenet5", stage="gemm", device="Some CPU, 2 threads", batch_size=64,
-    seed=1, repeat=1, epoch=1, images=59968, epoch_seconds=3.25, event_seconds=math.nan, loss=0.5,
-    test_accuracy=0.97, device_kind="cpu", status="ok", validated=True, extrapolated=False,
-)  # fmt: skip
+    dataset="mnist",
+    network="lenet5",
+    stage="gemm",
+    device="Some CPU, 2 threads",
+    batch_size=64,
+    seed=1,
+    repeat=1,
+    epoch=1,
+    images=59968,
+    epoch_seconds=3.25,
+    event_seconds=math.nan,
+    loss=0.5,
+    test_accuracy=0.97,
+    device_kind="cpu",
+    status="ok",
+    validated=True,
+    extrapolated=False,
+)
 STEP: dict[str, Any] = {k: v for k, v in EPOCH.items() if k in schema.TABLES["steps"]} | dict(
     step=1, step_seconds=0.01
 )
@@ -216,9 +230,16 @@ def test_combine_refuses_the_same_run_twice(tmp_path: Path) -> None:
 
 
 PREDICTION: dict[str, Any] = {k: v for k, v in EPOCH.items() if k in schema.IDENTITY} | dict(
-    images=64, train_seconds=0.5, image_index=340, label=3, probabilities="0.1 0.9",
-    device_kind="emulated", status="ok", validated=True, extrapolated=False,
-)  # fmt: skip
+    images=64,
+    train_seconds=0.5,
+    image_index=340,
+    label=3,
+    probabilities="0.1 0.9",
+    device_kind="emulated",
+    status="ok",
+    validated=True,
+    extrapolated=False,
+)
 
 
 @pytest.mark.parametrize("table", ["digits", "predictions"])

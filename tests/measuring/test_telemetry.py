@@ -27,10 +27,15 @@ def read(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 def test_every_sensor_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(Nvml(processes=(5, 77)), monkeypatch) == {
-        "device_memory_mib": 2048, "device_memory_total_mib": 81920, "process_memory_mib": 1024,
-        "utilization_percent": 70, "power_watts": 250, "energy_joules": 5, "sm_clock_mhz": 1980,
+        "device_memory_mib": 2048,
+        "device_memory_total_mib": 81920,
+        "process_memory_mib": 1024,
+        "utilization_percent": 70,
+        "power_watts": 250,
+        "energy_joules": 5,
+        "sm_clock_mhz": 1980,
         "temperature_celsius": 40,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -351,8 +356,9 @@ def test_energy_of_a_run() -> None:
 def test_memory_of_this_process_and_its_children() -> None:
     alone = host_memory(os.getpid())
     assert 5 < alone < 1e6
-    child = subprocess.Popen([sys.executable, "-c", "x = bytearray(10**8); input()"],
-                             stdin=subprocess.PIPE)  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-c", "x = bytearray(10**8); input()"], stdin=subprocess.PIPE
+    )
     try:
         for _ in range(600):
             if host_memory(os.getpid()) > alone + 90:

@@ -66,9 +66,13 @@ def test_what_would_take_long_is_timed_on_fewer_images(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("where", ["__init__", "train_timed"])
 def test_what_cannot_run_is_one_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, problem: Exception, status: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    problem: Exception,
+    status: str,
     reason: str,
-) -> None:  # fmt: skip
+) -> None:
     """The workflow's figures do not wait for a stage that does not take the network."""
 
     def fail(self: object, *arguments: object) -> None:

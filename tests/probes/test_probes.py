@@ -110,11 +110,18 @@ def test_a_cpu_has_limits_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes at which everything is measured within a second, on a slow CPU too."""
     for module, name, small in (
-        (gpu, "SHARED_CHAINS", [2**10, 2**30]), (gpu, "GPU_CHAINS", [2**12]),
-        (gpu, "COPIES", [4, 2**12]), (gpu, "DEVICE_COPY", 2**20), (gpu, "ROUNDS", 16),
-        (gpu, "BARRIERS", 10), (gpu, "LAUNCHES", 10), (chase, "WALK_SECONDS", 1e-4),
-        (cpu, "CPU_CHAINS", [2**13]), (cpu, "CPU_COPIES", [2**17]), (cpu, "MATRIX", 64),
-    ):  # fmt: skip
+        (gpu, "SHARED_CHAINS", [2**10, 2**30]),
+        (gpu, "GPU_CHAINS", [2**12]),
+        (gpu, "COPIES", [4, 2**12]),
+        (gpu, "DEVICE_COPY", 2**20),
+        (gpu, "ROUNDS", 16),
+        (gpu, "BARRIERS", 10),
+        (gpu, "LAUNCHES", 10),
+        (chase, "WALK_SECONDS", 1e-4),
+        (cpu, "CPU_CHAINS", [2**13]),
+        (cpu, "CPU_COPIES", [2**17]),
+        (cpu, "MATRIX", 64),
+    ):
         monkeypatch.setattr(module, name, small)
 
 
@@ -124,8 +131,11 @@ def test_without_a_compiler_only_the_chain_is_missing(monkeypatch: pytest.Monkey
     rows = measure_limits(toy_config(sweep={"device": "emulated"}))
     standing = {row["probe"]: row["status"] for row in rows}
     assert standing == {
-        "chase_cpu": "unavailable", "copy_cpu": "ok", "blas_one": "ok", "blas_all": "ok",
-    }  # fmt: skip
+        "chase_cpu": "unavailable",
+        "copy_cpu": "ok",
+        "blas_one": "ok",
+        "blas_all": "ok",
+    }
 
 
 @pytest.mark.skipif(gpu_present(), reason="there is a GPU")
@@ -135,10 +145,21 @@ def test_a_gpu_that_is_asked_for_must_be_there() -> None:
 
 
 ASKED = {
-    "launch", "launch_host", "event", "barrier_block", "barrier_grid", "chase_shared",
-    "chase_global", "copy_device", "peak_fp32", "peak_tf32", "copy_up_pageable",
-    "copy_down_pageable", "copy_up_pinned", "copy_down_pinned",
-}  # fmt: skip
+    "launch",
+    "launch_host",
+    "event",
+    "barrier_block",
+    "barrier_grid",
+    "chase_shared",
+    "chase_global",
+    "copy_device",
+    "peak_fp32",
+    "peak_tf32",
+    "copy_up_pageable",
+    "copy_down_pageable",
+    "copy_up_pinned",
+    "copy_down_pinned",
+}
 
 
 def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +205,10 @@ def test_what_fails_is_unavailable_and_the_rest_goes_on() -> None:
     with log.probing("three"):
         log.repeat("three", lambda: 0.5, "GB/s", 2.0, 8)
     assert [(row["probe"], row["status"]) for row in log.rows][:3] == [
-        ("one", "unavailable"), ("two", "unavailable"), ("three", "ok"),
-    ]  # fmt: skip
+        ("one", "unavailable"),
+        ("two", "unavailable"),
+        ("three", "ok"),
+    ]
     assert {row["rate"] for row in log.rows[2:]} == {4.0}
     assert len(log.rows) == 2 + logs.REPEATS
 
@@ -220,7 +243,12 @@ def test_all_cores_are_probed_whatever_the_caller_has_set() -> None:
     """Snakemake gives a job's threads to every library that reads OMP_NUM_THREADS."""
     limits = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     done = subprocess.run(
-        [sys.executable, "-c", THREADS], cwd=KERNELS.parent, env=os.environ | limits, text=True,
-        capture_output=True, timeout=120, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", THREADS],
+        cwd=KERNELS.parent,
+        env=os.environ | limits,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
     assert done.stdout.splitlines() == ["blas_one 1", f"blas_all {usable_cores()}"]

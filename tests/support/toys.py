@@ -19,25 +19,36 @@ from cnnlib.measuring.runs import parse_experiment
 SETTINGS: dict[str, Any] = {
     "datasets": {
         "toy": {
-            "kind": "synthetic", "shape": [1, 8, 8], "classes": 3,
-            "train_images": 90, "test_images": 30,
+            "kind": "synthetic",
+            "shape": [1, 8, 8],
+            "classes": 3,
+            "train_images": 90,
+            "test_images": 30,
         }
     },
     "networks": {
         "small": [
-            {"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2},
+            {"conv": {"maps": 2, "kernel": 3}},
+            {"activation": "relu"},
+            {"subsample": 2},
             {"dense": 3},
         ]
     },
     "training": {"learning_rate": 0.1, "momentum": 0.5, "epochs": 2},
     "sweep": {
-        "datasets": ["toy"], "networks": ["small"], "stages": ["gemm"], "batch_sizes": [8],
+        "datasets": ["toy"],
+        "networks": ["small"],
+        "stages": ["gemm"],
+        "batch_sizes": [8],
         "repeats": 1,
     },
     "measuring": {
-        "warmup_seconds": 0.01, "latency_steps": 3, "budget_seconds": 20.0, "budget_images": 4,
+        "warmup_seconds": 0.01,
+        "latency_steps": 3,
+        "budget_seconds": 20.0,
+        "budget_images": 4,
     },
-}  # fmt: skip
+}
 
 
 def toy_config(**sections: dict[str, Any]) -> Config:

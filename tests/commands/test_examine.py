@@ -1,0 +1,59 @@
+"""Commands that look at one thing closely."""
+
+import dataclasses
+import shutil
+from typing import Any
+
+import pytest
+
+from cnnlib import stages
+from cnnlib.device import KernelError
+from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, WorkerDied
+from cnnlib.measuring import schema
+from cnnlib.stages import naive
+from tests.support.command_line import MEASURE, Home, changed
+
+pytestmark = pytest.mark.quick
+
+
+def test_pictures(home: Home) -> None:
+    assert "results/data/toy.npz" in home.fails("pictures", "--out", "p.csv")
+    (home.folder / "results/data").mkdir(parents=True)
+    shutil.copy("toy.npz", "results/data/toy.npz")
+    assert home("pictures", "--out", "p.csv") == "p.csv: 3 images\n"
+    found = schema.read("p.csv", "pictures")
+    assert set(found["dataset"]) == {"toy"}
+    assert list(found["label"]) == [0, 1, 2]  # one of each class, and no hard ones
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Unsupported("weights of another size"), "unavailable"),
+        (DoesNotFit("too many images"), "does_not_fit"),
+        (MemoryError("too many images"), "does_not_fit"),
+        (WorkerDied("a process of it ended"), "failed"),
+        (KernelError("the GPU is lost"), "failed"),
+        (FileNotFoundError("wheels.bin"), "failed"),
+        (ConfigError("no such thing"), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_cannot_be_examined_is_a_row(
+    home: Home, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str | None
+) -> None:
+    """A mistake of the user is an error instead, and leaves no file."""
+
+    def load(self: Any, *arguments: Any) -> None:
+        raise error
+
+    engine = type("Engine", (naive.STAGE.engine,), {"load": load})
+    monkeypatch.setattr(stages, "LADDER", (dataclasses.replace(naive.STAGE, engine=engine),))
+    command = ("cpu-profile", *changed(MEASURE, "--stage", "naive")[1:-1], "f.csv")
+    if status is None:
+        assert str(error) in home.fails(*command)
+        assert not (home.folder / "f.csv").exists()
+        return
+    home(*command)
+    (row,) = schema.read(home.folder / "f.csv", "cpu_profile").itertuples()
+    assert (row.stage, row.status) == ("naive", status)

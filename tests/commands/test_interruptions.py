@@ -1,0 +1,137 @@
+"""Commands that are stopped by signals, and resumed."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from cnnlib.system.machine import usable_cores
+from tests.support.command_line import (
+    MEASURE,
+    TRAIN,
+    Home,
+    Start,
+    alive,
+    changed,
+    children,
+    read_until,
+    wait_for,
+)
+from tests.support.toys import toy_config
+
+pytestmark = pytest.mark.quick
+
+
+EPOCHS = "60"
+
+
+@pytest.mark.slow
+def test_a_training_survives_whatever_interrupts_it(home: Home, start: Start) -> None:
+    """Ctrl-C, SIGTERM, SIGUSR1 and kill -9 leave the weights of an undisturbed training."""
+    message = "stopped by {}: the training is saved in c.npz; the same command resumes it\n"
+    arguments = (*TRAIN, "--epochs", EPOCHS, "--batch-size", "32")
+    home(*arguments)
+    expected = (home.folder / "w.npz").read_bytes()
+    (home.folder / "w.npz").unlink()
+    arguments = (*arguments, "--checkpoint", "c.npz")
+    for epoch, number, code, said in (
+        (10, signal.SIGINT, 130, "interrupted\n"),
+        (20, signal.SIGTERM, 143, message.format("SIGTERM")),
+        (25, signal.SIGUSR1, 138, message.format("SIGUSR1")),
+        (30, signal.SIGKILL, -9, ""),
+        (40, signal.SIGKILL, -9, ""),
+    ):
+        process = start(*arguments)
+        read_until(process, f"epoch {epoch}/{EPOCHS}")
+        workers = children(process.pid)
+        assert workers or usable_cores() == 1
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert err == said
+        assert not (home.folder / "w.npz").exists()
+        wait_for(lambda workers=workers: not any(map(alive, workers)))
+        if number != signal.SIGKILL:  # nothing half-written is left
+            assert home.names() == ["c.npz", "config.yaml", "toy.npz"]
+    said = home(*arguments)
+    assert "resuming from c.npz" in said
+    first = re.search(r"^epoch (\d+)/", said, re.M)
+    assert first is not None
+    assert int(first[1]) >= 40  # printed before it is saved
+    assert (home.folder / "w.npz").read_bytes() == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_measurement_stopped_half_way_leaves_no_result(
+    home: Home, start: Start, number: signal.Signals
+) -> None:
+    home.write(toy_config(measuring={"warmup_seconds": 600.0}))
+    process = start(*changed(MEASURE, "--batch-size", "32"))
+    if usable_cores() > 1:
+        wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
+        time.sleep(0.5)
+    else:
+        time.sleep(5)
+    assert process.poll() is None
+    workers = children(process.pid)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -9)
+    assert err == ("interrupted\n" if number == signal.SIGINT else "")
+    wait_for(lambda: not any(map(alive, workers)))
+    assert home.names() == ["config.yaml", "toy.npz"]
+    home.write(toy_config())
+    home(*changed(MEASURE, "--batch-size", "32"))
+    assert (home.folder / "run/run.json").exists()
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["the command", "its process alone"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_marked_measurement_that_is_stopped_has_not_failed(
+    home: Home, start: Start, number: signal.Signals, alone: bool
+) -> None:
+    """With --mark, failures of stages are recorded, not requests of a person or a scheduler."""
+    home.write(toy_config(measuring={"warmup_seconds": 600.0}))
+    process = start(*MEASURE, "--mark")
+    wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
+    time.sleep(0.5)
+    (child,) = children(process.pid)
+    os.kill(child if alone else process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert err == ("interrupted\n" if number == signal.SIGINT else "")
+    assert not alive(child)
+    assert home.names() == ["config.yaml", "toy.npz"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [False, True], ids=["the command", "its process alone"])
+def test_a_full_measurement_that_is_stopped_resumes(home: Home, start: Start, alone: bool) -> None:
+    measuring = {"full": True, "budget_seconds": 1e-6}
+    home.write(toy_config(measuring=measuring, training={"epochs": 12}))
+    command = (*changed(MEASURE, "--stage", "naive"), "--mark", "--repeat", "2")  # without a curve
+    process = start(*command)
+    wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
+    time.sleep(0.5)
+    (child,) = children(process.pid)
+    os.kill(child if alone else process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert err == (
+        "stopped by SIGTERM: the training is saved in results/checkpoints; the same command "
+        "resumes it\n"
+    )
+    assert process.returncode == 143
+    assert not (home.folder / "run").exists()
+    assert list((home.folder / "results/checkpoints").rglob("*.npz"))
+    home(*command)
+    facts = json.loads((home.folder / "run/run.json").read_text())
+    assert "failed" not in facts, facts["failed"]
+    assert facts["resumed"]
+    assert not list((home.folder / "results/checkpoints").rglob("*.npz"))

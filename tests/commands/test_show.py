@@ -1,0 +1,88 @@
+"""Commands that only show something."""
+
+import re
+from typing import Any
+
+import pytest
+
+from cnnlib import stages
+from cnnlib.device.emulated import EmulatedDevice
+from cnnlib.engine import Setup
+from tests.support.command_line import Home
+from tests.support.toys import toy_config
+
+pytestmark = pytest.mark.quick
+
+
+def test_ladder(home: Home) -> None:
+    assert "no results/tables/ladder.md yet: `make run` makes it" in home.fails("ladder")
+    (home.folder / "here/tables").mkdir(parents=True)
+    (home.folder / "here/tables/ladder.md").write_text("| stage |\n|---|\n| naïve × 3 |\n")
+    assert home("ladder", "--results", "here") == "| stage |\n|---|\n| naïve × 3 |\n"
+
+
+def test_stages_and_plan(home: Home) -> None:
+    said = home("stages")
+    for stage in stages.LADDER:
+        assert re.search(rf"^{stage.name}  .*{re.escape(stage.change)}$", said, re.M)
+    said = home("plan")
+    assert re.search(r"^conv1 +2x6x6 +20 +1,296$", said, re.M)
+    assert said.count("\nstage ") == len(stages.LADDER)
+    said = home("plan", "--stage", "naive", "--network", "small", "--dataset", "toy")
+    assert said.count("\nstage ") == 1
+    assert re.search(r"^  Loops +dense1$", said, re.M)
+    plan = home("plan", "--stage", "tuned")
+    assert re.search(r"^  TunedFirst +conv1\+activation1\+subsample1$", plan, re.M)
+    assert "unknown stage 'x' in --stage" in home.fails("plan", "--stage", "x")
+    assert "unknown network 'x' in --network" in home.fails("plan", "--network", "x")
+
+
+class NoKernels(EmulatedDevice):
+    """A device for engines that are made without compiling anything."""
+
+    def compile(self, *source: Any) -> Any:
+        return None
+
+
+@pytest.mark.parametrize("device", ["emulated", "cuda"])
+def test_plan_says_what_run_json_would_say(
+    home: Home, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """This holds for every stage, and without a GPU neither a compiler nor a kernel is needed."""
+    convolution = {"conv": {"maps": 64, "kernel": 3}}
+    fits = [{"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2}]
+    networks: dict[str, Any] = {
+        "fits": [*fits, {"dense": 3}],
+        "wide": [convolution, {"activation": "relu"}, convolution, {"dense": 3}],
+        "strided": [{"conv": {"maps": 2, "kernel": 3, "stride": 2}}, {"dense": 3}],
+    }
+    names = [stage.name for stage in (*stages.LADDER, *stages.VARIANTS)]
+    sweep = {"networks": list(networks), "stages": names, "device": device}
+    home.write(toy_config(networks=networks, sweep=sweep))
+    given = [option for name in names for option in ("--stage", name)]
+    with monkeypatch.context() as without:
+        without.setenv("CXX", "/nowhere/g++")
+        without.setattr("cnnlib.device.cuda.missing_parts", lambda: ["no driver"])
+        printed = {name: home("plan", "--network", name, *given) for name in networks}
+    said = {
+        name: {
+            block.split(maxsplit=1)[0].rstrip(","): block.splitlines()[1:]
+            for block in text.split("\nstage ")[1:]
+        }
+        for name, text in printed.items()
+    }
+    assert said["wide"]["tuned"][0].startswith(
+        "  unavailable: stage 'tuned' cannot take conv2 of network 'wide': the gradient of its "
+        "36,928 weights is summed"
+    )
+    assert printed["fits"].count("its sizes are not checked") == (5 if device == "cuda" else 0)
+    with NoKernels() as emulated:
+        for name in networks:
+            network = home.config.network(name, "toy", "here")
+            for stage in (*stages.LADDER, *stages.VARIANTS):
+                if (name, stage.name) == ("wide", "tuned"):
+                    continue
+                place = emulated if stage.runs_on == "cuda" else None
+                with stage.engine(stage, Setup(network, 8, 0.1), place) as engine:
+                    pairs = [line.split()[::-1] for line in said[name][stage.name] if line]
+                    assert engine.served == [": ".join(pair) for pair in pairs], stage.name
