@@ -2,7 +2,7 @@
 
 The full-size map never reaches device memory: forward keeps each window's value and winner, and
 the backward pass rebuilds one image's full-size error map in shared memory. Weight gradients are
-left as one partial sum a group of images, which the update adds up. Dense layers take bias and
+left as partial sums, one per group of images, which the update adds up. Dense layers take bias and
 activation along.
 """
 
@@ -22,12 +22,12 @@ from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile_count, t
 
 PLAIN_SHARED_BYTES = 48 * 1024
 """Shared memory that every CUDA device gives a block without being asked for more."""
-MOST_OWNED = 4
-"""Rows of the weight gradient a thread keeps in registers."""
+MOST_ROWS_EACH = 4
+"""Rows of the weight gradient that a thread can keep in registers."""
 COMPARED = ("push_errors", "pull_errors")
-"""Kernels in which the errors go back alone, one each way."""
+"""Kernels that send errors back and do nothing else, one for each way of doing it."""
 MOST_BLOCKS = 4
-"""Blocks a multiprocessor that sum weight gradients: each leaves a partial sum to be read again."""
+"""Blocks of a multiprocessor that sum weight gradients: each leaves a partial sum to be added."""
 IMAGES_PER_GROUP = 128
 """Images over which one block sums a dense layer's weight gradient."""
 
@@ -38,28 +38,27 @@ def largest_divisor(number: int, limit: int, good: Callable[[int], bool]) -> int
 
 
 def function_of(layers: tuple[Layer, ...]) -> str:
-    """Enumerator of the activation among `layers`."""
-    for layer in layers:
-        if isinstance(layer, Activation):
-            return layer.function.upper()
-    return "IDENTITY"
+    """The C++ enumerator of the activation among `layers`."""
+    functions = (layer.function.upper() for layer in layers if isinstance(layer, Activation))
+    return next(functions, "IDENTITY")
 
 
 class FusedConv(GpuOperator):
+    """A convolution with the activation and the subsampling that follow it, if they do."""
+
     file = "fused/conv.cuh"
     kernels: ClassVar[tuple[str, ...]] = ("forward", "backward", *COMPARED)
 
     def __init__(self, planned: Planned, stage: Stage, limits: Limits) -> None:
-        conv = planned.layers[0]
-        assert isinstance(conv, Conv)
+        conv = planned.layer(Conv)
         self.channels, self.height, self.width = planned.source_shape
         self.maps, self.rows, self.columns = conv.output_shape(planned.source_shape)
         self.conv, self.terms = conv, conv.fan_in(planned.source_shape)
-        subsample = next((x for x in planned.layers if isinstance(x, Subsample)), None)
+        subsample = planned.find(Subsample)
         self.window = subsample.size if subsample else 1
         self.method = subsample.method if subsample else "max"
         self.function = function_of(planned.layers)
-        # A mean over a curved activation needs the slope at every value: only that is made again.
+        # A mean over a curved activation needs the slope at every value: it alone recomputes.
         self.recompute = self.window > 1 and self.method == "mean" and self.function != "IDENTITY"
         self.keeps_winners = self.window > 1 and self.method == "max"
         self.out_columns = self.columns // self.window
@@ -72,10 +71,10 @@ class FusedConv(GpuOperator):
         super().__init__(planned, stage, limits)
 
     def choose(self, planned: Planned, limits: Limits) -> None:
-        """Fix the sizes that are free, so that shared memory suffices and threads have work."""
+        """Choose the sizes that are free, so that shared memory suffices and threads have work."""
         size = self.channels * self.height * self.width
         items = self.maps // self.maps_each * self.out_area
-        # Several small images a block, but never so many that they need more than is there anyway.
+        # A block takes several small images, but needs no more memory than it has without asking.
         fits = PLAIN_SHARED_BYTES // 4 - self.maps * self.terms
         self.images = max(1, min(THREADS // items, fits // size))
         self.own_rows(most_split_k=self.rows)
@@ -85,7 +84,7 @@ class FusedConv(GpuOperator):
         self.split_k = 1
         while self.gradient_rows * self.split_k * 2 <= THREADS and self.split_k * 2 <= most_split_k:
             self.split_k *= 2
-        self.rows_each = min(MOST_OWNED, ceil_div(self.gradient_rows * self.split_k, THREADS))
+        self.rows_each = min(MOST_ROWS_EACH, ceil_div(self.gradient_rows * self.split_k, THREADS))
         self.m_tiles = ceil_div(self.gradient_rows, self.rows_each * THREADS // self.split_k)
 
     def check(self) -> None:
@@ -111,34 +110,47 @@ class FusedConv(GpuOperator):
     def constants(self) -> Mapping[str, int | str]:
         return {
             **self.common_constants(),
-            "FORWARD_BYTES": self.forward_bytes, "BACKWARD_BYTES": self.backward_bytes,
-            "IMAGES": self.images, "PUSH": int(options_of(self.stage, GpuOptions).errors == "push"),
-        }  # fmt: skip
+            "FORWARD_BYTES": self.forward_bytes,
+            "BACKWARD_BYTES": self.backward_bytes,
+            "IMAGES": self.images,
+            "PUSH": int(options_of(self.stage, GpuOptions).errors == "push"),
+        }
 
     def common_constants(self) -> Mapping[str, int | str]:
         """The constants that the kernels of stages fused and ring both need."""
         return {
             "THREADS": THREADS,
-            "CHANNELS": self.channels, "HEIGHT": self.height, "WIDTH": self.width,
-            "MAPS": self.maps, "KERNEL": self.conv.kernel, "STRIDE": self.conv.stride,
-            "ROWS": self.rows, "COLUMNS": self.columns, "FUNCTION": self.function,
-            "WINDOW": self.window, "METHOD": self.method.upper(),
-            "FIRST": int(self.planned.is_first), "RECOMPUTE": int(self.recompute),
-            "MAPS_EACH": self.maps_each, "ROWS_EACH": self.rows_each, "SPLIT_K": self.split_k,
-            "M_TILES": self.m_tiles, "PARAMETERS": self.maps * self.terms + self.maps,
-        }  # fmt: skip
+            "CHANNELS": self.channels,
+            "HEIGHT": self.height,
+            "WIDTH": self.width,
+            "MAPS": self.maps,
+            "KERNEL": self.conv.kernel,
+            "STRIDE": self.conv.stride,
+            "ROWS": self.rows,
+            "COLUMNS": self.columns,
+            "FUNCTION": self.function,
+            "WINDOW": self.window,
+            "METHOD": self.method.upper(),
+            "FIRST": int(self.planned.is_first),
+            "RECOMPUTE": int(self.recompute),
+            "MAPS_EACH": self.maps_each,
+            "ROWS_EACH": self.rows_each,
+            "SPLIT_K": self.split_k,
+            "M_TILES": self.m_tiles,
+            "PARAMETERS": self.maps * self.terms + self.maps,
+        }
 
     def partial_groups(self, batch_size: int) -> int:
         self.groups = self.groups_of(batch_size, self.backward_bytes)
         return self.groups
 
     def groups_of(self, units: int, shared_bytes: int) -> int:
-        """Groups that `units` images or tiles are summed in: as many blocks as are resident."""
+        """Groups in which `units` images or tiles are summed: as many as blocks are resident."""
         resident = max(1, min(MOST_BLOCKS, self.limits.shared_bytes // shared_bytes))
         return max(1, min(units, self.limits.multiprocessors * resident // self.m_tiles))
 
     def allocate(self, batch_size: int) -> None:
-        # One byte where there are no winners: kernels take the argument all the same.
+        # Where there are no winners the array is one byte an image: kernels take it all the same.
         shape = self.planned.target_shape if self.keeps_winners else ()
         self.winners = self.array((batch_size, *shape), np.uint8)
 
@@ -160,10 +172,8 @@ class FusedConv(GpuOperator):
         b, views = self.buffers, self.buffers.parameters[0]
         if b.source_errors is None:
             return []
-        args = (
-            b.source, views["weight"], views["bias"], b.target, self.winners, b.target_errors,
-            b.source_errors, count,
-        )  # fmt: skip
+        maps = (b.target, self.winners, b.target_errors, b.source_errors)
+        args = (b.source, views["weight"], views["bias"], *maps, count)
         return [
             self.launch_blocks(kernel, count, *args, shared_bytes=self.backward_bytes)
             for kernel in COMPARED
@@ -172,33 +182,37 @@ class FusedConv(GpuOperator):
     def backward_args(self, count: int) -> tuple[Argument, ...]:
         """Arguments of the backward kernel, which sums gradients and sends errors back."""
         b, views = self.buffers, self.buffers.parameters[0]
-        # Any array will do where there is nobody to send errors to: the kernel never touches it.
+        # The first operator has no source errors; its kernel does not touch the array it gets.
         errors = b.target_errors if b.source_errors is None else b.source_errors
-        return (
-            b.source, views["weight"], views["bias"], b.target, self.winners, b.target_errors,
-            errors, b.partial_sums, count, self.groups,
-        )  # fmt: skip
+        maps = (b.target, self.winners, b.target_errors, errors)
+        return (b.source, views["weight"], views["bias"], *maps, b.partial_sums, count, self.groups)
 
 
 SMALL_TILE = tile_of(16)
-"""A tile of few rows, for there is little work and only many blocks reach all of the GPU."""
+"""Few rows: a dense layer is little work, and only many blocks reach all of the GPU."""
 
 
 class FusedDense(GpuOperator):
+    """A fully connected layer with the activation that follows it, if one does."""
+
     file = "fused/dense.cuh"
     kernels = ("forward", "backward")
 
     def constants(self) -> Mapping[str, int | str]:
-        self.inputs, self.units = (
-            math.prod(self.planned.source_shape),
-            self.planned.layer(Dense).units,
-        )
         return {
-            "THREADS": THREADS, "INPUTS": self.inputs, "UNITS": self.units,
-            "FUNCTION": function_of(self.planned.layers), "FIRST": int(self.planned.is_first),
-            "M_TILE": SMALL_TILE[0], "N_TILE": SMALL_TILE[1],
+            "THREADS": THREADS,
+            "INPUTS": self.inputs,
+            "UNITS": self.units,
+            "FUNCTION": function_of(self.planned.layers),
+            "FIRST": int(self.planned.is_first),
+            "M_TILE": SMALL_TILE[0],
+            "N_TILE": SMALL_TILE[1],
             "PARAMETERS": self.units * self.inputs + self.units,
-        }  # fmt: skip
+        }
+
+    def check(self) -> None:
+        self.inputs = math.prod(self.planned.source_shape)
+        self.units = self.planned.layer(Dense).units
 
     def partial_groups(self, batch_size: int) -> int:
         self.groups = ceil_div(batch_size, IMAGES_PER_GROUP)
@@ -217,10 +231,12 @@ class FusedDense(GpuOperator):
         errors = b.target_errors if b.source_errors is None else b.source_errors
         return [
             self.launch_blocks(
-                "backward", blocks, b.source, views["weight"], b.target, b.target_errors, errors,
-                b.partial_sums, count, self.groups,
+                "backward",
+                blocks,
+                *(b.source, views["weight"], b.target, b.target_errors, errors),
+                *(b.partial_sums, count, self.groups),
             )
-        ]  # fmt: skip
+        ]
 
 
 STAGE = Stage(

@@ -1,6 +1,7 @@
 """Stage 2 on the GPU: the algorithm of `gemm` in CUDA, one kernel per operation, nothing fused.
 
-im2col and a shared-memory blocked matrix product; every map in device memory. The honest baseline.
+A convolution is im2col and a matrix product (Chellapilla et al. 2006), the product by tiles in
+shared memory (kernels/matmul.cuh). Every map is in device memory. This is the honest baseline.
 """
 
 import math
@@ -12,15 +13,15 @@ from cnnlib.engine.gpu import SUM_THREADS, THREADS, GpuEngine, GpuOperator, Laun
 from cnnlib.layers import Activation, Conv, Dense, Subsample
 
 BLOCKS_PER_MULTIPROCESSOR = 2
-"""Blocks that sum weight gradients: more would only leave more slices to add up."""
+"""Blocks of a multiprocessor that sum weight gradients: more would leave more slices to add."""
 SHORTEST_SLICE = 64
-"""Terms of a sum worth a block of their own."""
+"""Terms of a sum that are worth a block of their own."""
 
 
 def tile_of(rows: int) -> tuple[int, int]:
-    """(M_TILE, N_TILE): rows and columns of the product of so many rows that one block makes.
+    """(M_TILE, N_TILE): the rows and columns that one block makes of a product with `rows` rows.
 
-    A thread has four rows of one, two or four columns: see Tile in kernels/matmul.cuh.
+    A thread makes four rows of one, two or four columns: see Tile in kernels/matmul.cuh.
     """
     threads_high = 2 if rows <= 8 else 4 if rows <= 16 else 8 if rows <= 32 else 16
     threads_wide = THREADS // threads_high
@@ -34,7 +35,7 @@ def tile_count(tile: tuple[int, int], rows: int, columns: int) -> int:
 
 
 def slice_count(terms: int, product_tiles: int, multiprocessors: int) -> int:
-    """Slices that a sum of `terms` is cut into, so that a product of few tiles fills the device."""
+    """Slices of a sum of `terms` (split-K), so that a product of few tiles fills the device."""
     most = max(1, multiprocessors * BLOCKS_PER_MULTIPROCESSOR // product_tiles)
     return max(1, min(most, terms // SHORTEST_SLICE))
 
@@ -55,22 +56,35 @@ def product_constants(
 
 
 class GemmConv(GpuOperator):
+    """A convolution as im2col and a matrix product, backward as the transposes of both."""
+
     file = "gemm/conv.cuh"
     kernels = (
-        "im2col", "multiply", "add_bias", "sum_bias_gradient", "multiply_weight_gradient",
-        "sum_slices", "multiply_errors", "col2im",
-    )  # fmt: skip
+        "im2col",
+        "multiply",
+        "add_bias",
+        "sum_bias_gradient",
+        "multiply_weight_gradient",
+        "sum_slices",
+        "multiply_errors",
+        "col2im",
+    )
 
     def constants(self) -> Mapping[str, int | str]:
         channels, height, width = self.planned.source_shape
         maps, rows, columns = self.planned.target_shape
         conv = self.planned.layer(Conv)
         return {
-            "CHANNELS": channels, "HEIGHT": height, "WIDTH": width, "MAPS": maps,
-            "KERNEL": conv.kernel, "STRIDE": conv.stride, "ROWS": rows,
+            "CHANNELS": channels,
+            "HEIGHT": height,
+            "WIDTH": width,
+            "MAPS": maps,
+            "KERNEL": conv.kernel,
+            "STRIDE": conv.stride,
+            "ROWS": rows,
             "COLUMNS": columns,
             **product_constants(self.map_tile, self.term_tile, self.slice_size),
-        }  # fmt: skip
+        }
 
     def check(self) -> None:
         self.maps, rows, columns = self.planned.target_shape
@@ -104,16 +118,17 @@ class GemmConv(GpuOperator):
         weight, gradient = b.parameters[0]["weight"], b.gradients[0]["weight"]
         launches = [
             self.launch_blocks(
-                "sum_bias_gradient", self.maps * slices,
-                b.target_errors, self.slices, count, slices,
+                "sum_bias_gradient",
+                self.maps * slices,
+                *(b.target_errors, self.slices, count, slices),
             ),
             self.launch_blocks(
                 "multiply_weight_gradient",
                 tile_count(self.map_tile, self.maps, self.terms) * slices,
-                b.target_errors, self.columns, self.slices, count, slices,
+                *(b.target_errors, self.columns, self.slices, count, slices),
             ),
             self.launch("sum_slices", self.slice_size * SUM_THREADS, self.slices, gradient, slices),
-        ]  # fmt: skip
+        ]
         errors = self.column_errors
         if b.source_errors is None or errors is None:
             return launches
@@ -121,17 +136,26 @@ class GemmConv(GpuOperator):
         return [
             *launches,
             self.launch_blocks("multiply_errors", blocks, weight, b.target_errors, errors, count),
-            self.launch("col2im", math.prod(self.planned.source_shape) * count,
-                        errors, b.source_errors, count),
-        ]  # fmt: skip
+            self.launch(
+                "col2im",
+                math.prod(self.planned.source_shape) * count,
+                *(errors, b.source_errors, count),
+            ),
+        ]
 
 
 class GemmDense(GpuOperator):
+    """A fully connected layer as a matrix product."""
+
     file = "gemm/dense.cuh"
     kernels = (
-        "multiply", "add_bias", "sum_bias_gradient", "multiply_weight_gradient", "sum_slices",
+        "multiply",
+        "add_bias",
+        "sum_bias_gradient",
+        "multiply_weight_gradient",
+        "sum_slices",
         "multiply_errors",
-    )  # fmt: skip
+    )
 
     def constants(self) -> Mapping[str, int | str]:
         return {
@@ -141,10 +165,8 @@ class GemmDense(GpuOperator):
         }
 
     def check(self) -> None:
-        self.inputs, self.units = (
-            math.prod(self.planned.source_shape),
-            self.planned.layer(Dense).units,
-        )
+        self.inputs = math.prod(self.planned.source_shape)
+        self.units = self.planned.layer(Dense).units
         self.unit_tile, self.image_tile = tile_of(self.units), tile_of(64)
         self.slice_size = self.units * self.inputs + self.units
 
@@ -173,11 +195,12 @@ class GemmDense(GpuOperator):
                 "sum_bias_gradient", units * slices, b.target_errors, self.slices, count, slices
             ),
             self.launch_blocks(
-                "multiply_weight_gradient", tile_count(self.unit_tile, units, inputs) * slices,
-                b.target_errors, b.source, self.slices, count, slices,
+                "multiply_weight_gradient",
+                tile_count(self.unit_tile, units, inputs) * slices,
+                *(b.target_errors, b.source, self.slices, count, slices),
             ),
             self.launch("sum_slices", self.slice_size * SUM_THREADS, self.slices, gradient, slices),
-        ]  # fmt: skip
+        ]
         if b.source_errors is None:
             return launches
         blocks = tile_count(self.image_tile, count, inputs)
@@ -190,6 +213,8 @@ class GemmDense(GpuOperator):
 
 
 class GemmActivation(GpuOperator):
+    """An activation function of every unit."""
+
     file = "gemm/activation.cuh"
     kernels = ("activate", "activate_backward")
 
@@ -212,6 +237,8 @@ class GemmActivation(GpuOperator):
 
 
 class GemmSubsample(GpuOperator):
+    """The maximum or the mean of every window."""
+
     file = "gemm/subsample.cuh"
     kernels = ("subsample", "subsample_backward")
 
@@ -219,9 +246,12 @@ class GemmSubsample(GpuOperator):
         layer = self.planned.layer(Subsample)
         channels, rows, columns = self.planned.target_shape
         return {
-            "CHANNELS": channels, "ROWS": rows, "COLUMNS": columns,
-            "WINDOW": layer.size, "METHOD": layer.method.upper(),
-        }  # fmt: skip
+            "CHANNELS": channels,
+            "ROWS": rows,
+            "COLUMNS": columns,
+            "WINDOW": layer.size,
+            "METHOD": layer.method.upper(),
+        }
 
     def forward(self, count: int) -> list[Launch]:
         b, elements = self.buffers, count * math.prod(self.planned.target_shape)

@@ -16,16 +16,14 @@ from cnnlib.engine import Planned
 from cnnlib.engine.gpu import THREADS, GpuOptions, Launch
 from cnnlib.layers import Activation, Conv, Subsample
 from cnnlib.stages import fused
-from cnnlib.stages.fused import (
-    PLAIN_SHARED_BYTES,
-    FusedConv,
-)
+from cnnlib.stages.fused import PLAIN_SHARED_BYTES, FusedConv
 
 FLOATS = PLAIN_SHARED_BYTES // 4
+"""Shared memory that a block may have."""
 FEW_FLOATS = 11_000
-"""Window that still leaves a multiprocessor of 227 KB room for five blocks."""
+"""A window of so many leaves a multiprocessor of 227 KB room for five blocks."""
 MOST_UNITS = 4
-"""Units (image x tile of columns) that a block takes in step."""
+"""Units (an image's tile of columns each) that a block takes through the steps together."""
 
 
 def halve_until(number: int, good: Callable[[int], bool]) -> int:
@@ -44,6 +42,8 @@ def pitch(width: int) -> int:
 
 
 class RingConv(FusedConv):
+    """FusedConv with a sliding window of rows in shared memory in place of whole maps."""
+
     file = "ring/conv.cuh"
     kernels: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
@@ -77,10 +77,10 @@ class RingConv(FusedConv):
         self.channel_chunks = ceil_div(self.channels, self.chunk_channels)
 
     def _highest(self, size: Callable[[int], int]) -> int:
-        """Target rows a step: few steps, since a step costs barriers, of FEW_FLOATS at most.
+        """Target rows that a step makes: as many as FEW_FLOATS allow, since a step costs barriers.
 
-        Of the bands that need as few steps the lowest: the last step's would only be idle. Not the
-        first that fits counting upwards: all rows at once need no second buffer.
+        Among the bands that need as few steps it is the lowest; a higher one would only leave rows
+        of the last step idle. The search goes downwards: all rows at once need no second buffer.
         """
         most = next((n for n in range(self.out_rows, 1, -1) if size(n) <= FEW_FLOATS), 1)
         even = ceil_div(self.out_rows, ceil_div(self.out_rows, most))
@@ -100,6 +100,7 @@ class RingConv(FusedConv):
         return pitch((tile * self.window - 1) * self.conv.stride + self.conv.kernel)
 
     def _window(self, tile: int, band: int) -> int:
+        """Floats of the source rows of a unit."""
         return self.channels * self._ring_rows(band) * self._row_pitch(tile)
 
     def _deltas(self, tile: int, band: int) -> int:
@@ -176,14 +177,16 @@ class RingConv(FusedConv):
     def forward(self, count: int) -> list[Launch]:
         b, views = self.buffers, self.buffers.parameters[0]
         units = count * self.tiles
-        # Units go together only when every multiprocessor has its blocks without.
+        # Units are taken together only where every multiprocessor has blocks enough without that.
         together = max(1, min(self.units, units // (2 * self.limits.multiprocessors)))
         return [
             self.launch_blocks(
-                "forward", ceil_div(units, together) * self.map_chunks,
-                b.source, views["weight"], views["bias"], b.target, self.winners, count, together,
+                "forward",
+                ceil_div(units, together) * self.map_chunks,
+                *(b.source, views["weight"], views["bias"]),
+                *(b.target, self.winners, count, together),
             )
-        ]  # fmt: skip
+        ]
 
     def backward(self, count: int) -> list[Launch]:
         jobs = self.groups * self.m_tiles
