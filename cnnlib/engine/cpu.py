@@ -1,16 +1,16 @@
-"""The engine of batched CPU stages: buffers made once, batches cut into blocks, a lane a core.
+"""The engine of batched CPU stages: buffers made once, micro-batches, and one lane for each core.
 
-A *block* is a number of images that an operator handles by one call; its maps are meant to stay in
-a core's cache from one operator to the next. A *lane* has the buffers of one block and a gradient
-of its own, and works through its part of every batch.
+A *micro-batch* is a number of images that an operator handles by one call; its maps are meant to
+stay in a core's cache from one operator to the next. A *lane* has the buffers of one micro-batch
+and a gradient of its own, and works through its part of every batch.
 
 The first lane is the calling process. The others are processes forked from it, not threads: the
 many short calls of numpy would spend their time handing Python's lock to each other (two threads
 were no faster than one, two processes nearly twice as fast). The processes share memory: images go
 in, gradients come out, and a pipe says when.
 
-Who computes what, and in which order gradients are added, depends on the batch size and the number
-of lanes alone: the same training gives the same bits, run after run.
+Which lane computes what, and in which order gradients are added, depends only on the batch size and
+the number of lanes: the same training gives the same bits, run after run.
 """
 
 import math
@@ -36,20 +36,20 @@ from cnnlib.errors import WorkerDied
 from cnnlib.layers import Array, Shape, Views, cross_entropies
 from cnnlib.system.machine import usable_cores
 
-BLOCK_IMAGES = 64
-"""Most images in a block: enough for long inner loops, few enough for the cache."""
+MICRO_BATCH = 64
+"""Most images in a micro-batch: enough for long inner loops, few enough for the cache."""
 LANE_IMAGES = 16
-"""Fewest images a batch must have for each lane: with less, waking another lane costs more."""
+"""Fewest images of a batch for each lane: with fewer, waking another lane costs more."""
 
 
-class BlockOperator(ABC):
-    """One layer over a block of N images, for good: its buffers are made here, once.
+class MicroBatchOperator(ABC):
+    """One layer over a micro-batch of N images; its buffers are made once, with the operator.
 
     Maps are stored (H, C, W, N), vectors (U, N): the image is the innermost index, so that a row of
     a map is one long run of memory for all images together, and every product has long rows.
 
-    `source` is the target of the operator below. `source_error` is where the derivative of the loss
-    by it is wanted, or None if nobody wants it. `parameters` and `gradients` are named views of the
+    `source` is the target of the operator below. `source_error` receives the derivative of the loss
+    by it, or is None where that is not needed. `parameters` and `gradients` are named views of the
     flat vectors, the layer's own shapes; gradients are added to what is there.
     """
 
@@ -79,7 +79,7 @@ class BlockOperator(ABC):
 
     @abstractmethod
     def make_buffers(self) -> None:
-        """Make `target`, `target_error` (None only if nobody wants it) and whatever else."""
+        """Make `target`, `target_error` (None only where no error is needed) and other buffers."""
 
     @abstractmethod
     def forward(self) -> None:
@@ -90,12 +90,12 @@ class BlockOperator(ABC):
         """Compute `source_error` from `target_error` (which may be spoilt), add to `gradients`."""
 
     def buffer(self, *shape: int) -> Array:
-        """A new array of the source's dtype, full of NaN: reading what nobody wrote is seen."""
+        """A new array of the source's dtype, full of NaN: reading before writing is noticed."""
         return np.full(shape, np.nan, self.source.dtype)
 
 
-class BlockFactory(Protocol):
-    """What a stage's record holds for a run of layers: mostly a class of BlockOperators."""
+class MicroBatchFactory(Protocol):
+    """What a stage's record holds for a run of layers: mostly a class of MicroBatchOperators."""
 
     def __call__(
         self,
@@ -105,20 +105,20 @@ class BlockFactory(Protocol):
         parameters: Views,
         gradients: Views,
         may_overwrite: bool,
-    ) -> BlockOperator: ...
+    ) -> MicroBatchOperator: ...
 
 
-def block_shape(shape: Shape, images: int) -> Shape:
-    """Shape of the block of maps (C, H, W) or vectors (U,) of so many images."""
+def micro_batch_shape(shape: Shape, images: int) -> Shape:
+    """Shape in which a micro-batch of maps (C, H, W) or vectors (U,) is stored."""
     if len(shape) == 3:
         channels, height, width = shape
         return height, channels, width, images
     return *shape, images
 
 
-def in_c_order(block: Array) -> Array:
-    """View of a block with its axes in the order (C, H, W, N); vectors are in order as they are."""
-    return block.transpose(1, 0, 2, 3) if block.ndim == 4 else block
+def in_c_order(maps: Array) -> Array:
+    """View of (H, C, W, N) as (C, H, W, N); vectors (U, N) as they are."""
+    return maps.transpose(1, 0, 2, 3) if maps.ndim == 4 else maps
 
 
 class Lane:
@@ -126,20 +126,20 @@ class Lane:
 
     def __init__(
         self,
-        plan: Sequence[Planned[BlockFactory]],
+        plan: Sequence[Planned[MicroBatchFactory]],
         setup: Setup,
         size: int,
         parameters: Array,
         gradient: Array,
     ) -> None:
-        """Blocks of `size` images; `parameters` are read, `gradient` is added to: flat vectors."""
+        """Micro-batches of `size` images; flat `parameters` are read, flat `gradient` added to."""
         network, dtype = setup.network, parameters.dtype
         self.size = size
         self.gradient = gradient
         self._mean, self._deviation = dtype.type(setup.mean), dtype.type(setup.deviation)
-        self._source = np.full(block_shape(network.input_shape, size), np.nan, dtype)
+        self._source = np.full(micro_batch_shape(network.input_shape, size), np.nan, dtype)
         weights, gradients = network.views(parameters), network.views(gradient)
-        self.operators: list[BlockOperator] = []
+        self.operators: list[MicroBatchOperator] = []
         target, target_error, may_overwrite = self._source, None, True
         for planned in plan:
             start = planned.start
@@ -150,16 +150,16 @@ class Lane:
             target, target_error = operator.target, operator.target_error
             may_overwrite = not operator.keeps_target
 
-    def blocks(self, part: slice) -> Iterator[slice]:
-        """`part` in pieces of a block."""
+    def micro_batches(self, part: slice) -> Iterator[slice]:
+        """`part` of a batch, cut into micro-batches."""
         for start in range(part.start, part.stop, self.size):
             yield slice(start, min(start + self.size, part.stop))
 
     def forward(self, images: Bytes) -> Array:
-        """Logits (classes, n) of images (n, C, H, W), n at most the block's size."""
+        """Logits (classes, n) of images (n, C, H, W), n at most a micro-batch."""
         count = len(images)
         np.copyto(self._source[..., :count], images.transpose(2, 1, 3, 0))
-        # A short block is filled up with its first image: what is left there may be infinite.
+        # A short micro-batch is filled up with its first image: old numbers may be infinite.
         self._source[..., count:] = self._source[..., :1]
         np.subtract(self._source, self._mean, out=self._source)
         np.divide(self._source, self._deviation, out=self._source)
@@ -168,7 +168,7 @@ class Lane:
         return in_c_order(self.operators[-1].target).reshape(-1, self.size)[:, :count]
 
     def backward(self, error: Array) -> None:
-        """Add the gradient of the block last seen by `forward`, for error (classes, n)."""
+        """Add the gradient of the images that `forward` saw last, for error (classes, n)."""
         target_error = self.operators[-1].target_error
         if target_error is None:
             return  # no layer has parameters
@@ -195,8 +195,8 @@ class Exchange:
         """Sum of the losses of `part`; the lane's gradient becomes that of the sum over `batch`."""
         total = 0.0
         lane.gradient.fill(0)
-        for block in lane.blocks(part):
-            losses, error = cross_entropies(lane.forward(self.images[block]), self.labels[block])
+        for images in lane.micro_batches(part):
+            losses, error = cross_entropies(lane.forward(self.images[images]), self.labels[images])
             error /= batch
             lane.backward(error)
             total += float(losses.sum(dtype=np.float64))
@@ -205,13 +205,13 @@ class Exchange:
     def push_errors(self, lane: Lane, part: slice, batch: int) -> float:
         """The lane's gradient becomes that of `part` for the derivatives in `error`."""
         lane.gradient.fill(0)
-        for block in lane.blocks(part):
-            lane.forward(self.images[block])
-            lane.backward(self.error[:, block])
+        for images in lane.micro_batches(part):
+            lane.forward(self.images[images])
+            lane.backward(self.error[:, images])
         return 0.0
 
     def do(self, task: str, lane: Lane, part: slice, batch: int) -> float:
-        """Carry out one of the tasks above. A training that diverges is told of by its loss."""
+        """Carry out one of the tasks above; a loss that is not finite shows a divergence."""
         with np.errstate(all="ignore"):
             return float(getattr(self, task)(lane, part, batch))
 
@@ -222,15 +222,15 @@ def shared_zeros(shape: Shape, dtype: DTypeLike) -> Array:
     try:
         shared = mmap.mmap(-1, max(size, 1))
     except (OSError, OverflowError):
-        raise MemoryError(f"{size} bytes are not to be had") from None
+        raise MemoryError(f"cannot allocate {size} bytes of shared memory") from None
     return np.frombuffer(shared, dtype, math.prod(shape)).reshape(shape)
 
 
-class BlockEngine(Engine[BlockFactory]):
-    """Trains by BlockOperators, on as many cores as the stage allows and the batch can use."""
+class MicroBatchEngine(Engine[MicroBatchFactory]):
+    """Trains by MicroBatchOperators, on as many cores as the stage allows and the batch can use."""
 
     def __init__(
-        self, stage: Stage[BlockFactory], setup: Setup, device: Device | None = None
+        self, stage: Stage[MicroBatchFactory], setup: Setup, device: Device | None = None
     ) -> None:
         super().__init__(stage, setup, device)
         cores = stage.threads or usable_cores()
@@ -240,8 +240,8 @@ class BlockEngine(Engine[BlockFactory]):
         self._vector = exchange.parameters
         self._velocity = np.zeros_like(self._vector)
         self._change = np.zeros_like(self._vector)
-        # Blocks of equal size, so that as few places as possible stay empty.
-        size = math.ceil(self._share / math.ceil(self._share / BLOCK_IMAGES))
+        # Micro-batches of equal size, so that as few places as possible stay empty.
+        size = math.ceil(self._share / math.ceil(self._share / MICRO_BATCH))
         self.lane = self._new_lane(size, exchange.gradients[0])
         self.operators = self.lane.operators
         self._reader: Lane | None = None
@@ -311,15 +311,15 @@ class BlockEngine(Engine[BlockFactory]):
 
     def logits(self, images: Bytes) -> Array:
         if self._reader is None:
-            # Blocks of their own, so that small batches are read as fast as large ones.
-            self._reader = self._new_lane(BLOCK_IMAGES, np.empty_like(self._vector))
+            # A lane of its own, so that small batches are read as fast as large ones.
+            self._reader = self._new_lane(MICRO_BATCH, np.empty_like(self._vector))
         outputs = np.empty((len(images), self.network.classes), self._vector.dtype)
         with (
             self._blas.limit(limits=self._blas_threads, user_api="blas"),
             np.errstate(all="ignore"),
         ):
-            for block in self._reader.blocks(slice(0, len(images))):
-                outputs[block] = self._reader.forward(images[block]).T
+            for part in self._reader.micro_batches(slice(0, len(images))):
+                outputs[part] = self._reader.forward(images[part]).T
         return outputs
 
     def profile(self) -> list[KernelTime]:
@@ -333,15 +333,17 @@ class BlockEngine(Engine[BlockFactory]):
         self._exchange.labels[:] = self._labels[:size]
         with self._blas.limit(limits=self._blas_threads, user_api="blas"):
             rows = profile_operators(
-                self.setup, self.plan, self.lane.operators,
-                lambda: self._do("add_losses", size),
-                lambda: self._update(self.setup.learning_rate),
-            )  # fmt: skip
+                self.setup,
+                self.plan,
+                self.lane.operators,
+                step=lambda: self._do("add_losses", size),
+                update=lambda: self._update(self.setup.learning_rate),
+            )
         self.parameters, self.velocity = saved
         return rows
 
     def _do(self, task: str, batch: int) -> float:
-        """A task of Exchange over the first `batch` images by all lanes; the sum of the results."""
+        """Have all lanes carry out a task of Exchange over the first `batch` images; its sum."""
         ends = [min(lane * self._share, batch) for lane in range(self.lane_count + 1)]
         own, *others = (slice(*part) for part in pairwise(ends))
         for worker, part in zip(self._workers, others, strict=True):
@@ -367,7 +369,7 @@ class BlockEngine(Engine[BlockFactory]):
 
 
 class Worker:
-    """A lane in a process of its own, which ends when it is told to or this process dies."""
+    """A lane in a process of its own, which ends with `close` or when this process dies."""
 
     def __init__(
         self, stage: str, exchange: Exchange, lane: Lane, elder: Sequence["Worker"]

@@ -1,22 +1,20 @@
-"""Stage 2: the easy wins on the CPU. Blocks of images, convolution as a matrix product (BLAS),
-buffers allocated once, float32, all cores.
+"""Stage 2: the easy wins on the CPU. Micro-batches, convolution as a matrix product (BLAS), buffers
+allocated once, float32, all cores.
 
 What differs from stage 1 besides the batch is the convolution: the windows of a whole row of
 outputs are copied out of the source (im2col), and all maps' outputs of that row are one product of
 matrices. Maps lie in memory as (H, C, W, N), the image innermost: see cnnlib/engine/cpu.py.
 """
 
-from typing import cast
-
 import numpy as np
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from cnnlib.engine import Stage
-from cnnlib.engine.cpu import BlockEngine, BlockOperator, block_shape, in_c_order
+from cnnlib.engine.cpu import MicroBatchEngine, MicroBatchOperator, in_c_order, micro_batch_shape
 from cnnlib.layers import Activation, Array, Conv, Dense, Subsample
 
 
-class MatrixConv(BlockOperator):
+class MatrixConv(MicroBatchOperator):
     """Convolution as products of matrices, one for each row of outputs.
 
     `columns[y, c, j, x, n] = source[y, c, x s + j, n]` holds the im2col columns of every source
@@ -26,7 +24,7 @@ class MatrixConv(BlockOperator):
     """
 
     def make_buffers(self) -> None:
-        layer = cast(Conv, self.planned.layers[0])
+        layer = self.planned.layer(Conv)
         k, s = self.kernel, self.stride = layer.kernel, layer.stride
         height, channels, _, images = self.source.shape
         maps, rows, across = self.planned.target_shape
@@ -66,10 +64,10 @@ class MatrixConv(BlockOperator):
         np.matmul(error, self._ones, out=self._sums)  # a product, as it is faster than a sum
         self.gradients["bias"] += self._sums.sum(axis=0)
         if self.source_error is not None:
-            self._send_back(self.source_error)
+            self._backward_data(self.source_error)
 
-    def _send_back(self, source_error: Array) -> None:
-        """The columns' errors by the transposed product, added up where the columns came from.
+    def _backward_data(self, source_error: Array) -> None:
+        """Write the source's errors: the columns' errors, added up where the columns came from.
 
         Source row y = q s + r met kernel rows i = r, r + s, ... for output rows q, q - 1, ...: so
         for each r, the errors of consecutive output rows make one product.
@@ -95,10 +93,10 @@ class MatrixConv(BlockOperator):
             np.add(part, self._columns_error[:, :, j], out=part)
 
 
-def row_matrices(block: Array) -> Array:
+def row_matrices(maps: Array) -> Array:
     """A view of (H, C, W, N) as one matrix (C, W N) for each row of the maps."""
-    rows, channels, _, _ = block.shape
-    return block.reshape(rows, channels, -1)
+    rows, channels, _, _ = maps.shape
+    return maps.reshape(rows, channels, -1)
 
 
 def stacks(matrices: Array, height: int, stride: int, count: int) -> Array:
@@ -112,13 +110,13 @@ def stacks(matrices: Array, height: int, stride: int, count: int) -> Array:
     return as_strided(matrices, shape, (stride * step, line, item))
 
 
-class MatrixDense(BlockOperator):
+class MatrixDense(MicroBatchOperator):
     """target (U, N) = weight (U, M) source (M, N) + bias."""
 
     def make_buffers(self) -> None:
         images = self.source.shape[-1]
         weight = self.parameters["weight"]
-        self.target = self.buffer(*block_shape(self.planned.target_shape, images))
+        self.target = self.buffer(*micro_batch_shape(self.planned.target_shape, images))
         self._error = self.target_error = np.empty_like(self.target)
         self._inputs = self.buffer(weight.shape[1], images)
         self._inputs_error = np.empty_like(self._inputs)
@@ -140,13 +138,13 @@ class MatrixDense(BlockOperator):
             np.copyto(source_error, self._inputs_error.reshape(source_error.shape))
 
 
-class WholeActivation(BlockOperator):
+class WholeActivation(MicroBatchOperator):
     """f of every element at once, in the source's place where that is allowed."""
 
     keeps_target = True
 
     def make_buffers(self) -> None:
-        self.function = cast(Activation, self.planned.layers[0]).function
+        self.function = self.planned.layer(Activation).function
         self.target = self.source if self.may_overwrite else np.full_like(self.source, np.nan)
         self.target_error = self.source_error  # one takes the other's place
         self._slope = np.zeros(
@@ -180,8 +178,8 @@ class WholeActivation(BlockOperator):
         np.multiply(self.source_error, slope, out=self.source_error)
 
 
-class SlicedSubsample(BlockOperator):
-    """Elements of all windows at once, as strided slices of the block: along x, then along y.
+class SlicedSubsample(MicroBatchOperator):
+    """Elements of all windows at once, as strided slices of the maps: along x, then along y.
 
     Among equals the left one wins in its row, and then the upper row: first in reading order.
     """
@@ -189,7 +187,7 @@ class SlicedSubsample(BlockOperator):
     keeps_target = True
 
     def make_buffers(self) -> None:
-        layer = cast(Subsample, self.planned.layers[0])
+        layer = self.planned.layer(Subsample)
         self.size, self.method = layer.size, layer.method
         height, channels, _, images = self.source.shape
         _, rows, across = self.planned.target_shape
@@ -199,12 +197,13 @@ class SlicedSubsample(BlockOperator):
         self.target = self.buffer(rows, channels, across, images)
         self.target_error = None if self.source_error is None else np.empty_like(self.target)
 
-    def along_x(self, block: Array) -> list[Array]:
+    def along_x(self, maps: Array) -> list[Array]:
         """Views (H, C, W', N): the first elements of all windows, the second ones, ..."""
-        return [block[:, :, j :: self.size] for j in range(self.size)]
+        return [maps[:, :, j :: self.size] for j in range(self.size)]
 
-    def along_y(self, block: Array) -> list[Array]:
-        return [block[i :: self.size] for i in range(self.size)]
+    def along_y(self, maps: Array) -> list[Array]:
+        """Views (H', C, W, N): the first elements of all windows, the second ones, ..."""
+        return [maps[i :: self.size] for i in range(self.size)]
 
     def forward(self) -> None:
         combine = np.maximum if self.method == "max" else np.add
@@ -255,7 +254,7 @@ STAGE = Stage(
     change="mini-batches, convolution as matrix products (im2col and BLAS), buffers allocated "
     "once, float32, all cores",
     runs_on="cpu",
-    engine=BlockEngine,
+    engine=MicroBatchEngine,
     after="naive",
     color="#0072b2",
     marker="s",

@@ -35,7 +35,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from cnnlib.engine import Bytes, Setup, Stage
-from cnnlib.engine.cpu import BLOCK_IMAGES, BlockEngine, Lane
+from cnnlib.engine.cpu import MICRO_BATCH, Lane, MicroBatchEngine
 from cnnlib.layers import Activation, Array, Subsample, Views, cross_entropies
 from cnnlib.network import Network
 from cnnlib.stages import gemm
@@ -96,7 +96,7 @@ class _Activation(gemm.WholeActivation):
 
     @property
     def lets_through(self) -> bool:
-        """Whether relu leaves anything of the block last seen."""
+        """Whether relu leaves anything of the images last seen."""
         return bool(self._slope.any())
 
     def backward(self) -> None:
@@ -169,9 +169,9 @@ def _watching(stage: Stage) -> Stage:
     )
 
 
-def _block_images(network: Network) -> int:
+def _micro_batch_images(network: Network) -> int:
     each = sum(math.prod(shape) for shape in network.shapes)
-    return max(1, min(BLOCK_IMAGES, WATCHED_ELEMENTS // each))
+    return max(1, min(MICRO_BATCH, WATCHED_ELEMENTS // each))
 
 
 def _with_noise(images: Bytes, generator: np.random.Generator) -> Bytes:
@@ -228,9 +228,9 @@ class Watch:
 
     def __init__(self, setup: Setup) -> None:
         stage = _watching(reference_stage("watch"))
-        setup = dataclasses.replace(setup, batch_size=_block_images(setup.network))
+        setup = dataclasses.replace(setup, batch_size=_micro_batch_images(setup.network))
         self._setup = setup
-        self._engine = BlockEngine(stage, setup)
+        self._engine = MicroBatchEngine(stage, setup)
         self._lane = self._engine.lane
         self._operators: list[Any] = self._lane.operators
         self._relus: list[Any] = [o for o in self._operators if _is_relu(o)]
@@ -256,7 +256,7 @@ class Watch:
         """Mask (n,) of the images that ask for close decisions."""
         close = np.zeros(len(images), bool)
         with np.errstate(all="ignore"), self._blas.limit(limits=1, user_api="blas"):
-            for block in self._lane.blocks(slice(0, len(images))):
+            for block in self._lane.micro_batches(slice(0, len(images))):
                 self._lane.forward(images[block])
                 for operator in self._operators:
                     if isinstance(operator, _Activation | _Subsample):
@@ -351,7 +351,7 @@ class Watch:
         """(target of the operator for the maps (.., n) of all images, mask of those that ask)."""
         target = np.empty((*operator.target.shape[:-1], maps.shape[-1]))
         asking = np.zeros(maps.shape[-1], bool)
-        for block in self._lane.blocks(slice(0, len(asking))):
+        for block in self._lane.micro_batches(slice(0, len(asking))):
             count = block.stop - block.start
             operator.source[..., :count] = maps[..., block]
             operator.source[..., count:] = maps[..., block.start : block.start + 1]
@@ -399,7 +399,7 @@ class Watch:
     def _one_by_one(self) -> Iterator[Lane]:
         """A lane of one image at a time."""
         setup = dataclasses.replace(self._setup, batch_size=1)
-        engine = BlockEngine(self._engine.stage, setup)
+        engine = MicroBatchEngine(self._engine.stage, setup)
         engine.parameters = self.parameters
         try:
             yield engine.lane
@@ -409,7 +409,7 @@ class Watch:
     def doubt_of_loss(self, images: Bytes, labels: Array, batch: int) -> Array:
         """The same for the gradient of the mean loss over `batch` images, these among them."""
         error = np.empty((len(images), self._engine.network.classes))
-        for block in self._lane.blocks(slice(0, len(images))):
+        for block in self._lane.micro_batches(slice(0, len(images))):
             logits = self._lane.forward(images[block])
             error[block] = cross_entropies(logits, labels[block])[1].T / batch
         return self.doubt(images, error)

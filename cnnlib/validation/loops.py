@@ -9,19 +9,19 @@ import dataclasses
 import numpy as np
 
 from cnnlib.engine import Stage
-from cnnlib.engine.cpu import BlockOperator, block_shape, in_c_order
+from cnnlib.engine.cpu import MicroBatchOperator, in_c_order, micro_batch_shape
 from cnnlib.layers import KINDS
 from cnnlib.stages import gemm
 
 
-class LoopOperator(BlockOperator):
-    """A layer's own loops over every image of a block."""
+class LoopOperator(MicroBatchOperator):
+    """A layer's own loops over every image of a micro-batch."""
 
     keeps_target = True
 
     def make_buffers(self) -> None:
         (self.layer,) = self.planned.layers
-        shape = block_shape(self.planned.target_shape, self.source.shape[-1])
+        shape = micro_batch_shape(self.planned.target_shape, self.source.shape[-1])
         self.target = self.buffer(*shape)
         self._target_error = self.target_error = np.empty_like(self.target)
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 HEAD = """
 from dataclasses import replace
 from cnnlib.engine import Stage
-from cnnlib.engine.cpu import BlockEngine
+from cnnlib.engine.cpu import MicroBatchEngine
 from cnnlib.engine.gpu import GpuEngine, GpuOptions
 from cnnlib.layers import Conv
 from cnnlib.stages import gemm, gemm_cuda, naive, ring
@@ -41,14 +41,14 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 RIGHT = [
-    RECORD.format(engine="BlockEngine", operator="gemm.MatrixConv"),
+    RECORD.format(engine="MicroBatchEngine", operator="gemm.MatrixConv"),
     RECORD.format(engine="GpuEngine", operator="gemm_cuda.GemmConv"),
     RECORD.format(engine="GpuEngine", operator="lambda planned, stage, limits: "
                   "gemm_cuda.GemmConv(planned, stage, limits)"),
     "replace(ring.STAGE, options=GpuOptions(error_slots=3))",
 ]  # fmt: skip
 WRONG = [
-    RECORD.format(engine="BlockEngine", operator="gemm_cuda.GemmConv"),
+    RECORD.format(engine="MicroBatchEngine", operator="gemm_cuda.GemmConv"),
     RECORD.format(engine="GpuEngine", operator="gemm.MatrixConv"),
     RECORD.format(engine="GpuEngine", operator="naive.Loops"),
     RECORD.format(engine="naive.OneByOne", operator="gemm.MatrixConv"),

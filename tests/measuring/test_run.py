@@ -21,7 +21,7 @@ import pytest
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
 from cnnlib.engine import Order, Stage
-from cnnlib.engine.cpu import BlockEngine
+from cnnlib.engine.cpu import MicroBatchEngine
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, UserError
 from cnnlib.layers import Dense
 from cnnlib.measuring import budgets, schema
@@ -403,7 +403,7 @@ class Doubled(gemm.MatrixDense):
 def test_the_plan_is_that_of_the_engine_that_ran(
     data: Dataset, folder: Path, install: Callable[[Stage], None]
 ) -> None:
-    class Other(BlockEngine):
+    class Other(MicroBatchEngine):
         def __init__(self, stage: Stage, *arguments: Any) -> None:
             operators = {**stage.operators, (Dense,): Doubled}
             super().__init__(dataclasses.replace(stage, operators=operators), *arguments)
@@ -415,7 +415,7 @@ def test_the_plan_is_that_of_the_engine_that_ran(
     assert facts["plan"][0] == "conv1: MatrixConv"
 
 
-class EveryLoss(BlockEngine):
+class EveryLoss(MicroBatchEngine):
     """Tells the loss of every step of a call, as the engines of other libraries do."""
 
     def train(self, order: Order, rates: Any = None) -> float:
@@ -507,7 +507,7 @@ def test_what_does_not_fit_names_the_device_it_does_not_fit(
     assert facts["device"] == "Some GPU"
 
 
-class OnGpu(BlockEngine):
+class OnGpu(MicroBatchEngine):
     """Stage 2 as if on a GPU; in `moment` (a method) something happens there."""
 
     nvml: ClassVar[Changing]

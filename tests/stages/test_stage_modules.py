@@ -146,7 +146,10 @@ def test_a_module_that_is_no_stage(load: Load, text: str, problem: str) -> None:
         ("color='blue'", r"STAGE\.color is 'blue', not a colour such as '#0072b2'$"),
         ("marker='oo'", r"STAGE\.marker is 'oo', not a character$"),
         ("runs_on='tpu'", r"STAGE\.runs_on is 'tpu', not 'cpu' or 'cuda' or 'any'$"),
-        ("engine='BlockEngine'", r"STAGE\.engine is 'BlockEngine', not a class derived from Eng"),
+        (
+            "engine='MicroBatchEngine'",
+            r"STAGE\.engine is 'MicroBatchEngine', not a class derived from Eng",
+        ),
         ("engine=int", r"STAGE\.engine is <class 'int'>, not a class derived from Engine$"),
         ("engine=lambda *a: None", r"STAGE\.engine is <function .*>, not a class derived from Eng"),
         ("operators=None", r"STAGE\.operators is None, not a mapping from tuples of kinds of lay"),

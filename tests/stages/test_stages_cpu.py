@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnlib.engine.cpu import BLOCK_IMAGES
+from cnnlib.engine.cpu import MICRO_BATCH
 from cnnlib.errors import DeviceError
 from cnnlib.layers import Conv, Dense, Subsample
 from cnnlib.paths import ROOT
@@ -45,7 +45,7 @@ def test_gradient_parity(stage, network, batch_size):
 
 @each_network
 @pytest.mark.parametrize("batch_size", [33, 100, 261])
-def test_gradient_parity_of_batches_that_fill_no_block(network, batch_size):
+def test_gradient_parity_of_batches_that_fill_no_micro_batch(network, batch_size):
     with open_engine(gemm.STAGE, network, batch_size) as engine:
         validate(engine, *pictures(network, batch_size))
         validate(engine, *pictures(network, batch_size // 3))
@@ -256,8 +256,8 @@ class LastColumnLost(gemm.MatrixConv):
 
 
 class LastOfEquals(gemm.SlicedSubsample):
-    def along_x(self, block):
-        return super().along_x(block)[::-1]
+    def along_x(self, maps):
+        return super().along_x(maps)[::-1]
 
 
 class NotANumber(gemm.MatrixDense):
@@ -277,11 +277,11 @@ def broken(kind, operator):
 
 
 class LastImageLost(gemm.MatrixDense):
-    blocks = 0
+    micro_batches = 0
 
     def backward(self):
-        self.blocks += 1
-        if self.blocks % (4096 // BLOCK_IMAGES) == 0:
+        self.micro_batches += 1
+        if self.micro_batches % (4096 // MICRO_BATCH) == 0:
             self._error[:, -1] = 0
         super().backward()
 
@@ -320,7 +320,7 @@ def test_exact_rejects_the_last_of_equals():
 
 
 def test_five_steps_reject_a_wrong_rate():
-    class WrongRate(gemm.BlockEngine):
+    class WrongRate(gemm.MicroBatchEngine):
         def _update(self, rate):
             super()._update(rate)
             self._vector *= 0.999
