@@ -84,14 +84,14 @@ lint: $(ENV)/dev  ## check style, types and the workflow
 	$(ENV)/bin/ruff check
 	$(ENV)/bin/ruff format --check
 	$(ENV)/bin/mypy
-	$(ENV)/bin/snakefmt --check Snakefile workflow
+	$(ENV)/bin/snakefmt --check workflow
 	$(ENV)/bin/clang-format --dry-run --Werror $(KERNELS)
 	$(SNAKEMAKE) --lint
 
 format: $(ENV)/dev  ## format Python, Snakemake and CUDA files and fix what can be fixed
 	$(ENV)/bin/ruff check --fix
 	$(ENV)/bin/ruff format
-	$(ENV)/bin/snakefmt Snakefile workflow
+	$(ENV)/bin/snakefmt workflow
 	$(ENV)/bin/clang-format -i $(KERNELS)
 
 sanitize: $(ENV)/dev  ## run the kernels under sanitizers: the emulated ones, and a GPU's if there is one

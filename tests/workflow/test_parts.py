@@ -226,24 +226,6 @@ def test_ratios_read_well(factor: float, text: str) -> None:
     assert wording.times(factor) == text
 
 
-@pytest.mark.parametrize("stage", [stage.name for stage in LADDER])
-def test_a_stage_is_made_of_its_own_files(stage: str) -> None:
-    files = sources.stage_sources(stage)
-    assert f"cnnlib/stages/{stage}.py" in files
-    assert {"cnnlib/measuring/run.py", "cnnlib/training/loop.py", "cnnlib/layers/conv.py"} <= set(
-        files
-    )
-    assert all((sources.ROOT / name).is_file() for name in files)
-    on_gpu = next(s.runs_on for s in LADDER if s.name == stage) == "cuda"
-    assert any(name.startswith("kernels/") for name in files) == on_gpu
-    assert any(name.startswith("cnnlib/device/") for name in files) == on_gpu
-
-
-def test_a_stage_is_not_made_of_the_other_stages() -> None:
-    assert "cnnlib/stages/gemm.py" not in sources.stage_sources("naive")
-    assert "cnnlib/stages/naive.py" not in sources.stage_sources("gemm")
-
-
 def test_every_stage_of_the_ladder_has_its_own_colour_and_mark() -> None:
     marks = [style.mark(stage.name) for stage in LADDER]
     assert (

@@ -1,10 +1,10 @@
-"""Going on after a crash, without a word from the user.
+"""Resuming after a crash without an option from the user.
 
-Snakemake keeps a mark for every job it has begun and locks its outputs. When the process is killed
-the marks and the locks stay, and the next call refuses to work until it is given
---rerun-incomplete and --unlock. Both are safe to imply here: outputs appear whole or not at all,
-and a lock of our own, which the kernel lets go when a process dies, tells a dead run from one that
-is still at work.
+Snakemake marks every job that it has begun and locks the working directory. When the process is
+killed, marks and locks stay, and the next call refuses to work without --rerun-incomplete and
+--unlock. Both are safe to imply here: outputs appear whole or not at all. The profiles set the
+first; for the second, a lock of our own, which the kernel releases when its process dies, shows
+whether another run is still at work.
 """
 
 import fcntl
@@ -15,22 +15,6 @@ from typing import Any
 from snakemake.persistence import FileBackupMixin, PersistenceBase
 
 _held: list[int] = []
-
-
-def _imply_rerun_incomplete(workflow: Any) -> None:
-    """As --rerun-incomplete. Snakemake hands over the setting only after the Snakefile is read."""
-
-    def give(self: Any) -> Any:
-        return vars(self).get("dag_settings")
-
-    def take(self: Any, settings: Any) -> None:
-        if settings is not None:
-            settings.force_incomplete = True
-        vars(self)["dag_settings"] = settings
-
-    kind, settings = type(workflow), workflow.dag_settings
-    kind.dag_settings = property(give, take)
-    workflow.dag_settings = settings
 
 
 def _keep_outputs_until_replaced() -> None:
@@ -64,8 +48,7 @@ def _keep_outputs_until_replaced() -> None:
 
 
 def recover(workflow: Any) -> None:
-    """Run incomplete jobs again; remove Snakemake's lock if no other run is at work here."""
-    _imply_rerun_incomplete(workflow)
+    """Remove Snakemake's lock if no other run is at work here; keep old outputs until replaced."""
     _keep_outputs_until_replaced()
     if not workflow.is_main_process or workflow.dryrun or _held:
         return

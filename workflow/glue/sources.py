@@ -1,13 +1,13 @@
-"""Which files a stage is made of, found by following imports and #include lines.
+"""Which files a stage, a figure or a measurement is made of: imports and #include lines, followed.
 
-Nobody keeps a list: a new module or kernel file counts as soon as something uses it.
+There is no list to keep: a new module or kernel file counts as soon as something uses it.
 """
 
 import ast
 import functools
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,80 +15,115 @@ from cnnlib import peers, stages
 from cnnlib.paths import ROOT
 from cnnlib.stages import find_stage, modules
 
-# What reads, checks and writes, but cannot change what is computed or how it is timed.
 PLUMBING = {
-    "cnnlib.system.cgroups",
     "cnnlib.config",
     "cnnlib.datasets.download",
     "cnnlib.errors",
     "cnnlib.files",
-    "cnnlib.paths",
     "cnnlib.measuring.freshness",
     "cnnlib.measuring.record",
-    "cnnlib.system.machine",
+    "cnnlib.paths",
     "cnnlib.patterns",
+    "cnnlib.system",
 }
-# Compares a stage with others, none of which it is made of: counted, but not followed.
-JUDGES = {
-    "cnnlib.validation.steps",
-    "cnnlib.validation.replay",
-    "cnnlib.validation.trajectory",
-    "cnnlib.validation.parity",
-}
-KERNEL = re.compile(r"[\w.]+\.(?:cuh?|hpp|cpp)\b")
+"""Modules and packages that read, check, watch and write, but take no part in what is computed."""
+JUDGES = {"cnnlib.validation"}
+"""Packages that compare a stage with others, of which it is not made: counted, but not followed."""
+STAGES = "cnnlib.stages"
+"""The list of all stages, through which each of them would depend on every other."""
+DEVICE = "cnnlib.device"
+LAYERS = "cnnlib.layers"
+"""A package that imports every module of its folder, whatever their names are."""
+
+KERNELS = ROOT / "kernels"
+KERNEL = re.compile(r"[\w./]+\.(?:cuh?|hpp|cpp)\b")
 
 
 @functools.cache
 def stage_sources(name: str) -> list[str]:
-    """Files, relative to the repository, whose change can change a measurement of stage `name`."""
-    stage = find_stage(name, "a rule")
-    files = set(modules_of(name))
-    if stage.runs_on == "cuda":
-        files |= kernels_of(files)
+    """Files, relative to the repository, whose change can change a measurement of stage `name`.
+
+    They are the stage's own module, cnnlib.measuring.run, what both import, and the kernels that
+    these files name. A stage that runs on no device does not depend on the devices.
+    """
+    on_gpu = find_stage(name, "a rule").runs_on == "cuda"
+    start = [module_file(stage_module(name)), module_file("cnnlib.measuring.run")]
+    files = follow(filter(None, start), PLUMBING if on_gpu else {*PLUMBING, DEVICE})
+    return relative(files | kernels_of(files) if on_gpu else files)
+
+
+def code_of(*files: str) -> Callable[[Any], list[str]]:
+    """An input function: `files`, whose names may hold wildcards, and what they are made of.
+
+    A file of workflow/ is followed within workflow/: a figure is drawn again for a new layout, but
+    not for an edit of a stage whose title it writes. A file of cnnlib/ is followed up to the
+    devices; for those, and for the stage, a rule has sources/{stage}.sha256.
+    """
+    return lambda wildcards: _code(*(file.format(**wildcards) for file in files))
+
+
+@functools.cache
+def _code(*files: str) -> list[str]:
+    found: set[Path] = set()
+    for path in (ROOT / file for file in files):
+        if path.suffix == ".py":
+            found |= follow([path], {*PLUMBING, DEVICE}, path.relative_to(ROOT).parts[0])
+        else:
+            found |= {path, *kernels_of({path})}
+    return relative(found)
+
+
+def relative(files: Iterable[Path]) -> list[str]:
+    """Names of the files within the repository, sorted."""
     return sorted(str(path.relative_to(ROOT)) for path in files)
 
 
-def modules_of(name: str) -> set[Path]:
-    """The stage's own module, cnnlib.measuring.run, and whatever they import within cnnlib.
+def follow(start: Iterable[Path], skipped: Collection[str], package: str = "cnnlib") -> set[Path]:
+    """The Python files `start`, those of `package` that they import, what these import, and so on.
 
-    Not followed: the list of all stages, through which each would depend on every other; and the
-    devices, for a stage that runs on none.
+    Modules and packages in `skipped` are left out, and so is the list of all stages.
     """
-    skipped = set(PLUMBING)
-    if find_stage(name, "a rule").runs_on != "cuda":
-        skipped.add("cnnlib.device")
-    waiting, seen = [stage_module(name), "cnnlib.measuring.run"], {"cnnlib.stages"}
+    waiting, found = list(start), set()
     while waiting:
-        module = waiting.pop()
-        path = module_file(module)
-        if path is None or module in seen or skipped & {module, *parents(module)}:
+        path = waiting.pop()
+        if path in found:
             continue
-        seen.add(module)
-        if module not in JUDGES:
-            waiting += imported(path)
-            waiting += parents(module)
-        if module == "cnnlib.layers":  # which imports every module beside it
-            waiting += (f"{module}.{each.name}" for each in pkgutil.iter_modules([path.parent]))
-    seen.remove("cnnlib.stages")
-    return {path for module in seen if (path := module_file(module))}
+        found.add(path)
+        if JUDGES & packages(module_name(path)):
+            continue
+        named = {name for each in imported(path, package) for name in packages(each)}
+        if module_name(path) == LAYERS:
+            named |= {f"{LAYERS}.{each.name}" for each in pkgutil.iter_modules([path.parent])}
+        for module in named:
+            file = module_file(module)
+            if file and module != STAGES and not packages(module) & set(skipped):
+                waiting.append(file)
+    return found
 
 
 def stage_module(name: str) -> str:
-    """The module of cnnlib/stages in which the stage's record stands."""
+    """The module or package of cnnlib/stages that has the stage's record."""
     wanted = find_stage(name, "a rule")
     if wanted in peers.PEERS:
         return "cnnlib.peers"
     for each in modules():
+        # a module that cannot be imported is no attribute
         module = getattr(stages, each, None)
         if module is not None and any(value is wanted for value in vars(module).values()):
-            return f"cnnlib.stages.{each}"
-    raise LookupError(f"stage {name!r} stands in no module of cnnlib/stages")
+            return f"{STAGES}.{each}"
+    raise LookupError(f"no module of cnnlib/stages has the record of stage {name!r}")
 
 
-def parents(module: str) -> set[str]:
-    """The packages that importing `module` runs too, but for cnnlib itself."""
+def packages(module: str) -> set[str]:
+    """`module` and the packages that importing it runs too, but for the outermost."""
     parts = module.split(".")
-    return {".".join(parts[:i]) for i in range(2, len(parts))}
+    return {".".join(parts[: i + 1]) for i in range(1, len(parts))}
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a Python file of this repository."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def module_file(module: str) -> Path | None:
@@ -101,7 +136,7 @@ def module_file(module: str) -> Path | None:
 
 
 @functools.cache
-def imported(path: Path, package: str = "cnnlib") -> tuple[str, ...]:
+def imported(path: Path, package: str) -> tuple[str, ...]:
     """Modules of `package` that the file imports, anywhere in it, by absolute imports."""
     return tuple(_imports(ast.parse(path.read_text(encoding="utf-8")), package))
 
@@ -111,44 +146,33 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.startswith(f"{package}."))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
-            if node.module != package:
-                yield str(node.module)
+            yield str(node.module)
             # `from cnnlib.engine import gpu` may name a module too
             yield from (f"{node.module}.{a.name}" for a in node.names)
 
 
-def code_of(*files: str) -> Callable[[Any], list[str]]:
-    """An input function: `files`, whose names may hold wildcards, and what they import.
-
-    Only modules of workflow/ are followed: how a figure looks depends on those, while a stage's
-    module that names its title is no reason to draw everything again.
-    """
-    return lambda wildcards: _with_imports(*(file.format(**wildcards) for file in files))
-
-
-@functools.cache
-def _with_imports(*files: str) -> list[str]:
-    waiting = [ROOT / file for file in files]
-    seen: set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        if path not in seen:
-            seen.add(path)
-            named = imported(path, "workflow")
-            modules = {*named, *(package for name in named for package in parents(name))}
-            waiting += filter(None, map(module_file, modules))
-    return sorted(str(path.relative_to(ROOT)) for path in seen)
-
-
-def kernels_of(files: set[Path]) -> set[Path]:
-    """Files of kernels/ that are named in `files`, and those that they #include."""
-    known = {path.name: path for path in (ROOT / "kernels").rglob("*") if path.is_file()}
+def kernels_of(files: Iterable[Path]) -> set[Path]:
+    """Files of kernels/ that are named in `files`, those that they #include, and so on."""
     found: set[Path] = set()
     waiting = list(files)
     while waiting:
-        text = waiting.pop().read_text(encoding="utf-8")
-        for name in set(KERNEL.findall(text)) & known.keys():
-            if known[name] not in found:
-                found.add(known[name])
-                waiting.append(known[name])
+        path = waiting.pop()
+        for name in set(KERNEL.findall(path.read_text(encoding="utf-8"))):
+            new = kernel_files(name, path.parent) - found
+            found |= new
+            waiting += new
     return found
+
+
+@functools.cache
+def kernel_files(name: str, folder: Path) -> set[Path]:
+    """The file of kernels/ that a file in `folder` means by `name`; if unclear, all that it may be.
+
+    Names are relative to that folder, to kernels/ or to the repository, or end like the file's.
+    """
+    name = name.lstrip("/")  # of a text such as f"{folder}/conv.cuh"
+    for base in (folder, KERNELS, ROOT):
+        path = (base / name).resolve()
+        if path.is_relative_to(KERNELS) and path.is_file():
+            return {path}
+    return {path for path in KERNELS.rglob(Path(name).name) if str(path).endswith(f"/{name}")}

@@ -1,20 +1,45 @@
 # Tables: the raw rows of all runs, then what is made of them.
 
+# Each raw table and the files whose rows it holds, in the order of the sweep.
+ROWS = {
+    **{
+        raw: collect(
+            "<results>/runs/{run}/{raw}.csv", run=EXPERIMENT.run_names, raw=raw
+        )
+        for raw in RUN_TABLES
+    },
+    "transfers": collect(
+        "<results>/transfers/{dataset}/{network}/{stage}.csv",
+        dataset=SWEEP.datasets,
+        network=SWEEP.networks,
+        stage=EXPERIMENT.stages_on("cuda"),
+    ),
+    "cpu_profile": collect(
+        "<results>/cpu_profile/{dataset}/{network}/{stage}.csv",
+        dataset=SWEEP.datasets,
+        network=SWEEP.networks,
+        stage=EXPERIMENT.stages_on("cpu"),
+    ),
+    "race": collect("<results>/race/{stage}.csv", stage=RACE.stages if RACE else []),
+}
+
 # Where tables lie without runs (results/reference/*), they are given: nothing is measured again.
 if not EXPERIMENT.tables_are_given:
 
     rule combine:
         input:
-            EXPERIMENT.run_files,
+            lambda wildcards: ROWS[wildcards.raw],
         output:
             update("<results>/tables/{raw}.csv"),
         log:
             "<results>/logs/combine/{raw}.log",
+        wildcard_constraints:
+            raw="|".join(ROWS),
         conda:
             "../envs/cnn.yaml"
         params:
             # The names of thousands of files go through a file, not through the command line.
-            list=EXPERIMENT.list_file,
+            list=EXPERIMENT.list_file("{raw}"),
         shell:
             "python -m cnnlib combine --table {wildcards.raw} --out {output} --list {params.list}"
             " 2>&1 | tee {log}"
@@ -22,7 +47,10 @@ if not EXPERIMENT.tables_are_given:
 
 rule tabulate:
     input:
-        tables=EXPERIMENT.tables_of_table,
+        tables=lambda wildcards: collect(
+            "<results>/tables/{name}.csv",
+            name=EXPERIMENT.tables_read("tables", wildcards.table),
+        ),
         code=code_of("workflow/glue/tabulate.py", "workflow/tables/{table}.py"),
     output:
         csv=update("<results>/tables/{table}.csv"),
@@ -38,4 +66,8 @@ rule tabulate:
 
 rule tables:
     input:
-        EXPERIMENT.table_files,
+        collect(
+            "<results>/tables/{table}.{kind}",
+            table=EXPERIMENT.wanted_tables,
+            kind=["csv", "md"],
+        ),

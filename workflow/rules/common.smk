@@ -5,15 +5,20 @@ from cnnlib.config import check_keys
 from cnnlib.errors import UserError
 from cnnlib.files import check_writable
 from workflow.glue.clocks import date_now
-from workflow.glue.experiment import Experiment, put_this_python_first
+from workflow.glue.experiment import (
+    BESIDE,
+    RUN_TABLES,
+    Experiment,
+    put_this_python_first,
+)
 from workflow.glue.integrity import lines, make_again, written_by
 from workflow.glue.recovery import recover
 from workflow.glue.sources import code_of
 
 
 @contextmanager
-def told_in_one_line():
-    # A WorkflowError would come with a place in this file, which says nothing about the mistake.
+def exit_on_user_error():
+    # A WorkflowError would name a line of this file, which says nothing about the mistake.
     try:
         yield
     except UserError as error:
@@ -21,9 +26,11 @@ def told_in_one_line():
         sys.exit(2)
 
 
-with told_in_one_line():
+with exit_on_user_error():
     check_keys(workflow.configfiles)
     EXPERIMENT = Experiment(config, workflow.config_settings.config)
+
+SWEEP, RACE = EXPERIMENT.config.sweep, EXPERIMENT.config.race
 
 
 pathvars:
@@ -36,7 +43,6 @@ wildcard_constraints:
     stage=r"[\w-]+",
     batch_size=r"\d+",
     repeat=r"\d+",
-    raw="|".join(EXPERIMENT.combined_tables),
     table="|".join(EXPERIMENT.tables),
     figure="|".join(EXPERIMENT.figures),
 
@@ -46,37 +52,8 @@ workflow.global_resources.setdefault("timer", 1)
 workflow.global_resources.setdefault("gpu", 1)
 
 if workflow.is_main_process and not workflow.dryrun:
-    with told_in_one_line():
+    with exit_on_user_error():
         date_now(["cnnlib", "kernels", "workflow", EXPERIMENT.results])
 
 put_this_python_first()
 recover(workflow)
-
-# Jobs that Snakemake starts a process for read this too, but what they make was decided before.
-if workflow.is_main_process:
-    with told_in_one_line():
-        AGAIN = EXPERIMENT.again()
-    make_again(AGAIN)
-    for line in lines(AGAIN):
-        print(line, file=sys.stderr)
-
-
-# Not a rule: where one job runs again, Snakemake does not look at what else changed for the jobs after
-# it, and ancient() would then hide that a run's own settings did.
-onstart:
-    with told_in_one_line():
-        EXPERIMENT.save_settings()
-        EXPERIMENT.save_lists()
-        check_writable(*written_by(workflow.dag))
-        EXPERIMENT.begin()
-
-
-onsuccess:
-    with told_in_one_line():
-        EXPERIMENT.end()
-    EXPERIMENT.say_where()
-
-
-onerror:
-    with told_in_one_line():
-        EXPERIMENT.end()

@@ -23,7 +23,7 @@ rule download:
 rule prepare:
     input:
         downloaded="<results>/data/{dataset}/.downloaded",
-        code=multiext("cnnlib/datasets/", "idx.py", "store.py", "synthetic.py"),
+        code=code_of("cnnlib/datasets/__init__.py"),
     output:
         update("<results>/data/{dataset}.npz"),
     log:

@@ -6,17 +6,7 @@ if not EXPERIMENT.tables_are_given:
 
     rule probe:
         input:
-            code=[
-                *multiext(
-                    "cnnlib/probes/",
-                    "__init__.py",
-                    "log.py",
-                    "chase.py",
-                    "cpu.py",
-                    "gpu.py",
-                ),
-                "kernels/probes.cuh",
-            ],
+            code=code_of("cnnlib/probes/__init__.py", "kernels/probes.cuh"),
         output:
             update("<results>/tables/probes.csv"),
         log:
@@ -26,18 +16,18 @@ if not EXPERIMENT.tables_are_given:
         threads: workflow.resource_settings.cores or 1
         resources:
             timer=1,
-            gpu=int(EXPERIMENT.config.sweep.device != "emulated"),
+            gpu=int(EXPERIMENT.may_use_gpu),
         params:
             config=EXPERIMENT.settings_file,
-            settings=EXPERIMENT.without_wildcards("measuring"),
+            settings=EXPERIMENT.sections("measuring"),
         shell:
             "python -m workflow.glue.exclusive python -m cnnlib probe"
             " --config {params.config} --out {output} 2>&1 | tee {log}"
 
     rule pictures:
         input:
-            data=EXPERIMENT.dataset_arrays,
-            code="cnnlib/measuring/learning_curve.py",
+            data=collect("<results>/data/{dataset}.npz", dataset=SWEEP.datasets),
+            code=code_of("cnnlib/measuring/learning_curve.py"),
         output:
             update("<results>/tables/pictures.csv"),
         log:
@@ -46,15 +36,15 @@ if not EXPERIMENT.tables_are_given:
             "../envs/cnn.yaml"
         params:
             config=EXPERIMENT.settings_file,
-            settings=EXPERIMENT.without_wildcards("datasets"),
+            settings=EXPERIMENT.sections("datasets"),
         shell:
             "python -m cnnlib pictures --config {params.config} --out {output} 2>&1 | tee {log}"
 
     rule features:
         input:
-            data=EXPERIMENT.dataset_arrays,
+            data=collect("<results>/data/{dataset}.npz", dataset=SWEEP.datasets),
             sources="<results>/sources/gemm.sha256",
-            code="cnnlib/measuring/feature_maps.py",
+            code=code_of("cnnlib/measuring/feature_maps.py"),
         output:
             update("<results>/tables/features.csv"),
         log:
@@ -66,15 +56,17 @@ if not EXPERIMENT.tables_are_given:
             timer=1,
         params:
             config=EXPERIMENT.settings_file,
-            settings=EXPERIMENT.without_wildcards("training", "networks"),
+            settings=EXPERIMENT.sections("training", "networks"),
         shell:
             "python -m cnnlib features --config {params.config} --out {output} 2>&1 | tee {log}"
 
     rule race:
         input:
-            data=EXPERIMENT.race_data,
+            data=collect(
+                "<results>/data/{dataset}.npz", dataset=RACE.dataset if RACE else "-"
+            ),
             sources="<results>/sources/{stage}.sha256",
-            code="cnnlib/measuring/race.py",
+            code=code_of("cnnlib/measuring/race.py"),
         output:
             update("<results>/race/{stage}.csv"),
         log:
@@ -92,16 +84,15 @@ if not EXPERIMENT.tables_are_given:
             "python -m workflow.glue.exclusive python -m cnnlib race --config {params.config}"
             " --stage {wildcards.stage} --data {input.data} --out {output} 2>&1 | tee {log}"
 
-    rule examine:
-        # {raw} is the command's name and the table's: transfers or cpu_profile.
+    rule transfers:
         input:
             data="<results>/data/{dataset}.npz",
             sources="<results>/sources/{stage}.sha256",
-            code=multiext("cnnlib/measuring/", "cpu_profile.py", "transfers.py"),
+            code=code_of("cnnlib/measuring/transfers.py"),
         output:
-            update("<results>/{raw}/{dataset}/{network}/{stage}.csv"),
+            update("<results>/transfers/{dataset}/{network}/{stage}.csv"),
         log:
-            "<results>/logs/{raw}/{dataset}/{network}/{stage}.log",
+            "<results>/logs/transfers/{dataset}/{network}/{stage}.log",
         conda:
             "../envs/cnn.yaml"
         threads: workflow.resource_settings.cores or 1
@@ -109,11 +100,27 @@ if not EXPERIMENT.tables_are_given:
             timer=1,
             gpu=EXPERIMENT.gpus,
         params:
+            command="transfers",
             config=EXPERIMENT.settings_file,
             settings=EXPERIMENT.run_settings,
             batch_size=EXPERIMENT.usual_batch_size,
         shell:
-            "python -m workflow.glue.exclusive python -m cnnlib {wildcards.raw}"
+            "python -m workflow.glue.exclusive python -m cnnlib {params.command}"
             " --config {params.config} --dataset {wildcards.dataset}"
             " --network {wildcards.network} --stage {wildcards.stage}"
             " --batch-size {params.batch_size} --data {input.data} --out {output} 2>&1 | tee {log}"
+
+    use rule transfers as cpu_profile with:
+        input:
+            data="<results>/data/{dataset}.npz",
+            sources="<results>/sources/{stage}.sha256",
+            code=code_of("cnnlib/measuring/cpu_profile.py"),
+        output:
+            update("<results>/cpu_profile/{dataset}/{network}/{stage}.csv"),
+        log:
+            "<results>/logs/cpu_profile/{dataset}/{network}/{stage}.log",
+        params:
+            command="cpu-profile",
+            config=EXPERIMENT.settings_file,
+            settings=EXPERIMENT.run_settings,
+            batch_size=EXPERIMENT.usual_batch_size,

@@ -27,7 +27,7 @@ rule measure:
     output:
         tables=multiext(
             "<results>/runs/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}/",
-            *[f"{raw}.csv" for raw in EXPERIMENT.run_tables],
+            *[f"{raw}.csv" for raw in RUN_TABLES],
         ),
         run="<results>/runs/{dataset}/{network}/{stage}/b{batch_size}/r{repeat}/run.json",
     log:

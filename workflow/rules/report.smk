@@ -1,4 +1,4 @@
-# Figures: one script each, from tables alone.
+# Figures: one script each, from tables alone. The report and the poster show them.
 #
 # update() keeps Snakemake from deleting an output before its job has begun: a program that fails
 # leaves the figure or table that was there.
@@ -6,7 +6,10 @@
 
 rule draw:
     input:
-        tables=EXPERIMENT.tables_of_figure,
+        tables=lambda wildcards: collect(
+            "<results>/tables/{name}.csv",
+            name=EXPERIMENT.tables_read("figures", wildcards.figure),
+        ),
         code=code_of("workflow/plotting/draw.py", "workflow/figures/{figure}.py"),
     output:
         png=update(
@@ -30,14 +33,20 @@ rule draw:
 
 rule figures:
     input:
-        EXPERIMENT.figure_files,
+        collect(
+            "<results>/figures/{figure}.{kind}",
+            figure=EXPERIMENT.wanted_figures,
+            kind=["png", "svg"],
+        ),
 
 
 rule page:
     # The report for readers; `snakemake --report` makes another, of the workflow itself.
     input:
-        figures=EXPERIMENT.figure_pictures,
-        tables=EXPERIMENT.table_pages,
+        figures=collect(
+            "<results>/figures/{figure}.svg", figure=EXPERIMENT.wanted_figures
+        ),
+        tables=collect("<results>/tables/{table}.md", table=EXPERIMENT.wanted_tables),
         provenance=EXPERIMENT.provenance,
         code=code_of("workflow/report/page.py"),
         template="workflow/report/templates/page.html.j2",
@@ -57,9 +66,12 @@ rule page:
 rule poster:
     # Not part of `all`: it needs Chromium, which prints it.
     input:
-        tables=EXPERIMENT.poster_tables,
-        ladder=EXPERIMENT.table("ladder", "md"),
-        code=code_of("workflow/report/poster.py", *EXPERIMENT.poster_sources),
+        tables=collect("<results>/tables/{name}.csv", name=EXPERIMENT.poster_tables),
+        ladder="<results>/tables/ladder.md",
+        code=code_of(
+            "workflow/report/poster.py",
+            *collect("workflow/figures/{figure}.py", figure=EXPERIMENT.poster_figures),
+        ),
         template="workflow/report/templates/poster.html.j2",
     output:
         update("<results>/poster.pdf"),

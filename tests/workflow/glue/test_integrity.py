@@ -17,7 +17,7 @@ from tests.support.mirrors import arrays, spec_of, write_files
 from tests.support.toys import SETTINGS, toy_config, toy_data
 from tests.workflow.conftest import Checkout, digest
 from workflow.glue import integrity, modules
-from workflow.glue.integrity import Made, data_again
+from workflow.glue.integrity import MADE, Made, data_again
 
 RUNS = "results/runs/blobs/tiny"
 
@@ -219,16 +219,13 @@ def test_few_lines_are_said_of_many_files() -> None:
     assert len(said) == MOST_LINES + 1
 
 
-def test_every_figure_and_table_is_looked_after() -> None:
-    from workflow.glue.experiment import Experiment
-
-    root = ROOT
-    settings = yaml.safe_load((root / "config.yaml").read_text())
-    asked = Experiment(settings | {"results": "results/nowhere"})
-    files = {Path(path).name for path in asked.made_files}
-    for name in asked.wanted_figures:
+@pytest.mark.slow
+def test_every_figure_and_table_is_looked_after(finished: Checkout) -> None:
+    made = json.loads((finished.folder / "results" / MADE).read_text())
+    files = {Path(path).name for path in made}
+    for name in modules.names("figures"):
         assert {f"{name}.png", f"{name}.svg"} <= files
         for read in modules.raw_tables("figures", name):
             assert f"{read}.csv" in files
-    for name in asked.wanted_tables:
+    for name in modules.names("tables"):
         assert {f"{name}.csv", f"{name}.md"} <= files
