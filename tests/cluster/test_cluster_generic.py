@@ -51,13 +51,25 @@ def test_the_experiment_through_qsub(checkout: Checkout, pbs: Path) -> None:
     """Every job goes through qsub with what the profile asks for; a killed one is sent again."""
     done = subprocess.run(
         [
-            sys.executable, "-m", "snakemake", "--workflow-profile", PROFILE,
-            "--seconds-between-status-checks", "1", "--configfile", *CONFIG, "--", "figures",
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--workflow-profile",
+            PROFILE,
+            "--seconds-between-status-checks",
+            "1",
+            "--configfile",
+            *CONFIG,
+            "--",
+            "figures",
         ],
-        cwd=checkout.folder, text=True, timeout=500,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=checkout.folder,
+        text=True,
+        timeout=500,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env={**environment(checkout.folder), "PATH": f"{pbs}{os.pathsep}{os.environ['PATH']}"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout
     assert (checkout.folder / "results/figures/speedup.png").stat().st_size > 0
     asked = [path.read_text() for path in sorted((pbs.parent / "jobs").glob("*/asked"))]
@@ -81,7 +93,10 @@ def test_the_status_that_pbs_tells(pbs: Path, code: int | None, told: str) -> No
     if code is not None:
         (job / "code").write_text(str(code))
     status = subprocess.run(
-        ["sh", f"{PROFILE}/pbs_status.sh", "7"], text=True, stdout=subprocess.PIPE, check=True,
+        ["sh", f"{PROFILE}/pbs_status.sh", "7"],
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
         env={"PATH": f"{pbs}{os.pathsep}{os.environ['PATH']}"},
-    )  # fmt: skip
+    )
     assert status.stdout == f"{told}\n"

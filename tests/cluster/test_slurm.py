@@ -78,19 +78,42 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None
 @pytest.mark.usefixtures("slurm")
 def test_the_experiment_through_slurm(checkout: Checkout, tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "snakemake", "--workflow-profile", PROFILE, "--latency-wait", "5",
-        "--configfile", *CONFIG, "--", "figures",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--workflow-profile",
+        PROFILE,
+        "--latency-wait",
+        "5",
+        "--configfile",
+        *CONFIG,
+        "--",
+        "figures",
+    ]
     neighbour = ask(
-        "sbatch", "--parsable", "-J", NEIGHBOUR, "-p", "gpu", "--gpus=1", "--mem=100",
-        "-o", "/dev/null", "--wrap", "sleep 600",
-    ).strip()  # fmt: skip
+        "sbatch",
+        "--parsable",
+        "-J",
+        NEIGHBOUR,
+        "-p",
+        "gpu",
+        "--gpus=1",
+        "--mem=100",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 600",
+    ).strip()
     log = tmp_path / "snakemake.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            command, cwd=checkout.folder, text=True, stdout=out, stderr=subprocess.STDOUT,
+            command,
+            cwd=checkout.folder,
+            text=True,
+            stdout=out,
+            stderr=subprocess.STDOUT,
             env=environment(checkout.folder),
-        )  # fmt: skip
+        )
     try:
         wait_for(lambda: on_gpu("RUNNING"), process)
         cancelled = on_gpu("RUNNING")[0]["JobId"]

@@ -36,9 +36,14 @@ class Checkout:
     ) -> str:
         """Run Snakemake; what it printed. It must end with `code` (None: with an error)."""
         done = subprocess.run(
-            self.command(*arguments, config=config), cwd=self.folder, text=True, timeout=600,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(self.folder),
-        )  # fmt: skip
+            self.command(*arguments, config=config),
+            cwd=self.folder,
+            text=True,
+            timeout=600,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(self.folder),
+        )
         wrong = done.returncode == 0 if code is None else done.returncode != code
         assert not wrong, f"exit code {done.returncode}\n{done.stdout}"
         return done.stdout

@@ -119,9 +119,7 @@ def test_stages_of_a_users_own_that_fail(fresh: Checkout, tmp_path: Path) -> Non
     add_stage(checkout, "wheels", RAISES)
     add_stage(checkout, "nowhere", NOT_A_NUMBER)
     settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
-    settings["sweep"] |= {
-        "stages": ["wheels", "nowhere", "gemm"], "batch_sizes": [4], "repeats": 1,
-    }  # fmt: skip
+    settings["sweep"] |= {"stages": ["wheels", "nowhere", "gemm"], "batch_sizes": [4], "repeats": 1}
     settings["figures"] = ["speedup"]
     (checkout.folder / "mine.yaml").write_text(yaml.safe_dump(settings))
     text = checkout.snakemake("figures", config="mine.yaml")

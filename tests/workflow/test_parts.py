@@ -28,15 +28,28 @@ def epoch_rows(stage: str, seconds: list[list[float]], **changes) -> list[dict]:
     """Rows of one line: a list of epoch times for each repeat."""
     return [
         {
-            "dataset": "blobs", "network": "tiny", "stage": stage, "device": "a cpu",
-            "batch_size": 8, "seed": repeat, "repeat": repeat, "epoch": epoch, "images": 64,
-            "epoch_seconds": time, "event_seconds": math.nan, "loss": 1.0, "test_accuracy": 0.5,
-            "device_kind": "cpu", "status": "ok", "validated": True, "extrapolated": False,
+            "dataset": "blobs",
+            "network": "tiny",
+            "stage": stage,
+            "device": "a cpu",
+            "batch_size": 8,
+            "seed": repeat,
+            "repeat": repeat,
+            "epoch": epoch,
+            "images": 64,
+            "epoch_seconds": time,
+            "event_seconds": math.nan,
+            "loss": 1.0,
+            "test_accuracy": 0.5,
+            "device_kind": "cpu",
+            "status": "ok",
+            "validated": True,
+            "extrapolated": False,
             **changes,
         }
         for repeat, times in enumerate(seconds, 1)
         for epoch, time in enumerate(times, 1)
-    ]  # fmt: skip
+    ]
 
 
 def step_rows(stage: str, seconds: list[float]) -> list[dict]:
@@ -211,9 +224,17 @@ def test_labels_do_not_overlap_and_stay_close(wanted: list[float], gap: float) -
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(25200, "7.00 h"), (150, "2.50 min"), (60, "60.0 s"), (3.7249, "3.72 s"), (0.0154, "15.4 ms"),
-     (0.00123456, "1.23 ms"), (2.5e-6, "2.50 µs"), (math.nan, "-")],
-)  # fmt: skip
+    [
+        (25200, "7.00 h"),
+        (150, "2.50 min"),
+        (60, "60.0 s"),
+        (3.7249, "3.72 s"),
+        (0.0154, "15.4 ms"),
+        (0.00123456, "1.23 ms"),
+        (2.5e-6, "2.50 µs"),
+        (math.nan, "-"),
+    ],
+)
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert wording.duration(seconds) == text
 
@@ -221,7 +242,7 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("factor", "text"),
     [(1, "1×"), (0.854, "0.85×"), (9.21, "9.2×"), (141.3, "141×"), (12345, "12,300×")],
-)  # fmt: skip
+)
 def test_ratios_read_well(factor: float, text: str) -> None:
     assert wording.times(factor) == text
 
@@ -245,9 +266,11 @@ def test_only_one_measurement_at_a_time(tmp_path: Path) -> None:
     script = f"echo begin >> '{log}'; until [ -e '{go}' ]; do sleep 0.05; done; echo end >> '{log}'"
     command = [sys.executable, "-m", "workflow.glue.exclusive", "sh", "-c", script]
     options: dict[str, Any] = dict(
-        cwd=sources.ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE,
+        cwd=sources.ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+    )
     first = subprocess.Popen(command, **options)
     while not log.exists():
         assert first.poll() is None

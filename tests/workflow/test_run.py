@@ -145,8 +145,12 @@ def test_editing_a_stage_measures_only_that_stage(mine: Checkout) -> None:
     # its CPU profile, what gemm has learned, and its part in the race
     examined = {"cpu_profile": 1, "features": 1, "race": 1}
     assert mine.planned("all") == {
-        "sources": 1, "measure": per_stage, **examined, **TABLES, **FIGURES,
-    }  # fmt: skip
+        "sources": 1,
+        "measure": per_stage,
+        **examined,
+        **TABLES,
+        **FIGURES,
+    }
     plan = mine.snakemake("--dry-run", "all")
     assert "stage=gemm," in plan
     assert "stage=naive," not in plan
@@ -249,9 +253,13 @@ def test_kill_in_the_middle_of_a_measurement(fresh: Checkout, tmp_path: Path) ->
     run = "results/runs/blobs/tiny/naive/b4/r1"
     log = checkout.folder / "results/logs/measure/blobs/tiny/naive/b4/r1.log"
     process = subprocess.Popen(
-        checkout.command(f"{run}/run.json"), cwd=checkout.folder, env=environment(checkout.folder),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        checkout.command(f"{run}/run.json"),
+        cwd=checkout.folder,
+        env=environment(checkout.folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 120
     while not log.exists():
         assert process.poll() is None, "it ended before it could be killed"

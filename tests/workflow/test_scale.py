@@ -28,15 +28,20 @@ def planning_seconds(checkout: Checkout, repeats: int) -> float:
     dense = settings["networks"]["tiny"]
     settings["networks"] = {f"n{i}": dense for i in range(5)}
     settings["sweep"] |= {
-        "networks": list(settings["networks"]), "batch_sizes": [1, 2, 4, 8, 16],
-        "stages": ["naive", "gemm"], "repeats": repeats,
-    }  # fmt: skip
+        "networks": list(settings["networks"]),
+        "batch_sizes": [1, 2, 4, 8, 16],
+        "stages": ["naive", "gemm"],
+        "repeats": repeats,
+    }
     (checkout.folder / "many.yaml").write_text(yaml.safe_dump(settings))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         checkout.command("--dry-run", "--quiet", "all", "all", config="many.yaml"),
-        cwd=checkout.folder, env=environment(checkout.folder), capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=checkout.folder,
+        env=environment(checkout.folder),
+        capture_output=True,
+        text=True,
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     return after.ru_utime - before.ru_utime
@@ -51,10 +56,18 @@ def test_planning_is_linear(fresh: Checkout, tmp_path: Path) -> None:
 
 def test_collecting_is_linear(tmp_path: Path) -> None:
     row = {
-        "dataset": "d", "network": "n", "stage": "gemm", "device": "CPU, 2 threads",
-        "batch_size": 8, "seed": 1, "step_seconds": 0.5, "device_kind": "cpu", "status": "ok",
-        "validated": True, "extrapolated": False,
-    }  # fmt: skip
+        "dataset": "d",
+        "network": "n",
+        "stage": "gemm",
+        "device": "CPU, 2 threads",
+        "batch_size": 8,
+        "seed": 1,
+        "step_seconds": 0.5,
+        "device_kind": "cpu",
+        "status": "ok",
+        "validated": True,
+        "extrapolated": False,
+    }
     paths = [tmp_path / f"{repeat}.csv" for repeat in range(1, 1601)]
     for repeat, path in enumerate(paths, 1):
         rows = [row | {"repeat": repeat, "step": step} for step in range(1, 11)]

@@ -33,11 +33,15 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     times = moments(rows)
     blocks = recognition.blocks(rows, pictures, lambda line: beliefs_at(line, times))
     return recognition.draw_grid(
-        blocks, [style.plain(time) for time in times], "after this much training time",
-        title(rows), recognition.subtitle(rows, predictions), notes(rows),
+        blocks,
+        [style.plain(time) for time in times],
+        "after this much training time",
+        title(rows),
+        recognition.subtitle(rows, predictions),
+        notes(rows),
         "first batch not finished" if rows["whole"].all() else "not known",
         recognition.left_out(predictions, epochs),
-    )  # fmt: skip
+    )
 
 
 def moments(rows: pd.DataFrame) -> list[float]:

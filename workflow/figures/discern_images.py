@@ -35,11 +35,15 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         rows, pictures, lambda line: [belief_after(line, count) for count in counts]
     )
     return recognition.draw_grid(
-        blocks, [f"{count:,}" for count in counts], "after training on this many images",
-        title(rows), recognition.subtitle(rows, predictions),
-        notes(rows, reasons.without_left_out(epochs)), "not looked at",
+        blocks,
+        [f"{count:,}" for count in counts],
+        "after training on this many images",
+        title(rows),
+        recognition.subtitle(rows, predictions),
+        notes(rows, reasons.without_left_out(epochs)),
+        "not looked at",
         recognition.left_out(predictions, epochs),
-    )  # fmt: skip
+    )
 
 
 def columns(rows: pd.DataFrame) -> list[int]:

@@ -25,15 +25,19 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     cell = panels.first_cell(energy)
     if cell is None:
         return layout.nothing(
-            "Energy was not measured", "It takes a GPU whose driver tells of it (NVML).",
+            "Energy was not measured",
+            "It takes a GPU whose driver tells of it (NVML).",
             reasons.left_out(tables["epochs"]),
-        )  # fmt: skip
+        )
     what = panels.named(cell, energy)
     energy = panels.of_cell(energy, cell).copy()
     epochs = panels.of_cell(tables["epochs"], cell)
     whole = epochs.loc[~epochs["extrapolated"], ["batch_size", "images"]].drop_duplicates()
-    energy = energy.merge(whole.groupby("batch_size", as_index=False)["images"].max(),
-                          on="batch_size", suffixes=("", "_an_epoch"))  # fmt: skip
+    energy = energy.merge(
+        whole.groupby("batch_size", as_index=False)["images"].max(),
+        on="batch_size",
+        suffixes=("", "_an_epoch"),
+    )
     energy["epoch_joules"] = energy["energy_joules"] / energy["images"] * energy["images_an_epoch"]
     energy["watts"] = energy["energy_joules"] / energy["window_seconds"]
     if not len(energy):

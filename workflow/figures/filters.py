@@ -48,8 +48,14 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         head = figure.add_subplot(grid[row, 0])
         head.axis("off")
         size = "x".join(map(str, group[0].shape))
-        head.annotate(f"{name}\n{len(group)} of {size}", (1, 0.5), ha="right", va="center",
-                      fontsize=9.5, color=style.QUIET)  # fmt: skip
+        head.annotate(
+            f"{name}\n{len(group)} of {size}",
+            (1, 0.5),
+            ha="right",
+            va="center",
+            fontsize=9.5,
+            color=style.QUIET,
+        )
         for column, picture in enumerate(group[:across]):
             axes = figure.add_subplot(grid[row, column + 1])
             shown = show(axes, picture, bound if signed else None)

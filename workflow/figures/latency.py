@@ -33,9 +33,12 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         len(parts), 2, figsize=(14.0, 1.5 + each * len(parts)), squeeze=False, layout="constrained"
     )
     layout.headline(
-        figure, title(summary), subtitle(summary), panels.notes(summary),
+        figure,
+        title(summary),
+        subtitle(summary),
+        panels.notes(summary),
         reasons.left_out(tables["epochs"]),
-    )  # fmt: skip
+    )
     waiting = []
     for row, panel in zip(grid, parts, strict=True):
         for axes, quantity in zip(row, QUANTITIES, strict=True):
@@ -45,9 +48,14 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def draw_panel(
-    axes: Axes, panel: panels.Panel, summary: pd.DataFrame, value: str, low: str, high: str,
+    axes: Axes,
+    panel: panels.Panel,
+    summary: pd.DataFrame,
+    value: str,
+    low: str,
+    high: str,
     name: str,
-) -> list[style.Label]:  # fmt: skip
+) -> list[style.Label]:
     """One quantity of one panel's stages; the labels for its right edge."""
     sizes = sorted(set(panel.lines["batch_size"]))
     style.batch_axis(axes, sizes)

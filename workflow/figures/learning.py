@@ -31,9 +31,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     rows = rows[rows["test_accuracy"].notna() & (rows["train_seconds"] > 0)]
     if not len(rows):
         return layout.nothing(
-            "No learning curve was measured", "No run of the sweep has looked while it trained.",
+            "No learning curve was measured",
+            "No run of the sweep has looked while it trained.",
             reasons.left_out(tables["epochs"]),
-        )  # fmt: skip
+        )
     found = panels.on_a_page(panels.split(rows))
     counts = [len(recognition.lines(panel.lines)) for panel in found]
     if len(found) < layout.MANY:
@@ -54,9 +55,12 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             for place, count in zip(small.places, counts, strict=True)
         ]
     layout.headline(
-        figure, title(found[0]), subtitle(rows), recognition.notes(rows),
+        figure,
+        title(found[0]),
+        subtitle(rows),
+        recognition.notes(rows),
         reasons.left_out(tables["epochs"]),
-    )  # fmt: skip
+    )
     for (above, below), panel in zip(pairs, found, strict=True):
         draw_curves(above, panel, rows["train_seconds"], width)
         draw_moments(below, panel, rows["train_seconds"], width)
@@ -78,14 +82,24 @@ def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: floa
             own = line[~line["borrowed"]].tail(1) if borrowed else part.iloc[:0]
             joined = pd.concat([own, part])
             axes.plot(
-                joined["train_seconds"], percent[joined.index], color=mark.color, linewidth=1.8,
-                linestyle=(0, (4, 2)) if borrowed or panel.emulated else "-", zorder=2,
-            )  # fmt: skip
+                joined["train_seconds"],
+                percent[joined.index],
+                color=mark.color,
+                linewidth=1.8,
+                linestyle=(0, (4, 2)) if borrowed or panel.emulated else "-",
+                zorder=2,
+            )
             axes.plot(
-                part["train_seconds"], percent[part.index], linestyle="none", color=mark.color,
-                marker=mark.marker, markersize=6, markeredgewidth=1.4,
-                markerfacecolor="white" if borrowed else mark.color, zorder=3,
-            )  # fmt: skip
+                part["train_seconds"],
+                percent[part.index],
+                linestyle="none",
+                color=mark.color,
+                marker=mark.marker,
+                markersize=6,
+                markeredgewidth=1.4,
+                markerfacecolor="white" if borrowed else mark.color,
+                zorder=3,
+            )
 
 
 def draw_moments(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: float) -> None:
@@ -106,18 +120,29 @@ def draw_moments(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: flo
         time, borrowed = first["train_seconds"], bool(first["borrowed"])
         axes.plot([left, time], [row, row], color=mark.color, linewidth=1.4, alpha=0.45)
         axes.plot(
-            time, row, marker=mark.marker, markersize=9, color=mark.color, markeredgewidth=1.6,
+            time,
+            row,
+            marker=mark.marker,
+            markersize=9,
+            color=mark.color,
+            markeredgewidth=1.6,
             markerfacecolor="white" if borrowed else mark.color,
-        )  # fmt: skip
+        )
         # To the left of the marks at the right edge, where there is no room behind them.
         room = 0.75 if width > 5 else 0.5
         late = math.log(time / left) > room * math.log(right / left)
         axes.annotate(
-            wording.duration(time) + (", extrapolated" if borrowed else ""), (time, row),
-            xytext=(-11 if late else 11, 0), textcoords="offset points", fontsize=10,
-            ha="right" if late else "left", va="center", color=mark.color, weight="bold",
+            wording.duration(time) + (", extrapolated" if borrowed else ""),
+            (time, row),
+            xytext=(-11 if late else 11, 0),
+            textcoords="offset points",
+            fontsize=10,
+            ha="right" if late else "left",
+            va="center",
+            color=mark.color,
+            weight="bold",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        )  # fmt: skip
+        )
 
 
 def name_of(line: pd.DataFrame, lines: list[pd.DataFrame]) -> str:

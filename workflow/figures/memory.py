@@ -19,10 +19,15 @@ TABLES = ("samples", "epochs")
 
 MIB = 2**20
 PHASES = {
-    "open": "set up", "validate": "check", "warm_up": "warm up", "train": "timed epochs",
-    "evaluate": "timed epochs", "profile": "kernels", "learn": "learning curve",
+    "open": "set up",
+    "validate": "check",
+    "warm_up": "warm up",
+    "train": "timed epochs",
+    "evaluate": "timed epochs",
+    "profile": "kernels",
+    "learn": "learning curve",
     "sustain": "energy",
-}  # fmt: skip
+}
 SHADES = ("#f4f4f4", "#e9eef4")
 RUN = ["stage", "device", "device_kind", "batch_size", "repeat"]
 PANEL, LETTER, LINE = 6.6, 0.066, 0.115
@@ -49,9 +54,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     samples, what = choose(samples.merge(trained, on=RUN))
     if not len(samples):
         return layout.nothing(
-            "Memory was not looked at", "Neither NVML nor the system told of it.",
+            "Memory was not looked at",
+            "Neither NVML nor the system told of it.",
             reasons.left_out(epochs),
-        )  # fmt: skip
+        )
     on_gpu = bool((samples["device_kind"] == "cuda").all())
     peaks = samples.groupby(RUN, as_index=False, sort=False)["memory"].max()
     size = common_batch(peaks)
@@ -129,9 +135,12 @@ def draw_trace(
         axes.axvspan(starts[i], starts[i + 1], color=SHADES[i % 2], linewidth=0, zorder=0)
         write_phase(axes, phase, starts[i], starts[i + 1], height)
     axes.plot(
-        rows["time_seconds"], rows["memory"], color=mark.color, linewidth=2,
+        rows["time_seconds"],
+        rows["memory"],
+        color=mark.color,
+        linewidth=2,
         linestyle=(0, (4, 2)) if emulated else "-",
-    )  # fmt: skip
+    )
     axes.fill_between(rows["time_seconds"], rows["memory"], color=mark.color, alpha=0.15)
     axes.set_yticks([0, rows["memory"].max()])
     axes.set_yticklabels(["0", wording.size(rows["memory"].max())])
@@ -144,9 +153,16 @@ def write_phase(axes: Axes, name: str, began: float, ended: float, height: float
     if not along and (width < LINE or LETTER * len(name) > height):
         return
     text = axes.annotate(
-        name, ((began + ended) / 2, 0.06), xycoords=axes.get_xaxis_transform(), ha="center",
-        va="bottom", fontsize=8, color=style.QUIET, rotation=0 if along else 90, zorder=4,
-    )  # fmt: skip
+        name,
+        ((began + ended) / 2, 0.06),
+        xycoords=axes.get_xaxis_transform(),
+        ha="center",
+        va="bottom",
+        fontsize=8,
+        color=style.QUIET,
+        rotation=0 if along else 90,
+        zorder=4,
+    )
     text.set_path_effects([effects.withStroke(linewidth=2.5, foreground="white", alpha=0.7)])
 
 
@@ -157,9 +173,14 @@ def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.L
     values = [*peaks["memory"], *([capacity] if np.isfinite(capacity) else [])]
     every = 4 if max(values) / min(values) > 16 else 2
     style.quantity_axis(
-        axes, "y", values, wording.size, steps=[every**k for k in range(10) if every**k < 1024],
-        base=1024, margin=1.25,
-    )  # fmt: skip
+        axes,
+        "y",
+        values,
+        wording.size,
+        steps=[every**k for k in range(10) if every**k < 1024],
+        base=1024,
+        margin=1.25,
+    )
     emulated = bool((peaks["device_kind"] == "emulated").all())
     axes.set_ylabel("peak memory")
     heading = "Peak against the batch size" + (f" ({wording.EMULATED})" if emulated else "")

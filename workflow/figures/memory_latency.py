@@ -83,12 +83,22 @@ def lines(
             axes.fill_between(
                 middle.index, sizes.min(), sizes.max(), color=mark.color, alpha=0.18, linewidth=0
             )
-            axes.plot(middle.index, middle, color=mark.color, marker=mark.marker, markersize=6,
-                      linewidth=2)  # fmt: skip
+            axes.plot(
+                middle.index,
+                middle,
+                color=mark.color,
+                marker=mark.marker,
+                markersize=6,
+                linewidth=2,
+            )
             labels.append(
-                style.Label(rows["size_bytes"].max(), middle.iloc[-1],
-                            f"{name}  {write(middle.iloc[-1])}", mark.color)
-            )  # fmt: skip
+                style.Label(
+                    rows["size_bytes"].max(),
+                    middle.iloc[-1],
+                    f"{name}  {write(middle.iloc[-1])}",
+                    mark.color,
+                )
+            )
     return labels
 
 
@@ -114,10 +124,14 @@ def mark_levels(axes: Axes, rows: pd.DataFrame) -> None:
                 break
             at = float(level.index[0] * level.index[-1]) ** 0.5
             axes.annotate(
-                f"{name} {wording.duration(level.median())}".strip(), (at, level.max()),
-                xytext=(0, 10), textcoords="offset points", ha="center", fontsize=10,
+                f"{name} {wording.duration(level.median())}".strip(),
+                (at, level.max()),
+                xytext=(0, 10),
+                textcoords="offset points",
+                ha="center",
+                fontsize=10,
                 color=CHASES[probe][1].color,
-            )  # fmt: skip
+            )
 
 
 def title(chased: pd.DataFrame) -> str:

@@ -90,8 +90,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     if not sizes:
         return layout.nothing(
             "No two stages can be compared",
-            "At no batch size have two of them been looked at after the same images.", left_out,
-        )  # fmt: skip
+            "At no batch size have two of them been looked at after the same images.",
+            left_out,
+        )
     seen = pd.concat([rows for rows in (predictions, learning) if len(rows)])
     seen = seen[seen["batch_size"].isin(sizes)]
     shown = few(sizes, (parts[0] if parts[0].lines else parts[1]).parted)
@@ -100,9 +101,12 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         2, 1, figsize=(9.5, 9.0), sharex=True, layout="constrained"
     )
     layout.headline(
-        figure, title(seen, *parts), subtitle(seen, every, cell),
-        notes(seen, shown, predictions, learning), left_out,
-    )  # fmt: skip
+        figure,
+        title(seen, *parts),
+        subtitle(seen, every, cell),
+        notes(seen, shown, predictions, learning),
+        left_out,
+    )
     waiting = [
         (axes, draw_part(axes, part, looks(shown)))
         for axes, part in zip((above, below), parts, strict=True)
@@ -131,9 +135,12 @@ def probabilities(predictions: pd.DataFrame) -> Part:
         if len(found):
             lines[size] = found.groupby("images")["apart"].max().round(6)
     return Part(
-        lines, ROUNDED, "largest difference of a probability\nbetween two stages",
-        "the same to four decimals", lambda value: wording.digits(value, 2),
-    )  # fmt: skip
+        lines,
+        ROUNDED,
+        "largest difference of a probability\nbetween two stages",
+        "the same to four decimals",
+        lambda value: wording.digits(value, 2),
+    )
 
 
 def accuracy(learning: pd.DataFrame) -> Part:
@@ -147,10 +154,12 @@ def accuracy(learning: pd.DataFrame) -> Part:
             lines[size] = apart
     image = 100 / good["test_images"].max() if len(good) else 1.0
     return Part(
-        lines, image / 2, "largest difference of test accuracy\nbetween two stages (% points)",
+        lines,
+        image / 2,
+        "largest difference of test accuracy\nbetween two stages (% points)",
         "the same accuracy",
         lambda value: "1 point" if value == 1 else f"{value:.3g} points",
-    )  # fmt: skip
+    )
 
 
 def few(sizes: list[int], parted: Mapping[int, int]) -> list[int]:
@@ -200,9 +209,16 @@ def draw_part(axes: Axes, part: Part, marks: Mapping[int, style.Mark]) -> list[s
         level = bottom * (part.equal / bottom) ** share
         heights = line.where(line > part.equal, level)
         axes.plot(
-            line.index, heights, color=mark.color, marker=mark.marker, markersize=7, linewidth=1.8,
-            markeredgecolor="white", markeredgewidth=0.8, zorder=3,
-        )  # fmt: skip
+            line.index,
+            heights,
+            color=mark.color,
+            marker=mark.marker,
+            markersize=7,
+            linewidth=1.8,
+            markeredgecolor="white",
+            markeredgewidth=0.8,
+            zorder=3,
+        )
         last = part.write(line.iloc[-1]) if line.iloc[-1] > part.equal else "the same"
         text = f"batch {size:,}: {last}"
         labels.append(style.Label(line.index[-1], heights.iloc[-1], text, mark.color))

@@ -19,9 +19,14 @@ TABLES = ("kernels", "epochs")
 
 # Okabe and Ito's colours for directions; layers are told by name.
 COLOURS = {
-    "forward": "#56b4e9", "backward": "#d08a00", "update": "#009e73", "loss": "#c264a0",
-    "the rest": "#d9a9c9", "input": "#8c6bb1", "no kernel": "#e4e4e4",
-}  # fmt: skip
+    "forward": "#56b4e9",
+    "backward": "#d08a00",
+    "update": "#009e73",
+    "loss": "#c264a0",
+    "the rest": "#d9a9c9",
+    "input": "#8c6bb1",
+    "no kernel": "#e4e4e4",
+}
 ORDER = ["input", "forward", "loss", "backward", "the rest", "update"]
 """Of directions within a step."""
 LETTER_INCHES = 0.08
@@ -44,9 +49,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     cell = panels.first_cell(kernels)
     if cell is None:
         return layout.nothing(
-            "No profile was taken", "There are no kernels in the table.",
+            "No profile was taken",
+            "There are no kernels in the table.",
             reasons.left_out(tables["epochs"]),
-        )  # fmt: skip
+        )
     parts = of_parts(panels.of_cell(kernels, cell))
     parts = parts.join(step_seconds(panels.of_cell(tables["epochs"], cell)), on=CELL)
     sizes = sorted(set(parts["batch_size"]))
@@ -64,13 +70,20 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     ]
     heights = [0.55 + 0.42 * len(rows) for *_, rows in shown]
     figure, column = pyplot.subplots(
-        len(shown), 1, figsize=(12.6, 1.9 + sum(heights)), height_ratios=heights,
-        squeeze=False, layout="constrained", sharex=True,
-    )  # fmt: skip
+        len(shown),
+        1,
+        figsize=(12.6, 1.9 + sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+        sharex=True,
+    )
     layout.headline(
-        figure, title(parts, sizes, stages), subtitle(parts, panels.named(cell, kernels)),
+        figure,
+        title(parts, sizes, stages),
+        subtitle(parts, panels.named(cell, kernels)),
         left_out=reasons.left_out(tables["epochs"], cell),
-    )  # fmt: skip
+    )
     for axes, (size, built, lines, rows) in zip(column.flat, shown, strict=True):
         draw_bars(axes, lines[lines["batch_size"] == size], rows)
         note = f" ({wording.EMULATED})" if built else ""
@@ -80,9 +93,12 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     last.set_xlabel("share of a training step")
     present = [name for name in COLOURS if name in {*parts["part"], "no kernel"}]
     figure.legend(
-        [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in present], present,
-        loc="outside right upper", frameon=False, fontsize=9.5,
-    )  # fmt: skip
+        [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in present],
+        present,
+        loc="outside right upper",
+        frameon=False,
+        fontsize=9.5,
+    )
     return figure
 
 
@@ -130,9 +146,14 @@ def draw_bars(axes: Axes, parts: pd.DataFrame, stages: list[str]) -> None:
             draw_part(axes, row, at, 1 - at, "no kernel", COLOURS["no kernel"])
         if step == step:
             axes.annotate(
-                wording.duration(step), (1, row), xytext=(6, 0),
-                textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False,
-            )  # fmt: skip
+                wording.duration(step),
+                (1, row),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9.5,
+                annotation_clip=False,
+            )
 
 
 def place_in_step(parts: pd.Series) -> pd.Series:

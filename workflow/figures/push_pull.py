@@ -42,9 +42,13 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     if len(groups) < layout.MANY:
         across = len(groups)
         figure, grid = pyplot.subplots(
-            1, across, figsize=(2.4 + 6.6 * across, 1.7 + 4.4), squeeze=False,
-            layout="constrained", sharey=True,
-        )  # fmt: skip
+            1,
+            across,
+            figsize=(2.4 + 6.6 * across, 1.7 + 4.4),
+            squeeze=False,
+            layout="constrained",
+            sharey=True,
+        )
         row, width = list(grid.flat), 6.2
     else:
         small = layout.small_panels(list(map(heading, groups)), [3.5] * len(groups))
@@ -83,10 +87,17 @@ def draw_panel(
         middle = by_size.median()
         low, high = middle - by_size.quantile(0.25), by_size.quantile(0.75) - middle
         axes.errorbar(
-            middle.index, middle, [low, high], color=mark.color, marker=mark.marker,
-            markersize=8, linewidth=2, linestyle=(0, (4, 2)) if kind == "emulated" else "-",
-            elinewidth=1.3, capsize=3.5,
-        )  # fmt: skip
+            middle.index,
+            middle,
+            [low, high],
+            color=mark.color,
+            marker=mark.marker,
+            markersize=8,
+            linewidth=2,
+            linestyle=(0, (4, 2)) if kind == "emulated" else "-",
+            elinewidth=1.3,
+            capsize=3.5,
+        )
         text = f"{name}  {wording.duration(middle.iloc[-1])}"
         labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
     return labels

@@ -57,17 +57,33 @@ def draw_panel(axes: Axes, panel: panels.Panel) -> list[style.Label]:
         hollow = stage in panels.NAMES_OF_PEERS
         last = of_stage[of_stage["epoch"] == of_stage["epoch"].max()]
         axes.plot(
-            last["train_seconds"], last["percent"], linestyle="none", marker=".", markersize=4,
-            color=mark.color, alpha=0.5, zorder=2,
-        )  # fmt: skip
+            last["train_seconds"],
+            last["percent"],
+            linestyle="none",
+            marker=".",
+            markersize=4,
+            color=mark.color,
+            alpha=0.5,
+            zorder=2,
+        )
         epochs = of_stage.groupby("epoch")
         seconds, middle = epochs["train_seconds"].mean(), epochs["percent"].mean()
         axes.errorbar(
-            seconds, middle, epochs["percent"].std().fillna(0), color=mark.color, linewidth=2,
-            linestyle=":" if hollow else (0, (4, 2)) if panel.emulated else "-", capsize=3.5,
-            marker=mark.marker, markersize=8, markeredgewidth=1.6, markeredgecolor=mark.color,
-            markerfacecolor="white" if hollow else mark.color, elinewidth=1.3, zorder=3,
-        )  # fmt: skip
+            seconds,
+            middle,
+            epochs["percent"].std().fillna(0),
+            color=mark.color,
+            linewidth=2,
+            linestyle=":" if hollow else (0, (4, 2)) if panel.emulated else "-",
+            capsize=3.5,
+            marker=mark.marker,
+            markersize=8,
+            markeredgewidth=1.6,
+            markeredgecolor=mark.color,
+            markerfacecolor="white" if hollow else mark.color,
+            elinewidth=1.3,
+            zorder=3,
+        )
         text = f"{wording.title(stage)}  {middle.iloc[-1]:.2f} %, {time(seconds.iloc[-1])}"
         labels.append(style.Label(axes.get_xlim()[1], middle.iloc[-1], text, mark.color))
     low, high = axes.get_ylim()

@@ -41,9 +41,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     cell = panels.first_cell(kernels)
     if cell is None:
         return layout.nothing(
-            "There is no roofline to draw", "There are no kernels with arithmetic in the table.",
+            "There is no roofline to draw",
+            "There are no kernels with arithmetic in the table.",
             reasons.left_out(tables["epochs"]),
-        )  # fmt: skip
+        )
     what = panels.named(cell, kernels)
     kernels = panels.of_cell(kernels, cell)
     size = max(kernels["batch_size"])
@@ -55,9 +56,11 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         1, len(kinds), figsize=(1.2 + PANEL * len(kinds), 6.6), squeeze=False, layout="constrained"
     )
     layout.headline(
-        figure, title(marks, tables["probes"]), subtitle(marks, what, size, tables["probes"]),
+        figure,
+        title(marks, tables["probes"]),
+        subtitle(marks, what, size, tables["probes"]),
         left_out=reasons.left_out(tables["epochs"], cell),
-    )  # fmt: skip
+    )
     for axes, kind in zip(row.flat, kinds, strict=True):
         draw_panel(axes, marks[marks["device_kind"] == kind], tables["probes"], kind)
     return figure
@@ -109,24 +112,42 @@ def draw_panel(axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str)
         axes.plot(corner, np.minimum(corner * bandwidth, highest), color=style.QUIET, linewidth=1.2)
         if axes.get_ylim()[0] < slope[0]:
             axes.annotate(
-                f"{memory} {bandwidth / 1e9:,.0f} GB/s", (across[0], slope[0]), xytext=(16, -2),
-                textcoords="offset points", fontsize=9, color=style.QUIET, va="top",
-            )  # fmt: skip
+                f"{memory} {bandwidth / 1e9:,.0f} GB/s",
+                (across[0], slope[0]),
+                xytext=(16, -2),
+                textcoords="offset points",
+                fontsize=9,
+                color=style.QUIET,
+                va="top",
+            )
     for text, rate in levels:
         start = rate / bandwidth if bandwidth == bandwidth else across[0]
-        axes.plot([max(start, across[0]), across[1]], [rate, rate], color=style.QUIET,
-                  linewidth=1.2)  # fmt: skip
+        axes.plot(
+            [max(start, across[0]), across[1]], [rate, rate], color=style.QUIET, linewidth=1.2
+        )
         axes.annotate(
-            f"{text}  {rate_text(rate)}", (across[1], rate), xytext=(-4, 4), ha="right",
-            textcoords="offset points", fontsize=9, color=style.QUIET,
-        )  # fmt: skip
+            f"{text}  {rate_text(rate)}",
+            (across[1], rate),
+            xytext=(-4, 4),
+            ha="right",
+            textcoords="offset points",
+            fontsize=9,
+            color=style.QUIET,
+        )
     for stage in panels.on_ladder(marks["stage"]):
         group, mark = marks[marks["stage"] == stage], style.mark(stage)
         axes.scatter(
-            group["intensity"], group["rate"], s=30 + 420 * group["share"], marker=mark.marker,
-            color=mark.color, alpha=0.75, edgecolor="white", linewidth=0.8, zorder=3,
+            group["intensity"],
+            group["rate"],
+            s=30 + 420 * group["share"],
+            marker=mark.marker,
+            color=mark.color,
+            alpha=0.75,
+            edgecolor="white",
+            linewidth=0.8,
+            zorder=3,
             label=wording.title(stage),
-        )  # fmt: skip
+        )
     name_marks(axes, marks)
     legend = axes.legend(loc="lower right", frameon=False, fontsize=9.5)
     for handle in legend.legend_handles:
@@ -143,10 +164,16 @@ def name_marks(axes: Axes, marks: pd.DataFrame) -> None:
         upward = name.endswith("forward")
         top = marks[marks["name"] == name].nlargest(1, "rate").iloc[0]
         label = axes.annotate(
-            name, (top["intensity"], top["rate"]), xytext=(0, 10 if upward else -12),
-            textcoords="offset points", ha="center", va="bottom" if upward else "top", fontsize=9,
-            color=style.INK, zorder=5,
-        )  # fmt: skip
+            name,
+            (top["intensity"], top["rate"]),
+            xytext=(0, 10 if upward else -12),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if upward else "top",
+            fontsize=9,
+            color=style.INK,
+            zorder=5,
+        )
         label.set_path_effects([effects.withStroke(linewidth=2.5, foreground="white", alpha=0.8)])
 
 

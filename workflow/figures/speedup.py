@@ -21,9 +21,12 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     parts = panels.on_a_page(panels.split(summary))
     if len(parts) < layout.MANY:
         figure, grid = pyplot.subplots(
-            1, len(parts), figsize=(2.6 + 6.2 * len(parts), 5.7), squeeze=False,
+            1,
+            len(parts),
+            figsize=(2.6 + 6.2 * len(parts), 5.7),
+            squeeze=False,
             layout="constrained",
-        )  # fmt: skip
+        )
         row, width, named = list(grid[0]), 6.0, grid[0][:1]
     else:
         small = layout.small_panels(
@@ -33,9 +36,12 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         row = [figure.add_subplot(place) for place in small.places]
         named = row[:: small.across]
     layout.headline(
-        figure, title(summary), subtitle(summary), panels.notes(summary),
+        figure,
+        title(summary),
+        subtitle(summary),
+        panels.notes(summary),
         reasons.left_out(tables["epochs"]),
-    )  # fmt: skip
+    )
     values = pd.concat([summary["speedup"], summary["speedup_low"], summary["speedup_high"]])
     waiting = []
     for axes, panel in zip(row, parts, strict=True):

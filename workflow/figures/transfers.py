@@ -39,13 +39,19 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         transfers[part] = 100 * transfers[part] / transfers["epoch_seconds"]
     stages = panels.on_ladder(transfers["stage"])
     figure, row = pyplot.subplots(
-        1, len(stages), figsize=(2.0 + 4.6 * len(stages), 5.6), squeeze=False, sharey=True,
+        1,
+        len(stages),
+        figsize=(2.0 + 4.6 * len(stages), 5.6),
+        squeeze=False,
+        sharey=True,
         layout="constrained",
-    )  # fmt: skip
+    )
     layout.headline(
-        figure, title(transfers, stages), subtitle(transfers, what),
+        figure,
+        title(transfers, stages),
+        subtitle(transfers, what),
         left_out=reasons.left_out(every, cell),
-    )  # fmt: skip
+    )
     waiting = []
     for axes, stage in zip(row.flat, stages, strict=True):
         waiting.append((axes, draw_stage(axes, transfers[transfers["stage"] == stage], stage)))
@@ -79,9 +85,13 @@ def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:
     epochs = rows.groupby("resident_images")["epoch_seconds"].median()
     for size, seconds in epochs[told].items():
         axes.annotate(
-            wording.duration(seconds), (size, 1.02), xycoords=axes.get_xaxis_transform(),
-            ha="center", fontsize=8.5, color=style.QUIET,
-        )  # fmt: skip
+            wording.duration(seconds),
+            (size, 1.02),
+            xycoords=axes.get_xaxis_transform(),
+            ha="center",
+            fontsize=8.5,
+            color=style.QUIET,
+        )
     return labels
 
 

@@ -80,21 +80,37 @@ def draw_line(
     mark, peer = style.mark(stage), stage in NAMES_OF_PEERS
     good = group[group[value].notna()]
     axes.plot(
-        good["batch_size"], good[value], color=mark.color, linewidth=2,
-        linestyle=line_style(peer, emulated), zorder=3,
-    )  # fmt: skip
+        good["batch_size"],
+        good[value],
+        color=mark.color,
+        linewidth=2,
+        linestyle=line_style(peer, emulated),
+        zorder=3,
+    )
     spread = good[good[low].notna()]
     axes.errorbar(
-        spread["batch_size"], spread[value],
+        spread["batch_size"],
+        spread[value],
         [(spread[value] - spread[low]).clip(lower=0), (spread[high] - spread[value]).clip(lower=0)],
-        fmt="none", ecolor=mark.color, elinewidth=1.3, capsize=3.5, capthick=1.3, zorder=2,
-    )  # fmt: skip
+        fmt="none",
+        ecolor=mark.color,
+        elinewidth=1.3,
+        capsize=3.5,
+        capthick=1.3,
+        zorder=2,
+    )
     for scaled, part in good.groupby("extrapolated"):
         axes.plot(
-            part["batch_size"], part[value], linestyle="none", marker=mark.marker,
-            markersize=8, markeredgecolor=mark.color, markeredgewidth=1.6,
-            markerfacecolor="white" if scaled or peer else mark.color, zorder=4,
-        )  # fmt: skip
+            part["batch_size"],
+            part[value],
+            linestyle="none",
+            marker=mark.marker,
+            markersize=8,
+            markeredgecolor=mark.color,
+            markeredgewidth=1.6,
+            markerfacecolor="white" if scaled or peer else mark.color,
+            zorder=4,
+        )
 
 
 def line_style(peer: bool, emulated: bool) -> Any:
@@ -123,9 +139,16 @@ def draw_failures(axes: Axes, lines: pd.DataFrame) -> list[style.Label]:
         stage, status = group[["stage", "status"]].iloc[0]
         color, height = style.mark(stage).color, 0.045 + 0.06 * row
         axes.plot(
-            group["batch_size"], [height] * len(group), marker="x", markersize=7,
-            markeredgewidth=2.2, linestyle="none", color=color, transform=place, zorder=5,
-        )  # fmt: skip
+            group["batch_size"],
+            [height] * len(group),
+            marker="x",
+            markersize=7,
+            markeredgewidth=2.2,
+            linestyle="none",
+            color=color,
+            transform=place,
+            zorder=5,
+        )
         text = f"{wording.title(stage)} {wording.STATUS.get(status, status)}"
         at = bottom * (high / bottom) ** height
         labels.append(style.Label(lines["batch_size"].max(), at, text, color))
@@ -183,12 +206,18 @@ def spread_line(
     middle = by_x.median()
     peer = group["stage"].isin(NAMES_OF_PEERS).all()
     axes.errorbar(
-        middle.index, middle,
+        middle.index,
+        middle,
         [middle - by_x.quantile(0.25), by_x.quantile(0.75) - middle],
-        color=mark.color, marker=mark.marker, markersize=8, linewidth=2,
+        color=mark.color,
+        marker=mark.marker,
+        markersize=8,
+        linewidth=2,
         markerfacecolor="white" if peer else mark.color,
-        linestyle=line_style(peer, emulated), elinewidth=1.3, capsize=3.5,
-    )  # fmt: skip
+        linestyle=line_style(peer, emulated),
+        elinewidth=1.3,
+        capsize=3.5,
+    )
     return middle
 
 

@@ -26,9 +26,7 @@ LINE = ["stage", "device", "device_kind"]
 
 SURE = 0.5
 """Probability from which on an image counts as recognised."""
-NO_ROWS = (
-    "No digit was watched", "No run of the sweep has looked at images while it trained."
-)  # fmt: skip
+NO_ROWS = ("No digit was watched", "No run of the sweep has looked at images while it trained.")
 BLOCKS = 3
 CELL_INCHES, CELL_WIDE, GAP_INCHES, PICTURE_INCHES = 0.52, 0.86, 0.40, 1.0
 NOT_YET = "#e9e9e9"
@@ -302,9 +300,15 @@ def picture_of(pictures: pd.DataFrame, dataset: str, digit: int) -> npt.NDArray[
 
 
 def draw_grid(
-    blocks: Sequence[Block], columns: Sequence[str], about: str,
-    title: str, subtitle: str, notes: str, nothing: str, left_out: str = "",
-) -> Figure:  # fmt: skip
+    blocks: Sequence[Block],
+    columns: Sequence[str],
+    about: str,
+    title: str,
+    subtitle: str,
+    notes: str,
+    nothing: str,
+    left_out: str = "",
+) -> Figure:
     """Blocks below one another; `about` says what the columns are, `nothing` what no belief is, and
     `left_out` which stages have no row, and why.
     """
@@ -347,11 +351,18 @@ def key(axes: Axes, cells: Sequence[Belief | None], nothing: str) -> None:
         if there
     ]
     axes.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(-0.01, 0.0),
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(-0.01, 0.0),
         ncols=3 if layout.compact() else len(handles),
-        frameon=False, fontsize=9.5, handlelength=1.3, handleheight=1.1, columnspacing=1.4,
-        handletextpad=0.5, borderaxespad=0.4,
-    )  # fmt: skip
+        frameon=False,
+        fontsize=9.5,
+        handlelength=1.3,
+        handleheight=1.1,
+        columnspacing=1.4,
+        handletextpad=0.5,
+        borderaxespad=0.4,
+    )
 
 
 def places(rows: Sequence[GridRow]) -> list[float]:
@@ -375,9 +386,7 @@ def draw_picture(axes: Axes, block: Block) -> None:
         axes.imshow(block.picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     else:
         axes.set_box_aspect(1)
-        axes.text(
-            0.5, 0.5, "no picture", fontsize=9, color=style.QUIET, ha="center", va="center",
-        )  # fmt: skip
+        axes.text(0.5, 0.5, "no picture", fontsize=9, color=style.QUIET, ha="center", va="center")
     axes.set_xlabel(block.caption, fontsize=10.5, color=style.INK, linespacing=1.35)
 
 
@@ -411,9 +420,7 @@ def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None) -> No
     draw_tile(axes, across, down, 0.03, facecolor=SHADES[cell.right](depth), linewidth=0)
     ink = "white" if depth > (0.62 if cell.right else 0.72) else style.INK
     if cell.borrowed:
-        draw_tile(
-            axes, across, down, 0.075, fill=False, edgecolor=ink, linestyle=(0, (3, 2)),
-        )  # fmt: skip
+        draw_tile(axes, across, down, 0.075, fill=False, edgecolor=ink, linestyle=(0, (3, 2)))
     texts = [
         (0.50, 0.40, f"{cell.label}", {"fontsize": 15, "weight": "bold"}),
         (0.50, 0.75, f"{100 * cell.chance:.0f} %", {"fontsize": 9}),

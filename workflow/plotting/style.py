@@ -48,16 +48,28 @@ def apply() -> None:
         style="whitegrid",
         font="DejaVu Sans",
         rc={
-            "axes.edgecolor": "#9a9a9a", "axes.labelcolor": INK, "axes.labelsize": 11,
-            "axes.linewidth": 0.8, "axes.spines.right": False, "axes.spines.top": False,
-            "grid.color": GRID, "grid.linewidth": 0.8, "text.color": INK,
-            "xtick.color": QUIET, "ytick.color": QUIET,
-            "xtick.labelsize": 10, "ytick.labelsize": 10,
-            "figure.dpi": 100, "savefig.dpi": 160, "savefig.facecolor": "white",
-            "svg.hashsalt": "cnn", "svg.fonttype": "path", "lines.solid_capstyle": "round",
+            "axes.edgecolor": "#9a9a9a",
+            "axes.labelcolor": INK,
+            "axes.labelsize": 11,
+            "axes.linewidth": 0.8,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "grid.color": GRID,
+            "grid.linewidth": 0.8,
+            "text.color": INK,
+            "xtick.color": QUIET,
+            "ytick.color": QUIET,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "figure.dpi": 100,
+            "savefig.dpi": 160,
+            "savefig.facecolor": "white",
+            "svg.hashsalt": "cnn",
+            "svg.fonttype": "path",
+            "lines.solid_capstyle": "round",
             "figure.hooks": ["workflow.plotting.layout:fit"],
         },
-    )  # fmt: skip
+    )
     matplotlib.rcParams["path.sketch"] = None
 
 
@@ -88,9 +100,14 @@ def times_axis(axes: Axes, values: Iterable[float]) -> None:
 
 
 def quantity_axis(
-    axes: Axes, which: str, values: Iterable[float], write: Callable[[float], str],
-    steps: Sequence[float] = (1,), margin: float = 1.6, base: float = 10.0,
-) -> None:  # fmt: skip
+    axes: Axes,
+    which: str,
+    values: Iterable[float],
+    write: Callable[[float], str],
+    steps: Sequence[float] = (1,),
+    margin: float = 1.6,
+    base: float = 10.0,
+) -> None:
     """A logarithmic axis ("x" or "y") around `values`, its ticks written by `write`.
 
     Ticks stand at `steps` times the powers of `base`.
@@ -106,9 +123,7 @@ def quantity_axis(
     axis.set_minor_locator(NullLocator())
 
 
-SECONDS = (
-    *(10.0**k for k in range(-10, 2)), 60.0, 600.0, 3600.0, 36000.0, 360000.0,
-)  # fmt: skip
+SECONDS = (*(10.0**k for k in range(-10, 2)), 60.0, 600.0, 3600.0, 36000.0, 360000.0)
 
 
 def seconds_axis(
@@ -185,9 +200,17 @@ def _label_ends(axes: Axes, labels: Sequence[Label], gap_points: float = 13.5) -
             9 / 72, layout.rounded((at - was) / 72), axes.figure.dpi_scale_trans
         )
         axes.text(
-            x, label.y, label.text, color=label.color, fontsize=10, weight="bold",
-            va="center", ha="left", transform=axes.transData + offset, clip_on=False,
-        )  # fmt: skip
+            x,
+            label.y,
+            label.text,
+            color=label.color,
+            fontsize=10,
+            weight="bold",
+            va="center",
+            ha="left",
+            transform=axes.transData + offset,
+            clip_on=False,
+        )
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -73,9 +73,8 @@ def run(browser: str, folder: Path, arguments: Sequence[str]) -> tuple[str, str]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors,
-                start_new_session=True,
-            )  # fmt: skip
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, start_new_session=True
+            )
         except OSError as error:
             raise UserError(f"{browser} cannot be run: {error.strerror}") from None
         try:
@@ -106,9 +105,10 @@ def print_page(browser: str, html: str) -> bytes:
             [
                 "--no-pdf-header-footer",
                 "--disable-pdf-tagging",  # tags are numbered in no fixed order
-                f"--print-to-pdf={printed}", source.as_uri(),
+                f"--print-to-pdf={printed}",
+                source.as_uri(),
             ],
-        )  # fmt: skip
+        )
         if not printed.exists():
             said = " ".join(errors.split())[-300:]
             raise UserError(f"{browser} has printed nothing: {said or 'it gives no reason'}")

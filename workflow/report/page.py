@@ -21,9 +21,20 @@ TITLE = "How much faster does training a CNN get, step by step, on the way to th
 TEMPLATE = modules.HERE / "report" / "templates" / "page.html.j2"
 # What comes first; all other figures follow by name.
 FIRST = (
-    "speedup", "learning", "discern", "latency", "profile", "roofline", "memory_latency", "memory",
-    "energy", "transfers", "push_pull", "filters", "discern_images",
-)  # fmt: skip
+    "speedup",
+    "learning",
+    "discern",
+    "latency",
+    "profile",
+    "roofline",
+    "memory_latency",
+    "memory",
+    "energy",
+    "transfers",
+    "push_pull",
+    "filters",
+    "discern_images",
+)
 LADDER = "ladder"
 
 Block = tuple[str, Any]
@@ -109,9 +120,17 @@ def facts(path: Path) -> list[tuple[str, str]]:
     except ValueError:
         raise DataError(f"{path} is not JSON") from None
     wanted = (
-        "device", "cpu", "cores", "cpu_quota", "driver", "system", "python", "commit", "started",
+        "device",
+        "cpu",
+        "cores",
+        "cpu_quota",
+        "driver",
+        "system",
+        "python",
+        "commit",
+        "started",
         "config",
-    )  # fmt: skip
+    )
     rows = [(name, str(run[name])) for name in wanted if run.get(name) is not None]
     libraries = ", ".join(f"{name} {v}" for name, v in run.get("libraries", {}).items())
     return [*rows, ("libraries", libraries)]

@@ -13,10 +13,25 @@ TABLES = ("summary", "epochs")
 
 CHOSEN = (64, 256, 1024)
 COLUMNS = [
-    "dataset", "network", "stage", "change", "device", "device_kind", "batch_size", "n", "repeats",
-    "epoch_seconds", "speedup", "speedup_low", "speedup_high", "test_accuracy", "epochs_trained",
-    "status", "validated", "extrapolated",
-]  # fmt: skip
+    "dataset",
+    "network",
+    "stage",
+    "change",
+    "device",
+    "device_kind",
+    "batch_size",
+    "n",
+    "repeats",
+    "epoch_seconds",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "test_accuracy",
+    "epochs_trained",
+    "status",
+    "validated",
+    "extrapolated",
+]
 
 
 def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -32,8 +32,17 @@ WORDS = {
     "blas_all": "product of float32 matrices by BLAS, all threads",
 }
 COLUMNS = [
-    "device", "device_kind", "probe", "size_bytes", "n", "median", "low", "high", "unit", "status",
-]  # fmt: skip
+    "device",
+    "device_kind",
+    "probe",
+    "size_bytes",
+    "n",
+    "median",
+    "low",
+    "high",
+    "unit",
+    "status",
+]
 
 
 def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -53,9 +62,19 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 short = probe.startswith(("copy_up", "copy_down")) and size < most
                 values = at["seconds" if short else "rate"]
                 lines.append(
-                    [device, kind, probe, size, len(at), values.median(), values.min(),
-                     values.max(), "s" if short else at["unit"].iloc[0], "ok"]
-                )  # fmt: skip
+                    [
+                        device,
+                        kind,
+                        probe,
+                        size,
+                        len(at),
+                        values.median(),
+                        values.min(),
+                        values.max(),
+                        "s" if short else at["unit"].iloc[0],
+                        "ok",
+                    ]
+                )
     numbers = {"median": float, "low": float, "high": float}
     return pd.DataFrame(lines, columns=COLUMNS).astype(numbers)
 

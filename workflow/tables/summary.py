@@ -155,8 +155,10 @@ def speedup(group: pd.DataFrame, baseline: pd.DataFrame | None) -> dict:
     line = {
         "baseline": "" if baseline is None else baseline["stage"].iloc[0],
         "baseline_extrapolated": baseline is not None and bool(baseline["extrapolated"].any()),
-        "speedup": np.nan, "speedup_low": np.nan, "speedup_high": np.nan,
-    }  # fmt: skip
+        "speedup": np.nan,
+        "speedup_low": np.nan,
+        "speedup_high": np.nan,
+    }
     if not repeats or not base:
         return line
     line["speedup"] = np.median(np.concatenate(base)) / np.median(np.concatenate(repeats))
@@ -187,9 +189,14 @@ def interval(repeats: list[np.ndarray], base: list[np.ndarray] | None) -> tuple[
         return medians[0] if base is None else medians[0] / medians[1]
 
     found = bootstrap(
-        [np.arange(len(sample)) for sample in samples], statistic, vectorized=True, axis=-1,
-        n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(SEED),
-    )  # fmt: skip
+        [np.arange(len(sample)) for sample in samples],
+        statistic,
+        vectorized=True,
+        axis=-1,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
     return found.confidence_interval.low, found.confidence_interval.high
 
 

@@ -31,10 +31,19 @@ def identity(stage: str, kind: str | None = None, **changes) -> dict:
     kind = kind or ("cpu" if stage in ("naive", "gemm") else "cuda")
     device = {"cpu": "a cpu, 1 thread", "emulated": "a cpu, g++", "cuda": "a card"}[kind]
     return {
-        "dataset": "mnist", "network": "lenet5", "stage": stage, "device": device,
-        "batch_size": 64, "seed": 1, "repeat": 1, "device_kind": kind, "status": "ok",
-        "validated": True, "extrapolated": stage in ("naive", "gemm_cuda"), **changes,
-    }  # fmt: skip
+        "dataset": "mnist",
+        "network": "lenet5",
+        "stage": stage,
+        "device": device,
+        "batch_size": 64,
+        "seed": 1,
+        "repeat": 1,
+        "device_kind": kind,
+        "status": "ok",
+        "validated": True,
+        "extrapolated": stage in ("naive", "gemm_cuda"),
+        **changes,
+    }
 
 
 def table(name: str, rows: Iterable[dict]) -> pd.DataFrame:
@@ -92,11 +101,16 @@ def picture_rows() -> list[dict]:
     random = np.random.default_rng(0)
     return [
         {
-            "dataset": "mnist", "image_index": digit, "label": label, "channels": 1,
-            "height": 6, "width": 5, "pixels": random.bytes(30).hex(),
+            "dataset": "mnist",
+            "image_index": digit,
+            "label": label,
+            "channels": 1,
+            "height": 6,
+            "width": 5,
+            "pixels": random.bytes(30).hex(),
         }
         for digit, (label, _) in DIGITS.items()
-    ]  # fmt: skip
+    ]
 
 
 def made_up(stages: Iterable[str] = PACE, classes: int = 10, **changes) -> dict[str, pd.DataFrame]:
@@ -173,8 +187,9 @@ def test_lines_that_cannot_be_completed_stay_as_they_are() -> None:
     tables = made_up()
     epochs = tables["epochs"]
     for change in ({"validated": False}, {"status": "diverged"}, {"seed": 2}):
-        changed = epochs.assign(**{k: epochs[k].mask(epochs["stage"] == "naive", v)
-                                   for k, v in change.items()})  # fmt: skip
+        changed = epochs.assign(
+            **{k: epochs[k].mask(epochs["stage"] == "naive", v) for k, v in change.items()}
+        )
         completed = recognition.complete(tables["learning"], changed)
         assert "naive" not in set(completed["stage"]), change
     diverged = epochs.assign(
@@ -243,12 +258,24 @@ def test_columns_are_round_times_from_the_first_batch_to_the_last() -> None:
     discern = modules.load("figures", "discern")
     wide = pd.DataFrame({"train_seconds": [64e-6, 192.0]})
     assert [style.plain(time) for time in discern.moments(wide)] == [
-        "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s", "1 min", "10 min",
-    ]  # fmt: skip
+        "100 µs",
+        "1 ms",
+        "10 ms",
+        "100 ms",
+        "1 s",
+        "10 s",
+        "1 min",
+        "10 min",
+    ]
     narrow = pd.DataFrame({"train_seconds": [0.004, 0.15]})
     assert [style.plain(time) for time in discern.moments(narrow)] == [
-        "5 ms", "10 ms", "20 ms", "50 ms", "100 ms", "200 ms",
-    ]  # fmt: skip
+        "5 ms",
+        "10 ms",
+        "20 ms",
+        "50 ms",
+        "100 ms",
+        "200 ms",
+    ]
     assert discern.moments(pd.DataFrame({"train_seconds": [0.004]})) == [0.005]
 
 
@@ -264,10 +291,13 @@ def test_columns_of_images_are_few_and_end_with_the_last() -> None:
 def test_pictures_are_dark_on_light_or_in_their_colours() -> None:
     pixels = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2)
     shared = {"dataset": "mnist", "label": 1, "height": 2, "width": 2}
-    pictures = table("pictures", [
-        {**shared, "image_index": 5, "channels": 1, "pixels": pixels[1].tobytes().hex()},
-        {**shared, "image_index": 6, "channels": 3, "pixels": pixels.tobytes().hex()},
-    ])  # fmt: skip
+    pictures = table(
+        "pictures",
+        [
+            {**shared, "image_index": 5, "channels": 1, "pixels": pixels[1].tobytes().hex()},
+            {**shared, "image_index": 6, "channels": 3, "pixels": pixels.tobytes().hex()},
+        ],
+    )
     gray, colour = (recognition.picture_of(pictures, "mnist", digit) for digit in (5, 6))
     assert gray.tolist() == [[251, 250], [249, 248]]
     assert colour.shape == (2, 2, 3)

@@ -21,9 +21,19 @@ Tables = dict[str, pd.DataFrame]
 
 PUBLISHED = ROOT / "results/reference/nvidia-h100/tables"
 RAW = [
-    "predictions", "energy", "epochs", "features", "kernels", "learning", "pictures", "probes",
-    "race", "samples", "steps", "transfers",
-]  # fmt: skip
+    "predictions",
+    "energy",
+    "epochs",
+    "features",
+    "kernels",
+    "learning",
+    "pictures",
+    "probes",
+    "race",
+    "samples",
+    "steps",
+    "transfers",
+]
 GONE = "tuned"
 REASON = (
     "stage 'tuned' cannot take conv2+activation2+subsample1 of network 'lenet5': the gradient of "
@@ -31,9 +41,19 @@ REASON = (
     "for 64; use stage 'ring'"
 )
 SAYING = [
-    "discern", "discern_images", "energy", "latency", "learning", "memory", "parting", "profile",
-    "race", "roofline", "speedup", "transfers",
-]  # fmt: skip
+    "discern",
+    "discern_images",
+    "energy",
+    "latency",
+    "learning",
+    "memory",
+    "parting",
+    "profile",
+    "race",
+    "roofline",
+    "speedup",
+    "transfers",
+]
 """Figures of stages; push_pull is of stage fused alone."""
 UNTIMED = {
     "epochs": ("epoch_seconds", "event_seconds", "loss", "test_accuracy"),
@@ -175,11 +195,17 @@ def rows(*lines: tuple[str, str, str]) -> pd.DataFrame:
     """Of (stage, status, reason), at a batch size each."""
     return pd.DataFrame(
         [
-            {"dataset": "d", "network": "n", "stage": stage, "batch_size": size, "status": status,
-             "reason": reason}
+            {
+                "dataset": "d",
+                "network": "n",
+                "stage": stage,
+                "batch_size": size,
+                "status": status,
+                "reason": reason,
+            }
             for size, (stage, status, reason) in enumerate(lines, 1)
         ]
-    )  # fmt: skip
+    )
 
 
 def test_what_is_said_and_what_is_not() -> None:
@@ -210,9 +236,11 @@ def test_a_reason_of_any_length_is_shown_in_part() -> None:
 
 
 WIDE = [
-    {"conv": {"maps": 64, "kernel": 3}}, {"activation": "relu"},
-    {"conv": {"maps": 64, "kernel": 3}}, {"dense": 3},
-]  # fmt: skip
+    {"conv": {"maps": 64, "kernel": 3}},
+    {"activation": "relu"},
+    {"conv": {"maps": 64, "kernel": 3}},
+    {"dense": 3},
+]
 
 
 @pytest.mark.slow
@@ -222,9 +250,12 @@ def test_a_sweep_goes_on_to_its_figures(fresh: Checkout, tmp_path: Path) -> None
     settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
     settings["networks"] = {"wide": WIDE}
     settings["sweep"] |= {
-        "networks": ["wide"], "stages": ["gemm", GONE], "batch_sizes": [4], "repeats": 1,
+        "networks": ["wide"],
+        "stages": ["gemm", GONE],
+        "batch_sizes": [4],
+        "repeats": 1,
         "device": "emulated",
-    }  # fmt: skip
+    }
     settings["race"] |= {"network": "wide", "stages": ["gemm", GONE], "seeds": 1}
     settings["training"] = settings["race"]["training"] | {"epochs": 1}
     settings["figures"] = ["speedup", "transfers", "race"]

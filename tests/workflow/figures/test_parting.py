@@ -88,9 +88,13 @@ def test_differences_are_the_largest_between_any_two_stages() -> None:
 def test_only_the_same_training_in_float32_is_compared() -> None:
     expected = lines_of(parted())
     for stage, changes in {
-        "torch": {}, "jax_tf32": {}, "tuned": {"validated": False}, "fused": {"repeat": 2},
-        "gemm": {"seed": 2}, "fused_pull": {"status": "diverged"},
-    }.items():  # fmt: skip
+        "torch": {},
+        "jax_tf32": {},
+        "tuned": {"validated": False},
+        "fused": {"repeat": 2},
+        "gemm": {"seed": 2},
+        "fused_pull": {"status": "diverged"},
+    }.items():
         tables = parted()
         other = trained("ring", extrapolated=False)
         for name in ("predictions", "learning"):

@@ -28,12 +28,19 @@ def rows(probe: str, size: int, values: Iterable[float], kind: str = "cuda", **c
     """One row a value, a latency unless `changes` say another unit."""
     return [
         {
-            "device": "a card" if kind == "cuda" else "a cpu, 2 threads", "device_kind": kind,
-            "probe": probe, "size_bytes": size, "repeat": repeat, "seconds": value, "rate": value,
-            "unit": "s", "status": "ok", **changes,
+            "device": "a card" if kind == "cuda" else "a cpu, 2 threads",
+            "device_kind": kind,
+            "probe": probe,
+            "size_bytes": size,
+            "repeat": repeat,
+            "seconds": value,
+            "rate": value,
+            "unit": "s",
+            "status": "ok",
+            **changes,
         }
         for repeat, value in enumerate(values, 1)
-    ]  # fmt: skip
+    ]
 
 
 def failed(probe: str, kind: str = "cuda") -> list:

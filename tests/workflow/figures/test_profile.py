@@ -47,16 +47,22 @@ def table(name: str, rows: list[dict]) -> pd.DataFrame:
 def identity(stage: str, kind: str, size: int, repeat: int, network: str) -> dict:
     device = {"cpu": "a cpu, 1 thread", "emulated": "a cpu, g++", "cuda": "a card"}[kind]
     return {
-        "dataset": "mnist", "network": network, "stage": stage, "device": device,
-        "batch_size": size, "seed": repeat, "repeat": repeat, "device_kind": kind, "status": "ok",
-        "validated": True, "extrapolated": False,
-    }  # fmt: skip
+        "dataset": "mnist",
+        "network": network,
+        "stage": stage,
+        "device": device,
+        "batch_size": size,
+        "seed": repeat,
+        "repeat": repeat,
+        "device_kind": kind,
+        "status": "ok",
+        "validated": True,
+        "extrapolated": False,
+    }
 
 
 def made_up(
-    stages: tuple[str, ...] = ("gemm", "fused", "ring"),
-    kind: str = "cuda",
-    network: str = "lenet5",
+    stages: tuple[str, ...] = ("gemm", "fused", "ring"), kind: str = "cuda", network: str = "lenet5"
 ) -> Tables:
     """Two batch sizes, three repeats of which the last is an outlier."""
     kernels, epochs, transfers = [], [], []
@@ -68,44 +74,93 @@ def made_up(
                 scale = 1e-6 * factor * size / 64
                 for (layers, part), time in KERNELS.items():
                     # in two launches of half the time: what counts is their product
-                    kernels.append(line | {
-                        "layer": layers.partition("+")[0], "kernel": part, "layers": layers,
-                        "part": part, "grid": 1, "launches": 2, "kernel_seconds": time * scale / 2,
-                        "flops": FLOPS * size / 64, "bytes": BYTES * size / 64,
-                    })  # fmt: skip
-                kernels.append(line | {
-                    "layer": "conv1", "kernel": "push", "layers": "conv1", "part": "compared",
-                    "grid": 1, "launches": 0, "kernel_seconds": 1.0, "flops": 1.0, "bytes": 1.0,
-                })  # fmt: skip
-                epochs.append(line | {
-                    "epoch": 1, "images": 6400, "epoch_seconds": STEP * scale * 6400 / size,
-                    "event_seconds": math.nan, "loss": 1.0, "test_accuracy": 0.9,
-                })  # fmt: skip
+                    kernels.append(
+                        line
+                        | {
+                            "layer": layers.partition("+")[0],
+                            "kernel": part,
+                            "layers": layers,
+                            "part": part,
+                            "grid": 1,
+                            "launches": 2,
+                            "kernel_seconds": time * scale / 2,
+                            "flops": FLOPS * size / 64,
+                            "bytes": BYTES * size / 64,
+                        }
+                    )
+                kernels.append(
+                    line
+                    | {
+                        "layer": "conv1",
+                        "kernel": "push",
+                        "layers": "conv1",
+                        "part": "compared",
+                        "grid": 1,
+                        "launches": 0,
+                        "kernel_seconds": 1.0,
+                        "flops": 1.0,
+                        "bytes": 1.0,
+                    }
+                )
+                epochs.append(
+                    line
+                    | {
+                        "epoch": 1,
+                        "images": 6400,
+                        "epoch_seconds": STEP * scale * 6400 / size,
+                        "event_seconds": math.nan,
+                        "loss": 1.0,
+                        "test_accuracy": 0.9,
+                    }
+                )
         if own != "cpu":
             for resident, seconds in ((64, 3.0), (256, 2.0), (6400, 1.0)):
                 for epoch in (1, 2, 3):
-                    transfers.append(identity(stage, own, 64, 1, network) | {
-                        "resident_images": resident, "epoch": epoch, "images": 6400,
-                        "epoch_seconds": seconds, "gather_seconds": 0.2, "upload_seconds": 0.1,
-                        "kernel_seconds": 0.8,
-                    })  # fmt: skip
+                    transfers.append(
+                        identity(stage, own, 64, 1, network)
+                        | {
+                            "resident_images": resident,
+                            "epoch": epoch,
+                            "images": 6400,
+                            "epoch_seconds": seconds,
+                            "gather_seconds": 0.2,
+                            "upload_seconds": 0.1,
+                            "kernel_seconds": 0.8,
+                        }
+                    )
     return {
-        "kernels": table("kernels", kernels), "epochs": table("epochs", epochs),
-        "transfers": table("transfers", transfers), "probes": probes(),
-    }  # fmt: skip
+        "kernels": table("kernels", kernels),
+        "epochs": table("epochs", epochs),
+        "transfers": table("transfers", transfers),
+        "probes": probes(),
+    }
 
 
 def probes() -> pd.DataFrame:
     found = [
-        ("cuda", "copy_device", 1024, 1.0, "GB/s"), ("cuda", "copy_device", 2**30, 2000.0, "GB/s"),
-        ("cuda", "peak_fp32", 0, 50.0, "TFLOP/s"), ("cpu", "copy_cpu", 2**30, 10.0, "GB/s"),
+        ("cuda", "copy_device", 1024, 1.0, "GB/s"),
+        ("cuda", "copy_device", 2**30, 2000.0, "GB/s"),
+        ("cuda", "peak_fp32", 0, 50.0, "TFLOP/s"),
+        ("cpu", "copy_cpu", 2**30, 10.0, "GB/s"),
         ("cpu", "blas_all", 0, 1.0, "TFLOP/s"),
-    ]  # fmt: skip
-    return table("probes", [
-        {"device": kind, "device_kind": kind, "probe": name, "size_bytes": size, "repeat": 1,
-         "seconds": 1.0, "rate": rate, "unit": unit, "status": "ok"}
-        for kind, name, size, rate, unit in found
-    ])  # fmt: skip
+    ]
+    return table(
+        "probes",
+        [
+            {
+                "device": kind,
+                "device_kind": kind,
+                "probe": name,
+                "size_bytes": size,
+                "repeat": 1,
+                "seconds": 1.0,
+                "rate": rate,
+                "unit": unit,
+                "status": "ok",
+            }
+            for kind, name, size, rate, unit in found
+        ],
+    )
 
 
 def drawn(name: str, tables: Tables) -> Figure:
@@ -247,8 +302,10 @@ def test_emulated_kernels_share_no_panel(name: str) -> None:
 def with_nan() -> Tables:
     tables = made_up()
     for name, column in (
-        ("kernels", "kernel_seconds"), ("transfers", "epoch_seconds"), ("epochs", "epoch_seconds"),
-    ):  # fmt: skip
+        ("kernels", "kernel_seconds"),
+        ("transfers", "epoch_seconds"),
+        ("epochs", "epoch_seconds"),
+    ):
         tables[name].loc[tables[name]["stage"] == "ring", column] = math.nan
     return tables
 

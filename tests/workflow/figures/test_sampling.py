@@ -34,10 +34,19 @@ def house_style() -> Iterator[None]:
 def identity(stage: str, kind: str, size: int, repeat: int, **changes: object) -> dict:
     device = {"cpu": "a cpu, 1 thread", "emulated": "a cpu, g++", "cuda": "a card"}[kind]
     return {
-        "dataset": "mnist", "network": "lenet5", "stage": stage, "device": device,
-        "batch_size": size, "seed": repeat, "repeat": repeat, "device_kind": kind, "status": "ok",
-        "validated": True, "extrapolated": False, **changes,
-    }  # fmt: skip
+        "dataset": "mnist",
+        "network": "lenet5",
+        "stage": stage,
+        "device": device,
+        "batch_size": size,
+        "seed": repeat,
+        "repeat": repeat,
+        "device_kind": kind,
+        "status": "ok",
+        "validated": True,
+        "extrapolated": False,
+        **changes,
+    }
 
 
 def samples_of(
@@ -53,14 +62,19 @@ def samples_of(
             identity(stage, kind, size, repeat)
             | {"sample": i + 1, "time_seconds": 0.01 * i, "phase": phase}
             | {
-                "device_memory_mib": gpu + 500, "device_memory_total_mib": gpu * 0 + CARD,
-                "process_memory_mib": gpu, "utilization_percent": math.nan,
-                "power_watts": math.nan, "energy_joules": math.nan, "sm_clock_mhz": math.nan,
-                "temperature_celsius": math.nan, "host_memory_mib": own,
+                "device_memory_mib": gpu + 500,
+                "device_memory_total_mib": gpu * 0 + CARD,
+                "process_memory_mib": gpu,
+                "utilization_percent": math.nan,
+                "power_watts": math.nan,
+                "energy_joules": math.nan,
+                "sm_clock_mhz": math.nan,
+                "temperature_celsius": math.nan,
+                "host_memory_mib": own,
                 "status": "ok" if kind == "cuda" else "unavailable",
             }
             | changes
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -74,9 +88,12 @@ def energy_of(
 ) -> dict:
     """One run whose window of half a second trained as many images as its energy and power say."""
     return identity(stage, "cuda", size, repeat) | {
-        "images": round(0.5 * watts / joules * EPOCH), "window_seconds": 0.5,
-        "energy_joules": 0.5 * watts, "idle_watts": 70.0, **changes,
-    }  # fmt: skip
+        "images": round(0.5 * watts / joules * EPOCH),
+        "window_seconds": 0.5,
+        "energy_joules": 0.5 * watts,
+        "idle_watts": 70.0,
+        **changes,
+    }
 
 
 def draw(name: str, **tables: list[dict]) -> Figure:

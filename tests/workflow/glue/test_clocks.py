@@ -68,9 +68,13 @@ def checkout(tmp_path: Path) -> Path:
 
 def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["make", *arguments, ".venv/base"], cwd=checkout, capture_output=True, text=True,
-        timeout=60, env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")},
-    )  # fmt: skip
+        ["make", *arguments, ".venv/base"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")},
+    )
 
 
 def test_a_lock_of_the_future_is_installed_once(checkout: Path) -> None:

@@ -65,9 +65,13 @@ def test_all_makes_again_what_is_not_what_was_made(mine: Checkout) -> None:
     assert "made again: 2 more\n" in text
     ran = {path for path, before in times.items() if path.stat().st_mtime_ns != before}
     assert ran == {
-        runs / "gemm/b4/r1/run.json", runs / "gemm/b4/r2/run.json", runs / "gemm/b8/r1/run.json",
-        runs / "naive/b8/r2/run.json", results / "race/gemm.csv", results / "tables/probes.csv",
-    }  # fmt: skip
+        runs / "gemm/b4/r1/run.json",
+        runs / "gemm/b4/r2/run.json",
+        runs / "gemm/b8/r1/run.json",
+        runs / "naive/b8/r2/run.json",
+        results / "race/gemm.csv",
+        results / "tables/probes.csv",
+    }
     assert all(is_sound(path.parent) for path in times if path.name == "run.json")
     assert {path for path in content if not path.exists()} == set()
     filters = results / "figures/filters.svg"
@@ -199,9 +203,12 @@ def test_data_of_the_race_count_too(tmp_path: Path) -> None:
     raced = SETTINGS["datasets"]["toy"]
     settings = toy_config(datasets={"raced": raced}).model_dump(mode="json")
     settings["race"] = {
-        "dataset": "raced", "network": "small", "stages": ["gemm"], "batch_size": 4,
+        "dataset": "raced",
+        "network": "small",
+        "stages": ["gemm"],
+        "batch_size": 4,
         "training": {"learning_rate": 0.1, "epochs": 1},
-    }  # fmt: skip
+    }
     config = Config.model_validate(settings)
     (tmp_path / "data").mkdir()
     made, _ = toy_data(tmp_path)

@@ -30,9 +30,11 @@ def merged(settings: Any, given: Any) -> Any:
 def test_nested_settings_change_what_they_name_and_nothing_else() -> None:
     before = experiment().config
     config = experiment(
-        'training={"epochs": 1, "learning_rate": 1e-3}', "sweep={batch_sizes: [4, 16]}",
-        "measuring={full: true, resident_images: 64, limit_seconds: 2.5}", "race=null",
-    ).config  # fmt: skip
+        'training={"epochs": 1, "learning_rate": 1e-3}',
+        "sweep={batch_sizes: [4, 16]}",
+        "measuring={full: true, resident_images: 64, limit_seconds: 2.5}",
+        "race=null",
+    ).config
     assert (config.training.epochs, config.training.learning_rate) == (1, 1e-3)
     assert config.sweep == before.sweep.model_copy(update={"batch_sizes": [4, 16]})
     changes = {"full": True, "resident_images": 64, "limit_seconds": 2.5}
@@ -45,7 +47,7 @@ def test_layers_and_data_sets() -> None:
     config = experiment(
         'networks={"007": [{conv: {maps: 2, kernel: 3}}, {activation: relu}, {dense: 3}]}',
         "datasets={blobs: {train_images: 64, hard_images: [3]}}",
-    ).config  # fmt: skip
+    ).config
     assert config.networks["007"][0] == {"conv": {"maps": 2, "kernel": 3}}
     assert "tiny" in config.networks
     assert config.datasets["blobs"].hard_images == [3]

@@ -27,9 +27,12 @@ def test_the_environments_backend_does_not_matter(tmp_path: Path, backend: str) 
     out = tmp_path / "push_pull.png"
     command = ["workflow.plotting.draw", "push_pull", "--tables", *PUSH_PULL, "--out", out]
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, command)], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", *map(str, command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env={**os.environ, "MPLBACKEND": backend},
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert digest(out) == digest(FIGURES / "push_pull.png")
 

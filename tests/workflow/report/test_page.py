@@ -92,8 +92,10 @@ def test_the_same_results_give_the_same_bytes(text: str) -> None:
 def test_tables_are_read_as_they_are_written() -> None:
     markdown = "**A & B**\n\n| x | y |\n| --- | ---: |\n| 1 | <2 \\* |\n\nNote.\n"
     assert page.blocks(markdown) == [
-        ("text", "A & B"), ("table", [["x", "y"], ["1", "<2 *"]]), ("text", "Note."),
-    ]  # fmt: skip
+        ("text", "A & B"),
+        ("table", [["x", "y"], ["1", "<2 *"]]),
+        ("text", "Note."),
+    ]
 
 
 def test_nothing_of_a_name_is_taken_for_markup(tmp_path: Path) -> None:
@@ -129,10 +131,12 @@ def test_a_browser_shows_it_without_a_network(text: str, width: int) -> None:
             BROWSER,
             folder,
             [
-                "--allow-file-access-from-files", "--virtual-time-budget=20000",
-                "--dump-dom", (folder / "frame.html").as_uri(),
+                "--allow-file-access-from-files",
+                "--virtual-time-budget=20000",
+                "--dump-dom",
+                (folder / "frame.html").as_uri(),
             ],
-        )  # fmt: skip
+        )
     found = re.search(r"<p>(\{.*\})</p>", out)
     assert found, out[-500:] + errors[-500:]
     seen = json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
