@@ -19,7 +19,7 @@ from cnnlib.errors import DataError
 from cnnlib.measuring import schema
 from cnnlib.stages import LADDER
 from workflow.glue import config_schema, modules, sources
-from workflow.plotting import style, wording
+from workflow.plotting import layout, style, wording
 
 pytestmark = pytest.mark.quick
 
@@ -199,7 +199,7 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     style.apply()
     epochs = pd.DataFrame(itertools.chain(*rows), columns=list(schema.TABLES["epochs"]))
     tables = {"summary": summarise(*rows), "epochs": epochs}
-    figure = modules.load("figures", name).draw(tables)
+    figure = modules.load("figures", name).draw(tables, layout.OWN_PAGE).figure
     figure.canvas.draw()
     drawn = [text.get_text() for axes in figure.axes for text in axes.texts]
     titles = " ".join(axes.get_title(loc="left") for axes in figure.axes)

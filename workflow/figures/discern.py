@@ -11,9 +11,9 @@ many images, the moment from its own measured time per image.
 """
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, recognition, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("predictions", "pictures", "epochs")
 
@@ -21,7 +21,7 @@ FEW = 5
 """With fewer columns than these, moments within a decade are shown too."""
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Blocks of cells by time."""
     predictions, pictures, epochs = (tables[name] for name in TABLES)
     own = recognition.one_run(panels.of_ladder(predictions))
@@ -29,10 +29,13 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     rows = recognition.beliefs(completed)
     rows = rows[rows["train_seconds"] > 0]
     if not len(rows):
-        return layout.nothing(*recognition.NO_ROWS, reasons.left_out(panels.of_ladder(epochs)))
+        return layout.nothing(
+            sheet, *recognition.NO_ROWS, reasons.left_out(panels.of_ladder(epochs))
+        )
     times = moments(rows)
-    blocks = recognition.blocks(rows, pictures, lambda line: beliefs_at(line, times))
+    blocks = recognition.blocks(sheet, rows, pictures, lambda line: beliefs_at(line, times))
     return recognition.draw_grid(
+        sheet,
         blocks,
         [style.plain(time) for time in times],
         "after this much training time",

@@ -10,9 +10,9 @@ has no row.
 """
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, recognition, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("predictions", "pictures", "epochs")
 
@@ -22,19 +22,22 @@ CLOSE = 0.02
 """Probabilities that differ by less than this look the same."""
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Blocks of cells by images seen."""
     predictions, pictures, epochs = (tables[name] for name in TABLES)
     own = recognition.one_run(panels.of_ladder(predictions))
     completed = recognition.complete(own, panels.of_ladder(epochs))
     rows = recognition.beliefs(completed[~completed["borrowed"]])
     if not len(rows):
-        return layout.nothing(*recognition.NO_ROWS, reasons.left_out(panels.of_ladder(epochs)))
+        return layout.nothing(
+            sheet, *recognition.NO_ROWS, reasons.left_out(panels.of_ladder(epochs))
+        )
     counts = columns(rows)
     blocks = recognition.blocks(
-        rows, pictures, lambda line: [belief_after(line, count) for count in counts]
+        sheet, rows, pictures, lambda line: [belief_after(line, count) for count in counts]
     )
     return recognition.draw_grid(
+        sheet,
         blocks,
         [f"{count:,}" for count in counts],
         "after training on this many images",

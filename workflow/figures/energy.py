@@ -11,20 +11,21 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("energy", "epochs")
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Energy an epoch on the left, power on the right, a line a stage."""
     energy = tables["energy"]
     energy = energy[(energy["status"] == "ok") & (energy["images"] > 0)]
     cell = panels.first_cell(energy)
     if cell is None:
         return layout.nothing(
+            sheet,
             "Energy was not measured",
             "It takes a GPU whose driver tells of it (NVML).",
             reasons.left_out(tables["epochs"]),
@@ -41,10 +42,14 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     energy["epoch_joules"] = energy["energy_joules"] / energy["images"] * energy["images_an_epoch"]
     energy["watts"] = energy["energy_joules"] / energy["window_seconds"]
     if not len(energy):
-        return layout.nothing("Energy was not measured", "No stage has trained a whole epoch.")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14.0, 5.8), layout="constrained")
-    layout.headline(
-        figure, title(energy), subtitle(energy, what), left_out=reasons.left_out(epochs)
+        return layout.nothing(
+            sheet, "Energy was not measured", "No stage has trained a whole epoch."
+        )
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=sheet.size(14.0, 5.8), layout="constrained"
+    )
+    words = layout.headline(
+        figure, sheet, title(energy), subtitle(energy, what), left_out=reasons.left_out(epochs)
     )
     style.quantity_axis(left, "y", energy["epoch_joules"], joules, steps=(1, 2, 5))
     left.set_ylabel("energy of an epoch")
@@ -61,7 +66,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         last = energy["batch_size"].max()
         waiting[1][1].append(style.Label(last, idle, f"idle  {idle:.0f} W", style.INK))
     style.end_labels(figure, waiting)
-    return figure
+    return Drawing(figure, words)
 
 
 def lines(

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from workflow.plotting import layout, panels, style
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("features",)
 
@@ -21,13 +21,15 @@ MOST = 16
 """Filters and maps shown of a layer."""
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """A row of filters, the image, a row of maps a layer."""
     features = tables["features"]
     cell = panels.first_cell(features)
     if cell is None:
         return layout.nothing(
-            "There are no filters to show", "No network of the sweep begins with a convolution."
+            sheet,
+            "There are no filters to show",
+            "No network of the sweep begins with a convolution.",
         )
     what = panels.named(cell, features)
     features = panels.of_cell(features, cell)
@@ -40,9 +42,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     rows += [("the image", group, False) for group in image.values()]
     rows += [(name, group, False) for name, group in pictures(maps).items()]
     across = min(MOST, max(len(group) for _, group, _ in rows))
-    figure = pyplot.figure(figsize=(12.6, 1.5 + 0.9 * len(rows)), layout="constrained")
+    figure = pyplot.figure(figsize=sheet.size(12.6, 1.5 + 0.9 * len(rows)), layout="constrained")
     grid = figure.add_gridspec(len(rows), across + 2, width_ratios=[1.7, *[1] * across, 0.25])
-    layout.headline(figure, title(found), subtitle(features, what))
+    words = layout.headline(figure, sheet, title(found), subtitle(features, what))
     bound = max((np.abs(picture).max() for group in found.values() for picture in group), default=1)
     for row, (name, group, signed) in enumerate(rows):
         head = figure.add_subplot(grid[row, 0])
@@ -64,7 +66,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
             bar.set_ticks([-bound, 0, bound], labels=[f"−{bound:.2g}", "0", f"{bound:.2g}"])
             bar.ax.tick_params(labelsize=8)
             bar.outline.set_visible(False)
-    return figure
+    return Drawing(figure, words)
 
 
 def pictures(features: pd.DataFrame) -> dict[str, list[np.ndarray]]:

@@ -8,9 +8,9 @@ part of an epoch and scaled.
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("summary", "epochs")
 
@@ -22,18 +22,23 @@ TITLE = 6.0
 """Inches that a panel's title may be wide."""
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Two panels, of the step and of the epoch; emulated stages have a row of their own."""
     summary = tables["summary"]
-    parts = panels.on_a_page(panels.split(summary))
+    parts = panels.on_a_page(panels.split(summary), sheet)
     each = 4.4 if len(parts) < layout.MANY else 3.5
     longest = f"{QUANTITIES[1][-1]}, {max((panel.title for panel in parts), key=len)}"
     each += layout.TITLE_LINE * max(0, layout.wrapped(longest, TITLE, 11).count("\n") - 1)
     figure, grid = pyplot.subplots(
-        len(parts), 2, figsize=(14.0, 1.5 + each * len(parts)), squeeze=False, layout="constrained"
+        len(parts),
+        2,
+        figsize=sheet.size(14.0, 1.5 + each * len(parts)),
+        squeeze=False,
+        layout="constrained",
     )
-    layout.headline(
+    words = layout.headline(
         figure,
+        sheet,
         title(summary),
         subtitle(summary),
         panels.notes(summary),
@@ -44,7 +49,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         for axes, quantity in zip(row, QUANTITIES, strict=True):
             waiting.append((axes, draw_panel(axes, panel, summary, *quantity)))
     style.end_labels(figure, waiting)
-    return figure
+    return Drawing(figure, words)
 
 
 def draw_panel(

@@ -14,16 +14,16 @@ import math
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, recognition, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("learning", "epochs")
 
 PLACE = ["dataset", "network"]
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """A curve and a strip of moments for each data set and network; emulated stages apart."""
     learning = tables["learning"]
     parts = [recognition.one_run(rows) for _, rows in learning.groupby(PLACE, sort=False)]
@@ -31,15 +31,16 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     rows = rows[rows["test_accuracy"].notna() & (rows["train_seconds"] > 0)]
     if not len(rows):
         return layout.nothing(
+            sheet,
             "No learning curve was measured",
             "No run of the sweep has looked while it trained.",
             reasons.left_out(tables["epochs"]),
         )
-    found = panels.on_a_page(panels.split(rows))
+    found = panels.on_a_page(panels.split(rows), sheet)
     counts = [len(recognition.lines(panel.lines)) for panel in found]
     if len(found) < layout.MANY:
         heights = [4.2 + 0.36 * count for count in counts]
-        figure = pyplot.figure(figsize=(9.5, 1.6 + sum(heights)), layout="constrained")
+        figure = pyplot.figure(figsize=sheet.size(9.5, 1.6 + sum(heights)), layout="constrained")
         ratios = [ratio for count in counts for ratio in (3.6, 0.3 + 0.36 * count)]
         grid = list(figure.subplots(len(ratios), 1, height_ratios=ratios))
         pairs = list(zip(grid[::2], grid[1::2], strict=True))
@@ -47,15 +48,16 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     else:
         heights = [3.3 + 0.30 * count for count in counts]
         small = layout.small_panels(
-            [panel.title for panel in found], heights, panels.names(rows), left=2.0
+            sheet, [panel.title for panel in found], heights, panels.names(rows), left=2.0
         )
         figure, width = small.figure, small.width
         pairs = [
             place.subgridspec(2, 1, height_ratios=(2.4, 0.3 + 0.30 * count)).subplots()
             for place, count in zip(small.places, counts, strict=True)
         ]
-    layout.headline(
+    words = layout.headline(
         figure,
+        sheet,
         title(found[0]),
         subtitle(rows),
         recognition.notes(rows),
@@ -64,7 +66,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     for (above, below), panel in zip(pairs, found, strict=True):
         draw_curves(above, panel, rows["train_seconds"], width)
         draw_moments(below, panel, rows["train_seconds"], width)
-    return figure
+    return Drawing(figure, words)
 
 
 def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: float) -> None:

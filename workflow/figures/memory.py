@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("samples", "epochs")
 
@@ -38,12 +38,15 @@ UPWARD = 0.65
 """Of what each trace has of the figure's height: for names that are written upward."""
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Traces at one batch size on the left, peaks against batch size on the right."""
     cell = panels.first_cell(tables["samples"])
     if cell is None:
         return layout.nothing(
-            "Memory was not looked at", "There are no samples.", reasons.left_out(tables["epochs"])
+            sheet,
+            "Memory was not looked at",
+            "There are no samples.",
+            reasons.left_out(tables["epochs"]),
         )
     named = panels.named(cell, tables["samples"])
     samples = panels.of_cell(tables["samples"], cell)
@@ -54,6 +57,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     samples, what = choose(samples.merge(trained, on=RUN))
     if not len(samples):
         return layout.nothing(
+            sheet,
             "Memory was not looked at",
             "Neither NVML nor the system told of it.",
             reasons.left_out(epochs),
@@ -64,10 +68,11 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     shown = samples[samples["batch_size"] == size]
     traced = panels.on_ladder(shown["stage"])
     figure = pyplot.figure(
-        figsize=(14.0, max(6.4, FRAME + 1.5 * len(traced))), layout="constrained"
+        figsize=sheet.size(14.0, max(6.4, FRAME + 1.5 * len(traced))), layout="constrained"
     )
-    layout.headline(
+    words = layout.headline(
         figure,
+        sheet,
         title(peaks, on_gpu),
         subtitle(peaks, named, size, what),
         notes(reasons.without_left_out(epochs), on_gpu),
@@ -89,7 +94,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         )
     ]
     style.end_labels(figure, drawn)
-    return figure
+    return Drawing(figure, words)
 
 
 def choose(samples: pd.DataFrame) -> tuple[pd.DataFrame, str]:

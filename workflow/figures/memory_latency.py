@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("probes",)
 
@@ -37,15 +37,17 @@ GPU_LEVELS = ("L1", "L2", "device memory")
 """What they are called where as many are seen: every GPU that CUDA runs on today has these."""
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Latency on the left, bandwidth on the right."""
     probes = tables["probes"]
     good = probes[(probes["status"] == "ok") & (probes["size_bytes"] > 0)]
     chased, copied = (good[good["probe"].isin(names)] for names in (CHASES, COPIES))
     if not len(chased):
-        return layout.nothing("Memory latency was not measured", "There are no such probes.")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13.2, 6.0), layout="constrained")
-    layout.headline(figure, title(chased), subtitle(chased))
+        return layout.nothing(sheet, "Memory latency was not measured", "There are no such probes.")
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=sheet.size(13.2, 6.0), layout="constrained"
+    )
+    words = layout.headline(figure, sheet, title(chased), subtitle(chased))
     sizes_axis(left, chased["size_bytes"], "memory touched")
     style.seconds_axis(left, chased["rate"], steps=(1, 2, 5))
     left.set_ylabel("time of one load")
@@ -61,7 +63,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     else:
         right.axis("off")
     style.end_labels(figure, waiting)
-    return figure
+    return Drawing(figure, words)
 
 
 def sizes_axis(axes: Axes, sizes: pd.Series, name: str) -> None:

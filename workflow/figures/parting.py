@@ -22,10 +22,10 @@ import pandas as pd
 from matplotlib import colormaps, pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from cnnlib.stages import ALL
 from workflow.plotting import layout, panels, reasons, recognition, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("predictions", "learning", "epochs")
 
@@ -76,19 +76,20 @@ class Part:
         return [int(images.max()) if len(images) else 0 for images in before]
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Two panels by images trained on: probabilities above, test accuracies below."""
     predictions, learning = (compared(tables[name]) for name in ("predictions", "learning"))
     epochs = panels.of_ladder(tables["epochs"])
     cell = panels.first_cell(predictions, learning)
     left_out = reasons.left_out(epochs, cell)
     if cell is None:
-        return layout.nothing(*recognition.NO_ROWS, left_out)
+        return layout.nothing(sheet, *recognition.NO_ROWS, left_out)
     predictions, learning = (panels.of_cell(rows, cell) for rows in (predictions, learning))
     parts = probabilities(predictions), accuracy(learning)
     sizes = sorted({size for part in parts for size in part.lines})
     if not sizes:
         return layout.nothing(
+            sheet,
             "No two stages can be compared",
             "At no batch size have two of them been looked at after the same images.",
             left_out,
@@ -98,10 +99,11 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     shown = few(sizes, (parts[0] if parts[0].lines else parts[1]).parted)
     every = pd.concat([tables[name] for name in ("predictions", "learning") if len(tables[name])])
     figure, (above, below) = pyplot.subplots(
-        2, 1, figsize=(9.5, 9.0), sharex=True, layout="constrained"
+        2, 1, figsize=sheet.size(9.5, 9.0), sharex=True, layout="constrained"
     )
-    layout.headline(
+    words = layout.headline(
         figure,
+        sheet,
         title(seen, *parts),
         subtitle(seen, every, cell),
         notes(seen, shown, predictions, learning),
@@ -113,7 +115,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     ]
     images_axis(below, seen["images"])
     style.end_labels(figure, waiting)
-    return figure
+    return Drawing(figure, words)
 
 
 def compared(rows: pd.DataFrame) -> pd.DataFrame:

@@ -11,9 +11,9 @@ several, and "the rest" is the loss, adding up, and waiting for the slowest of t
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("kernels", "epochs")
 
@@ -38,7 +38,7 @@ THIN = 0.008
 CELL = ["stage", "device", "device_kind", "batch_size"]
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """A panel for each of up to three batch sizes, a bar a stage; emulated kernels apart."""
     kernels = tables["kernels"]
     kernels = kernels[(kernels["status"] == "ok") & (kernels["launches"] > 0)]
@@ -49,6 +49,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     cell = panels.first_cell(kernels)
     if cell is None:
         return layout.nothing(
+            sheet,
             "No profile was taken",
             "There are no kernels in the table.",
             reasons.left_out(tables["epochs"]),
@@ -56,7 +57,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     parts = of_parts(panels.of_cell(kernels, cell))
     parts = parts.join(step_seconds(panels.of_cell(tables["epochs"], cell)), on=CELL)
     sizes = sorted(set(parts["batch_size"]))
-    sizes = sorted({*([] if layout.compact() else sizes[:1]), panels.usual_batch(sizes), sizes[-1]})
+    sizes = sorted({*([] if sheet.compact else sizes[:1]), panels.usual_batch(sizes), sizes[-1]})
     stages = panels.on_ladder(parts["stage"])
     emulated = parts["device_kind"] == "emulated"
     places = [
@@ -72,14 +73,15 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     figure, column = pyplot.subplots(
         len(shown),
         1,
-        figsize=(12.6, 1.9 + sum(heights)),
+        figsize=sheet.size(12.6, 1.9 + sum(heights)),
         height_ratios=heights,
         squeeze=False,
         layout="constrained",
         sharex=True,
     )
-    layout.headline(
+    words = layout.headline(
         figure,
+        sheet,
         title(parts, sizes, stages),
         subtitle(parts, panels.named(cell, kernels)),
         left_out=reasons.left_out(tables["epochs"], cell),
@@ -99,7 +101,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         frameon=False,
         fontsize=9.5,
     )
-    return figure
+    return Drawing(figure, words)
 
 
 def of_parts(kernels: pd.DataFrame) -> pd.DataFrame:

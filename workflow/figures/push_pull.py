@@ -9,9 +9,9 @@ and asks in vain at the border. The first convolution has nobody to send errors 
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, reasons, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("kernels", "epochs")
 
@@ -23,7 +23,7 @@ STAGE = "fused"
 PANEL = ["dataset", "network", "layer", "device_kind"]
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """A panel for each convolution that sends errors back, in one row a network."""
     kernels = tables["kernels"]
     times = kernels[(kernels["stage"] == STAGE) & kernels["kernel"].isin(WAYS)].copy()
@@ -33,10 +33,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     if not len(times):
         there = "has no kernels that do" if missing else "is not in sweep.stages"
         return layout.nothing(
-            "Push and pull were not measured", f"Stage '{STAGE}' {there}.", missing
+            sheet, "Push and pull were not measured", f"Stage '{STAGE}' {there}.", missing
         )
     groups = [group for _, group in times.groupby(PANEL, sort=False)]
-    if layout.compact():
+    if sheet.compact:
         first = [times["dataset"].iloc[0], times["network"].iloc[0]]
         groups = [p for p in groups if [p["dataset"].iloc[0], p["network"].iloc[0]] == first][:3]
     if len(groups) < layout.MANY:
@@ -44,22 +44,22 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
         figure, grid = pyplot.subplots(
             1,
             across,
-            figsize=(2.4 + 6.6 * across, 1.7 + 4.4),
+            figsize=sheet.size(2.4 + 6.6 * across, 1.7 + 4.4),
             squeeze=False,
             layout="constrained",
             sharey=True,
         )
         row, width = list(grid.flat), 6.2
     else:
-        small = layout.small_panels(list(map(heading, groups)), [3.5] * len(groups))
+        small = layout.small_panels(sheet, list(map(heading, groups)), [3.5] * len(groups))
         figure, width = small.figure, small.width
         row = [figure.add_subplot(place) for place in small.places]
-    layout.headline(figure, title(times), subtitle(times), left_out=missing)
+    words = layout.headline(figure, sheet, title(times), subtitle(times), left_out=missing)
     waiting = []
     for axes, panel in zip(row, groups, strict=True):
         waiting.append((axes, draw_panel(axes, panel, times, width)))
     style.end_labels(figure, waiting)
-    return figure
+    return Drawing(figure, words)
 
 
 def heading(panel: pd.DataFrame) -> str:

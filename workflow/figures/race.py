@@ -9,35 +9,42 @@ quicker stage's lies further to the left; evaluating the test images is off the 
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("race", "race_summary")
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """A panel for what was measured, and one for emulated stages if there are any."""
     race = tables["race"]
     good = race[race["status"] == "ok"].copy()
     good["percent"] = 100 * good["test_accuracy"]
     if not len(good):
         return layout.nothing(
-            "The race was not run", "No stage of it could train here.", reasons.left_out(race)
+            sheet,
+            "The race was not run",
+            "No stage of it could train here.",
+            reasons.left_out(race),
         )
     found = panels.split(good)
     figure, column = pyplot.subplots(
-        len(found), 1, figsize=(10.5, 1.9 + 4.6 * len(found)), squeeze=False, layout="constrained"
+        len(found),
+        1,
+        figsize=sheet.size(10.5, 1.9 + 4.6 * len(found)),
+        squeeze=False,
+        layout="constrained",
     )
     summary = tables["race_summary"]
-    layout.headline(
-        figure, title(summary), subtitle(race), notes(summary, race), reasons.left_out(race)
+    words = layout.headline(
+        figure, sheet, title(summary), subtitle(race), notes(summary, race), reasons.left_out(race)
     )
     waiting = [
         (axes, draw_panel(axes, panel)) for axes, panel in zip(column.flat, found, strict=True)
     ]
     style.end_labels(figure, waiting)
-    return figure
+    return Drawing(figure, words)
 
 
 def draw_panel(axes: Axes, panel: panels.Panel) -> list[style.Label]:

@@ -14,9 +14,9 @@ import pandas as pd
 from matplotlib import patheffects as effects
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("kernels", "probes", "epochs")
 
@@ -32,7 +32,7 @@ PANEL = 7.0
 """Inches of a panel's width."""
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """A panel for each kind of device."""
     kernels = tables["kernels"]
     kernels = kernels[(kernels["status"] == "ok") & (kernels["launches"] > 0)]
@@ -41,6 +41,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     cell = panels.first_cell(kernels)
     if cell is None:
         return layout.nothing(
+            sheet,
             "There is no roofline to draw",
             "There are no kernels with arithmetic in the table.",
             reasons.left_out(tables["epochs"]),
@@ -50,20 +51,26 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     size = max(kernels["batch_size"])
     marks = of_parts(kernels[kernels["batch_size"] == size])
     kinds = [kind for kind in ("cpu", "emulated", "cuda") if kind in set(marks["device_kind"])]
-    if layout.compact():
+    if sheet.compact:
         kinds = kinds[-1:]
     figure, row = pyplot.subplots(
-        1, len(kinds), figsize=(1.2 + PANEL * len(kinds), 6.6), squeeze=False, layout="constrained"
+        1,
+        len(kinds),
+        figsize=sheet.size(1.2 + PANEL * len(kinds), 6.6),
+        squeeze=False,
+        layout="constrained",
     )
-    layout.headline(
+    words = layout.headline(
         figure,
+        sheet,
         title(marks, tables["probes"]),
         subtitle(marks, what, size, tables["probes"]),
         left_out=reasons.left_out(tables["epochs"], cell),
     )
+    named = 3 if sheet.compact else 5
     for axes, kind in zip(row.flat, kinds, strict=True):
-        draw_panel(axes, marks[marks["device_kind"] == kind], tables["probes"], kind)
-    return figure
+        draw_panel(axes, marks[marks["device_kind"] == kind], tables["probes"], kind, named)
+    return Drawing(figure, words)
 
 
 def of_parts(kernels: pd.DataFrame) -> pd.DataFrame:
@@ -93,7 +100,9 @@ def ceilings(probes: pd.DataFrame, kind: str) -> tuple[list[tuple[str, float]], 
     return [(text, rate) for text, rate in found if rate == rate], bandwidth, name
 
 
-def draw_panel(axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str) -> None:
+def draw_panel(
+    axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str, named: int
+) -> None:
     """Ceilings, then the marks of each stage, those that take most named."""
     levels, bandwidth, memory = ceilings(probes, kind)
     across = np.array([marks["intensity"].min() / 3, marks["intensity"].max() * 6])
@@ -148,17 +157,16 @@ def draw_panel(axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str)
             zorder=3,
             label=wording.title(stage),
         )
-    name_marks(axes, marks)
+    name_marks(axes, marks, named)
     legend = axes.legend(loc="lower right", frameon=False, fontsize=9.5)
     for handle in legend.legend_handles:
         handle.set_sizes([70])
 
 
-def name_marks(axes: Axes, marks: pd.DataFrame) -> None:
-    """Names of the parts that take most, once each, above the highest of their marks."""
+def name_marks(axes: Axes, marks: pd.DataFrame, most: int) -> None:
+    """Names of the `most` parts that take longest, once each, at the highest of their marks."""
     marks = marks.assign(name=marks["layers"].str.partition("+")[0] + " " + marks["part"])
-    count = 3 if layout.compact() else 5
-    busiest = marks.groupby("name")["share"].max().nlargest(count).index
+    busiest = marks.groupby("name")["share"].max().nlargest(most).index
     for name in sorted(busiest):
         # Forward above its mark and backward below: both have the same intensity in a first layer.
         upward = name.endswith("forward")

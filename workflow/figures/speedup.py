@@ -8,35 +8,36 @@ part of an epoch and scaled. What lies below the line at 1 is slower than stage 
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("summary", "epochs")
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """One panel a data set and network; emulated stages have one of their own."""
     summary = tables["summary"]
-    parts = panels.on_a_page(panels.split(summary))
+    parts = panels.on_a_page(panels.split(summary), sheet)
     if len(parts) < layout.MANY:
         figure, grid = pyplot.subplots(
             1,
             len(parts),
-            figsize=(2.6 + 6.2 * len(parts), 5.7),
+            figsize=sheet.size(2.6 + 6.2 * len(parts), 5.7),
             squeeze=False,
             layout="constrained",
         )
         row, width, named = list(grid[0]), 6.0, grid[0][:1]
     else:
         small = layout.small_panels(
-            [panel.title for panel in parts], [3.7] * len(parts), panels.names(summary)
+            sheet, [panel.title for panel in parts], [3.7] * len(parts), panels.names(summary)
         )
         figure, width = small.figure, small.width
         row = [figure.add_subplot(place) for place in small.places]
         named = row[:: small.across]
-    layout.headline(
+    words = layout.headline(
         figure,
+        sheet,
         title(summary),
         subtitle(summary),
         panels.notes(summary),
@@ -49,7 +50,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     for axes in named:
         axes.set_ylabel(f"times faster than {baseline(summary)}")
     style.end_labels(figure, waiting)
-    return figure
+    return Drawing(figure, words)
 
 
 def draw_panel(

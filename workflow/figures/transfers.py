@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("transfers",)
 
@@ -25,14 +25,14 @@ PARTS = {
 }
 
 
-def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """A panel a stage, side by side."""
     transfers = every = tables["transfers"]
     transfers = transfers[(transfers["status"] == "ok") & (transfers["epoch_seconds"] > 0)]
     cell = panels.first_cell(transfers)
     if cell is None:
         why = "No stage of the sweep has loaded images onto a GPU."
-        return layout.nothing("Transfers were not measured", why, reasons.left_out(every))
+        return layout.nothing(sheet, "Transfers were not measured", why, reasons.left_out(every))
     what = panels.named(cell, transfers)
     transfers = panels.of_cell(transfers, cell).copy()
     for part in PARTS:
@@ -41,13 +41,14 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     figure, row = pyplot.subplots(
         1,
         len(stages),
-        figsize=(2.0 + 4.6 * len(stages), 5.6),
+        figsize=sheet.size(2.0 + 4.6 * len(stages), 5.6),
         squeeze=False,
         sharey=True,
         layout="constrained",
     )
-    layout.headline(
+    words = layout.headline(
         figure,
+        sheet,
         title(transfers, stages),
         subtitle(transfers, what),
         left_out=reasons.left_out(every, cell),
@@ -59,7 +60,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     row.flat[0].set_ylim(0, max(105, transfers[list(PARTS)].max(axis=None) * 1.1))
     row.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     style.end_labels(figure, waiting)
-    return figure
+    return Drawing(figure, words)
 
 
 def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib import pyplot
-from matplotlib.figure import Figure
 
 from cnnlib.errors import UserError
 from cnnlib.files import write_whole
@@ -30,7 +29,7 @@ def main() -> None:
     for path in given.out:
         if path.suffix not in METADATA:
             raise UserError(f"cannot draw {path}: known formats: {', '.join(METADATA)}")
-    figure = draw(given.name, modules.read_tables(given.tables))
+    figure = draw(given.name, modules.read_tables(given.tables)).figure
     # The files replace older ones together, once all of them have been written.
     with ExitStack() as written:
         for path in given.out:
@@ -39,12 +38,14 @@ def main() -> None:
     pyplot.close(figure)
 
 
-def draw(name: str, tables: dict[str, pd.DataFrame]) -> Figure:
+def draw(
+    name: str, tables: dict[str, pd.DataFrame], sheet: layout.Sheet = layout.OWN_PAGE
+) -> layout.Drawing:
     """The figure `name` of `tables`, every part of it in its place."""
     style.apply()
-    figure: Figure = modules.load("figures", name).draw(tables)
-    layout.settle(figure)
-    return figure
+    drawing: layout.Drawing = modules.load("figures", name).draw(tables, sheet)
+    layout.settle(drawing.figure)
+    return drawing
 
 
 if __name__ == "__main__":

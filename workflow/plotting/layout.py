@@ -1,12 +1,10 @@
 """Where things stand in a figure: its size, the words above and below, its panels' places."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -43,50 +41,51 @@ class Headline:
     notes: str
 
 
-HEADLINES: WeakKeyDictionary[Figure, Headline] = WeakKeyDictionary()
-"""Those of every figure that there is."""
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and its words, which are also written on it unless it is for a sheet."""
 
-_sheet: tuple[float, float] | None = None
+    figure: Figure
+    headline: Headline
 
 
-@contextmanager
-def sheet(width: float, height: float) -> Iterator[None]:
-    """Figures made in this context have this size in inches, whatever they ask for, and no words.
+@dataclass(frozen=True)
+class Sheet:
+    """What figures are drawn on: pages of their own with their words, or one place of a page.
 
-    For a page that gives each figure a place and writes its headline itself. The type keeps its
-    size in points: the smaller the sheet, the larger the type when it is blown up.
+    A page such as the poster gives each figure a place of `inches` (width, height) and writes the
+    headline itself. The type keeps its size in points: the smaller the place, the larger the type
+    when it is enlarged.
     """
-    global _sheet
-    before, _sheet = _sheet, (width, height)
-    try:
-        yield
-    finally:
-        _sheet = before
+
+    inches: tuple[float, float] | None = None
+
+    @property
+    def compact(self) -> bool:
+        """Whether there is little room: then a figure shows what matters most, and less of it."""
+        return self.inches is not None
+
+    def size(self, width: float, height: float) -> tuple[float, float]:
+        """Width and height of a figure in inches that would be `width` by `height` by itself."""
+        return self.inches or (width, height)
 
 
-def compact() -> bool:
-    """Whether figures are made for a sheet: then they show what matters most, and less of it."""
-    return _sheet is not None
-
-
-def fit(figure: Figure) -> None:
-    """Called by matplotlib for every new figure: the sheet's size, if there is a sheet."""
-    if _sheet is not None:
-        figure.set_size_inches(*_sheet)
+OWN_PAGE = Sheet()
+"""Each figure is a file of its own."""
 
 
 def headline(
-    figure: Figure, title: str, subtitle: str, notes: str = "", left_out: str = ""
-) -> None:
+    figure: Figure, sheet: Sheet, title: str, subtitle: str, notes: str = "", left_out: str = ""
+) -> Headline:
     """Title and subtitle above the panels, left-aligned; notes small below them.
 
     Lines that are wider than the figure are broken. `left_out` says who is missing from the figure
     and why: further notes. A figure of many lines becomes higher, so that its panels keep their
-    size. On a sheet nothing is written: what stands there says it in its own type (HEADLINES).
+    size. In a place of a page nothing is written: the page writes what is returned in its own type.
     """
-    HEADLINES[figure] = Headline(title, subtitle, "\n".join(filter(None, (notes, left_out))))
-    if compact():
-        return
+    words = Headline(title, subtitle, "\n".join(filter(None, (notes, left_out))))
+    if sheet.compact:
+        return words
     width, height = figure.get_size_inches()
     if left_out:
         left_out = wrapped(left_out, width - 0.6, 8.5)
@@ -112,6 +111,7 @@ def headline(
         w_pad=0.12,
         rect=(0.12 / width, below / height, 1 - 0.24 / width, 1 - (above + below) / height),
     )
+    return words
 
 
 def _lines(text: str) -> int:
@@ -173,7 +173,11 @@ class SmallPanels:
 
 
 def small_panels(
-    titles: Sequence[str], heights: Sequence[float], names: Iterable[str] = (), left: float = 1.0
+    sheet: Sheet,
+    titles: Sequence[str],
+    heights: Sequence[float],
+    names: Iterable[str] = (),
+    left: float = 1.0,
 ) -> SmallPanels:
     """Room for panels with these titles, with lines of these names and `left` inches before them.
 
@@ -184,18 +188,17 @@ def small_panels(
     lines = [_lines(wrapped(text, width, 11)) for text in titles]
     each = [high + TITLE_LINE * (count - 1) for high, count in zip(heights, lines, strict=True)]
     rows = [max(each[first : first + across]) for first in range(0, len(each), across)]
-    figure = pyplot.figure(figsize=(0.6 + ROW, 1.6 + sum(rows)), layout="constrained")
+    figure = pyplot.figure(figsize=sheet.size(0.6 + ROW, 1.6 + sum(rows)), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1)
     grid = figure.add_gridspec(len(rows), across, height_ratios=rows)
     places = [grid[divmod(place, across)] for place in range(len(titles))]
     return SmallPanels(figure, places, across, width)
 
 
-def nothing(title: str, reason: str, left_out: str = "") -> Figure:
-    """Said in a picture, since a missing one looks like a mistake."""
-    figure = pyplot.figure(figsize=(9.0, 2.4), layout="constrained")
-    headline(figure, title, reason, left_out=left_out)
-    return figure
+def nothing(sheet: Sheet, title: str, reason: str, left_out: str = "") -> Drawing:
+    """A picture that says why there is nothing to see: a missing one would look like a mistake."""
+    figure = pyplot.figure(figsize=sheet.size(9.0, 2.4), layout="constrained")
+    return Drawing(figure, headline(figure, sheet, title, reason, left_out=left_out))
 
 
 def settle(figure: Figure) -> None:

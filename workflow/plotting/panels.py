@@ -42,9 +42,9 @@ def split(summary: pd.DataFrame) -> list[Panel]:
     return panels
 
 
-def on_a_page(parts: list[Panel]) -> list[Panel]:
-    """All of them, or on a sheet, where there is room for little, those of the first network."""
-    if not layout.compact():
+def on_a_page(parts: list[Panel], sheet: layout.Sheet) -> list[Panel]:
+    """All of them, or those of the first network where there is little room."""
+    if not sheet.compact:
         return parts
     first = parts[0]
     return [p for p in parts if (p.dataset, p.network) == (first.dataset, first.network)]

@@ -16,7 +16,6 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from workflow.plotting import layout, panels, reasons, style, wording
@@ -192,7 +191,7 @@ def longest(rows: pd.DataFrame) -> pd.DataFrame:
 def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
     """(digit, what it is like): one soon recognised, one late, one wrong to the end, if there are.
 
-    Judged by the line that has seen the most images. Where there is little room the first two.
+    Judged by the line that has seen the most images.
     """
     moments = {}
     for digit, line in longest(rows).groupby("image_index", sort=False):
@@ -204,7 +203,7 @@ def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
     late = learned[:0:-1][: BLOCKS - len(found) - bool(never)]
     found += [(digit, "hard") for digit in reversed(late)]
     found += [(digit, "very hard") for digit in never[: BLOCKS - len(found)]]
-    return found[: BLOCKS - layout.compact()]
+    return found[:BLOCKS]
 
 
 def after(row: pd.Series) -> str:
@@ -267,19 +266,20 @@ def grid_row(line: pd.DataFrame, cells: Sequence[Belief | None]) -> GridRow:
 
 
 def blocks(
+    sheet: layout.Sheet,
     rows: pd.DataFrame,
     pictures: pd.DataFrame,
     cells: Callable[[pd.DataFrame], Sequence[Belief | None]],
 ) -> list[Block]:
     """A block for each chosen digit; `cells` of a stage from its rows of that digit."""
     found = []
-    for digit, kind in choose(rows):
+    for digit, kind in choose(rows)[: BLOCKS - sheet.compact]:
         of_digit = rows[rows["image_index"] == digit]
         label, dataset = of_digit[["label", "dataset"]].iloc[0]
         found.append(
             Block(
                 picture_of(pictures, dataset, digit),
-                f"a {label}, {kind}" + ("" if layout.compact() else f"\ntest image {digit:,}"),
+                f"a {label}, {kind}" + ("" if sheet.compact else f"\ntest image {digit:,}"),
                 [grid_row(line, cells(line)) for line in lines(of_digit)],
             )
         )
@@ -300,6 +300,7 @@ def picture_of(pictures: pd.DataFrame, dataset: str, digit: int) -> npt.NDArray[
 
 
 def draw_grid(
+    sheet: layout.Sheet,
     blocks: Sequence[Block],
     columns: Sequence[str],
     about: str,
@@ -308,18 +309,18 @@ def draw_grid(
     notes: str,
     nothing: str,
     left_out: str = "",
-) -> Figure:
+) -> layout.Drawing:
     """Blocks below one another; `about` says what the columns are, `nothing` what no belief is, and
     `left_out` which stages have no row, and why.
     """
     inches = [max(CELL_INCHES * places(block.rows)[-1], PICTURE_INCHES) for block in blocks]
     width = 1.35 + CELL_WIDE * len(columns)
     figure = pyplot.figure(
-        figsize=(max(9.0, 2.5 + width), 2.6 + sum(inches) + GAP_INCHES * len(blocks)),
+        figsize=sheet.size(max(9.0, 2.5 + width), 2.6 + sum(inches) + GAP_INCHES * len(blocks)),
         layout="constrained",
     )
     grid = figure.add_gridspec(len(blocks), 2, width_ratios=(1.5, width), height_ratios=inches)
-    layout.headline(figure, title, subtitle, notes, left_out)
+    words = layout.headline(figure, sheet, title, subtitle, notes, left_out)
     figure.get_layout_engine().set(h_pad=0.08, wspace=0.0)
     for number, block in enumerate(blocks):
         draw_picture(figure.add_subplot(grid[number, 0]), block)
@@ -327,11 +328,12 @@ def draw_grid(
         draw_block(axes, block, columns)
         if not number:
             axes.set_title(about, fontsize=11, loc="left", color=style.INK, pad=8)
-    key(axes, [cell for block in blocks for row in block.rows for cell in row.cells], nothing)
-    return figure
+    cells = [cell for block in blocks for row in block.rows for cell in row.cells]
+    key(axes, cells, nothing, most=3 if sheet.compact else None)
+    return layout.Drawing(figure, words)
 
 
-def key(axes: Axes, cells: Sequence[Belief | None], nothing: str) -> None:
+def key(axes: Axes, cells: Sequence[Belief | None], nothing: str, most: int | None) -> None:
     """What the tiles mean, of those that there are, below the last block."""
     beliefs = [cell for cell in cells if cell is not None]
     dashed: dict[str, Any] = {
@@ -354,7 +356,7 @@ def key(axes: Axes, cells: Sequence[Belief | None], nothing: str) -> None:
         handles=handles,
         loc="upper left",
         bbox_to_anchor=(-0.01, 0.0),
-        ncols=3 if layout.compact() else len(handles),
+        ncols=most or len(handles),
         frameon=False,
         fontsize=9.5,
         handlelength=1.3,

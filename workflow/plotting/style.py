@@ -67,7 +67,6 @@ def apply() -> None:
             "svg.hashsalt": "cnn",
             "svg.fonttype": "path",
             "lines.solid_capstyle": "round",
-            "figure.hooks": ["workflow.plotting.layout:fit"],
         },
     )
     matplotlib.rcParams["path.sketch"] = None

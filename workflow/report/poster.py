@@ -81,13 +81,13 @@ def drawn(name: str, tables: dict[str, pd.DataFrame]) -> dict[str, str]:
     width, height = PLACE_MM
     if name in TALL:
         height = 2 * height + BETWEEN_MM
-    with layout.sheet(width / 25.4 / LARGER, height / 25.4 / LARGER):
-        own = {table: tables[table] for table in modules.tables_read("figures", name)}
-        figure = draw.draw(name, own)
+    sheet = layout.Sheet((width / 25.4 / LARGER, height / 25.4 / LARGER))
+    own = {table: tables[table] for table in modules.tables_read("figures", name)}
+    drawing = draw.draw(name, own, sheet)
     picture = io.StringIO()
-    figure.savefig(picture, format="svg", metadata=draw.METADATA[".svg"])
-    pyplot.close(figure)
-    words = layout.HEADLINES[figure]
+    drawing.figure.savefig(picture, format="svg", metadata=draw.METADATA[".svg"])
+    pyplot.close(drawing.figure)
+    words = drawing.headline
     return {
         "name": name,
         "shape": "tall" if name in TALL else "",

@@ -30,7 +30,7 @@ def test_without_rows_it_is_said(name: str, tmp_path: Path) -> None:
     for path in paths:
         schema.write(path, path.stem, [])
     style.apply()
-    figure = modules.load("figures", name).draw(modules.read_tables(paths))
+    figure = modules.load("figures", name).draw(modules.read_tables(paths), layout.OWN_PAGE).figure
     texts = [text.get_text() for text in figure.texts]
     pyplot.close(figure)
     assert len(texts[0]) > 10
@@ -77,15 +77,16 @@ def test_numbers_of_an_axis_do_not_run_into_each_other(width: float) -> None:
 
 def test_figures_for_a_sheet_have_its_size_and_no_words() -> None:
     style.apply()
-    with layout.sheet(5.0, 3.0):
-        small = layout.nothing("A title", "A reason")
-    large = layout.nothing("A title", "A reason")
-    for figure in (small, large):
-        assert layout.HEADLINES[figure].title == "A title"
-        pyplot.close(figure)
-    assert list(small.get_size_inches()) == [5.0, 3.0]
-    assert not small.texts
-    assert large.texts
+    small, large = (
+        layout.nothing(sheet, "A title", "A reason")
+        for sheet in (layout.Sheet((5.0, 3.0)), layout.OWN_PAGE)
+    )
+    for drawing in (small, large):
+        assert drawing.headline.title == "A title"
+        pyplot.close(drawing.figure)
+    assert list(small.figure.get_size_inches()) == [5.0, 3.0]
+    assert not small.figure.texts
+    assert large.figure.texts
 
 
 MATPLOTLIBRC = "savefig.bbox: tight\nfont.size: 20\nsvg.fonttype: none\naxes.titlesize: 30\n"

@@ -16,7 +16,7 @@ from cnnlib.paths import ROOT
 from tests.workflow.conftest import digest
 from workflow.glue import modules
 from workflow.glue.experiment import Experiment
-from workflow.plotting import draw, recognition, style, wording
+from workflow.plotting import draw, layout, recognition, style, wording
 
 FIGURES = ("learning", "discern", "discern_images", "parting")
 IMAGES = (0, 64, 128, 256, 512, 960, 1920)
@@ -130,7 +130,7 @@ def made_up(stages: Iterable[str] = PACE, classes: int = 10, **changes) -> dict[
 
 def drawn(name: str, tables: dict[str, pd.DataFrame]) -> Figure:
     style.apply()
-    figure = modules.load("figures", name).draw(tables)
+    figure = modules.load("figures", name).draw(tables, layout.OWN_PAGE).figure
     pyplot.close(figure)
     return figure
 
@@ -428,5 +428,7 @@ def test_without_rows_the_figure_says_so(name: str) -> None:
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_same_tables_give_the_same_bytes(name: str, tmp_path) -> None:
     for file in ("a.png", "b.png"):
-        draw.draw(name, made_up()).savefig(tmp_path / file, dpi=40, metadata=draw.METADATA[".png"])
+        draw.draw(name, made_up()).figure.savefig(
+            tmp_path / file, dpi=40, metadata=draw.METADATA[".png"]
+        )
     assert digest(tmp_path / "a.png") == digest(tmp_path / "b.png")

@@ -100,8 +100,12 @@ def gone(published: Tables) -> Tables:
     return without(published, GONE, "unavailable", REASON)
 
 
-def drawn(name: str, tables: Tables) -> Figure:
+def drawing(name: str, tables: Tables) -> layout.Drawing:
     return draw.draw(name, {each: tables[each] for each in modules.tables_read("figures", name)})
+
+
+def drawn(name: str, tables: Tables) -> Figure:
+    return drawing(name, tables).figure
 
 
 def footer(figure: Figure) -> Text | None:
@@ -171,11 +175,11 @@ def test_panels_keep_their_size_above_it(name: str, published: Tables, gone: Tab
 
 def test_push_and_pull_are_of_stage_fused(published: Tables, gone: Tables) -> None:
     assert REASON not in plain(drawn("push_pull", gone).texts[-1])
-    figure = drawn(
+    words = drawing(
         "push_pull", without(published, "fused", "unavailable", "it keeps a whole image")
-    )
-    assert "3 fused, unavailable: it keeps a whole image" in layout.HEADLINES[figure].notes
-    assert "not in sweep.stages" not in layout.HEADLINES[figure].subtitle
+    ).headline
+    assert "3 fused, unavailable: it keeps a whole image" in words.notes
+    assert "not in sweep.stages" not in words.subtitle
 
 
 def test_the_ladder_says_why_below(gone: Tables, tmp_path: Path) -> None:

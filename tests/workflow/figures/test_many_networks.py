@@ -38,7 +38,12 @@ def published(name: str, stages: tuple[str, ...] = STAGES) -> dict[str, pd.DataF
     return found
 
 
-def drawn(name: str, tables: dict[str, pd.DataFrame], networks: list[str]) -> Figure:
+def drawing(
+    name: str,
+    tables: dict[str, pd.DataFrame],
+    networks: list[str],
+    sheet: layout.Sheet = layout.OWN_PAGE,
+) -> layout.Drawing:
     """The figure of as many networks, each a little slower than the one before."""
     for table, rows in tables.items():
         if "network" in rows:
@@ -49,7 +54,12 @@ def drawn(name: str, tables: dict[str, pd.DataFrame], networks: list[str]) -> Fi
                     part[column] *= 1.1**number
                 parts.append(part)
             tables[table] = pd.concat(parts, ignore_index=True)
-    return draw.draw(name, tables)
+    return draw.draw(name, tables, sheet)
+
+
+def drawn(name: str, tables: dict[str, pd.DataFrame], networks: list[str]) -> Figure:
+    """The figure without the words that it was given."""
+    return drawing(name, tables, networks).figure
 
 
 def boxes(figure: Figure) -> list[Bbox]:
@@ -109,23 +119,23 @@ def test_long_names_and_many_lines(name: str, count: int) -> None:
 @pytest.mark.parametrize("name", FIRST)
 def test_figures_of_one_network_say_so(name: str) -> None:
     tables = published(name)
-    figure = drawn(name, tables, [LONG, "other", "third"])
-    subtitle = layout.HEADLINES[figure].subtitle
+    first = drawing(name, tables, [LONG, "other", "third"])
+    figure, subtitle = first.figure, first.headline.subtitle
     assert f"{LONG} on MNIST (the first of 3 networks and data sets measured)" in subtitle
     width, _ = figure.get_size_inches() * figure.dpi
     for text in figure.texts:
         assert text.get_window_extent().x1 < width
     pyplot.close(figure)
-    alone = drawn(name, published(name), [LONG])
-    assert "the first of" not in layout.HEADLINES[alone].subtitle
-    pyplot.close(alone)
+    alone = drawing(name, published(name), [LONG])
+    assert "the first of" not in alone.headline.subtitle
+    pyplot.close(alone.figure)
 
 
 @pytest.mark.parametrize("name", PANELS)
 def test_a_sheet_shows_the_first_network_alone(name: str) -> None:
-    with layout.sheet(7.3, 3.2):
-        one = drawn(name, published(name), ["network_0"])
-        many = drawn(name, published(name), [f"network_{number}" for number in range(8)])
+    place = layout.Sheet((7.3, 3.2))
+    names = ["network_0"], [f"network_{number}" for number in range(8)]
+    one, many = (drawing(name, published(name), each, place).figure for each in names)
     assert len(many.axes) == len(one.axes)
     assert list(many.get_size_inches()) == [7.3, 3.2]
     pyplot.close(one)
@@ -153,8 +163,8 @@ def test_a_word_without_any_seam_is_broken_all_the_same() -> None:
 
 
 def test_many_lines_above_make_a_figure_higher() -> None:
-    few = layout.nothing("title", "subtitle")
-    many = layout.nothing("title " * 80, "subtitle " * 120)
+    few = layout.nothing(layout.OWN_PAGE, "title", "subtitle").figure
+    many = layout.nothing(layout.OWN_PAGE, "title " * 80, "subtitle " * 120).figure
     assert many.get_size_inches()[1] > few.get_size_inches()[1] + 1
     check(many)
     pyplot.close(few)

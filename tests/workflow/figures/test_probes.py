@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from cnnlib.measuring import schema
 from workflow.glue import modules
-from workflow.plotting import style
+from workflow.plotting import layout, style
 
 KIB, MIB = 2**10, 2**20
 SIZES = [2**k * KIB for k in range(21)]
@@ -74,7 +74,11 @@ def table(*parts: list) -> pd.DataFrame:
 
 def draw(*parts: list) -> Figure:
     style.apply()
-    return modules.load("figures", "memory_latency").draw({"probes": table(*parts)})
+    return (
+        modules.load("figures", "memory_latency")
+        .draw({"probes": table(*parts)}, layout.OWN_PAGE)
+        .figure
+    )
 
 
 def written(figure: Figure) -> list[str]:

@@ -13,7 +13,7 @@ from cnnlib.measuring import schema
 from tests.workflow.conftest import digest
 from workflow.figures import roofline
 from workflow.glue import modules
-from workflow.plotting import draw, style, wording
+from workflow.plotting import draw, layout, style, wording
 from workflow.tables import hotspots
 
 FIGURES = ("profile", "roofline", "transfers")
@@ -165,7 +165,11 @@ def probes() -> pd.DataFrame:
 
 def drawn(name: str, tables: Tables) -> Figure:
     wanted = modules.tables_read("figures", name)
-    figure = modules.load("figures", name).draw({each: tables[each] for each in wanted})
+    figure = (
+        modules.load("figures", name)
+        .draw({each: tables[each] for each in wanted}, layout.OWN_PAGE)
+        .figure
+    )
     figure.canvas.draw()
     return figure
 
@@ -348,5 +352,7 @@ def test_runs_that_failed_are_no_result(name: str) -> None:
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_same_tables_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     for file in ("a.png", "b.png"):
-        draw.draw(name, made_up()).savefig(tmp_path / file, dpi=40, metadata=draw.METADATA[".png"])
+        draw.draw(name, made_up()).figure.savefig(
+            tmp_path / file, dpi=40, metadata=draw.METADATA[".png"]
+        )
     assert digest(tmp_path / "a.png") == digest(tmp_path / "b.png")

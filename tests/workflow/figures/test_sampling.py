@@ -102,7 +102,7 @@ def draw(name: str, **tables: list[dict]) -> Figure:
         table: pd.DataFrame(tables.get(table, []), columns=list(schema.TABLES[table]))
         for table in wanted
     }
-    return painting.draw(name, frames)
+    return painting.draw(name, frames).figure
 
 
 def sweep(stages: dict[str, str], sizes: tuple[int, ...] = (16, 256), repeats: int = 3) -> dict:
