@@ -45,9 +45,14 @@ def runs(config: Config) -> list[Run]:
 
 
 def usual_batch_size(config: Config) -> int:
-    """The batch size of what is shown at one only: 64 if the sweep has it, else its middle one."""
-    sizes = sorted(config.sweep.batch_sizes)
-    return 64 if 64 in sizes else sizes[(len(sizes) - 1) // 2]
+    """The batch size of the sweep for what is measured or shown at one batch size only."""
+    return usual_size(config.sweep.batch_sizes)
+
+
+def usual_size(sizes: Iterable[int]) -> int:
+    """64 if it is one of the batch sizes, otherwise the middle one."""
+    found = sorted(set(sizes))
+    return 64 if 64 in found else found[(len(found) - 1) // 2]
 
 
 def seed_of(config: Config, repeat: int) -> int:

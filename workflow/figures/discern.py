@@ -12,7 +12,7 @@ many images, the moment from its own measured time per image.
 
 import pandas as pd
 
-from workflow.plotting import layout, panels, reasons, recognition, style, wording
+from workflow.plotting import ladder, layout, reasons, recognition, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("predictions", "pictures", "epochs")
@@ -24,13 +24,13 @@ FEW = 5
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Blocks of cells by time."""
     predictions, pictures, epochs = (tables[name] for name in TABLES)
-    own = recognition.one_run(panels.of_ladder(predictions))
-    completed = recognition.complete(own, panels.of_ladder(epochs))
+    own = recognition.one_run(ladder.own_rows(predictions))
+    completed = recognition.complete(own, ladder.own_rows(epochs))
     rows = recognition.beliefs(completed)
     rows = rows[rows["train_seconds"] > 0]
     if not len(rows):
         return layout.nothing(
-            sheet, *recognition.NO_ROWS, reasons.left_out(panels.of_ladder(epochs))
+            sheet, *recognition.NO_ROWS, reasons.left_out(ladder.own_rows(epochs))
         )
     times = moments(rows)
     blocks = recognition.blocks(sheet, rows, pictures, lambda line: beliefs_at(line, times))

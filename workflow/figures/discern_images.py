@@ -11,7 +11,7 @@ has no row.
 
 import pandas as pd
 
-from workflow.plotting import layout, panels, reasons, recognition, wording
+from workflow.plotting import ladder, layout, reasons, recognition, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("predictions", "pictures", "epochs")
@@ -25,12 +25,12 @@ CLOSE = 0.02
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Blocks of cells by images seen."""
     predictions, pictures, epochs = (tables[name] for name in TABLES)
-    own = recognition.one_run(panels.of_ladder(predictions))
-    completed = recognition.complete(own, panels.of_ladder(epochs))
+    own = recognition.one_run(ladder.own_rows(predictions))
+    completed = recognition.complete(own, ladder.own_rows(epochs))
     rows = recognition.beliefs(completed[~completed["borrowed"]])
     if not len(rows):
         return layout.nothing(
-            sheet, *recognition.NO_ROWS, reasons.left_out(panels.of_ladder(epochs))
+            sheet, *recognition.NO_ROWS, reasons.left_out(ladder.own_rows(epochs))
         )
     counts = columns(rows)
     blocks = recognition.blocks(
@@ -97,7 +97,7 @@ def points(share: float) -> str:
 def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
     """How much is compared; which of the stages in `epochs` were not looked at."""
     missing = sorted(
-        set(recognition.one_run(panels.of_ladder(epochs))["stage"]) - set(rows["stage"])
+        set(recognition.one_run(ladder.own_rows(epochs))["stage"]) - set(rows["stage"])
     )
     found = recognition.compare(rows)
     parts = []

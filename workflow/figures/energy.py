@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting import ladder, layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("energy", "epochs")
@@ -76,7 +76,7 @@ def lines(
     sizes = sorted(set(energy["batch_size"]))
     style.batch_axis(axes, sizes)
     labels = []
-    for stage in panels.on_ladder(energy["stage"]):
+    for stage in ladder.ordered(energy["stage"]):
         mark = style.mark(stage)
         group = energy[energy["stage"] == stage]
         middle = panels.spread_line(axes, group, "batch_size", value, mark, emulated=False)

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting import ladder, layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("samples", "epochs")
@@ -66,7 +66,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     peaks = samples.groupby(RUN, as_index=False, sort=False)["memory"].max()
     size = common_batch(peaks)
     shown = samples[samples["batch_size"] == size]
-    traced = panels.on_ladder(shown["stage"])
+    traced = ladder.ordered(shown["stage"])
     figure = pyplot.figure(
         figsize=sheet.size(14.0, max(6.4, FRAME + 1.5 * len(traced))), layout="constrained"
     )
@@ -191,7 +191,7 @@ def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.L
     heading = "Peak against the batch size" + (f" ({wording.EMULATED})" if emulated else "")
     axes.set_title(heading, fontsize=11, loc="left", color=style.INK)
     labels = []
-    for stage in panels.on_ladder(peaks["stage"]):
+    for stage in ladder.ordered(peaks["stage"]):
         mark = style.mark(stage)
         group = peaks[peaks["stage"] == stage]
         middle = panels.spread_line(axes, group, "batch_size", "memory", mark, emulated)

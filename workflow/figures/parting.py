@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from cnnlib.stages import ALL
-from workflow.plotting import layout, panels, reasons, recognition, style, wording
+from workflow.plotting import ladder, layout, panels, reasons, recognition, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("predictions", "learning", "epochs")
@@ -79,7 +79,7 @@ class Part:
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     """Two panels by images trained on: probabilities above, test accuracies below."""
     predictions, learning = (compared(tables[name]) for name in ("predictions", "learning"))
-    epochs = panels.of_ladder(tables["epochs"])
+    epochs = ladder.own_rows(tables["epochs"])
     cell = panels.first_cell(predictions, learning)
     left_out = reasons.left_out(epochs, cell)
     if cell is None:
@@ -123,7 +123,7 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
 
     Without those from before the first step, where all networks are one.
     """
-    good = panels.of_ladder(rows[(rows["status"] == "ok") & rows["validated"]])
+    good = ladder.own_rows(rows[(rows["status"] == "ok") & rows["validated"]])
     good = good[(good["images"] > 0) & ~good["stage"].isin(COARSE)]
     good = good[good["seed"] == good["seed"].min()]
     return good[good["repeat"] == good["repeat"].min()]
@@ -282,6 +282,6 @@ def notes(
         numbers = ", ".join(f"{count:,}" for count in sorted(set(learning["test_images"])))
         said.append(f"Accuracy over the first {numbers} test images.")
     ends = seen.groupby(["stage", "batch_size"])["images"].max().unstack()
-    if short := panels.on_ladder(ends.index[(ends < ends.max()).any(axis=1)]):
+    if short := ladder.ordered(ends.index[(ends < ends.max()).any(axis=1)]):
         said.append(f"Not watched to the end: {', '.join(short)}.")
     return " ".join(said)

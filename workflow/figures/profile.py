@@ -12,7 +12,8 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import layout, panels, reasons, style, wording
+from cnnlib.measuring.runs import usual_size
+from workflow.plotting import ladder, layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("kernels", "epochs")
@@ -57,14 +58,14 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     parts = of_parts(panels.of_cell(kernels, cell))
     parts = parts.join(step_seconds(panels.of_cell(tables["epochs"], cell)), on=CELL)
     sizes = sorted(set(parts["batch_size"]))
-    sizes = sorted({*([] if sheet.compact else sizes[:1]), panels.usual_batch(sizes), sizes[-1]})
-    stages = panels.on_ladder(parts["stage"])
+    sizes = sorted({*([] if sheet.compact else sizes[:1]), usual_size(sizes), sizes[-1]})
+    stages = ladder.ordered(parts["stage"])
     emulated = parts["device_kind"] == "emulated"
     places = [
         (lines, built) for built, lines in ((False, parts[~emulated]), (True, parts[emulated]))
     ]
     shown = [
-        (size, built, lines, panels.on_ladder(lines["stage"]))
+        (size, built, lines, ladder.ordered(lines["stage"]))
         for lines, built in places
         for size in sizes
         if len(lines)

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting import ladder, layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("race", "race_summary")
@@ -59,9 +59,9 @@ def draw_panel(axes: Axes, panel: panels.Panel) -> list[style.Label]:
     target = 100 * lines["target_accuracy"].iloc[0]
     axes.axhline(target, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
     labels = []
-    for stage in panels.on_ladder(lines["stage"]):
+    for stage in ladder.ordered(lines["stage"]):
         mark, of_stage = style.mark(stage), lines[lines["stage"] == stage]
-        hollow = stage in panels.NAMES_OF_PEERS
+        hollow = stage in ladder.NAMES_OF_PEERS
         last = of_stage[of_stage["epoch"] == of_stage["epoch"].max()]
         axes.plot(
             last["train_seconds"],
@@ -146,6 +146,6 @@ def notes(summary: pd.DataFrame, race: pd.DataFrame) -> str:
         f"{wording.title(line.stage)}: {wording.STATUS.get(line.status, line.status)}"
         for line in bad.itertuples()
     ]
-    peers = finished(summary)["stage"].isin(panels.NAMES_OF_PEERS).any()
+    peers = finished(summary)["stage"].isin(ladder.NAMES_OF_PEERS).any()
     hollow = ["hollow marks, dotted: the same training by other libraries"] if peers else []
     return "; ".join([*said, *hollow])

@@ -15,7 +15,7 @@ from matplotlib import patheffects as effects
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting import ladder, layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("kernels", "probes", "epochs")
@@ -143,7 +143,7 @@ def draw_panel(
             fontsize=9,
             color=style.QUIET,
         )
-    for stage in panels.on_ladder(marks["stage"]):
+    for stage in ladder.ordered(marks["stage"]):
         group, mark = marks[marks["stage"] == stage], style.mark(stage)
         axes.scatter(
             group["intensity"],

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import layout, panels, reasons, style, wording
+from workflow.plotting import ladder, layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("transfers",)
@@ -37,7 +37,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     transfers = panels.of_cell(transfers, cell).copy()
     for part in PARTS:
         transfers[part] = 100 * transfers[part] / transfers["epoch_seconds"]
-    stages = panels.on_ladder(transfers["stage"])
+    stages = ladder.ordered(transfers["stage"])
     figure, row = pyplot.subplots(
         1,
         len(stages),

@@ -4,14 +4,13 @@ python -m workflow.glue.tabulate NAME --tables FILE... --csv FILE --markdown FIL
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import pandas as pd
 
-from cnnlib.errors import UserError
 from cnnlib.files import write_whole
 from workflow.glue import modules
+from workflow.glue.program import exit_on_user_error
 
 
 def main() -> None:
@@ -43,8 +42,5 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_user_error():
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

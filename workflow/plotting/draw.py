@@ -4,7 +4,6 @@ The same tables give the same bytes: no date, no version and no random identifie
 """
 
 import argparse
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib import pyplot
 from cnnlib.errors import UserError
 from cnnlib.files import write_whole
 from workflow.glue import modules
+from workflow.glue.program import exit_on_user_error
 from workflow.plotting import layout, style
 
 METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
@@ -49,8 +49,5 @@ def draw(
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_user_error():
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -1,17 +1,14 @@
 """What the figures have in common: which lines share a panel, and the sentences around them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from cnnlib.peers import PEERS
-from cnnlib.stages import ALL
 from workflow.plotting import layout, style, wording
-
-NAMES_OF_PEERS = {stage.name for stage in PEERS}
+from workflow.plotting.ladder import NAMES_OF_PEERS
 
 
 @dataclass(frozen=True)
@@ -153,25 +150,6 @@ def draw_failures(axes: Axes, lines: pd.DataFrame) -> list[style.Label]:
         at = bottom * (high / bottom) ** height
         labels.append(style.Label(lines["batch_size"].max(), at, text, color))
     return labels
-
-
-def usual_batch(sizes: Iterable[int]) -> int:
-    """For what is shown at one batch size: 64 if it is there, or else the middle one."""
-    found = sorted(set(sizes))
-    return 64 if 64 in found else found[(len(found) - 1) // 2]
-
-
-def on_ladder(stages: Iterable[str]) -> list[str]:
-    """Stages in the ladder's order, unknown ones last."""
-    known = [stage.name for stage in ALL]
-    present = set(stages)
-    return [name for name in known if name in present] + sorted(present - set(known))
-
-
-def of_ladder(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the ladder's own stages, if there are any: where peers would be too many lines."""
-    own = rows[~rows["stage"].isin(NAMES_OF_PEERS)]
-    return own if len(own) else rows
 
 
 def first_cell(*tables: pd.DataFrame) -> tuple[str, str] | None:

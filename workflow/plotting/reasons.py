@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from cnnlib.stages import ALL
-from workflow.plotting import wording
+from workflow.plotting import ladder, wording
 
 PLACE = ["dataset", "network"]
 
@@ -59,9 +58,7 @@ def footnotes(rows: pd.DataFrame) -> str:
 
 def stages(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """(stage, its rows of one data set and network), stages as on the ladder."""
-    known = [stage.name for stage in ALL]
-    present = set(rows["stage"])
-    for name in [*(n for n in known if n in present), *sorted(present - set(known))]:
+    for name in ladder.ordered(rows["stage"]):
         for _, group in rows[rows["stage"] == name].groupby(PLACE, sort=False):
             yield name, group
 

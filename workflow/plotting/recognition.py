@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch, Rectangle
 
-from workflow.plotting import layout, panels, reasons, style, wording
+from cnnlib.measuring.runs import usual_size
+from workflow.plotting import ladder, layout, panels, reasons, style, wording
 
 RUN = ["dataset", "network", "batch_size", "seed"]
 LINE = ["stage", "device", "device_kind"]
@@ -96,8 +97,8 @@ def complete(rows: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
 def in_order(lines: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """(stage, device, kind) along the ladder, those that were measured before emulated ones."""
     lines = sorted(lines)
-    ladder = panels.on_ladder(stage for stage, _, _ in lines)
-    return sorted(lines, key=lambda line: (line[2] == "emulated", ladder.index(line[0])))
+    order = ladder.ordered(stage for stage, _, _ in lines)
+    return sorted(lines, key=lambda line: (line[2] == "emulated", order.index(line[0])))
 
 
 def one_run(rows: pd.DataFrame) -> pd.DataFrame:
@@ -106,14 +107,14 @@ def one_run(rows: pd.DataFrame) -> pd.DataFrame:
     if cell is None:
         return rows
     rows = panels.of_cell(rows, cell)
-    rows = rows[rows["batch_size"] == panels.usual_batch(rows["batch_size"])]
+    rows = rows[rows["batch_size"] == usual_size(rows["batch_size"])]
     return rows[rows["seed"] == rows["seed"].min()]
 
 
 def left_out(predictions: pd.DataFrame, epochs: pd.DataFrame) -> str:
     """Why stages of the ladder have no row among those of the data set and network shown."""
     return reasons.left_out(
-        panels.of_ladder(epochs), panels.first_cell(panels.of_ladder(predictions))
+        ladder.own_rows(epochs), panels.first_cell(ladder.own_rows(predictions))
     )
 
 
@@ -228,7 +229,7 @@ def notes(rows: pd.DataFrame) -> str:
     taken = rows[rows["borrowed"]]
     if not len(taken):
         return ""
-    stages, sources = (", ".join(panels.on_ladder(taken[name])) for name in ("stage", "source"))
+    stages, sources = (", ".join(ladder.ordered(taken[name])) for name in ("stage", "source"))
     return (
         f"Extrapolated ({stages}): timed on a part of the training. What is known after more "
         f"images is taken from {sources}, since all stages run the same training but for rounding; "

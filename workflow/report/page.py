@@ -7,15 +7,15 @@ python -m workflow.report.page --figures FILE.svg... --tables FILE.md...
 import argparse
 import base64
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from cnnlib.errors import DataError, UserError
+from cnnlib.errors import DataError
 from cnnlib.files import write_whole
 from workflow.glue import modules
+from workflow.glue.program import exit_on_user_error
 
 TITLE = "How much faster does training a CNN get, step by step, on the way to the GPU, and why?"
 TEMPLATE = modules.HERE / "report" / "templates" / "page.html.j2"
@@ -137,8 +137,5 @@ def facts(path: Path) -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_user_error():
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

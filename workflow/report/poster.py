@@ -11,7 +11,6 @@ import argparse
 import base64
 import io
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,11 +18,12 @@ import jinja2
 import pandas as pd
 from matplotlib import pyplot
 
-from cnnlib.errors import DataError, UserError
+from cnnlib.errors import DataError
 from cnnlib.files import write_whole
 from cnnlib.peers import PEERS
 from workflow.glue import modules
-from workflow.plotting import draw, layout, panels, wording
+from workflow.glue.program import exit_on_user_error
+from workflow.plotting import draw, layout, wording
 from workflow.report import browser, page
 
 TEMPLATE = modules.HERE / "report" / "templates" / "poster.html.j2"
@@ -62,7 +62,7 @@ def render(figures: Sequence[str], tables: dict[str, pd.DataFrame], ladder: Path
     cells = sum(2 if name in TALL else 1 for name in figures)
     # Lines of the ladder's stages alone: with more their names would be too small.
     own = {
-        name: panels.of_ladder(table) if "stage" in table else table
+        name: ladder.own_rows(table) if "stage" in table else table
         for name, table in tables.items()
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -163,8 +163,5 @@ def print_page(html: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with exit_on_user_error():
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

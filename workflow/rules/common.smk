@@ -1,8 +1,5 @@
 # What the rules share: the checked experiment, its paths, and what must not run side by side.
-from contextlib import contextmanager
-
 from cnnlib.config import check_keys
-from cnnlib.errors import UserError
 from cnnlib.files import check_writable
 from workflow.glue.clocks import date_now
 from workflow.glue.experiment import (
@@ -12,20 +9,11 @@ from workflow.glue.experiment import (
     put_this_python_first,
 )
 from workflow.glue.integrity import lines, make_again, written_by
+from workflow.glue.program import exit_on_user_error
 from workflow.glue.recovery import recover
 from workflow.glue.sources import code_of
 
-
-@contextmanager
-def exit_on_user_error():
-    # A WorkflowError would name a line of this file, which says nothing about the mistake.
-    try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
+# A WorkflowError would name a line of this file, which says nothing about the mistake.
 with exit_on_user_error():
     check_keys(workflow.configfiles)
     EXPERIMENT = Experiment(config, workflow.config_settings.config)

@@ -7,13 +7,11 @@ else says so. The speedup is over the first stage of the ladder that was measure
 size.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from cnnlib.stages import ALL
+from workflow.plotting import ladder
 
 TABLES = ("epochs", "steps")
 
@@ -66,7 +64,7 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
         line |= speedup(group, epochs.get(baselines.get(cell(key))))
         lines.append(line)
     frame = pd.DataFrame(lines)[list(COLUMNS)]
-    rank = {name: i for i, name in enumerate(ladder_order(frame["stage"]))}
+    rank = {name: i for i, name in enumerate(ladder.ordered(frame["stage"]))}
     return frame.sort_values(KEY, key=lambda c: c.map(rank) if c.name == "stage" else c)
 
 
@@ -77,13 +75,6 @@ def undisturbed(epochs: pd.DataFrame) -> pd.DataFrame:
         return epochs
     every = disturbed.groupby([epochs[name] for name in KEY]).transform("all")
     return epochs[~disturbed | every]
-
-
-def ladder_order(stages: Iterable[str]) -> list[str]:
-    """The stages' names in the ladder's order, then its variants, unknown ones last by name."""
-    known = [stage.name for stage in ALL]
-    present = set(stages)
-    return [name for name in known if name in present] + sorted(present - set(known))
 
 
 def cell(key: tuple) -> tuple:
@@ -98,7 +89,7 @@ def find_baselines(epochs: dict[tuple, pd.DataFrame]) -> dict[tuple, tuple]:
     A network's baseline stage is the same at every batch size; where it did not run there is none.
     """
     ran = [key for key, group in epochs.items() if timed(group)]
-    order = ladder_order(key[2] for key in ran)
+    order = ladder.ordered(key[2] for key in ran)
     lowest: dict[tuple, str] = {}
     for dataset, network, stage, *_ in sorted(ran, key=lambda key: order.index(key[2])):
         lowest.setdefault((dataset, network), stage)
