@@ -6,6 +6,7 @@ what the GPU takes before it has anything to do. Host and rest of the machine ar
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,7 +98,9 @@ def joules(value: float) -> str:
 def title(energy: pd.DataFrame) -> str:
     """Which stage and batch size needs the least for an epoch, against the most."""
     middle = energy.groupby(["stage", "batch_size"])["epoch_joules"].median()
-    (stage, size), (worst, at) = middle.idxmin(), middle.idxmax()
+    least: Any = middle.idxmin()
+    most: Any = middle.idxmax()
+    (stage, size), (worst, at) = least, most
     text = f"{stage} trains an epoch with {joules(middle.min())} at batch {size}"
     if len(middle) == 1:
         return text

@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from workflow.plotting import layout, panels, style
+from workflow.plotting import frames, layout, panels, style
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("features",)
@@ -72,7 +72,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
 def pictures(features: pd.DataFrame) -> dict[str, list[np.ndarray]]:
     """Layer -> its arrays (rows, columns), one a map and source."""
     found: dict[str, list[np.ndarray]] = {}
-    for (layer, _, _), group in features.groupby(["layer", "map", "source"], sort=False):
+    for (layer, _, _), group in frames.groups(features, ["layer", "map", "source"]):
         shape = group["row"].max() + 1, group["column"].max() + 1
         picture = np.zeros(shape)
         picture[group["row"], group["column"]] = group["value"]

@@ -83,7 +83,7 @@ def title(summary: pd.DataFrame) -> str:
     measured = summary[(summary["device_kind"] != "emulated") & summary["epoch_seconds"].notna()]
     if not len(measured):
         return "Time of a step and of an epoch"
-    best = measured.loc[measured["epoch_seconds"].idxmin()]
+    best = measured.nsmallest(1, "epoch_seconds").iloc[0]
     base = measured[
         (measured["stage"] == best["baseline"])
         & (measured["batch_size"] == best["batch_size"])

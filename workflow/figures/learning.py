@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import layout, panels, reasons, recognition, style, wording
+from workflow.plotting import frames, layout, panels, reasons, recognition, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("learning", "epochs")
@@ -42,8 +42,8 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         heights = [4.2 + 0.36 * count for count in counts]
         figure = pyplot.figure(figsize=sheet.size(9.5, 1.6 + sum(heights)), layout="constrained")
         ratios = [ratio for count in counts for ratio in (3.6, 0.3 + 0.36 * count)]
-        grid = list(figure.subplots(len(ratios), 1, height_ratios=ratios))
-        pairs = list(zip(grid[::2], grid[1::2], strict=True))
+        column = list(figure.subplots(len(ratios), 1, height_ratios=ratios))
+        pairs = list(zip(column[::2], column[1::2], strict=True))
         width = 7.2
     else:
         heights = [3.3 + 0.30 * count for count in counts]
@@ -51,10 +51,11 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
             sheet, [panel.title for panel in found], heights, panels.names(rows), left=2.0
         )
         figure, width = small.figure, small.width
-        pairs = [
-            place.subgridspec(2, 1, height_ratios=(2.4, 0.3 + 0.30 * count)).subplots()
+        grids = [
+            place.subgridspec(2, 1, height_ratios=(2.4, 0.3 + 0.30 * count))
             for place, count in zip(small.places, counts, strict=True)
         ]
+        pairs = [tuple(grid.subplots(squeeze=False)[:, 0]) for grid in grids]
     words = layout.headline(
         figure,
         sheet,
@@ -80,7 +81,7 @@ def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: floa
     for line in recognition.lines(panel.lines):
         mark = style.mark(line["stage"].iloc[0])
         percent = 100 * line["test_accuracy"]
-        for borrowed, part in line.groupby("borrowed"):
+        for borrowed, part in frames.groups(line, "borrowed", sort=True):
             own = line[~line["borrowed"]].tail(1) if borrowed else part.iloc[:0]
             joined = pd.concat([own, part])
             axes.plot(
@@ -158,7 +159,8 @@ def name_of(line: pd.DataFrame, lines: list[pd.DataFrame]) -> str:
 def goal(panel: panels.Panel) -> int:
     """The accuracy in whole percents that all lines of the panel reach."""
     # Rounded first: 0.29 * 100 is a little less than 29.
-    best = [round(100 * line["test_accuracy"].max(), 6) for line in recognition.lines(panel.lines)]
+    lines = recognition.lines(panel.lines)
+    best = [round(100 * float(line["test_accuracy"].max()), 6) for line in lines]
     return math.floor(min(best))
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import ladder, layout, panels, reasons, style, wording
+from workflow.plotting import frames, ladder, layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("samples", "epochs")
@@ -63,7 +63,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
             reasons.left_out(epochs),
         )
     on_gpu = bool((samples["device_kind"] == "cuda").all())
-    peaks = samples.groupby(RUN, as_index=False, sort=False)["memory"].max()
+    peaks = samples.groupby(RUN, sort=False)["memory"].max().reset_index()
     size = common_batch(peaks)
     shown = samples[samples["batch_size"] == size]
     traced = ladder.ordered(shown["stage"])
@@ -78,9 +78,9 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         notes(reasons.without_left_out(epochs), on_gpu),
         reasons.left_out(epochs),
     )
-    left, right = figure.add_gridspec(1, 2, width_ratios=(1, 1.05))
+    grid = figure.add_gridspec(1, 2, width_ratios=(1, 1.05))
     ends, top = shown["time_seconds"].max(), shown["memory"].max()
-    traces = left.subgridspec(len(traced), 1).subplots(sharex=True, squeeze=False)[:, 0]
+    traces = grid[0, 0].subgridspec(len(traced), 1).subplots(sharex=True, squeeze=False)[:, 0]
     height = UPWARD * (figure.get_figheight() - FRAME) / len(traced)
     for axes, stage in zip(traces, traced, strict=True):
         draw_trace(axes, shown[shown["stage"] == stage], stage, ends, top, height)
@@ -90,7 +90,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     drawn = [
         (axes, draw_peaks(axes, part, capacity))
         for axes, part in zip(
-            right.subgridspec(len(kinds), 1).subplots(squeeze=False)[:, 0], kinds, strict=True
+            grid[0, 1].subgridspec(len(kinds), 1).subplots(squeeze=False)[:, 0], kinds, strict=True
         )
     ]
     style.end_labels(figure, drawn)
@@ -235,7 +235,7 @@ def notes(epochs: pd.DataFrame, on_gpu: bool) -> str:
     if on_gpu:
         failed = failed[failed["device_kind"] == "cuda"]
     parts = []
-    for (stage, status), group in failed.groupby(["stage", "status"], sort=False):
+    for (stage, status), group in frames.groups(failed, ["stage", "status"]):
         sizes = ", ".join(map(str, sorted(set(group["batch_size"]))))
         parts.append(f"{stage} {wording.STATUS.get(status, status)} at batch {sizes}")
     return f"Left out: {'; '.join(parts)}." if parts else ""

@@ -8,7 +8,7 @@ Lines are medians over the repeats, bands reach from the lowest to the highest; 
 logarithmic.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 from matplotlib import pyplot
@@ -74,7 +74,10 @@ def sizes_axis(axes: Axes, sizes: pd.Series, name: str) -> None:
 
 
 def lines(
-    axes: Axes, rows: pd.DataFrame, probes: dict, write: Callable[[float], str]
+    axes: Axes,
+    rows: pd.DataFrame,
+    probes: Mapping[str, tuple[str, style.Mark]],
+    write: Callable[[float], str],
 ) -> list[style.Label]:
     """A line a probe; the labels for the right edge, with the last value."""
     labels = []
@@ -107,7 +110,7 @@ def lines(
 def levels(middle: pd.Series) -> list[pd.Series]:
     """Runs of at least three sizes whose latencies lie close together: a level of memory each."""
     runs: list[list[int]] = []
-    for size, latency in middle.items():
+    for size, latency in zip(middle.index, middle, strict=True):
         if runs and 1 / LEVEL <= latency / middle[runs[-1][0]] <= LEVEL:
             runs[-1].append(size)
         else:

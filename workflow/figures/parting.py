@@ -16,6 +16,7 @@ replay of the timed calls, which is compared bit by bit where a stage repeats it
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from cnnlib.stages import ALL
-from workflow.plotting import ladder, layout, panels, reasons, recognition, style, wording
+from workflow.plotting import frames, ladder, layout, panels, reasons, recognition, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("predictions", "learning", "epochs")
@@ -126,13 +127,14 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     good = ladder.own_rows(rows[(rows["status"] == "ok") & rows["validated"]])
     good = good[(good["images"] > 0) & ~good["stage"].isin(COARSE)]
     good = good[good["seed"] == good["seed"].min()]
-    return good[good["repeat"] == good["repeat"].min()]
+    first: pd.DataFrame = good[good["repeat"] == good["repeat"].min()]
+    return first
 
 
 def probabilities(predictions: pd.DataFrame) -> Part:
     """How far probabilities are apart, over all watched images and classes."""
     lines = {}
-    for size, rows in recognition.beliefs(predictions).groupby("batch_size"):
+    for size, rows in frames.groups(recognition.beliefs(predictions), "batch_size", sort=True):
         found = recognition.compare(rows)
         if len(found):
             lines[size] = found.groupby("images")["apart"].max().round(6)
@@ -149,7 +151,7 @@ def accuracy(learning: pd.DataFrame) -> Part:
     """How far test accuracies are apart, in percentage points."""
     good = learning[learning["test_accuracy"].notna() & (learning["test_images"] > 0)]
     lines = {}
-    for size, rows in good.groupby("batch_size"):
+    for size, rows in frames.groups(good, "batch_size", sort=True):
         moments = (100 * rows["test_accuracy"]).groupby(rows["images"])
         apart = (moments.max() - moments.min())[moments.count() > 1].round(6)
         if len(apart):
@@ -194,7 +196,7 @@ def draw_part(axes: Axes, part: Part, marks: Mapping[int, style.Mark]) -> list[s
     axes.set_ylim(bottom, top)
     axes.set_yticks([tick for tick in axes.get_yticks() if part.equal < tick <= top])
     axes.axhspan(bottom, part.equal, color=style.GRID, linewidth=0, zorder=0)
-    place = {"transform": axes.transAxes, "fontsize": 10, "color": style.QUIET}
+    place: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 10, "color": style.QUIET}
     if not part.lines:
         axes.text(0.5, 0.6, "not looked at by two stages", ha="center", **place)
         return []

@@ -11,6 +11,7 @@ several, and "the rest" is the loss, adding up, and waiting for the slowest of t
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from cnnlib.measuring.runs import usual_size
 from workflow.plotting import ladder, layout, panels, reasons, style, wording
@@ -96,7 +97,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     last.set_xlabel("share of a training step")
     present = [name for name in COLOURS if name in {*parts["part"], "no kernel"}]
     figure.legend(
-        [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in present],
+        [Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in present],
         present,
         loc="outside right upper",
         frameon=False,
@@ -169,7 +170,8 @@ def draw_part(axes: Axes, row: int, at: float, width: float, name: str, colour: 
     # An edge would cover the whole of a very small piece.
     edge = 0.8 if width > THIN else 0
     axes.barh(row, width, left=at, height=0.72, color=colour, edgecolor="white", linewidth=edge)
-    if width * axes.figure.get_figwidth() * BAR > LETTER_INCHES * (len(name) + 1):
+    inches = axes.figure.bbox.width / axes.figure.dpi
+    if width * inches * BAR > LETTER_INCHES * (len(name) + 1):
         axes.annotate(name, (at + width / 2, row), ha="center", va="center", fontsize=8.5)
 
 

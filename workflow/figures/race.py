@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import ladder, layout, panels, reasons, style, wording
+from workflow.plotting import frames, ladder, layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("race", "race_summary")
@@ -144,7 +144,7 @@ def notes(summary: pd.DataFrame, race: pd.DataFrame) -> str:
     bad = bad[bad["stage"].isin(reasons.without_left_out(race)["stage"])]
     said = [
         f"{wording.title(line.stage)}: {wording.STATUS.get(line.status, line.status)}"
-        for line in bad.itertuples()
+        for line in frames.rows(bad)
     ]
     peers = finished(summary)["stage"].isin(ladder.NAMES_OF_PEERS).any()
     hollow = ["hollow marks, dotted: the same training by other libraries"] if peers else []

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib import patheffects as effects
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 
 from workflow.plotting import ladder, layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
@@ -160,7 +161,8 @@ def draw_panel(
     name_marks(axes, marks, named)
     legend = axes.legend(loc="lower right", frameon=False, fontsize=9.5)
     for handle in legend.legend_handles:
-        handle.set_sizes([70])
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([70])
 
 
 def name_marks(axes: Axes, marks: pd.DataFrame, most: int) -> None:

@@ -90,7 +90,7 @@ def title(summary: pd.DataFrame) -> str:
     measured = measured[measured["stage"] != measured["baseline"]]
     if not len(measured):
         return "Speedup of each stage over the first"
-    best = measured.loc[measured["speedup"].idxmax()]
+    best = measured.nlargest(1, "speedup").iloc[0]
     network = wording.NETWORKS.get(best["network"], best["network"])
     if best["speedup"] <= 1:
         return f"No stage trains {network} faster than {best['baseline']}"

@@ -57,7 +57,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     for axes, stage in zip(row.flat, stages, strict=True):
         waiting.append((axes, draw_stage(axes, transfers[transfers["stage"] == stage], stage)))
     row.flat[0].set_ylabel("share of the epoch")
-    row.flat[0].set_ylim(0, max(105, transfers[list(PARTS)].max(axis=None) * 1.1))
+    row.flat[0].set_ylim(0, max(105.0, np.nanmax(transfers[list(PARTS)]) * 1.1))
     row.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     style.end_labels(figure, waiting)
     return Drawing(figure, words)

@@ -18,7 +18,8 @@ from cnnlib import datasets
 from cnnlib.config import Config
 from cnnlib.datasets import SyntheticSpec
 from cnnlib.files import sha256, write_whole
-from cnnlib.measuring.freshness import FACTS, changed_runs, few_lines
+from cnnlib.measuring.freshness import changed_runs, few_lines
+from cnnlib.measuring.record import FACTS
 from cnnlib.measuring.runs import runs
 
 MADE = ".made.json"

@@ -13,7 +13,8 @@ from typing import Any
 
 from cnnlib import peers, stages
 from cnnlib.paths import ROOT
-from cnnlib.stages import find_stage, modules
+from cnnlib.stages import find_stage
+from cnnlib.stages._loading import modules
 
 PLUMBING = {
     "cnnlib.config",

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.gridspec import SubplotSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedFormatter
 from matplotlib.transforms import Bbox
@@ -99,7 +100,7 @@ def headline(
     height += 0.17 * max(0, _lines(notes) - ROOM["notes"])
     notes = "\n".join(filter(None, (notes, left_out)))
     figure.set_size_inches(width, height)
-    look = {"ha": "left", "linespacing": 1.35}
+    look: dict[str, Any] = {"ha": "left", "linespacing": 1.35}
     top = 0.22
     figure.text(left, 1 - top / height, title, fontsize=15, weight="bold", va="top", **look)
     top += 0.10 + 0.28 * _lines(title)
@@ -107,11 +108,20 @@ def headline(
     above = top + 0.10 + 0.19 * _lines(subtitle)
     figure.text(left, 0.12 / height, notes, fontsize=8.5, color=QUIET, va="bottom", **look)
     below = 0.18 + 0.17 * _lines(notes) if notes else 0.12
-    figure.get_layout_engine().set(
+    spacing(
+        figure,
         w_pad=0.12,
         rect=(0.12 / width, below / height, 1 - 0.24 / width, 1 - (above + below) / height),
     )
     return words
+
+
+def spacing(figure: Figure, **sizes: Any) -> None:
+    """Set padding and the rectangle of the panels of a figure with a constrained layout."""
+    engine = figure.get_layout_engine()
+    if not isinstance(engine, ConstrainedLayoutEngine):
+        raise TypeError("a figure with words needs layout='constrained'")
+    engine.set(**sizes)
 
 
 def _lines(text: str) -> int:
@@ -189,7 +199,7 @@ def small_panels(
     each = [high + TITLE_LINE * (count - 1) for high, count in zip(heights, lines, strict=True)]
     rows = [max(each[first : first + across]) for first in range(0, len(each), across)]
     figure = pyplot.figure(figsize=sheet.size(0.6 + ROW, 1.6 + sum(rows)), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1)
+    spacing(figure, h_pad=0.1)
     grid = figure.add_gridspec(len(rows), across, height_ratios=rows)
     places = [grid[divmod(place, across)] for place in range(len(titles))]
     return SmallPanels(figure, places, across, width)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from workflow.plotting import layout, style, wording
+from workflow.plotting import frames, layout, style, wording
 from workflow.plotting.ladder import NAMES_OF_PEERS
 
 
@@ -29,7 +29,7 @@ class Panel:
 def split(summary: pd.DataFrame) -> list[Panel]:
     """One panel a data set and network; emulated kernels never share one with measurements."""
     panels = []
-    for (dataset, network), lines in summary.groupby(["dataset", "network"], sort=False):
+    for (dataset, network), lines in frames.groups(summary, ["dataset", "network"]):
         emulated = lines["device_kind"] == "emulated"
         panels += [
             Panel(dataset, network, built, part)
@@ -53,9 +53,9 @@ def by_stage(lines: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     The label is the stage's title, with its device where one stage ran on several. Long names are
     shortened: a label must leave room for the lines.
     """
-    for stage, of_stage in lines.groupby("stage", sort=False):
+    for stage, of_stage in frames.groups(lines, "stage"):
         devices = of_stage["device"].unique()
-        for name, group in of_stage.groupby("device", sort=False):
+        for name, group in frames.groups(of_stage, "device"):
             label = wording.brief(wording.title(stage))
             if len(devices) > 1:
                 label += f", {wording.brief(wording.device(name))}"
@@ -96,7 +96,7 @@ def draw_line(
         capthick=1.3,
         zorder=2,
     )
-    for scaled, part in good.groupby("extrapolated"):
+    for scaled, part in frames.groups(good, "extrapolated", sort=True):
         axes.plot(
             part["batch_size"],
             part[value],
@@ -182,7 +182,7 @@ def spread_line(
     """
     by_x = group.groupby(x)[value]
     middle = by_x.median()
-    peer = group["stage"].isin(NAMES_OF_PEERS).all()
+    peer = bool(group["stage"].isin(NAMES_OF_PEERS).all())
     axes.errorbar(
         middle.index,
         middle,
@@ -212,7 +212,7 @@ def devices(summary: pd.DataFrame) -> str:
     parts = []
     if "status" in summary and (ran := summary["status"] != "unavailable").any():
         summary = summary[ran]
-    for (name, kind), lines in summary.groupby(["device", "device_kind"], sort=False):
+    for (name, kind), lines in frames.groups(summary, ["device", "device_kind"]):
         stages = ", ".join(dict.fromkeys(lines["stage"]))
         built = f" ({wording.EMULATED})" if kind == "emulated" else ""
         parts.append(f"{stages} on {wording.device(name)}{built}")

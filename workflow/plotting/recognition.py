@@ -19,10 +19,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch, Rectangle
 
 from cnnlib.measuring.runs import usual_size
-from workflow.plotting import ladder, layout, panels, reasons, style, wording
+from workflow.plotting import frames, ladder, layout, panels, reasons, style, wording
 
 RUN = ["dataset", "network", "batch_size", "seed"]
 LINE = ["stage", "device", "device_kind"]
+Line = tuple[str, str, str]
+"""The values of LINE."""
 
 SURE = 0.5
 """Probability from which on an image counts as recognised."""
@@ -50,7 +52,7 @@ def paces(epochs: pd.DataFrame) -> pd.DataFrame:
     about = full.groupby("dataset")["images"].max()
     found = []
     place = ["dataset", "network", "batch_size"]
-    for key, rows in good.groupby([*place, *LINE], sort=False):
+    for key, rows in frames.groups(good, [*place, *LINE]):
         dataset, _, size = key[:3]
         if dataset in about:
             images = exactly.get((dataset, size), about[dataset] // size * size)
@@ -71,12 +73,15 @@ def complete(rows: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     diverged = epochs[epochs["status"] == "diverged"]
     lost = set(diverged[[*RUN, *LINE]].itertuples(index=False, name=None))
     parts = [rows.iloc[:0].assign(borrowed=False, source="", whole=False)]
-    for run, group in rows.groupby(RUN, sort=False):
-        own = dict(iter(group.groupby(LINE, sort=False)))
+    for run, group in frames.groups(rows, RUN):
+        own: dict[Line, pd.DataFrame] = dict(frames.groups(group, LINE))
         longest = max(own.values(), key=lambda line: line["images"].max())
         end = longest["images"].max()
         ended = not longest["extrapolated"].any()
-        pace = known[(known[RUN] == list(run)).all(axis=1)].set_index(LINE)["pace"].to_dict()
+        of_run = known[(known[RUN] == list(run)).all(axis=1)]
+        pace: dict[Line, float] = {
+            (row.stage, row.device, row.device_kind): row.pace for row in frames.rows(of_run)
+        }
         for key in in_order({*own, *pace}):
             line = own.get(key, longest.iloc[:0])
             seen = line["images"].max() if len(line) else -1
@@ -94,7 +99,7 @@ def complete(rows: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
-def in_order(lines: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def in_order(lines: Iterable[Line]) -> list[Line]:
     """(stage, device, kind) along the ladder, those that were measured before emulated ones."""
     lines = sorted(lines)
     order = ladder.ordered(stage for stage, _, _ in lines)
@@ -108,7 +113,8 @@ def one_run(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     rows = panels.of_cell(rows, cell)
     rows = rows[rows["batch_size"] == usual_size(rows["batch_size"])]
-    return rows[rows["seed"] == rows["seed"].min()]
+    first: pd.DataFrame = rows[rows["seed"] == rows["seed"].min()]
+    return first
 
 
 def left_out(predictions: pd.DataFrame, epochs: pd.DataFrame) -> str:
@@ -141,7 +147,7 @@ def beliefs(predictions: pd.DataFrame) -> pd.DataFrame:
     shown = np.array(known, dtype=bool) & (predictions["images"] > 0).to_numpy()
     kept = [each for each, show in zip(chances, shown, strict=True) if show]
     return predictions[shown].assign(
-        chances=kept,
+        chances=pd.Series(kept, predictions.index[shown], dtype=object),
         belief=[int(each.argmax()) for each in kept],
         chance=[float(each.max()) for each in kept],
     )
@@ -159,7 +165,7 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
     Apart is the largest difference of a class's probability between two stages.
     """
     found = []
-    for (images, digit), group in rows.groupby(["images", "image_index"]):
+    for (images, digit), group in frames.groups(rows, ["images", "image_index"], sort=True):
         if len(group) > 1 and group["chances"].map(len).nunique() == 1:
             apart = float(np.ptp(np.stack(list(group["chances"])), axis=0).max())
             same = group["belief"].nunique() == 1
@@ -178,14 +184,14 @@ def known_from(line: pd.DataFrame) -> pd.Series | None:
 
 def lines(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each stage and device, by images, in the order in which they are drawn."""
-    found = {key: line.sort_values("images") for key, line in rows.groupby(LINE, sort=False)}
+    found = {key: line.sort_values("images") for key, line in frames.groups(rows, LINE)}
     return [found[key] for key in in_order(found)]
 
 
 def longest(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the stage and device that has seen the most images itself."""
     own = rows[~rows["borrowed"]]
-    most = own.loc[own["images"].idxmax()]
+    most = own.nlargest(1, "images").iloc[0]
     return own[(own[LINE] == most[LINE]).all(axis=1)]
 
 
@@ -194,11 +200,13 @@ def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
 
     Judged by the line that has seen the most images.
     """
-    moments = {}
-    for digit, line in longest(rows).groupby("image_index", sort=False):
+    moments: dict[int, float] = {}
+    for digit, line in frames.groups(longest(rows), "image_index"):
         known = known_from(line.sort_values("images"))
         moments[digit] = math.inf if known is None else known["images"]
-    learned = sorted((digit for digit in moments if moments[digit] < math.inf), key=moments.get)
+    learned = sorted(
+        (digit for digit in moments if moments[digit] < math.inf), key=moments.__getitem__
+    )
     never = [digit for digit in moments if moments[digit] == math.inf]
     found = [(digit, "easy") for digit in learned[:1]]
     late = learned[:0:-1][: BLOCKS - len(found) - bool(never)]
@@ -297,7 +305,8 @@ def picture_of(pictures: pd.DataFrame, dataset: str, digit: int) -> npt.NDArray[
     pixels = np.frombuffer(bytes.fromhex(row["pixels"]), np.uint8).reshape(shape)
     if len(pixels) == 3:
         return np.moveaxis(pixels, 0, -1)
-    return (255 - pixels.mean(axis=0)).astype(np.uint8)
+    gray: npt.NDArray[np.uint8] = (255 - pixels.mean(axis=0)).astype(np.uint8)
+    return gray
 
 
 def draw_grid(
@@ -322,7 +331,7 @@ def draw_grid(
     )
     grid = figure.add_gridspec(len(blocks), 2, width_ratios=(1.5, width), height_ratios=inches)
     words = layout.headline(figure, sheet, title, subtitle, notes, left_out)
-    figure.get_layout_engine().set(h_pad=0.08, wspace=0.0)
+    layout.spacing(figure, h_pad=0.08, wspace=0.0)
     for number, block in enumerate(blocks):
         draw_picture(figure.add_subplot(grid[number, 0]), block)
         axes = figure.add_subplot(grid[number, 1])
@@ -404,7 +413,7 @@ def draw_block(axes: Axes, block: Block, columns: Sequence[str]) -> None:
     axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, fontsize=10.5)
     axes.set_yticks([])
     axes.tick_params(length=0, pad=2)
-    look = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+    look: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
     for down, row in zip(starts, block.rows, strict=False):
         name, color = wording.title(row.stage), style.mark(row.stage).color
         above = down + (0.36 if row.remark else 0.52)
@@ -424,10 +433,12 @@ def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None) -> No
     ink = "white" if depth > (0.62 if cell.right else 0.72) else style.INK
     if cell.borrowed:
         draw_tile(axes, across, down, 0.075, fill=False, edgecolor=ink, linestyle=(0, (3, 2)))
-    texts = [
+    texts: list[tuple[float, float, str, dict[str, Any]]] = [
         (0.50, 0.40, f"{cell.label}", {"fontsize": 15, "weight": "bold"}),
         (0.50, 0.75, f"{100 * cell.chance:.0f} %", {"fontsize": 9}),
-    ] + [(0.82, 0.33, "✗", {"fontsize": 10})] * (not cell.right)
+    ]
+    if not cell.right:
+        texts.append((0.82, 0.33, "✗", {"fontsize": 10}))
     for right, below, text, look in texts:
         drawn = axes.text(
             across + right, down + below, text, color=ink, ha="center", va="center", **look

@@ -13,7 +13,9 @@ from matplotlib.transforms import ScaledTranslation
 
 from cnnlib.stages import ALL
 from workflow.plotting import layout
-from workflow.plotting.layout import GRID, INK, QUIET
+from workflow.plotting.layout import GRID as GRID
+from workflow.plotting.layout import INK as INK
+from workflow.plotting.layout import QUIET as QUIET
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,11 @@ def what(dataset: str, network: str) -> str:
     return f"{NETWORKS.get(network, network)} on {DATASETS.get(dataset, dataset)}"
 
 
+def status(name: str) -> str:
+    """The words for a status; a status without words is written as it is."""
+    return STATUS.get(name, name)
+
+
 def duration(seconds: float) -> str:
     """Three digits and a unit that suits: 1.85 ms, 3.72 s, 12.4 min, 6.95 h."""
     if not math.isfinite(seconds):
@@ -40,9 +45,9 @@ def duration(seconds: float) -> str:
     for unit, name in ((3600, "h"), (60, "min")):
         if seconds >= 2 * unit:
             return f"{digits(seconds / unit)} {name}"
-    for unit, name in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= unit:
-            return f"{digits(seconds / unit)} {name}"
+    for fraction, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= fraction:
+            return f"{digits(seconds / fraction)} {name}"
     return f"{digits(seconds * 1e9)} ns"
 
 

@@ -24,6 +24,7 @@ from cnnlib.peers import PEERS
 from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
 from workflow.plotting import draw, layout, wording
+from workflow.plotting.ladder import own_rows
 from workflow.report import browser, page
 
 TEMPLATE = modules.HERE / "report" / "templates" / "poster.html.j2"
@@ -61,10 +62,7 @@ def render(figures: Sequence[str], tables: dict[str, pd.DataFrame], ladder: Path
     """The poster as a web page of exactly one A1 sheet; `tables`: the figures' and the summary."""
     cells = sum(2 if name in TALL else 1 for name in figures)
     # Lines of the ladder's stages alone: with more their names would be too small.
-    own = {
-        name: ladder.own_rows(table) if "stage" in table else table
-        for name, table in tables.items()
-    }
+    own = {name: own_rows(table) if "stage" in table else table for name, table in tables.items()}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(page.text(TEMPLATE)).render(
         question=page.TITLE,
@@ -120,7 +118,7 @@ def result(summary: pd.DataFrame) -> str:
     measured = summary[(summary["device_kind"] != "emulated") & summary["speedup"].notna()]
     if not len(measured):
         return "No speedup was measured."
-    best = measured.loc[measured["speedup"].idxmax()]
+    best = measured.nlargest(1, "speedup").iloc[0]
     scaled = " (extrapolated)" if best["baseline_extrapolated"] else ""
     return (
         f"On {wording.device(str(best['device']))}, {best['stage']} trains "

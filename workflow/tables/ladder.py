@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from cnnlib.stages import ALL
-from workflow.plotting import reasons, wording
+from workflow.plotting import frames, reasons, wording
 
 TABLES = ("summary", "epochs")
 
@@ -48,15 +48,13 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def markdown(frame: pd.DataFrame) -> str:
     """One table a data set and network, one line a stage, with a note on how to read it."""
     parts = []
-    for (dataset, network), lines in frame.groupby(["dataset", "network"], sort=False):
+    for (dataset, network), lines in frames.groups(frame, ["dataset", "network"]):
         sizes = sorted(set(lines["batch_size"]))
         head = ["stage", "what changes", *(f"epoch, batch {size}" for size in sizes)]
         head += [f"speedup, batch {size}" for size in sizes] + ["test accuracy"]
         table = [head, ["---", "---"] + ["---:"] * (2 * len(sizes) + 1)]
-        for (stage, _, kind), group in lines.groupby(
-            ["stage", "device", "device_kind"], sort=False
-        ):
-            by_size = {line.batch_size: line for line in group.itertuples()}
+        for (stage, _, kind), group in frames.groups(lines, ["stage", "device", "device_kind"]):
+            by_size = {line.batch_size: line for line in frames.rows(group)}
             name = wording.title(stage) + (f" ({wording.EMULATED})" if kind == "emulated" else "")
             cells = [name, group["change"].iloc[0]]
             cells += [epoch_cell(by_size.get(size)) for size in sizes]
@@ -78,7 +76,7 @@ def epoch_cell(line: Any) -> str:
     if line is None:
         return "not run"
     if line.status != "ok":
-        return wording.STATUS.get(line.status, line.status)
+        return wording.status(line.status)
     return wording.duration(line.epoch_seconds) + (" *" if line.extrapolated else "")
 
 
@@ -102,7 +100,7 @@ def note(frame: pd.DataFrame) -> str:
     """How to read the table, and on what it was measured."""
     devices = {
         wording.device(row.device): None
-        for row in frame.itertuples()
+        for row in frames.rows(frame)
         if row.device_kind != "emulated"
     }
     text = (

@@ -6,7 +6,7 @@ largest are here (figure memory_latency shows them all); a copy of the smallest 
 
 import pandas as pd
 
-from workflow.plotting import wording
+from workflow.plotting import frames, wording
 
 TABLES = ("probes",)
 
@@ -50,8 +50,8 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows = tables["probes"].copy()
     rows["order"] = rows["probe"].map({name: at for at, name in enumerate(WORDS)})
     lines = []
-    for (device, kind), own in rows.groupby(["device", "device_kind"], sort=False):
-        for probe, group in own.sort_values("order", kind="stable").groupby("probe", sort=False):
+    for (device, kind), own in frames.groups(rows, ["device", "device_kind"]):
+        for probe, group in frames.groups(own.sort_values("order", kind="stable"), "probe"):
             good = group[group["status"] == "ok"]
             if good.empty:
                 lines.append([device, kind, probe, 0, 0, *[None] * 3, "", group["status"].iloc[0]])
@@ -82,9 +82,9 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def markdown(frame: pd.DataFrame) -> str:
     """One table a device."""
     parts = []
-    for device, lines in frame.groupby("device", sort=False):
+    for device, lines in frames.groups(frame, "device"):
         table = [["what", "size", "median", "lowest to highest", "n"], ["---"] + ["---:"] * 4]
-        for line in lines.itertuples():
+        for line in frames.rows(lines):
             what = WORDS.get(line.probe, line.probe)
             size = wording.size(line.size_bytes) if line.size_bytes else ""
             if line.status != "ok":

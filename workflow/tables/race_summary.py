@@ -4,11 +4,13 @@ One line a stage and device. Accuracies are those of the last epoch, their mean 
 its standard deviation and its 95 % interval (Student's t); times are those of whole trainings.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from workflow.plotting import reasons, wording
+from workflow.plotting import frames, reasons, wording
 
 TABLES = ("race",)
 
@@ -46,7 +48,7 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
-def summarise(group: pd.DataFrame) -> dict:
+def summarise(group: pd.DataFrame) -> dict[str, Any]:
     """n, mean, deviation and interval of the accuracies at the end; the times."""
     last = group[group["epoch"] == group["epoch"].max()]
     good = last[last["status"] == "ok"]
@@ -83,7 +85,7 @@ def markdown(frame: pd.DataFrame) -> str:
     """A table for people, with a note on how it was run."""
     head = ["stage", "device", "n", "test accuracy", "of one seed", "training takes", "goal"]
     table = [head, ["---", "---", *["---:"] * 5]]
-    for line in frame.itertuples():
+    for line in frames.rows(frame):
         kind = f" ({wording.EMULATED})" if line.device_kind == "emulated" else ""
         name = [wording.title(line.stage) + kind, wording.device(line.device), f"{line.n}"]
         goal = f"{100 * line.target_accuracy:.4g} %"

@@ -7,11 +7,14 @@ else says so. The speedup is over the first stage of the ladder that was measure
 size.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-from workflow.plotting import ladder
+from workflow.plotting import frames, ladder
 
 TABLES = ("epochs", "steps")
 
@@ -48,20 +51,23 @@ COLUMNS = {
 }
 """Of what, in the order in which they are written; kinds of workflow/glue/modules.py."""
 KEY = ["dataset", "network", "stage", "device", "device_kind", "batch_size"]
+Key = tuple[str, str, str, str, str, int]
+Cell = tuple[str, str, int]
 RESAMPLES = 2000
 SEED = 20171
 
 
 def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The summary of tables["epochs"] and ["steps"], ordered by KEY, stages as on the ladder."""
-    epochs = dict(iter(undisturbed(tables["epochs"]).groupby(KEY, sort=False)))
+    epochs: dict[Key, pd.DataFrame] = dict(frames.groups(undisturbed(tables["epochs"]), KEY))
     timed_steps = tables["steps"][tables["steps"]["status"] == "ok"]
     steps = {key: group["step_seconds"] for key, group in timed_steps.groupby(KEY, sort=False)}
     baselines = find_baselines(epochs)
     lines = []
     for key, group in epochs.items():
         line = dict(zip(KEY, key, strict=True)) | summarise(group) | latency(steps.get(key))
-        line |= speedup(group, epochs.get(baselines.get(cell(key))))
+        baseline = baselines.get(cell(key))
+        line |= speedup(group, epochs[baseline] if baseline else None)
         lines.append(line)
     frame = pd.DataFrame(lines)[list(COLUMNS)]
     rank = {name: i for i, name in enumerate(ladder.ordered(frame["stage"]))}
@@ -77,20 +83,20 @@ def undisturbed(epochs: pd.DataFrame) -> pd.DataFrame:
     return epochs[~disturbed | every]
 
 
-def cell(key: tuple) -> tuple:
+def cell(key: Key) -> Cell:
     """What must be equal for two lines to be compared: data set, network, batch size."""
     dataset, network, *_, batch_size = key
     return dataset, network, batch_size
 
 
-def find_baselines(epochs: dict[tuple, pd.DataFrame]) -> dict[tuple, tuple]:
+def find_baselines(epochs: dict[Key, pd.DataFrame]) -> dict[Cell, Key]:
     """For each cell the key of the line that speedups are over: the lowest stage that ran.
 
     A network's baseline stage is the same at every batch size; where it did not run there is none.
     """
     ran = [key for key, group in epochs.items() if timed(group)]
     order = ladder.ordered(key[2] for key in ran)
-    lowest: dict[tuple, str] = {}
+    lowest: dict[tuple[str, str], str] = {}
     for dataset, network, stage, *_ in sorted(ran, key=lambda key: order.index(key[2])):
         lowest.setdefault((dataset, network), stage)
     return {cell(key): key for key in ran if lowest[key[:2]] == key[2]}
@@ -102,7 +108,7 @@ def timed(group: pd.DataFrame) -> list[np.ndarray]:
     return [times.to_numpy() for _, times in good.groupby("repeat")["epoch_seconds"]]
 
 
-def summarise(group: pd.DataFrame) -> dict:
+def summarise(group: pd.DataFrame) -> dict[str, Any]:
     """n, median, spread, interval and standing of one line's epochs."""
     repeats = timed(group)
     times = np.concatenate(repeats) if repeats else np.array([np.nan])
@@ -128,7 +134,7 @@ def summarise(group: pd.DataFrame) -> dict:
     }
 
 
-def latency(seconds: pd.Series | None) -> dict:
+def latency(seconds: pd.Series | None) -> dict[str, Any]:
     """n, median and 5 % and 95 % quantiles of single steps."""
     times = np.array([np.nan]) if seconds is None else seconds.to_numpy()
     low, middle, high = np.quantile(times, [0.05, 0.5, 0.95])
@@ -140,7 +146,7 @@ def latency(seconds: pd.Series | None) -> dict:
     }
 
 
-def speedup(group: pd.DataFrame, baseline: pd.DataFrame | None) -> dict:
+def speedup(group: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
     """How many times faster than the baseline, with its interval; nan where either did not run."""
     repeats, base = timed(group), [] if baseline is None else timed(baseline)
     line = {
@@ -170,6 +176,7 @@ def interval(repeats: list[np.ndarray], base: list[np.ndarray] | None) -> tuple[
         return np.nan, np.nan
     padded = [pad(sample) for sample in samples]
     # the same where nothing is missing, and several times quicker
+    median: Callable[..., np.ndarray]
     median = np.nanmedian if any(np.isnan(rows).any() for rows in padded) else np.median
 
     def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -177,7 +184,8 @@ def interval(repeats: list[np.ndarray], base: list[np.ndarray] | None) -> tuple[
             median(rows[which].reshape(*which.shape[:-1], -1), axis=-1)
             for rows, which in zip(padded, drawn, strict=True)
         ]
-        return medians[0] if base is None else medians[0] / medians[1]
+        found: np.ndarray = medians[0] if base is None else medians[0] / medians[1]
+        return found
 
     found = bootstrap(
         [np.arange(len(sample)) for sample in samples],
