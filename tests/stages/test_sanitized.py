@@ -1,8 +1,8 @@
 """Every GPU stage under the address and undefined-behaviour sanitizers, and in reverse order.
 
-A training step, a gradient of part of a batch and logits, on the emulated device. The order in
-which the threads of a block and the blocks run must not change a bit: where it does, there is a
-barrier missing.
+The emulated device makes a training step, a gradient of part of a batch and logits. The order in
+which a block's threads and the blocks run must not change a bit: where it does, a barrier is
+missing.
 """
 
 import hashlib
@@ -20,10 +20,8 @@ from cnnlib.errors import DeviceError
 from cnnlib.paths import ROOT
 from cnnlib.stages import ring
 from tests.support.ahead import Program, begins
-from tests.support.engines import GPU_STAGES, open_engine, pictures
+from tests.support.engines import GPU_STAGES, each_gpu_stage, open_engine, pictures
 from tests.support.networks import awkward, build, lenet5
-
-each_stage = pytest.mark.parametrize("stage", GPU_STAGES, ids=lambda stage: stage.name)
 
 SANITIZED = {
     network.name: network
@@ -46,12 +44,12 @@ SANITIZED = {
 }
 
 
-# With so little shared memory stage ring cuts small maps as it does large ones otherwise.
+# With so little shared memory, stage ring cuts small maps as it otherwise cuts large ones.
 SHORT_OF_MEMORY = dict(FEW_FLOATS=400, FLOATS=1100)
 
 
 def digest(stage, network, fiber_order, batch_size):
-    """Of all that a step, a gradient and logits give."""
+    """A digest of all that a step, a gradient and logits give."""
     found = hashlib.sha256()
     small = network.name in SANITIZED
     memory = mock.patch.multiple(ring, **SHORT_OF_MEMORY) if small else nullcontext()
@@ -70,7 +68,7 @@ def digest(stage, network, fiber_order, batch_size):
     return found.hexdigest()
 
 
-@each_stage
+@each_gpu_stage
 @pytest.mark.parametrize(
     ("network", "batch_size"),
     [*((network, 6) for network in SANITIZED.values()), (lenet5(), 40)],
@@ -101,11 +99,11 @@ done
 
 @begins("sanitized")
 def begin(folder):
-    """The program for every stage, one after the other; each leaves NAME.out, .err and .code."""
+    """A program that runs one stage after the other; each leaves NAME.out, .err and .code."""
     try:
         sanitizer = sanitizer_environment()
     except DeviceError:
-        sanitizer = {}  # the fixture tells, and skips
+        sanitizer = {}  # the fixture skips the tests and says why
     names = [stage.name for stage in GPU_STAGES] if sanitizer else []
     env = {
         **os.environ,
@@ -120,7 +118,7 @@ def begin(folder):
 
 @pytest.fixture(scope="module")
 def sanitized(ahead):
-    """The folder of what has become of the program."""
+    """The folder with what the program has left."""
     try:
         sanitizer_environment()
     except DeviceError as error:
@@ -129,7 +127,7 @@ def sanitized(ahead):
     return ahead["sanitized"].folder
 
 
-@each_stage
+@each_gpu_stage
 def test_nothing_for_the_sanitizers_to_report(stage, sanitized):
     out, err, code = (
         (sanitized / f"{stage.name}.{what}").read_text() for what in ("out", "err", "code")

@@ -7,23 +7,16 @@ import pytest
 
 from cnnlib.stages import LADDER, VARIANTS
 from cnnlib.validation.parity import FAST_REFERENCE
-from tests.support.engines import open_engine, pictures, training
-from tests.support.networks import awkward, build, lenet5
+from tests.support.engines import each_of, on, open_engine, pictures, training
+from tests.support.networks import awkward, lenet5, small
 
 pytestmark = pytest.mark.quick
 
-AWKWARD = {"awkward": awkward()}
-SMALL = {"small": build("small", (1, 4, 4), 3, [{"dense": 3}])}
-
-each_stage = pytest.mark.parametrize("stage", [*LADDER, *VARIANTS], ids=lambda stage: stage.name)
-
-
-def each(networks):
-    return pytest.mark.parametrize("network", networks.values(), ids=list(networks))
+each_stage = each_of([*LADDER, *VARIANTS])
 
 
 @each_stage
-@each(AWKWARD)
+@on(awkward())
 def test_repeats_are_bit_identical(stage, network, device):
     results = []
     for _ in range(2):
@@ -36,7 +29,7 @@ def test_repeats_are_bit_identical(stage, network, device):
 
 
 @each_stage
-@each(SMALL)
+@on(small())
 def test_momentum(stage, network, device):
     images, labels = pictures(network, 4)
     options = dict(learning_rate=0.5, momentum=0.75)
@@ -56,7 +49,7 @@ def test_momentum(stage, network, device):
 
 
 @each_stage
-@each(SMALL)
+@on(small())
 def test_every_step_has_its_learning_rate(stage, network, device):
     """Also where only two steps' images are on the device at a time."""
     images, labels = pictures(network, 6)
@@ -77,7 +70,7 @@ def test_every_step_has_its_learning_rate(stage, network, device):
 
 
 @each_stage
-@each(SMALL)
+@on(small())
 def test_what_is_left_over_is_dropped(stage, network, device):
     results = []
     for order in ([5, 1, 4, 2, 0, 3], [5, 1, 4, 2, 0, 3, 7, 6]):
@@ -88,7 +81,7 @@ def test_what_is_left_over_is_dropped(stage, network, device):
 
 
 @each_stage
-@each(SMALL)
+@on(small())
 def test_training_reports_the_mean_loss_of_its_steps(stage, network, device):
     images, labels = pictures(network, 8)
     with training(stage, network, 2, 8, device) as engine:
@@ -101,7 +94,7 @@ def test_training_reports_the_mean_loss_of_its_steps(stage, network, device):
 
 
 @each_stage
-@each(AWKWARD)
+@on(awkward())
 def test_a_training_goes_on_bit_for_bit(stage, network, device):
     order = np.random.default_rng(0).permutation(32)
     with training(stage, network, 8, 32, device, momentum=0.9) as engine:
@@ -118,7 +111,7 @@ def test_a_training_goes_on_bit_for_bit(stage, network, device):
 
 
 @each_stage
-@each(SMALL)
+@on(small())
 def test_parameters_and_velocity_are_copies(stage, network, device):
     with training(stage, network, 2, 4, device) as engine:
         engine.train(np.arange(4))
@@ -132,7 +125,7 @@ def test_parameters_and_velocity_are_copies(stage, network, device):
 
 
 @each_stage
-@each(AWKWARD)
+@on(awkward())
 def test_gradient_and_logits_change_nothing(stage, network, device):
     images, labels = pictures(network, 8)
     with training(stage, network, 8, 8, device, momentum=0.9) as engine:
@@ -149,7 +142,7 @@ def test_gradient_and_logits_change_nothing(stage, network, device):
 
 
 @each_stage
-@each(AWKWARD)
+@on(awkward())
 def test_logits_of_any_number_of_images(stage, network, device):
     images, _ = pictures(network, 21)
     with open_engine(stage, network, 4, device) as engine:
@@ -163,7 +156,7 @@ def test_logits_of_any_number_of_images(stage, network, device):
 
 
 @each_stage
-@each({"lenet5": lenet5()} | AWKWARD)
+@on(lenet5(), awkward())
 def test_divergence_is_seen(stage, network, device):
     with training(stage, network, 4, 8, device) as engine:
         vector = engine.parameters
@@ -174,7 +167,7 @@ def test_divergence_is_seen(stage, network, device):
 
 
 @each_stage
-@each({"lenet5": lenet5()})
+@on(lenet5())
 def test_infinite_weights_are_seen(stage, network, device):
     with training(stage, network, 4, 8, device) as engine:
         engine.parameters = np.full(network.parameter_count, np.finfo(stage.dtype).max)

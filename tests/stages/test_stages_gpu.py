@@ -11,50 +11,41 @@ import pytest
 
 from cnnlib.stages import gemm
 from cnnlib.validation.parity import FAST_REFERENCE, FIVE_STEPS_BOUND, exact, five_steps, validate
-from tests.support.engines import GPU_STAGES, open_engine, pictures, training
-from tests.support.networks import LINEAR, NETWORKS, UNUSUAL, awkward, build, lenet5
-
-AWKWARD = {"awkward": awkward()}
-LENET5 = {"lenet5": lenet5()}
-SMALL = {"small": build("small", (1, 4, 4), 3, [{"dense": 3}])}
-
-each_stage = pytest.mark.parametrize("stage", GPU_STAGES, ids=lambda stage: stage.name)
-
-
-def each(networks):
-    return pytest.mark.parametrize("network", networks.values(), ids=list(networks))
-
+from tests.support.engines import each_gpu_stage, on, open_engine, pictures, training
+from tests.support.networks import LINEAR, NETWORKS, UNUSUAL, awkward, build, lenet5, small
 
 # Right results
 
 
-@each_stage
+@each_gpu_stage
 @pytest.mark.parametrize(
     ("network", "batch_size"),
     [
         pytest.param(
-            network, size, id=f"{network.name}-{size}",
+            network,
+            size,
+            id=f"{network.name}-{size}",
             marks=[pytest.mark.quick] * ((network.name, size) == ("awkward", 7)),
         )
         for network in NETWORKS.values()
         for size in (1, 2, 7, 16, 64, 256)
     ],
-)  # fmt: skip
+)
 def test_gradient_parity(stage, network, batch_size, device):
     with open_engine(stage, network, batch_size, device) as engine:
         validate(engine, *pictures(network, batch_size))
 
 
-@each_stage
-@each(UNUSUAL)
+@each_gpu_stage
+@on(*UNUSUAL.values())
 @pytest.mark.parametrize("batch_size", [1, 33])
 def test_gradient_parity_of_unusual_networks(stage, network, batch_size, device):
     with open_engine(stage, network, batch_size, device) as engine:
         validate(engine, *pictures(network, batch_size))
 
 
-@each_stage
-@each(NETWORKS)
+@each_gpu_stage
+@on(*NETWORKS.values())
 @pytest.mark.parametrize("count", [1, 13, 31])
 def test_gradient_of_part_of_a_batch(stage, network, count, device):
     with open_engine(stage, network, 32, device) as engine:
@@ -62,16 +53,16 @@ def test_gradient_of_part_of_a_batch(stage, network, count, device):
         validate(engine, *pictures(network, count, seed=1))
 
 
-@each_stage
-@each(NETWORKS)
+@each_gpu_stage
+@on(*NETWORKS.values())
 @pytest.mark.parametrize(("batch_size", "momentum"), [(16, 0.0), (64, 0.9)])
 def test_five_steps(stage, network, batch_size, momentum, device):
     with open_engine(stage, network, batch_size, device, momentum=momentum) as engine:
         five_steps(engine, *pictures(network, 3 * batch_size))
 
 
-@each_stage
-@each(LINEAR)
+@each_gpu_stage
+@on(*LINEAR.values())
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_integers_are_exact(stage, network, batch_size, device):
     generator = np.random.default_rng(2)
@@ -85,19 +76,19 @@ def test_integers_are_exact(stage, network, batch_size, device):
         assert np.abs(gradient).max() < 2**20  # sixteenths of it fit a float32 too
 
 
-TIES = {
-    f"ties{size}": build(
+TIES = [
+    build(
         f"ties{size}",
         (1, 14, 14),
         4,
         [{"conv": {"maps": 1, "kernel": 3}}, {"subsample": size}, {"dense": 4}],
     )
     for size in (2, 3)
-}
+]
 
 
-@each_stage
-@each(TIES)
+@each_gpu_stage
+@on(*TIES)
 def test_first_of_equals_in_reading_order_wins(stage, network, device):
     # Windows of zeros and ones are full of ties. The convolution copies its source, but the
     # gradients of its other weights depend on where in the source the errors arrive.
@@ -115,9 +106,9 @@ def test_first_of_equals_in_reading_order_wins(stage, network, device):
 # The same results, however they are asked for
 
 
-@each_stage
-@each(LENET5)
-def test_repeats_are_bit_identical(stage, network, device):
+@each_gpu_stage
+@on(lenet5())
+def test_three_trainings_of_two_epochs_are_bit_identical(stage, network, device):
     images, _ = pictures(network, 9)
     results = []
     for _ in range(3):
@@ -129,20 +120,20 @@ def test_repeats_are_bit_identical(stage, network, device):
             assert np.array_equal(first, again)
 
 
-@each_stage
-@each(AWKWARD)
+@each_gpu_stage
+@on(awkward())
 def test_the_order_of_the_images_is_followed(stage, network, device):
     order = np.random.default_rng(3).permutation(40)
     results = []
-    for each_stage, place in ((stage, device), (FAST_REFERENCE, None)):
-        with training(each_stage, network, 10, 40, place) as engine:
+    for trained, where in ((stage, device), (FAST_REFERENCE, None)):
+        with training(trained, network, 10, 40, where) as engine:
             results.append((engine.train(order), engine.parameters))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     assert np.abs(results[0][1] - results[1][1]).max() < FIVE_STEPS_BOUND
 
 
-@each_stage
-@each(AWKWARD)
+@each_gpu_stage
+@on(awkward())
 def test_small_loads_train_as_one_large_load_does(stage, network, device):
     order = np.random.default_rng(0).permutation(50)
     results = []
@@ -156,8 +147,8 @@ def test_small_loads_train_as_one_large_load_does(stage, network, device):
             assert np.array_equal(first, again)
 
 
-@each_stage
-@each(SMALL)
+@each_gpu_stage
+@on(small())
 def test_large_loads_are_gathered_piece_by_piece(stage, network, device):
     order = np.random.default_rng(0).permutation(10_000)
     results = []
@@ -173,8 +164,8 @@ def test_large_loads_are_gathered_piece_by_piece(stage, network, device):
         assert np.abs(parameters - right[1]).max() < FIVE_STEPS_BOUND
 
 
-@each_stage
-@each(AWKWARD)
+@each_gpu_stage
+@on(awkward())
 def test_profiling_changes_nothing(stage, network, device):
     with training(stage, network, 8, 8, device, momentum=0.9) as engine:
         engine.train(np.arange(8))
@@ -190,8 +181,8 @@ def test_profiling_changes_nothing(stage, network, device):
     assert of_layers == 8 * sum(engine.network.training_flops)
 
 
-@each_stage
-@each(AWKWARD)
+@each_gpu_stage
+@on(awkward())
 def test_timed_training_is_the_same_training(stage, network, device):
     with training(stage, network, 8, 40, device, resident_images=16) as engine:
         engine.train(np.arange(40))
@@ -204,8 +195,8 @@ def test_timed_training_is_the_same_training(stage, network, device):
     assert times.total >= times.gather
 
 
-@each_stage
-@each(AWKWARD)
+@each_gpu_stage
+@on(awkward())
 def test_two_engines_on_one_device_keep_apart(stage, network, device):
     with (
         training(stage, network, 8, 16, device) as first,
@@ -223,8 +214,8 @@ def test_two_engines_on_one_device_keep_apart(stage, network, device):
 # Nothing hides a NaN
 
 
-@each_stage
-@each(LENET5)
+@each_gpu_stage
+@on(lenet5())
 def test_a_nan_in_any_parameter_is_seen(stage, network, device):
     images, labels = pictures(network, 4)
     labels[:] = 0
@@ -240,26 +231,24 @@ def test_a_nan_in_any_parameter_is_seen(stage, network, device):
                 assert math.isnan(engine.train(np.arange(4))), where
 
 
-HIDING = {
-    "hiding": build(
-        "hiding",
-        (1, 6, 6),
-        2,
-        [
-            {"conv": {"maps": 1, "kernel": 1}},
-            {"conv": {"maps": 1, "kernel": 1}},
-            {"activation": "tanh"},
-            {"subsample": 2},
-            {"dense": 2},
-        ],
-    )
-}
+HIDING = build(
+    "hiding",
+    (1, 6, 6),
+    2,
+    [
+        {"conv": {"maps": 1, "kernel": 1}},
+        {"conv": {"maps": 1, "kernel": 1}},
+        {"activation": "tanh"},
+        {"subsample": 2},
+        {"dense": 2},
+    ],
+)
 
 
-@each_stage
-@each(HIDING)
-@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_a_nan_beats_any_other_value_of_its_window(stage, network, place, device):
+@each_gpu_stage
+@on(HIDING)
+@pytest.mark.parametrize("position", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_nan_beats_any_other_value_of_its_window(stage, network, position, device):
     images = np.ones((1, 1, 6, 6), np.uint8)
     with open_engine(stage, network, 1, device, mean=0, deviation=1) as engine:
         vector = np.ones(network.parameter_count)
@@ -267,15 +256,15 @@ def test_a_nan_beats_any_other_value_of_its_window(stage, network, place, device
         vector[2] = 0  # times what is finite is 0, else NaN
         engine.parameters = vector
         assert np.isfinite(engine.logits(images)).all()
-        images[0, 0, 2 + place[0], 2 + place[1]] = 2
+        images[0, 0, 2 + position[0], 2 + position[1]] = 2
         assert np.isnan(engine.logits(images)).all()
 
 
 # What the checks above must not let through
 
 
-@pytest.mark.parametrize("stage", GPU_STAGES, ids=lambda stage: stage.name)
-@each(AWKWARD)
+@each_gpu_stage
+@on(awkward())
 def test_a_wrong_rate_is_noticed(stage, network, device):
     class WrongRate(stage.engine):
         def _train(self, order, rates, pieces):

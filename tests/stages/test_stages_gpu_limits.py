@@ -13,13 +13,17 @@ from cnnlib.layers import Dense, Layer
 from cnnlib.network import Network
 from cnnlib.stages import fused, ring
 from cnnlib.validation.parity import five_steps, validate
-from tests.support.engines import GPU_STAGES, open_engine, pictures
-from tests.support.networks import awkward, build, curved, lenet5, many_maps, strides, windows
-
-each_stage = pytest.mark.parametrize("stage", GPU_STAGES, ids=lambda stage: stage.name)
-
-SMALL = build("small", (1, 4, 4), 3, [{"dense": 3}])
-
+from tests.support.engines import each_gpu_stage, each_of, on, open_engine, pictures
+from tests.support.networks import (
+    awkward,
+    build,
+    curved,
+    lenet5,
+    many_maps,
+    small,
+    strides,
+    windows,
+)
 
 # Maps larger than shared memory
 
@@ -55,7 +59,6 @@ def maps1024():
     )
 
 
-LARGE = {network.name: network for network in (maps256(), maps1024())}
 KEEP_WHOLE_MAPS = {
     stage.name: rf"stage '{stage.name}' cannot take conv1.* of network '{{}}': .* shared memory, "
     r"which takes \d+ of \d+ bytes; stage 'ring'"
@@ -67,8 +70,8 @@ KEEP_WHOLE_MAPS = {
 """Stages that refuse such networks, and what they say."""
 
 
-@each_stage
-@pytest.mark.parametrize("network", LARGE.values(), ids=list(LARGE))
+@each_gpu_stage
+@on(maps256(), maps1024())
 def test_large_maps(stage, network, device):
     if stage.name in KEEP_WHOLE_MAPS:
         message = KEEP_WHOLE_MAPS[stage.name].format(network.name)
@@ -80,8 +83,8 @@ def test_large_maps(stage, network, device):
         validate(engine, *pictures(network, 1))
 
 
-@pytest.mark.parametrize("stage", [ring.STAGE], ids=["ring"])
-@pytest.mark.parametrize("network", [maps256()], ids=["maps256"])
+@each_of([ring.STAGE])
+@on(maps256())
 def test_ring_trains_on_large_maps(stage, network, device):
     with open_engine(stage, network, 2, device, momentum=0.9, learning_rate=0.01) as engine:
         five_steps(engine, *pictures(network, 4))
@@ -105,11 +108,7 @@ def test_ring_needs_shared_memory_for_a_window_not_for_the_map(size, device):
             planned.operator(planned, fused.STAGE, device)
 
 
-SHORT_OF_MEMORY = {
-    network.name: network for network in (awkward(), strides(), windows(), many_maps(), curved())
-}
-
-
+SHORT_OF_MEMORY = (awkward(), strides(), windows(), many_maps(), curved())
 CUTS = ("tiles", "map_chunks", "error_tiles", "channel_chunks")
 
 
@@ -120,16 +119,16 @@ def short_of_memory(monkeypatch):
     monkeypatch.setattr(ring, "FLOATS", 600)
 
 
-@pytest.mark.parametrize("small", SHORT_OF_MEMORY.values(), ids=list(SHORT_OF_MEMORY))
-def test_ring_cuts_what_does_not_fit(small, device, short_of_memory):
-    with open_engine(ring.STAGE, small, 6, device) as engine:
-        validate(engine, *pictures(small, 6))
-        validate(engine, *pictures(small, 1))
+@on(*SHORT_OF_MEMORY)
+def test_ring_cuts_what_does_not_fit(network, device, short_of_memory):
+    with open_engine(ring.STAGE, network, 6, device) as engine:
+        validate(engine, *pictures(network, 6))
+        validate(engine, *pictures(network, 1))
 
 
 def test_all_cuts_are_tested(device, short_of_memory):
     seen = set()
-    for network in SHORT_OF_MEMORY.values():
+    for network in SHORT_OF_MEMORY:
         for planned in plan(ring.STAGE, network):
             if issubclass(planned.operator, ring.RingConv):
                 operator = planned.operator(planned, ring.STAGE, device)
@@ -177,11 +176,8 @@ def error_bytes(stage, network, batch_size):
             return engine.error_bytes
 
 
-DEEP = {network.name: network for network in (deep(3), deep(12))}
-
-
-@pytest.mark.parametrize("stage", [ring.STAGE], ids=["ring"])
-@pytest.mark.parametrize("network", DEEP.values(), ids=list(DEEP))
+@each_of([ring.STAGE])
+@on(deep(3), deep(12))
 def test_recycled_error_maps_give_the_same_gradient(stage, network, device):
     with open_engine(stage, network, 5, device) as engine:
         validate(engine, *pictures(network, 5))
@@ -201,9 +197,9 @@ def test_memory_for_error_maps_does_not_grow_with_depth(batch_size):
 # Memory
 
 
-@each_stage
+@each_gpu_stage
 def test_a_batch_that_does_not_fit_names_the_bytes(stage):
-    network = SMALL
+    network = small()
     with EmulatedDevice(memory=1_000_000) as device:
         with open_engine(stage, network, 64, device) as engine:
             engine.load(*pictures(network, 128))
@@ -215,9 +211,9 @@ def test_a_batch_that_does_not_fit_names_the_bytes(stage):
         open_engine(stage, network, 64, device).close()
 
 
-@each_stage
+@each_gpu_stage
 def test_a_training_set_larger_than_the_memory_goes_up_in_loads(stage):
-    network = SMALL
+    network = small()
     images, labels = pictures(network, 20_000)
     results = []
     for memory in (200_000, 10_000_000):
@@ -231,25 +227,25 @@ def test_a_training_set_larger_than_the_memory_goes_up_in_loads(stage):
     assert np.array_equal(results[0][1], results[1][1])
 
 
-@each_stage
+@each_gpu_stage
 def test_loads_that_do_not_fit_are_refused(stage):
     with EmulatedDevice(memory=200_000) as device:
-        with open_engine(stage, SMALL, 64, device, resident_images=100_000) as engine:
+        with open_engine(stage, small(), 64, device, resident_images=100_000) as engine:
             with pytest.raises(DoesNotFit, match=r"bytes wanted"):
-                engine.load(*pictures(SMALL, 50_000))
+                engine.load(*pictures(small(), 50_000))
 
 
-@each_stage
+@each_gpu_stage
 def test_batches_beyond_the_kernels_indices_are_refused(stage, device):
     with pytest.raises(DoesNotFit, match=r"beyond 32-bit indices"):
         open_engine(stage, lenet5(), 2**23, device)
 
 
-@each_stage
+@each_gpu_stage
 def test_an_engine_gives_its_memory_back(stage, device):
     before = device.used_bytes()
-    with open_engine(stage, SMALL, 16, device) as engine:
-        engine.load(*pictures(SMALL, 64))
+    with open_engine(stage, small(), 16, device) as engine:
+        engine.load(*pictures(small(), 64))
         engine.train(np.arange(64))
         assert device.used_bytes() > before
     del engine
@@ -275,7 +271,7 @@ class Doubling(Layer):
         return 2 * target_error, {}
 
 
-@each_stage
+@each_gpu_stage
 def test_a_layer_kind_it_has_no_operator_for_is_named(stage, device):
     network = Network("doubled", (1, 4, 4), 3, (Doubling(), Dense(units=3)))
     message = (

@@ -1,8 +1,10 @@
 """Stages, engines and images that tests of stages share."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 
 from cnnlib.device import Device
 from cnnlib.engine import Bytes, Engine, Setup, Stage
@@ -10,6 +12,19 @@ from cnnlib.network import Network
 from cnnlib.stages import LADDER, VARIANTS
 
 GPU_STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "cuda"]
+
+
+def each_of(stages: Iterable[Stage]) -> pytest.MarkDecorator:
+    """A test's argument `stage`: each of these in turn."""
+    return pytest.mark.parametrize("stage", list(stages), ids=lambda stage: stage.name)
+
+
+def on(*networks: Network) -> pytest.MarkDecorator:
+    """A test's argument `network`: each of these in turn."""
+    return pytest.mark.parametrize("network", networks, ids=[network.name for network in networks])
+
+
+each_gpu_stage = each_of(GPU_STAGES)
 
 
 def pictures(network: Network, count: int, seed: int = 0) -> tuple[Bytes, Bytes]:

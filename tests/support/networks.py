@@ -31,6 +31,11 @@ def lenet5(method: str = "max", function: str = "relu") -> Network:
     )
 
 
+def small() -> Network:
+    """One dense layer over sixteen pixels, where only the engine matters."""
+    return build("small", (1, 4, 4), 3, [{"dense": 3}])
+
+
 def simard() -> Network:
     """Simard et al. 2003: strides instead of subsampling."""
     return build(
