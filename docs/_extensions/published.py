@@ -6,6 +6,7 @@ The directive `{published-ladder}` puts the table of README.md in a page. As a p
 """
 
 import csv
+import functools
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +50,7 @@ def lines(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@functools.cache
 def epoch_flops(batch_size: int) -> int:
     """Floating-point operations of an epoch's whole batches: forward, both gradients, no update."""
     config = load_config([ROOT / "config.yaml"])
@@ -57,6 +59,7 @@ def epoch_flops(batch_size: int) -> int:
     return images * sum(network.training_flops)
 
 
+@functools.cache
 def rungs() -> list[Rung]:
     """The stages of the ladder, from the published summary and the published limits."""
     summary = {
