@@ -1,4 +1,4 @@
-"""The disk is full at each single call with which results are written."""
+"""The disk is full at each single call by which results are written."""
 
 import json
 import os
@@ -37,7 +37,7 @@ WRITTEN = {
 
 @pytest.fixture(scope="module")
 def preload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that lets calls fail."""
+    """The library that makes calls fail."""
     made = tmp_path_factory.mktemp("faults") / "faults.so"
     options = ["-shared", "-fPIC", "-O1", "-U_FORTIFY_SOURCE", "-o", str(made)]
     source = str(ROOT / "tests/support/faults.cpp")
@@ -47,7 +47,7 @@ def preload(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, a config and a run that has been measured."""
+    """A folder with data, a config and a measured run."""
     folder = tmp_path_factory.mktemp("home")
     write_config(folder / "config.yaml", toy_config())
     toy_data(folder)
@@ -79,16 +79,16 @@ def test_a_disk_that_is_full_at_any_call(home: Path, preload: Path, what: str, o
     for name, content in old.items():
         (home / "out").mkdir(exist_ok=True)
         (home / "out" / name).write_text(content)
-    told = in_folder(
+    output = in_folder(
         home, "tests.support.faults", "out", *COMMANDS[what].split(), LD_PRELOAD=str(preload)
     )
     *failed, whole = (
-        json.loads(line) for line in told.splitlines() if line.startswith('{"failed"')
+        json.loads(line) for line in output.splitlines() if line.startswith('{"failed"')
     )
     assert whole["failed"] == ""
     assert (whole["code"], set(whole["left"])) == (0, set(written))
     hit = [attempt["failed"] for attempt in failed]
-    # a file is made, opened again, written, brought to the disk and takes its name
+    # A file is created, opened again, written, flushed to the disk and renamed.
     assert {"open", "write", "fsync", "close", "rename"} <= set(hit)
     assert ("mkdir" in hit) == (not older)
     assert min(hit.count(call) for call in ("write", "fsync", "rename")) >= len(written)
@@ -98,7 +98,7 @@ def test_a_disk_that_is_full_at_any_call(home: Path, preload: Path, what: str, o
 
 
 def check(attempt: dict[str, Any], old: dict[str, str], whole: dict[str, str], home: Path) -> None:
-    """One line names a file, and each file is the old one, or the new one, or is not there."""
+    """One line names a file, and each file is the old one, the new one, or missing."""
     assert attempt["code"] == 2
     (line,) = attempt["said"].splitlines()
     names = [name for name in whole if line.startswith(f"error: cannot write out/{name}: ")]
@@ -109,7 +109,7 @@ def check(attempt: dict[str, Any], old: dict[str, str], whole: dict[str, str], h
     for name, content in left.items():
         assert content == old.get(name) or same(name, content, whole[name]), f"half of {name}"
     if "run.json" in whole:
-        # where it stands, all tables beside it are its own
+        # Where run.json exists, all tables beside it belong to it.
         assert left.get("run.json") is None or left == old
     else:
         assert set(old) <= set(left), "the older file is lost"
@@ -117,5 +117,5 @@ def check(attempt: dict[str, Any], old: dict[str, str], whole: dict[str, str], h
 
 
 def same(name: str, content: str, whole: str) -> bool:
-    """Whether two files hold the same; an archive has its time in it."""
+    """Whether two files have the same content, apart from the times in an archive."""
     return len(content) == len(whole) if name.endswith(".npz") else content == whole

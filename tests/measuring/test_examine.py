@@ -1,4 +1,4 @@
-"""What is looked at beside the runs: CPU profile, features of a trained network."""
+"""The CPU profile and the feature maps, which are measured beside the runs."""
 
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def test_features_are_those_of_the_training(data: Dataset) -> None:
         for layer in ("activation1", "subsample1")
     }
     assert shapes == {"activation1": (2, 6, 6), "subsample1": (2, 3, 3)}
-    # relu, and the largest of each window
+    # After relu and the maximum of each window.
     values = {
         (row["layer"], row["map"], row["row"], row["column"]): row["value"]
         for row in rows

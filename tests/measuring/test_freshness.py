@@ -1,4 +1,4 @@
-"""Runs whose files were altered or that are of other settings are noticed and measured again."""
+"""Runs with altered files or other settings are detected and measured again."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> Path:
 
 @pytest.fixture
 def measured(once: Path, tmp_path: Path) -> Path:
-    """The same in a results folder of the test's own."""
+    """The measured run, in a results folder of the test's own."""
     shutil.copytree(once, tmp_path / RUN.folder)
     return tmp_path / RUN.folder
 
@@ -61,7 +61,7 @@ def empty(path: Path) -> None:
 
 
 def reorder(path: Path) -> None:
-    """The first row goes to the end: the table is still a sound one."""
+    """Moving the first row to the end leaves a table that is valid in itself."""
     head, row, *rows = path.read_text().splitlines(keepends=True)
     path.write_text("".join([head, *rows, row]))
 
@@ -144,7 +144,7 @@ def test_a_description_that_is_a_folder(measured: Path) -> None:
 def test_a_folder_that_is_gone_is_no_result(measured: Path, tmp_path: Path) -> None:
     shutil.rmtree(measured)
     assert not is_sound(measured)
-    assert list(changed_runs(config_in(tmp_path))) == []  # never measured, as far as one can see
+    assert list(changed_runs(config_in(tmp_path))) == []  # it looks as if it was never measured
 
 
 def test_measuring_again_repairs(measured: Path, tmp_path: Path, data: Dataset) -> None:
@@ -157,7 +157,7 @@ def test_measuring_again_repairs(measured: Path, tmp_path: Path, data: Dataset) 
 def test_runs_without_digests_are_accepted_if_they_are_whole(
     measured: Path, tmp_path: Path
 ) -> None:
-    """As versions before this one left them."""
+    """Runs of earlier versions have no digests in their run.json."""
     facts = read_facts(measured)
     del facts["tables"], facts["settings"]
     (measured / "run.json").write_text(json.dumps(facts))

@@ -1,4 +1,4 @@
-"""Other processes on the GPU: who counts as another, and when it was there."""
+"""Other processes on the GPU: which ones count as others, and when they were there."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from cnnlib.measuring.gpu_processes import ProcessTracker, is_or_descends_from, 
 
 pytestmark = pytest.mark.quick
 
-OWN, ANOTHER = os.getpid(), 2**22 + 7  # above the largest number a system gives
+OWN, ANOTHER = os.getpid(), 2**22 + 7  # above the largest process id of a system
 
 
 def listed(*processes: int, mib: int | None = 100) -> list[SimpleNamespace]:
@@ -47,7 +47,7 @@ def test_somebody_else_from_the_look_before_to_the_look_after() -> None:
 
 
 def test_somebody_who_was_there_before_and_stays() -> None:
-    """Where there was no look before or after, a short run need not have been alone."""
+    """Without a look before or after it, a short run may not have been alone."""
     tracker = watched((5, listed(OWN, ANOTHER)))
     assert disturbing(tracker, (1, 2)) == disturbing(tracker, (8, 9)) == [ANOTHER]
 
@@ -68,7 +68,7 @@ def test_nvml_that_does_not_answer_clears_nobody() -> None:
     tracker = watched((1, listed(OWN)), (2, listed(OWN, ANOTHER)), (3, None), (4, None))
     assert disturbing(tracker, (3.4, 3.6)) == [ANOTHER]
     assert disturbing(watched((1, None)), (0, 9)) == []
-    # an empty list is an answer
+    # An empty list is an answer too.
     assert disturbing(watched((1, listed(OWN, ANOTHER)), (2, [])), (2.5, 3)) == []
 
 
@@ -81,7 +81,7 @@ def test_a_container_where_the_run_has_another_number() -> None:
 
 
 def test_children_are_the_run_itself() -> None:
-    """A child's child too, whose parent may be called anything."""
+    """Grandchildren count too, whatever the name of their parent is."""
     program = (
         "import subprocess, sys\n"
         "open('/proc/self/comm', 'w').write('a) b 1 (c')\n"

@@ -1,4 +1,4 @@
-"""What is seen in the course of a training: the very training, at moments that double."""
+"""The learning curve is that of the timed training, at numbers of steps that double."""
 
 import math
 

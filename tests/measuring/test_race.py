@@ -1,4 +1,4 @@
-"""The race: every seed on the clock, what a stage cannot do said in one row, a table of the end."""
+"""The race: every seed is timed, a stage that cannot run gets one row, and a table sums it up."""
 
 import dataclasses
 import math
@@ -70,7 +70,7 @@ def test_every_seed_is_trained_by_the_recipe(data: Dataset, tmp_path: Path) -> N
     times = rows["train_seconds"].to_numpy().reshape(3, 2)
     assert (times[:, 0] > 0).all()
     assert (times[:, 1] > times[:, 0]).all()
-    # the same as training by hand with the race's recipe, not with the config's own
+    # These are the results of the race's recipe, not of the config's training.
     recipe = config.model_copy(update={"training": config.race and config.race.training})
     network = config.network("small", "toy", "here")
     with (
@@ -178,7 +178,7 @@ def test_a_wrong_stage_does_not_run(
 
 class Raising(naive.OneByOne):
     def update(self, gradient: np.ndarray, rate: float) -> None:
-        raise RuntimeError("a stage of somebody's own")
+        raise RuntimeError("a stage of a user")
 
 
 def test_a_stage_that_raises_has_failed(
@@ -190,7 +190,7 @@ def test_a_stage_that_raises_has_failed(
     install(dataclasses.replace(naive.STAGE, engine=Raising))
     run_race(racing(), "naive", data, tmp_path / "race.csv")
     assert list(schema.read(tmp_path / "race.csv", "race")["status"]) == ["failed"]
-    assert "a stage of somebody's own" in capfd.readouterr().err
+    assert "a stage of a user" in capfd.readouterr().err
 
 
 def test_a_training_that_diverges_says_so(data: Dataset, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One measurement: which rows it leaves, and what it never calls a result."""
+"""One measurement: the rows that it leaves, and what it never takes for a result."""
 
 import ctypes
 import dataclasses
@@ -65,7 +65,7 @@ def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stage], None]:
-    """Make a stage the only one there is."""
+    """Make a stage the only one that is found."""
 
     def install(stage: Stage) -> None:
         monkeypatch.setattr(measuring, "find_stage", lambda name, place: stage)
@@ -107,7 +107,7 @@ def all_tables(folder: Path) -> dict[str, pd.DataFrame]:
     return {name: schema.read(folder / f"{name}.csv", name) for name in schema.RUN_TABLES}
 
 
-def test_what_is_looked_at_beside_the_clock(data: Dataset, folder: Path) -> None:
+def test_what_is_recorded_off_the_clock(data: Dataset, folder: Path) -> None:
     found = all_tables(measure(toy_config(), run(), data, folder))
     kernels = found["kernels"]
     assert {"forward", "backward", "loss", "update"} <= set(kernels.part)
@@ -117,7 +117,7 @@ def test_what_is_looked_at_beside_the_clock(data: Dataset, folder: Path) -> None
     assert samples.time_seconds.is_monotonic_increasing
     assert (samples.host_memory_mib > 1).any()
     phases = {"open", "validate", "warm_up", "train", "evaluate", "profile", "learn"}
-    assert set(samples.phase) <= phases  # a run of so few milliseconds need not show all of them
+    assert set(samples.phase) <= phases  # so short a run need not show all of them
     assert len(samples)
     assert len(found["energy"]) == 1
     learning, predictions = found["learning"], found["predictions"]
@@ -126,7 +126,7 @@ def test_what_is_looked_at_beside_the_clock(data: Dataset, folder: Path) -> None
     assert learning.train_seconds.is_monotonic_increasing
     assert set(predictions.images) == set(learning.images)
     assert len(predictions) == len(learning) * predictions.image_index.nunique()
-    # the curve ends where the timed epochs did: the same training
+    # The curve ends where the timed epochs did, because it is the same training.
     epochs = found["epochs"]
     assert learning.test_images.iloc[-1] == len(data.test_labels)
     assert learning.test_accuracy.iloc[-1] == epochs.test_accuracy.iloc[-1]
@@ -140,7 +140,7 @@ def test_a_curve_is_recorded_once(data: Dataset, folder: Path) -> None:
 
 
 def test_a_part_of_the_batch_learns_nothing(data: Dataset, folder: Path) -> None:
-    """Stage 1 timed on 4 of 8 images has not taken one step of the real training."""
+    """Stage 1 that is timed on 4 of 8 images has made no step of the real training."""
     config = toy_config(
         training={"epochs": 1000}, measuring={"budget_seconds": 0.05, "budget_images": 4}
     )
@@ -151,7 +151,7 @@ def test_a_part_of_the_batch_learns_nothing(data: Dataset, folder: Path) -> None
 
 
 def test_all_stages_see_the_same_training(data: Dataset, tmp_path: Path) -> None:
-    """Also where stage 1 could be timed on fewer images than a batch has."""
+    """This also holds where stage 1 could be timed on a part of a batch."""
     config = toy_config(measuring={"budget_images": 2})
     losses = []
     for stage in ("naive", "gemm"):
@@ -163,7 +163,7 @@ def test_all_stages_see_the_same_training(data: Dataset, tmp_path: Path) -> None
 
 
 class Recording(naive.OneByOne):
-    """Notes what it was asked to train on; takes no part in deciding how long it took."""
+    """An engine that records the orders it was given."""
 
     asked: ClassVar[list[np.ndarray]] = []
 
@@ -203,7 +203,7 @@ def test_beyond_the_budget_it_is_scaled(data: Dataset, folder: Path) -> None:
 def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
     data: Dataset, tmp_path: Path
 ) -> None:
-    """Scaled as stage 1 is; what the network has learned by then is still seen."""
+    """Emulated runs are scaled like stage 1; what the network has learned by then is recorded."""
     config = toy_config(
         training={"epochs": 5000},
         measuring={"emulated_seconds": 0.05},
@@ -218,7 +218,7 @@ def test_kernels_compiled_for_the_cpu_have_a_budget_of_their_own(
     assert set(found["predictions"].images) == set(found["learning"].images)
     assert found["learning"].images.max() >= 8
 
-    # The curve is drawn at one batch size, that of the sweep here.
+    # The curve is drawn at one batch size, which is the sweep's here.
     other = all_tables(measure(config, run("gemm_cuda", 16), data, tmp_path / "other"))
     assert other["epochs"].extrapolated.all()
     assert not len(other["learning"])
@@ -264,7 +264,7 @@ def test_the_budget_of_a_learning_curve(
 
 
 class Steady(naive.OneByOne):
-    """Takes 2 ms for each image and 4 ms for an update, by a clock of its own."""
+    """An engine that takes 2 ms per image and 4 ms per update, by a clock of its own."""
 
     now: ClassVar[float] = 0.0
 
@@ -282,7 +282,7 @@ def test_scaled_times_are_right(
     install: Callable[[Stage], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Timed on 4 images: 16 take four times as long, but for the one update."""
+    """Timed on 4 images, 16 images take four times as long, except for the single update."""
     install(dataclasses.replace(naive.STAGE, engine=Steady))
     monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: Steady.now))
     config = toy_config(training={"epochs": 1000}, measuring={"budget_seconds": 0.05})
@@ -372,7 +372,7 @@ WIDE = [
 
 @pytest.mark.slow
 def test_no_stage_stands_in_for_another(data: Dataset, folder: Path) -> None:
-    """A network that stage tuned does not take is no result of stage ring under its name."""
+    """A network that stage tuned cannot take does not get results of stage ring in its name."""
     config = toy_config(networks={"wide": WIDE}, sweep={"device": "emulated", "networks": ["wide"]})
     for stage in ("ring", "tuned"):
         measure(config, Run("toy", "wide", stage, 8, 1), data, folder / stage)
@@ -397,7 +397,7 @@ def test_no_stage_stands_in_for_another(data: Dataset, folder: Path) -> None:
 
 
 class Doubled(gemm.MatrixDense):
-    """An operator that only the engine knows of."""
+    """An operator that only the engine knows about."""
 
 
 def test_the_plan_is_that_of_the_engine_that_ran(
@@ -416,7 +416,7 @@ def test_the_plan_is_that_of_the_engine_that_ran(
 
 
 class EveryLoss(MicroBatchEngine):
-    """Tells the loss of every step of a call, as the engines of other libraries do."""
+    """An engine that gives the loss of every step of a call, as those of other libraries do."""
 
     def train(self, order: Order, rates: Any = None) -> float:
         size = self.setup.batch_size
@@ -466,7 +466,7 @@ def test_a_part_of_a_batch_is_said_to_be_one(data: Dataset, folder: Path) -> Non
 def test_what_cannot_be_judged_is_a_result(
     data: Dataset, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a difference between images and their mean nothing depends on the first weights."""
+    """If no image differs from the mean, nothing depends on the first weights."""
     grey = dataclasses.replace(data, train_images=np.full_like(data.train_images, 7), mean=7.0)
     measure(toy_config(), run(), grey, folder, mark=True)
     epochs, steps, facts = tables(folder)
@@ -508,7 +508,7 @@ def test_what_does_not_fit_names_the_device_it_does_not_fit(
 
 
 class OnGpu(MicroBatchEngine):
-    """Stage 2 as if on a GPU; in `moment` (a method) something happens there."""
+    """Stage 2 as if on a GPU; in the method `moment` something happens to the GPU."""
 
     nvml: ClassVar[Changing]
     moment: ClassVar[str] = ""
@@ -526,7 +526,7 @@ class OnGpu(MicroBatchEngine):
         return super().train(order, rates)
 
     def profile(self) -> Any:
-        self.nvml.looked_at()  # nobody is there at the looks around the end of the training
+        self.nvml.looked_at()  # no other process is seen around the end of the training
         self._meanwhile("profile")
         return super().profile()
 
@@ -543,7 +543,7 @@ def measured_on_gpu(
     install: Callable[[Stage], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., dict[str, Any]]:
-    """Measure OnGpu; what run.json says. The tables lie in `folder`."""
+    """Measure OnGpu into `folder`; returns the contents of run.json."""
 
     class Fake:
         name, kind, pci_bus_id, built = "Some GPU", "cuda", "0000:01:00.0", "nvcc"
@@ -603,18 +603,18 @@ def test_what_does_not_fit_beside_others_might_have(
 def test_nvml_that_is_lost_in_the_middle(
     measured_on_gpu: Callable[..., dict[str, Any]], folder: Path
 ) -> None:
-    """The run ends as it would have; what NVML no longer tells is unavailable."""
+    """The run ends as usual, and later readings are unavailable."""
     assert measured_on_gpu("train", "lost")["status"] == "ok"
     found = all_tables(folder)
     assert set(found["epochs"].status) == set(found["kernels"].status) == {"ok"}
-    # before NVML has begun, while it tells, and since it does not
+    # Readings before NVML was initialised, while it answered, and since it was lost.
     in_turn = [status for status, _ in itertools.groupby(found["samples"].status)]
     assert in_turn == ["unavailable", "ok", "unavailable"]
     assert set(found["energy"].status) == {"unavailable"}
     assert found["energy"].energy_joules.isna().all()
 
 
-def test_a_gpu_whose_processes_nobody_lists_is_unwatched(
+def test_a_gpu_whose_processes_are_not_listed_is_unwatched(
     measured_on_gpu: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Changing, "looked_at", lambda nvml, times=0: None)
@@ -625,7 +625,7 @@ def test_a_gpu_whose_processes_nobody_lists_is_unwatched(
 
 
 class Wrong(naive.OneByOne):
-    """Its gradient is a thousandth too large."""
+    """An engine whose gradient is a thousandth too large."""
 
     def gradient(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
         loss, gradient = super().gradient(images, labels)
@@ -642,7 +642,7 @@ def test_a_wrong_stage_leaves_no_rows(
 
 
 class NotANumber(Wrong):
-    """Right until it is trained."""
+    """An engine that is right until it is trained."""
 
     def gradient(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
         return naive.OneByOne.gradient(self, images, labels)
@@ -698,7 +698,7 @@ def hanging(how: Callable[[float], object]) -> type[naive.OneByOne]:
 
 
 def in_a_process(work: Callable[[], object]) -> int:
-    """Its exit code."""
+    """Do the work in a forked process and return its exit code."""
     child = os.fork()
     if not child:
         try:
@@ -730,7 +730,7 @@ def test_a_stage_that_hangs_in_a_library_is_ended(
     install: Callable[[Stage], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It never gives Python's lock back, so that nothing can be written."""
+    """The library never releases Python's lock, so nothing can be written."""
     monkeypatch.setattr("cnnlib.system.interrupts.GRACE", 0.5)
     library, hangs = ctypes.PyDLL(None), tmp_path / "hangs"
 
@@ -739,7 +739,7 @@ def test_a_stage_that_hangs_in_a_library_is_ended(
         library.sleep(int(seconds))
 
     install(dataclasses.replace(naive.STAGE, engine=hanging(hang)))
-    # the limit is for all of a run: on a busy machine it may be over before the stage hangs
+    # The limit is for the whole run; on a busy machine it may be over before the stage hangs.
     for limit in (1.0, 5.0, 25.0):
         config, folder = toy_config(measuring={"limit_seconds": limit}), tmp_path / f"{limit}"
         began = time.monotonic()
@@ -753,7 +753,7 @@ def test_a_stage_that_hangs_in_a_library_is_ended(
 
 @pytest.mark.parametrize("stage", ["naive", "gemm"])
 def test_a_batch_larger_than_the_data_set(data: Dataset, folder: Path, stage: str) -> None:
-    """The config cannot know how many images a file holds."""
+    """Only the file shows how many images it holds, not the config."""
     with pytest.raises(ConfigError, match=r"batch size 91 is larger than data set 'toy' \(90"):
         measure(toy_config(), run(stage, batch_size=91), data, folder)
     assert not folder.exists()
@@ -767,13 +767,13 @@ def test_unknown_names(data: Dataset, folder: Path) -> None:
 
 
 class Stop(BaseException):
-    """What a signal does in the middle of a measurement."""
+    """An exception like that of a signal in the middle of a measurement."""
 
 
 def test_stopped_while_writing_no_old_result_is_left(
     data: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """New rows beside an old run.json would be a result that nobody measured."""
+    """New rows beside an old run.json would be a result that was never measured."""
     measure(toy_config(), run(), data, folder)
     assert (folder / "run.json").exists()
     write = schema.write

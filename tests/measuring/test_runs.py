@@ -1,4 +1,4 @@
-"""The runs of a sweep: which, in which order, where their files lie, from which seed."""
+"""The runs of a sweep: their order, folders and seeds."""
 
 import copy
 from pathlib import Path
@@ -29,7 +29,7 @@ def with_sweep(**sweep: Any) -> dict[str, Any]:
 
 
 def test_repeats_are_outermost() -> None:
-    """So that a machine that slowly warms up treats all stages alike."""
+    """Repeats are outermost, so that a machine that slowly warms up treats all stages alike."""
     config = parse_experiment(with_sweep(stages=["naive", "gemm"], batch_sizes=[1, 4], repeats=2))
     assert [(run.repeat, run.batch_size, run.stage) for run in runs(config)] == [
         (repeat, batch_size, stage)

@@ -1,4 +1,4 @@
-"""Tables: what is written is read again, and what was not written so is refused."""
+"""Tables: what was written is read again, and anything else is refused."""
 
 import math
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_types_hold_even_without_rows(path: Path) -> None:
 
 @pytest.mark.parametrize("table", [t for t in schema.TABLES if "reason" in schema.TABLES[t]])
 def test_tables_from_before_there_were_reasons_are_read(path: Path, table: str) -> None:
-    """Published results are of this kind."""
+    """The published results are such tables."""
     row = {
         c: {str: "ok", int: 1, float: 0.5, bool: True}[k] for c, k in schema.TABLES[table].items()
     }

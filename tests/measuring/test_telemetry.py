@@ -1,4 +1,4 @@
-"""Sensors read beside a run: what becomes of readings, and that the reader troubles nobody."""
+"""Sensors read during a run: the rows of the readings, and a reader that disturbs nothing."""
 
 import math
 import os
@@ -68,14 +68,14 @@ def test_a_container_knows_its_process_by_another_number(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(processes=(77,)))
     gpu = Gpu("0000:01:00.0", process=77)
     gpu.read()
-    # gone again: whoever else is there must not be taken for it
+    # When it is gone again, another process must not be taken for it.
     gpu._nvml = Nvml(processes=(5,))
     assert math.isnan(gpu.read()[2])
 
 
 @pytest.mark.parametrize("denied", [(), ("memory",), ("memory", "processes")])
 def test_a_card_shared_out_by_mig(monkeypatch: pytest.MonkeyPatch, denied: tuple[str, ...]) -> None:
-    """The memory is that of the instance on which the process runs, whatever the card denies."""
+    """The memory is that of the process's instance, whichever query the card denies."""
     nvml = Divided({"one": (5, 6), "two": (77,)}, denied)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     gpu = Gpu("0000:01:00.0", process=77)
@@ -90,14 +90,16 @@ def test_a_card_shared_out_by_mig(monkeypatch: pytest.MonkeyPatch, denied: tuple
 
 
 def test_an_instance_of_mig_in_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It sees one instance, and its process by another number."""
+    """A container sees one instance, and its process by another number."""
     monkeypatch.setitem(sys.modules, "pynvml", Divided({"one": (5,)}, ("memory", "processes")))
     values = Gpu("0000:01:00.0", process=77).read()
     assert values[:3] == [3 * 1024, 10 * 1024, 1024]
 
 
-def test_a_card_that_denies_all_but_the_processs_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows are as good as others: what the process holds is what is asked."""
+def test_a_card_that_denies_all_but_the_memory_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rows are complete, since the process's own memory is what matters."""
     nvml = Changing(visitor=os.getppid())
     nvml.nvmlDeviceGetMemoryInfo = nvml._fail
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
@@ -132,7 +134,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Changing:
 
 
 def spanned(rows: list[dict[str, Any]]) -> int:
-    """Looks from the first to the last of these."""
+    """The number of looks from the first to the last of these rows."""
     return round(rows[-1]["energy_joules"] - rows[0]["energy_joules"]) + 1
 
 
@@ -153,7 +155,7 @@ def test_readings_by_phase(nvml: Changing) -> None:
     assert phases == sorted(phases, key=["open", "train", "evaluate"].index)
     trained = [row for row in rows if row["phase"] == "train"]
     evaluated = [row for row in rows if row["phase"] == "evaluate"]
-    # all of the steady phase, unless there are very many; of the others some, and the highest
+    # All of the steady phase unless there are very many; of the others some, and the highest.
     looked = [spanned(part) for part in (trained, evaluated)]
     assert len(trained) >= looked[0] // (looked[0] // telemetry.STEADY_ROWS + 1) >= 98
     assert 5 <= len(evaluated) <= looked[1] / telemetry.KEEP + 2
@@ -164,7 +166,7 @@ def test_readings_by_phase(nvml: Changing) -> None:
 
 
 def test_a_gpu_that_is_lost_in_the_middle(nvml: Changing) -> None:
-    """The reader goes on; what it saw before is kept, and the rest says that nobody knows."""
+    """The reader goes on; what it saw before is kept, and the rest is unavailable."""
     with Telemetry(0.001) as sampler:
         sampler.attach("0000:01:00.0")
         nvml.looked_at(1)
@@ -186,7 +188,9 @@ def test_a_gpu_that_is_lost_in_the_middle(nvml: Changing) -> None:
 
 
 @pytest.mark.parametrize("phase", ["open", "train", "profile"])
-def test_somebody_else_is_noticed_in_the_phase_they_come_in(nvml: Changing, phase: str) -> None:
+def test_another_process_is_noticed_in_the_phase_in_which_it_comes(
+    nvml: Changing, phase: str
+) -> None:
     phases = ("open", "train", "profile")
     with Telemetry(0.001) as sampler:
         sampler.attach("0000:01:00.0")
@@ -222,7 +226,7 @@ def test_the_highest_memory_is_always_kept() -> None:
 
 
 class Timed:
-    """An engine that takes `seconds` of a clock of its own for a step."""
+    """An engine whose steps take `seconds` of a clock of its own."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, size: int, seconds: float) -> None:
         self.setup = SimpleNamespace(batch_size=size)
@@ -251,9 +255,9 @@ def test_training_is_sustained(monkeypatch: pytest.MonkeyPatch, step: float, win
     images = sustain(engine, 100, 1, window)  # type: ignore[arg-type]
     assert images == sum(engine.calls) > 0
     assert all(call % 8 == 0 for call in engine.calls)
-    # for as long as was asked, and not much longer than a part or a step
+    # It lasts as long as requested, and at most about a part or a step longer.
     assert window <= engine.now <= window + max(0.2 * window, step)
-    # what fits the window well is trained in whole epochs, of whole batches
+    # Epochs that fit the window well are trained as a whole, in whole batches.
     assert (max(engine.calls) == 96) == (step == 0.001)
 
 
@@ -322,7 +326,7 @@ def test_a_killed_run_leaves_no_reader() -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie that nobody has waited for."""
+    """Whether a process exists and is not a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"

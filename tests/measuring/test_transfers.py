@@ -1,4 +1,4 @@
-"""What few images on the GPU per load cost: sizes of loads, the rows, and the time it may take."""
+"""The cost of few images on the GPU per load: sizes, rows, and the time that may be taken."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_loads_grow_fourfold_from_a_batch_to_all() -> None:
 
 
 COUNT = 88
-"""Images in whole batches of the toy data."""
+"""Images of the toy data in whole batches."""
 
 
 def transfers(config: Config, stage: str, out: Path) -> pd.DataFrame:
@@ -73,7 +73,7 @@ def test_what_cannot_run_is_one_row(
     status: str,
     reason: str,
 ) -> None:
-    """The workflow's figures do not wait for a stage that does not take the network."""
+    """The workflow gets its figures although a stage does not take the network."""
 
     def fail(self: object, *arguments: object) -> None:
         raise problem

@@ -1,4 +1,4 @@
-"""The machine's own limits: chains that visit every place, sums that are right, rows that fit."""
+"""The machine's own limits: complete chains, correct sums, and rows that fit the table."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ from tests.support.toys import toy_config
 
 
 @pytest.mark.parametrize(("count", "step"), [(1, 1), (2, 16), (1000, 1), (257, 32)])
-def test_a_chain_is_one_cycle_through_all_places(count: int, step: int) -> None:
+def test_a_chain_is_one_cycle_through_all_positions(count: int, step: int) -> None:
     following = chain(count, step)
     assert len(following) == count * step
     place, visited = 0, []
@@ -80,7 +80,7 @@ def test_a_walk_is_long_enough_for_its_beginning_not_to_count(
     log, timed = ProbeLog(deadline=time.perf_counter()), Probes(device)
     monkeypatch.setattr(timed, "time", lambda call: (call(), 1e-5)[1])
     timed.follow(log, "chase_global", 4096, 128)
-    # a walk of ALONG hops took 10 us, so one of WALK_SECONDS has so many more
+    # A walk of ALONG hops took 10 us, from which the hops in WALK_SECONDS follow.
     hops = chase.ALONG * chase.WALK_SECONDS / 1e-5
     assert log.rows[0]["seconds"] == pytest.approx(1e-5 / hops, rel=1e-3)
 
@@ -101,14 +101,14 @@ def test_a_cpu_has_limits_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert set(rows.device_kind) == {"cpu"}
     assert set(rows.status) == {"ok"}
     assert (rows.rate > 0).all()
-    # no time: nothing is measured twice
+    # There is no time to measure anything twice.
     assert not rows.duplicated(["probe", "size_bytes"]).any()
     chased = rows[rows.probe == "chase_cpu"]
     assert (chased.rate == chased.seconds).all()
 
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes at which everything is measured within a second, on a slow CPU too."""
+    """Choose sizes at which everything is measured within a second, even on a slow CPU."""
     for module, name, small in (
         (gpu, "SHARED_CHAINS", [2**10, 2**30]),
         (gpu, "GPU_CHAINS", [2**12]),
@@ -163,7 +163,7 @@ ASKED = {
 
 
 def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By emulation in its place, which lacks only the kernels that no CPU has."""
+    """The emulated device stands in for a GPU; it lacks only the kernels that need a real one."""
     make_small(monkeypatch)
 
     def lacking(log: ProbeLog, probes: Probes) -> None:
@@ -173,15 +173,15 @@ def test_what_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "probe_tensor_cores", lacking)
     log = ProbeLog(deadline=time.perf_counter())
     with open_device("emulated") as emulated:
-        told: list[tuple[str, int, int]] = []
-        walk(log, gpu.gpu_steps(log, emulated), lambda *words: told.append(words))
-    count = told[0][2]
-    assert [done for _, done, _ in told] == list(range(count))
+        reports: list[tuple[str, int, int]] = []
+        walk(log, gpu.gpu_steps(log, emulated), lambda *words: reports.append(words))
+    count = reports[0][2]
+    assert [done for _, done, _ in reports] == list(range(count))
     assert {row["probe"] for row in log.rows} == ASKED
     missing = {row["probe"] for row in log.rows if row["status"] != "ok"}
     assert missing == {"barrier_grid", "peak_tf32"}
     good = [row for row in log.rows if row["status"] == "ok"]
-    # a chain that no block's shared memory holds is not tried
+    # A chain that exceeds the shared memory of a block is not tried.
     assert {row["size_bytes"] for row in good if row["probe"] == "chase_shared"} == {2**10}
     for row in good:
         if row["unit"] == "GB/s":

@@ -1,9 +1,9 @@
-"""A command again and again, with the disk full at its first call that writes, at its second, ...
+"""Run a command repeatedly, with the disk full at its first call that writes, its second, ...
 
 python -m tests.support.faults FOLDER COMMAND..., under LD_PRELOAD of tests/support/faults.cpp: each
 line printed is JSON on one attempt; the last is one in which nothing failed. COMMAND is a command
-of cnnlib, or `workflow.NAME` with its arguments. FOLDER is laid anew before each attempt as it was
-found.
+of cnnlib, or `workflow.NAME` with its arguments. FOLDER is restored before each
+attempt.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def lay(folder: Path, files: dict[str, bytes] | None) -> None:
-    """Make `folder` hold these files and no others; None: there is no such folder."""
+def restore(folder: Path, files: dict[str, bytes] | None) -> None:
+    """Make `folder` hold exactly these files; None removes it."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in (files or {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def lay(folder: Path, files: dict[str, bytes] | None) -> None:
 
 
 def call_of(command: list[str]) -> Callable[[], int]:
-    """The command as a function that gives its exit code."""
+    """The command as a function that returns its exit code."""
     if not command[0].startswith("workflow."):
         return lambda: main(command)
 
@@ -52,7 +52,7 @@ def call_of(command: list[str]) -> Callable[[], int]:
 
 
 def measure_once() -> None:
-    """From the second time on a measurement only writes what it has measured the first time."""
+    """Make further measurements only write what the first one has measured."""
     write, found = RunRecord.write, []
 
     def first(record: RunRecord, folder: Path) -> None:
@@ -67,7 +67,7 @@ def measure_once() -> None:
 
     measure = measuring.measure
     RunRecord.write, measuring.measure = first, again  # type: ignore[assignment,method-assign]
-    # here, where the library counts the calls, not in a process of its own
+    # The calls must be made in this process, where the preloaded library counts them.
     isolated.supervise = lambda call, **options: call()
 
 
@@ -80,7 +80,7 @@ def attempts(folder: Path, command: list[str]) -> None:
     call()
     while True:
         number += 1
-        lay(folder, before)
+        restore(folder, before)
         said = io.StringIO()
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             preloaded.fault_at(bytes(folder), number)

@@ -1,4 +1,4 @@
-"""Stand-ins for NVML: a GPU with sensors, one that is lost, one that somebody else uses too."""
+"""Stand-ins for NVML: a GPU with sensors, one that is lost, and one with other processes."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ GB = 2**30
 
 
 class Nvml(SimpleNamespace):
-    """Stands for pynvml; a name in `broken` raises."""
+    """A replacement of pynvml in which the functions named in `broken` raise."""
 
     NVML_FI_DEV_POWER_INSTANT, NVML_SUCCESS = 186, 0
     NVML_CLOCK_SM, NVML_TEMPERATURE_GPU = 1, 0
@@ -40,9 +40,9 @@ class Nvml(SimpleNamespace):
 
 
 class Divided(Nvml):
-    """A card shared out by MIG into `instances`, each with its processes.
+    """A card that MIG divides into `instances`, each with its processes.
 
-    What is `denied` of the card itself, "memory" or "processes", its instances still tell.
+    Queries that are `denied` for the card itself, "memory" or "processes", work for its instances.
     """
 
     def __init__(self, instances: dict[str, tuple[int, ...]], denied: tuple[str, ...]) -> None:
@@ -62,7 +62,7 @@ class Divided(Nvml):
             return own if handle in instances else memory(handle)
 
         def instance(handle: str, index: int) -> str:
-            # NVML counts as many as there could be, and numbers need not be without gaps
+            # NVML counts possible instances, and their numbers may have gaps.
             return names[index - 1] if 1 <= index <= len(names) else str(self._fail())
 
         self.nvmlDeviceGetMaxMigDeviceCount = lambda handle: 7
@@ -72,14 +72,14 @@ class Divided(Nvml):
 
 
 class Changing(Nvml):
-    """One that the reader looks at and the test changes, each in a process of its own.
+    """A GPU that the reader watches while the test changes it, each in a process of its own.
 
-    While `visited` is 1 the process `visitor` is there too; once `lost` is, nothing answers.
+    While `visited` is 1 the process `visitor` is there too; once `lost` is 1, nothing answers.
     """
 
     def __init__(self, visitor: int) -> None:
         super().__init__(processes=(os.getpid(),))
-        # not a property of this process alone: the reader is forked from it
+        # Shared with the reader, which is forked from this process.
         shared = multiprocessing.get_context("fork").Value
         self.looks, self.visited, self.lost = shared("l"), shared("l"), shared("l")
         own = self.nvmlDeviceGetComputeRunningProcesses("handle")
@@ -100,7 +100,7 @@ class Changing(Nvml):
         return self._last(*arguments)
 
     def looked_at(self, times: int = 3) -> None:
-        """Wait until it has been so often: the first may have begun before."""
+        """Wait for so many further looks, the first of which may have begun before."""
         wanted, deadline = self.looks.value + times, time.monotonic() + 60
         while self.looks.value < wanted:
             assert time.monotonic() < deadline

@@ -1,6 +1,4 @@
-"""Small things: a data set and a network that train in milliseconds, a disk that is soon full, a
-folder in which nothing can be written.
-"""
+"""A data set and a network that train in milliseconds, a small disk and a read-only folder."""
 
 import os
 import subprocess
@@ -52,7 +50,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def toy_config(**sections: dict[str, Any]) -> Config:
-    """The settings above with some of them changed: toy_config(training={"epochs": 1}).
+    """SETTINGS with some of them changed, as in toy_config(training={"epochs": 1}).
 
     With a short measuring.limit_seconds the other times are shorter still, as they have to be.
     """
@@ -66,7 +64,7 @@ def toy_config(**sections: dict[str, Any]) -> Config:
 
 
 def toy_data(folder: Path, config: Config | None = None) -> tuple[Path, Dataset]:
-    """The file and what is in it."""
+    """The file of the toy data set, made in `folder`, and its contents."""
     spec = (config or toy_config()).datasets["toy"]
     prepare("toy", spec, folder, folder / "toy.npz")
     return folder / "toy.npz", load("toy", folder / "toy.npz", spec)
