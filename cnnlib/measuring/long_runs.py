@@ -12,7 +12,7 @@ from cnnlib.measuring.runs import Run, digest
 from cnnlib.paths import ROOT
 from cnnlib.training.checkpoint import State
 from cnnlib.training.loop import epoch_order
-from cnnlib.validation.replay import Recording
+from cnnlib.validation.replay import Recording, TimedCall
 
 
 @dataclass
@@ -77,13 +77,9 @@ class ChunkRecorder:
             order = partial(
                 _part_of_epoch, self._count, self._seed, state.epoch, first, state.images_done
             )
-            recording.end(
-                f"a part of epoch {state.epoch}",
-                order,
-                recording.engine.setup.schedule.rates(state.epoch, self._epochs, steps),
-                by_units=True,
-                done=first,
-            )
+            rates = recording.engine.setup.schedule.rates(state.epoch, self._epochs, steps)
+            what = f"a part of epoch {state.epoch}"
+            recording.end(TimedCall(what, order, rates, by_units=True, done=first))
             del recording.calls[1:-1]
         self._before = state.epoch, state.images_done
 

@@ -20,9 +20,9 @@ from cnnlib.stages import find_stage
 from cnnlib.system.supervisor import note
 from cnnlib.training.loop import accuracy, start
 from cnnlib.training.target import check_batch, open_engine, open_target, setup_of
-from cnnlib.validation.parity import Unjudged, ValidationFailed
 from cnnlib.validation.replay import Recording, recorded_epochs
 from cnnlib.validation.trajectory import check_after, check_before, check_momentum
+from cnnlib.validation.verdicts import Unjudged, ValidationFailed
 
 
 def seeds(race: Race) -> range:

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -36,9 +37,9 @@ from cnnlib.system.supervisor import supervised
 from cnnlib.training.checkpoint import read_notes
 from cnnlib.training.loop import Epoch, accuracy, batches, epoch_order, start, train_epochs
 from cnnlib.training.target import check_batch, open_engine, open_target, setup_of
-from cnnlib.validation.parity import Unjudged, ValidationFailed
-from cnnlib.validation.replay import Recording, recorded_epochs
+from cnnlib.validation.replay import Recording, TimedCall, recorded_epochs
 from cnnlib.validation.trajectory import check_after, check_before, check_momentum
+from cnnlib.validation.verdicts import Unjudged, ValidationFailed
 
 ENOUGH_SAMPLES = 5
 """Samples of an extrapolated run, at least, before their spread is looked at."""
@@ -308,13 +309,8 @@ class Measurement:
             seconds = time.perf_counter() - began
             recording.noted()
             self.rows.add_step(seconds)
-        recording.end(
-            "the single steps",
-            lambda: order,
-            None,
-            seconds=seconds,
-            again=lambda: engine.train(order[:size]),
-        )
+        again = partial(engine.train, order[:size])
+        recording.end(TimedCall("the single steps", lambda: order, seconds=seconds, again=again))
 
     def time_sample(self, recording: Recording) -> None:
         """Time single steps until their spread is small or sample_seconds are over; scale each.
@@ -345,13 +341,13 @@ class Measurement:
             self.rows.add_step(step_seconds)
             if status == "diverged" or now > ends or is_settled(times):
                 break
-        recording.end(
+        timed = TimedCall(
             "the steps that were timed",
             lambda: order[: len(times) * size],
-            None,
             seconds=times[-1],
-            again=lambda: engine.train(sample.order),
+            again=partial(engine.train, sample.order),
         )
+        recording.end(timed)
 
     def validate_timed(self, recording: Recording) -> None:
         """Check the timed training by a replay, and steps from the weights it ended with.
@@ -370,7 +366,7 @@ class Measurement:
             and self.run.repeat == 1
             and not self.rows.extrapolated
             and self.stage.repeatable
-            and [call.epoch for call in recording.calls if call.epoch]
+            and [call.timed.epoch for call in recording.calls if call.timed.epoch]
             == list(range(1, self._epochs + 1))
         )
 

@@ -19,8 +19,8 @@ from cnnlib.errors import (
 from cnnlib.stages import find_stage
 from cnnlib.system.supervisor import Died, supervise
 from cnnlib.training.target import open_target, setup_of
-from cnnlib.validation.parity import Unjudged
 from cnnlib.validation.trajectory import check_training
+from cnnlib.validation.verdicts import Unjudged
 
 CHECKED_STEPS, LEAST_STEPS = 20, 3
 """Most and least number of steps in an epoch of a check."""

@@ -18,7 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -34,8 +34,8 @@ from cnnlib.engine.image_by_image import (
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.layers import Array
 from cnnlib.training.loop import Epoch, train_epochs
-from cnnlib.validation.parity import failure
 from cnnlib.validation.steps import compare_loss
+from cnnlib.validation.verdicts import failure
 
 LATE = 0.25
 """Share of a call's time that reading the state may take, beyond what it usually takes."""
@@ -54,55 +54,66 @@ LEVEL = 0.5
 
 
 @dataclass(frozen=True)
-class Weights:
-    """All that a training goes on from: copies of an engine's vectors."""
+class EngineState:
+    """Everything that a training continues from: copies of an engine's vectors."""
 
     parameters: Array
     velocity: Array
     unfinished: Array
 
     @classmethod
-    def of(cls, engine: Engine) -> "Weights":
-        """Read it, as a host program would see it now."""
+    def of(cls, engine: Engine) -> "EngineState":
+        """Read the state as a host program would see it now."""
         return cls(engine.parameters, engine.velocity, np.array(unfinished_of(engine)))
 
     def put_into(self, engine: Engine) -> None:
         engine.parameters, engine.velocity = self.parameters, self.velocity
         continue_step(engine, self.unfinished)
 
-    def equals(self, other: "Weights") -> bool:
-        """Whether all bits agree; what is not a number equals itself."""
+    def equals(self, other: "EngineState") -> bool:
+        """Whether all bits agree; two elements that are not a number count as equal."""
         return all(
             np.array_equal(mine, theirs, equal_nan=True)
             for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)
         )
 
 
-@dataclass
-class Call:
+@dataclass(frozen=True)
+class TimedCall:
     """One timed call, or several in a row between which the state was not read."""
 
     what: str
-    """For messages."""
+    """Its name in messages."""
     order: Callable[[], Order]
-    """Gives the images that it had to train on. A function, so that no order has to be kept."""
-    rates: Array | None
-    before: Weights
-    after: Weights
-    loss: float
+    """Returns the images that it had to train on. A function, so that no order has to be kept."""
+    rates: Array | None = None
+    """Learning rates of its steps; None for the setup's constant rate. Where it trained units,
+    those of the whole epoch."""
+    loss: float = math.nan
     """Mean loss of its steps; nan where no single call has returned it."""
-    by_units: bool
-    """Whether it trained the engine's units, which may be parts of a step; `rates` are then those
-    of the whole epoch, `done` images of which had been trained on before.
-    """
-    done: int
-    again: Callable[[], object] | None
+    seconds: float = math.inf
+    """What the clock said of the call after which the state was read."""
+    by_units: bool = False
+    """Whether it trained the engine's units, which may be parts of a step."""
+    done: int = 0
+    """Images of the epoch that had been trained on before, where it trained units."""
+    again: Callable[[], object] | None = None
     """Makes the very same call."""
-    epoch: int
-    """Which whole epoch it was, counted from 1; 0: none."""
+    epoch: int = 0
+    """The number of the whole epoch that it was, counted from 1; 0 for anything else."""
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """A timed call between the states that were read before and after it."""
+
+    timed: TimedCall
+    before: EngineState
+    after: EngineState
     late: float
     """Share of the time until the state had been read that the reading took."""
     step_losses: Array | None
+    """Mean loss of every step, from stages that do not repeat their bits."""
 
 
 class Recording:
@@ -114,13 +125,13 @@ class Recording:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.calls: list[Call] = []
+        self.calls: list[RecordedCall] = []
         self._noted: list[Array] = []
-        self._now = Weights.of(engine)
+        self._now = EngineState.of(engine)
 
     def begin(self) -> None:
         """Read the state from which the next call starts."""
-        self._now = Weights.of(self.engine)
+        self._now = EngineState.of(self.engine)
         self._noted.clear()
 
     def noted(self) -> None:
@@ -128,51 +139,34 @@ class Recording:
         if self.engine.step_losses is not None:
             self._noted.append(np.array(self.engine.step_losses))
 
-    def end(
-        self,
-        what: str,
-        order: Callable[[], Order],
-        rates: Array | None,
-        *,
-        loss: float = math.nan,
-        seconds: float = math.inf,
-        by_units: bool = False,
-        done: int = 0,
-        again: Callable[[], object] | None = None,
-        epoch: int = 0,
-    ) -> None:
+    def end(self, timed: TimedCall) -> None:
         """Read the state in which a call has left the engine, as soon as its clock has stopped."""
-        state, late = self._read(seconds)
+        state, late = self._read(timed.seconds)
         if not self._noted:
             self.noted()
         losses = np.concatenate(self._noted) if self._noted else None
         self._noted.clear()
-        self.calls.append(
-            Call(
-                what, order, rates, self._now, state, loss, by_units, done, again, epoch, late,
-                losses,
-            )
-        )  # fmt: skip
+        self.calls.append(RecordedCall(timed, self._now, state, late, losses))
         self._now = state
 
-    def _read(self, seconds: float) -> tuple[Weights, float]:
+    def _read(self, seconds: float) -> tuple[EngineState, float]:
         """The state, and the share of the time until now that reading it took."""
         began = time.perf_counter()
-        state = Weights.of(self.engine)
+        state = EngineState.of(self.engine)
         taken = time.perf_counter() - began
-        if not state.equals(Weights.of(self.engine)):
+        if not state.equals(EngineState.of(self.engine)):
             raise failure(self.engine, "its weights still change when a timed call has returned")
         return state, taken / (taken + seconds)
 
     def unchanged(self, after: str) -> None:
         """Raise ValidationFailed unless the engine's state is that of the last call's end."""
-        if not self._now.equals(Weights.of(self.engine)):
+        if not self._now.equals(EngineState.of(self.engine)):
             raise failure(self.engine, f"its weights or its velocity have changed by {after}")
 
     def reached(self, epoch: int) -> None:
         """Compare the engine's state with that after an epoch, replayed by other means."""
         for call in self.calls:
-            if call.epoch == epoch:
+            if call.timed.epoch == epoch:
                 self._compare_states(call)
 
     def restore(self) -> None:
@@ -189,92 +183,104 @@ class Recording:
             if call.late > LATE / 8:
                 self._confirm_late(call)
         for call in self.calls[first:]:
-            losses = self._replay(call)
+            replayed = self._replay(call)
             if self.engine.stage.repeatable:
                 self._compare_states(call)
-                self._compare_losses(call, losses)
+                self._compare_losses(call.timed, replayed)
             else:
-                self._compare_step_losses(call)
+                self._compare_step_losses(call, replayed)
         self.restore()
 
-    def _confirm_late(self, call: Call) -> None:
+    def _confirm_late(self, call: RecordedCall) -> None:
         """Make the call again: whatever else the machine was doing does not come back each time.
 
         This time the reading is compared with one of a state that was just put in, since some
         libraries keep what they have read once.
         """
-        if call.again is None:
+        again = call.timed.again
+        if again is None:
             return
         shares = []
         for _ in range(LATE_TRIES):
             call.before.put_into(self.engine)
             began = time.perf_counter()
-            Weights.of(self.engine)
+            EngineState.of(self.engine)
             usual = time.perf_counter() - began
             call.before.put_into(self.engine)
             began = time.perf_counter()
-            call.again()
+            again()
             called = time.perf_counter()
-            Weights.of(self.engine)
+            EngineState.of(self.engine)
             extra = max(0.0, time.perf_counter() - called - usual)
             shares.append(extra / (extra + called - began))
         if (share := statistics.median(shares)) > LATE:
             raise failure(
                 self.engine,
-                f"{call.what} returns before its work is done: reading the weights takes "
+                f"{call.timed.what} returns before its work is done: reading the weights takes "
                 f"{100 * share:.0f} % of the whole time",
             )
 
-    def _replay(self, call: Call) -> list[tuple[int, float]]:
-        """Train on the call's images again, in calls of doubling length; (steps, loss) of each."""
-        engine = self.engine
-        size = unit_of(engine) if call.by_units else engine.setup.batch_size
+    def _replay(self, call: RecordedCall) -> "Replayed":
+        """Train on the call's images again, in calls of doubling length."""
+        engine, timed, replayed = self.engine, call.timed, Replayed()
         batch = engine.setup.batch_size
+        size = unit_of(engine) if timed.by_units else batch
         call.before.put_into(engine)
-        order, parts = call.order(), []
-        self._step_losses: list[Array] = []
+        order = timed.order()
         for begin, end in pairwise(lengths(len(order) // size)):
             part = order[begin * size : end * size]
-            if call.by_units:
-                assert call.rates is not None
+            if timed.by_units:
                 ended = slice(
-                    (call.done + begin * size) // batch, (call.done + end * size) // batch
+                    (timed.done + begin * size) // batch, (timed.done + end * size) // batch
                 )
-                train_units(engine, part, call.rates[ended])
+                train_units(engine, part, None if timed.rates is None else timed.rates[ended])
             else:
-                rates = None if call.rates is None else call.rates[begin:end]
-                parts.append((end - begin, engine.train(part, rates)))
+                rates = None if timed.rates is None else timed.rates[begin:end]
+                replayed.losses.append((end - begin, engine.train(part, rates)))
             if engine.step_losses is not None:
-                self._step_losses.append(np.array(engine.step_losses))
-        return parts
+                replayed.step_losses.append(np.array(engine.step_losses))
+        return replayed
 
-    def _compare_states(self, call: Call) -> None:
-        found = Weights.of(self.engine)
+    def _compare_states(self, call: RecordedCall) -> None:
+        found = EngineState.of(self.engine)
         if found.equals(call.after):
             return
         apart = float(np.linalg.norm(found.parameters - call.after.parameters))
         way = float(np.linalg.norm(found.parameters - call.before.parameters))
         raise failure(
             self.engine,
-            f"{call.what} does not end with the weights that the same batches end with when they "
-            f"are trained on in shorter calls: {apart:.3g} apart after a way of {way:.3g} (a stage "
-            "whose sums have no fixed order says so: repeatable=False)",
+            f"{call.timed.what} does not end with the weights that the same batches end with when "
+            f"they are trained on in shorter calls: {apart:.3g} apart after a way of {way:.3g} (a "
+            "stage whose sums have no fixed order says so: repeatable=False)",
         )
 
-    def _compare_losses(self, call: Call, parts: list[tuple[int, float]]) -> None:
+    def _compare_losses(self, timed: TimedCall, replayed: "Replayed") -> None:
+        parts = replayed.losses
         steps = sum(count for count, _ in parts)
         mean = sum(count * loss for count, loss in parts) / max(steps, 1)
-        if parts and math.isfinite(call.loss) and math.isfinite(mean):
-            compare_loss(self.engine, call.loss, mean, f"the mean loss of {call.what}")
+        if parts and math.isfinite(timed.loss) and math.isfinite(mean):
+            compare_loss(self.engine, timed.loss, mean, f"the mean loss of {timed.what}")
 
-    def _compare_step_losses(self, call: Call) -> None:
-        """For a stage whose bits do not repeat: the losses of the steps; see `unlike`."""
+    def _compare_step_losses(self, call: RecordedCall, replayed: "Replayed") -> None:
+        """For a stage whose bits do not repeat: compare the losses of the steps; see `unlike`."""
         engine = self.engine
-        if call.step_losses is None or not self._step_losses:
+        if call.step_losses is None or not replayed.step_losses:
             raise failure(engine, "it says repeatable=False, so its engine has to give step_losses")
-        if why := unlike(call.step_losses, np.concatenate(self._step_losses)):
-            raise failure(engine, f"{call.what} is not what its batches, given in shorter calls, "
-                          f"train: {why}")  # fmt: skip
+        if why := unlike(call.step_losses, np.concatenate(replayed.step_losses)):
+            raise failure(
+                engine,
+                f"{call.timed.what} is not what its batches, given in shorter calls, train: {why}",
+            )
+
+
+@dataclass
+class Replayed:
+    """What the calls of a replay returned."""
+
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """(steps, mean loss) of each call that trained whole steps."""
+    step_losses: list[Array] = field(default_factory=list)
+    """Losses of the steps of each call, from stages that report them."""
 
 
 def unlike(found: Array, right: Array) -> str:
@@ -324,11 +330,16 @@ def recorded_epochs(recording: Recording, count: int, epochs: int, seed: int) ->
     for done in train_epochs(engine, count, epochs, seed):
         shuffle = Shuffle(count, seed, done.epoch)
         rates = engine.setup.schedule.rates(done.epoch, epochs, steps)
-        recording.end(
-            f"epoch {done.epoch}", partial(whole_batches, shuffle, engine.setup.batch_size), rates,
-            loss=done.loss, seconds=done.seconds, epoch=done.epoch,
+        timed = TimedCall(
+            f"epoch {done.epoch}",
+            partial(whole_batches, shuffle, engine.setup.batch_size),
+            rates,
+            loss=done.loss,
+            seconds=done.seconds,
+            epoch=done.epoch,
             again=partial(engine.train_epoch, shuffle, rates),
-        )  # fmt: skip
+        )
+        recording.end(timed)
         yield done
 
 

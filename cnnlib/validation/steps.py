@@ -23,56 +23,51 @@ import numpy as np
 from cnnlib.engine import Bytes, Engine, ImageByImage, Order
 from cnnlib.layers import Array, cross_entropies
 from cnnlib.network import Parameter
-from cnnlib.validation.kinks import Watch
-from cnnlib.validation.parity import (
+from cnnlib.validation.reference import Referee
+from cnnlib.validation.tolerances import (
     COARSE,
     FACTOR,
-    FAST_REFERENCE,
-    Unjudged,
-    failure,
     is_conv_weight,
     longest_sum,
-    unjudged,
+    machine_epsilon,
 )
+from cnnlib.validation.verdicts import Unjudged, failure, unjudged
 
 STEPS = 3
 """Steps of one call that are compared with the reference."""
 FEWER_STEPS = 2
-"""The same for stages that train image by image and take seconds for a batch."""
+"""Such steps of stages that train image by image and take seconds for a batch."""
 LOUD = 6
 """Images of a batch that contribute to its gradient in `check_steps`."""
 POOL = 64
 """Training images among which `check_steps` chooses: the first, the last and others."""
 SURE = 15.0
-"""Shift of the last layer's biases: e^-30 is left of a silent image's error."""
+"""Shift of the last layer's biases, which reduces a silent image's error to about e^-30."""
 EXACT = 1e-3
 """Share of the way travelled by which weights may be off after a few steps. Rounding reaches about
 1e-6 of it, a loud image that is left out changes a twentieth."""
 REAL_STEPS = 2
+"""Steps on ordinary batches that are compared with the stage's own gradients."""
 REAL_SHARE = 0.02
-"""The same for real batches, in which relu and max may decide a few near-ties the other way."""
+"""EXACT for ordinary batches, in which relu and max may decide a few near-ties the other way."""
 LOSS_SHARE = 1e-3
-"""Relative difference of a mean loss, whose sum in float32 is split otherwise in a replay."""
+"""Relative difference of a mean loss, whose sum in float32 is split differently in a replay."""
 
 
 def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> float:
     """Compare STEPS steps of one `train` call with the reference; the largest error as a share.
 
-    `images` and `labels` are what the engine has loaded, its parameters are where the weights are
-    taken from; the engine is left trained. Raises ValidationFailed naming stage, network, parameter
-    and error; Unjudged where the steps are too small to show in the stage's numbers, or where every
-    image asks relu or max for decisions that may fall either way.
+    `images` and `labels` are what the engine has loaded, and its parameters are those from which
+    the weights are derived; the engine is left trained. Raises ValidationFailed naming stage,
+    network, parameter and error; Unjudged where the steps are too small to show in the stage's
+    numbers, or where every image has near-ties.
     """
     setup, network = engine.setup, engine.network
     steps = _steps(engine, len(labels))
     random = np.random.default_rng((seed, setup.batch_size))
     few = dataclasses.replace(setup, batch_size=LOUD + 4)
-    with (
-        np.errstate(all="ignore"),
-        Watch(few) as watch,
-        FAST_REFERENCE.engine(FAST_REFERENCE, few) as reference,
-    ):
-        trial = _Trial(engine, reference, watch, images, labels, random, steps)
+    with np.errstate(all="ignore"), Referee(few) as referee:
+        trial = _Trial(engine, referee, (images, labels), random, steps)
         batches = [trial.step(0)]
         while len(batches) < steps and trial.tame:
             batches.append(trial.step(len(batches)))
@@ -87,8 +82,8 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
     for p in network.parameters:
         part = slice(p.offset, p.offset + p.size)
         # what float32 cannot show of a small step onto large weights
-        hidden = steps * _eps(engine) * _length(trial.parameters[part])
-        hidden += _length(trial.doubt[part])
+        hidden = steps * machine_epsilon(engine.stage) * _length(trial.parameters[part])
+        hidden += _length(trial.ambiguity[part])
         travelled = trial.travelled[p.name]
         judged |= hidden < travelled / 2
         error = _length(after[part] - trial.parameters[part])
@@ -100,7 +95,7 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
                 f"{allowed:.3g}, where the reference's steps add up to {travelled:.3g}",
             )
         share = max(share, error / allowed if allowed else 0.0)
-    if not judged and trial.doubt.any():
+    if not judged and trial.ambiguity.any():
         raise unjudged(
             engine,
             "near-ties of relu or max in all images leave steps open",
@@ -129,29 +124,27 @@ class _Trial:
     def __init__(
         self,
         engine: Engine,
-        reference: Engine,
-        watch: Watch,
-        images: Bytes,
-        labels: Bytes,
+        referee: Referee,
+        training_set: tuple[Bytes, Bytes],
         random: np.random.Generator,
         steps: int,
     ) -> None:
-        self._reference, self._watch, self._random = reference, watch, random
-        self._images, self._labels, self._setup = images, labels, engine.setup
+        self._referee, self._random, self._setup = referee, random, engine.setup
+        self._images, self._labels = training_set
         dtype = engine.stage.dtype
-        count = len(labels)
+        count = len(self._labels)
         inner = random.choice(count, min(count, POOL - 2), replace=False)
         self._pool = np.unique([0, count - 1, *inner])
         classes = np.unique(self._labels[self._pool])
-        # of a class that only some of the images belong to
+        # The network is to be sure of a class that only some of the images belong to.
         self._sure_of = int(random.choice(classes)) if len(classes) > 1 else int(not classes[0])
-        # What the engine can hold is where both begin.
+        # Both begin at numbers that the engine can hold.
         self.start = self._start(engine).astype(dtype)
         self.parameters = self.start.astype(np.float64)
         self.start_velocity = np.zeros_like(self.start)
         self.velocity = np.zeros_like(self.parameters)
-        self.doubt = np.zeros_like(self.parameters)
-        self._velocity_doubt = np.zeros_like(self.parameters)
+        self.ambiguity = np.zeros_like(self.parameters)
+        self._velocity_ambiguity = np.zeros_like(self.parameters)
         self.travelled = {p.name: 0.0 for p in engine.network.parameters}
         self.loss = 0.0
         rates = np.full(steps, self._setup.learning_rate)
@@ -179,8 +172,9 @@ class _Trial:
         """One step on a batch of loud and silent images; its indices, in order."""
         setup = self._setup
         batch = setup.batch_size
-        self._watch.parameters = self._reference.parameters = self.parameters
-        clean = self._pool[~self._watch.asks(self._images[self._pool])]
+        self._referee.parameters = self.parameters
+        tied = self._referee.detector.has_near_tie(self._images[self._pool])
+        clean = self._pool[~tied]
         usable = clean if len(clean) else self._pool
         sure = self._labels[usable] == self._sure_of
         silent, loud = usable[sure], usable[~sure]
@@ -204,18 +198,19 @@ class _Trial:
         chosen, counts = np.unique(order, return_counts=True)
         weights = counts / batch
         images, labels = self._images[chosen], self._labels[chosen]
-        losses, error = cross_entropies(self._reference.logits(images).T, labels)
+        reference = self._referee.reference
+        losses, error = cross_entropies(reference.logits(images).T, labels)
         self.loss += float(losses @ weights)
         error = error.T * weights[:, None]
-        gradient = self._reference.backward(images, error)
+        gradient = reference.backward(images, error)
         if number == 0 and setup.momentum:
             self._begin_moving(gradient)
         self.velocity = setup.momentum * self.velocity + gradient
         rate = self.rates[number]
         if not clean:
-            self._velocity_doubt *= setup.momentum
-            self._velocity_doubt += self._watch.doubt(images, error)
-            self.doubt += rate * self._velocity_doubt
+            self._velocity_ambiguity *= setup.momentum
+            self._velocity_ambiguity += self._referee.detector.ambiguity_bound(images, error)
+            self.ambiguity += rate * self._velocity_ambiguity
         self.parameters = self.parameters - rate * self.velocity
         for p in setup.network.parameters:
             part = slice(p.offset, p.offset + p.size)
@@ -233,7 +228,8 @@ class _Trial:
 def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> None:
     """Compare REAL_STEPS steps of one `train` call with the rule applied to `gradient`.
 
-    From the engine's weights, with a velocity as large as a gradient; the engine is left trained.
+    They start from the engine's weights, with a velocity as large as a gradient; the engine is left
+    trained.
     A training whose loss is no longer finite is not compared. Raises ValidationFailed.
     """
     setup = engine.setup
@@ -267,15 +263,14 @@ def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0
     loss = engine.train(order[: steps * batch], engine.rates_of(steps, None))
     compare_loss(engine, loss, float(np.mean(losses)), f"the mean loss of {steps} real steps")
     after = engine.parameters.astype(np.float64)
-    unit = (
-        FACTOR * engine.stage.slack * _eps(engine) * math.sqrt(longest_sum(engine.network, batch))
-    )
+    terms = longest_sum(engine.network, batch)
+    unit = FACTOR * engine.stage.slack * machine_epsilon(engine.stage) * math.sqrt(terms)
     coarse = COARSE * (engine.stage.rounding or 0.0)
     share = max(REAL_SHARE, unit * (engine.stage.conv_weight_slack or 1.0), coarse)
     for p in engine.network.parameters:
         part_of = slice(p.offset, p.offset + p.size)
         way = _length(travelled[part_of])
-        hidden = steps * _eps(engine) * _length(parameters[part_of])
+        hidden = steps * machine_epsilon(engine.stage) * _length(parameters[part_of])
         error = _length(after[part_of] - parameters[part_of])
         if not error <= share * way + hidden:
             raise failure(
@@ -288,7 +283,7 @@ def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0
 def compare_loss(engine: Engine, found: float, right: float, what: str) -> float:
     """The difference of two mean losses as a share of what is allowed.
 
-    Raises ValidationFailed, which names `what` has that loss, where it is more than all of it.
+    Raises ValidationFailed where it is more than that; `what` names the loss in the message.
     """
     coarse = COARSE * (engine.stage.rounding or 0.0)
     allowed = max(LOSS_SHARE, coarse) * max(1.0, abs(right))
@@ -314,9 +309,9 @@ def _compare_velocity(engine: Engine, right: Array) -> None:
         error = _length(found[part] - right[part])
         if not error <= _exactness(engine, p) * size:
             raise failure(
-                engine, f"the velocity of {p.name} after a few steps is off by {error:.3g} of "
-                f"{size:.3g}"
-            )  # fmt: skip
+                engine,
+                f"the velocity of {p.name} after a few steps is off by {error:.3g} of {size:.3g}",
+            )
 
 
 def _representable(vector: Array, engine: Engine) -> bool:
@@ -328,7 +323,3 @@ def _representable(vector: Array, engine: Engine) -> bool:
 def _length(vector: Array) -> float:
     """Euclidean length; not by BLAS, whose threads take longer to wake than so short a sum."""
     return math.sqrt(float(np.square(vector).sum()))
-
-
-def _eps(engine: Engine) -> float:
-    return float(np.finfo(np.dtype(engine.stage.dtype)).eps)

@@ -17,7 +17,7 @@ from cnnlib.engine import Bytes, Engine, ImageByImage, Setup, Stage
 from cnnlib.training.loop import accuracy, start
 from cnnlib.training.target import Target, open_engine
 from cnnlib.validation.parity import validate
-from cnnlib.validation.replay import Recording, Weights, recorded_epochs
+from cnnlib.validation.replay import EngineState, Recording, recorded_epochs
 from cnnlib.validation.steps import POOL, STEPS, check_real_steps, check_steps
 
 CHECKED_EPOCHS = 2
@@ -32,7 +32,7 @@ def check_before(engine: Engine, images: Bytes, labels: Bytes, seed: int) -> flo
     `images` and `labels` are the training set that the engine has loaded; the engine is left
     trained. Raises ValidationFailed or Unjudged.
     """
-    state, size = Weights.of(engine), engine.setup.batch_size
+    state, size = EngineState.of(engine), engine.setup.batch_size
     share = validate(engine, images[:size], labels[:size])
     if engine.setup.momentum:  # otherwise check_momentum does the same, with one
         state.put_into(engine)
@@ -53,7 +53,7 @@ def check_after(
     """
     engine = recording.engine
     recording.check(first)
-    trained = Weights.of(engine)
+    trained = EngineState.of(engine)
     if not np.isfinite(trained.parameters).all():
         return
     check_steps(engine, images, labels, seed + 1)

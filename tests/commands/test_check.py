@@ -8,7 +8,7 @@ import pytest
 from cnnlib import stages
 from cnnlib.__main__ import main
 from cnnlib.stages import naive
-from cnnlib.validation.parity import Unjudged
+from cnnlib.validation.verdicts import Unjudged
 from tests.support.command_line import Home
 from tests.support.toys import toy_config
 

@@ -12,7 +12,8 @@ from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.steps import StepPlan
 from cnnlib.engine.whole import WholeStepEngine, candidates
 from cnnlib.stages.tuned import STAGE
-from cnnlib.validation.parity import five_steps, validate
+from cnnlib.validation.parity import validate
+from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import awkward
 

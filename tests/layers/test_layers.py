@@ -8,7 +8,9 @@ import pytest
 from cnnlib.engine import Setup
 from cnnlib.layers import Activation, Conv, Dense, Subsample, cross_entropy, softmax
 from cnnlib.stages import naive
-from cnnlib.validation.parity import FAST_REFERENCE, ValidationFailed, finite_differences
+from cnnlib.validation.reference import FAST_REFERENCE
+from cnnlib.validation.spot_checks import finite_differences
+from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.networks import build
 
 pytestmark = pytest.mark.quick

@@ -20,7 +20,7 @@ from cnnlib.measuring.race import run_race
 from cnnlib.stages import naive
 from cnnlib.training.loop import accuracy, start, train_epochs
 from cnnlib.training.target import open_engine, open_target, setup_of
-from cnnlib.validation.parity import Unjudged
+from cnnlib.validation.verdicts import Unjudged
 from tests.support.toys import SETTINGS, parse_experiment, toy_data
 from workflow.glue import modules
 

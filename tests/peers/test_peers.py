@@ -16,7 +16,10 @@ from cnnlib.measuring.run import measure
 from cnnlib.measuring.runs import Run
 from cnnlib.peers import PEERS, jax, pytorch
 from cnnlib.stages import find_stage, gemm
-from cnnlib.validation.parity import FAST_REFERENCE, ValidationFailed, five_steps, validate
+from cnnlib.validation.parity import validate
+from cnnlib.validation.reference import FAST_REFERENCE
+from cnnlib.validation.spot_checks import five_steps
+from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import open_engine, pictures, training
 from tests.support.networks import NETWORKS, awkward, build, lenet5
 from tests.support.toys import toy_config, toy_data

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnnlib.stages import LADDER, VARIANTS
-from cnnlib.validation.parity import FAST_REFERENCE
+from cnnlib.validation.reference import FAST_REFERENCE
 from tests.support.engines import each_of, on, open_engine, pictures, training
 from tests.support.networks import awkward, lenet5, small
 

@@ -17,13 +17,10 @@ from cnnlib.errors import DeviceError
 from cnnlib.layers import Conv, Dense, Subsample
 from cnnlib.paths import ROOT
 from cnnlib.stages import LADDER, gemm, naive
-from cnnlib.validation.parity import (
-    FAST_REFERENCE,
-    ValidationFailed,
-    exact,
-    five_steps,
-    validate,
-)
+from cnnlib.validation.parity import validate
+from cnnlib.validation.reference import FAST_REFERENCE
+from cnnlib.validation.spot_checks import exact, five_steps
+from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import open_engine, pictures, training
 from tests.support.networks import NETWORKS, awkward, build, lenet5
 

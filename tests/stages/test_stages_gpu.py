@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from cnnlib.stages import gemm
-from cnnlib.validation.parity import FAST_REFERENCE, FIVE_STEPS_BOUND, exact, five_steps, validate
+from cnnlib.validation.parity import validate
+from cnnlib.validation.reference import FAST_REFERENCE
+from cnnlib.validation.spot_checks import FIVE_STEPS_BOUND, exact, five_steps
 from tests.support.engines import each_gpu_stage, on, open_engine, pictures, training
 from tests.support.networks import LINEAR, NETWORKS, UNUSUAL, awkward, build, lenet5, small
 

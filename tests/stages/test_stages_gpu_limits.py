@@ -12,7 +12,8 @@ from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Dense, Layer
 from cnnlib.network import Network
 from cnnlib.stages import fused, ring
-from cnnlib.validation.parity import five_steps, validate
+from cnnlib.validation.parity import validate
+from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import each_gpu_stage, each_of, on, open_engine, pictures
 from tests.support.networks import (
     awkward,

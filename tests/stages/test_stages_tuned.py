@@ -13,7 +13,8 @@ from cnnlib.engine.whole import MOST_TOGETHER, TWO_TEAMS, WholeStepEngine
 from cnnlib.errors import Unsupported
 from cnnlib.stages import ring
 from cnnlib.stages.tuned import MOST_GRADIENT_SUMS, MOST_SUMS, STAGE, TunedFirst
-from cnnlib.validation.parity import five_steps, validate
+from cnnlib.validation.parity import validate
+from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import open_engine, pictures, training
 from tests.support.networks import NETWORKS, awkward, build, examples, lenet5
 

@@ -1,4 +1,4 @@
-"""Close decisions: right kernels that decide otherwise are accepted, wrong ones are not."""
+"""Near-ties: right kernels that decide them otherwise are accepted, wrong ones are not."""
 
 import dataclasses
 import math
@@ -11,65 +11,60 @@ from cnnlib.datasets.synthetic import synthetic
 from cnnlib.engine import Setup
 from cnnlib.layers import Activation, Conv, Subsample
 from cnnlib.stages import LADDER, gemm, naive
-from cnnlib.validation.kinks import Watch
-from cnnlib.validation.parity import (
-    COARSE,
-    FACTOR,
-    FAST_REFERENCE,
-    Unjudged,
-    ValidationFailed,
-    five_steps,
-    longest_sum,
-    validate,
-)
+from cnnlib.validation.kinks import KinkDetector
+from cnnlib.validation.parity import validate
+from cnnlib.validation.reference import FAST_REFERENCE
+from cnnlib.validation.spot_checks import five_steps
+from cnnlib.validation.tolerances import COARSE, FACTOR, longest_sum
+from cnnlib.validation.verdicts import Unjudged, ValidationFailed
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import build, deep, lenet5
 
 GPU_LADDER = [stage for stage in LADDER if stage.runs_on == "cuda"]
 
-CLOSE_CALL = build(
-    "close_call",
+NEAR_TIE = build(
+    "near_tie",
     (1, 2, 2),
     2,
     [{"conv": {"maps": 1, "kernel": 1}}, {"activation": "relu"}, {"dense": 2}],
 )
 
 
-def watch(network, vector, **settings):
-    watched = Watch(Setup(network, 4, 0.1, **settings))
-    watched.parameters = vector
-    return watched
+def detector_at(network, vector, **settings):
+    detector = KinkDetector(Setup(network, 4, 0.1, **settings))
+    detector.parameters = vector
+    return detector
 
 
-def test_only_images_that_ask_for_a_close_decision_are_changed():
+def test_only_images_with_a_near_tie_are_changed():
     # relu of byte - 7, times the weight: close at 7 if the bias makes it so
     images = np.array([[[[9, 8], [3, 1]]], [[[9, 7], [3, 1]]]], np.uint8)
-    vector = np.ones(CLOSE_CALL.parameter_count)
+    vector = np.ones(NEAR_TIE.parameter_count)
     vector[1] = -7 + 1e-6
-    with watch(CLOSE_CALL, vector) as watched:
-        assert watched.asks(images).tolist() == [False, True]
-        cleared, close = watched.clear(images)
-        assert np.array_equal(cleared[0], images[0])
-        assert not (cleared[1] == 7).any()
-        assert not len(close)
-        vector[1] = -7  # exactly zero is no close decision
-        watched.parameters = vector
-        assert np.array_equal(watched.clear(images)[0], images)
+    with detector_at(NEAR_TIE, vector) as detector:
+        assert detector.has_near_tie(images).tolist() == [False, True]
+        perturbed, tied = detector.perturb(images)
+        assert np.array_equal(perturbed[0], images[0])
+        assert not (perturbed[1] == 7).any()
+        assert not len(tied)
+        vector[1] = -7  # exactly zero is no near-tie
+        detector.parameters = vector
+        assert np.array_equal(detector.perturb(images)[0], images)
 
 
-def close_calls(*deciding):
-    """With the parameters below most images ask for close decisions, whatever noise is added."""
+def near_ties(*deciding):
+    """With the parameters below most images have near-ties, whatever noise is added."""
     first, second = {"conv": {"maps": 3, "kernel": 1}}, {"conv": {"maps": 4, "kernel": 3}}
     layers = [first, *deciding, second, {"activation": "tanh"}, {"dense": 3}]
-    return build("close_calls", (3, 24, 24), 3, layers)
+    return build("near_ties", (3, 24, 24), 3, layers)
 
 
-RELU = close_calls({"activation": "relu"})
-MAX = close_calls({"subsample": 2})
-BOTH = close_calls({"activation": "relu"}, {"subsample": 2})
+RELU = near_ties({"activation": "relu"})
+MAX = near_ties({"subsample": 2})
+BOTH = near_ties({"activation": "relu"}, {"subsample": 2})
 
 
-def close_parameters(network):
+def tied_parameters(network):
     """The first convolution adds up a number of 1024 levels and a very small one."""
     vector = network.initial_parameters(1)
     views = network.views(vector)
@@ -79,9 +74,9 @@ def close_parameters(network):
     return vector
 
 
-def open_close_calls(stage, network, batch_size):
+def open_near_ties(stage, network, batch_size):
     engine = open_engine(stage, network, batch_size, mean=127, deviation=1, learning_rate=1e-4)
-    engine.parameters = close_parameters(network)
+    engine.parameters = tied_parameters(network)
     return engine
 
 
@@ -114,7 +109,7 @@ def with_operators(stage, name, *changes):
 
 
 def gradient_of(stage, network, images, labels):
-    with open_close_calls(stage, network, len(images)) as engine:
+    with open_near_ties(stage, network, len(images)) as engine:
         return engine.gradient(images, labels)[1]
 
 
@@ -127,20 +122,20 @@ def gradient_of(stage, network, images, labels):
     ],
     ids=["relu", "max", "both"],
 )
-def test_doubt_bounds_what_other_decisions_change(network, change):
+def test_the_ambiguity_bound_holds_for_other_decisions(network, change):
     images, labels = pictures(network, 16)
     otherwise = with_operators(FAST_REFERENCE, "otherwise", change)
     found = gradient_of(otherwise, network, images, labels)
     right = gradient_of(FAST_REFERENCE, network, images, labels)
-    with watch(network, close_parameters(network), mean=127) as watched:
-        doubt = watched.doubt_of_loss(images, labels, len(images))
+    with detector_at(network, tied_parameters(network), mean=127) as detector:
+        ambiguity = detector.ambiguity_bound_of_loss(images, labels, len(images))
     seen = 0.0
     for p in network.parameters:
         part = slice(p.offset, p.offset + p.size)
         largest = np.abs(right[part]).max()
         errors = np.abs(found[part] - right[part])
         # the rest is what OtherMax adds to the maps
-        assert (errors <= doubt[part] + 1e-5 * largest).all()
+        assert (errors <= ambiguity[part] + 1e-5 * largest).all()
         seen = max(seen, errors.max() / largest)
     assert seen > 1e-3  # far above rounding
 
@@ -148,10 +143,10 @@ def test_doubt_bounds_what_other_decisions_change(network, change):
 @pytest.mark.parametrize("network", [RELU, MAX, BOTH], ids=["relu", "max", "both"])
 def test_float32_that_decides_otherwise_is_accepted(network):
     images, labels = pictures(network, 64)
-    with open_close_calls(gemm.STAGE, network, 64) as engine:
-        with Watch(engine.setup) as watched:
-            watched.parameters = engine.parameters
-            assert len(watched.clear(images)[1]) > 16
+    with open_near_ties(gemm.STAGE, network, 64) as engine:
+        with KinkDetector(engine.setup) as detector:
+            detector.parameters = engine.parameters
+            assert len(detector.perturb(images)[1]) > 16
         assert validate(engine, images, labels) < 1
         five_steps(engine, images, labels)
 
@@ -167,21 +162,21 @@ def test_float32_that_decides_otherwise_is_far_from_float64():
     assert np.abs(found - right)[first].max() > 2 * rounding * np.abs(right[first]).max()
 
 
-def test_a_batch_of_4096_is_accepted_and_left_with_few_close_decisions():
+def test_a_batch_of_4096_is_accepted_and_left_with_few_near_ties():
     network = lenet5()
     images, labels = pictures(network, 4096)
     with open_engine(gemm.STAGE, network, 4096) as engine:
-        with Watch(engine.setup) as watched:
-            watched.parameters = engine.parameters
-            asked = watched.asks(images)
-            cleared, close = watched.clear(images)
+        with KinkDetector(engine.setup) as detector:
+            detector.parameters = engine.parameters
+            asked = detector.has_near_tie(images)
+            perturbed, tied = detector.perturb(images)
         assert 0 < asked.sum() < 1000
-        assert len(close) < 10
-        assert np.array_equal(cleared[~asked], images[~asked])
+        assert len(tied) < 10
+        assert np.array_equal(perturbed[~asked], images[~asked])
         validate(engine, images, labels)
 
 
-# Of these images each asks for so many close decisions that noise helps too few of them.
+# Each of these images has so many near-ties that noise helps too few of them.
 DEEP = [deep(12, 8), deep(11, 16), deep(20, 8), deep(4, 64, "max"), deep(13, 16, "mean")]
 ONE_CORE = dataclasses.replace(gemm.STAGE, threads=1)
 
@@ -222,10 +217,10 @@ def test_wide_batches_are_judged_with_few_copies():
     # every image asks, whatever its noise
     network = deep(6, 64, "max")
     images, _ = pictures(network, 48)
-    with watch(network, network.initial_parameters(1), mean=33.3, deviation=78.6) as watched:
-        assert len(watched.clear(images)[1]) > 8
-        settled, close = watched.settle(images)
-        assert not len(close)
+    with detector_at(network, network.initial_parameters(1), mean=33.3, deviation=78.6) as detector:
+        assert len(detector.perturb(images)[1]) > 8
+        settled, tied = detector.avoid_near_ties(images)
+        assert not len(tied)
         assert len(np.unique(settled, axis=0)) >= 42
         # and they are what they were but for some noise
         assert np.abs(settled.astype(float) - images).max(axis=(1, 2, 3)).min() <= 16
@@ -274,7 +269,7 @@ def test_a_gradient_too_small_for_the_numbers_says_nothing():
 def test_references_that_disagree_blame_no_stage(monkeypatch):
     network = deep(3, 2)
     wrong = with_operators(FAST_REFERENCE, "gemm in float64", ((Conv,), LastRowLost))
-    monkeypatch.setattr("cnnlib.validation.parity.FAST_REFERENCE", wrong)
+    monkeypatch.setattr("cnnlib.validation.reference.FAST_REFERENCE", wrong)
     with open_engine(gemm.STAGE, network, 4) as engine:
         with pytest.raises(Unjudged, match="'deep3x2' cannot be judged: the two references disag"):
             validate(engine, *pictures(network, 4))
@@ -306,12 +301,12 @@ def test_coarse_products_are_judged_in_a_deep_network(monkeypatch):
     with open_engine(coarse(), network, 2) as engine:
         images, labels = pictures(network, 2)
         with (
-            Watch(engine.setup) as watched,
+            KinkDetector(engine.setup) as detector,
             FAST_REFERENCE.engine(FAST_REFERENCE, engine.setup) as reference,
         ):
-            watched.parameters = engine.parameters
-            images, _ = watched.settle(images)
-            vector = engine.parameters = reference.parameters = watched.parameters
+            detector.parameters = engine.parameters
+            images, _ = detector.avoid_near_ties(images)
+            vector = engine.parameters = reference.parameters = detector.parameters
             found = engine.gradient(images, labels)[1]
             right = reference.gradient(images, labels)[1]
         # beyond what is allowed in a network of a few layers
@@ -358,7 +353,7 @@ class LateWinner(gemm.SlicedSubsample):
 )
 def test_wrong_operators_are_rejected_all_the_same(kind, operator):
     stage = with_operators(gemm.STAGE, "wrong", ((kind,), operator))
-    with open_close_calls(stage, BOTH, 64) as engine:
+    with open_near_ties(stage, BOTH, 64) as engine:
         with pytest.raises(ValidationFailed, match=r"stage 'wrong' fails validation .* is off by"):
             validate(engine, *pictures(BOTH, 64))
 
@@ -389,23 +384,23 @@ def test_biases_move_where_no_noise_helps():
     # dark places, and so most decisions of relu, are zero but for a very small bias
     images, labels = pictures(RELU, 4)
     images[:, :, 2:] = 127
-    with open_close_calls(gemm.STAGE, RELU, 4) as engine:
-        vector = close_parameters(RELU)
+    with open_near_ties(gemm.STAGE, RELU, 4) as engine:
+        vector = tied_parameters(RELU)
         RELU.views(vector)[0]["bias"][...] = 1e-5
         engine.parameters = vector
-        with Watch(engine.setup) as watched:
-            watched.parameters = vector
-            assert len(watched.clear(images)[1]) == 4
-            settled, close = watched.settle(images)
-            assert not len(close)
-            moved = np.flatnonzero(watched.parameters != vector)
-            assert not watched.asks(settled).any()
+        with KinkDetector(engine.setup) as detector:
+            detector.parameters = vector
+            assert len(detector.perturb(images)[1]) == 4
+            settled, tied = detector.avoid_near_ties(images)
+            assert not len(tied)
+            moved = np.flatnonzero(detector.parameters != vector)
+            assert not detector.has_near_tie(settled).any()
         bias = RELU.parameters[1]
         assert set(moved) <= set(range(bias.offset, bias.offset + bias.size))
         assert validate(engine, images, labels) < 1
         assert np.array_equal(engine.parameters, vector)
         with_wrong = with_operators(gemm.STAGE, "wrong", ((Activation,), LeakyRelu))
-    with open_close_calls(with_wrong, RELU, 4) as engine:
+    with open_near_ties(with_wrong, RELU, 4) as engine:
         engine.parameters = vector
         with pytest.raises(ValidationFailed, match="is off by"):
             validate(engine, images, labels)
@@ -414,13 +409,13 @@ def test_biases_move_where_no_noise_helps():
 def test_nothing_is_said_where_decisions_leave_too_much_open():
     # all elements of a window are nearly equal, whatever the images
     images, labels = pictures(MAX, 4)
-    with open_close_calls(gemm.STAGE, MAX, 4) as engine:
-        vector = close_parameters(MAX)
+    with open_near_ties(gemm.STAGE, MAX, 4) as engine:
+        vector = tied_parameters(MAX)
         first = MAX.views(vector)[0]
         first["weight"][...] *= 1e-8
         first["bias"][...] = 1
         engine.parameters = vector
         with pytest.raises(
-            Unjudged, match=r"'close_calls' cannot be judged: close .* open in the "
+            Unjudged, match=r"'near_ties' cannot be judged: near-ties .* open in the "
         ):
             validate(engine, images, labels)

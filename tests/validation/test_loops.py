@@ -8,7 +8,8 @@ import pytest
 from cnnlib.layers import KINDS
 from cnnlib.stages import gemm, naive
 from cnnlib.validation.loops import LoopOperator, reference_stage
-from cnnlib.validation.parity import ValidationFailed, validate
+from cnnlib.validation.parity import validate
+from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import awkward
 

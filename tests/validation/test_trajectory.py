@@ -17,10 +17,10 @@ from cnnlib.network import Network
 from cnnlib.stages import gemm, naive
 from cnnlib.training.loop import start
 from cnnlib.training.target import open_target, setup_of
-from cnnlib.validation.parity import Unjudged, ValidationFailed
 from cnnlib.validation.replay import Recording, lengths, recorded_epochs, unlike
 from cnnlib.validation.steps import check_real_steps, check_steps
 from cnnlib.validation.trajectory import check_training
+from cnnlib.validation.verdicts import Unjudged, ValidationFailed
 from tests.support.networks import build, lenet5
 from tests.support.toys import toy_config, toy_data
 from tests.wrong.trainings import (
@@ -241,8 +241,9 @@ def test_a_long_run_is_replayed_in_its_first_and_last_part(
     original = Recording._replay
 
     def replay(self: Recording, call: Any) -> Any:
-        if call.by_units:
-            replayed.append((call.what, call.done, len(call.order())))
+        timed = call.timed
+        if timed.by_units:
+            replayed.append((timed.what, timed.done, len(timed.order())))
         return original(self, call)
 
     monkeypatch.setattr(Recording, "_replay", replay)

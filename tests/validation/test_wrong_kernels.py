@@ -22,8 +22,10 @@ from cnnlib.errors import DeviceError
 from cnnlib.paths import ROOT
 from cnnlib.stages import find_stage
 from cnnlib.training.target import open_target, setup_of
-from cnnlib.validation.parity import ValidationFailed, exact, five_steps, validate
+from cnnlib.validation.parity import validate
+from cnnlib.validation.spot_checks import exact, five_steps
 from cnnlib.validation.trajectory import check_training
+from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import build
 from tests.support.toys import toy_config

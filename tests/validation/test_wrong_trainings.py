@@ -14,7 +14,7 @@ from cnnlib.measuring import run as measuring
 from cnnlib.measuring.run import measure
 from cnnlib.measuring.runs import Run
 from cnnlib.stages import find_stage
-from cnnlib.validation.parity import ValidationFailed
+from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.toys import toy_config, toy_data
 from tests.wrong.trainings import FAULTS, HalfAnEpoch, Wrong
 
