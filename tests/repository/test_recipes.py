@@ -1,0 +1,108 @@
+"""The examples of docs/extending/ work as they are written."""
+
+import dataclasses
+import re
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from matplotlib import pyplot
+
+from cnnlib.engine.stage import plan
+from cnnlib.layers import KINDS
+from cnnlib.network import parse_layers
+from cnnlib.paths import ROOT
+from cnnlib.stages import _loading, gemm, gemm_cuda, naive
+from tests.support.engines import open_engine, pictures
+from tests.support.networks import build, lenet5
+from workflow.glue import modules
+from workflow.plotting.layout import Sheet
+
+pytestmark = pytest.mark.quick
+
+TABLES = ROOT / "results/reference/nvidia-h100/tables"
+
+
+def examples(page: str, language: str = "python") -> list[str]:
+    text = (ROOT / f"docs/extending/{page}.md").read_text(encoding="utf-8")
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", text)
+
+
+def run(code: str, name: str, namespace: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a module of this text defines."""
+    found = {"__name__": name, **(namespace or {})}
+    exec(compile(code, f"docs/extending/{name}", "exec"), found)
+    return found
+
+
+def test_a_stage() -> None:
+    (code,) = examples("stage")
+    stage = run(code, "ring_gemm")["STAGE"]
+    assert _loading.fault(stage) == ""
+    operators = {planned.name: planned.operator for planned in plan(stage, lenet5())}
+    assert operators["dense1"] is gemm_cuda.GemmDense
+
+
+@pytest.fixture
+def leaky_relu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of the layer, and stage 1 as it is when it finds the module in its folder."""
+    module = ModuleType("cnnlib.layers.leaky_relu")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(examples("layer")[0], vars(module))
+    monkeypatch.setitem(KINDS, "leaky_relu", module.LeakyRelu)
+    operators = {**naive.STAGE.operators, (module.LeakyRelu,): naive.Loops}
+    monkeypatch.setattr(naive, "STAGE", dataclasses.replace(naive.STAGE, operators=operators))
+    return module
+
+
+def test_a_layer(leaky_relu: ModuleType) -> None:
+    tests = run(examples("layer")[1], "test_leaky_relu")
+    tests["test_by_hand"]()
+    tests["test_finite_differences"]()
+    (settings,) = map(yaml.safe_load, examples("layer", "yaml"))
+    layers = parse_layers("mine", settings["networks"]["mine"])
+    assert leaky_relu.LeakyRelu(slope=0.01) in layers
+
+
+def test_a_fast_operator(leaky_relu: ModuleType) -> None:
+    operator = run(examples("layer")[2], "gemm", {**vars(gemm), "LeakyRelu": leaky_relu.LeakyRelu})[
+        "WholeLeakyRelu"
+    ]
+    operators = {**gemm.STAGE.operators, (leaky_relu.LeakyRelu,): operator}
+    stage = dataclasses.replace(gemm.STAGE, operators=operators)
+    layers = [{"conv": {"maps": 2, "kernel": 3}}, {"leaky_relu": 0.1}, {"dense": 3}]
+    network = build("leaky", (1, 6, 6), 3, layers)
+    images, labels = pictures(network, 4)
+    with open_engine(stage, network, 4) as fast, open_engine(naive.STAGE, network, 4) as loops:
+        found, right = (engine.gradient(images, labels)[1] for engine in (fast, loops))
+        assert found == pytest.approx(right, rel=1e-4, abs=1e-6)
+
+
+def test_a_table() -> None:
+    (code,) = examples("table")
+    example = run(code, "fastest")
+    tables = modules.read_tables([TABLES / f"{name}.csv" for name in example["TABLES"]])
+    fastest = example["make"](tables)
+    assert list(fastest["batch_size"]) == [16 * 2**n for n in range(9)]
+    assert set(fastest["stage"]) == {"tuned"}
+
+
+def test_a_figure() -> None:
+    (code,) = examples("figure")
+    example = run(code, "epoch")
+    assert len(example["__doc__"].split()) > 25
+    tables = modules.read_tables([TABLES / f"{name}.csv" for name in example["TABLES"]])
+    drawing = example["draw"](tables, Sheet())
+    assert "tuned trains an epoch in 4.06 ms" in str(drawing)
+    empty = {name: table[:0] for name, table in tables.items()}
+    assert "There are no epochs to draw" in str(example["draw"](empty, Sheet()))
+    pyplot.close("all")
+
+
+def test_a_network_and_a_data_set() -> None:
+    (network,) = map(yaml.safe_load, examples("network", "yaml"))
+    assert parse_layers("small", network["networks"]["small"])
+    (dataset,) = map(yaml.safe_load, examples("dataset", "yaml"))
+    assert dataset["datasets"]["fashion"]["kind"] == "idx"
