@@ -2,27 +2,27 @@
 
 
 class UserError(Exception):
-    """Bad input or a missing thing; the message names the thing, the place and the choices."""
+    """Bad input or something missing; the message names it, its place and the choices."""
 
 
 class OneLineError(UserError):
-    """A UserError whose message is one line, whatever it quotes."""
+    """A UserError whose message is a single line, even if it quotes line breaks."""
 
     def __init__(self, message: str) -> None:
-        # A key or the name of a file may hold anything, ends of lines too.
+        # A key or a file name may contain any character.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class ConfigError(OneLineError):
-    """The configuration asks for something that cannot be."""
+    """The configuration asks for something impossible."""
 
 
 class BrokenStage(ConfigError):
-    """The stage that was asked for has a broken module or record; the message names both."""
+    """A requested stage has a broken module or record; the message names both."""
 
 
 class DataError(OneLineError):
-    """A data file is missing, damaged or not what it claims to be."""
+    """A data file is missing, damaged or of another kind than expected."""
 
 
 class DeviceError(UserError):
@@ -30,11 +30,11 @@ class DeviceError(UserError):
 
 
 class WorkerDied(DeviceError):
-    """A process in which a stage computes has ended before its work was done."""
+    """A process in which a stage computes has ended before it finished its work."""
 
 
 class DoesNotFit(DeviceError):
-    """The device has not enough memory for what was asked."""
+    """The device does not have enough memory for the request."""
 
 
 class Unsupported(UserError):

@@ -38,8 +38,8 @@ def write_whole(path: Path | str) -> Iterator[Path]:
         _check_target(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_left_over(target)
-        # The target's suffix is kept: numpy and matplotlib choose a format by it.
-        # Known before it is there: Ctrl-C may come between any two calls.
+        # The target's suffix is kept, because numpy and matplotlib choose a format by it. The name
+        # is known before the file exists, because Ctrl-C may come between any two calls.
         unique = secrets.token_hex(4)
         temporary = target.with_name(f".{target.stem}.{unique}{target.suffix}")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
@@ -56,29 +56,29 @@ def write_whole(path: Path | str) -> Iterator[Path]:
 
 
 LEFT_OVER_SECONDS = 24 * 3600.0
-"""Age from which a temporary file is one that a killed process has left."""
+"""Age at which a temporary file is taken to be left by a killed process."""
 
 
 def _clear_left_over(target: Path) -> None:
-    """Remove what processes killed while they wrote `target` have left beside it."""
+    """Remove temporary files left by processes that were killed while they wrote `target`."""
     pattern = f".{glob.escape(target.stem)}.????????{glob.escape(target.suffix)}"
     for path in target.parent.glob(pattern):
         with contextlib.suppress(OSError):
-            # A file from the future is as old: no write takes that long.
+            # A time in the future counts as old too: no write takes that long.
             if abs(time.time() - path.stat().st_mtime) > LEFT_OVER_SECONDS:
                 path.unlink()
 
 
 PROBE_BYTES = 4096
-"""Space that a disk must have left for a result to be worth computing."""
+"""Space on the disk without which no result is computed."""
 
 
 def check_writable(*paths: Path | str, size: int = PROBE_BYTES) -> None:
-    """Raise the UserError of `write_whole` for each of `paths` now, before the work for them.
+    """Raise the UserError of `write_whole` now if one of `paths` cannot be written later.
 
-    Small files are tried out beside the targets, or in the nearest folder that exists, and removed
-    again: root passes every test of permissions, also on a disk that is read-only or full. There
-    must be space for `size` bytes. Each folder is tried once.
+    Small files are written beside the targets, or in the nearest folder that exists, and removed
+    again, because root passes every test of permissions even on a disk that is read-only or full.
+    There must be space for `size` bytes. Each folder is tried once.
     """
     tried: set[Path] = set()
     for path in map(Path, paths):
@@ -93,7 +93,7 @@ def check_writable(*paths: Path | str, size: int = PROBE_BYTES) -> None:
 
 
 def _check_target(path: Path) -> None:
-    """OSError for a target that a file cannot replace, or that it must not: a device, a pipe."""
+    """Raise OSError for a target that a file cannot or must not replace, such as a device."""
     with contextlib.suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if stat.S_ISDIR(mode):
@@ -106,7 +106,7 @@ def _check_target(path: Path) -> None:
 
 
 def _nearest_folder(folder: Path) -> Path:
-    """`folder`, or the nearest of its parents that exists. Raises OSError for a file among them."""
+    """`folder` or its nearest parent that exists; raises OSError if that is a file."""
     for parent in (folder, *folder.parents):
         if parent.is_dir():
             return parent
@@ -116,10 +116,10 @@ def _nearest_folder(folder: Path) -> Path:
 
 
 def _try_out(path: Path, folder: Path, size: int, sync: bool) -> None:
-    """Write a file that is named as temporary files for `path` are, and remove it."""
+    """Write a file named like the temporary files for `path`, and remove it."""
     with contextlib.ExitStack() as undone:
         if folder != path.parent:
-            # A new folder of another name: the missing ones may be made by someone else right now.
+            # A folder of another name, since another process may be making the missing ones.
             folder = Path(tempfile.mkdtemp(prefix=".", dir=folder))
             undone.callback(folder.rmdir)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=folder)
@@ -144,14 +144,14 @@ def read_arrays(
 ) -> dict[str, NDArray[Any]]:
     """The arrays `names` of an .npz file, and those of `perhaps` that it has.
 
-    Others in it are not read, pickled ones never.
+    Other arrays are not read, and pickled ones never are.
 
     Raises DataError naming the file and `what` it was taken for when it cannot be read, is cut off,
     fails its checksums, is no .npz or lacks an array.
     """
     try:
         with open(path, "rb") as stream:
-            # numpy would take any other file for a pickle, and recommend to load it unsafely
+            # numpy would take any other file for a pickle and recommend loading it unsafely.
             if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):
                 raise DataError(f"{what} {path} is damaged: it does not begin like an .npz file")
             stream.seek(0)
@@ -166,19 +166,29 @@ def read_arrays(
     except OSError as error:
         raise DataError(f"cannot read {what} {path}: {error.strerror or error}") from None
     except (
-        ValueError, KeyError, EOFError, TypeError, AttributeError, MemoryError, RuntimeError,
-        NotImplementedError, SyntaxError, OverflowError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        # what zipfile and numpy raise for files that are not theirs, or no longer
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        RuntimeError,
+        NotImplementedError,
+        SyntaxError,
+        OverflowError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        # These are the exceptions of zipfile and numpy for foreign or damaged files.
         raise DataError(f"{what} {path} is damaged: {error or type(error).__name__}") from None
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Nobody else who asks for it works on `path` meanwhile: a lock on .lock-NAME beside it.
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold `path` exclusively among callers of this function, by a lock on .lock-NAME beside it.
 
-    Raises UserError if somebody does. Where no lock can be had (a file system without them, a
-    folder that cannot be written) there is none: what is wrong will be said when `path` is written.
+    Raises UserError if another process holds it. Without support for locks (by the file system, or
+    in a folder that cannot be written) nothing is locked, and writing `path` will report the error.
     """
     lock = path.with_name(f".lock-{path.name}")
     try:
@@ -191,15 +201,15 @@ def alone(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while it is ours
+        lock.unlink(missing_ok=True)  # while it is still locked
         os.close(handle)
 
 
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """Wait until no other process or thread that calls this works on `path`, then keep it.
+    """Wait until no other process or thread holds `path` by this function, then hold it.
 
-    Where no lock can be had, as in `alone`, all work at once.
+    Without support for locks, as in `exclusive`, nothing is locked.
     """
     lock = path.with_name(f".lock-{path.name}")
     handle = None
@@ -210,20 +220,20 @@ def in_turn(path: Path) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            lock.unlink(missing_ok=True)  # while it is ours
+            lock.unlink(missing_ok=True)  # while it is still locked
             os.close(handle)
 
 
 def _open_locked(lock: Path, patience: int = 0) -> int:
-    """The file, locked by this call; it waits for the lock unless `patience` is LOCK_NB.
+    """Open and lock the file; wait for the lock unless `patience` is LOCK_NB.
 
-    Raises OSError.
+    Raises OSError, and BlockingIOError where it would have to wait.
     """
     while True:
         handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | patience)
-            # whoever had it may have removed it between the two calls
+            # Its last holder may have removed it between the two calls.
             if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
                 return handle
         except BaseException:

@@ -63,7 +63,7 @@ def train(
     SIGUSR1 end the training within about a second, with the checkpoint saved.
     """
     from cnnlib.config import load_config
-    from cnnlib.files import PROBE_BYTES, alone, check_writable
+    from cnnlib.files import PROBE_BYTES, check_writable, exclusive
     from cnnlib.stages import find_stage
     from cnnlib.system.interrupts import asked_to_stop
     from cnnlib.training.loop import accuracy, start, train_epochs
@@ -87,7 +87,7 @@ def train(
     setup = setup_of(settings, built, loaded, batch_size)
     total, seed = settings.training.epochs, settings.training.seed
     with (
-        alone(checkpoint) if checkpoint is not None else contextlib.nullcontext(),
+        exclusive(checkpoint) if checkpoint is not None else contextlib.nullcontext(),
         open_target(chosen, settings.sweep.device) as target,
         open_engine(chosen, setup, target, loaded) as engine,
     ):

@@ -32,7 +32,7 @@ from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run, seed_of, settings_digest
 from cnnlib.measuring.telemetry import Telemetry
 from cnnlib.stages import find_stage
-from cnnlib.system.interrupts import Stopped, within
+from cnnlib.system.interrupts import Stopped, time_limit
 from cnnlib.system.supervisor import supervised
 from cnnlib.training.checkpoint import read_notes
 from cnnlib.training.loop import Epoch, accuracy, batches, epoch_order, start, train_epochs
@@ -164,7 +164,7 @@ class Measurement:
         if self.config.measuring.full or supervised():
             yield
             return
-        with within(limit, hung):
+        with time_limit(limit, hung):
             yield
 
     @contextmanager

@@ -34,7 +34,7 @@ def loads(batch_size: int, images: int) -> list[int]:
     return [*sizes, whole] if whole > sizes[-1] else sizes
 
 
-def images_within(config: Config, engine: DeviceEngine, order: Order) -> int:
+def images_in_time(config: Config, engine: DeviceEngine, order: Order) -> int:
     """Number of images to train on at each size of a load.
 
     As in runs, what would take longer than budget_seconds is timed for sample_seconds at each size.
@@ -78,7 +78,7 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
         rows = RunRows(run, seed, target.name, target.kind)
         try:
             with opened(run.batch_size) as engine:
-                used = images_within(config, engine, epoch_order(count, seed, 0))
+                used = images_in_time(config, engine, epoch_order(count, seed, 0))
             for resident in loads(run.batch_size, used):
                 with opened(resident) as engine:
                     for epoch in range(EPOCHS + 1):

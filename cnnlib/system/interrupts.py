@@ -55,7 +55,7 @@ def asked_to_stop() -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
-def within(seconds: float, hung: Callable[[], int]) -> Iterator[None]:
+def time_limit(seconds: float, hung: Callable[[], int]) -> Iterator[None]:
     """Ends the process if what is done within it takes longer than `seconds`.
 
     Every thread's traceback goes to standard error, and the exit code is what `hung` returns; it is
