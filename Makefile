@@ -2,11 +2,11 @@
 #   make run PROFILE=slurm         with workflow/profiles/slurm
 #   make run ARGS="--configfile my.yaml"   further arguments for snakemake (or pytest)
 #   make run PYTHON=python3.13     this Python makes .venv
-#   make run WHEELHOUSE=folder     without a network: all comes from what `make wheelhouse` has put there
+#   make run WHEELHOUSE=folder     without a network, from a folder that `make wheelhouse` has filled
 ENV := .venv
 PIP := $(ENV)/bin/python -m pip install -qq --disable-pip-version-check \
 	--require-hashes --no-deps --no-compile
-# All at once, by every core: pip would take several times as long. What is no Python 3 stays as it is.
+# On every core: pip itself would take several times as long. Files that are not Python 3 are left alone.
 COMPILE := $(ENV)/bin/python -m compileall -q -q -j 0 $(ENV)/lib || true
 ifdef WHEELHOUSE
 ifeq ($(wildcard $(WHEELHOUSE)/mnist),)
@@ -21,23 +21,23 @@ PROFILES := $(notdir $(wildcard workflow/profiles/*))
 ifneq ($(filter-out $(PROFILES),$(PROFILE)),)
 $(error unknown profile in PROFILE=$(PROFILE); known: $(PROFILES))
 endif
-# what a profile needs besides, where there is a lock for it
+# The stamp of a profile's own dependencies, if it has a lock.
 EXTRA := $(if $(wildcard requirements/$(PROFILE).txt),$(ENV)/$(PROFILE))
-# A profile says how many cores, unless CORES does. What is timed has them all to itself; with two,
+# A profile says how many cores, unless CORES does. A timed run has all of them to itself; with two cores,
 # two figures are drawn at a time.
 CORED := $(if $(CORES),--cores $(CORES),$(if $(PROFILE),,--cores 2))
 PROFILED := $(if $(PROFILE),--workflow-profile workflow/profiles/$(PROFILE))
-# rules find this environment's programs on PATH
+# Rules find this environment's programs on PATH.
 SNAKEMAKE := PATH="$(CURDIR)/$(ENV)/bin:$$PATH" snakemake $(CORED) $(PROFILED)
-# As many tests at a time as WORKERS says; a process that has no more of them takes some of another's.
+# WORKERS processes run the tests; one that has run all of its own takes over some of another's.
 # On a GPU they would disturb one another.
 WORKERS := $(if $(wildcard /dev/nvidia[0-9]*),1,2)
 PYTEST := $(ENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 KERNELS = $(shell find kernels -name '*.cuh' -o -name '*.cpp' -o -name '*.hpp')
 
-# Snakemake wants a folder for its cache that it can write, one for settings and its user's name; a
-# container may have no home folder and no user of this number.
+# Snakemake needs a writable folder for its cache, one for settings, and the user's name; a container
+# may have neither a home folder nor a name for the user id.
 ifneq ($(shell [ -w "$$HOME" ] || echo no),)
 export XDG_CACHE_HOME ?= $(CURDIR)/.snakemake/cache
 export XDG_CONFIG_HOME ?= $(if $(HOME),$(HOME)/.config,$(CURDIR)/.snakemake/config)
@@ -125,8 +125,9 @@ distclean: clean  ## remove downloaded data and the environment too
 	rm -rf results/data $(ENV)
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# A stamp stands for an environment that is exactly its lock: made anew when the lock changes.
+# A stamp says that the environment agrees with a lock; it is made again when the lock changes.
 $(ENV)/base: requirements/base.txt requirements/cuda.txt
+	$(if $(shell [ ! -L $(ENV) ] || echo link),$(error $(ENV) is a link to a folder that would be emptied; remove it first))
 	$(eval found := $(shell sh requirements/find_python.sh $(PYTHON)))
 	$(if $(filter-out 0,$(.SHELLSTATUS)),$(error $(found)))
 	@echo "Making $(ENV) with $(found) and installing pinned packages (about a minute)"

@@ -1,6 +1,6 @@
-# Prints the locks (requirements/NAME.txt) and their stamps (FOLDER/NAME) that are dated in the future,
-# where the clock was wrong. A stamp is removed: it would hide that its lock has changed since. A lock
-# is dated now: it would be installed by every call.
+# Prints the locks (requirements/NAME.txt) and their stamps (FOLDER/NAME) whose dates are in the future,
+# because the clock was wrong. Such a stamp is removed, since it would hide a later change of its lock.
+# Such a lock is given the present date, since every call would install it again.
 #   sh requirements/dates.sh FOLDER
 now=$(mktemp 2>/dev/null) || exit 0
 for lock in requirements/*.txt; do

@@ -1,11 +1,14 @@
 """What `make` says, in one line and with exit code 2, on a machine that lacks something."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cnnlib.paths import ROOT
 
@@ -105,6 +108,26 @@ def test_python_named_that_is_old(machine: Machine) -> None:
     assert "ancient is 3.9" in machine.make("run", "PYTHON=ancient")
 
 
+def test_an_environment_elsewhere_is_not_emptied(machine: Machine, tmp_path: Path) -> None:
+    machine.has("g++", COMPILER)
+    machine.has("python3", Path(sys.executable))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/base").touch()
+    (machine.checkout / ".venv").symlink_to(tmp_path / "elsewhere")
+    os.utime(tmp_path / "elsewhere/base", (0, 0))
+    done = subprocess.run(
+        [machine.programs / "make", "run"],
+        cwd=machine.checkout,
+        env={"PATH": str(machine.programs)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert ".venv is a link" in done.stderr
+    assert (tmp_path / "elsewhere/base").exists()
+
+
 def test_a_newer_python_beside_an_old_one_is_found(machine: Machine) -> None:
     machine.has("g++", COMPILER)
     machine.has("python3", python(OLD))
@@ -159,3 +182,52 @@ def test_locks_pin_with_hashes_and_name_no_address(lock: str) -> None:
     for entry in text.replace("\\\n", " ").splitlines():
         assert "==" in entry
         assert "--hash=sha256:" in entry
+
+
+def test_help_lists_every_target() -> None:
+    done = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    (targets,) = re.findall(r"\.PHONY: ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text())
+    listed = {line.split()[0] for line in done.stdout.split("\n\n")[0].splitlines()}
+    assert set(targets.replace("\\", "").split()) == listed
+    assert {"smoke", "quick", "docs", "profile", "sanitize"} <= listed
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    ("arguments", "said"), [((), "name a stage"), (("STAGE=tuned",), "no GPU here")]
+)
+def test_profiling_says_what_is_missing_before_anything_is_installed(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    for name in ("Makefile", "requirements", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    done = subprocess.run(
+        ["make", "profile", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_hosted_ci_calls_what_a_contributor_can_call() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    called = " ".join(step.get("run", "") for step in steps)
+    for command in ("make lint", "make docs", "make test", "cnnlib check", ".ci/workflow"):
+        assert command in called
+        assert command in (ROOT / ".ci/run").read_text()
+    for step in steps:
+        # a tag can be moved, a commit cannot
+        assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step.get("uses", "a/b@" + "0" * 40))
+
+
+def test_hooks_call_pinned_tools() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    locked = "".join((ROOT / f"requirements/{name}.txt").read_text() for name in ("base", "dev"))
+    for hook in repository["hooks"]:
+        program = hook["entry"].split()[0]
+        if program != "make":
+            assert program.startswith(".venv/bin/")
+            assert f"\n{Path(program).name}==" in f"\n{locked}"
