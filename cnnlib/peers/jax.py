@@ -1,9 +1,15 @@
-"""JAX as an engine: a whole epoch in one jitted scan, in the better of two layouts of the maps."""
+"""JAX as an engine: a whole epoch in one jitted scan, in the better of two layouts of the maps.
+
+JAX is imported by what needs it, when it needs it: it may not be installed.
+"""
+
+from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -12,28 +18,56 @@ from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
 
+if TYPE_CHECKING:
+    from jax import Array as Tensor
+    from jax import Device as JaxDevice
+
+    State = tuple[Sequence[Tensor], Sequence[Tensor], Tensor]
+    """Weights, velocities and the losses of steps."""
+
 LAYOUTS = ("NCHW", "NHWC")
 TRIED_STEPS = 20
-"""Steps by which the better layout is found."""
+"""Steps that are timed to find the better layout."""
 
 
-def conv(jax: Any, layout: str, planned: Planned, source: Any, weight: Any, bias: Any) -> Any:
-    """lax.conv_general_dilated"""
-    stride = planned.layers[0].stride  # type: ignore[attr-defined]
+class JaxOperator(Protocol):
+    """Computes a layer's target of `source`, whose maps lie as `layout` says, or (N, U)."""
+
+    def __call__(
+        self,
+        jax: ModuleType,
+        layout: str,
+        planned: Planned,
+        source: Tensor,
+        parameters: Sequence[Tensor],
+        /,
+    ) -> Tensor: ...
+
+
+def conv(
+    jax: ModuleType, layout: str, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """Convolution by lax.conv_general_dilated."""
+    weight, bias = parameters
+    stride = planned.layer(Conv).stride
     sums = jax.lax.conv_general_dilated(
         source, weight, (stride, stride), "VALID", dimension_numbers=(layout, "OIHW", layout)
     )
     return sums + (bias[:, None, None] if layout == "NCHW" else bias)
 
 
-def activation(jax: Any, layout: str, planned: Planned, source: Any) -> Any:
-    """relu, tanh or sigmoid"""
-    return getattr(jax.nn, planned.layers[0].function)(source)  # type: ignore[attr-defined]
+def activation(
+    jax: ModuleType, layout: str, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """The activation function by jax.nn's relu, tanh or sigmoid."""
+    return getattr(jax.nn, planned.layer(Activation).function)(source)
 
 
-def subsample(jax: Any, layout: str, planned: Planned, source: Any) -> Any:
-    """lax.reduce_window"""
-    layer: Any = planned.layers[0]
+def subsample(
+    jax: ModuleType, layout: str, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """Subsampling by lax.reduce_window."""
+    layer = planned.layer(Subsample)
     sizes = tuple(layer.size if axis in "HW" else 1 for axis in layout)
     if layer.method == "max":
         return jax.lax.reduce_window(source, -np.inf, jax.lax.max, sizes, sizes, "VALID")
@@ -41,24 +75,27 @@ def subsample(jax: Any, layout: str, planned: Planned, source: Any) -> Any:
     return sums / layer.size**2
 
 
-def dense(jax: Any, layout: str, planned: Planned, source: Any, weight: Any, bias: Any) -> Any:
-    """dot"""
+def dense(
+    jax: ModuleType, layout: str, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """A fully connected layer as a product of matrices."""
+    weight, bias = parameters
     if source.ndim == 4 and layout == "NHWC":
         source = source.transpose(0, 3, 1, 2)  # the order in which the weights see the maps
     return source.reshape(len(source), -1) @ weight.T + bias
 
 
-def function_of(planned: Planned) -> str:
+def function_of(planned: Planned[JaxOperator]) -> str:
     """The name of the function of JAX that the layer's operator calls; matmul is written @."""
-    layer: Any = planned.layers[0]
+    layer = planned.layers[0]
     if isinstance(layer, Activation):
-        return str(layer.function)
+        return layer.function
     if isinstance(layer, Subsample):
         return "reduce_window"
     return "conv_general_dilated" if isinstance(layer, Conv) else "matmul"
 
 
-OPERATORS: dict[tuple[type[Layer], ...], Any] = {
+OPERATORS: dict[tuple[type[Layer], ...], JaxOperator] = {
     (Conv,): conv,
     (Activation,): activation,
     (Subsample,): subsample,
@@ -66,7 +103,7 @@ OPERATORS: dict[tuple[type[Layer], ...], Any] = {
 }
 
 
-def usable(stage: Stage, setup: Setup) -> tuple[Any, Any]:
+def usable(stage: Stage[JaxOperator], setup: Setup) -> tuple[ModuleType, JaxDevice]:
     """JAX and the device it is to use; Unsupported where it is not installed or lacks one."""
     # Otherwise it takes three quarters of the GPU's memory, whatever it needs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -85,10 +122,12 @@ def usable(stage: Stage, setup: Setup) -> tuple[Any, Any]:
         raise Unsupported(f"stage '{stage.name}': this JAX cannot use the {kind}") from None
 
 
-class JaxEngine(Engine):
+class JaxEngine(Engine[JaxOperator]):
     """Plain SGD; the state is a tuple of parameters and one of velocities."""
 
-    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
+    def __init__(
+        self, stage: Stage[JaxOperator], setup: Setup, device: Device | None = None
+    ) -> None:
         super().__init__(stage, setup, device)
         self.operators = self.operators_on(stage, setup, device)
         jax, self.where = usable(stage, setup)
@@ -107,58 +146,88 @@ class JaxEngine(Engine):
     # The network
 
     @classmethod
-    def operators_on(cls, stage: Stage, setup: Setup, limits: Limits | None) -> list[str]:
+    def operators_on(
+        cls, stage: Stage[JaxOperator], setup: Setup, limits: Limits | None
+    ) -> list[str]:
         usable(stage, setup)
         return [function_of(planned) for planned in plan(stage, setup.network)]
 
-    def _logits_of(self, layout: str, weights: Any, images: Any) -> Any:
+    def _logits_of(self, layout: str, weights: Sequence[Tensor], images: Tensor) -> Tensor:
         values = (images.astype(np.float32) - self.setup.mean) / self.setup.deviation
         if layout == "NHWC":
             values = values.transpose(0, 2, 3, 1)
-        views: list[list[Any]] = [[] for _ in self.network.layers]
+        views: list[list[Tensor]] = [[] for _ in self.network.layers]
         for p, tensor in zip(self.network.parameters, weights, strict=True):
             views[p.layer].append(tensor)
         for planned in self.plan:
-            values = planned.operator(self.jax, layout, planned, values, *views[planned.start])
+            values = planned.operator(self.jax, layout, planned, values, views[planned.start])
         if values.ndim == 4 and layout == "NHWC":
             values = values.transpose(0, 3, 1, 2)
         return values.reshape(len(values), -1)
 
-    def _loss_of(self, layout: str, weights: Any, images: Any, labels: Any) -> Any:
+    def _loss_of(
+        self, layout: str, weights: Sequence[Tensor], images: Tensor, labels: Tensor
+    ) -> Tensor:
         shares = self.jax.nn.log_softmax(self._logits_of(layout, weights, images))
         chosen = self.jax.numpy.take_along_axis(shares, labels[:, None].astype(np.int32), axis=1)
         return -chosen.mean()
 
-    def _step(self, layout: str, weights: Any, speeds: Any, images: Any, labels: Any,
-              rate: Any) -> Any:  # fmt: skip
+    def _step(
+        self,
+        layout: str,
+        weights: Sequence[Tensor],
+        speeds: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        rate: Tensor,
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """(weights, velocities, loss) after one step on these images."""
         loss, gradient = self.jax.value_and_grad(self._loss_of, argnums=1)(
             layout, weights, images, labels
         )
         momentum = self.setup.momentum
-        speeds = [momentum * v + g for v, g in zip(speeds, gradient, strict=True)]
-        weights = [w - rate * v for w, v in zip(weights, speeds, strict=True)]
-        return weights, speeds, loss
+        after = [momentum * v + g for v, g in zip(speeds, gradient, strict=True)]
+        return [w - rate * v for w, v in zip(weights, after, strict=True)], after, loss
 
-    def _scan(self, layout: str, weights: Any, speeds: Any, images: Any, labels: Any,
-              order: Any, rates: Any) -> Any:  # fmt: skip
+    def _scan(
+        self,
+        layout: str,
+        weights: Sequence[Tensor],
+        speeds: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        order: Tensor,
+        rates: Tensor,
+    ) -> State:
         """A whole epoch: order (steps, batch), rates (steps,)."""
 
-        def body(state: Any, step: Any) -> Any:
+        def body(
+            state: tuple[Sequence[Tensor], Sequence[Tensor]], step: tuple[Tensor, Tensor]
+        ) -> tuple[tuple[list[Tensor], list[Tensor]], Tensor]:
             weights, speeds = state
             chosen, rate = step
-            weights, speeds, loss = self._step(
+            new_weights, new_speeds, loss = self._step(
                 layout, weights, speeds, images[chosen], labels[chosen], rate
             )
-            return (weights, speeds), loss
+            return (new_weights, new_speeds), loss
 
         (weights, speeds), losses = self.jax.lax.scan(body, (weights, speeds), (order, rates))
         return weights, speeds, losses
 
-    def _loop(self, layout: str, weights: Any, speeds: Any, images: Any, labels: Any, order: Any,
-              rates: Any, steps: Any) -> Any:  # fmt: skip
+    def _loop(
+        self,
+        layout: str,
+        weights: Sequence[Tensor],
+        speeds: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        order: Tensor,
+        rates: Tensor,
+        steps: int,
+    ) -> State:
         """The first `steps` steps of order (steps, batch), compiled once for any number of them."""
 
-        def body(step: Any, state: Any) -> Any:
+        def body(step: Tensor, state: State) -> State:
             weights, speeds, losses = state
             chosen = order[step]
             weights, speeds, loss = self._step(
@@ -167,7 +236,8 @@ class JaxEngine(Engine):
             return weights, speeds, losses.at[step].set(loss)
 
         start = weights, speeds, self.jax.numpy.zeros(len(rates), np.float32)
-        return self.jax.lax.fori_loop(0, steps, body, start)
+        state: State = self.jax.lax.fori_loop(0, steps, body, start)
+        return state
 
     # Training
 
@@ -193,7 +263,7 @@ class JaxEngine(Engine):
         return {"layout": self.layout}
 
     def _tried(self, layout: str) -> float:
-        """Seconds of some steps in this layout, compiled before."""
+        """Seconds that TRIED_STEPS steps take in this layout, once they are compiled."""
         self.layout = layout
         steps = min(TRIED_STEPS, self._steps)
         order = np.arange(steps * self.setup.batch_size)
@@ -205,7 +275,7 @@ class JaxEngine(Engine):
         return min(seconds[1:])
 
     def train(self, order: Order, rates: Array | None = None) -> float:
-        """In parts of an epoch at most."""
+        """Longer orders than an epoch are trained in parts of an epoch."""
         batch = self.setup.batch_size
         steps = len(order) // batch
         due = self.rates_of(steps, rates)
@@ -218,7 +288,7 @@ class JaxEngine(Engine):
         return float(self.step_losses.mean(dtype=np.float64))
 
     def _run(self, order: Order, rates: Array) -> Array:
-        """Losses (steps,) of so many steps."""
+        """Train on len(rates) steps of `order`, an epoch at most; the steps' losses (steps,)."""
         batch, steps = self.setup.batch_size, len(rates)
         whole = steps == self._steps
         chosen = np.zeros((self._steps, batch), np.int32)
@@ -227,10 +297,8 @@ class JaxEngine(Engine):
         due[:steps] = rates
         args = self.layout, self._weights, self._speeds, self._images, self._labels
         there = self.jax.device_put((chosen, due), self.where)
-        call: Callable[[], Any] = lambda: (  # noqa: E731
-            self._epoch(*args, *there) if whole else self._some(*args, *there, steps)
-        )
-        self._weights, self._speeds, losses = call()
+        state = self._epoch(*args, *there) if whole else self._some(*args, *there, steps)
+        self._weights, self._speeds, losses = state
         return np.asarray(losses)[:steps]
 
     # What is compared
@@ -259,17 +327,17 @@ class JaxEngine(Engine):
             found[start : start + batch] = np.asarray(outputs)[: len(part)]
         return found
 
-    def _put(self, array: Any) -> Any:
+    def _put(self, array: Array) -> Tensor:
         return self.jax.device_put(np.ascontiguousarray(array), self.where)
 
-    def _tensors(self, vector: Array) -> list[Any]:
+    def _tensors(self, vector: Array) -> list[Tensor]:
         given = np.asarray(vector, np.float32)
         return [
             self.jax.device_put(given[p.offset : p.offset + p.size].reshape(p.shape), self.where)
             for p in self.network.parameters
         ]
 
-    def _flat(self, tensors: Any) -> Array:
+    def _flat(self, tensors: Iterable[Tensor]) -> Array:
         return np.concatenate([np.asarray(tensor).reshape(-1) for tensor in tensors])
 
     @property

@@ -1,10 +1,16 @@
-"""PyTorch as an engine: eager, with the step in a CUDA graph, or compiled."""
+"""PyTorch as an engine: eager, with the step in a CUDA graph, or compiled.
+
+PyTorch is imported by what needs it, when it needs it: it may not be installed.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -24,8 +30,12 @@ from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
 from cnnlib.system.machine import usable_cores
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.cuda import CUDAGraph
+
 WARM_STEPS = 3
-"""Steps before a step is captured: libraries choose their algorithms in the first ones."""
+"""Steps before one is captured in a graph: libraries choose their algorithms in the first ones."""
 
 
 @dataclass(frozen=True)
@@ -39,43 +49,61 @@ class TorchOptions(Options):
 
 
 TRIED_STEPS = 20
-"""Steps by which the faster way of choosing algorithms is found."""
+"""Steps that are timed to find the faster way of choosing algorithms."""
 
 
-def conv(torch: Any, planned: Planned, source: Any, weight: Any, bias: Any) -> Any:
-    """conv2d"""
-    return torch.nn.functional.conv2d(source, weight, bias, planned.layers[0].stride)  # type: ignore[attr-defined]
+class TorchOperator(Protocol):
+    """Computes a layer's target of source (N, C, H, W) or (N, U) and its parameters in order."""
+
+    def __call__(
+        self, torch: ModuleType, planned: Planned, source: Tensor, parameters: Sequence[Tensor], /
+    ) -> Tensor: ...
 
 
-def activation(torch: Any, planned: Planned, source: Any) -> Any:
-    """relu, tanh or sigmoid"""
-    return getattr(torch, planned.layers[0].function)(source)  # type: ignore[attr-defined]
+def conv(
+    torch: ModuleType, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """Convolution by conv2d."""
+    weight, bias = parameters
+    stride = planned.layer(Conv).stride
+    return torch.nn.functional.conv2d(source, weight, bias, stride)
 
 
-def subsample(torch: Any, planned: Planned, source: Any) -> Any:
-    """max_pool2d or avg_pool2d"""
-    layer: Any = planned.layers[0]
-    functional = torch.nn.functional
+def activation(
+    torch: ModuleType, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """The activation function by torch.relu, tanh or sigmoid."""
+    return getattr(torch, planned.layer(Activation).function)(source)
+
+
+def subsample(
+    torch: ModuleType, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """Subsampling by max_pool2d or avg_pool2d."""
+    layer, functional = planned.layer(Subsample), torch.nn.functional
     pool = functional.max_pool2d if layer.method == "max" else functional.avg_pool2d
     return pool(source, layer.size)
 
 
-def dense(torch: Any, planned: Planned, source: Any, weight: Any, bias: Any) -> Any:
-    """linear"""
+def dense(
+    torch: ModuleType, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """A fully connected layer by linear."""
+    weight, bias = parameters
     return torch.nn.functional.linear(source.flatten(1), weight, bias)
 
 
-def function_of(planned: Planned) -> str:
+def function_of(planned: Planned[TorchOperator]) -> str:
     """The name of the function of PyTorch that the layer's operator calls."""
-    layer: Any = planned.layers[0]
+    layer = planned.layers[0]
     if isinstance(layer, Activation):
-        return str(layer.function)
+        return layer.function
     if isinstance(layer, Subsample):
         return "max_pool2d" if layer.method == "max" else "avg_pool2d"
     return "conv2d" if isinstance(layer, Conv) else "linear"
 
 
-OPERATORS: dict[tuple[type[Layer], ...], Any] = {
+OPERATORS: dict[tuple[type[Layer], ...], TorchOperator] = {
     (Conv,): conv,
     (Activation,): activation,
     (Subsample,): subsample,
@@ -83,7 +111,7 @@ OPERATORS: dict[tuple[type[Layer], ...], Any] = {
 }
 
 
-def usable(stage: Stage, setup: Setup) -> Any:
+def usable(stage: Stage[TorchOperator], setup: Setup) -> ModuleType:
     """PyTorch; Unsupported where it is not installed or lacks what the stage needs."""
     try:
         import torch
@@ -98,15 +126,18 @@ def usable(stage: Stage, setup: Setup) -> Any:
         raise Unsupported(f"stage '{stage.name}' needs a GPU: CUDA graphs are launches of one")
     if not on_gpu and stage.rounding:
         raise Unsupported(f"stage '{stage.name}' needs a GPU: TF32 is of its tensor cores")
-    return torch
+    module: ModuleType = torch
+    return module
 
 
-class TorchEngine(Engine):
+class TorchEngine(Engine[TorchOperator]):
     """Plain SGD by torch.optim on tensors that hold the network's parameters."""
 
     options_class = TorchOptions
 
-    def __init__(self, stage: Stage, setup: Setup, device: Device | None = None) -> None:
+    def __init__(
+        self, stage: Stage[TorchOperator], setup: Setup, device: Device | None = None
+    ) -> None:
         super().__init__(stage, setup, device)
         self.operators = self.operators_on(stage, setup, device)
         self.torch = torch = usable(stage, setup)
@@ -125,7 +156,7 @@ class TorchEngine(Engine):
         momentum = setup.momentum
         # A rate that changes must be a tensor, or a graph would keep the first: `fused` takes one.
         self._changing = setup.warmup is not None
-        rate: Any = setup.learning_rate
+        rate: float | Tensor = setup.learning_rate
         if self._changing:
             rate = self._rate = torch.full((), setup.learning_rate, device=self.where)
         self._optimizer = torch.optim.SGD(
@@ -135,29 +166,31 @@ class TorchEngine(Engine):
         if momentum:
             for tensor in self._tensors:
                 self._optimizer.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
-        self._loss: Callable[[Any, Any], Any] = self._loss_of
+        self._loss: Callable[[Tensor, Tensor], Tensor] = self._loss_of
         if self.compiled:
             self._loss = torch.compile(self._loss_of, fullgraph=True, dynamic=False)
-        self._graph: Any = None
-        self._choices: dict[str, Any] = {}
+        self._graph: CUDAGraph | None = None
+        self._choices: dict[str, object] = {}
 
     # The network
 
     @classmethod
-    def operators_on(cls, stage: Stage, setup: Setup, limits: Limits | None) -> list[str]:
+    def operators_on(
+        cls, stage: Stage[TorchOperator], setup: Setup, limits: Limits | None
+    ) -> list[str]:
         usable(stage, setup)
         return [function_of(planned) for planned in plan(stage, setup.network)]
 
-    def _logits_of(self, images: Any) -> Any:
+    def _logits_of(self, images: Tensor) -> Tensor:
         values = (images.to(self.torch.float32) - self.setup.mean) / self.setup.deviation
-        views: list[list[Any]] = [[] for _ in self.network.layers]
+        views: list[list[Tensor]] = [[] for _ in self.network.layers]
         for p, tensor in zip(self.network.parameters, self._tensors, strict=True):
             views[p.layer].append(tensor)
         for planned in self.plan:
-            values = planned.operator(self.torch, planned, values, *views[planned.start])
+            values = planned.operator(self.torch, planned, values, views[planned.start])
         return values.flatten(1)
 
-    def _loss_of(self, images: Any, labels: Any) -> Any:
+    def _loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
         return self.torch.nn.functional.cross_entropy(self._logits_of(images), labels)
 
     @contextlib.contextmanager
@@ -176,7 +209,7 @@ class TorchEngine(Engine):
             self._images = torch.from_numpy(np.ascontiguousarray(images)).to(self.where)
             self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.where)
             self._order = torch.zeros(count, dtype=torch.int64, device=self.where)
-            # of the step that begins with an image of the order, at that image's place
+            # A step's loss stands at the place of its first image in the order.
             self._losses = torch.zeros(count, device=self.where)
             self._first = torch.zeros((), dtype=torch.int64, device=self.where)
             self._rates = torch.full((count,), self.setup.learning_rate, device=self.where)
@@ -202,7 +235,7 @@ class TorchEngine(Engine):
             self._losses[0] = self._train_on(self._order[: self.setup.batch_size])
 
     def _choose_algorithms(self) -> None:
-        """Of convolutions: as cuDNN guesses, or by its trying them all, whichever trains faster."""
+        """Let cuDNN guess algorithms of convolutions, or try them all, whichever trains faster."""
         cudnn = self.torch.backends.cudnn
         seconds = {}
         for tries in (False, True):
@@ -218,14 +251,14 @@ class TorchEngine(Engine):
         }
 
     def _tried(self) -> float:
-        """Seconds of some steps."""
+        """Seconds that TRIED_STEPS steps take, or all there are."""
         batch = self.setup.batch_size
         steps = min(TRIED_STEPS, len(self._order) // batch)
         began = time.perf_counter()
         self.train(np.arange(steps * batch))
         return time.perf_counter() - began
 
-    def _train_on(self, chosen: Any) -> Any:
+    def _train_on(self, chosen: Tensor) -> Tensor:
         """One step on the images with these indices; its loss, on the device."""
         loss = self._loss(self._images[chosen], self._labels[chosen])
         self._optimizer.zero_grad(set_to_none=True)
@@ -294,7 +327,7 @@ class TorchEngine(Engine):
 
     # What is compared
 
-    def _put(self, images: Bytes) -> Any:
+    def _put(self, images: Bytes) -> Tensor:
         return self.torch.from_numpy(np.ascontiguousarray(images)).to(self.where)
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
@@ -318,18 +351,18 @@ class TorchEngine(Engine):
                 found[start : start + batch] = part.cpu().numpy()
         return found
 
-    def _flat(self, tensors: Any) -> Array:
+    def _flat(self, tensors: Iterable[Tensor]) -> Array:
         parts = [tensor.detach().reshape(-1).cpu().numpy() for tensor in tensors]
         return np.concatenate(parts).astype(np.float32)
 
-    def _fill(self, tensors: Any, vector: Array) -> None:
+    def _fill(self, tensors: Iterable[Tensor], vector: Array) -> None:
         given = np.ascontiguousarray(vector, dtype=np.float32)
         with self.torch.no_grad():
             for p, tensor in zip(self.network.parameters, tensors, strict=True):
                 part = given[p.offset : p.offset + p.size].reshape(p.shape)
                 tensor.copy_(self.torch.from_numpy(part))
 
-    def _buffers(self) -> list[Any]:
+    def _buffers(self) -> list[Tensor]:
         state = self._optimizer.state
         return [state[tensor]["momentum_buffer"] for tensor in self._tensors]
 

@@ -20,7 +20,7 @@ from cnnlib.validation.parity import validate
 from cnnlib.validation.reference import FAST_REFERENCE
 from cnnlib.validation.spot_checks import five_steps
 from cnnlib.validation.verdicts import ValidationFailed
-from tests.support.engines import open_engine, pictures, training
+from tests.support.engines import each_of, open_engine, pictures, training
 from tests.support.networks import NETWORKS, awkward, build, lenet5
 from tests.support.toys import toy_config, toy_data
 
@@ -32,17 +32,13 @@ HERE = [
 PACKAGE = {stage.name: stage.name.partition("_")[0] for stage in PEERS}
 
 
-def each(stages):
-    return pytest.mark.parametrize("stage", stages, ids=lambda stage: stage.name)
-
-
 @pytest.fixture
 def installed(stage):
     if not importlib.util.find_spec(PACKAGE[stage.name]):
         pytest.skip(f"{PACKAGE[stage.name]} is not installed")
 
 
-@each(HERE)
+@each_of(HERE)
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=list(NETWORKS))
 def test_parity(stage, network) -> None:
@@ -82,26 +78,26 @@ def test_only_gradients_of_convolutions_weights_may_be_as_coarse_as_winograds(ke
                     validate(engine, *pictures(lenet5(), 1))
 
 
-@each(HERE)
+@each_of(HERE)
 @pytest.mark.usefixtures("installed")
 def test_the_order_is_followed_and_what_is_left_over_dropped(stage) -> None:
     order = np.random.default_rng(3).permutation(40)[:37]
     results = []
-    for each_stage in (stage, FAST_REFERENCE):
-        with training(each_stage, awkward(), 10, 40, momentum=0.5) as engine:
+    for one in (stage, FAST_REFERENCE):
+        with training(one, awkward(), 10, 40, momentum=0.5) as engine:
             results.append((engine.train(order), engine.parameters, engine.velocity))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
     assert np.abs(results[0][1] - results[1][1]).max() < 1e-4
     assert np.abs(results[0][2] - results[1][2]).max() < 1e-4
 
 
-@each(HERE)
+@each_of(HERE)
 @pytest.mark.usefixtures("installed")
 def test_learning_rates_change_with_the_steps(stage) -> None:
     order, rates = np.random.default_rng(3).permutation(40), np.array([0.1, 0.4, 0.2, 0.01])
     results = []
-    for each_stage in (stage, FAST_REFERENCE):
-        with training(each_stage, awkward(), 10, 40, momentum=0.5, warmup=0.3) as engine:
+    for one in (stage, FAST_REFERENCE):
+        with training(one, awkward(), 10, 40, momentum=0.5, warmup=0.3) as engine:
             engine.train(order[:20], rates[:2])
             engine.train(order[20:], rates[2:])
             results.append(engine.parameters)
@@ -126,7 +122,7 @@ def test_the_step_that_a_graph_repeats_is_a_step() -> None:
     assert np.array_equal(*found)
 
 
-@each(HERE)
+@each_of(HERE)
 @pytest.mark.usefixtures("installed")
 def test_loading_trains_nothing(stage) -> None:
     network = awkward()
@@ -137,7 +133,7 @@ def test_loading_trains_nothing(stage) -> None:
         assert not engine.velocity.any()
 
 
-@each(HERE)
+@each_of(HERE)
 @pytest.mark.usefixtures("installed")
 def test_logits_of_any_number_of_images(stage) -> None:
     network = awkward()
@@ -148,7 +144,7 @@ def test_logits_of_any_number_of_images(stage) -> None:
         assert found == pytest.approx(reference.logits(images), rel=1e-4, abs=1e-5)
 
 
-@each(HERE)
+@each_of(HERE)
 @pytest.mark.usefixtures("installed")
 def test_it_is_measured_as_a_stage_is(stage, tmp_path: Path) -> None:
     run = Run("toy", "small", stage.name, 4, 1)
@@ -205,13 +201,13 @@ def test_operators_are_named_by_what_they_call(package) -> None:
         library, name = Library(called), package.function_of(planned)
         layout = ["NCHW"] if package is jax else []
         parameters = [library] * sum(p.layer == planned.start for p in network.parameters)
-        planned.operator(library, *layout, planned, library, *parameters)
+        planned.operator(library, *layout, planned, library, parameters)
         assert name in called
         names.append(name)
     assert len(set(names)) == (7 if package is pytorch else 6)
 
 
-@each(HERE)
+@each_of(HERE)
 @pytest.mark.usefixtures("installed")
 def test_run_json_names_what_ran(stage, tmp_path: Path) -> None:
     run = Run("toy", "small", stage.name, 4, 1)
@@ -225,7 +221,7 @@ def test_run_json_names_what_ran(stage, tmp_path: Path) -> None:
         assert facts["cuda_graph"] is False
 
 
-@each(PEERS)
+@each_of(PEERS)
 def test_an_absent_package_leaves_a_row(stage, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, PACKAGE[stage.name], None)
     run = Run("toy", "small", stage.name, 4, 1)
@@ -235,7 +231,7 @@ def test_an_absent_package_leaves_a_row(stage, tmp_path: Path, monkeypatch) -> N
     assert "is not installed (pip install" in (tmp_path / "run.json").read_text()
 
 
-@each([stage for stage in PEERS if stage not in HERE])
+@each_of([stage for stage in PEERS if stage not in HERE])
 @pytest.mark.usefixtures("installed")
 def test_what_needs_a_gpu_says_so(stage) -> None:
     with pytest.raises(Unsupported, match=f"stage '{stage.name}' needs a GPU"):
