@@ -1,8 +1,11 @@
 // Products of small matrices by one warp, 16 rows by 8 columns, to float32's accuracy. On a GPU tensor cores multiply:
-//   two matrices of floats as TF32 (11 significant bits): every float is cut into two of them, and of the four products
-//   the three largest are summed, which leaves a relative error of about 2^-21 a product;
-//   bytes by floats as BF16 (8 significant bits): a byte is one of them, a float exactly three.
-// Elsewhere plain arithmetic does.
+//   3xTF32: two matrices of floats as TF32 (11 significant bits). Every float is split into two of them, and of the four
+//   products the three largest are summed, which leaves a relative error of about 2^-21 a product. The method is that of
+//   CUTLASS's example 27 (27_ampere_3xtf32_fast_accurate_tensorop_gemm; 28 for convolutions) and of H. Ootomo and
+//   R. Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak
+//   performance", IJHPCA 36 (2022), without their correction of how tensor cores round sums;
+//   bytes by floats as BF16 (8 significant bits): a byte is one of them, a float exactly the sum of three.
+// An emulated device uses plain arithmetic. A layer takes one of the policies below as a template argument.
 #pragma once
 #include "portable.cuh"
 
@@ -19,12 +22,12 @@ struct Fragment {
 __device__ __forceinline__ int tile_row(int i) { return threadIdx.x % 32 / 4 + i / 2 * 8; }
 __device__ __forceinline__ int tile_column(int i) { return threadIdx.x % 4 * 2 + i % 2; }
 
-template <int DOWN, int ACROSS>
-__device__ __forceinline__ void clear(Fragment (&sum)[DOWN][ACROSS]) {
+template <int M_TILES, int N_TILES>
+__device__ __forceinline__ void clear(Fragment (&sum)[M_TILES][N_TILES]) {
 UNROLL
-  for (int m = 0; m < DOWN; m++)
+  for (int m = 0; m < M_TILES; m++)
 UNROLL
-    for (int n = 0; n < ACROSS; n++)
+    for (int n = 0; n < N_TILES; n++)
 UNROLL
       for (int i = 0; i < 4; i++) sum[m][n].at[i] = 0.0f;
 }
@@ -72,31 +75,31 @@ UNROLL
 
 // sum[m][n] += left m (16 x 8) right (m, n) (8 x 8). The inner dimension comes in four pairs: left(m, row, pair) is the
 // row's Pair of them, right(m, n, pair, column) the column's; which eight these are is the caller's choice.
-// EACH: every m has a right side of its own. All lanes of the warp must call it together; both functions must be finite
+// PER_ROW_B: every m has a right side of its own. All lanes of the warp must call it together; both functions must be finite
 // wherever the other side is 0 for want of something to multiply.
-template <bool EACH, int DOWN, int ACROSS, class Left, class Right>
-__device__ __forceinline__ void mma_3xtf32(Fragment (&sum)[DOWN][ACROSS], Left left, Right right) {
+template <bool PER_ROW_B, int M_TILES, int N_TILES, class Left, class Right>
+__device__ __forceinline__ void mma_3xtf32(Fragment (&sum)[M_TILES][N_TILES], Left left, Right right) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  constexpr int SIDES = EACH ? DOWN : 1;
+  constexpr int SIDES = PER_ROW_B ? M_TILES : 1;
   const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
-  Pair upper[DOWN], lower[DOWN], column[SIDES][ACROSS];
+  Pair upper[M_TILES], lower[M_TILES], column[SIDES][N_TILES];
   // all loads before the first product, and products that wait for each other as far apart as can be
 UNROLL
-  for (int m = 0; m < DOWN; m++) upper[m] = left(m, row, pair), lower[m] = left(m, row + 8, pair);
+  for (int m = 0; m < M_TILES; m++) upper[m] = left(m, row, pair), lower[m] = left(m, row + 8, pair);
 UNROLL
   for (int m = 0; m < SIDES; m++)
 UNROLL
-    for (int n = 0; n < ACROSS; n++) column[m][n] = right(m, n, pair, row);
-  unsigned whole[DOWN][4], rest[DOWN][4], large[SIDES][ACROSS][2], small[SIDES][ACROSS][2];
+    for (int n = 0; n < N_TILES; n++) column[m][n] = right(m, n, pair, row);
+  unsigned whole[M_TILES][4], rest[M_TILES][4], large[SIDES][N_TILES][2], small[SIDES][N_TILES][2];
 UNROLL
   for (int m = 0; m < SIDES; m++)
 UNROLL
-    for (int n = 0; n < ACROSS; n++) {
+    for (int n = 0; n < N_TILES; n++) {
       split_tf32(column[m][n].x, large[m][n][0], small[m][n][0]);
       split_tf32(column[m][n].y, large[m][n][1], small[m][n][1]);
     }
 UNROLL
-  for (int m = 0; m < DOWN; m++) {
+  for (int m = 0; m < M_TILES; m++) {
     split_tf32(upper[m].x, whole[m][0], rest[m][0]);
     split_tf32(lower[m].x, whole[m][1], rest[m][1]);
     split_tf32(upper[m].y, whole[m][2], rest[m][2]);
@@ -105,14 +108,14 @@ UNROLL
 UNROLL
   for (int product = 0; product < 3; product++)
 UNROLL
-    for (int m = 0; m < DOWN; m++)
+    for (int m = 0; m < M_TILES; m++)
 UNROLL
-      for (int n = 0; n < ACROSS; n++)
+      for (int n = 0; n < N_TILES; n++)
         mma_tf32(sum[m][n], product == 0 ? rest[m] : whole[m],
-                      product == 1 ? small[EACH ? m : 0][n] : large[EACH ? m : 0][n]);
+                      product == 1 ? small[PER_ROW_B ? m : 0][n] : large[PER_ROW_B ? m : 0][n]);
 #else
-  for (int m = 0; m < DOWN; m++)
-    for (int n = 0; n < ACROSS; n++)
+  for (int m = 0; m < M_TILES; m++)
+    for (int n = 0; n < N_TILES; n++)
       for (int i = 0; i < 4; i++)
         for (int pair = 0; pair < 4; pair++) {
           const Pair a = left(m, tile_row(i), pair), b = right(m, n, pair, tile_column(i));
@@ -123,32 +126,32 @@ UNROLL
 
 // sum[m][n] += left m (16 x 16) right n (16 x 8), where the left side is small whole numbers. The inner dimension comes
 // in eight pairs: left(m, row, pair) is a word of two BF16, right(n, pair, column, words) gives a float pair's three.
-template <int DOWN, int ACROSS, class Left, class Right>
-__device__ __forceinline__ void mma_bf16x3(Fragment (&sum)[DOWN][ACROSS], Left left, Right right) {
+template <int M_TILES, int N_TILES, class Left, class Right>
+__device__ __forceinline__ void mma_bf16x3(Fragment (&sum)[M_TILES][N_TILES], Left left, Right right) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
-  unsigned whole[DOWN][4], words[ACROSS][2][3];
+  unsigned whole[M_TILES][4], words[N_TILES][2][3];
 UNROLL
-  for (int m = 0; m < DOWN; m++)
+  for (int m = 0; m < M_TILES; m++)
 UNROLL
     for (int i = 0; i < 4; i++) whole[m][i] = left(m, row + i % 2 * 8, pair + i / 2 * 4);
 UNROLL
-  for (int n = 0; n < ACROSS; n++)
+  for (int n = 0; n < N_TILES; n++)
 UNROLL
     for (int half = 0; half < 2; half++) right(n, pair + half * 4, row, words[n][half]);
 UNROLL
   for (int part = 2; part >= 0; part--)
 UNROLL
-    for (int m = 0; m < DOWN; m++)
+    for (int m = 0; m < M_TILES; m++)
 UNROLL
-      for (int n = 0; n < ACROSS; n++) {
+      for (int n = 0; n < N_TILES; n++) {
         const unsigned both[2] = {words[n][0][part], words[n][1][part]};
         mma_bf16(sum[m][n], whole[m], both);
       }
 #else
   const auto value = [](unsigned half) { return __int_as_float(static_cast<int>(half << 16)); };
-  for (int m = 0; m < DOWN; m++)
-    for (int n = 0; n < ACROSS; n++)
+  for (int m = 0; m < M_TILES; m++)
+    for (int n = 0; n < N_TILES; n++)
       for (int i = 0; i < 4; i++)
         for (int pair = 0; pair < 8; pair++) {
           const unsigned a = left(m, tile_row(i), pair);
@@ -160,3 +163,23 @@ UNROLL
         }
 #endif
 }
+
+// How operands are split so that tensor cores multiply them to float32's accuracy: a policy has multiply(), of which the
+// sides are functions as above. PER_ROW_B as in mma_3xtf32.
+struct Split3xTF32 {
+  static constexpr int K = 8;  // terms of a tile
+  template <bool PER_ROW_B, int M_TILES, int N_TILES, class Left, class Right>
+  static __device__ __forceinline__ void multiply(Fragment (&sum)[M_TILES][N_TILES], Left left, Right right) {
+    mma_3xtf32<PER_ROW_B>(sum, left, right);
+  }
+};
+
+// The left side is bytes, each a BF16; the right side floats, each split into three.
+struct SplitBF16x3 {
+  static constexpr int K = 16;
+  template <int M_TILES, int N_TILES, class Left, class Right>
+  static __device__ __forceinline__ void multiply(Fragment (&sum)[M_TILES][N_TILES], Left left, Right right) {
+    mma_bf16x3(sum, left, right);
+  }
+  static __device__ __forceinline__ void split(Pair pair, unsigned (&words)[3]) { split_bf16x3(pair, words); }
+};

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from cnnlib.device import Device
-from cnnlib.engine import fastest as choosing
-from cnnlib.engine import plan, whole
-from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
-from cnnlib.engine.steps import StepPlan
-from cnnlib.engine.whole import WholeStepEngine, candidates
+from cnnlib.engine import autotune, plan
+from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
 from cnnlib.stages.tuned import STAGE
+from cnnlib.stages.tuned import engine as persistent
+from cnnlib.stages.tuned import plan as plans_of_tuned
+from cnnlib.stages.tuned.engine import PersistentEngine
+from cnnlib.stages.tuned.plan import BlockPlan, candidates
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import open_engine, pictures
@@ -76,14 +77,14 @@ def test_every_plan_that_is_tried_is_right(device: Device, monkeypatch: pytest.M
     plans = candidates(STAGE, plan(STAGE, network), count, device)
     assert len({(plan.images, plan.threads) for plan in plans}) == len(plans) >= 6
     for number, chosen in enumerate(plans):
-        monkeypatch.setattr(choosing, "WORTH", 1.0)
+        monkeypatch.setattr(autotune, "WORTH", 1.0)
         times = [2.0] * len(plans)
         times[number] = 1.0
-        monkeypatch.setattr(whole, "measured_once", lambda key, n, measure, times=times: times)
+        monkeypatch.setattr(persistent, "measured_once", lambda key, n, measure, times=times: times)
         with open_engine(STAGE, network, count, device, tune=True) as engine:
-            assert isinstance(engine, WholeStepEngine)
-            assert engine.steps is not plans[0] or number == 0
-            assert (engine.steps.images, engine.steps.threads) == (chosen.images, chosen.threads)
+            assert isinstance(engine, PersistentEngine)
+            assert engine.block is not plans[0] or number == 0
+            assert (engine.block.images, engine.block.threads) == (chosen.images, chosen.threads)
             validate(engine, *pictures(network, count))
             five_steps(engine, *pictures(network, 3 * count))
 
@@ -94,28 +95,28 @@ def test_times_that_do_not_repeat_are_not_taken() -> None:
         steady([1.0, 1.1, 1.3])
 
 
-@pytest.mark.parametrize("bad", [1, whole.ATTEMPTS])
+@pytest.mark.parametrize("bad", [1, persistent.ATTEMPTS])
 def test_a_choice_needs_times_that_repeat(
     device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
     network, rounds = awkward(), []
     monkeypatch.setattr(device, "precompile", lambda *_: rounds.append(1))
 
-    def times(engine: WholeStepEngine, steps: StepPlan) -> float:
+    def times(engine: PersistentEngine, plan: BlockPlan) -> float:
         return steady([1.0, 2.0] if len(rounds) <= bad else [1.0, 1.0])
 
-    monkeypatch.setattr(WholeStepEngine, "_step_seconds", times)
+    monkeypatch.setattr(PersistentEngine, "_step_seconds", times)
     with open_engine(STAGE, network, 6, device, tune=True) as engine:
-        found = bad < whole.ATTEMPTS
+        found = bad < persistent.ATTEMPTS
         assert ("tried" in engine.choices) == found
         assert ("not_tried" in engine.choices) == (not found)
         if not found:
             assert "did not repeat in 3 attempts" in engine.choices["not_tried"]
         assert len(list(cache.glob("*.times"))) == found
         ways = candidates(STAGE, plan(STAGE, network), 6, device)
-        assert engine.steps.images == ways[0].images
-        assert engine.steps.threads == ways[0].threads
-    assert len(rounds) == min(bad + 1, whole.ATTEMPTS)
+        assert engine.block.images == ways[0].images
+        assert engine.block.threads == ways[0].threads
+    assert len(rounds) == min(bad + 1, persistent.ATTEMPTS)
 
 
 def test_plans_are_timed_and_the_choice_is_told(
@@ -123,9 +124,9 @@ def test_plans_are_timed_and_the_choice_is_told(
 ) -> None:
     network, count = awkward(), 6
     monkeypatch.setattr(device, "multiprocessors", 2)
-    monkeypatch.setattr(whole, "TRIED_STEPS", 2)
-    monkeypatch.setattr(whole, "TRIED", whole.TRIED[:2])
-    monkeypatch.setattr(choosing, "STEADY", math.inf)  # this machine may be busy
+    monkeypatch.setattr(persistent, "TRIED_STEPS", 2)
+    monkeypatch.setattr(plans_of_tuned, "TRIED", plans_of_tuned.TRIED[:2])
+    monkeypatch.setattr(autotune, "STEADY", math.inf)  # this machine may be busy
     with open_engine(STAGE, network, count, device, tune=True) as engine:
         told = engine.choices
         times = [way["step_seconds"] for way in told["tried"]]
@@ -140,6 +141,6 @@ def test_plans_are_timed_and_the_choice_is_told(
     def again(*_: object) -> float:
         raise AssertionError("it is known which is the fastest")
 
-    monkeypatch.setattr(WholeStepEngine, "_step_seconds", again)
+    monkeypatch.setattr(PersistentEngine, "_step_seconds", again)
     with open_engine(STAGE, network, count, device, tune=True) as engine:
         assert engine.choices == told

@@ -8,11 +8,14 @@ import pytest
 from cnnlib.device import Device, DeviceLimits
 from cnnlib.engine import Setup, plan
 from cnnlib.engine.gpu import GpuEngine
-from cnnlib.engine.steps import ONE_TEAM, StepPlan, pitch_of
-from cnnlib.engine.whole import MOST_TOGETHER, TWO_TEAMS, WholeStepEngine
 from cnnlib.errors import Unsupported
 from cnnlib.stages import ring
-from cnnlib.stages.tuned import MOST_GRADIENT_SUMS, MOST_SUMS, STAGE, TunedFirst
+from cnnlib.stages.tuned import STAGE
+from cnnlib.stages.tuned.conv import TunedByteConv
+from cnnlib.stages.tuned.engine import PersistentEngine
+from cnnlib.stages.tuned.layout import row_pitch
+from cnnlib.stages.tuned.plan import MAX_IMAGES, ONE_TEAM, TWO_TEAMS, BlockPlan
+from cnnlib.stages.tuned.schedule import MAX_SUMS, MAX_SUMS_OF_SMALL_BLOCK
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import open_engine, pictures, training
@@ -21,26 +24,28 @@ from tests.support.networks import NETWORKS, awkward, build, examples, lenet5
 H100_SHARED_BYTES = 232448
 
 
-def step_plan(network, shared_bytes: int) -> StepPlan:
-    return StepPlan(STAGE, plan(STAGE, network), shared_bytes)
+def block_plan(network, shared_bytes: int) -> BlockPlan:
+    return BlockPlan(STAGE, plan(STAGE, network), shared_bytes)
 
 
-def held(planned: StepPlan) -> list[str]:
-    return [operator.label for operator in planned.operators if operator.held]
+def held(planned: BlockPlan) -> list[str]:
+    return [
+        o.label for o in planned.operators if o.needs.optional and o.label in planned.layout.weights
+    ]
 
 
 def test_an_h100_holds_all_weights_of_lenet5() -> None:
-    planned = step_plan(lenet5(), H100_SHARED_BYTES)
+    planned = block_plan(lenet5(), H100_SHARED_BYTES)
     assert held(planned) == ["dense1", "dense2", "dense3"]
-    assert planned.shared_bytes <= H100_SHARED_BYTES
+    assert planned.layout.bytes <= H100_SHARED_BYTES
 
 
 def test_the_largest_layer_gives_way_first() -> None:
-    all_held = step_plan(lenet5(), H100_SHARED_BYTES).shared_bytes
-    assert held(step_plan(lenet5(), all_held)) == ["dense1", "dense2", "dense3"]
-    assert held(step_plan(lenet5(), all_held - 16)) == ["dense2", "dense3"]
+    all_held = block_plan(lenet5(), H100_SHARED_BYTES).layout.bytes
+    assert held(block_plan(lenet5(), all_held)) == ["dense1", "dense2", "dense3"]
+    assert held(block_plan(lenet5(), all_held - 16)) == ["dense2", "dense3"]
     with pytest.raises(Unsupported, match="keeps an image's maps"):
-        step_plan(lenet5(), 40_000)
+        block_plan(lenet5(), 40_000)
 
 
 @pytest.mark.parametrize("shared_bytes", [60_000, 110_000, 200_000])
@@ -50,7 +55,7 @@ def test_weights_may_lie_anywhere(
     monkeypatch.setattr(device, "shared_bytes", shared_bytes)
     network = lenet5()
     with open_engine(STAGE, network, 5, device) as engine:
-        assert isinstance(engine, WholeStepEngine)
+        assert isinstance(engine, PersistentEngine)
         validate(engine, *pictures(network, 5))
 
 
@@ -106,7 +111,7 @@ def test_what_is_on_chip_is_told(device: Device, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(device, "shared_bytes", 110_000)
     with open_engine(STAGE, lenet5(), 5, device) as engine:
         told = engine.choices["chosen"]["weights_on_chip"]
-        assert told == ["conv1", "conv2", *held(engine.steps)]
+        assert told == ["conv1", "conv2", *held(engine.block)]
         assert "dense1" not in told
 
 
@@ -132,8 +137,8 @@ def test_a_block_takes_several_images(
     """More than its maps have places for, more than it takes together, teams with none left."""
     monkeypatch.setattr(device, "multiprocessors", 1)
     with open_engine(STAGE, network, count, device) as engine:
-        assert engine.steps.images > 1
-        assert engine.steps.threads == (ONE_TEAM if count == 2 else TWO_TEAMS)
+        assert engine.block.images > 1
+        assert engine.block.threads == (ONE_TEAM if count == 2 else TWO_TEAMS)
         validate(engine, *pictures(network, count))
         five_steps(engine, *pictures(network, 3 * count))
 
@@ -146,9 +151,8 @@ def test_the_second_phase_sums_more_than_is_on_its_way(
     monkeypatch.setattr(device, "multiprocessors", 4)
     network = build("thin", (1, 6, 6), 3, [{"dense": 20}, {"activation": "tanh"}, {"dense": 3}])
     with open_engine(STAGE, network, count, device) as engine:
-        first = engine.steps.operators[0]
         # more than all warps have on their way at once, or just as much
-        in_all = 8 * first.stages * engine.steps.threads.block // 32
+        in_all = 8 * engine.block.layout.stages * engine.block.threads.block // 32
         assert (count > in_all) == (count > 512)
         validate(engine, *pictures(network, count))
         five_steps(engine, *pictures(network, 2 * count))
@@ -162,9 +166,10 @@ def test_a_convolution_of_many_maps(device: Device) -> None:
     ]  # fmt: skip
     network = build("many", (1, 20, 20), 3, layers)
     with open_engine(STAGE, network, 5, device) as engine:
-        assert isinstance(engine, WholeStepEngine)
-        conv = engine.steps.operators[1]
-        assert MOST_SUMS < conv._gradient_sums(conv.groups) <= MOST_GRADIENT_SUMS
+        assert isinstance(engine, PersistentEngine)
+        conv = engine.block.operators[1]
+        sums = conv.shape.gradient_sums(conv.schedule.weights_warps)
+        assert MAX_SUMS < sums <= MAX_SUMS_OF_SMALL_BLOCK
         validate(engine, *pictures(network, 5))
         five_steps(engine, *pictures(network, 15))
 
@@ -175,13 +180,13 @@ def test_where_several_do_not_fit_fewer_are_taken(
     monkeypatch.setattr(device, "multiprocessors", 1)
     monkeypatch.setattr(device, "shared_bytes", 90_000)
     with open_engine(STAGE, lenet5(), 64, device) as engine:
-        assert 1 < engine.steps.images < MOST_TOGETHER
+        assert 1 < engine.block.images < MAX_IMAGES
         validate(engine, *pictures(lenet5(), 64))
 
 
 @pytest.mark.parametrize("floats", [1, 4, 8, 10, 84, 120, 256, 257, 800])
 def test_rows_begin_in_banks_of_their_own(floats: int) -> None:
-    pitch = pitch_of(floats)
+    pitch = row_pitch(floats)
     assert floats <= pitch < floats + 20
     assert pitch % 4 == 0
     for rows, wide in ((8, 4), (4, 8)):
@@ -190,19 +195,19 @@ def test_rows_begin_in_banks_of_their_own(floats: int) -> None:
 
 
 def test_only_the_first_convolution_takes_bytes() -> None:
-    operators = step_plan(lenet5(), H100_SHARED_BYTES).operators
-    assert [type(operator) is TunedFirst for operator in operators[:2]] == [True, False]
+    operators = block_plan(lenet5(), H100_SHARED_BYTES).operators
+    assert [type(operator) is TunedByteConv for operator in operators[:2]] == [True, False]
     strided = build(
         "s", (1, 9, 9), 3, [{"conv": {"maps": 2, "kernel": 3, "stride": 2}}, {"dense": 3}]
     )
-    assert not isinstance(step_plan(strided, H100_SHARED_BYTES).operators[0], TunedFirst)
+    assert not isinstance(block_plan(strided, H100_SHARED_BYTES).operators[0], TunedByteConv)
 
 
 def test_the_profile_names_every_layer_both_ways(device: Device) -> None:
     network = NETWORKS["lenet5_mean_tanh"]
     with training(STAGE, network, 4, 8, device) as engine:
         rows = engine.profile()
-        labels = [operator.label for operator in engine.steps.operators]
+        labels = [operator.label for operator in engine.block.operators]
         for part in ("forward", "backward"):
             assert [row.layer for row in rows if row.part == part] == labels
         phase = [row.seconds for row in rows if row.kernel != "update"]

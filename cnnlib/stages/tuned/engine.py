@@ -1,7 +1,8 @@
-"""The engine of stage tuned: whole training steps in one launch, the data set on the device.
+"""The engine of stage tuned: a persistent kernel with the training set on the device.
 
-A step has two phases (kernels/tuned_step.cuh). On a GPU a launch does as many steps as it is given,
-with barriers of the whole grid between the phases; elsewhere each phase is a launch of its own.
+A step has two phases (kernels/tuned/step.cuh). On a GPU one launch does as many steps as it is
+given, with barriers of the whole grid between the phases; an emulated device has no such barriers,
+and each phase is a launch of its own.
 """
 
 import contextlib
@@ -11,89 +12,41 @@ from typing import Any
 
 import numpy as np
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Device, DeviceArray, Limits
 from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
-from cnnlib.engine.fastest import Unsteady, fastest, measured_once, steady
+from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.gpu import THREADS, DeviceEngine
 from cnnlib.engine.profile import KernelTime
-from cnnlib.engine.shuffle import ROUNDS, Shuffle
-from cnnlib.engine.source import kernel_source
+from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import (
     Bytes,
     Order,
     Part,
-    Planned,
     Setup,
     Stage,
     batch_arithmetic,
     plan,
 )
-from cnnlib.engine.steps import ONE_TEAM, StepOperator, StepPlan, Threads
 from cnnlib.engine.upload import LoadTimer, ResidentImages
-from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
+from cnnlib.stages.tuned.operator import TunedOperator
+from cnnlib.stages.tuned.plan import BlockPlan, candidates, choose
 
 TRAIN, ONLY_FORWARD, GIVEN_ERRORS = range(3)
-"""enum Mode of kernels/tuned_step.cuh."""
-MOST_TOGETHER = 16
-"""Images: two tiles of a product; more did not make a step faster."""
-
-
-TWO_TEAMS = Threads(256, teams=2)
-"""Of a block with more than two images; found by measuring on an H100."""
-TRIED = (ONE_TEAM, TWO_TEAMS, Threads(512), Threads(512, teams=4))
-"""What is tried where the plan is chosen by measuring."""
+"""enum Mode of kernels/tuned/step.cuh."""
 TRIED_STEPS = 32
-"""In one launch."""
+"""Steps per timed launch."""
 TRIALS = 3
-"""Of which the shortest counts, after one that does not, if they agree; else all are made anew."""
+"""Timed launches per candidate, after one warm-up; the minimum counts, unless they disagree."""
 ATTEMPTS = 3
-"""At that, before the rule's plan is taken."""
+"""Rounds of timing before the default plan is taken: all times of a round must repeat."""
 
 
-def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Limits) -> StepPlan:
-    """The plan for a batch size: how many images a block takes together, and in how many teams.
-
-    All that a block has, up to MOST_TOGETHER; fewer where their maps do not fit its shared memory.
-    """
-    own = math.ceil(batch_size / device.multiprocessors)
-    images = min(MOST_TOGETHER, 2 ** math.ceil(math.log2(own)))
-    while True:
-        threads = ONE_TEAM if images <= 2 else TWO_TEAMS
-        try:
-            return StepPlan(stage, planned, device.shared_bytes, images, threads)
-        except Unsupported:
-            if images == 1:
-                raise
-            images //= 2
-
-
-def whole_source(steps: StepPlan) -> str:
-    """All kernels of a plan."""
-    return steps.source() + kernel_source("order", "shuffle.cuh", {"ROUNDS": ROUNDS})
-
-
-def candidates(
-    stage: Stage, planned: Sequence[Planned], batch_size: int, device: Limits
-) -> list[StepPlan]:
-    """Plans worth measuring, all different: first that of `choose`, then with other threads, and
-    with half as many images together.
-    """
-    first = choose(stage, planned, batch_size, device)
-    found = {(first.images, first.threads): first}
-    for images in (first.images, first.images // 2):
-        for threads in TRIED:
-            if images and images % threads.teams == 0 and (images, threads) not in found:
-                with contextlib.suppress(Unsupported):
-                    other = StepPlan(stage, planned, device.shared_bytes, images, threads)
-                    found.setdefault((other.images, other.threads), other)
-    return list(found.values())
-
-
-class WholeStepEngine(DeviceEngine):
-    """Trains by operators that are StepOperators; each multiprocessor has one block."""
+class PersistentEngine(DeviceEngine):
+    """Trains by TunedOperators; each multiprocessor has one block."""
 
     def __init__(self, stage: Stage, setup: Setup, device: Device) -> None:
         super().__init__(stage, setup, device)
@@ -110,39 +63,44 @@ class WholeStepEngine(DeviceEngine):
         self.resident = None  # what was tried had a training set of its own
 
     @classmethod
-    def operators_on(cls, stage: Stage, setup: Setup, device: Limits | None) -> list[StepOperator]:
+    def operators_on(cls, stage: Stage, setup: Setup, device: Limits | None) -> list[TunedOperator]:
         assert device is not None, "a GPU stage needs a device"
-        planned = plan(stage, setup.network)
-        return choose(stage, planned, setup.batch_size, device).operators
+        return cls.plan_on(stage, setup, device).operators
 
     @classmethod
     def source_on(cls, stage: Stage, setup: Setup, limits: Limits) -> str:
-        return whole_source(choose(stage, plan(stage, setup.network), setup.batch_size, limits))
+        return cls.plan_on(stage, setup, limits).source()
 
     @classmethod
     def kernels_on(cls, stage: Stage, setup: Setup, limits: Limits) -> list[str]:
-        kernels = ["take_images", "watch_images", "update", *["train"] * (limits.kind == "cuda")]
-        return [*(f"step_{kernel}" for kernel in kernels), "order_shuffle_images"]
+        kernels = ["forward_backward", "time_sections", "update", "shuffle_images"]
+        kernels += ["train"] * (limits.kind == "cuda")
+        return [f"step_{kernel}" for kernel in kernels]
 
-    def _build(self, steps: StepPlan) -> None:
+    @staticmethod
+    def plan_on(stage: Stage, setup: Setup, limits: Limits) -> BlockPlan:
+        """The plan that an engine takes unless it chooses by measuring. Raises Unsupported."""
+        return choose(stage, plan(stage, setup.network), setup.batch_size, limits)
+
+    def _build(self, plan: BlockPlan) -> None:
         """Kernels and buffers of a plan."""
-        self.steps = steps
-        self.operators = steps.operators
-        self.module = self.device.compile(whole_source(steps), *self._names)
+        self.block = plan
+        self.operators = plan.operators
+        self.module = self.device.compile(plan.source(), *self._names)
         self._allocate()
 
     @property
     def _names(self) -> tuple[str, list[str]]:
-        """Of the module and of its kernels."""
+        """The names of the module and of its kernels."""
         kernels = self.kernels_on(self.stage, self.setup, self.device)
         return f"{self.stage.name}_{self.network.name}", kernels
 
-    def _measured(self, plans: Sequence[StepPlan]) -> list[float]:
+    def _measured(self, plans: Sequence[BlockPlan]) -> list[float]:
         """Seconds of a step by each of the plans, from the cache if they are there; none where
         others on the device keep them from repeating.
         """
         batch, device = self.setup.batch_size, self.device
-        sources = [whole_source(plan) for plan in plans]
+        sources = [plan.source() for plan in plans]
         parts = [device.name, str(device.multiprocessors), str(batch), str(TRIED_STEPS)]
 
         def measure() -> list[float]:
@@ -155,14 +113,14 @@ class WholeStepEngine(DeviceEngine):
                 return measured_once(key, len(plans), measure)
         return []
 
-    def _step_seconds(self, steps: StepPlan) -> float:
-        """Of a step by this plan, on noise; the engine's state is of no use afterwards.
+    def _step_seconds(self, plan: BlockPlan) -> float:
+        """Seconds of a step by this plan, on random images.
 
-        Raises Unsteady.
+        The engine's state is of no use afterwards. Raises Unsteady.
         """
         batch, network = self.setup.batch_size, self.network
         random = np.random.default_rng(0)
-        self._build(steps)
+        self._build(plan)
         images = random.integers(0, 256, (batch, *network.input_shape), dtype=np.uint8)
         self.load(images, random.integers(0, network.classes, batch, dtype=np.uint8))
         self.parameters = network.initial_parameters(1)
@@ -185,13 +143,13 @@ class WholeStepEngine(DeviceEngine):
     def choices(self) -> dict[str, Any]:
         """The plan, and what the others took where it was chosen by measuring."""
 
-        def facts(plan: StepPlan) -> dict[str, Any]:
+        def facts(plan: BlockPlan) -> dict[str, Any]:
             block = plan.threads
             return {
                 "images_a_block": plan.images,
                 "threads": block.block,
                 "teams": block.teams,
-                "weights_on_chip": [o.label for o in plan.operators if o.held or o.leaves_sums],
+                "weights_on_chip": plan.weights_in_shared,
             }
 
         tried = [
@@ -200,7 +158,7 @@ class WholeStepEngine(DeviceEngine):
         ]
         found: dict[str, Any] = {
             **super().choices,
-            "chosen": facts(self.steps),
+            "chosen": facts(self.block),
         }
         if tried:
             found["tried"] = tried
@@ -214,11 +172,11 @@ class WholeStepEngine(DeviceEngine):
     def _allocate(self) -> None:
         batch, network = self.setup.batch_size, self.network
         self._allocate_state()
-        self._traces = self.array((batch, self.steps.trace))
+        self._traces = self.array((batch, self.block.trace))
         self._traces.fill_bytes(0)  # what lies between its arrays is multiplied too, for nothing
-        self._partials = self.array((self.grid, max(1, self.steps.convolved)))
+        self._partials = self.array((self.grid, max(1, self.block.partials)))
         self._outputs = self.array((batch, network.classes))
-        self._stash = self.array((self.grid, self.steps.images, self.steps.kept))
+        self._stash = self.array((self.grid, self.block.images, self.block.layout.kept_floats))
         self._batch_order = self.array((batch,), np.int32)
         self._batch_order.set(np.arange(batch, dtype=np.int32))
         self._signals = self.array((2,), np.uint32)
@@ -227,32 +185,55 @@ class WholeStepEngine(DeviceEngine):
 
     def _bind(self, kernel: str, *args: Any) -> Callable[[], None]:
         return self.module.kernel(f"step_{kernel}").bind(
-            self.grid, self.steps.threads.block, *args, shared_bytes=self.steps.shared_bytes
+            self.grid, self.block.threads.block, *args, shared_bytes=self.block.layout.bytes
         )
 
     def _bind_images(
-        self, kernel: str, images: DeviceArray, labels: DeviceArray, order: DeviceArray,
-        count: int, *more: Any,
-    ) -> Callable[[], None]:  # fmt: skip
+        self,
+        kernel: str,
+        images: DeviceArray,
+        labels: DeviceArray,
+        order: DeviceArray,
+        count: int,
+        *more: Any,
+    ) -> Callable[[], None]:
         """A kernel that takes `count` images through the network, with `more` arguments last."""
         return self._bind(
-            kernel, images, labels, order, self._parameters, self._traces, self._partials,
-            self._outputs, self._losses, self._stash, float(self.setup.mean),
-            float(self.setup.deviation), count, *more,
-        )  # fmt: skip
+            kernel,
+            images,
+            labels,
+            order,
+            self._parameters,
+            self._traces,
+            self._partials,
+            self._outputs,
+            self._losses,
+            self._stash,
+            float(self.setup.mean),
+            float(self.setup.deviation),
+            count,
+            *more,
+        )
 
-    def _take_images(
+    def _forward_backward(
         self, images: DeviceArray, labels: DeviceArray, order: DeviceArray, count: int, mode: int
     ) -> Callable[[], None]:
-        return self._bind_images("take_images", images, labels, order, count, mode)
+        return self._bind_images("forward_backward", images, labels, order, count, mode)
 
     def _update(self, count: int, step: int | None) -> Callable[[], None]:
         """The second phase, at the rate of this step of the load; None: parameters stay."""
         return self._bind(
-            "update", self._parameters, self._traces, self._partials, self._velocity,
-            self._gradient, self._rates.part(step or 0, (1,)), float(self.setup.momentum),
-            int(step is not None), count,
-        )  # fmt: skip
+            "update",
+            self._parameters,
+            self._traces,
+            self._partials,
+            self._velocity,
+            self._gradient,
+            self._rates.part(step or 0, (1,)),
+            float(self.setup.momentum),
+            int(step is not None),
+            count,
+        )
 
     def _train_steps(self, order: DeviceArray, steps: int) -> None:
         """`steps` steps on the batches of `order`, which index the resident images."""
@@ -260,15 +241,23 @@ class WholeStepEngine(DeviceEngine):
         if not self.whole:
             for step in range(steps):
                 part = order.part(step * batch, (batch,))
-                self._take_images(self._images, self._labels, part, batch, TRAIN)()
+                self._forward_backward(self._images, self._labels, part, batch, TRAIN)()
                 self._update(batch, step)()
             return
         self._signals.fill_bytes(0)
         self._bind_images(
-            "train", self._images, self._labels, order, batch, self._velocity,
-            self._rates, float(self.setup.momentum), steps,
-            self._signals.part(0, (1,)), self._signals.part(1, (1,)),
-        )()  # fmt: skip
+            "train",
+            self._images,
+            self._labels,
+            order,
+            batch,
+            self._velocity,
+            self._rates,
+            float(self.setup.momentum),
+            steps,
+            self._signals.part(0, (1,)),
+            self._signals.part(1, (1,)),
+        )()
 
     def _check_signals(self) -> None:
         if self.whole and self._signals.get()[1]:
@@ -357,16 +346,20 @@ class WholeStepEngine(DeviceEngine):
         if self._tables.shape != shuffle.tables.shape:
             self._tables = self.array(shuffle.tables.shape, np.uint16)
         self._tables.set(shuffle.tables)
-        self.module.kernel("order_shuffle_images").bind(
-            math.ceil(len(shuffle) / THREADS), THREADS,
-            self._tables, self._order, shuffle.half, len(shuffle),
-        )()  # fmt: skip
+        self.module.kernel("step_shuffle_images").bind(
+            ceil_div(len(shuffle), THREADS),
+            THREADS,
+            self._tables,
+            self._order,
+            shuffle.half,
+            len(shuffle),
+        )()
 
     def _run_batch(self, images: Bytes, count: int, mode: int) -> None:
         self._batch_images.part(0, images.shape).set(np.ascontiguousarray(images))
-        self._take_images(
+        self._forward_backward(
             self._batch_images, self._batch_labels, self._batch_order, count, mode
-        )()  # fmt: skip
+        )()
         if mode != ONLY_FORWARD:
             self._update(count, None)()
 
@@ -401,11 +394,11 @@ class WholeStepEngine(DeviceEngine):
         """
         saved = self.parameters, self.velocity
         args = self._images, self._labels, self._batch_order, self.setup.batch_size
-        take_images = self._take_images(*args, TRAIN)
-        take_images()  # a first launch finds nothing where it will be
-        phase = self._time(take_images)
+        forward_backward = self._forward_backward(*args, TRAIN)
+        forward_backward()  # a first launch finds nothing where it will be
+        phase = self._time(forward_backward)
         update = self._time(self._update(self.setup.batch_size, 0))
-        shares = self._watch(args)
+        shares = self._section_shares(args)
         self.parameters, self.velocity = saved
         return [
             *(
@@ -415,15 +408,21 @@ class WholeStepEngine(DeviceEngine):
                 for (name, kernel, part, least), share in zip(self._sections(), shares, strict=True)
             ),
             KernelTime(
-                "batch", "update", "batch", "update", *batch_arithmetic(self.setup, "update"),
-                self.grid, 1, update,
+                "batch",
+                "update",
+                "batch",
+                "update",
+                *batch_arithmetic(self.setup, "update"),
+                self.grid,
+                1,
+                update,
             ),
-        ]  # fmt: skip
+        ]
 
     def _sections(self) -> list[tuple[str, str, Part, Arithmetic]]:
-        """What a watched step tells apart: layers, name, part and the least it takes."""
+        """The sections of a timed step: layers, name, part and the least arithmetic it takes."""
         batch = self.setup.batch_size
-        nothing = Arithmetic(0, FLOAT * self.grid * self.steps.convolved)
+        nothing = Arithmetic(0, FLOAT * self.grid * self.block.partials)
         found: list[tuple[str, str, Part, Arithmetic]] = [
             ("batch", "input", "input", batch_arithmetic(self.setup, "input")),
             ("batch", "loss", "loss", batch_arithmetic(self.setup, "loss")),
@@ -435,10 +434,12 @@ class WholeStepEngine(DeviceEngine):
                 found.append((planned.name, part, part, planned.arithmetic(part, batch)))
         return found
 
-    def _watch(self, args: tuple[DeviceArray, DeviceArray, DeviceArray, int]) -> list[float]:
-        """Share of the first phase that each section takes; the last of two steps counts."""
+    def _section_shares(
+        self, args: tuple[DeviceArray, DeviceArray, DeviceArray, int]
+    ) -> list[float]:
+        """The share of the first phase that each section takes, in the second of two steps."""
         spent = self.array((len(self._sections()),), np.uint64)
-        run = self._bind_images("watch_images", *args, spent)
+        run = self._bind_images("time_sections", *args, spent)
         for _ in range(2):
             spent.fill_bytes(0)
             run()

@@ -1,0 +1,42 @@
+"""Stage 5: a persistent kernel. One launch trains a whole epoch; weights stay in shared memory.
+
+The data set lies on the GPU as bytes. Every block takes its images through the network, with the
+weights in its shared memory as far as they fit; then every block updates a share of the weights.
+Tensor cores multiply, to float32's accuracy (kernels/tensor.cuh). A network whose maps or weights
+do not fit a block is refused with the sizes that are in the way.
+
+What differs from the stages before: each operator gives numbers for a struct (`config`, `buffers`)
+instead of launches, and the kernels are templates over these structs (kernels/tuned/step.cuh).
+  layout.py    where everything lies in a block's shared memory
+  schedule.py  how warps share a convolution's products
+  plan.py      how many images a block takes together, by which threads; the generated source
+  engine.py    the engine, which may choose among plans by measuring
+"""
+
+from cnnlib.engine import Stage
+from cnnlib.layers import Activation, Conv, Dense, Subsample
+from cnnlib.stages.tuned.conv import convolution
+from cnnlib.stages.tuned.dense import TunedDense
+from cnnlib.stages.tuned.elementwise import TunedElementwise
+from cnnlib.stages.tuned.engine import PersistentEngine
+
+STAGE = Stage(
+    name="tuned",
+    title="5 tuned",
+    change="a whole epoch in one launch; weights in shared memory, images gathered on the GPU",
+    runs_on="cuda",
+    engine=PersistentEngine,
+    after="ring",
+    color="#d55e00",
+    marker="P",
+    operators={
+        (Conv, Activation, Subsample): convolution,
+        (Conv, Subsample): convolution,
+        (Conv, Activation): convolution,
+        (Conv,): convolution,
+        (Dense, Activation): TunedDense,
+        (Dense,): TunedDense,
+        (Activation,): TunedElementwise,
+        (Subsample,): TunedElementwise,
+    },
+)

@@ -1,0 +1,97 @@
+"""Fully connected layer, of all images of a block together: kernels/tuned/dense.cuh."""
+
+from cnnlib.arithmetic import ceil_div
+from cnnlib.engine import Planned, Stage
+from cnnlib.layers import Dense
+from cnnlib.stages.tuned.layout import (
+    ALIGNMENT,
+    Needs,
+    SharedBuffer,
+    SharedLayout,
+    Threads,
+    row_pitch,
+    sectors,
+)
+from cnnlib.stages.tuned.operator import Position, TunedOperator, function_of
+
+MAX_BATCH_ONE_INPUTS = 1024
+"""Inputs for whose one image a warp's registers have room: 32 numbers of each lane."""
+REDUCE_UNITS, REDUCE_INPUTS = 16, 32
+"""A tile of the gradient that a block makes: one row of a warp's tiles, four side by side."""
+REDUCE_PITCH = REDUCE_UNITS + REDUCE_INPUTS + 8
+"""Floats from an image's deltas and sources in that tile to the next one's: rows begin in banks of
+their own.
+"""
+REDUCE_IMAGES = 8
+"""Images of a stage of the pipeline: the terms of one tensor-core product."""
+
+
+class TunedDense(TunedOperator):
+    template = "Dense"
+
+    def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
+        super().__init__(planned, stage, threads, images)
+        dense = planned.layers[0]
+        assert isinstance(dense, Dense)
+        self.inputs, self.units = self.source_size, dense.units
+        # One image alone is multiplied by threads, which meet in no bank whatever the pitch is.
+        self.batch_one = (
+            images == 1 and self.inputs % ALIGNMENT == 0 and self.inputs <= MAX_BATCH_ONE_INPUTS
+        )
+        whole_tiles = ceil_div(self.inputs, 8) * 8
+        self.weight_pitch = self.inputs if self.batch_one else row_pitch(whole_tiles)
+        self.trace = sectors(self.inputs) + sectors(self.units)
+        self.needs = self._needs()
+
+    def _split_k(self, rows: int, terms: int) -> tuple[int, int]:
+        """Warps that share a sum of `terms`, and floats of scratch for their shares."""
+        high = ceil_div(rows, 16)
+        warps = max(1, min(self.threads.block_warps // high, ceil_div(terms, 8)))
+        return warps, warps * high * 16 * ceil_div(self.images, 8) * 8
+
+    def _needs(self) -> Needs:
+        self.forward_split_k, forward = self._split_k(self.units, self.inputs)
+        self.data_split_k, data = self._split_k(self.inputs, self.units)
+        # One image alone: each thread has four inputs' errors at most.
+        batch_one = self.threads.block * ALIGNMENT
+        return Needs(
+            self.label,
+            self.parameters,
+            per_batch=True,
+            weights=self.units * (self.weight_pitch + 1),
+            optional=True,
+            scratch=max(forward, data if self.data_split_k > 1 else 0, batch_one),
+            stage=self.threads.block_warps * REDUCE_IMAGES * REDUCE_PITCH,
+        )
+
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int]:
+        in_global = self.label not in layout.weights
+        return {
+            "INPUTS": self.inputs,
+            "UNITS": self.units,
+            "IMAGES": self.images,
+            "FUNCTION": function_of(self.planned.layers),
+            "WEIGHTS_IN_GLOBAL": in_global,
+            "WEIGHT_PITCH": self.weight_pitch,
+            "ALIGNED": self.inputs % ALIGNMENT == 0 and self.offset % ALIGNMENT == 0,
+            "BATCH_ONE": self.batch_one and not in_global,
+            "FORWARD_SPLIT_K": self.forward_split_k,
+            "DATA_SPLIT_K": self.data_split_k,
+            "TRACE_SOURCE": position.trace,
+            "TRACE_DELTA": position.trace + sectors(self.inputs),
+            "REDUCE_UNITS": REDUCE_UNITS,
+            "REDUCE_INPUTS": REDUCE_INPUTS,
+            "REDUCE_PITCH": REDUCE_PITCH,
+            "REDUCE_STAGES": layout.stages,
+            "FIRST_WEIGHT": self.offset,
+            "SCRATCH_FLOATS": layout.scratch_floats[1],
+            "REDUCE_FLOATS": layout.update_floats,
+        }
+
+    def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
+        weights = layout.weights.get(self.label)
+        return {
+            **super().buffers(layout, position),
+            "Scratch": layout.batch_scratch,
+            "Weights": None if weights is None else SharedBuffer(weights),
+        }

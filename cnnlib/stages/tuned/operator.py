@@ -1,0 +1,112 @@
+"""What the operators of stage tuned have in common: numbers for a struct of C++."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+from cnnlib.engine import Planned, Stage
+from cnnlib.errors import Unsupported
+from cnnlib.layers import Activation, Layer, Subsample
+from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Threads
+
+INSTEAD = "use stage 'ring'"
+"""What to do with a network that does not fit: that stage keeps only a window of rows on chip."""
+
+
+class Function(IntEnum):
+    """enum Function of kernels/layers.cuh."""
+
+    IDENTITY = 0
+    RELU = 1
+    TANH = 2
+    SIGMOID = 3
+
+
+class Method(IntEnum):
+    """enum Method of kernels/layers.cuh."""
+
+    MAX = 0
+    MEAN = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where an operator comes in a plan."""
+
+    index: int
+    """Among the operators."""
+    trace: int
+    """Where its part of an image's trace begins, in floats."""
+    partial: int
+    """Where its part of a block's partial sums begins, in floats."""
+
+
+class TunedOperator(ABC):
+    """Serves a run of layers within a step, by a template of kernels/tuned/.
+
+    A subclass says how much shared memory it needs and gives the numbers of its struct. Up to the
+    first operator that takes all images of a block together, each takes one image at a time.
+    """
+
+    template: ClassVar[str]
+    """The class template, in namespace tuned."""
+    takes_bytes: ClassVar[bool] = False
+    """Whether it takes the image's bytes, as words of two neighbours, where it is the first."""
+    trace: int = 0
+    """Floats that it leaves of each image for the second phase."""
+    partials: int = 0
+    """Floats of the sum of its gradient that every block leaves for the second phase."""
+    needs: Needs
+
+    def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
+        """`images`: how many a block takes together."""
+        self.planned, self.stage, self.threads, self.images = planned, stage, threads, images
+        self.label = planned.network.layer_names[planned.start]
+        own = [p for p in planned.network.parameters if planned.start <= p.layer < planned.stop]
+        self.parameters = sum(p.size for p in own)
+        self.offset = own[0].offset if own else 0
+        """Where they begin in the flat vector."""
+        self.source_size = math.prod(planned.source_shape)
+        self.target_size = math.prod(planned.target_shape)
+
+    @abstractmethod
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int]:
+        """Name -> value of each constant of its struct."""
+
+    def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
+        """Name -> array of each buffer of its struct; None: it has none."""
+        i = position.index
+        return {
+            "Source": layout.maps[i],
+            "Target": layout.maps[i + 1],
+            "TargetErrors": layout.errors[i + 1],
+            "SourceErrors": layout.errors[i],
+        }
+
+    def unsupported(self, reason: str) -> Unsupported:
+        return Unsupported(
+            f"stage '{self.stage.name}' cannot take {self.planned.name} of network "
+            f"'{self.planned.network.name}': {reason}; {INSTEAD}"
+        )
+
+
+def function_of(layers: tuple[Layer, ...]) -> Function:
+    """The activation among `layers`."""
+    names = [layer.function for layer in layers if isinstance(layer, Activation)]
+    return Function[names[0].upper()] if names else Function.IDENTITY
+
+
+def window_of(layers: tuple[Layer, ...]) -> tuple[int, Method]:
+    """Size and method of the subsampling among `layers`; a window of 1 where there is none."""
+    for layer in layers:
+        if isinstance(layer, Subsample):
+            return layer.size, Method[layer.method.upper()]
+    return 1, Method.MAX
+
+
+def winners(window: int, method: Method, values: int) -> Mapping[str, int]:
+    """Floats for the winners of `values` windows, a byte each, where they are needed."""
+    return {"winners": -(-values // 4) if window > 1 and method is Method.MAX else 0}

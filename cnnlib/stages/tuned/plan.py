@@ -1,0 +1,219 @@
+"""A plan: how many images a block takes together and by which threads; and its source.
+
+The source is numbers alone: a struct for each layer and one for the whole, and the list of the
+layers' templates. The program is kernels/tuned/step.cuh.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from enum import IntEnum
+
+from cnnlib.arithmetic import ceil_div
+from cnnlib.device import Limits
+from cnnlib.engine import Planned, Stage
+from cnnlib.engine.shuffle import ROUNDS
+from cnnlib.errors import Unsupported
+from cnnlib.layers import Dense
+from cnnlib.stages.tuned.layout import SharedBuffer, Threads, lay_out, sectors
+from cnnlib.stages.tuned.operator import INSTEAD, Position, TunedOperator
+
+MAX_IMAGES = 16
+"""Images that a block takes together, at most: two tiles of a product. More did not make a step
+faster (TUNING.md, stage tuned).
+"""
+ONE_TEAM = Threads(256)
+"""256 threads instead of 512 have twice the registers, and nothing is spilled: a step at batch 64
+took 25.6 instead of 28.9 us on an H100 (TUNING.md).
+"""
+TWO_TEAMS = Threads(256, teams=2)
+"""For blocks with more than two images: one team computes while the other waits. A step at batch
+4096 took 340 instead of 396 us on an H100 (TUNING.md).
+"""
+TRIED = (ONE_TEAM, TWO_TEAMS, Threads(512), Threads(512, teams=4))
+"""What is tried where the plan is chosen by measuring."""
+
+
+class BlockPlan:
+    """The operators of a network in order and the layout of a block's shared memory.
+
+    A block takes `images` together where the network lets it. Raises Unsupported where a network's
+    maps and convolution weights do not fit a block.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        planned: Sequence[Planned],
+        shared_bytes: int,
+        images: int = 1,
+        threads: Threads = ONE_TEAM,
+    ) -> None:
+        self.network = network = planned[0].network
+        dense = any(isinstance(layer, Dense) for layer in network.layers)
+        self.images = images if dense else 1
+        self.threads = threads if self.images % threads.teams == 0 else Threads(threads.block)
+        self.operators: list[TunedOperator] = [
+            p.operator(p, stage, self.threads, self.images) for p in planned
+        ]
+        bounds = [p.start for p in planned] + [len(network.layers)]
+        self.layout = lay_out(
+            [operator.needs for operator in self.operators],
+            [math.prod(network.shapes[i]) for i in bounds],
+            self.threads,
+            self.images,
+            shared_bytes,
+        )
+        if self.layout.bytes > shared_bytes:
+            convolved = sum(o.parameters for o in self.operators if o.partials)
+            raise Unsupported(
+                f"stage '{stage.name}' keeps an image's maps and the weights of convolutions in "
+                f"shared memory: those of network '{network.name}' ({convolved:,} weights, "
+                f"{sum(map(math.prod, network.shapes)):,} numbers in its maps) need "
+                f"{self.layout.bytes:,} bytes, and a block may have {shared_bytes:,}; {INSTEAD}"
+            )
+        self.positions: list[Position] = []
+        self.trace = self.partials = 0
+        """Floats of an image's trace, and of a block's partial sums."""
+        for index, operator in enumerate(self.operators):
+            self.positions.append(Position(index, self.trace, self.partials))
+            self.trace += operator.trace
+            self.partials += operator.partials
+        self.trace = max(sectors(1), self.trace)
+
+    @property
+    def weights_in_shared(self) -> list[str]:
+        """Labels of the operators whose weights are in shared memory."""
+        return [o.label for o in self.operators if o.label in self.layout.weights]
+
+    def source(self) -> str:
+        """The translation unit."""
+        layout, network = self.layout, self.network
+        config = {
+            "IMAGES": self.images,
+            "IMAGE_SIZE": math.prod(network.input_shape),
+            "CLASSES": network.classes,
+            "BYTES": self.operators[0].takes_bytes,
+            "KEPT": layout.kept_floats,
+            "SLOTS": layout.slots,
+            "TRACE": self.trace,
+            "PARTIALS": self.partials,
+            "SHARED_BYTES": layout.bytes,
+            "SHUFFLE_ROUNDS": ROUNDS,
+        }
+        last_errors = layout.errors[-1]
+        buffers = {
+            "Image": layout.maps[0],
+            "Logits": layout.maps[-1],
+            "Errors": last_errors,
+            "Labels": SharedBuffer(layout.labels),
+            "BulkCopies": SharedBuffer(layout.bulk_copies),
+        }
+        threads = f"::Threads<{self.threads.block}, {self.threads.teams}>"
+        text = [
+            f"// Network {network.name}, {self.images} images a block.",
+            '#include "tuned/step.cuh"',
+            "",
+            *struct("plan", config, buffers, [f"using Threads = {threads};"]),
+        ]
+        for operator, position in zip(self.operators, self.positions, strict=True):
+            text.append(f"// {operator.planned.name}")
+            text += struct(
+                operator.label,
+                operator.config(layout, position),
+                operator.buffers(layout, position),
+            )
+        first = next((i for i, o in enumerate(self.operators) if o.needs.per_batch), None)
+        text += [
+            "using Net = tuned::Network<plan,",
+            f"                           tuned::PerImage<{templates(self.operators[:first])}>,",
+            f"                           tuned::PerBatch<{templates(self.operators[first:])}>>;"
+            if first is not None
+            else "                           tuned::PerBatch<>>;",
+            "TUNED_ENTRY_POINTS(Net)",
+            "",
+        ]
+        return "\n".join(text)
+
+
+def templates(operators: Sequence[TunedOperator]) -> str:
+    """Template arguments: the class template of each operator, with its struct."""
+    return ", ".join(f"tuned::{o.template}<{o.label}, plan::Threads>" for o in operators)
+
+
+def struct(
+    name: str,
+    config: Mapping[str, int],
+    buffers: Mapping[str, SharedBuffer | None],
+    more: Sequence[str] = (),
+) -> Iterator[str]:
+    """Lines of a struct of constants and of buffers."""
+    yield f"struct {name} {{"
+    yield from (f"  {line}" for line in more)
+    for kind, chosen in (
+        ("bool", {k: v for k, v in config.items() if isinstance(v, bool)}),
+        ("int", {k: v for k, v in config.items() if not isinstance(v, bool)}),
+    ):
+        line = ""
+        for constant in (f"{k} = {constant_of(v)}" for k, v in chosen.items()):
+            if line and len(line) + len(constant) > 96:
+                yield f"  static constexpr {kind} {line};"
+                line = ""
+            line += f", {constant}" if line else constant
+        if line:
+            yield f"  static constexpr {kind} {line};"
+    for key, buffer in buffers.items():
+        yield f"  using {key} = {buffer_of(buffer)};"
+    yield "};"
+    yield ""
+
+
+def constant_of(value: int) -> str:
+    """An integer, an enumerator or a truth value as C++ writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value.name if isinstance(value, IntEnum) else str(value)
+
+
+def buffer_of(buffer: SharedBuffer | None) -> str:
+    """A buffer as C++ writes its type."""
+    if buffer is None:
+        return "tuned::NoBuffer"
+    numbers = [buffer.offset, buffer.pitch, buffer.slots]
+    while len(numbers) > 1 and not numbers[-1]:
+        numbers.pop()
+    return f"tuned::SharedBuffer<{', '.join(map(str, numbers))}>"
+
+
+def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Limits) -> BlockPlan:
+    """The plan for a batch size: how many images a block takes together, and in how many teams.
+
+    All that a block has, up to MAX_IMAGES; fewer where their maps do not fit its shared memory.
+    """
+    own = ceil_div(batch_size, device.multiprocessors)
+    images = min(MAX_IMAGES, 2 ** math.ceil(math.log2(own)))
+    while True:
+        threads = ONE_TEAM if images <= 2 else TWO_TEAMS
+        try:
+            return BlockPlan(stage, planned, device.shared_bytes, images, threads)
+        except Unsupported:
+            if images == 1:
+                raise
+            images //= 2
+
+
+def candidates(
+    stage: Stage, planned: Sequence[Planned], batch_size: int, device: Limits
+) -> list[BlockPlan]:
+    """Plans worth measuring, all different: first that of `choose`, then with other threads, and
+    with half as many images together.
+    """
+    first = choose(stage, planned, batch_size, device)
+    found = {(first.images, first.threads): first}
+    for images in (first.images, first.images // 2):
+        for threads in TRIED:
+            if images and images % threads.teams == 0 and (images, threads) not in found:
+                with suppress(Unsupported):
+                    other = BlockPlan(stage, planned, device.shared_bytes, images, threads)
+                    found.setdefault((other.images, other.threads), other)
+    return list(found.values())

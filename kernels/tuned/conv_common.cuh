@@ -1,0 +1,226 @@
+// Stage tuned: what the two convolutions (conv.cuh, byte_conv.cuh) share: sizes, what becomes of their sums, and the
+// gradient that a block adds up in registers. An image is one team's.
+//
+// Layer has, of the convolution: CHANNELS, HEIGHT, WIDTH (source), MAPS, KERNEL, STRIDE, ROWS, COLUMNS (of its sums); of what
+// follows it: FUNCTION (IDENTITY without activation), WINDOW (1 without subsampling), METHOD, KEEPS_ACTIVATED (a mean over a
+// curved activation needs the slope at every value: the activated values stay in Full from forward to backward).
+// Three products of matrices:
+//   forward            (positions, terms) x (terms, maps): a term is a (channel, i, j)
+//   backward_weights   (terms, positions) x (positions, maps)
+//   backward_data      (positions, maps) x (maps, terms), without tensor cores
+// and how warps share them: FORWARD_M_TILES (tiles of 16 positions that a warp makes together), FORWARD_SPLIT_K (warps that
+// share the terms of one sum), WEIGHTS_WARPS and WEIGHTS_SPLIT_K (warps that share the terms of the gradient, and the
+// positions it is summed over), DATA_SPLIT_K (threads that share the maps of a row of source errors).
+// FULL_PITCH: floats from a map to the next one in Full, GRADIENT_PITCH likewise in Staged, DATA_PITCH from what one of
+// DATA_SPLIT_K threads found to what the next one did.
+// Buffers, one image's: Source, Target, Winners (bytes), TargetErrors, SourceErrors (NoBuffer: nothing needs them),
+// Full (MAPS, FULL_PITCH), Scratch; the block's: Weights, Staged. SCRATCH_FLOATS, STAGED_FLOATS: how large two of them are.
+// FIRST_WEIGHT, FIRST_PARTIAL: where the layer's numbers begin among the parameters, and in a block's partial sums.
+#pragma once
+#include "context.cuh"
+#include "../conv.cuh"
+#include "reduce.cuh"
+#include "tensor.cuh"
+
+namespace tuned {
+
+// The larger, or NaN if one is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a > b || a != a ? a : b;
+#endif
+}
+
+template <class Layer, class Threads>
+struct ConvCommon : LayerDefaults {
+  static constexpr int BLOCK = Threads::BLOCK, TEAM = Threads::TEAM, TEAMS = Threads::TEAMS, WARPS = Threads::TEAM_WARPS;
+  static constexpr int CHANNELS = Layer::CHANNELS, HEIGHT = Layer::HEIGHT, WIDTH = Layer::WIDTH;
+  static constexpr int MAPS = Layer::MAPS, KERNEL = Layer::KERNEL, STRIDE = Layer::STRIDE;
+  static constexpr int ROWS = Layer::ROWS, COLUMNS = Layer::COLUMNS;
+  static constexpr int FUNCTION = Layer::FUNCTION, WINDOW = Layer::WINDOW, METHOD = Layer::METHOD;
+  static constexpr bool KEEPS_ACTIVATED = Layer::KEEPS_ACTIVATED;
+  static constexpr int FULL_PITCH = Layer::FULL_PITCH, GRADIENT_PITCH = Layer::GRADIENT_PITCH;
+  static constexpr int FORWARD_M_TILES = Layer::FORWARD_M_TILES, FORWARD_SPLIT_K = Layer::FORWARD_SPLIT_K;
+  static constexpr int WEIGHTS_WARPS = Layer::WEIGHTS_WARPS, WEIGHTS_SPLIT_K = Layer::WEIGHTS_SPLIT_K;
+  static_assert(ROWS == (HEIGHT - KERNEL) / STRIDE + 1 && COLUMNS == (WIDTH - KERNEL) / STRIDE + 1, "no padding");
+  static_assert(WEIGHTS_WARPS * WEIGHTS_SPLIT_K <= WARPS, "each warp has one share of the gradient");
+
+  static constexpr int AREA = ROWS * COLUMNS, TERMS = CHANNELS * KERNEL * KERNEL;
+  static constexpr int OUT_ROWS = ROWS / WINDOW, OUT_COLUMNS = COLUMNS / WINDOW;
+  static constexpr int OUT_AREA = OUT_ROWS * OUT_COLUMNS, TARGET_SIZE = MAPS * OUT_AREA;
+  static constexpr int PARAMETERS = MAPS * TERMS + MAPS;
+  static constexpr int N_TILES = ceil_div(MAPS, 8);
+  static constexpr int POSITION_TILES = ceil_div(AREA, 16), POSITION_K_TILES = ceil_div(AREA, 8);
+  static constexpr int TERM_TILES = ceil_div(TERMS + 1, 16);  // the bias is a term, always 1
+  static constexpr int OWN_TILES = ceil_div(TERM_TILES, WEIGHTS_WARPS);
+  static_assert(FULL_PITCH >= POSITION_K_TILES * 8, "tiles of positions lie within a map");
+  static_assert(GRADIENT_PITCH >= TERMS + 1, "a map's gradient has a place for its bias");
+  static_assert(Layer::SCRATCH_FLOATS >= FORWARD_SPLIT_K * MAPS * FULL_PITCH, "forward's sums lie in Scratch");
+  static_assert(Layer::STAGED_FLOATS >= TEAMS * WEIGHTS_SPLIT_K * N_TILES * 8 * GRADIENT_PITCH,
+                "every share of the gradient has a place in Staged");
+  static constexpr bool PAIRED = WINDOW % 2 == 0 && COLUMNS % 2 == 0 && FULL_PITCH % 2 == 0;  // a window's rows are Pairs
+  static constexpr int PARTIALS = PARAMETERS;
+
+  // A warp's share of the gradient, (terms, maps).
+  struct Accumulators {
+    Fragment tile[OWN_TILES][N_TILES];
+  };
+  static __device__ __forceinline__ void clear(Accumulators& sums) { ::clear(sums.tile); }
+
+  static __device__ __forceinline__ int thread_rank() { return Threads::thread_rank(); }
+  static __device__ __forceinline__ unsigned char* winners_of(float* shared, int slot) {
+    return reinterpret_cast<unsigned char*>(Layer::Winners::image(shared, slot));
+  }
+
+  // The first term of the calling warp's share, and which part of the positions it sums; beyond WEIGHTS_SPLIT_K it has none.
+  static __device__ __forceinline__ int first_term() { return thread_rank() / 32 % WEIGHTS_WARPS * OWN_TILES * 16; }
+  static __device__ __forceinline__ int own_split() { return thread_rank() / 32 / WEIGHTS_WARPS; }
+
+  // scratch (MAPS, FULL_PITCH) = a warp's sums of the positions from position0 on
+  static __device__ __forceinline__ void store_sums(const Fragment (&sum)[FORWARD_M_TILES][N_TILES], int position0,
+                                                    float* scratch) {
+    UNROLL
+    for (int m = 0; m < FORWARD_M_TILES; m++)
+      UNROLL
+      for (int n = 0; n < N_TILES; n++)
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+          const int position = position0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
+          if ((AREA % (FORWARD_M_TILES * 16) == 0 || position < AREA) && (MAPS % 8 == 0 || map < MAPS))
+            scratch[map * FULL_PITCH + position] = sum[m][n].at[i];
+        }
+  }
+
+  // Staged (TEAMS, WEIGHTS_SPLIT_K, N_TILES * 8, GRADIENT_PITCH) = every warp's share of the gradient, of every team.
+  template <class Context>
+  static __device__ __forceinline__ void stage_gradient(Context& c, const Accumulators& sums) {
+    float* scratch = Layer::Staged::all(c.shared);
+    if (own_split() < WEIGHTS_SPLIT_K) {
+      float* own = scratch + (Threads::team() * WEIGHTS_SPLIT_K + own_split()) * N_TILES * 8 * GRADIENT_PITCH;
+      UNROLL
+      for (int m = 0; m < OWN_TILES; m++)
+        UNROLL
+        for (int n = 0; n < N_TILES; n++)
+          UNROLL
+          for (int i = 0; i < 4; i++) {
+            const int term = first_term() + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
+            if (term <= TERMS) own[map * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
+          }
+    }
+  }
+
+  // The gradient of a map's term, all shares of it.
+  static __device__ __forceinline__ float total_of(const float* scratch, int map, int term) {
+    float total = 0.0f;
+    UNROLL
+    for (int share = 0; share < TEAMS * WEIGHTS_SPLIT_K; share++)
+      total += scratch[(share * N_TILES * 8 + map) * GRADIENT_PITCH + term];
+    return total;
+  }
+
+  // value += the sums of a window. from: its first
+  static __device__ __forceinline__ void add_window(float (&value)[WINDOW][WINDOW], const float* from) {
+    UNROLL
+    for (int a = 0; a < WINDOW; a++) {
+      if (PAIRED) {
+        UNROLL
+        for (int b = 0; b < WINDOW; b += 2) {
+          const Pair pair = *reinterpret_cast<const Pair*>(from + a * COLUMNS + b);
+          value[a][b] += pair.x;
+          value[a][(b + 1) % WINDOW] += pair.y;
+        }
+      } else {
+        UNROLL
+        for (int b = 0; b < WINDOW; b++) value[a][b] += from[a * COLUMNS + b];
+      }
+    }
+  }
+
+  // What the sums become: target (TARGET_SIZE,) and what backward will ask for. scratch (FORWARD_SPLIT_K, MAPS,
+  // FULL_PITCH): the sums of each share of the terms. bias (MAPS,); the sums are multiplied by `scale`, which is positive,
+  // before.
+  static __device__ __forceinline__ void finish(const float* bias, float* target, unsigned char* winners, float* full,
+                                                const float* scratch, float scale = 1.0f) {
+    for (int at = thread_rank(); at < TARGET_SIZE; at += TEAM) {
+      const int map = at / OUT_AREA, window = at % OUT_AREA;
+      const int corner = window / OUT_COLUMNS * WINDOW * COLUMNS + window % OUT_COLUMNS * WINDOW;
+      float value[WINDOW][WINDOW];
+      UNROLL
+      for (int i = 0; i < WINDOW * WINDOW; i++) value[i / WINDOW][i % WINDOW] = 0.0f;
+      UNROLL
+      for (int share = 0; share < FORWARD_SPLIT_K; share++)
+        add_window(value, scratch + (share * MAPS + map) * FULL_PITCH + corner);
+      if (METHOD == MAX) {
+        // the functions do not fall, so that the largest sum is the largest value
+        float largest = value[0][0];
+        UNROLL
+        for (int i = 1; i < WINDOW * WINDOW; i++) largest = max_or_nan(largest, value[i / WINDOW][i % WINDOW]);
+        target[at] = activate<FUNCTION>(fmaf(largest, scale, bias[map]));
+        if (WINDOW == 1) continue;
+        int winner = WINDOW * WINDOW - 1;
+        UNROLL
+        for (int i = WINDOW * WINDOW - 2; i >= 0; i--)
+          if (value[i / WINDOW][i % WINDOW] == largest) winner = i;
+        winners[at] = (unsigned char)winner;
+        continue;
+      }
+      UNROLL
+      for (int i = 0; i < WINDOW * WINDOW; i++) {
+        float& own = value[i / WINDOW][i % WINDOW];
+        own = activate<FUNCTION>(fmaf(own, scale, bias[map]));
+        if (KEEPS_ACTIVATED) full[map * FULL_PITCH + corner + i / WINDOW * COLUMNS + i % WINDOW] = own;
+      }
+      int winner;
+      target[at] = subsample_window<WINDOW, METHOD>(value, &winner);
+    }
+  }
+
+  // full (MAPS, AREA) = derivative of the loss by the convolution's sums: the target's errors (TARGET_SIZE,), each at the
+  // place in its window that it belongs to.
+  static __device__ __forceinline__ void unpool(const float* target, const unsigned char* winners, const float* errors,
+                                                float* full) {
+    for (int at = thread_rank(); at < TARGET_SIZE; at += TEAM) {
+      const int map = at / OUT_AREA, window = at % OUT_AREA;
+      const int y = window / OUT_COLUMNS * WINDOW, x = window % OUT_COLUMNS * WINDOW;
+      const float error = errors[at];
+      // for max the target is the winner's own activated value; the losers' derivatives are not needed
+      const float winning = WINDOW > 1 && METHOD == MEAN ? 0.0f : error * slope<FUNCTION>(target[at]);
+      const int winner = WINDOW > 1 && METHOD == MAX ? winners[at] : 0;
+      UNROLL
+      for (int a = 0; a < WINDOW; a++) {
+        float* row = full + map * FULL_PITCH + (y + a) * COLUMNS + x;
+        const auto value = [&](int b) {
+          if (WINDOW > 1 && METHOD == MEAN)
+            return error / float(WINDOW * WINDOW) * (KEEPS_ACTIVATED ? slope<FUNCTION>(row[b]) : 1.0f);
+          return a * WINDOW + b == winner ? winning : 0.0f;
+        };
+        if (PAIRED) {
+          UNROLL
+          for (int b = 0; b < WINDOW; b += 2) *reinterpret_cast<Pair*>(row + b) = {value(b), value(b + 1)};
+        } else {
+          UNROLL
+          for (int b = 0; b < WINDOW; b++) row[b] = value(b);
+        }
+      }
+    }
+    constexpr int REST = POSITION_K_TILES * 8 - AREA;
+    for (int i = thread_rank(); i < MAPS * REST; i += TEAM)
+      full[i / max(1, REST) * FULL_PITCH + AREA + i % max(1, REST)] = 0.0f;
+  }
+
+  // Second phase: the sum of all blocks' partial sums.
+  static constexpr int TILES = ceil_div(PARAMETERS, PARTIALS_TILE);
+  template <class Plan>
+  static __device__ __forceinline__ void reduce_tile(int tile, const Gradients& gradients, float* shared,
+                                                     const Update& update) {
+    reduce_partials<Threads, Plan::PARTIALS>(gradients, Layer::FIRST_PARTIAL + tile * PARTIALS_TILE,
+                                             min(PARTIALS_TILE, PARAMETERS - tile * PARTIALS_TILE), shared,
+                                             update.from(Layer::FIRST_WEIGHT + tile * PARTIALS_TILE));
+  }
+};
+
+}  // namespace tuned

@@ -1,0 +1,526 @@
+// Stage tuned: fully connected layer + bias + activation of IMAGES images by one block, as products of matrices:
+//   forward            (units, inputs) x (inputs, images)
+//   backward_data      (inputs, units) x (units, images)
+//   reduce_tile        (units, images) x (images, inputs), over the whole batch, in the second phase
+// Layer has:
+//   INPUTS, UNITS, FUNCTION (IDENTITY without activation), IMAGES
+//   WEIGHTS_IN_GLOBAL (they are read from device memory; else they are in shared memory), WEIGHT_PITCH (floats from a unit's
+//   weights to the next one's in shared memory; even), ALIGNED (rows of weights begin at 16-byte boundaries in both memories)
+//   BATCH_ONE (one image, whose numbers fit a warp's registers, is multiplied without tensor cores)
+//   FORWARD_SPLIT_K, DATA_SPLIT_K (warps that share the terms of one sum, in forward and backward_data)
+//   TRACE_SOURCE, TRACE_DELTA (where an image's trace keeps them)
+//   REDUCE_UNITS x REDUCE_INPUTS (a tile of the second phase), REDUCE_PITCH (floats from an image's deltas and sources to the
+//   next one's there), REDUCE_STAGES (of the cp.async pipeline there: pieces of eight images that a warp has on their way)
+//   FIRST_WEIGHT (where the layer's numbers begin among the parameters)
+//   Buffers, all images': Source, Target, TargetErrors, SourceErrors (NoBuffer: nothing needs them), Scratch, and Weights.
+//   Images lie Source::PITCH, Target::PITCH floats apart, both even. SCRATCH_FLOATS, REDUCE_FLOATS: how large Scratch is, and
+//   what all phases but the second leave behind.
+// weights: (UNITS, INPUTS), then bias (UNITS,). Source and errors: (IMAGES, INPUTS), target and deltas: (IMAGES, UNITS).
+#pragma once
+#include "context.cuh"
+#include "reduce.cuh"
+#include "tensor.cuh"
+
+namespace tuned {
+
+template <class Layer, class Threads, class Split = Split3xTF32>
+struct Dense : LayerDefaults {
+  using LayerDefaults::Accumulators;
+  static constexpr int BLOCK = Threads::BLOCK, WARPS = Threads::WARPS;
+  static constexpr int INPUTS = Layer::INPUTS, UNITS = Layer::UNITS, FUNCTION = Layer::FUNCTION, IMAGES = Layer::IMAGES;
+  static constexpr bool WEIGHTS_IN_GLOBAL = Layer::WEIGHTS_IN_GLOBAL, ALIGNED = Layer::ALIGNED;
+  static constexpr bool BATCH_ONE = Layer::BATCH_ONE;
+  static constexpr int WEIGHT_PITCH = Layer::WEIGHT_PITCH;
+  static constexpr int FORWARD_SPLIT_K = Layer::FORWARD_SPLIT_K, DATA_SPLIT_K = Layer::DATA_SPLIT_K;
+  static constexpr int SOURCE_PITCH = Layer::Source::PITCH, TARGET_PITCH = Layer::Target::PITCH;
+
+  static constexpr int ROW = WEIGHTS_IN_GLOBAL ? INPUTS : WEIGHT_PITCH;
+  static constexpr int N_TILES = ceil_div(IMAGES, 8);
+  // Sums that a warp makes side by side; where weights come from device memory, more loads must be on their way.
+  static constexpr int SIDE_BY_SIDE = WEIGHTS_IN_GLOBAL ? 8 : 4;
+  static constexpr int K_STEPS = SIDE_BY_SIDE / N_TILES < 1 ? 1 : SIDE_BY_SIDE / N_TILES;
+  static constexpr int UNIT_TILES = ceil_div(UNITS, 16), INPUT_TILES = ceil_div(INPUTS, 16);
+  static constexpr int UNIT_K_TILES = ceil_div(UNITS, 8), INPUT_K_TILES = ceil_div(INPUTS, 8);
+  static constexpr int WIDE = N_TILES * 8;
+  static constexpr bool SENDS_ERRORS_BACK = exists<typename Layer::SourceErrors>;
+  static_assert(Split::K == 8, "tiles of eight terms");
+  static_assert(SOURCE_PITCH % 2 == 0 && TARGET_PITCH % 2 == 0 && WEIGHT_PITCH % 2 == 0, "pairs are loaded as one");
+  static_assert(SOURCE_PITCH >= INPUT_K_TILES * 8 && TARGET_PITCH >= UNIT_K_TILES * 8, "tiles lie within a row");
+  static_assert(FORWARD_SPLIT_K <= INPUT_K_TILES && DATA_SPLIT_K <= UNIT_K_TILES, "every share has terms");
+  static_assert(Layer::SCRATCH_FLOATS >= FORWARD_SPLIT_K * UNIT_TILES * 16 * WIDE, "forward's sums lie in Scratch");
+  static_assert(DATA_SPLIT_K == 1 || Layer::SCRATCH_FLOATS >= DATA_SPLIT_K * INPUT_TILES * 16 * WIDE,
+                "shares of the source errors lie in Scratch");
+
+  static __device__ __forceinline__ const float* weights_of(const float* parameters, float* shared) {
+    if constexpr (WEIGHTS_IN_GLOBAL)
+      return parameters + Layer::FIRST_WEIGHT;
+    else
+      return Layer::Weights::all(shared);
+  }
+
+  // Weights into shared memory
+
+  // They are there before the first image has come so far.
+  static constexpr bool STREAMS = !WEIGHTS_IN_GLOBAL;
+  // The weights as they lie, as one bulk copy: this many bytes, or 0 where rows lie apart.
+  static constexpr int BULK_BYTES =
+      STREAMS && ALIGNED && WEIGHT_PITCH == INPUTS ? UNITS * INPUTS * static_cast<int>(sizeof(float)) : 0;
+
+  template <class Context>
+  static __device__ __forceinline__ void copy_weights_in_bulk(Context& c) {
+    if constexpr (BULK_BYTES > 0)
+      copy_bulk(Layer::Weights::all(c.shared), c.parameters + Layer::FIRST_WEIGHT, UNITS * INPUTS, c.bulk_copies);
+  }
+
+  // Weights, if not in bulk, and bias.
+  template <class Context>
+  static __device__ __forceinline__ void stream_weights(Context& c) {
+    if constexpr (STREAMS) {
+      const float* parameters = c.parameters + Layer::FIRST_WEIGHT;
+      float* weights = Layer::Weights::all(c.shared);
+      constexpr int ROW_FLOAT4S = INPUTS < 4 ? 1 : INPUTS / 4;
+      if (ALIGNED && !BULK_BYTES) {
+#pragma unroll 4
+        for (int i = threadIdx.x; i < UNITS * ROW_FLOAT4S; i += BLOCK)
+          copy_async(reinterpret_cast<Float4*>(weights + i / ROW_FLOAT4S * WEIGHT_PITCH) + i % ROW_FLOAT4S,
+                     reinterpret_cast<const Float4*>(parameters) + i);
+      } else if (!BULK_BYTES) {
+        for (int i = threadIdx.x; i < UNITS * INPUTS; i += BLOCK)
+          copy_async(weights + i / INPUTS * WEIGHT_PITCH + i % INPUTS, parameters + i);
+      }
+      for (int i = threadIdx.x; i < UNITS; i += BLOCK)
+        copy_async(weights + UNITS * WEIGHT_PITCH + i, parameters + UNITS * INPUTS + i);
+      // what lies between a row's inputs and its last eight is multiplied too
+      constexpr int REST = (INPUT_K_TILES * 8 < WEIGHT_PITCH ? INPUT_K_TILES * 8 : WEIGHT_PITCH) - INPUTS;
+      for (int i : block_range(UNITS * REST)) weights[i / max(1, REST) * WEIGHT_PITCH + INPUTS + i % max(1, REST)] = 0.0f;
+    }
+  }
+
+  static __device__ __forceinline__ float weight_at(const float* weights, int i) {
+    return WEIGHTS_IN_GLOBAL ? load_l2(weights + i) : weights[i];
+  }
+
+  // Two neighbouring weights of a unit.
+  static __device__ __forceinline__ Pair weights_at(const float* weights, int unit, int input) {
+    const int at = min(unit, UNITS - 1) * ROW + input;
+    if (!WEIGHTS_IN_GLOBAL) return *reinterpret_cast<const Pair*>(weights + at);
+    return {input < INPUTS ? load_l2(weights + at) : 0.0f, input + 1 < INPUTS ? load_l2(weights + at + 1) : 0.0f};
+  }
+
+  // sum[0] += the others: sums that did not have to wait for each other.
+  static __device__ __forceinline__ void add_up(Fragment (&sum)[K_STEPS][N_TILES]) {
+    UNROLL
+    for (int m = 1; m < K_STEPS; m++)
+      UNROLL
+      for (int n = 0; n < N_TILES; n++)
+        UNROLL
+        for (int i = 0; i < 4; i++) sum[0][n].at[i] += sum[m][n].at[i];
+  }
+
+  // One image alone has nothing for a product of matrices: four inputs at a time, weights straight into the sums.
+
+  static constexpr int INPUT_FLOAT4S = INPUTS / 4, LANE_FLOAT4S = ceil_div(INPUT_FLOAT4S, 32);
+  static constexpr int BATCH_ONE_DATA_SPLIT_K = INPUT_FLOAT4S < 1 || INPUT_FLOAT4S > BLOCK ? 1
+                                                : BLOCK / INPUT_FLOAT4S < UNITS            ? BLOCK / INPUT_FLOAT4S
+                                                                                           : UNITS;
+  static_assert(!BATCH_ONE || (IMAGES == 1 && !WEIGHTS_IN_GLOBAL && INPUTS % 4 == 0 && WEIGHT_PITCH % 4 == 0),
+                "one image, whose weights come four at a time from shared memory");
+  static_assert(!BATCH_ONE || Layer::SCRATCH_FLOATS >= BATCH_ONE_DATA_SPLIT_K * INPUTS,
+                "shares of the source errors lie in Scratch");
+
+  // A warp makes four units at a time, its lanes along the inputs.
+  static __device__ __forceinline__ void forward_batch_one(const float* source, const float* weights, float* target) {
+    constexpr unsigned ALL = 0xffffffffu;
+    const int lane = threadIdx.x % 32;
+    const auto four = [](const float* from, int i) {
+      return i < INPUT_FLOAT4S ? reinterpret_cast<const Float4*>(from)[i] : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
+    };
+    Float4 value[LANE_FLOAT4S];
+    UNROLL
+    for (int n = 0; n < LANE_FLOAT4S; n++) value[n] = four(source, lane + n * 32);
+#pragma unroll 2
+    for (int first = threadIdx.x / 32 * 4; first < UNITS; first += WARPS * 4) {
+      float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      UNROLL
+      for (int u = 0; u < 4; u++)
+        UNROLL
+        for (int n = 0; n < LANE_FLOAT4S; n++) {
+          const Float4 weight = four(weights + min(first + u, UNITS - 1) * WEIGHT_PITCH, lane + n * 32);
+          UNROLL
+          for (int i = 0; i < 4; i++) sum[u] = fmaf(weight.at[i], value[n].at[i], sum[u]);
+        }
+      // each exchange halves what a lane has still to add up: first half the units, then a unit, then lanes
+      const bool upper = lane & 16, odd = lane & 8;
+      float mine[2];
+      UNROLL
+      for (int u = 0; u < 2; u++)
+        mine[u] = (upper ? sum[u + 2] : sum[u]) + __shfl_xor_sync(ALL, upper ? sum[u] : sum[u + 2], 16);
+      float total = (odd ? mine[1] : mine[0]) + __shfl_xor_sync(ALL, odd ? mine[0] : mine[1], 8);
+      UNROLL
+      for (int bit = 4; bit; bit /= 2) total += __shfl_xor_sync(ALL, total, bit);
+      const int unit = first + lane / 8;
+      if (lane % 8 == 0 && unit < UNITS) target[unit] = activate<FUNCTION>(total + weights[UNITS * WEIGHT_PITCH + unit]);
+    }
+  }
+
+  // A thread makes four inputs' errors, from a share of the units. scratch: BATCH_ONE_DATA_SPLIT_K * INPUTS floats.
+  static __device__ __forceinline__ void backward_data_batch_one(const float* deltas, const float* weights,
+                                                                 float* source_errors, float* scratch) {
+    for (int job = threadIdx.x; job < INPUT_FLOAT4S * BATCH_ONE_DATA_SPLIT_K; job += BLOCK) {
+      const int i = job % INPUT_FLOAT4S, share = job / INPUT_FLOAT4S;
+      const int from = share * UNITS / BATCH_ONE_DATA_SPLIT_K, to = (share + 1) * UNITS / BATCH_ONE_DATA_SPLIT_K;
+      Float4 sum = {{0.0f, 0.0f, 0.0f, 0.0f}};
+#pragma unroll 4
+      for (int u = from; u < to; u++) {
+        const Float4 weight = reinterpret_cast<const Float4*>(weights + u * WEIGHT_PITCH)[i];
+        const float delta = deltas[u];
+        UNROLL
+        for (int k = 0; k < 4; k++) sum.at[k] = fmaf(weight.at[k], delta, sum.at[k]);
+      }
+      reinterpret_cast<Float4*>(scratch + share * INPUTS)[i] = sum;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < INPUTS; i += BLOCK) {
+      float total = scratch[i];
+      UNROLL
+      for (int share = 1; share < BATCH_ONE_DATA_SPLIT_K; share++) total += scratch[share * INPUTS + i];
+      source_errors[i] = total;
+    }
+  }
+
+  // Forward
+
+  template <class Context>
+  static __device__ __forceinline__ void forward(Context& c, int) {
+    float* const shared = c.shared;
+    float* const source = Layer::Source::all(shared);
+    float* const target = Layer::Target::all(shared);
+    const float* const weights = weights_of(c.parameters, shared);
+    pad(source);
+    __syncthreads();
+    if constexpr (BATCH_ONE)
+      forward_batch_one(source, weights, target);
+    else
+      forward_batch(source, weights, target, Layer::Scratch::all(shared));
+  }
+
+  // What lies beyond the inputs is multiplied too; a barrier before forward.
+  static __device__ __forceinline__ void pad(float* source) {
+    constexpr int REST = INPUT_K_TILES * 8 - INPUTS;
+    for (int i : block_range(IMAGES * REST))
+      source[i / max(1, REST) * SOURCE_PITCH + INPUTS + i % max(1, REST)] = 0.0f;
+  }
+
+  // Weights in device memory: one Float4 (two pairs of terms) a lane, prefetched while those before are multiplied.
+  static constexpr bool PREFETCHES = WEIGHTS_IN_GLOBAL && ALIGNED && K_STEPS > 1;
+
+  // sum += a share of the products of 16 units, from unit0 on, and all images.
+  static __device__ __forceinline__ void multiply_prefetched(const float* source, const float* weights, int unit0,
+                                                             int share, Fragment (&sum)[K_STEPS][N_TILES]) {
+    constexpr int FOURS = K_STEPS > 1 ? K_STEPS / 2 : 1;
+    constexpr int DOUBLE_K_TILES = ceil_div(INPUTS, 16);
+    Float4 coming[FOURS][2];
+    const auto fetch = [&](int first) {
+      UNROLL
+      for (int m = 0; m < FOURS; m++)
+        UNROLL
+        for (int lower = 0; lower < 2; lower++) {
+          const int lane = threadIdx.x % 32, unit = min(unit0 + lane / 4 + lower * 8, UNITS - 1);
+          const int input = (first + m * FORWARD_SPLIT_K) * 16 + lane % 4 * 4;
+          coming[m][lower] = input < INPUTS
+                                 ? load_l2(reinterpret_cast<const Float4*>(weights + unit * INPUTS + input))
+                                 : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
+        }
+    };
+    fetch(share);
+#pragma unroll 2
+    for (int first = share; first < DOUBLE_K_TILES; first += FORWARD_SPLIT_K * FOURS) {
+      Float4 here[FOURS][2];
+      UNROLL
+      for (int m = 0; m < FOURS; m++) here[m][0] = coming[m][0], here[m][1] = coming[m][1];
+      fetch(first + FORWARD_SPLIT_K * FOURS);
+      Split::template multiply<true>(
+          sum,
+          [&](int m, int row, int pair) -> Pair {
+#ifdef __CUDA_ARCH__
+            const Float4& four = here[m / 2][row < 8 ? 0 : 1];  // the lane's own
+            return {four.at[m % 2 * 2], four.at[m % 2 * 2 + 1]};
+#else
+            const int unit = min(unit0 + row, UNITS - 1);
+            const int input = (first + m / 2 * FORWARD_SPLIT_K) * 16 + pair * 4 + m % 2 * 2;
+            const float* weight = weights + unit * INPUTS + input;
+            return input < INPUTS ? Pair{weight[0], weight[1]} : Pair{0.0f, 0.0f};
+#endif
+          },
+          [&](int m, int n, int pair, int image) -> Pair {
+            const int input =
+                min((first + m / 2 * FORWARD_SPLIT_K) * 16 + pair * 4 + m % 2 * 2, INPUT_K_TILES * 8 - 2);
+            return *reinterpret_cast<const Pair*>(source + min(n * 8 + image, IMAGES - 1) * SOURCE_PITCH + input);
+          });
+    }
+  }
+
+  // target = f(weights source + bias). scratch: FORWARD_SPLIT_K * UNIT_TILES * 16 * WIDE floats.
+  static __device__ __forceinline__ void forward_batch(const float* source, const float* weights, float* target,
+                                                       float* scratch) {
+    constexpr int HIGH = UNIT_TILES * 16;
+    for (int task = threadIdx.x / 32; task < UNIT_TILES * FORWARD_SPLIT_K; task += WARPS) {
+      const int share = task / UNIT_TILES, unit0 = task % UNIT_TILES * 16;
+      Fragment sum[K_STEPS][N_TILES];
+      ::clear(sum);
+      if (PREFETCHES) multiply_prefetched(source, weights, unit0, share, sum);
+      for (int k = share; !PREFETCHES && k < INPUT_K_TILES; k += FORWARD_SPLIT_K * K_STEPS)
+        Split::template multiply<true>(
+            sum,
+            [&](int m, int row, int pair) -> Pair {
+              const int at = k + m * FORWARD_SPLIT_K;
+              return at < INPUT_K_TILES ? weights_at(weights, unit0 + row, at * 8 + pair * 2) : Pair{0.0f, 0.0f};
+            },
+            [&](int m, int n, int pair, int image) -> Pair {
+              const int at = min(k + m * FORWARD_SPLIT_K, INPUT_K_TILES - 1);
+              return *reinterpret_cast<const Pair*>(source + min(n * 8 + image, IMAGES - 1) * SOURCE_PITCH + at * 8 +
+                                                    pair * 2);
+            });
+      add_up(sum);
+      UNROLL
+      for (int n = 0; n < N_TILES; n++)
+        UNROLL
+        for (int i = 0; i < 4; i++)
+          scratch[(share * HIGH + unit0 + tile_row(i)) * WIDE + n * 8 + tile_column(i)] = sum[0][n].at[i];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < UNITS * IMAGES; i += BLOCK) {
+      const int unit = i / IMAGES, image = i % IMAGES;
+      float total = weight_at(weights, UNITS * ROW + unit);
+      UNROLL
+      for (int share = 0; share < FORWARD_SPLIT_K; share++) total += scratch[(share * HIGH + unit) * WIDE + image];
+      target[image * TARGET_PITCH + unit] = activate<FUNCTION>(total);
+    }
+  }
+
+  // Backward
+
+  template <class Context>
+  static __device__ __forceinline__ void backward(Context& c, int, Accumulators&) {
+    float* const shared = c.shared;
+    float* const errors = Layer::TargetErrors::all(shared);
+    const float* const weights = weights_of(c.parameters, shared);
+    leave_trace(Layer::Source::all(shared), Layer::Target::all(shared), errors, c.trace, c.trace_stride, c.here);
+    if constexpr (SENDS_ERRORS_BACK) {
+      __syncthreads();
+      float* source_errors = Layer::SourceErrors::all(shared);
+      float* scratch = Layer::Scratch::all(shared);
+      if constexpr (BATCH_ONE)
+        backward_data_batch_one(errors, weights, source_errors, scratch);
+      else
+        backward_data(errors, weights, source_errors, scratch);
+    }
+  }
+
+  // errors (IMAGES, UNITS) *= slope, so that they are the derivative by the sums; the traces of the first `here` images,
+  // `stride` floats apart, keep them, and the sources.
+  static __device__ __forceinline__ void leave_trace(const float* source, const float* target, float* errors,
+                                                     float* trace, int stride, int here) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < here * INPUTS; i += BLOCK)
+      trace[i / INPUTS * stride + Layer::TRACE_SOURCE + i % INPUTS] = source[i / INPUTS * SOURCE_PITCH + i % INPUTS];
+#pragma unroll 1
+    for (int i = threadIdx.x; i < IMAGES * UNIT_K_TILES * 8; i += BLOCK) {
+      const int image = i / (UNIT_K_TILES * 8), unit = i % (UNIT_K_TILES * 8), at = image * TARGET_PITCH + unit;
+      const float delta = unit < UNITS && image < here ? errors[at] * slope<FUNCTION>(target[at]) : 0.0f;
+      errors[at] = delta;
+      if (unit < UNITS && image < here) trace[image * stride + Layer::TRACE_DELTA + unit] = delta;
+    }
+  }
+
+  // source_errors = transposed weights x deltas. scratch: DATA_SPLIT_K * INPUT_TILES * 16 * WIDE floats if
+  // DATA_SPLIT_K > 1.
+  static __device__ __forceinline__ void backward_data(const float* deltas, const float* weights, float* source_errors,
+                                                       float* scratch) {
+    constexpr int HIGH = INPUT_TILES * 16;
+    for (int task = threadIdx.x / 32; task < INPUT_TILES * DATA_SPLIT_K; task += WARPS) {
+      const int share = task / INPUT_TILES, input0 = task % INPUT_TILES * 16;
+      Fragment sum[K_STEPS][N_TILES];
+      ::clear(sum);
+      for (int k = share; k < UNIT_K_TILES; k += DATA_SPLIT_K * K_STEPS)
+        // units pair and pair + 4: neighbours would meet in one bank
+        Split::template multiply<true>(
+            sum,
+            [&](int m, int row, int pair) -> Pair {
+              const int unit = (k + m * DATA_SPLIT_K) * 8 + pair, input = min(input0 + row, INPUTS - 1);
+              return {unit < UNITS ? weight_at(weights, unit * ROW + input) : 0.0f,
+                      unit + 4 < UNITS ? weight_at(weights, (unit + 4) * ROW + input) : 0.0f};
+            },
+            [&](int m, int n, int pair, int image) -> Pair {
+              const int at = min(k + m * DATA_SPLIT_K, UNIT_K_TILES - 1);
+              const float* delta = deltas + min(n * 8 + image, IMAGES - 1) * TARGET_PITCH + at * 8 + pair;
+              return {delta[0], delta[4]};
+            });
+      add_up(sum);
+      UNROLL
+      for (int n = 0; n < N_TILES; n++)
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+          const int input = input0 + tile_row(i), image = n * 8 + tile_column(i);
+          if (DATA_SPLIT_K > 1)
+            scratch[(share * HIGH + input) * WIDE + image] = sum[0][n].at[i];
+          else if (input < INPUTS && image < IMAGES)
+            source_errors[image * SOURCE_PITCH + input] = sum[0][n].at[i];
+        }
+    }
+    if (DATA_SPLIT_K == 1) return;
+    __syncthreads();
+    for (int i = threadIdx.x; i < INPUTS * IMAGES; i += BLOCK) {
+      const int input = i / IMAGES, image = i % IMAGES;
+      float total = scratch[input * WIDE + image];
+      UNROLL
+      for (int share = 1; share < DATA_SPLIT_K; share++) total += scratch[(share * HIGH + input) * WIDE + image];
+      source_errors[image * SOURCE_PITCH + input] = total;
+    }
+  }
+
+  // Second phase: the gradient is deltas^T x sources over the batch, in tiles of REDUCE_UNITS x REDUCE_INPUTS weights of
+  // which a block makes one. Its warps share the images (split-K), eight at a time, of which each warp has a pipeline of
+  // REDUCE_STAGES on their way into shared memory (cp.async, as CUTLASS's multistage pipelines of Ampere): rows of deltas
+  // and sources, an odd number of Float4s of banks apart.
+
+  static constexpr int REDUCE_UNITS = Layer::REDUCE_UNITS, REDUCE_INPUTS = Layer::REDUCE_INPUTS;
+  static constexpr int REDUCE_PITCH = Layer::REDUCE_PITCH, REDUCE_STAGES = Layer::REDUCE_STAGES;
+  static constexpr int STAGE = 8 * REDUCE_PITCH, WARP_STAGES = REDUCE_STAGES * STAGE, SUM_PITCH = REDUCE_INPUTS + 8;
+  static constexpr int TILES_WIDE = ceil_div(INPUTS, REDUCE_INPUTS), TILES = TILES_WIDE * ceil_div(UNITS, REDUCE_UNITS);
+  static_assert(REDUCE_UNITS == 16 && REDUCE_INPUTS == 32, "a warp's fragments");
+  static_assert(REDUCE_PITCH >= REDUCE_UNITS + REDUCE_INPUTS && REDUCE_PITCH % 8 == 0, "rows of Float4s");
+  static_assert(REDUCE_STAGES % 2 == 0, "two are multiplied at a time");
+  static_assert(WARP_STAGES >= REDUCE_UNITS * (SUM_PITCH + 1), "a warp's sums lie where its stages were");
+  static_assert(Layer::REDUCE_FLOATS >= WARPS * WARP_STAGES, "all warps' stages lie in shared memory");
+
+  // A lane's part of what a tile takes of eight images' traces.
+  template <int TRACE>
+  struct Fetch {
+    static constexpr int ROW_FLOAT4S = (REDUCE_UNITS + REDUCE_INPUTS) / 4, DELTA_FLOAT4S = REDUCE_UNITS / 4;
+    static constexpr int OWN = 8 * ROW_FLOAT4S / 32;
+    const float* from[OWN];  // of the first eight
+    int image[OWN], offset[OWN];
+    bool there[OWN];
+
+    __device__ __forceinline__ Fetch(const float* traces, int unit0, int input0) {
+      UNROLL
+      for (int n = 0; n < OWN; n++) {
+        const int i = threadIdx.x % 32 + n * 32, four = i % ROW_FLOAT4S;
+        const int unit = unit0 + four * 4, input = input0 + (four - DELTA_FLOAT4S) * 4;
+        image[n] = i / ROW_FLOAT4S;
+        offset[n] = image[n] * REDUCE_PITCH + four * 4;
+        there[n] = four < DELTA_FLOAT4S ? unit < UNIT_K_TILES * 8 : input < INPUT_K_TILES * 8;
+        from[n] = traces + image[n] * TRACE +
+                  (four < DELTA_FLOAT4S ? Layer::TRACE_DELTA + unit : Layer::TRACE_SOURCE + input);
+      }
+    }
+
+    // By all lanes of a warp; zeros for images from `count` on.
+    __device__ __forceinline__ void operator()(int eight, int count, float* stage) const {
+      UNROLL
+      for (int n = 0; n < OWN; n++)
+        copy_async_or_zero(reinterpret_cast<Float4*>(stage + offset[n]),
+                           reinterpret_cast<const Float4*>(from[n] + static_cast<long long>(eight) * 8 * TRACE),
+                           there[n] && eight * 8 + image[n] < count);
+    }
+  };
+
+  // shared: WARPS * WARP_STAGES floats.
+  template <class Plan>
+  static __device__ __forceinline__ void reduce_tile(int tile, const Gradients& gradients, float* shared,
+                                                     const Update& all) {
+    const Update update = all.from(Layer::FIRST_WEIGHT);
+    const int count = gradients.count;
+    constexpr int OWN = ceil_div(REDUCE_UNITS * REDUCE_INPUTS, BLOCK);  // weights of a thread
+    const int unit0 = tile / TILES_WIDE * REDUCE_UNITS, input0 = tile % TILES_WIDE * REDUCE_INPUTS;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int unit = unit0 + static_cast<int>(threadIdx.x);  // whose bias the thread has, if any
+    const bool has_bias = input0 == 0 && threadIdx.x < REDUCE_UNITS && unit < UNITS;
+    float* own = shared + warp * WARP_STAGES;
+    const int eights = (count + 7) / 8, sharing = min(WARPS, eights);
+    const Fetch<Plan::TRACE> fetch(gradients.traces, unit0, input0);
+    if (warp < sharing)
+#pragma unroll 1
+      for (int stage = 0; stage < REDUCE_STAGES; stage++) {
+        // the second of two is multiplied whether there is any or not
+        if (warp + stage / 2 * 2 * WARPS < eights) fetch(warp + stage * WARPS, count, own + stage * STAGE);
+        end_group_of_copies();
+      }
+
+    Update::Weight now[OWN], bias;
+    const auto weight_of = [&](int n) {  // the n-th weight of the thread; -1: there is none
+      const int i = threadIdx.x + n * BLOCK;
+      const int u = unit0 + i / REDUCE_INPUTS, input = input0 + i % REDUCE_INPUTS;
+      return i < REDUCE_UNITS * REDUCE_INPUTS && u < UNITS && input < INPUTS ? u * INPUTS + input : -1;
+    };
+    UNROLL
+    for (int n = 0; n < OWN; n++)
+      if (weight_of(n) >= 0) now[n] = update.fetch(weight_of(n));
+    if (has_bias) bias = update.fetch(UNITS * INPUTS + unit);
+
+    if (warp < sharing) {
+      Fragment sum[1][4];
+      ::clear(sum);
+      float delta_sum[2] = {0.0f, 0.0f};
+      for (int eight = warp, stage = 0; eight < eights; eight += 2 * WARPS, stage = (stage + 2) % REDUCE_STAGES) {
+        wait_for_groups<REDUCE_STAGES - 2>();
+        __syncwarp();
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+          const float* rows = own + (stage + half) * STAGE;
+          const auto both = [&](int pair, int at) -> Pair {
+            return {rows[pair * REDUCE_PITCH + at], rows[(pair + 4) * REDUCE_PITCH + at]};
+          };
+          if (input0 == 0) {  // the bias is the weight of an input that is always 1
+            UNROLL
+            for (int upper = 0; upper < 2; upper++) {
+              const Pair two = both(lane % 4, lane / 4 + upper * 8);
+              delta_sum[upper] += two.x + two.y;
+            }
+          }
+          Split::template multiply<false>(
+              sum, [&](int, int row, int pair) { return both(pair, row); },
+              [&](int, int n, int pair, int column) { return both(pair, REDUCE_UNITS + n * 8 + column); });
+        }
+        __syncwarp();
+        UNROLL
+        for (int half = 0; half < 2; half++) {
+          if (eight + REDUCE_STAGES * WARPS < eights)
+            fetch(eight + (REDUCE_STAGES + half) * WARPS, count, own + (stage + half) * STAGE);
+          end_group_of_copies();
+        }
+      }
+      // over the warp's stages: sums (REDUCE_UNITS, SUM_PITCH), then of the deltas (REDUCE_UNITS,)
+      UNROLL
+      for (int n = 0; n < 4; n++)
+        UNROLL
+        for (int i = 0; i < 4; i++) own[tile_row(i) * SUM_PITCH + n * 8 + tile_column(i)] = sum[0][n].at[i];
+      UNROLL
+      for (int upper = 0; upper < 2; upper++) {
+        UNROLL
+        for (int bit = 1; bit < 4; bit *= 2) delta_sum[upper] += __shfl_xor_sync(0xffffffffu, delta_sum[upper], bit);
+        if (lane % 4 == 0) own[REDUCE_UNITS * SUM_PITCH + lane / 4 + upper * 8] = delta_sum[upper];
+      }
+    }
+    __syncthreads();
+    UNROLL
+    for (int n = 0; n < OWN; n++) {
+      if (weight_of(n) < 0) continue;
+      const int i = threadIdx.x + n * BLOCK;
+      float total = 0.0f;
+      for (int other = 0; other < sharing; other++)
+        total += shared[other * WARP_STAGES + i / REDUCE_INPUTS * SUM_PITCH + i % REDUCE_INPUTS];
+      update.apply(weight_of(n), now[n], total);
+    }
+    if (has_bias) {
+      float total = 0.0f;
+      for (int other = 0; other < sharing; other++)
+        total += shared[other * WARP_STAGES + REDUCE_UNITS * SUM_PITCH + threadIdx.x];
+      update.apply(UNITS * INPUTS + unit, bias, total);
+    }
+    __syncthreads();
+  }
+};
+
+}  // namespace tuned
