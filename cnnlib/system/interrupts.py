@@ -1,4 +1,4 @@
-"""Ending runs: when a scheduler asks by SIGTERM or SIGUSR1, and when they hang."""
+"""How runs end early: at a scheduler's SIGTERM or SIGUSR1, and at a time limit."""
 
 import faulthandler
 import os
@@ -10,16 +10,16 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 GRACE = 5.0
-"""Seconds after which a process that can no longer run Python is ended all the same."""
+"""Seconds after which a process that can no longer run Python is killed."""
 
 STDERR = 2
-"""The file that a traceback goes to, whatever Python has put in sys.stderr."""
+"""The descriptor to which tracebacks go, whatever sys.stderr is."""
 
 
 class Stopped(Exception):
-    """A training was asked to stop and did so after a whole block of work.
+    """A training was asked to stop and did so after a whole chunk of work.
 
-    `number` is the signal's; `saved` says whether there is a checkpoint to go on from.
+    `number` is the signal's; `saved` says whether there is a checkpoint from which it can resume.
     """
 
     def __init__(self, number: int, saved: bool) -> None:
@@ -32,9 +32,10 @@ class Stopped(Exception):
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], int]]:
-    """Within it a first signal is only noted; the function given tells its number, or 0.
+    """Note a first signal within the context instead of obeying it.
 
-    A second one does what it would have done before.
+    Yields a function that returns the signal's number, or 0 if there was none. A second signal has
+    the effect that it would have had outside the context.
     """
     asked = 0
 
@@ -56,10 +57,11 @@ def asked_to_stop() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def time_limit(seconds: float, hung: Callable[[], int]) -> Iterator[None]:
-    """Ends the process if what is done within it takes longer than `seconds`.
+    """End the process if the body of the context takes longer than `seconds`.
 
-    Every thread's traceback goes to standard error, and the exit code is what `hung` returns; it is
-    1 where the process hangs in a library so that `hung` cannot be called.
+    Every thread's traceback goes to standard error, and the exit code is what `hung` returns. It is
+    1 where the process hangs in a library that keeps Python's lock, so that `hung` cannot be
+    called.
     """
 
     def end() -> None:

@@ -16,7 +16,7 @@ CALLS = {
 }  # fmt: skip
 # What this module unpickles was pickled by a process forked from its own, in memory that only the
 # two of them share: nothing is read.
-FORKED = {"cnnlib/system/supervisor.py": {"pickle"}}
+FORKED = {"cnnlib/system/shared_page.py": {"pickle"}}
 
 
 def forbidden(source: str) -> list[str]:

@@ -14,9 +14,15 @@ from typing import Any
 import pytest
 
 from cnnlib.errors import ConfigError
+from cnnlib.paths import ROOT
+from cnnlib.system import stop_requests
 from cnnlib.system import supervisor as supervising
 from cnnlib.system.interrupts import Stopped
-from cnnlib.system.supervisor import Died, Page, children, note, supervise, supervised
+from cnnlib.system.processes import children
+from cnnlib.system.shared_page import CAPACITY, Page
+from cnnlib.system.stop_requests import REQUESTS
+from cnnlib.system.supervisor import Died, note, supervise, supervised
+from cnnlib.system.traces import innermost
 
 
 def died(call: Callable[[], Any], **options: Any) -> Died:
@@ -73,7 +79,7 @@ def crash() -> None:
 
 
 def fill_the_page() -> bytes:
-    return bytes(2 * supervising.CAPACITY)
+    return bytes(2 * CAPACITY)
 
 
 def forget_files() -> None:
@@ -135,10 +141,10 @@ def test_the_place_of_a_crash_is_a_file_and_a_line() -> None:
 
 
 def test_the_projects_own_line_comes_first() -> None:
-    frames = [("/lib/x.py", 3, "deep"), (str(supervising.ROOT / "cnnlib/a.py"), 7, "forward")]
-    assert supervising._innermost(frames) == "forward of cnnlib/a.py:7"
-    assert supervising._innermost(frames[:1]) == "deep of x.py:3"
-    assert supervising._innermost([]) == ""
+    frames = [("/lib/x.py", 3, "deep"), (str(ROOT / "cnnlib/a.py"), 7, "forward")]
+    assert innermost(frames) == "forward of cnnlib/a.py:7"
+    assert innermost(frames[:1]) == "deep of x.py:3"
+    assert innermost([]) == ""
 
 
 def test_memory_that_ran_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +220,7 @@ def test_output_is_printed_once(tmp_path: Path) -> None:
         "import sys; from cnnlib.system.supervisor import supervise; print('before');"
         "supervise(lambda: print('within')); print('after')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=supervising.ROOT, stdout=subprocess.PIPE, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert done.stdout == "before\nwithin\nafter\n"
 
 
@@ -234,12 +238,12 @@ def handled(monkeypatch: pytest.MonkeyPatch) -> Any:
     def handle(number: int, frame: Any) -> None:
         raise Request(number)
 
-    before = {number: signal.signal(number, handle) for number in supervising.REQUESTS}
+    before = {number: signal.signal(number, handle) for number in REQUESTS}
     yield handle
     for number, handler in before.items():
         assert signal.getsignal(number) is handle
         signal.signal(number, handler)
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(supervising.REQUESTS)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(REQUESTS)
 
 
 def send(number: int, target: int, after: float = 0.3) -> subprocess.Popen[bytes]:
@@ -247,7 +251,7 @@ def send(number: int, target: int, after: float = 0.3) -> subprocess.Popen[bytes
     return subprocess.Popen(["sh", "-c", command])
 
 
-@pytest.mark.parametrize("number", supervising.REQUESTS)
+@pytest.mark.parametrize("number", REQUESTS)
 @pytest.mark.parametrize("alone", [False, True], ids=["caller", "call alone"])
 def test_a_request_is_no_failure(
     handled: Any, tmp_path: Path, number: signal.Signals, alone: bool
@@ -274,7 +278,7 @@ def test_a_request_is_no_failure(
 def test_a_request_ends_a_call_that_does_not_listen(
     handled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervising, "GRACE", 0.3)
+    monkeypatch.setattr(stop_requests, "GRACE", 0.3)
     began = time.monotonic()
     with send(signal.SIGTERM, os.getpid()), pytest.raises(Request):
         supervise(lambda: [ctypes.PyDLL(None).sleep(30) for _ in range(9)])
@@ -284,7 +288,7 @@ def test_a_request_ends_a_call_that_does_not_listen(
 def test_a_patient_request_leaves_all_the_time(
     handled: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervising, "GRACE", 0.1)
+    monkeypatch.setattr(stop_requests, "GRACE", 0.1)
 
     def call() -> str:
         from cnnlib.system.interrupts import asked_to_stop
@@ -305,7 +309,7 @@ def test_a_killed_caller_takes_the_call_with_it(tmp_path: Path) -> None:
         f"supervise(lambda: (pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())),"
         "time.sleep(60)))"
     )
-    caller = subprocess.Popen([sys.executable, "-c", code], cwd=supervising.ROOT)
+    caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     ends = time.monotonic() + 30
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < ends
@@ -338,6 +342,6 @@ def test_notes_of_any_length() -> None:
 def test_a_page_that_a_stage_has_written_over_says_nothing() -> None:
     page = Page()
     page.put(("returned", 1))
-    page._memory[:] = b"\x01" * supervising.CAPACITY
+    page._memory[:] = b"\x01" * CAPACITY
     assert page.notes == {}
     assert page.get() is None
