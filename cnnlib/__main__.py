@@ -44,6 +44,7 @@ for command in (
     show.ladder,
     show.stages,
     show.plan,
+    show.show_source,
 ):
     app.command()(command)
 # The name of the command's table, and the command's name in earlier versions.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlib.commands.options import CONFIG, ConfigFiles, columns, first
+from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one, columns, first
 
 if TYPE_CHECKING:
     from cnnlib.config import Config
@@ -91,6 +91,41 @@ def operators(stage: "Stage", settings: "Config", network: "Network") -> tuple[s
     except Unsupported as error:
         return remark, [f"unavailable: {error}"]
     return remark, columns(rows).splitlines()
+
+
+def show_source(
+    config: ConfigFiles = CONFIG,
+    stage: Annotated[str, typer.Option(help="A stage that runs on a GPU.")] = "tuned",
+    network: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default: the sweep's first.")] = None,
+    gpu: Annotated[str, typer.Option(help="The GPU whose limits decide on the sizes.")] = "h100",
+) -> None:
+    """Print the CUDA source that a stage generates for a network, on any machine.
+
+    It is what an engine compiles unless it chooses among several plans by measuring: structs of
+    sizes, and the kernels of kernels/ that are made with them.
+    """
+    from cnnlib.config import load_config
+    from cnnlib.device.architecture import ARCHITECTURES
+    from cnnlib.engine import Setup
+    from cnnlib.errors import ConfigError
+    from cnnlib.stages import find_stage
+
+    settings = load_config(config)
+    built = settings.network(
+        first(network, settings.sweep.networks),
+        first(dataset, settings.sweep.datasets),
+        "--network",
+    )
+    size = first(batch_size, settings.sweep.batch_sizes)
+    at_least_one(batch_size=size)
+    if gpu.lower() not in ARCHITECTURES:
+        raise ConfigError(f"unknown GPU {gpu!r} in --gpu; known: {', '.join(ARCHITECTURES)}")
+    limits = ARCHITECTURES[gpu.lower()].limits
+    setup = Setup(built, size, settings.training.learning_rate)
+    chosen = find_stage(stage, "--stage")
+    typer.echo(chosen.engine.source_on(chosen, setup, limits).rstrip("\n"))
 
 
 def ladder(

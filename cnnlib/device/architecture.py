@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cnnlib.device.api import DeviceLimits
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -25,6 +27,11 @@ class Architecture:
     of tensor cores that wait for each other (some 30 each).
     """
 
+    @property
+    def limits(self) -> DeviceLimits:
+        """What an open GPU of this kind would say of itself."""
+        return DeviceLimits("cuda", self.multiprocessors, self.shared_bytes)
+
 
 H100 = Architecture(
     name="H100",
@@ -38,3 +45,6 @@ H100 = Architecture(
 """The H100 SXM: NVIDIA H100 Tensor Core GPU Architecture (2022), CUDA C++ Programming Guide,
 tables of compute capability 9.0.
 """
+
+ARCHITECTURES = {architecture.name.lower(): architecture for architecture in (H100,)}
+"""By the name that a user gives."""

@@ -41,6 +41,7 @@ from cnnlib.device.api import (
     plain_arguments,
     shape_tuple,
 )
+from cnnlib.device.architecture import H100
 from cnnlib.device.cache import cached, content_key, included_files, kernels_folder
 from cnnlib.device.cache_folder import REMEDY, cache_folder, check_executable
 from cnnlib.device.compiler import (
@@ -72,8 +73,8 @@ _ARRAY_LETTERS = {
     "uint64": "Q",
 }
 _MESSAGE_BYTES = 512
-# What a block of an H100 may have; LARGE_LIMIT of kernels/emulated/runtime.cpp.
-_SHARED_BYTES = 227 * 1024
+# LARGE_LIMIT of kernels/emulated/runtime.cpp
+_SHARED_BYTES = H100.shared_bytes
 
 
 class _Launch(ctypes.Structure):

@@ -25,22 +25,27 @@ class KernelSource(NamedTuple):
     @property
     def struct(self) -> str:
         """The layer as a C++ type."""
-        # A size and its value are one word to the wrapping of lines.
-        values = ", ".join(f"{name}~=~{value}" for name, value in self.constants.items())
-        text = textwrap.fill(
-            f"static constexpr int {values};",
-            WIDTH,
-            initial_indent="  ",
-            subsequent_indent="      ",
-            break_on_hyphens=False,
-        )
-        return f"struct {self.label} {{\n{text.replace('~', ' ')}\n}};"
+        return f"struct {self.label} {{\n{declaration('int', self.constants)}\n}};"
 
     @property
     def entry_points(self) -> str:
         """The macro that makes the file's kernels for the layer: named as the file is."""
         name = self.file.removesuffix(".cuh").replace("/", "_").upper()
         return f"{name}_KERNELS({self.label})"
+
+
+def declaration(kind: str, constants: Mapping[str, int | str]) -> str:
+    """The declaration of a struct's constants of one type, in lines of WIDTH columns."""
+    # A size and its value are one word to the wrapping of lines.
+    values = ", ".join(f"{name}~=~{value}" for name, value in constants.items())
+    text = textwrap.fill(
+        f"static constexpr {kind} {values};",
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_on_hyphens=False,
+    )
+    return text.replace("~", " ")
 
 
 def translation_unit(parts: Sequence[KernelSource]) -> str:

@@ -32,9 +32,28 @@ def test_stages_and_plan(home: Home) -> None:
     assert said.count("\nstage ") == 1
     assert re.search(r"^  Loops +dense1$", said, re.M)
     plan = home("plan", "--stage", "tuned")
-    assert re.search(r"^  TunedFirst +conv1\+activation1\+subsample1$", plan, re.M)
+    assert re.search(r"^  TunedByteConv +conv1\+activation1\+subsample1$", plan, re.M)
     assert "unknown stage 'x' in --stage" in home.fails("plan", "--stage", "x")
     assert "unknown network 'x' in --network" in home.fails("plan", "--network", "x")
+
+
+@pytest.mark.parametrize("name", [stage.name for stage in stages.ALL if stage.runs_on == "cuda"])
+def test_source_needs_neither_gpu_nor_compiler(
+    home: Home, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    said = home("show-source", "--stage", name, "--network", "small", "--batch-size", "7")
+    assert "struct conv1 {" in said
+    assert "struct dense1 {" in said
+    assert len(said.splitlines()) < 120
+    assert home("show-source", "--stage", name, "--batch-size", "7", "--gpu", "H100") == said
+
+
+def test_source_that_there_is_not(home: Home) -> None:
+    assert "stage 'naive' has no generated source" in home.fails("show-source", "--stage", "naive")
+    assert "unknown GPU 'x' in --gpu; known: h100" in home.fails("show-source", "--gpu", "x")
+    assert "--batch-size must be at least 1" in home.fails("show-source", "--batch-size", "0")
+    assert "unknown network 'x' in --network" in home.fails("show-source", "--network", "x")
 
 
 class NoKernels(EmulatedDevice):

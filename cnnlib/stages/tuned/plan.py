@@ -13,6 +13,7 @@ from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Limits
 from cnnlib.engine import Planned, Stage
 from cnnlib.engine.shuffle import ROUNDS
+from cnnlib.engine.source import declaration
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Dense
 from cnnlib.stages.tuned.layout import SharedBuffer, Threads, lay_out, sectors
@@ -124,12 +125,11 @@ class BlockPlan:
                 operator.buffers(layout, position),
             )
         first = next((i for i, o in enumerate(self.operators) if o.needs.per_batch), None)
+        per_batch = [] if first is None else self.operators[first:]
         text += [
-            "using Net = tuned::Network<plan,",
-            f"                           tuned::PerImage<{templates(self.operators[:first])}>,",
-            f"                           tuned::PerBatch<{templates(self.operators[first:])}>>;"
-            if first is not None
-            else "                           tuned::PerBatch<>>;",
+            f"using PerImage = tuned::PerImage<{templates(self.operators[:first])}>;",
+            f"using PerBatch = tuned::PerBatch<{templates(per_batch)}>;",
+            "using Net = tuned::Network<plan, PerImage, PerBatch>;",
             "TUNED_ENTRY_POINTS(Net)",
             "",
         ]
@@ -138,7 +138,7 @@ class BlockPlan:
 
 def templates(operators: Sequence[TunedOperator]) -> str:
     """Template arguments: the class template of each operator, with its struct."""
-    return ", ".join(f"tuned::{o.template}<{o.label}, plan::Threads>" for o in operators)
+    return ",\n    ".join(f"tuned::{o.template}<{o.label}, plan::Threads>" for o in operators)
 
 
 def struct(
@@ -150,29 +150,19 @@ def struct(
     """Lines of a struct of constants and of buffers."""
     yield f"struct {name} {{"
     yield from (f"  {line}" for line in more)
-    for kind, chosen in (
-        ("bool", {k: v for k, v in config.items() if isinstance(v, bool)}),
-        ("int", {k: v for k, v in config.items() if not isinstance(v, bool)}),
-    ):
-        line = ""
-        for constant in (f"{k} = {constant_of(v)}" for k, v in chosen.items()):
-            if line and len(line) + len(constant) > 96:
-                yield f"  static constexpr {kind} {line};"
-                line = ""
-            line += f", {constant}" if line else constant
-        if line:
-            yield f"  static constexpr {kind} {line};"
+    flags = {name: str(value).lower() for name, value in config.items() if isinstance(value, bool)}
+    numbers = {
+        name: value.name if isinstance(value, IntEnum) else value
+        for name, value in config.items()
+        if name not in flags
+    }
+    yield declaration("int", numbers)
+    if flags:
+        yield declaration("bool", flags)
     for key, buffer in buffers.items():
         yield f"  using {key} = {buffer_of(buffer)};"
     yield "};"
     yield ""
-
-
-def constant_of(value: int) -> str:
-    """An integer, an enumerator or a truth value as C++ writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value.name if isinstance(value, IntEnum) else str(value)
 
 
 def buffer_of(buffer: SharedBuffer | None) -> str:
