@@ -10,7 +10,7 @@ from typing import cast
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Order
-from cnnlib.engine.gpu import DeviceEngine
+from cnnlib.engine.device_engine import DeviceEngine
 from cnnlib.engine.upload import LoadTimes
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measuring import schema

@@ -16,7 +16,8 @@ import numpy as np
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Limits
 from cnnlib.engine import Planned, Stage, options_of
-from cnnlib.engine.gpu import THREADS, GpuEngine, GpuOperator, GpuOptions, Launch
+from cnnlib.engine.gpu import GpuEngine
+from cnnlib.engine.gpu_operator import THREADS, GpuOperator, GpuOptions, Launch
 from cnnlib.layers import Activation, Conv, Dense, Layer, Subsample
 from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile_count, tile_of
 

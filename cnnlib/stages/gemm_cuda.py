@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Stage
-from cnnlib.engine.gpu import SUM_THREADS, THREADS, GpuEngine, GpuOperator, Launch
+from cnnlib.engine.gpu import GpuEngine
+from cnnlib.engine.gpu_operator import SUM_THREADS, THREADS, GpuOperator, Launch
 from cnnlib.layers import Activation, Conv, Dense, Subsample
 
 BLOCKS_PER_MULTIPROCESSOR = 2

@@ -13,7 +13,7 @@ from typing import ClassVar
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Limits
 from cnnlib.engine import Planned
-from cnnlib.engine.gpu import THREADS, GpuOptions, Launch
+from cnnlib.engine.gpu_operator import THREADS, GpuOptions, Launch
 from cnnlib.layers import Activation, Conv, Subsample
 from cnnlib.stages import fused
 from cnnlib.stages.fused import PLAIN_SHARED_BYTES, FusedConv

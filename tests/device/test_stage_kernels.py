@@ -4,7 +4,7 @@ import pytest
 
 from cnnlib.device import DeviceLimits, cuda
 from cnnlib.engine import Setup, Stage
-from cnnlib.engine.gpu import DeviceEngine
+from cnnlib.engine.device_engine import DeviceEngine
 from cnnlib.network import Network
 from tests.support.engines import GPU_STAGES
 from tests.support.networks import awkward, lenet5, simard

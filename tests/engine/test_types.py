@@ -13,7 +13,8 @@ HEAD = """
 from dataclasses import replace
 from cnnlib.engine import Stage
 from cnnlib.engine.cpu import MicroBatchEngine
-from cnnlib.engine.gpu import GpuEngine, GpuOptions
+from cnnlib.engine.gpu import GpuEngine
+from cnnlib.engine.gpu_operator import GpuOptions
 from cnnlib.layers import Conv
 from cnnlib.stages import gemm, gemm_cuda, naive, ring
 """

@@ -1,0 +1,121 @@
+"""What the engines of GPU stages share: the state of a training on the device, and its timing."""
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from cnnlib.device import Device, DeviceArray, Limits
+from cnnlib.engine.base import Engine
+from cnnlib.engine.stage import Op, Order, Setup, Stage
+from cnnlib.engine.upload import LoadTimer, LoadTimes, device_array, resident_limit
+from cnnlib.errors import Unsupported
+from cnnlib.layers import Array
+
+PROFILE_SECONDS = 0.01
+"""Approximate time that a profile spends on each kernel."""
+PROFILE_LAUNCHES = 256
+"""Most launches of a kernel in a row; there are many, so that the first one's latency is lost."""
+
+
+class DeviceEngine(Engine[Op]):
+    """An engine whose parameters, velocity, gradient and losses lie on a device."""
+
+    device: Device
+    resident: int | None = None
+    """Images on the device at a time, once a training set is loaded."""
+
+    @classmethod
+    def kernels_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> list[str]:
+        """Names of the kernels that an engine of these arguments launches from its source_on."""
+        raise Unsupported(f"stage '{stage.name}' has no generated source")
+
+    @property
+    def choices(self) -> Mapping[str, object]:
+        return {"resident_images": self.resident}
+
+    def _allocate_state(self) -> None:
+        """Make arrays for the training's vectors and for a batch's images, labels and losses."""
+        batch, network = self.setup.batch_size, self.network
+        self._parameters = self.array((network.parameter_count,))
+        self._velocity = self.array((network.parameter_count,))
+        self._velocity.fill_bytes(0)
+        self._gradient = self.array((network.parameter_count,))
+        self._losses = self.array((batch,))
+        self._batch_images = self.array((batch, *network.input_shape), np.uint8)
+        self._batch_labels = self.array((batch,), np.uint8)
+        self._allocate_rates(1)
+
+    def _allocate_rates(self, steps: int) -> None:
+        """Make an array for the learning rates of a load's steps, filled with the constant rate."""
+        self._rates, self._last_rates = self.array((steps,)), np.zeros(0)
+        self._upload_rates(self.rates_of(steps, None))
+
+    def _upload_rates(self, rates: Array) -> None:
+        """Copy the rates (steps,) of the next steps, unless the device has them already."""
+        if np.array_equal(rates, self._last_rates[: len(rates)]):
+            return
+        self._rates.part(0, (len(rates),)).set(np.ascontiguousarray(rates, dtype=np.float32))
+        self._last_rates = rates.copy()
+
+    def _resident_limit(self) -> int:
+        """Images that may be on the device at a time, if that is at least a batch."""
+        image_bytes = math.prod(self.network.input_shape)
+        return resident_limit(self.device, self.setup.resident_images, image_bytes)
+
+    def _time(self, run: Callable[[], None]) -> float:
+        """Seconds of one launch: the mean over as many in a row as PROFILE_SECONDS allow."""
+        began, ended = self.device.event(), self.device.event()
+        count = 1
+        while True:
+            began.record()
+            for _ in range(count):
+                run()
+            ended.record()
+            self.device.synchronize()
+            seconds = ended.seconds_since(began)
+            if seconds > PROFILE_SECONDS / 4 or count >= PROFILE_LAUNCHES:
+                return seconds / count
+            count *= 4
+
+    @abstractmethod
+    def _train(self, order: Order, rates: Array, timer: LoadTimer | None) -> float:
+        """Train on the batches of `order` at `rates`, one a step; returns the mean loss.
+
+        With `timer`, the moments of every piece of the images are recorded.
+        """
+
+    def array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
+        """A device array that kernels can index."""
+        return device_array(self.device, shape, dtype)
+
+    def train(self, order: Order, rates: Array | None = None) -> float:
+        steps = len(order) // self.setup.batch_size
+        return self._train(order, self.rates_of(steps, rates), None)
+
+    def train_timed(self, order: Order) -> LoadTimes:
+        """Train as `train` does and measure where the time goes, which itself takes a little."""
+        timer = LoadTimer(self.device)
+        steps = len(order) // self.setup.batch_size
+        began = time.perf_counter()
+        self._train(order, self.rates_of(steps, None), timer)
+        return timer.times(time.perf_counter() - began)
+
+    @property
+    def parameters(self) -> Array:
+        return self._parameters.get()
+
+    @parameters.setter
+    def parameters(self, vector: Array) -> None:
+        self._parameters.set(np.ascontiguousarray(vector, dtype=np.float32))
+
+    @property
+    def velocity(self) -> Array:
+        return self._velocity.get()
+
+    @velocity.setter
+    def velocity(self, vector: Array) -> None:
+        self._velocity.set(np.ascontiguousarray(vector, dtype=np.float32))
