@@ -21,6 +21,7 @@ extensions = [
     "config_reference",
     "published",
     "plain_docstrings",
+    "shared_memory",
 ]
 exclude_patterns = ["_build", "_extensions"]
 source_suffix = {".md": "markdown"}

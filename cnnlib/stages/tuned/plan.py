@@ -21,15 +21,15 @@ from cnnlib.stages.tuned.operator import INSTEAD, Position, TunedOperator
 
 MAX_IMAGES = 16
 """Images that a block takes together, at most: two tiles of a product. More did not make a step
-faster (TUNING.md, stage tuned).
+faster (docs/tuning/tuned.md).
 """
 ONE_TEAM = Threads(256)
 """256 threads instead of 512 have twice the registers, and nothing is spilled: a step at batch 64
-took 25.6 instead of 28.9 us on an H100 (TUNING.md).
+took 25.6 instead of 28.9 us on an H100 (docs/tuning).
 """
 TWO_TEAMS = Threads(256, teams=2)
 """For blocks with more than two images: one team computes while the other waits. A step at batch
-4096 took 340 instead of 396 us on an H100 (TUNING.md).
+4096 took 340 instead of 396 us on an H100 (docs/tuning).
 """
 TRIED = (ONE_TEAM, TWO_TEAMS, Threads(512), Threads(512, teams=4))
 """What is tried where the plan is chosen by measuring."""
