@@ -42,7 +42,7 @@ COLORS = {
 }
 WIDTH, BAR, GAP, LEFT = 760, 30, 26, 130
 """Of the drawing: its width, and of a bar its height, what separates it, and where it begins."""
-NAMED = 0.04
+NAMED = 0.05
 """A share of the memory that has room for a name in the drawing."""
 
 
