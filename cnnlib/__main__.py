@@ -8,11 +8,10 @@ import signal
 import sys
 import warnings
 from types import FrameType
-from typing import Any
 
 import typer
 
-from cnnlib.commands import data, examine, measuring, probe, show, training
+from cnnlib.commands import data, examine, measuring, predict, probe, show, training
 from cnnlib.errors import UserError, one_line
 from cnnlib.system.interrupts import SIGNALS
 
@@ -30,7 +29,7 @@ for command in (
     data.download,
     data.prepare,
     training.train,
-    training.predict,
+    predict.predict,
     measuring.measure,
     measuring.sweep,
     measuring.transfers,
@@ -47,9 +46,7 @@ for command in (
     show.show_source,
 ):
     app.command()(command)
-# The name of the command's table, and the command's name in earlier versions.
-for name in ("cpu_profile", "functions"):
-    app.command(name, hidden=True)(examine.cpu_profile)
+app.command("functions", hidden=True)(examine.cpu_profile)  # its name in earlier versions
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,7 +84,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _say_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+def _say_warning(message: Warning | str, *where: object, **more: object) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 

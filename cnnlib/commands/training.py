@@ -1,10 +1,11 @@
-"""Commands that train a network and that use one."""
+"""The command that trains a network and writes its weights."""
 
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -17,19 +18,14 @@ from cnnlib.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from cnnlib.config import Config
     from cnnlib.datasets import Dataset
     from cnnlib.training.checkpoint import State
 
 LINE_SECONDS = 10.0
 """Seconds between two lines of progress where there is no terminal for a progress bar."""
-BAR_WIDTH = 40
-CERTAIN = 0.9
-"""Probability below which an answer is doubtful.
-
-Of LeNet-5's answers to 2,438 artificial photos of MNIST's test images, 99.5 % of those above this
-probability were right, and 61 % of the 94 below it.
-"""
 
 
 def train(
@@ -140,7 +136,7 @@ def train(
     typer.echo(f"weights: {out}")
 
 
-def with_training(settings: "Config", changes: dict[str, Any]) -> "Config":
+def with_training(settings: "Config", changes: Mapping[str, object]) -> "Config":
     """The config with other values in `training`, checked like those of a file."""
     from pydantic import ValidationError
 
@@ -149,7 +145,7 @@ def with_training(settings: "Config", changes: dict[str, Any]) -> "Config":
     from cnnlib.network import first_problem
 
     try:
-        training = Training.model_validate(settings.training.model_dump() | changes)
+        training = Training.model_validate({**settings.training.model_dump(), **changes})
     except ValidationError as error:
         raise ConfigError(first_problem(error, "training")) from None
     return settings.model_copy(update={"training": training})
@@ -193,7 +189,7 @@ class Progress:
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-        self.bar: Any = None
+        self.bar: tqdm[NoReturn] | None = None
         self.said = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -227,91 +223,3 @@ class Progress:
         if self.bar is not None:
             self.bar.clear()
         typer.echo(line, err=err)
-
-
-def predict(
-    pictures: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Photos or scans of one digit each: PNG, JPEG, WebP, BMP, TIFF or GIF."
-        ),
-    ],
-    weights: Annotated[Path, typer.Option(help="The file written by `train`.")] = Path(
-        "results/weights.npz"
-    ),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON list with an object for each picture.")
-    ] = False,
-) -> None:
-    """Recognise the digit in each picture, with the probability of every class.
-
-    An answer below 90 % is marked as doubtful and names the runner-up. Pictures that cannot be read
-    are named on stderr; the others get their answers, and the exit code is 2.
-    """
-    import json
-
-    import numpy as np
-
-    from cnnlib.engine import Setup
-    from cnnlib.errors import DataError
-    from cnnlib.layers import softmax
-    from cnnlib.photos.image import picture_format, read_image
-    from cnnlib.stages import find_stage
-    from cnnlib.training.weights import load_weights
-
-    if kind := picture_format(weights):
-        raise DataError(
-            f"--weights {weights} is a {kind} picture: the option takes the file that `train` "
-            f"wrote; pictures are given without an option"
-        )
-    loaded = load_weights(weights)
-    stage = find_stage("gemm", "predict")
-    setup = Setup(loaded.network, 1, 0.0, mean=loaded.mean, deviation=loaded.deviation)
-    answers: list[dict[str, Any]] = []
-    failed = False
-    with stage.engine(stage, setup) as engine:
-        engine.parameters = loaded.parameters
-        for picture in pictures:
-            try:
-                image = read_image(picture, loaded.network.input_shape)
-            except DataError as error:
-                failed = True
-                typer.echo(f"error: {error}", err=True)
-                answers.append({"picture": str(picture), "error": str(error)})
-                continue
-            shares = softmax(engine.logits(image[np.newaxis])[0].astype(np.float64))
-            answers.append({"picture": str(picture), **answer(shares.tolist())})
-            if not as_json:
-                typer.echo(in_words(answers[-1]))
-    if as_json:
-        typer.echo(json.dumps(answers, indent=2))
-    if failed:
-        raise typer.Exit(2)
-
-
-def answer(shares: list[float]) -> dict[str, Any]:
-    """The most probable class, the runner-up, and whether the answer is doubtful."""
-    best, *others = sorted(range(len(shares)), key=lambda class_: -shares[class_])
-    return {
-        "class": best,
-        "probability": shares[best],
-        "doubtful": not shares[best] >= CERTAIN,
-        "runner_up": others[0] if others else None,
-        "probabilities": shares,
-    }
-
-
-def in_words(found: dict[str, Any]) -> str:
-    """An answer as lines of text: the class, and a bar for every class."""
-    shares = found["probabilities"]
-    doubt = ""
-    if found["doubtful"]:
-        doubt = f" (doubtful: {100 * found['probability']:.1f} %"
-        if found["runner_up"] is not None:
-            doubt += f"; or {found['runner_up']}: {100 * shares[found['runner_up']]:.1f} %"
-        doubt += ")"
-    lines = [f"{found['picture']}: {found['class']}{doubt}"]
-    for class_, share in enumerate(shares):
-        bar = "#" * round(BAR_WIDTH * share)
-        lines.append(f"{class_:>4}  {100 * share:6.2f} %  {bar}".rstrip())
-    return "\n".join(lines)

@@ -13,7 +13,6 @@ import dataclasses
 import pstats
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,6 +31,9 @@ from cnnlib.training.target import check_batch, open_engine, open_target, setup_
 
 SMALLEST = 0.001
 """Share of the time below which a function is left out."""
+
+Timings = dict[tuple[str, int, str], tuple[int, int, float, float, object]]
+"""(file, line, function) -> (primitive calls, calls, own seconds, total seconds, callers)."""
 
 
 def measure_cpu_profile(config: Config, run: Run, dataset: Dataset, out: Path) -> None:
@@ -74,7 +76,7 @@ def measure_cpu_profile(config: Config, run: Run, dataset: Dataset, out: Path) -
 
 def hottest(profiler: cProfile.Profile) -> list[Row]:
     """Functions by the time spent in themselves, largest first, without identity."""
-    stats: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    stats: Timings = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
     whole = sum(own for _, _, own, _, _ in stats.values())
     found = [
         (own, readable(file, line, name), calls, total)

@@ -5,10 +5,9 @@ A stage that hangs or ends its process gets a `failed` row with the reason.
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
@@ -86,14 +85,14 @@ def race_isolated(config: Config, stage: str, dataset: Dataset, out: Path) -> li
 
 
 def examine_isolated(
-    config: Config, run: Run, table: str, out: Path, call: Callable[[], Any]
+    config: Config, run: Run, table: str, out: Path, call: Callable[[], object]
 ) -> str:
     """Make a call that writes a table other than those of runs, in a process of its own.
 
     If the stage fails, ends the process or cannot run here, the table is one row without numbers.
     Returns the reason, or "" if the call has written its rows.
     """
-    notes: dict[str, Any] = {}
+    notes: Mapping[str, object] = {}
     try:
         supervise(call, limit=_limit(config))
     except Unsupported as error:
@@ -145,8 +144,8 @@ def _explained(died: Died, config: Config, stage: str, what: Path) -> Died:
     )
 
 
-def _device(stage: str, notes: dict[str, Any]) -> tuple[str, str]:
+def _device(stage: str, notes: Mapping[str, object]) -> tuple[str, str]:
     """Name and kind of the run's device; the processor's if the run ended before it was opened."""
     if "device" in notes:
-        return notes["device"], notes["device_kind"]
+        return str(notes["device"]), str(notes["device_kind"])
     return cpu_description(find_stage(stage, "--stage").threads), "cpu"

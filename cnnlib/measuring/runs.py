@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cnnlib import datasets
 from cnnlib.config import Config, load_config, parse_config
@@ -60,7 +59,7 @@ def seed_of(config: Config, repeat: int) -> int:
     return config.training.seed + repeat - 1
 
 
-def run_settings(config: Config, dataset: str, network: str, runs_on: str) -> dict[str, Any]:
+def run_settings(config: Config, dataset: str, network: str, runs_on: str) -> dict[str, object]:
     """The settings that can change what a run measures, except those of its data.
 
     `runs_on` is that of its stage.

@@ -67,13 +67,13 @@ class Gpu:
     def __init__(self, bus_id: str, process: int) -> None:
         import pynvml
 
-        self._nvml: Any = pynvml
+        self._nvml: Any = pynvml  # which has no types
         self._process, self._seen = process, False
         self.listed: list[ListedProcess] | None = None
         pynvml.nvmlInit()
         self._handle = pynvml.nvmlDeviceGetHandleByPciBusId(bus_id)
         self._instances = self._find_instances()
-        self._own_instance: Any = None
+        self._own_instance: object = None
 
     def read(self) -> list[float]:
         """The values of a Reading from device_memory_mib to temperature_celsius."""
@@ -91,7 +91,7 @@ class Gpu:
             or_nan(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         ]
 
-    def _find_instances(self) -> list[Any]:
+    def _find_instances(self) -> list[object]:
         """The parts into which MIG has divided the card; none where it has not."""
         found = []
         with contextlib.suppress(Exception):

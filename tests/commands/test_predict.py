@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cnnlib.__main__ import main
-from cnnlib.commands import training
+from cnnlib.commands import predict
 from tests.support.command_line import TRAIN, Home
 
 pytestmark = pytest.mark.quick
@@ -89,14 +89,14 @@ def test_predict_as_json(home: Home) -> None:
 
 
 def test_doubt_is_shown() -> None:
-    doubtful = training.answer([0.02, 0.61, 0.37])
-    assert training.in_words(doubtful | {"picture": "a.png"}).splitlines()[0] == (
+    doubtful = predict.answer("a.png", [0.02, 0.61, 0.37])
+    assert predict.in_words(doubtful).splitlines()[0] == (
         "a.png: 1 (doubtful: 61.0 %; or 2: 37.0 %)"
     )
-    certain = training.answer([0.02, 0.06, 0.92])
-    assert training.in_words(certain | {"picture": "a.png"}).splitlines()[0] == "a.png: 2"
-    assert not training.answer([1.0])["doubtful"]
-    assert training.answer([float("nan")] * 2)["doubtful"]
+    certain = predict.answer("a.png", [0.02, 0.06, 0.92])
+    assert predict.in_words(certain).splitlines()[0] == "a.png: 2"
+    assert not predict.answer("a.png", [1.0])["doubtful"]
+    assert predict.answer("a.png", [float("nan")] * 2)["doubtful"]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])

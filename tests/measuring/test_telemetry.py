@@ -65,11 +65,13 @@ def test_power_of_an_older_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_container_knows_its_process_by_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(Nvml(processes=(5,)), monkeypatch)["process_memory_mib"] == 1024
     assert math.isnan(read(Nvml(processes=(5, 6)), monkeypatch)["process_memory_mib"])
-    monkeypatch.setitem(sys.modules, "pynvml", Nvml(processes=(77,)))
+    nvml, other = Nvml(processes=(77,)), Nvml(processes=(5,))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
     gpu = Gpu("0000:01:00.0", process=77)
     gpu.read()
     # When it is gone again, another process must not be taken for it.
-    gpu._nvml = Nvml(processes=(5,))
+    query = "nvmlDeviceGetComputeRunningProcesses"
+    setattr(nvml, query, getattr(other, query))
     assert math.isnan(gpu.read()[2])
 
 
