@@ -13,7 +13,10 @@ def download(
     folder: Annotated[Path, typer.Option(help="The folder for its files.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Download a data set's files from the first mirror that has them, and check them."""
+    """Download a data set's files and check them.
+
+    Each file comes from the first mirror that has it.
+    """
     from cnnlib import datasets
     from cnnlib.config import load_config
 

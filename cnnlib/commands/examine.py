@@ -17,9 +17,10 @@ def cpu_profile(
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Profile training steps of a CPU stage: calls and seconds of every function.
+    """Profile the functions of a CPU stage.
 
-    A stage that fails gets a row with the reason.
+    The table holds the calls and seconds of every function in training steps. A stage that fails
+    gets a row with the reason.
     """
     from cnnlib import datasets
     from cnnlib.config import load_config
@@ -44,7 +45,10 @@ def pictures(
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Write the test images whose predictions are recorded: one of each class, and hard ones."""
+    """Write the test images that are watched in training.
+
+    They are one image of each class, and the data set's hard_images.
+    """
     from cnnlib.measuring import schema
     from cnnlib.measuring.learning_curve import pictures as pictures_of
     from cnnlib.measuring.runs import load_experiment, sweep_dataset
@@ -61,7 +65,10 @@ def features(
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Train each network of the sweep by stage gemm; write its first filters and feature maps."""
+    """Write filters and feature maps of trained networks.
+
+    Each network of the sweep is trained by stage gemm.
+    """
     from cnnlib.files import check_writable
     from cnnlib.measuring import schema
     from cnnlib.measuring.feature_maps import feature_maps

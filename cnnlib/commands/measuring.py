@@ -27,11 +27,12 @@ def measure(
     ] = False,
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Time epochs and single steps of one run; the stage is checked before and after.
+    """Time one run: epochs and single steps.
 
-    A batch that does not fit the device, a loss that is not finite and a network that no check can
-    judge are results and get rows. With --mark, so is a stage that raises an exception, trains
-    wrongly, hangs or ends its process; without it, that is an error.
+    The stage is checked before and after it is timed. A batch that does not fit the device, a loss
+    that is not finite and a network that no check can judge are results and get rows. With --mark,
+    so is a stage that raises an exception, trains wrongly, hangs or ends its process; without it,
+    that is an error.
 
     With measuring.full a long run is saved under results/checkpoints every half minute, and when
     SIGTERM or SIGUSR1 ends it; the same command resumes it.
@@ -57,10 +58,10 @@ def measure(
 
 
 def sweep(config: ConfigFiles = CONFIG) -> None:
-    """Time every run of the sweep that has no result, has failed or was disturbed.
+    """Time all runs of the sweep that are due.
 
-    A run is disturbed by other processes on its GPU. A run whose files were removed or altered, or
-    that was measured with other settings or data, is measured again; a change to the code goes
+    A run is due if it has no result, has failed, was disturbed by other processes on its GPU, was
+    measured with other settings or data, or if its files were altered. A change to the code goes
     unnoticed here (the workflow notices it).
 
     The runs and their order are those of the workflow's rule `measure`. Each run has a process of
@@ -96,9 +97,10 @@ def transfers(
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Time epochs with few to all images on the GPU per load, and where the time goes.
+    """Time epochs with few to all images on the GPU.
 
-    A stage that fails gets a row with the reason.
+    The table shows where the time goes for each number of images per load. A stage that fails gets
+    a row with the reason.
     """
     from cnnlib import datasets
     from cnnlib.config import load_config
@@ -125,7 +127,10 @@ def race(
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Train the recipe of the config's section `race` from all its seeds: accuracy against time."""
+    """Train the recipe of section `race` from all its seeds.
+
+    The table holds the accuracy and the time after each epoch.
+    """
     from statistics import fmean
 
     from cnnlib import datasets
@@ -152,12 +157,13 @@ def race(
 
 
 def check(config: ConfigFiles = CONFIG) -> None:
-    """Check the config, and every stage of its sweep against the reference on this machine.
+    """Check the config and the stages of its sweep.
 
-    Each stage and batch size is checked in a process of its own, for at most
-    measuring.limit_seconds; further batch sizes of a stage that has hung are skipped. The exit code
-    is 1 if a stage computes something else, fails in any other way, cannot run here, or has a
-    network that no check can judge (the verdict is then `unjudged`).
+    The stages are compared with the reference on this machine. Each stage and batch size is checked
+    in a process of its own, for at most measuring.limit_seconds; further batch sizes of a stage
+    that has hung are skipped. The exit code is 1 if a stage computes something else, fails in any
+    other way, cannot run here, or has a network that no check can judge (the verdict is then
+    `unjudged`).
     """
     from cnnlib.config import load_config
     from cnnlib.measuring.runs import check_experiment

@@ -49,10 +49,11 @@ def predict(
         bool, typer.Option("--json", help="Print a JSON list with an object for each picture.")
     ] = False,
 ) -> None:
-    """Recognise the digit in each picture, with the probability of every class.
+    """Recognise the digit in each picture.
 
-    An answer below 90 % is marked as doubtful and names the runner-up. Pictures that cannot be read
-    are named on stderr; the others get their answers, and the exit code is 2.
+    The probability of every class is shown. An answer below 90 % is marked as doubtful and names
+    the runner-up. Pictures that cannot be read are named on stderr; the others get their answers,
+    and the exit code is 2.
     """
     import json
 

@@ -12,7 +12,10 @@ def probe(
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
 ) -> None:
-    """Measure the machine's own limits: latencies, bandwidths, peak arithmetic of GPU and CPU."""
+    """Measure the machine's own limits.
+
+    They are latencies, bandwidths and the peak arithmetic of GPU and CPU.
+    """
     from tqdm import tqdm
 
     from cnnlib.config import load_config

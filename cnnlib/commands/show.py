@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def stages() -> None:
-    """List the stages of the ladder, their variants and the peers, and what each one changes."""
+    """List all stages and what each one changes.
+
+    They are the stages of the ladder, their variants, and the peers.
+    """
     from cnnlib.stages import ALL, problems
 
     rows = [[stage.name, stage.runs_on, stage.change] for stage in ALL]
@@ -32,7 +35,7 @@ def plan(
         list[str] | None, typer.Option(help="Can be repeated; default: all stages of the ladder.")
     ] = None,
 ) -> None:
-    """Show a network's layers, and which operator of each stage serves which of them.
+    """Show which operators serve a network's layers.
 
     The operators are those that run.json would name. For a stage that cannot take the network the
     reason is shown. Without a GPU its limits are unknown; then only what exceeds every GPU is
@@ -101,7 +104,9 @@ def show_source(
     batch_size: Annotated[int | None, typer.Option(help="Default: the sweep's first.")] = None,
     gpu: Annotated[str, typer.Option(help="The GPU whose limits decide on the sizes.")] = "h100",
 ) -> None:
-    """Print the CUDA source that a stage generates for a network, on any machine.
+    """Print the CUDA source that a stage generates.
+
+    It needs no GPU.
 
     It is what an engine compiles unless it chooses among several plans by measuring: structs of
     sizes, and the kernels of kernels/ that are made with them.
@@ -131,7 +136,7 @@ def show_source(
 def ladder(
     results: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
 ) -> None:
-    """Print the table of stages, times and speedups that the last `make run` made."""
+    """Print the last table of stages, times and speedups."""
     from cnnlib.errors import DataError
 
     path = results / "tables" / "ladder.md"

@@ -53,10 +53,11 @@ def train(
         typer.Option(help="Saved every half minute and after each epoch; resumed if it exists."),
     ] = None,
 ) -> None:
-    """Train a network and write its weights; print the test accuracy after every epoch.
+    """Train a network and write its weights.
 
-    When the loss is no longer finite, the exit code is 1 and no weights are written. SIGTERM and
-    SIGUSR1 end the training within about a second, with the checkpoint saved.
+    The test accuracy is printed after every epoch. When the loss is no longer finite, the exit code
+    is 1 and no weights are written. SIGTERM and SIGUSR1 end the training within about a second,
+    with the checkpoint saved.
     """
     from cnnlib.config import load_config
     from cnnlib.files import PROBE_BYTES, check_writable, exclusive

@@ -51,7 +51,7 @@ DOING = {
     "sustain": "training for its energy",
     "close": "closing",
 }
-"""What a run does in each of its phases (cnnlib.measuring.telemetry.Sampler.phase)."""
+"""What a run does in each of its phases (cnnlib.measuring.telemetry.Telemetry.phase)."""
 
 
 class Died(Exception):

@@ -105,12 +105,12 @@ def test_a_card_that_denies_all_but_the_memory_of_the_process(
     nvml = Changing(visitor=os.getppid())
     nvml.nvmlDeviceGetMemoryInfo = nvml._fail
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    with Telemetry(0.001) as sampler:
-        sampler.attach("0000:01:00.0")
+    with Telemetry(0.001) as sensors:
+        sensors.attach("0000:01:00.0")
         nvml.looked_at(1)
-        sampler.phase("train")
+        sensors.phase("train")
         nvml.looked_at(20)
-    trained = [row for row in sampler.record.rows() if row["phase"] == "train"]
+    trained = [row for row in sensors.record.rows() if row["phase"] == "train"]
     assert {row["status"] for row in trained} == {"ok"}
     assert {row["process_memory_mib"] for row in trained} == {1024}
     assert all(math.isnan(row["device_memory_mib"]) for row in trained)
@@ -141,16 +141,16 @@ def spanned(rows: list[dict[str, Any]]) -> int:
 
 
 def test_readings_by_phase(nvml: Changing) -> None:
-    with Telemetry(0.002) as sampler:
+    with Telemetry(0.002) as sensors:
         began = time.perf_counter()
-        sampler.attach("0000:01:00.0")
+        sensors.attach("0000:01:00.0")
         nvml.looked_at(30)
         before_training = time.perf_counter() - began
-        sampler.phase("train")
+        sensors.phase("train")
         nvml.looked_at(100)
-        sampler.phase("evaluate")
+        sensors.phase("evaluate")
         nvml.looked_at(30)
-    rows = sampler.record.rows()
+    rows = sensors.record.rows()
     assert [row["sample"] for row in rows] == list(range(1, len(rows) + 1))
     phases = [row["phase"] for row in rows]
     assert sorted(set(phases), key=phases.index) == ["open", "train", "evaluate"]
@@ -169,24 +169,24 @@ def test_readings_by_phase(nvml: Changing) -> None:
 
 def test_a_gpu_that_is_lost_in_the_middle(nvml: Changing) -> None:
     """The reader goes on; what it saw before is kept, and the rest is unavailable."""
-    with Telemetry(0.001) as sampler:
-        sampler.attach("0000:01:00.0")
+    with Telemetry(0.001) as sensors:
+        sensors.attach("0000:01:00.0")
         nvml.looked_at(1)
-        sampler.phase("train")
+        sensors.phase("train")
         nvml.looked_at(20)
         nvml.lost.value = 1
         nvml.looked_at(20)
-        sampler.phase("sustain")
+        sensors.phase("sustain")
         nvml.looked_at(20)
-    rows = [row for row in sampler.record.rows() if row["phase"] == "train"]
+    rows = [row for row in sensors.record.rows() if row["phase"] == "train"]
     status = [row["status"] for row in rows]
     assert {status[0], status[-1]} == {"ok", "unavailable"}
     assert status == sorted(status)
     lost = rows[-1]
     assert lost["host_memory_mib"] > 1
     assert all(math.isnan(lost[name]) for name in ("power_watts", "process_memory_mib"))
-    assert energy_row(sampler.record, 100)["status"] == "unavailable"
-    assert sampler.record.others("train") == []
+    assert energy_row(sensors.record, 100)["status"] == "unavailable"
+    assert sensors.record.others("train") == []
 
 
 @pytest.mark.parametrize("phase", ["open", "train", "profile"])
@@ -194,19 +194,19 @@ def test_another_process_is_noticed_in_the_phase_in_which_it_comes(
     nvml: Changing, phase: str
 ) -> None:
     phases = ("open", "train", "profile")
-    with Telemetry(0.001) as sampler:
-        sampler.attach("0000:01:00.0")
+    with Telemetry(0.001) as sensors:
+        sensors.attach("0000:01:00.0")
         for name in phases:
-            sampler.phase(name)
+            sensors.phase(name)
             nvml.looked_at()
             nvml.visited.value = int(name == phase)
             nvml.looked_at()
             nvml.visited.value = 0
             nvml.looked_at()
-    assert sampler.record.saw_processes
-    noticed = {name: [other.process for other in sampler.record.others(name)] for name in phases}
+    assert sensors.record.saw_processes
+    noticed = {name: [other.process for other in sensors.record.others(name)] for name in phases}
     assert noticed == {name: [os.getppid()] if name == phase else [] for name in phases}
-    (other,) = sampler.record.others()
+    (other,) = sensors.record.others()
     assert (other.name, other.memory_mib) == ("/usr/bin/other", 3 * 1024)
 
 
@@ -265,20 +265,20 @@ def test_training_is_sustained(monkeypatch: pytest.MonkeyPatch, step: float, win
 
 def test_without_nvml_the_host_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml("nvmlInit"))
-    with Telemetry(0.01) as sampler:
-        sampler.attach("0000:01:00.0")
-        sampler.phase("train")
+    with Telemetry(0.01) as sensors:
+        sensors.attach("0000:01:00.0")
+        sensors.phase("train")
         time.sleep(0.3)
-    rows = sampler.record.rows()
+    rows = sensors.record.rows()
     assert rows
     assert {row["status"] for row in rows} == {"unavailable"}
     assert all(math.isnan(row["power_watts"]) for row in rows)
-    assert energy_row(sampler.record, 100)["status"] == "unavailable"
+    assert energy_row(sensors.record, 100)["status"] == "unavailable"
 
 
 def test_the_reader_ends_with_the_run() -> None:
-    with Telemetry(0.01) as sampler:
-        pid = sampler.pid
+    with Telemetry(0.01) as sensors:
+        pid = sensors.pid
         assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -287,31 +287,31 @@ def test_the_reader_ends_with_the_run() -> None:
 def test_a_reader_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "PATIENCE", 0.2)
     began = time.monotonic()
-    with Telemetry(0.01) as sampler:
-        pid = sampler.pid
+    with Telemetry(0.01) as sensors:
+        pid = sensors.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
     assert time.monotonic() - began < 5
-    assert sampler.record.rows() == []
+    assert sensors.record.rows() == []
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
 def test_a_reader_that_dies_is_no_error() -> None:
-    with Telemetry(0.01) as sampler:
-        assert sampler.pid is not None
-        os.kill(sampler.pid, signal.SIGKILL)
+    with Telemetry(0.01) as sensors:
+        assert sensors.pid is not None
+        os.kill(sensors.pid, signal.SIGKILL)
         time.sleep(0.05)
-        sampler.attach("0000:01:00.0")
-        sampler.phase("train")
-    assert sampler.record.rows() == []
-    assert energy_row(sampler.record, 1)["status"] == "unavailable"
+        sensors.attach("0000:01:00.0")
+        sensors.phase("train")
+    assert sensors.record.rows() == []
+    assert energy_row(sensors.record, 1)["status"] == "unavailable"
 
 
 def test_a_killed_run_leaves_no_reader() -> None:
     program = (
         "import time\nfrom cnnlib.measuring.telemetry import Telemetry\n"
-        "with Telemetry(0.01) as sampler:\n    print(sampler.pid, flush=True)\n    time.sleep(60)\n"
+        "with Telemetry(0.01) as sensors:\n    print(sensors.pid, flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
