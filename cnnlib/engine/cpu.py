@@ -87,7 +87,10 @@ class MicroBatchOperator(ABC):
 
     @abstractmethod
     def backward(self) -> None:
-        """Compute `source_error` from `target_error` (which may be spoilt), add to `gradients`."""
+        """Compute `source_error` from `target_error`, and add to `gradients`.
+
+        `target_error` may be overwritten.
+        """
 
     def buffer(self, *shape: int) -> Array:
         """A new array of the source's dtype, full of NaN: reading before writing is noticed."""
@@ -192,7 +195,7 @@ class Exchange:
         self.error = shared_zeros((network.classes, batch), dtype)
 
     def add_losses(self, lane: Lane, part: slice, batch: int) -> float:
-        """Sum of the losses of `part`; the lane's gradient becomes that of the sum over `batch`."""
+        """The sum of the losses of `part`; puts its share of the mean's gradient into the lane."""
         total = 0.0
         lane.gradient.fill(0)
         for images in lane.micro_batches(part):
@@ -203,7 +206,7 @@ class Exchange:
         return total
 
     def push_errors(self, lane: Lane, part: slice, batch: int) -> float:
-        """The lane's gradient becomes that of `part` for the derivatives in `error`."""
+        """Put the gradient of `part` into the lane, for the derivatives in `error`."""
         lane.gradient.fill(0)
         for images in lane.micro_batches(part):
             lane.forward(self.images[images])
@@ -245,7 +248,7 @@ class MicroBatchEngine(Engine[MicroBatchFactory]):
         self.lane = self._new_lane(size, exchange.gradients[0])
         self.operators = self.lane.operators
         self._reader: Lane | None = None
-        # BLAS leaves the cores to the lanes; a single lane leaves them to BLAS.
+        # Several lanes use one BLAS thread each; a single lane lets BLAS use all cores.
         self._blas, self._blas_threads = ThreadpoolController(), 1 if lanes > 1 else cores
         self._workers: list[Worker] = []
         for gradient in exchange.gradients[1:]:
@@ -257,7 +260,7 @@ class MicroBatchEngine(Engine[MicroBatchFactory]):
 
     @property
     def lane_count(self) -> int:
-        """Processes that take part, this one included."""
+        """Number of processes that compute, this one included."""
         return 1 + len(self._workers)
 
     def close(self) -> None:
@@ -343,7 +346,7 @@ class MicroBatchEngine(Engine[MicroBatchFactory]):
         return rows
 
     def _do(self, task: str, batch: int) -> float:
-        """Have all lanes carry out a task of Exchange over the first `batch` images; its sum."""
+        """The sum of what all lanes return for a task of Exchange on the first `batch` images."""
         ends = [min(lane * self._share, batch) for lane in range(self.lane_count + 1)]
         own, *others = (slice(*part) for part in pairwise(ends))
         for worker, part in zip(self._workers, others, strict=True):
@@ -405,7 +408,7 @@ class Worker:
         )
 
     def close(self) -> None:
-        with suppress(OSError):  # it may have ended already
+        with suppress(OSError):  # the process may have ended already
             self._pipe.send(None)
         self._pipe.close()
         self._process.join()
@@ -414,8 +417,10 @@ class Worker:
 def _serve(
     exchange: Exchange, lane: Lane, pipe: Connection, near_ends: Sequence[Connection]
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, whose end is ours
-    for end in near_ends:  # else the pipes would outlive the parent
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C also reaches the parent, which ends this process
+    for end in near_ends:  # inherited ends would keep the pipes open after the parent
         end.close()
     with threadpool_limits(1, user_api="blas"), suppress(EOFError, OSError):
         while (message := pipe.recv()) is not None:

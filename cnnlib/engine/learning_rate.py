@@ -1,4 +1,4 @@
-"""The learning rate in the course of a training: the same in every step, or one cycle."""
+"""The learning rate over the course of a training: constant, or one cycle."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Schedule:
     def rates(self, epoch: int, epochs: int, steps: int) -> Array:
         """Learning rates (steps,) of epoch `epoch`, counted from 1, of `epochs`.
 
-        Beyond the last epoch of a cycle the rates are those of the last.
+        Epochs beyond the last one of a cycle have the rates of the last.
         """
         if self.warmup is None:
             return np.full(steps, self.peak)

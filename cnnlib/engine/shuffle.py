@@ -1,4 +1,4 @@
-"""The order in which an epoch visits images: a permutation that host and device draw alike."""
+"""The order in which an epoch visits images: one permutation, computed alike on host and device."""
 
 import math
 
@@ -7,8 +7,8 @@ import numpy as np
 from cnnlib.layers import Array
 
 ROUNDS = 6
-"""Luby and Rackoff (1988): with random functions in its rounds, four make a Feistel network a
-permutation that cannot be told from a random one by asking for a few of its values.
+"""Rounds of the Feistel network. By Luby and Rackoff (1988) four rounds of random functions already
+make a permutation that a few of its values do not distinguish from a random one.
 """
 
 
@@ -16,8 +16,8 @@ class Shuffle:
     """A random permutation of range(count) of which any element can be computed by itself.
 
     A Feistel network over the numbers of 2 `half` bits whose round functions are tables of random
-    numbers; what comes out too large goes through it again, as often as it takes (Black and
-    Rogaway's cycle walking, 2002). kernels/shuffle.cuh does the same on a device.
+    numbers. A result outside the range goes through the network again, until it lies within it
+    (Black and Rogaway's cycle walking, 2002). kernels/shuffle.cuh computes the same on a device.
     """
 
     def __init__(self, count: int, seed: int, epoch: int) -> None:
@@ -27,14 +27,14 @@ class Shuffle:
         self.tables: Array = random.integers(
             0, 1 << self.half, (ROUNDS, 1 << self.half), dtype=np.uint16
         )
-        """(ROUNDS, 2^half) numbers below 2^half."""
+        """The rounds' functions: (ROUNDS, 2^half) numbers below 2^half."""
 
     def __len__(self) -> int:
         return self.count
 
     def indices(self) -> Array:
-        """All of it: (count,) integers."""
-        tables = self.tables.astype(np.intp)  # what indices are made of need not be converted
+        """The whole permutation: (count,) integers."""
+        tables = self.tables.astype(np.intp)  # the type of indices, so that no step converts them
         order: Array = self._through(tables, np.arange(self.count))
         while len(again := np.flatnonzero(order >= self.count)):
             order[again] = self._through(tables, order[again])

@@ -81,7 +81,7 @@ def dense(
     """A fully connected layer as a product of matrices."""
     weight, bias = parameters
     if source.ndim == 4 and layout == "NHWC":
-        source = source.transpose(0, 3, 1, 2)  # the order in which the weights see the maps
+        source = source.transpose(0, 3, 1, 2)  # the order in which the weights expect the maps
     return source.reshape(len(source), -1) @ weight.T + bias
 
 
@@ -104,8 +104,8 @@ OPERATORS: dict[tuple[type[Layer], ...], JaxOperator] = {
 
 
 def usable(stage: Stage[JaxOperator], setup: Setup) -> tuple[ModuleType, JaxDevice]:
-    """JAX and the device it is to use; Unsupported where it is not installed or lacks one."""
-    # Otherwise it takes three quarters of the GPU's memory, whatever it needs.
+    """The module jax and the device to use; Unsupported where either is missing."""
+    # By default JAX reserves three quarters of the GPU's memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         import jax
@@ -199,7 +199,7 @@ class JaxEngine(Engine[JaxOperator]):
         order: Tensor,
         rates: Tensor,
     ) -> State:
-        """A whole epoch: order (steps, batch), rates (steps,)."""
+        """Train on a whole epoch: order (steps, batch), rates (steps,)."""
 
         def body(
             state: tuple[Sequence[Tensor], Sequence[Tensor]], step: tuple[Tensor, Tensor]
@@ -225,7 +225,7 @@ class JaxEngine(Engine[JaxOperator]):
         rates: Tensor,
         steps: int,
     ) -> State:
-        """The first `steps` steps of order (steps, batch), compiled once for any number of them."""
+        """Train on the first `steps` steps of `order`; compiled once for any number of them."""
 
         def body(step: Tensor, state: State) -> State:
             weights, speeds, losses = state
@@ -250,13 +250,13 @@ class JaxEngine(Engine[JaxOperator]):
             self._labels = jax.device_put(labels, self.where)
             self.layout = min(LAYOUTS, key=self._tried)
             order = np.arange(self._steps * batch) % len(labels)
-            self.train(order)  # so that it is compiled
+            self.train(order)  # compiles the program of an epoch
             self.train(order[:batch])
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise DoesNotFit(str(error).partition("\n")[0]) from None
-        self.parameters, self.velocity = state  # the trials have trained
+        self.parameters, self.velocity = state  # the trials have changed them
 
     @property
     def choices(self) -> Mapping[str, object]:

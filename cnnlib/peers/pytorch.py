@@ -112,7 +112,7 @@ OPERATORS: dict[tuple[type[Layer], ...], TorchOperator] = {
 
 
 def usable(stage: Stage[TorchOperator], setup: Setup) -> ModuleType:
-    """PyTorch; Unsupported where it is not installed or lacks what the stage needs."""
+    """The module torch; Unsupported where it is not installed or lacks what the stage needs."""
     try:
         import torch
     except ImportError:
@@ -154,7 +154,7 @@ class TorchEngine(Engine[TorchOperator]):
             for p in self.network.parameters
         ]
         momentum = setup.momentum
-        # A rate that changes must be a tensor, or a graph would keep the first: `fused` takes one.
+        # A rate that changes must be a tensor, or a graph keeps the first; `fused` accepts one.
         self._changing = setup.warmup is not None
         rate: float | Tensor = setup.learning_rate
         if self._changing:
@@ -218,7 +218,7 @@ class TorchEngine(Engine[TorchOperator]):
                 self._choose_algorithms()
             else:
                 self._prepare()
-        self.parameters, self.velocity = state  # warming up has trained
+        self.parameters, self.velocity = state  # warming up has changed them
 
     @property
     def choices(self) -> Mapping[str, object]:
@@ -259,7 +259,7 @@ class TorchEngine(Engine[TorchOperator]):
         return time.perf_counter() - began
 
     def _train_on(self, chosen: Tensor) -> Tensor:
-        """One step on the images with these indices; its loss, on the device."""
+        """Take one step on the images with these indices; returns its loss, on the device."""
         loss = self._loss(self._images[chosen], self._labels[chosen])
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -267,9 +267,9 @@ class TorchEngine(Engine[TorchOperator]):
         return loss.detach()
 
     def _train_next(self) -> None:
-        """One step on the batch that begins at self._first, which moves on: a graph is the same."""
+        """Take one step on the batch at self._first and advance that, as a graph can repeat."""
         if self._changing:
-            # indexing by a number on the GPU would ask the host for it, which a graph cannot
+            # plain indexing would copy the number to the host, which a graph cannot do
             self._rate.copy_(self._rates.index_select(0, self._first.view(1)).view(()))
         loss = self._train_on(self._order[self._first + self._batch])
         self._losses.index_copy_(0, self._first.view(1), loss.view(1))
@@ -376,7 +376,7 @@ class TorchEngine(Engine[TorchOperator]):
 
     @property
     def velocity(self) -> Array:
-        """Zeros where there is no momentum: then the optimiser keeps none."""
+        """Zeros where there is no momentum, because the optimiser then keeps no velocity."""
         if not self.setup.momentum:
             return np.zeros(self.network.parameter_count, np.float32)
         return self._flat(self._buffers())

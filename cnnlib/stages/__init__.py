@@ -42,7 +42,7 @@ def find_stage(name: str, place: str) -> Stage:
 
 
 def problems() -> list[str]:
-    """A line for every stage that cannot be used."""
+    """One line for every stage that cannot be used, saying why."""
     lines = [f"stage {name!r} cannot be used: {why}" for name, why in BROKEN.items()]
     for name in dict.fromkeys(stage.name for stage in ALL):
         found = [stage for stage in ALL if stage.name == name]

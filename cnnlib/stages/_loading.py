@@ -25,10 +25,10 @@ from cnnlib.stages._ladder import in_order
 FOLDER = Path(__file__).parent
 
 BROKEN: dict[str, str] = {}
-"""Why stages cannot be used, by name; by the module's name if the stage's own is not known."""
+"""Stages that cannot be used and why, by name; by the module's if the stage's is unknown."""
 
 _MODULES: list[tuple[Stage, str]] = []
-"""Each record with the file it was found in."""
+"""Every sound record, with the file in which it stands."""
 
 
 def modules() -> list[str]:
@@ -79,7 +79,7 @@ def _imported(name: str) -> tuple[ModuleType | None, str]:
 
 
 def _accept(stage: object, module: str, what: str) -> TypeGuard[Stage]:
-    """Whether an object that a module has for a stage is a sound one; notes in BROKEN if not."""
+    """Whether a module's object is a sound Stage; what is wrong with it is noted in BROKEN."""
     if stage is None:
         problem = f"{_file(module)} has no {what}"
     elif why := fault(stage):
@@ -93,7 +93,7 @@ def _accept(stage: object, module: str, what: str) -> TypeGuard[Stage]:
 
 
 def _file(module: str) -> str:
-    """The file of a module of this folder, or of a package."""
+    """The path of a module or package of this folder, for messages."""
     package = (FOLDER / module / "__init__.py").exists()
     return f"cnnlib/stages/{module}" + ("/__init__.py" if package else ".py")
 
@@ -135,7 +135,7 @@ def fault(stage: object) -> str:
 
 
 def _expectations(stage: Stage) -> list[tuple[str, str, bool]]:
-    """(field, what it should be, whether it is)."""
+    """For each field: its name, what it should be, and whether it is."""
     where = get_args(Stage.__annotations__["runs_on"])
     return [
         ("name", "a name of letters, digits, - and _",
@@ -190,7 +190,7 @@ def _brief(value: object) -> str:
 
 
 def module_of(stage: Stage) -> str:
-    """The file that holds a record."""
+    """The file in which a record stands, for messages."""
     for known, module in _MODULES:
         if known is stage:
             return module

@@ -29,13 +29,13 @@ class MatrixConv(MicroBatchOperator):
         height, channels, _, images = self.source.shape
         maps, rows, across = self.planned.target_shape
         self.target = self.buffer(rows, maps, across, images)
-        # the weight with its kernel rows outside its channels, as they lie in the columns
+        # The weight with kernel rows before channels, in the order of the columns.
         self._weight = self.buffer(maps, k, channels, k)
         self._columns = self.buffer(height, channels, k, across, images)
         self._seen = stacks(
             self._columns.reshape(height, channels * k, across * images), k, s, rows
         )
-        # Rows of zeros above and below let every source row see as many rows of errors.
+        # Zero rows above and below, so that every source row meets equally many rows of errors.
         self._above = (k - 1) // s
         below = (height - 1) // s - (rows - 1)
         self._padded_error = self.buffer(self._above + rows + below, maps, across, images)
@@ -61,7 +61,7 @@ class MatrixConv(MicroBatchOperator):
         np.matmul(error, self._seen.transpose(0, 2, 1), out=self._products)
         gradient = self._products.sum(axis=0).reshape(self._weight.shape)
         self.gradients["weight"] += gradient.swapaxes(1, 2)
-        np.matmul(error, self._ones, out=self._sums)  # a product, as it is faster than a sum
+        np.matmul(error, self._ones, out=self._sums)  # a product with ones is faster than a sum
         self.gradients["bias"] += self._sums.sum(axis=0)
         if self.source_error is not None:
             self._backward_data(self.source_error)
@@ -100,9 +100,9 @@ def row_matrices(maps: Array) -> Array:
 
 
 def stacks(matrices: Array, height: int, stride: int, count: int) -> Array:
-    """A view (count, height R, L) of contiguous matrices (.., R, L): `height` of them on a stack.
+    """A view (count, height R, L) of contiguous matrices (.., R, L), `height` of them stacked.
 
-    Stack i begins with matrix i stride; stacks overlap in memory.
+    Stack i begins with matrix number i * stride; stacks overlap in memory.
     """
     _, rows, length = matrices.shape
     step, line, item = matrices.strides
@@ -139,14 +139,14 @@ class MatrixDense(MicroBatchOperator):
 
 
 class WholeActivation(MicroBatchOperator):
-    """f of every element at once, in the source's place where that is allowed."""
+    """target = f(source) in one operation, in place where that is allowed."""
 
     keeps_target = True
 
     def make_buffers(self) -> None:
         self.function = self.planned.layer(Activation).function
         self.target = self.source if self.may_overwrite else np.full_like(self.source, np.nan)
-        self.target_error = self.source_error  # one takes the other's place
+        self.target_error = self.source_error  # the operator above writes into it directly
         self._slope = np.zeros(
             self.source.shape, bool if self.function == "relu" else self.source.dtype
         )
@@ -154,7 +154,7 @@ class WholeActivation(MicroBatchOperator):
     def forward(self) -> None:
         source, target = self.source, self.target
         if self.function == "relu":
-            # A product, so that NaN stays NaN: faster than np.maximum, and the slope is kept.
+            # A product with the slope keeps NaN, and is faster than np.maximum.
             np.greater(source, 0, out=self._slope)
             np.multiply(source, self._slope, out=target)
         elif self.function == "tanh":
@@ -239,12 +239,14 @@ class SlicedSubsample(MicroBatchOperator):
     def _to_winners(
         self, error: Array, largest: Array, parts: list[Array], parts_error: list[Array]
     ) -> None:
-        """Give each error to the first of `parts` that equals the largest; `error` is used up."""
+        """Pass each error to the first of `parts` that equals the largest; overwrites `error`."""
         won = self._won[: len(error)]
         for part, part_error in zip(parts[:-1], parts_error[:-1], strict=True):
             np.equal(part, largest, out=won)
             np.multiply(error, won, out=part_error)
-            np.subtract(error, part_error, out=error)  # nothing is left for the others
+            np.subtract(
+                error, part_error, out=error
+            )  # later parts get what is left, which is nothing
         np.copyto(parts_error[-1], error)
 
 

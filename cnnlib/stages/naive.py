@@ -1,7 +1,7 @@
 """Stage 1: one thread, one image at a time, plain loops, a new array for every result.
 
-The way a student writes it first, in numpy's default float64. The loops are the layers' own
-(cnnlib/layers): they are also the reference that every other stage is compared with.
+This is how a student writes it first, in numpy's default float64. The loops are the layers' own
+(cnnlib/layers), which are also the reference that every other stage is compared with.
 """
 
 import statistics
@@ -40,7 +40,7 @@ class Loops:
 
 
 class OneByOne(ImageByImage, Engine[type[Loops]]):
-    """Trains image by image; the whole gradient is added up before the batch's one update."""
+    """Trains image by image, adding up the gradient of the whole batch before its one update."""
 
     def __init__(
         self, stage: Stage[type[Loops]], setup: Setup, device: Device | None = None
@@ -78,7 +78,7 @@ class OneByOne(ImageByImage, Engine[type[Loops]]):
 
     @property
     def unfinished(self) -> Array:
-        """Gradient and loss summed over the images of the step so far, and their number."""
+        """Gradient and loss, summed over the images of the step so far, and the number of these."""
         return np.concatenate([self._sum, [self._loss_sum, self._added]])
 
     @unfinished.setter
@@ -92,13 +92,13 @@ class OneByOne(ImageByImage, Engine[type[Loops]]):
         self._sum, self._loss_sum, self._added = np.zeros_like(self._parameters), 0.0, 0
 
     def _add(self, image: Bytes, label: int) -> None:
-        """An image's gradient and loss to the sums."""
-        loss, gradient = self._of_image(image, label)
+        """Add the gradient and the loss of an image to the sums of the step."""
+        loss, gradient = self._image_gradient(image, label)
         self._sum = self._sum + gradient
         self._loss_sum += loss
         self._added += 1
 
-    def _of_image(self, image: Bytes, label: int) -> tuple[float, Array]:
+    def _image_gradient(self, image: Bytes, label: int) -> tuple[float, Array]:
         """Loss and flat gradient of one image."""
         maps = list(self._forward(image))
         loss, error = cross_entropy(maps[-1].reshape(-1), int(label))
@@ -123,17 +123,19 @@ class OneByOne(ImageByImage, Engine[type[Loops]]):
         saved = self.parameters, self.velocity
         nothing = np.zeros_like(self._parameters)
         rows = profile_operators(
-            self.setup, self.plan, self.operators,
-            lambda: self.gradient(self._images[:size], self._labels[:size]),
-            lambda: self.update(nothing, self.setup.learning_rate),
-        )  # fmt: skip
+            self.setup,
+            self.plan,
+            self.operators,
+            step=lambda: self.gradient(self._images[:size], self._labels[:size]),
+            update=lambda: self.update(nothing, self.setup.learning_rate),
+        )
         self.parameters, self.velocity = saved
         return rows
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
         total, loss_sum = np.zeros_like(self._parameters), 0.0
         for image, label in zip(images, labels, strict=True):
-            loss, found = self._of_image(image, label)
+            loss, found = self._image_gradient(image, label)
             total = total + found
             loss_sum += loss
         return loss_sum / len(images), total / len(images)
@@ -152,7 +154,7 @@ class OneByOne(ImageByImage, Engine[type[Loops]]):
         return outputs
 
     def _forward(self, image: Bytes) -> Iterator[Array]:
-        """The map before the first layer and after each one."""
+        """Yield the source of the first layer, then the target of each layer."""
         dtype = self._parameters.dtype.type
         maps = (image - dtype(self.setup.mean)) / dtype(self.setup.deviation)
         yield maps
