@@ -2,6 +2,19 @@
 #pragma once
 #include "layers.cuh"
 
+// What the backward pass of a convolution, with the activation and subsampling fused to it, reads and writes in device
+// memory. Arrays of maps have all images of the batch, one after the other.
+struct ConvArrays {
+  const float* source;           // (count, CHANNELS, HEIGHT, WIDTH)
+  const float* weight;           // (MAPS, TERMS)
+  const float* bias;             // (MAPS,)
+  const float* target;           // (count, MAPS, OUT_ROWS, OUT_COLUMNS)
+  const unsigned char* winners;  // of the same shape; used only for a maximum over windows
+  const float* target_errors;    // of the same shape
+  float* source_errors;          // of the shape of source; not used by a network's first layer
+  float* partials;               // (groups, weight gradient and then bias gradient)
+};
+
 // Convolution sums of one window of WINDOW x WINDOW target positions, for EACH neighbouring maps:
 // sum[y][x][m] += sum over c, i, j of weight[term][m] source[c, y STRIDE + i, x STRIDE + j].
 // row(c, a) points at the first element seen by the window in source row a of channel c.

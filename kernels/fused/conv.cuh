@@ -59,7 +59,7 @@ struct Conv {
         UNROLL_FOR(int b = 0; b < WINDOW; b++) value[m][a][b] = activate<FUNCTION>(sum[a][b][m]);
   }
 
-  // source (count, SOURCE_SIZE) -> target (count, TARGET_SIZE) and, for max, winners: each window's winning place
+  // source (count, SOURCE_SIZE) -> target (count, TARGET_SIZE) and, for max, winners: which element of each window won
   static __device__ __forceinline__ void forward(const float* __restrict__ source, const float* __restrict__ weight,
                                                  const float* __restrict__ bias, float* __restrict__ target,
                                                  unsigned char* __restrict__ winners, int count) {
@@ -86,23 +86,33 @@ struct Conv {
     }
   }
 
+  // The arrays of image n alone.
+  static __device__ __forceinline__ ConvArrays image_of(const ConvArrays& all, int n) {
+    return {all.source + n * SOURCE_SIZE,
+            all.weight,
+            all.bias,
+            all.target + n * TARGET_SIZE,
+            all.winners + n * TARGET_SIZE,
+            all.target_errors + n * TARGET_SIZE,
+            all.source_errors + n * SOURCE_SIZE,
+            all.partials};
+  }
+
   // deltas (MAPS, AREA) in shared memory = derivative of the loss by the convolution's sums, for one image.
-  // The full-size error map exists only here. image and weights are read only where RECOMPUTE says so.
-  static __device__ __forceinline__ void unpool(const float* image, const float* weights,
-                                                const float* __restrict__ bias, const float* __restrict__ target,
-                                                const unsigned char* __restrict__ winners,
-                                                const float* __restrict__ target_errors, float* deltas) {
+  // The full-size error map exists only here. image and weights, in shared memory, are read only if RECOMPUTE.
+  static __device__ __forceinline__ void unpool(const ConvArrays& one, const float* image, const float* weights,
+                                                float* deltas) {
     for (int item = threadIdx.x; item < ITEMS; item += THREADS) {
       float value[MAPS_EACH][WINDOW][WINDOW];
-      if (RECOMPUTE) activate_windows(image, weights, bias, item, value);
+      if (RECOMPUTE) activate_windows(image, weights, one.bias, item, value);
       const int window = item % OUT_AREA;
       const int y = window / OUT_COLUMNS * WINDOW, x = window % OUT_COLUMNS * WINDOW;
       UNROLL_FOR(int m = 0; m < MAPS_EACH; m++) {
         const int map = item / OUT_AREA * MAPS_EACH + m, at = map * OUT_AREA + window;
-        const float error = target_errors[at];
+        const float error = one.target_errors[at];
         // for max the target is the winner's own activated value; the losers' derivatives are not needed
-        const float winning = RECOMPUTE ? 0.0f : error * slope<FUNCTION>(target[at]);
-        const int winner = WINDOW > 1 && METHOD == MAX ? winners[at] : 0;
+        const float winning = RECOMPUTE ? 0.0f : error * slope<FUNCTION>(one.target[at]);
+        const int winner = WINDOW > 1 && METHOD == MAX ? one.winners[at] : 0;
         UNROLL_FOR(int a = 0; a < WINDOW; a++)
           UNROLL_FOR(int b = 0; b < WINDOW; b++) {
             float delta;
@@ -124,10 +134,11 @@ struct Conv {
   static constexpr int M_TILE = ROWS_EACH * THREADS / SPLIT_K;  // rows a block owns
   static_assert(M_TILES * M_TILE >= GRADIENT_ROWS, "every row has a block");
   static_assert(PARTIAL_SIZE == MAPS * TERMS + MAPS, "a partial sum has a gradient of each weight and each bias");
-  static constexpr int MAP_FLOAT4S =
-      ceil_div(MAPS, 4);  // weights are held (channel, i, j, map), maps filled up to whole quads
+  // For the source errors weights are held as (channel, i, j, map), maps filled up to whole float4s.
+  static constexpr int MAP_FLOAT4S = ceil_div(MAPS, 4);
   static constexpr int HELD_WEIGHTS = TERMS * MAP_FLOAT4S * 4;
-  // What backward has in shared memory at a time: for the weight gradient, to add up its split sums, for the errors.
+  // Shared memory of the backward pass, which needs one of these at a time: for the weight gradient, for adding up its
+  // split sums, and for the source errors.
   static constexpr int WEIGHTS_FLOATS = SOURCE_SIZE + MAPS * AREA + (RECOMPUTE ? MAPS * TERMS : 0);
   static constexpr int SPLIT_FLOATS = SPLIT_K > 1 ? THREADS * ROWS_EACH * (KERNEL + 1) : 0;
   static constexpr int DATA_FLOATS =
@@ -136,28 +147,24 @@ struct Conv {
                     BACKWARD_BYTES >= 4 * DATA_FLOATS && BACKWARD_BYTES % 16 == 0,
                 "arrays of the backward pass");
 
-  // partials (groups, PARTIAL_SIZE): group g sums over images g, g + groups, ...; rows of chunk `chunk` only
-  static __device__ __forceinline__ void backward_weights(
-      float* arena, const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,
-      const float* __restrict__ target, const unsigned char* __restrict__ winners,
-      const float* __restrict__ target_errors, float* __restrict__ partials, int count, int groups, int group,
-      int chunk) {
+  // Group `group` of the partial sums, of images group, group + groups, ...; block `tile`'s rows of the gradient only.
+  static __device__ __forceinline__ void backward_weights(const ConvArrays& arrays, float* arena, int count, int groups,
+                                                          int group, int tile) {
     float* image = arena;
     float* deltas = image + SOURCE_SIZE;
     float* weights = deltas + MAPS * AREA;
     const int split = threadIdx.x % SPLIT_K;
-    const int row0 = chunk * M_TILE + threadIdx.x / SPLIT_K;
+    const int row0 = tile * M_TILE + threadIdx.x / SPLIT_K;
     float sum[ROWS_EACH][KERNEL + 1];  // the last one is the bias gradient's
     UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++)
       UNROLL_FOR(int j = 0; j <= KERNEL; j++) sum[owned][j] = 0.0f;
-    if (RECOMPUTE) load_weights(weight, weights);
+    if (RECOMPUTE) load_weights(arrays.weight, weights);
 
     for (int n = group; n < count; n += groups) {
       __syncthreads();
-      for (int i = threadIdx.x; i < SOURCE_SIZE; i += THREADS) image[i] = source[n * SOURCE_SIZE + i];
+      for (int i = threadIdx.x; i < SOURCE_SIZE; i += THREADS) image[i] = arrays.source[n * SOURCE_SIZE + i];
       if (RECOMPUTE) __syncthreads();
-      unpool(image, weights, bias, target + n * TARGET_SIZE, winners + n * TARGET_SIZE, target_errors + n * TARGET_SIZE,
-             deltas);
+      unpool(image_of(arrays, n), image, weights, deltas);
       __syncthreads();
       UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++) {
         const int row = row0 + owned * (THREADS / SPLIT_K);
@@ -172,14 +179,14 @@ struct Conv {
     }
 
     write_gradient_rows<THREADS, ROWS_EACH, SPLIT_K, KERNEL, CHANNELS, MAPS>(sum, row0, arena,
-                                                                             partials + group * PARTIAL_SIZE);
+                                                                             arrays.partials + group * PARTIAL_SIZE);
   }
 
-  static constexpr int HELD =
-      ceil_div(MAPS, 4) < 4 ? ceil_div(MAPS, 4) : 4;  // quads of errors a thread holds while it pushes them
+  static constexpr int HELD = MAP_FLOAT4S < 4 ? MAP_FLOAT4S : 4;  // float4s of errors that a pushing thread holds
 
   // Push: each unit of the convolution adds its error, weighted, to the units it saw. For one (i, j) no two units of
-  // a channel reach the same source unit, so the sums need no atomics, and a barrier a (i, j) fixes their order.
+  // a channel reach the same source unit, so the sums need no atomics, and one barrier for each (i, j) fixes their
+  // order.
   static __device__ __forceinline__ void push_errors(const float* deltas, const float* weights, float* errors) {
     for (int first = 0; first < CHANNELS * AREA; first += THREADS) {
       const int unit = first + threadIdx.x, channel = unit / AREA;
@@ -195,10 +202,10 @@ struct Conv {
               const Float4* held = reinterpret_cast<const Float4*>(weights) +
                                    ((channel * KERNEL + i) * KERNEL + j) * MAP_FLOAT4S + map0 / 4;
               float sum = 0.0f;
-              UNROLL_FOR(int quad = 0; quad < HELD; quad++) {
-                if (map0 / 4 + quad >= MAP_FLOAT4S) break;
-                const Float4 four = held[quad];
-                UNROLL_FOR(int m = 0; m < 4; m++) sum = fmaf(delta[quad * 4 + m], four.at[m], sum);
+              UNROLL_FOR(int m4 = 0; m4 < HELD; m4++) {
+                if (map0 / 4 + m4 >= MAP_FLOAT4S) break;
+                const Float4 four = held[m4];
+                UNROLL_FOR(int m = 0; m < 4; m++) sum = fmaf(delta[m4 * 4 + m], four.at[m], sum);
               }
               errors[(channel * HEIGHT + y * STRIDE + i) * WIDTH + x * STRIDE + j] += sum;
             }
@@ -208,8 +215,8 @@ struct Conv {
     }
   }
 
-  // Pull: each source unit gathers from the units that saw it. No barriers, but every unit must find out which
-  // windows it was in, and the border asks in vain.
+  // Pull: each source unit gathers from the units that saw it. That needs no barriers, but every unit must find out
+  // which windows it was in, and units at the border look for windows that do not exist.
   static __device__ __forceinline__ void pull_errors(const float* deltas, const float* weights, float* errors) {
     for (int unit = threadIdx.x; unit < SOURCE_SIZE; unit += THREADS) {
       const int channel = unit / (HEIGHT * WIDTH), y = unit / WIDTH % HEIGHT, x = unit % WIDTH;
@@ -229,14 +236,9 @@ struct Conv {
     }
   }
 
-  // One image's source errors, through shared memory; pushed or pulled.
+  // The source errors of one image, by way of shared memory; pushed or pulled.
   template <bool PUSHED>
-  static __device__ __forceinline__ void backward_data(float* arena, const float* __restrict__ source,
-                                                       const float* __restrict__ weight, const float* __restrict__ bias,
-                                                       const float* __restrict__ target,
-                                                       const unsigned char* __restrict__ winners,
-                                                       const float* __restrict__ target_errors,
-                                                       float* __restrict__ source_errors) {
+  static __device__ __forceinline__ void backward_data(const ConvArrays& one, float* arena) {
     float* held = arena;
     float* errors = held + HELD_WEIGHTS;
     float* deltas = errors + SOURCE_SIZE;
@@ -244,92 +246,77 @@ struct Conv {
     float* weights = image + SOURCE_SIZE;
     for (int i = threadIdx.x; i < HELD_WEIGHTS; i += THREADS) {
       const int map = i % (MAP_FLOAT4S * 4), term = i / (MAP_FLOAT4S * 4);
-      held[i] = map < MAPS ? weight[map * TERMS + term] : 0.0f;
+      held[i] = map < MAPS ? one.weight[map * TERMS + term] : 0.0f;
     }
-    if (RECOMPUTE) load_weights(weight, weights);
+    if (RECOMPUTE) load_weights(one.weight, weights);
     for (int i = threadIdx.x; i < SOURCE_SIZE; i += THREADS) {
       if (PUSHED) errors[i] = 0.0f;
-      if (RECOMPUTE) image[i] = source[i];
+      if (RECOMPUTE) image[i] = one.source[i];
     }
     if (RECOMPUTE) __syncthreads();
-    unpool(image, weights, bias, target, winners, target_errors, deltas);
+    unpool(one, image, weights, deltas);
     __syncthreads();
     if (PUSHED)
       push_errors(deltas, held, errors);
     else
       pull_errors(deltas, held, errors);
     __syncthreads();
-    for (int i = threadIdx.x; i < SOURCE_SIZE; i += THREADS) source_errors[i] = errors[i];
+    for (int i = threadIdx.x; i < SOURCE_SIZE; i += THREADS) one.source_errors[i] = errors[i];
     __syncthreads();
   }
 
   // The whole backward pass in one launch: blocks take jobs of two kinds, a group's share of the weight gradient or
   // one image's source errors, so that small batches fill the GPU too.
-  static __device__ __forceinline__ void backward(const float* __restrict__ source, const float* __restrict__ weight,
-                                                  const float* __restrict__ bias, const float* __restrict__ target,
-                                                  const unsigned char* __restrict__ winners,
-                                                  const float* __restrict__ target_errors,
-                                                  float* __restrict__ source_errors, float* __restrict__ partials,
-                                                  int count, int groups) {
+  static __device__ __forceinline__ void backward(const ConvArrays& arrays, int count, int groups) {
     SHARED_LARGE(Float4, float4_arena, BACKWARD_BYTES / 16);
     float* arena = reinterpret_cast<float*>(float4_arena);
     const int weight_jobs = groups * M_TILES, jobs = weight_jobs + (FIRST ? 0 : count);
     for (int job = blockIdx.x; job < jobs; job += gridDim.x) {
-      if (job < weight_jobs) {
-        backward_weights(arena, source, weight, bias, target, winners, target_errors, partials, count, groups,
-                         job / M_TILES, job % M_TILES);
-      } else {
-        const int n = job - weight_jobs;
-        backward_data<PUSH>(arena, source + n * SOURCE_SIZE, weight, bias, target + n * TARGET_SIZE,
-                            winners + n * TARGET_SIZE, target_errors + n * TARGET_SIZE,
-                            source_errors + n * SOURCE_SIZE);
-      }
+      if (job < weight_jobs)
+        backward_weights(arrays, arena, count, groups, job / M_TILES, job % M_TILES);
+      else
+        backward_data<PUSH>(image_of(arrays, job - weight_jobs), arena);
       __syncthreads();
     }
   }
 
   // One of the two ways of the errors on its own, to be timed against the other.
   template <bool PUSHED>
-  static __device__ __forceinline__ void backward_data_alone(
-      const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,
-      const float* __restrict__ target, const unsigned char* __restrict__ winners,
-      const float* __restrict__ target_errors, float* __restrict__ source_errors, int count) {
+  static __device__ __forceinline__ void backward_data_alone(const ConvArrays& arrays, int count) {
     SHARED_LARGE(Float4, float4_arena, BACKWARD_BYTES / 16);
     float* arena = reinterpret_cast<float*>(float4_arena);
-    for (int n = blockIdx.x; n < count; n += gridDim.x)
-      backward_data<PUSHED>(arena, source + n * SOURCE_SIZE, weight, bias, target + n * TARGET_SIZE,
-                            winners + n * TARGET_SIZE, target_errors + n * TARGET_SIZE,
-                            source_errors + n * SOURCE_SIZE);
+    for (int n = blockIdx.x; n < count; n += gridDim.x) backward_data<PUSHED>(image_of(arrays, n), arena);
   }
 };
 
 }  // namespace fused
 
-#define FUSED_CONV_KERNELS(layer)                                                                                      \
-  ENTRY_POINT(layer, forward)                                                                                          \
-  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,                 \
-   float* __restrict__ target, unsigned char* __restrict__ winners, int count) {                                       \
-    fused::Conv<layer>::forward(source, weight, bias, target, winners, count);                                         \
-  }                                                                                                                    \
-  ENTRY_POINT(layer, backward)                                                                                         \
-  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,                 \
-   const float* __restrict__ target, const unsigned char* __restrict__ winners,                                        \
-   const float* __restrict__ target_errors, float* __restrict__ source_errors, float* __restrict__ partials,           \
-   int count, int groups) {                                                                                            \
-    fused::Conv<layer>::backward(source, weight, bias, target, winners, target_errors, source_errors, partials, count, \
-                                 groups);                                                                              \
-  }                                                                                                                    \
-  ENTRY_POINT(layer, push_errors)                                                                                      \
-  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,                 \
-   const float* __restrict__ target, const unsigned char* __restrict__ winners,                                        \
-   const float* __restrict__ target_errors, float* __restrict__ source_errors, int count) {                            \
-    fused::Conv<layer>::template backward_data_alone<true>(source, weight, bias, target, winners, target_errors,       \
-                                                           source_errors, count);                                      \
-  }                                                                                                                    \
-  ENTRY_POINT(layer, pull_errors)                                                                                      \
-  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,                 \
-   const float* __restrict__ target, const unsigned char* __restrict__ winners,                                        \
-   const float* __restrict__ target_errors, float* __restrict__ source_errors, int count) {                            \
-    fused::Conv<layer>::template backward_data_alone<false>(source, weight, bias, target, winners, target_errors,      \
-                                                            source_errors, count);                                     \
+// backward: the weight gradient and the source errors. push_errors and pull_errors: the source errors alone.
+#define FUSED_CONV_KERNELS(layer)                                                                                 \
+  ENTRY_POINT(layer, forward)                                                                                     \
+  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,            \
+   float* __restrict__ target, unsigned char* __restrict__ winners, int count) {                                  \
+    fused::Conv<layer>::forward(source, weight, bias, target, winners, count);                                    \
+  }                                                                                                               \
+  ENTRY_POINT(layer, backward)                                                                                    \
+  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,            \
+   const float* __restrict__ target, const unsigned char* __restrict__ winners,                                   \
+   const float* __restrict__ target_errors, float* __restrict__ source_errors, float* __restrict__ partials,      \
+   int count, int groups) {                                                                                       \
+    fused::Conv<layer>::backward({source, weight, bias, target, winners, target_errors, source_errors, partials}, \
+                                 count, groups);                                                                  \
+  }                                                                                                               \
+  ENTRY_POINT(layer, push_errors)                                                                                 \
+  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,            \
+   const float* __restrict__ target, const unsigned char* __restrict__ winners,                                   \
+   const float* __restrict__ target_errors, float* __restrict__ source_errors, int count) {                       \
+    fused::Conv<layer>::template backward_data_alone<true>(                                                       \
+        {source, weight, bias, target, winners, target_errors, source_errors, nullptr}, count);                   \
+  }                                                                                                               \
+  ENTRY_POINT(layer, pull_errors)                                                                                 \
+  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,            \
+   const float* __restrict__ target, const unsigned char* __restrict__ winners,                                   \
+   const float* __restrict__ target_errors, float* __restrict__ source_errors, int count) {                       \
+    fused::Conv<layer>::template backward_data_alone<false>(                                                      \
+        {source, weight, bias, target, winners, target_errors, source_errors, nullptr}, count);                   \
   }

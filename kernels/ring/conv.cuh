@@ -123,8 +123,9 @@ struct Conv {
                                                  const float* __restrict__ bias, float* __restrict__ target,
                                                  unsigned char* __restrict__ winners, int count, int together) {
     using W = Window<FORWARD_BAND, FORWARD_RING>;
+    constexpr int CHUNK_WEIGHTS = TERMS * CHUNK_MAPS;
     SHARED(Float4, float4_rings, UNITS * W::SIZE / 4);
-    SHARED(float, weights, TERMS* CHUNK_MAPS);
+    SHARED(float, weights, CHUNK_WEIGHTS);
     float* rings = reinterpret_cast<float*>(float4_rings);
     const int units = count * TILES, sets = ceil_div(units, together);
     for (int job = blockIdx.x; job < sets * MAP_CHUNKS; job += gridDim.x) {
@@ -168,33 +169,27 @@ struct Conv {
 
   // Activated value of one position straight from device memory, for the rare network that needs it again:
   // a mean over a curved activation. The L1 cache plays the ring's part.
-  static __device__ __forceinline__ float activated_at(const float* __restrict__ source,
-                                                       const float* __restrict__ weight, const float* __restrict__ bias,
-                                                       int n, int map, int y, int x) {
-    float sum = bias[map];
+  static __device__ __forceinline__ float activated_at(const ConvArrays& arrays, int n, int map, int y, int x) {
+    float sum = arrays.bias[map];
     for (int c = 0; c < CHANNELS; c++)
       for (int i = 0; i < KERNEL; i++)
         for (int j = 0; j < KERNEL; j++)
-          sum = fmaf(source[((n * CHANNELS + c) * HEIGHT + y * STRIDE + i) * WIDTH + x * STRIDE + j],
-                     weight[map * TERMS + (c * KERNEL + i) * KERNEL + j], sum);
+          sum = fmaf(arrays.source[((n * CHANNELS + c) * HEIGHT + y * STRIDE + i) * WIDTH + x * STRIDE + j],
+                     arrays.weight[map * TERMS + (c * KERNEL + i) * KERNEL + j], sum);
     return activate<FUNCTION>(sum);
   }
 
   // Derivatives of the loss by the convolution's sums of one target window (map, y, x) of image n: unpooled[a][b].
-  static __device__ __forceinline__ void unpool(float (&unpooled)[WINDOW][WINDOW], const float* __restrict__ source,
-                                                const float* __restrict__ weight, const float* __restrict__ bias,
-                                                const float* __restrict__ target,
-                                                const unsigned char* __restrict__ winners,
-                                                const float* __restrict__ target_errors, int n, int map, int y, int x) {
+  static __device__ __forceinline__ void unpool(const ConvArrays& arrays, int n, int map, int y, int x,
+                                                float (&unpooled)[WINDOW][WINDOW]) {
     const int at = (n * MAPS + map) * OUT_AREA + y * OUT_COLUMNS + x;
-    const float error = target_errors[at], share = error / float(WINDOW * WINDOW);
-    const float winning = RECOMPUTE ? 0.0f : error * slope<FUNCTION>(target[at]);
-    const int winner = WINDOW > 1 && METHOD == MAX ? winners[at] : 0;
+    const float error = arrays.target_errors[at], share = error / float(WINDOW * WINDOW);
+    const float winning = RECOMPUTE ? 0.0f : error * slope<FUNCTION>(arrays.target[at]);
+    const int winner = WINDOW > 1 && METHOD == MAX ? arrays.winners[at] : 0;
     UNROLL_FOR(int a = 0; a < WINDOW; a++)
       UNROLL_FOR(int b = 0; b < WINDOW; b++) {
         if (RECOMPUTE)
-          unpooled[a][b] =
-              share * slope<FUNCTION>(activated_at(source, weight, bias, n, map, y * WINDOW + a, x * WINDOW + b));
+          unpooled[a][b] = share * slope<FUNCTION>(activated_at(arrays, n, map, y * WINDOW + a, x * WINDOW + b));
         else if (WINDOW > 1 && METHOD == MEAN)  // without activation the slope is 1 everywhere
           unpooled[a][b] = share;
         else
@@ -219,8 +214,8 @@ struct Conv {
   static constexpr int ERROR_ROWS = ERROR_BAND * WINDOW;  // of the convolution, a step
   static constexpr int ERROR_STEPS = ceil_div(OUT_ROWS, ERROR_BAND);
   static constexpr int ERROR_ADVANCE = ERROR_ROWS * STRIDE;
-  static constexpr int MAP_FLOAT4S =
-      ceil_div(MAPS, 4);  // weights are held (channel, i, j, map), maps filled up to float4s
+  // Weights are held as (channel, i, j, map), maps filled up to whole float4s.
+  static constexpr int MAP_FLOAT4S = ceil_div(MAPS, 4);
   static constexpr int HELD_WEIGHTS = CHUNK_CHANNELS * KERNEL * KERNEL * MAP_FLOAT4S * 4;
   static constexpr int ERROR_RING_SIZE = CHUNK_CHANNELS * ERROR_RING * ERROR_TILE;
   static_assert(ERROR_TILES * ERROR_TILE >= WIDTH && CHANNEL_CHUNKS * CHUNK_CHANNELS >= CHANNELS,
@@ -233,18 +228,15 @@ struct Conv {
   static_assert(FIRST || ARENA_FLOATS >= HELD_WEIGHTS + ERROR_RING_SIZE + MAPS * ERROR_ROWS * ERROR_COLUMNS,
                 "room for weights, the ring of source errors and a step of the convolution's");
 
-  // partials (groups, PARTIAL_SIZE): group g sums over units g, g + groups, ...; rows of chunk `chunk` only
-  static __device__ __forceinline__ void backward_weights(
-      float* arena, const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,
-      const float* __restrict__ target, const unsigned char* __restrict__ winners,
-      const float* __restrict__ target_errors, float* __restrict__ partials, int count, int groups, int group,
-      int chunk) {
+  // Group `group` of the partial sums, of units group, group + groups, ...; block `tile`'s rows of the gradient only.
+  static __device__ __forceinline__ void backward_weights(const ConvArrays& arrays, float* arena, int count, int groups,
+                                                          int group, int tile) {
     using W = Window<BAND, RING>;
     static_assert(ARENA_FLOATS >= W::SIZE + (W::STEPS > 1 ? 2 : 1) * DELTA_SIZE, "room for the window and the errors");
     float* ring = arena;
     float* deltas = arena + W::SIZE;  // two sets: one in use, one being made
     const int split = threadIdx.x % SPLIT_K;
-    const int row0 = chunk * M_TILE + threadIdx.x / SPLIT_K;
+    const int row0 = tile * M_TILE + threadIdx.x / SPLIT_K;
     float sum[ROWS_EACH][KERNEL + 1];
     UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++)
       UNROLL_FOR(int j = 0; j <= KERNEL; j++) sum[owned][j] = 0.0f;
@@ -257,20 +249,19 @@ struct Conv {
           const int x = i % TILE, y = i / TILE % BAND, map = i / (TILE * BAND);
           float unpooled[WINDOW][WINDOW] = {};
           if (step * BAND + y < OUT_ROWS && u.column + x < OUT_COLUMNS)
-            unpool(unpooled, source, weight, bias, target, winners, target_errors, u.image, map, step * BAND + y,
-                   u.column + x);
+            unpool(arrays, u.image, map, step * BAND + y, u.column + x, unpooled);
           UNROLL_FOR(int a = 0; a < WINDOW; a++)
             UNROLL_FOR(int b = 0; b < WINDOW; b++)
               made[(map * BAND_ROWS + y * WINDOW + a) * DELTA_PITCH + x * WINDOW + b] = unpooled[a][b];
         }
       };
       __syncthreads();
-      fetch_rows<W, W::SPAN>(ring, source, unit, 1, 0);
+      fetch_rows<W, W::SPAN>(ring, arrays.source, unit, 1, 0);
       make_deltas(0);
       wait_for_copies();
       __syncthreads();
       for (int step = 0; step < W::STEPS; step++) {
-        if (step + 1 < W::STEPS) fetch_rows<W, W::ADVANCE>(ring, source, unit, 1, step * W::ADVANCE + W::SPAN);
+        if (step + 1 < W::STEPS) fetch_rows<W, W::ADVANCE>(ring, arrays.source, unit, 1, step * W::ADVANCE + W::SPAN);
         UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++) {
           const int row = row0 + owned * (THREADS / SPLIT_K);
           if (row >= GRADIENT_ROWS) break;
@@ -288,16 +279,11 @@ struct Conv {
       }
     }
     write_gradient_rows<THREADS, ROWS_EACH, SPLIT_K, KERNEL, CHANNELS, MAPS>(sum, row0, arena,
-                                                                             partials + group * PARTIAL_SIZE);
+                                                                             arrays.partials + group * PARTIAL_SIZE);
   }
 
-  // source_errors of unit `unit`, channels of chunk `chunk`
-  static __device__ __forceinline__ void backward_data(float* arena, const float* __restrict__ source,
-                                                       const float* __restrict__ weight, const float* __restrict__ bias,
-                                                       const float* __restrict__ target,
-                                                       const unsigned char* __restrict__ winners,
-                                                       const float* __restrict__ target_errors,
-                                                       float* __restrict__ source_errors, int unit, int chunk) {
+  // The source errors of one unit, for the channels of one chunk.
+  static __device__ __forceinline__ void backward_data(const ConvArrays& arrays, float* arena, int unit, int chunk) {
     constexpr int TAPS = KERNEL * KERNEL;
     float* weights = arena;
     float* errors = arena + HELD_WEIGHTS;  // (CHUNK_CHANNELS, ERROR_RING, ERROR_TILE), the circular buffer
@@ -308,20 +294,19 @@ struct Conv {
     const int column0 = ERROR_TILES > 1 ? (u.column + STRIDE - 1) / STRIDE - (KERNEL - 1) / STRIDE - 1 : 0;
     for (int i = threadIdx.x; i < channels * TAPS * MAP_FLOAT4S * 4; i += THREADS) {
       const int map = i % (MAP_FLOAT4S * 4), term = channel0 * TAPS + i / (MAP_FLOAT4S * 4);
-      weights[i] = map < MAPS ? weight[map * TERMS + term] : 0.0f;
+      weights[i] = map < MAPS ? arrays.weight[map * TERMS + term] : 0.0f;
     }
     for (int i = threadIdx.x; i < ERROR_RING_SIZE; i += THREADS) errors[i] = 0.0f;
     const auto slot = [](int row) { return ERROR_STEPS > 1 ? row % ERROR_RING : row; };
     for (int step = 0; step < ERROR_STEPS; step++) {
       // the windows that overlap the tile's columns, as far as there are any
-      constexpr int ACROSS = ERROR_TILES > 1 ? (ERROR_COLUMNS + WINDOW - 1) / WINDOW + 1 : OUT_COLUMNS;
+      constexpr int ACROSS = ERROR_TILES > 1 ? ceil_div(ERROR_COLUMNS, WINDOW) + 1 : OUT_COLUMNS;
       const int across0 = ERROR_TILES > 1 ? (column0 + KERNEL * WINDOW) / WINDOW - KERNEL : 0;
       for (int i = threadIdx.x; i < MAPS * ERROR_BAND * ACROSS; i += THREADS) {
         const int x = across0 + i % ACROSS, map = i / (ACROSS * ERROR_BAND);
         const int band = i / ACROSS % ERROR_BAND, y = step * ERROR_BAND + band;
         float unpooled[WINDOW][WINDOW] = {};
-        if (y < OUT_ROWS && x >= 0 && x < OUT_COLUMNS)
-          unpool(unpooled, source, weight, bias, target, winners, target_errors, u.image, map, y, x);
+        if (y < OUT_ROWS && x >= 0 && x < OUT_COLUMNS) unpool(arrays, u.image, map, y, x, unpooled);
         UNROLL_FOR(int a = 0; a < WINDOW; a++)
           UNROLL_FOR(int b = 0; b < WINDOW; b++) {
             const int column = x * WINDOW + b - column0;
@@ -331,27 +316,28 @@ struct Conv {
       }
       __syncthreads();
       constexpr int STEP_AREA = ERROR_ROWS * ERROR_COLUMNS;
-      constexpr int HELD = MAP_FLOAT4S < 4 ? MAP_FLOAT4S : 4;  // quads of errors a thread holds while it pushes them
+      constexpr int HELD = MAP_FLOAT4S < 4 ? MAP_FLOAT4S : 4;  // float4s of errors that a thread holds
       for (int first = 0; first < channels * STEP_AREA; first += THREADS) {
-        const int place = first + threadIdx.x, channel = place / STEP_AREA;
-        const int y = place % STEP_AREA / ERROR_COLUMNS, x = place % ERROR_COLUMNS;
+        const int position = first + threadIdx.x, channel = position / STEP_AREA;
+        const int y = position % STEP_AREA / ERROR_COLUMNS, x = position % ERROR_COLUMNS;
         const int row = step * ERROR_ADVANCE + y * STRIDE, left = (column0 + x) * STRIDE - u.column;
         const bool exists = channel < channels && row + KERNEL <= HEIGHT;
-        for (int quad0 = 0; quad0 < MAP_FLOAT4S; quad0 += HELD) {
+        for (int first4 = 0; first4 < MAP_FLOAT4S; first4 += HELD) {
           float delta[HELD * 4];
           UNROLL_FOR(int m = 0; m < HELD * 4; m++)
-            delta[m] = exists && quad0 * 4 + m < MAPS ? deltas[(quad0 * 4 + m) * STEP_AREA + place % STEP_AREA] : 0.0f;
+            delta[m] =
+                exists && first4 * 4 + m < MAPS ? deltas[(first4 * 4 + m) * STEP_AREA + position % STEP_AREA] : 0.0f;
           for (int i = 0; i < KERNEL; i++)
             for (int j = 0; j < KERNEL; j++) {
               const bool inside = ERROR_TILES == 1 || (left + j >= 0 && left + j < ERROR_TILE);
               if (exists && inside) {
                 const Float4* held =
-                    reinterpret_cast<const Float4*>(weights) + (channel * TAPS + i * KERNEL + j) * MAP_FLOAT4S + quad0;
+                    reinterpret_cast<const Float4*>(weights) + (channel * TAPS + i * KERNEL + j) * MAP_FLOAT4S + first4;
                 float sum = 0.0f;
-                UNROLL_FOR(int quad = 0; quad < HELD; quad++) {
-                  if (quad0 + quad >= MAP_FLOAT4S) break;
-                  const Float4 four = held[quad];
-                  UNROLL_FOR(int m = 0; m < 4; m++) sum = fmaf(delta[quad * 4 + m], four.at[m], sum);
+                UNROLL_FOR(int m4 = 0; m4 < HELD; m4++) {
+                  if (first4 + m4 >= MAP_FLOAT4S) break;
+                  const Float4 four = held[m4];
+                  UNROLL_FOR(int m = 0; m < 4; m++) sum = fmaf(delta[m4 * 4 + m], four.at[m], sum);
                 }
                 errors[(channel * ERROR_RING + slot(row + i)) * ERROR_TILE + left + j] += sum;
               }
@@ -369,7 +355,7 @@ struct Conv {
         float* error = errors + (channel * ERROR_RING + slot(row)) * ERROR_TILE + x;
         // a row that no window saw (between two, or below the last) has no slot of its own
         const bool seen = last ? row < (ROWS - 1) * STRIDE + KERNEL : row - row0 < ERROR_RING;
-        source_errors[u.image * SOURCE_SIZE + ((channel0 + channel) * HEIGHT + row) * WIDTH + u.column + x] =
+        arrays.source_errors[u.image * SOURCE_SIZE + ((channel0 + channel) * HEIGHT + row) * WIDTH + u.column + x] =
             seen ? *error : 0.0f;
         if (seen && !last) *error = 0.0f;
       }
@@ -379,22 +365,15 @@ struct Conv {
 
   // The whole backward pass in one launch: jobs are a group's share of the weight gradient, or one unit's source
   // errors.
-  static __device__ __forceinline__ void backward(const float* __restrict__ source, const float* __restrict__ weight,
-                                                  const float* __restrict__ bias, const float* __restrict__ target,
-                                                  const unsigned char* __restrict__ winners,
-                                                  const float* __restrict__ target_errors,
-                                                  float* __restrict__ source_errors, float* __restrict__ partials,
-                                                  int count, int groups) {
+  static __device__ __forceinline__ void backward(const ConvArrays& arrays, int count, int groups) {
     SHARED(Float4, float4_arena, ceil_div(ARENA_FLOATS, 4));
     float* arena = reinterpret_cast<float*>(float4_arena);
     const int units = count * ERROR_TILES, weight_jobs = groups * M_TILES;
     for (int job = blockIdx.x; job < weight_jobs + units * (FIRST ? 0 : CHANNEL_CHUNKS); job += gridDim.x) {
       if (job < weight_jobs)
-        backward_weights(arena, source, weight, bias, target, winners, target_errors, partials, count, groups,
-                         job / M_TILES, job % M_TILES);
+        backward_weights(arrays, arena, count, groups, job / M_TILES, job % M_TILES);
       else
-        backward_data(arena, source, weight, bias, target, winners, target_errors, source_errors,
-                      (job - weight_jobs) % units, (job - weight_jobs) / units);
+        backward_data(arrays, arena, (job - weight_jobs) % units, (job - weight_jobs) / units);
       __syncthreads();
     }
   }
@@ -402,17 +381,17 @@ struct Conv {
 
 }  // namespace ring
 
-#define RING_CONV_KERNELS(layer)                                                                                      \
-  ENTRY_POINT(layer, forward)                                                                                         \
-  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,                \
-   float* __restrict__ target, unsigned char* __restrict__ winners, int count, int together) {                        \
-    ring::Conv<layer>::forward(source, weight, bias, target, winners, count, together);                               \
-  }                                                                                                                   \
-  ENTRY_POINT(layer, backward)                                                                                        \
-  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,                \
-   const float* __restrict__ target, const unsigned char* __restrict__ winners,                                       \
-   const float* __restrict__ target_errors, float* __restrict__ source_errors, float* __restrict__ partials,          \
-   int count, int groups) {                                                                                           \
-    ring::Conv<layer>::backward(source, weight, bias, target, winners, target_errors, source_errors, partials, count, \
-                                groups);                                                                              \
+#define RING_CONV_KERNELS(layer)                                                                                 \
+  ENTRY_POINT(layer, forward)                                                                                    \
+  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,           \
+   float* __restrict__ target, unsigned char* __restrict__ winners, int count, int together) {                   \
+    ring::Conv<layer>::forward(source, weight, bias, target, winners, count, together);                          \
+  }                                                                                                              \
+  ENTRY_POINT(layer, backward)                                                                                   \
+  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,           \
+   const float* __restrict__ target, const unsigned char* __restrict__ winners,                                  \
+   const float* __restrict__ target_errors, float* __restrict__ source_errors, float* __restrict__ partials,     \
+   int count, int groups) {                                                                                      \
+    ring::Conv<layer>::backward({source, weight, bias, target, winners, target_errors, source_errors, partials}, \
+                                count, groups);                                                                  \
   }
