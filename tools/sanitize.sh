@@ -16,5 +16,5 @@ echo "sweep: {stages: [gemm_cuda, fused, ring, tuned], device: cuda}" >"$config"
 for tool in memcheck racecheck; do
   echo "compute-sanitizer --tool $tool"
   "$sanitizer" --tool $tool --target-processes all --error-exitcode 1 \
-    .venv/bin/python -m cnnlib check --config tests/tiny.yaml --config "$config"
+    .venv/bin/python -m cnnlib check --config config.yaml --config tests/tiny.yaml --config "$config"
 done
