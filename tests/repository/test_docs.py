@@ -125,3 +125,12 @@ def test_the_example_of_the_api_runs(capsys: pytest.CaptureFixture[str]) -> None
     *epochs, last = capsys.readouterr().out.splitlines()
     assert len(epochs) == 3
     assert float(last.removeprefix("accuracy ")) > 0.95
+
+
+def test_things_are_where_the_map_says() -> None:
+    text = (DOCS / "where.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| [^|]+ \| `([\w./]+)`[^|]*\| `(\w+)` \|$", text)
+    assert len(rows) == text.count("\n|") - 2
+    for path, name in rows:
+        code = (ROOT / path).read_text(encoding="utf-8")
+        assert re.search(rf"\b{name}\b", code), f"{name} of {path}"
