@@ -1,42 +1,42 @@
-// What a kernel file may use beyond plain CUDA: the same text is built by nvcc for a GPU and, where
-// there is none, by the machine's C++ compiler (emulated/threads.hpp then plays CUDA's part).
-// The rules that make this possible are in docs/kernels.md.
+// What a kernel file may use beyond plain CUDA. The same text is built by nvcc for a GPU and, where there is none, by
+// the machine's C++ compiler, for which emulated/threads.hpp plays CUDA's part. docs/kernels.md has the rules that
+// make this possible.
 #pragma once
 
 #ifdef __CUDACC__
 
-// An array shared by the threads of a block. Only in entry points; pass it down as a pointer.
+// An array shared by the threads of a block, declared in an entry point or in the one function that it calls; others
+// get a pointer.
 #define SHARED(type, name, n) __shared__ type name[n]
-// The same for the one array of a kernel that may be larger than what a block has without asking (48 KiB); its
-// bytes are named at the launch (shared_bytes of Kernel.bind). Aligned to 16 bytes.
-#define SHARED_LARGE(type, name, n)                      \
-    extern __shared__ __align__(16) char shared_large[]; \
-    type* const name = reinterpret_cast<type*>(shared_large)
+// The one array of a kernel that may be larger than the 48 KiB that a block has without asking. The launch names its
+// bytes (shared_bytes of Kernel.bind). Aligned to 16 bytes.
+#define SHARED_LARGE(type, name, n)                    \
+  extern __shared__ __align__(16) char shared_large[]; \
+  type* const name = reinterpret_cast<type*>(shared_large)
 #define UNROLL _Pragma("unroll")
 
 #else
 
 #include "emulated/threads.hpp"
 
-#define SHARED(type, name, n)                                \
-    static char name##_site;                                 \
-    type(&name)[n] = *static_cast<type(*)[n]>(::emulated_shared( \
-        &name##_site, sizeof(type) * (n), alignof(type), 0, #name))
-#define SHARED_LARGE(type, name, n)                    \
-    static char name##_site;                           \
-    type* const name = static_cast<type*>(::emulated_shared( \
-        &name##_site, sizeof(type) * (n), alignof(type), 1, #name))
+#define SHARED(type, name, n) \
+  static char name##_site;    \
+  type(&name)[n] =            \
+      *static_cast<type(*)[n]>(::emulated_shared(&name##_site, sizeof(type) * (n), alignof(type), 0, #name))
+#define SHARED_LARGE(type, name, n) \
+  static char name##_site;          \
+  type* const name = static_cast<type*>(::emulated_shared(&name##_site, sizeof(type) * (n), alignof(type), 1, #name))
 #define UNROLL _Pragma("GCC unroll 32")
 
 #endif
 
-// Loads from the L2 cache: another block may have written the number since this kernel began, which the first-level cache
-// of this multiprocessor would not show.
+// Loads from the L2 cache: another block may have written the number since this kernel began, which the first-level
+// cache of this multiprocessor would not show.
 __device__ __forceinline__ float load_l2(const float* at) {
 #ifdef __CUDACC__
-    return __ldcg(at);
+  return __ldcg(at);
 #else
-    return *at;
+  return *at;
 #endif
 }
 
@@ -46,73 +46,62 @@ __device__ __forceinline__ float load_l2(const float* at) {
 // A clock of the multiprocessor (or of the machine), for differences only.
 __device__ __forceinline__ unsigned long long ticks() {
 #ifdef __CUDACC__
-    return clock64();
+  return clock64();
 #else
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000ull + now.tv_nsec;
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000000000ull + now.tv_nsec;
 #endif
 }
-
-#define PORTABLE_JOIN_(layer, name) layer##_##name
-#define PORTABLE_JOIN(layer, name) PORTABLE_JOIN_(layer, name)
 
 // ENTRY_POINT(conv1, forward)(const float* x, int n) { ... } defines the kernel conv1_forward.
 #define ENTRY_POINT(layer, name) extern "C" __global__ void layer##_##name
 // Likewise, with the largest number of threads that a block may have, by which the compiler gives out registers.
 #define ENTRY_POINT_BOUNDED(layer, name, threads) extern "C" __global__ void __launch_bounds__(threads) layer##_##name
 
-// ENTRY(forward)(const float* x, int n) { ... } defines the kernel LAYER_forward, where the source that
-// includes the kernel file has #defined LAYER, so that one file serves several layers of a network.
-#define ENTRY(name) extern "C" __global__ void PORTABLE_JOIN(LAYER, name)
-// The same with the largest number of threads a block may have, so that registers are given out by it.
-#define ENTRY_BOUNDED(name, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) PORTABLE_JOIN(LAYER, name)
-
 // for (int i : grid_range(n)): each i in [0, n) once over all threads of a one-dimensional grid of any size.
 // for (int i : block_range(n)): likewise over the threads of a block (of any number of dimensions).
-// On a GPU neighbours in the block take neighbouring i (coalesced); emulated, each thread takes a run of
-// neighbouring i (vectorised, cache lines touched once). So no thread may count on getting the i it had in
-// a range of another length: a barrier stands between.
+//
+// On a GPU neighbours in the block take neighbouring i (coalesced). On the emulated device each thread takes a run of
+// neighbouring i (vectorised, cache lines touched once). So no thread may rely on the i that it had in a range of
+// another length: there must be a barrier between the two.
 struct IndexRange {
-    int first, last, step;
+  int first, last, step;
 
-    struct Iterator {
-        int index, step;
-        __device__ __forceinline__ int operator*() const { return index; }
-        __device__ __forceinline__ void operator++() { index += step; }
-        // `last` may be jumped over by a stride, so "not yet past" takes the place of "not equal"
-        __device__ __forceinline__ bool operator!=(const Iterator& other) const { return index < other.index; }
-    };
-    __device__ __forceinline__ Iterator begin() const { return {first, step}; }
-    __device__ __forceinline__ Iterator end() const { return {last, step}; }
+  struct Iterator {
+    int index, step;
+    __device__ __forceinline__ int operator*() const { return index; }
+    __device__ __forceinline__ void operator++() { index += step; }
+    // `last` may be jumped over by a stride, so "not yet past" replaces "not equal"
+    __device__ __forceinline__ bool operator!=(const Iterator& other) const { return index < other.index; }
+  };
+  __device__ __forceinline__ Iterator begin() const { return {first, step}; }
+  __device__ __forceinline__ Iterator end() const { return {last, step}; }
 };
 
-// Member `member` of `members` gets its part of [0, n). n + members must fit an int.
+// The part of [0, n) of member `member` of `members`. n + members must fit an int.
 __device__ __forceinline__ IndexRange index_range(int member, int members, int n) {
 #ifdef __CUDACC__
-    return {member, n, members};
+  return {member, n, members};
 #else
-    const int share = (n + members - 1) / members;
-    const int first = member * static_cast<long long>(share) < n ? member * share : n;
-    return {first, n - first < share ? n : first + share, 1};
+  const int share = (n + members - 1) / members;
+  const int first = member * static_cast<long long>(share) < n ? member * share : n;
+  return {first, n - first < share ? n : first + share, 1};
 #endif
 }
 
 __device__ __forceinline__ int thread_in_block() {
-    return static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
+  return static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
 }
 
-__device__ __forceinline__ int threads_in_block() {
-    return static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
-}
+__device__ __forceinline__ int threads_in_block() { return static_cast<int>(blockDim.x * blockDim.y * blockDim.z); }
 
 __device__ __forceinline__ IndexRange block_range(int n) {
-    return index_range(thread_in_block(), threads_in_block(), n);
+  return index_range(thread_in_block(), threads_in_block(), n);
 }
 
 __device__ __forceinline__ IndexRange grid_range(int n) {
-    const int threads = threads_in_block();
-    return index_range(static_cast<int>(blockIdx.x) * threads + thread_in_block(),
-                       static_cast<int>(gridDim.x) * threads, n);
+  const int threads = threads_in_block();
+  return index_range(static_cast<int>(blockIdx.x) * threads + thread_in_block(), static_cast<int>(gridDim.x) * threads,
+                     n);
 }
