@@ -15,6 +15,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cnnlib.config import load_config
+from cnnlib.peers import PEERS
 from cnnlib.stages import LADDER
 from workflow.plotting import wording
 
@@ -124,6 +125,35 @@ def whole_speedup() -> str:
     return f"{middle} ({low} to {high})"
 
 
+def peaks() -> str:
+    """What the probes measured of one core, of all cores and of the GPU."""
+    found = {line["probe"]: float(line["median"]) for line in lines("limits")}
+    one, many, gpu = (wording.digits(found[name]) for name in (*LIMITS.values(), "peak_fp32"))
+    return f"{one} TFLOP/s on one core, {many} on sixteen, {gpu} on the GPU"
+
+
+def libraries(tf32: bool) -> str:
+    """The best library's epoch over the last stage's: lowest to highest over the batch sizes."""
+    epochs: dict[int, dict[str, float]] = {}
+    for line in lines("summary"):
+        if (line["dataset"], line["network"]) == (DATASET, NETWORK):
+            own = epochs.setdefault(int(line["batch_size"]), {})
+            own[line["stage"]] = float(line["epoch_seconds"])
+    last = rungs()[-1].stage
+    peers = [stage.name for stage in PEERS if stage.name.endswith("_tf32") == tf32]
+    ratios = [
+        min(own[peer] for peer in peers if peer in own) / own[last] for own in epochs.values()
+    ]
+    return f"{min(ratios):.1f} to {max(ratios):.1f} times"
+
+
+def race() -> str:
+    """How long the last stage trains in the race, and the fastest library."""
+    seconds = {line["stage"]: float(line["train_seconds_mean"]) for line in lines("race_summary")}
+    own = wording.duration(seconds.pop(rungs()[-1].stage))
+    return f"{own} and the fastest library for {wording.duration(min(seconds.values()))}"
+
+
 def setup(app: object) -> dict[str, bool]:
     """Register the directive."""
     from docutils import nodes
@@ -149,4 +179,5 @@ def setup(app: object) -> dict[str, bool]:
 
 if __name__ == "__main__":
     sys.stdout.write(ladder())
-    sys.stdout.write(f"\n{whole_speedup()}\n")
+    for text in (peaks(), libraries(tf32=False), libraries(tf32=True), race(), whole_speedup()):
+        sys.stdout.write(f"{text}\n")

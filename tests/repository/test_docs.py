@@ -13,6 +13,7 @@ from cnnlib.config import Config, Measuring, Race, Sweep, Training
 from cnnlib.datasets.specs import IdxFile, IdxSpec, Mirror, SyntheticSpec
 from cnnlib.layers import KINDS
 from cnnlib.paths import ROOT
+from workflow.plotting import wording
 
 pytestmark = pytest.mark.quick
 
@@ -93,7 +94,30 @@ def test_the_readme_shows_the_published_rows(monkeypatch: pytest.MonkeyPatch) ->
     ladder = published.ladder()
     assert len(ladder.splitlines()) == 8
     assert f"\n{ladder}\n" in readme
-    assert f"{published.whole_speedup()} as fast as stage 1" in readme
+    words = " ".join(readme.split())
+    assert f"{published.whole_speedup()} as fast as stage 1" in words
+    assert f"{published.peaks()}, all in float32" in words
+    float32 = published.libraries(tf32=False)
+    assert f"PyTorch and JAX in float32 takes {float32} as long as stage 5" in words
+    assert f"TF32, which is less exact, {published.libraries(tf32=True)}." in words
+    assert f"stage 5 trains for {published.race()}" in words
+
+
+PAGE_OF = {"gemm_cuda": "gemm"}
+"""Stages whose page has another name."""
+
+
+def test_the_pages_of_stages_have_the_published_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "_extensions")
+    published = importlib.import_module("published")
+    for rung in published.rungs():
+        page = DOCS / f"stages/{PAGE_OF.get(rung.stage, rung.stage)}.md"
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        for gain in rung.gain.values():
+            if gain != 1:
+                assert wording.times(gain).removesuffix("×") in text, rung.stage
+        if rung.stage not in ("fused", "ring"):
+            assert published.percent(rung.share) in text, rung.stage
 
 
 def test_the_readme_names_the_command_that_ci_calls() -> None:
