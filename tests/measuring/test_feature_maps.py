@@ -1,57 +1,19 @@
-"""The CPU profile and the feature maps, which are measured beside the runs."""
-
-from pathlib import Path
+"""Filters and feature maps are those of the trained network."""
 
 import numpy as np
 import pytest
 
 from cnnlib.datasets import Dataset
-from cnnlib.errors import ConfigError
-from cnnlib.measuring import schema
-from cnnlib.measuring.cpu_profile import measure_cpu_profile, readable
 from cnnlib.measuring.feature_maps import feature_maps
-from cnnlib.measuring.runs import Run
 from cnnlib.stages import gemm
 from cnnlib.training.loop import start, train_epochs
 from cnnlib.training.target import Target, open_engine, setup_of
-from tests.support.toys import toy_config, toy_data
+from tests.support.toys import toy_config
 
 pytestmark = pytest.mark.quick
 
+
 COLUMNS = ["map", "source", "row", "column"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return toy_data(tmp_path_factory.mktemp("toy"))[1]
-
-
-@pytest.mark.parametrize(("stage", "file"), [("naive", "layers/conv.py"), ("gemm", "gemm.py")])
-def test_the_profile_names_where_the_work_is(
-    data: Dataset, tmp_path: Path, stage: str, file: str
-) -> None:
-    config = toy_config(measuring={"sample_seconds": 0.05})
-    measure_cpu_profile(config, Run("toy", "small", stage, 8, 1), data, tmp_path / "f.csv")
-    rows = schema.read(tmp_path / "f.csv", "cpu_profile")
-    assert set(rows.stage) == {stage}
-    assert rows.own_seconds.is_monotonic_decreasing
-    assert (rows.total_seconds >= rows.own_seconds * 0.999).all()
-    assert (rows.calls > 0).all()
-    assert any(file in name for name in rows.function)
-    assert not any(name.startswith("/") for name in rows.function)
-
-
-def test_a_gpu_stage_has_no_functions(data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'fused' spends its time on a GPU"):
-        measure_cpu_profile(toy_config(), Run("toy", "small", "fused", 8, 1), data, tmp_path / "f")
-
-
-def test_functions_are_named_without_the_machine() -> None:
-    assert readable("~", 0, "<method 'sum' of 'numpy.ndarray' objects>") == (
-        "method 'sum' of 'numpy.ndarray' objects"
-    )
-    assert readable("/usr/lib/python3/numpy/core.py", 7, "f") == "numpy/core.py:7 f"
-    assert readable(gemm.__file__, 3, "f") == "cnnlib/stages/gemm.py:3 f"
 
 
 def test_features_are_those_of_the_training(data: Dataset) -> None:
