@@ -15,13 +15,14 @@ struct ConvArrays {
   float* partials;               // (groups, weight gradient and then bias gradient)
 };
 
-// Convolution sums of one window of WINDOW x WINDOW target positions, for EACH neighbouring maps:
+// Convolution sums of one window of WINDOW x WINDOW target positions, for MAPS_EACH neighbouring maps:
 // sum[y][x][m] += sum over c, i, j of weight[term][m] source[c, y STRIDE + i, x STRIDE + j].
 // row(c, a) points at the first element seen by the window in source row a of channel c.
 // weights: (TERMS, MAPS) in shared memory, at the first of the maps; all threads of a warp that share maps read
 // the same address, which the hardware broadcasts.
-template <int CHANNELS, int KERNEL, int STRIDE, int WINDOW, int MAPS, int EACH, class Row>
-__device__ __forceinline__ void convolve_window(float (&sum)[WINDOW][WINDOW][EACH], Row row, const float* weights) {
+template <int CHANNELS, int KERNEL, int STRIDE, int WINDOW, int MAPS, int MAPS_EACH, class Row>
+__device__ __forceinline__ void convolve_window(float (&sum)[WINDOW][WINDOW][MAPS_EACH], Row row,
+                                                const float* weights) {
   constexpr int SPAN = (WINDOW - 1) * STRIDE + KERNEL;
   for (int c = 0; c < CHANNELS; c++) {
     float patch[SPAN][SPAN];
@@ -32,7 +33,7 @@ __device__ __forceinline__ void convolve_window(float (&sum)[WINDOW][WINDOW][EAC
     UNROLL_FOR(int i = 0; i < KERNEL; i++)
       UNROLL_FOR(int j = 0; j < KERNEL; j++) {
         const float* weight = weights + ((c * KERNEL + i) * KERNEL + j) * MAPS;
-        UNROLL_FOR(int m = 0; m < EACH; m++)
+        UNROLL_FOR(int m = 0; m < MAPS_EACH; m++)
           UNROLL_FOR(int y = 0; y < WINDOW; y++)
             UNROLL_FOR(int x = 0; x < WINDOW; x++)
               sum[y][x][m] = fmaf(patch[y * STRIDE + i][x * STRIDE + j], weight[m], sum[y][x][m]);
