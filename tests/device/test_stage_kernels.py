@@ -2,14 +2,13 @@
 
 import pytest
 
-from cnnlib.device import DeviceLimits, cuda
+from cnnlib.device import cuda
+from cnnlib.device.architecture import H100
 from cnnlib.engine import Setup, Stage
 from cnnlib.engine.device_engine import DeviceEngine
 from cnnlib.network import Network
 from tests.support.engines import GPU_STAGES
 from tests.support.networks import awkward, lenet5, simard
-
-H100 = DeviceLimits("cuda", 132, 227 * 1024)
 
 
 @pytest.mark.skipif(cuda.find_nvcc() is None, reason="no nvcc on PATH")
@@ -18,8 +17,8 @@ H100 = DeviceLimits("cuda", 132, 227 * 1024)
 def test_stage_compiles_for_a_gpu(stage: Stage, network: Network) -> None:
     engine, setup = stage.engine, Setup(network, batch_size=16, learning_rate=0.1)
     assert issubclass(engine, DeviceEngine)
-    source = engine.source_on(stage, setup, H100)
-    kernels = engine.kernels_on(stage, setup, H100)
+    source = engine.source_on(stage, setup, H100.limits)
+    kernels = engine.kernels_on(stage, setup, H100.limits)
     cubin = cuda.compile_cubin(source, f"{stage.name}_{network.name}", "sm_90", ())
     assert kernels
     for kernel in kernels:
