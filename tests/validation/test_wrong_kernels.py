@@ -1,7 +1,7 @@
-"""Broken kernels, each rejected by the check that is there for it.
+"""Broken kernels, each of which must be rejected by the check that exists for its kind of mistake.
 
 tests/wrong/NAME.toml says what is wrong, in which file of kernels/ (`old` becomes `new`), which
-stage shows it and which check has to reject it. A file put there is tested.
+stage shows it and which check has to reject it. Every file in that folder is tested.
 """
 
 import os
@@ -52,7 +52,7 @@ NETWORKS = {
             4,
             [{"conv": {"maps": 1, "kernel": 3}}, {"subsample": 2}, {"dense": 4}],
         ),
-        # Too tall for all rows to be on chip at once.
+        # This network's maps are too tall for all rows to be on chip at once.
         build(
             "tall",
             (2, 90, 40),
@@ -74,10 +74,10 @@ NETWORKS = {
 
 
 class Rejected(Exception):
-    """By a check that is a comparison of its own."""
+    """Raised by the checks below that compare results themselves."""
 
 
-# The checks: all raise an exception for wrong kernels and are silent for right ones.
+# Each of the checks raises an exception for wrong kernels and returns for right ones.
 
 
 def gradient(stage, network):
@@ -88,7 +88,7 @@ def gradient(stage, network):
 
 
 def launch(stage, network):
-    """A launch that could not end, as a barrier that not all threads reach, is a KernelError."""
+    """A launch that cannot end, such as one with a divergent barrier, is a KernelError."""
     with EmulatedDevice() as device, open_engine(stage, network, 7, device) as engine:
         engine.gradient(*pictures(network, 7))
 
