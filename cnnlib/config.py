@@ -10,16 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cnnlib import patterns
+from cnnlib.config_errors import first_problem, worst_problem
+from cnnlib.config_files import read_settings
 from cnnlib.datasets import DatasetSpec, SyntheticSpec, check_hard_images
 from cnnlib.errors import ConfigError
-from cnnlib.network import Network, first_problem, parse_layers, short, worst_problem
+from cnnlib.network import Network, parse_layers
 
 MOST_RUNS = 1_000_000
-"""More than can be measured in years, and than a list of them should take of memory."""
+"""More runs than could be measured in years, or than a list of them should hold in memory."""
 
 # Counts are C ints in kernels.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
@@ -164,40 +165,40 @@ class Config(Section):
     figures: list[Name] | None = None
     """Names of workflow/figures/NAME.py to draw; all of them if not given."""
 
-    def dataset(self, name: str, place: str) -> DatasetSpec:
-        """The data set's settings; ConfigError naming `place` and the choices if unknown."""
-        return lookup(self.datasets, name, "data set", place)
+    def dataset(self, name: str, where: str) -> DatasetSpec:
+        """The data set's settings; ConfigError naming `where` and the choices if unknown."""
+        return lookup(self.datasets, name, "data set", where)
 
-    def network(self, name: str, dataset: str, place: str) -> Network:
+    def network(self, name: str, dataset: str, where: str) -> Network:
         """The network for the images of `dataset`; ConfigError if they do not go together."""
-        layers = lookup(self.networks, name, "network", place)
-        data = self.dataset(dataset, place)
+        layers = lookup(self.networks, name, "network", where)
+        data = self.dataset(dataset, where)
         parsed = parse_layers(name, layers)
         try:
             return Network(name, tuple(data.shape), data.classes, parsed)
         except ConfigError as error:
-            where = f"networks.{name} and datasets.{dataset}, together in {place}"
-            raise ConfigError(f"{error}: {where}") from None
+            both = f"networks.{name} and datasets.{dataset}, together in {where}"
+            raise ConfigError(f"{error}: {both}") from None
 
 
 T = TypeVar("T")
 
 
-def lookup(choices: Mapping[str, T], name: str, what: str, place: str) -> T:
-    """choices[name], or a ConfigError that names the thing, the place and the choices."""
+def lookup(choices: Mapping[str, T], name: str, what: str, where: str) -> T:
+    """choices[name], or a ConfigError that names the thing, the where and the choices."""
     if name not in choices:
-        raise ConfigError(f"unknown {what} {name!r} in {place}; known: {', '.join(choices)}")
+        raise ConfigError(f"unknown {what} {name!r} in {where}; known: {', '.join(choices)}")
     return choices[name]
 
 
-def parse_config(settings: Any, place: str = "config") -> Config:
+def parse_config(settings: Any, where: str = "config") -> Config:
     """Settings (nested dicts, as YAML gives them) -> Config, checked; ConfigError otherwise."""
     if not isinstance(settings, dict):
-        raise ConfigError(f"{place} must be a mapping of settings, not {type(settings).__name__}")
+        raise ConfigError(f"{where} must be a mapping of settings, not {type(settings).__name__}")
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(first_problem(error, place, _model_at(error))) from None
+        raise ConfigError(first_problem(error, where, _model_at(error))) from None
     _check_lists(config)
     _check_measuring(config.measuring)
     sweep = config.sweep
@@ -226,7 +227,7 @@ def parse_config(settings: Any, place: str = "config") -> Config:
 
 
 def _check_lists(config: Config) -> None:
-    """ConfigError for a name or a number that stands twice in a list."""
+    """ConfigError for a name or a number that is listed twice."""
     sweep, race = config.sweep, config.race
     lists: dict[str, Sequence[Any]] = {
         "sweep.datasets": sweep.datasets,
@@ -239,14 +240,18 @@ def _check_lists(config: Config) -> None:
     for key, values in lists.items():
         repeated = [value for i, value in enumerate(values) if value in values[:i]]
         if repeated:
-            raise ConfigError(f"{repeated[0]!r} stands twice in {key}")
+            raise ConfigError(f"{repeated[0]!r} is listed twice in {key}")
 
 
 def _check_measuring(measuring: Measuring) -> None:
     """ConfigError where a run that does what it is asked to would be ended as one that hangs."""
     for key in (
-        "warmup_seconds", "budget_seconds", "sample_seconds", "emulated_seconds", "energy_seconds",
-    ):  # fmt: skip
+        "warmup_seconds",
+        "budget_seconds",
+        "sample_seconds",
+        "emulated_seconds",
+        "energy_seconds",
+    ):
         seconds, limit = getattr(measuring, key), measuring.limit_seconds
         if seconds >= limit and not measuring.full:
             raise ConfigError(
@@ -258,9 +263,9 @@ def _check_measuring(measuring: Measuring) -> None:
 def _check_batch(
     what: str, batch_size: int, dataset: str, spec: DatasetSpec, measuring: Measuring
 ) -> None:
-    """ConfigError beginning with `what` for a batch larger than the data set, if that is known.
+    """ConfigError, beginning with `what`, for a batch that cannot be trained on.
 
-    Also for one larger than what a GPU may hold.
+    It may be larger than the data set, if that is known, or than what a GPU may hold.
     """
     if spec.train_count is not None and batch_size > spec.train_count:
         key = "train_images" if isinstance(spec, SyntheticSpec) else "train_limit"
@@ -277,80 +282,11 @@ def _check_batch(
 
 
 def load_config(paths: Iterable[Path | str]) -> Config:
-    """Read YAML files, later over earlier ones key by key, as Snakemake's --configfile does."""
-    settings: dict[str, Any] = {}
-    place = ""
-    for path in paths:
-        place = str(path)
-        try:
-            part = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader)
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-        except _KeyTwice as error:
-            raise ConfigError(f"{path}, {error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(part, dict):
-            raise ConfigError(f"{path} must hold a mapping of settings")
-        try:
-            settings = merge(settings, part)
-        except RecursionError:
-            raise ConfigError(f"{path} is nested too deeply") from None
-    if not place:
+    """The config in YAML files, later ones over earlier ones key by key."""
+    files = list(paths)
+    if not files:
         raise ConfigError("no config file is given")
-    return parse_config(settings, place)
-
-
-class _KeyTwice(Exception):
-    """A key stands twice in one mapping, and YAML would silently take the second."""
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML without tags that run code, in which a key stands once."""
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self.flat: set[int] = set()
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Fill in merge keys (<<), which the keys beside them may well override."""
-        # A mapping with an alias comes here again, filled in already.
-        if id(node) not in self.flat:
-            self.flat.add(id(node))
-            self._check_keys(node)
-        super().flatten_mapping(node)
-
-    def _check_keys(self, node: yaml.MappingNode) -> None:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    line = key.start_mark.line + 1
-                    raise _KeyTwice(f"line {line}: the key {short(key.value)} stands twice")
-                seen.add(key.value)
-
-
-def check_keys(paths: Iterable[Path | str]) -> None:
-    """ConfigError for a key that stands twice in one of these files, which others read as YAML."""
-    for path in paths:
-        try:
-            yaml.load(Path(path).read_text(encoding="utf-8"), _OnceLoader)
-        except _KeyTwice as error:
-            raise ConfigError(f"{path}, {error}") from None
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
-            continue  # for whoever reads it to complain of
-
-
-def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings` with `changes` in them, mappings merged and anything else replaced.
-
-    A new dict: parts of `settings` may be one object by a YAML alias, and must not change together.
-    """
-    merged = dict(settings)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
+    return parse_config(read_settings(files), str(files[-1]))
 
 
 def _model_at(error: ValidationError) -> type[BaseModel] | None:

@@ -1,9 +1,8 @@
 """A network is a tuple of layers: shapes, one flat parameter vector, and its arithmetic."""
 
 import math
-import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from pydantic import ValidationError
 
-from cnnlib import patterns
+from cnnlib.config_errors import first_problem, short
 from cnnlib.errors import ConfigError
 from cnnlib.layers import KINDS, Activation, Array, Layer, Shape, Views
 
@@ -83,7 +82,7 @@ class Network:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The named views, in the order they lie in the flat vector."""
+        """The named views, in the order in which they lie in the flat vector."""
         parameters, offset = [], 0
         for i, layer in enumerate(self.layers):
             for key, shape in layer.parameter_shapes(self.shapes[i]).items():
@@ -105,7 +104,9 @@ class Network:
     def initial_parameters(self, seed: int, dtype: DTypeLike = np.float32) -> Array:
         """Flat vector of initial weights: uniform with variance gain / fan-in; biases are zero.
 
-        Drawn in float32 whatever the `dtype`, so that every stage starts from the same numbers.
+        This is the scheme of LeCun et al. (1998) for all activations; GAIN says why not that of He
+        et al. (2015) for relu. Numbers are drawn in float32 whatever the `dtype`, so that every
+        stage starts from the same ones.
         """
         generator = np.random.default_rng(seed)
         vector = np.zeros(self.parameter_count, dtype=np.float32)
@@ -139,14 +140,16 @@ class Network:
         return tuple(flops * (2 if i == first else 3) for i, flops in enumerate(self.forward_flops))
 
     def forward_arithmetic(self, start: int, stop: int, batch: int) -> "Arithmetic":
-        """What layers[start:stop] need at least to go forward over `batch` images."""
+        """The least that layers[start:stop] need to go forward over `batch` images."""
         flops = sum(self.forward_flops[start:stop])
         numbers = math.prod(self.shapes[start]) + math.prod(self.shapes[stop])
         return Arithmetic(batch * flops, FLOAT * (batch * numbers + self._weights(start, stop)))
 
     def backward_arithmetic(self, start: int, stop: int, batch: int) -> "Arithmetic":
-        """The same to go backward: the source and the target's error come in, the gradient and
-        (not below the first weights) the source's error go out.
+        """The least that layers[start:stop] need to go backward over `batch` images.
+
+        The source and the target's error come in; the gradient and, except below the first weights,
+        the source's error go out.
         """
         flops = sum(self.training_flops[start:stop]) - sum(self.forward_flops[start:stop])
         sources = 2 if any(self.forward_flops[:start]) else 1
@@ -156,7 +159,7 @@ class Network:
         )
 
     def update_arithmetic(self, momentum: bool) -> "Arithmetic":
-        """The same for one step down the gradient: weights and gradient in, weights out."""
+        """The least that one update needs: weights and gradient come in, weights go out."""
         each = 2 if momentum else 1
         return Arithmetic(
             2 * each * self.parameter_count, FLOAT * (1 + 2 * each) * self.parameter_count
@@ -167,14 +170,14 @@ class Network:
 
 
 class Arithmetic(NamedTuple):
-    """The least a piece of work takes: floating-point operations; bytes moved once, as float32."""
+    """The least that a piece of work takes: floating-point operations, and bytes moved once."""
 
     flops: int
     bytes: int
 
 
 FLOAT = 4
-"""Bytes."""
+"""Bytes of a float32 number."""
 
 
 def parse_layers(name: str, specs: Any) -> tuple[Layer, ...]:
@@ -187,78 +190,18 @@ def parse_layers(name: str, specs: Any) -> tuple[Layer, ...]:
     return tuple(_parse_layer(f"networks.{name}[{i}]", spec) for i, spec in enumerate(specs))
 
 
-def _parse_layer(place: str, spec: Any) -> Layer:
+def _parse_layer(where: str, spec: Any) -> Layer:
     known = ", ".join(KINDS)
     if not isinstance(spec, dict) or len(spec) != 1:
         raise ConfigError(
-            f"{place} must be one `kind: settings` pair, not {short(spec)}; known: {known}"
+            f"{where} must be one `kind: settings` pair, not {short(spec)}; known: {known}"
         )
     ((kind, settings),) = spec.items()
     if kind not in KINDS:
-        raise ConfigError(f"unknown layer kind {short(kind)} in {place}; known: {known}")
+        raise ConfigError(f"unknown layer kind {short(kind)} in {where}; known: {known}")
     if not isinstance(settings, dict):
         settings = {KINDS[kind].shorthand: settings}
     try:
         return KINDS[kind].model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(first_problem(error, f"{place}.{kind}", KINDS[kind])) from None
-
-
-def short(value: Any) -> str:
-    """repr for an error's one line: a YAML file of a kilobyte can hold a list of billions."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # more digits than Python writes
-        return f"so long a {type(value).__name__}"
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 3
-_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
-
-
-def first_problem(error: ValidationError, place: str, model: type[Any] | None = None) -> str:
-    """One line for the first thing pydantic found wrong: where, what, and the known fields."""
-    problem = worst_problem(error)
-    loc, key = problem["loc"], ""
-    if loc and loc[-1] == "[key]":
-        loc, key = loc[:-2], "each name in it "
-    # pydantic puts tags of unions and "function-..." steps into the path: only keys help a reader
-    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc)
-    if problem["type"] == "extra_forbidden":
-        fields = f"; known: {', '.join(model.model_fields)}" if model else ""
-        unknown = short(loc[-1])
-        return f"unknown key {unknown} in {place}{where.rpartition('.')[0]}{fields}"
-    if problem["type"] == "union_tag_invalid":
-        tags = problem["ctx"]
-        tag, choices = (tags[k].replace("'", "") for k in ("discriminator", "expected_tags"))
-        return f"unknown {tag} {short(tags['tag'])} in {place}{where}; known: {choices}"
-    return f"{place}{where}: {key}{_in_words(problem)}"
-
-
-def _in_words(problem: Any) -> str:
-    """What should be there and what is, without terms of pydantic's or regular expressions."""
-    message, given = problem["msg"], short(problem["input"])
-    match problem["type"]:
-        case "missing":
-            return f"{message[0].lower()}{message[1:]}"
-        case "string_pattern_mismatch":
-            words = patterns.WORDS.get(problem["ctx"]["pattern"])
-            allowed = f"must be made of {words}" if words else "has characters that are not allowed"
-            return f"{allowed}, not {given}"
-        case "string_too_long":
-            return f"must have at most {problem['ctx']['max_length']} characters, not {given}"
-        case "string_type" if not isinstance(problem["input"], Sequence | Mapping):
-            return f"must be text, but YAML reads it as {given}; put it in quotes"
-        case "string_type":
-            return f"must be text, not {given}"
-        case "model_type" | "dict_type":
-            return f"must be a mapping of settings, not {given}"
-    return f"{message[0].lower()}{message[1:]}, not {given}"
-
-
-def worst_problem(error: ValidationError) -> Any:
-    """The problem to tell: a mistyped key is also a missing one, and says more."""
-    return min(
-        error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden"
-    )
+        raise ConfigError(first_problem(error, f"{where}.{kind}", KINDS[kind])) from None

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnlib import patterns
-from cnnlib.config import Config, check_keys, load_config, merge, parse_config
+from cnnlib.config import Config, load_config, parse_config
+from cnnlib.config_files import check_keys, merge
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network
 from cnnlib.paths import ROOT
@@ -174,10 +175,10 @@ def digits(**changes: Any) -> dict[str, Any]:
         (changed("datasets.toy", None), r"datasets\.toy"),
         (changed("datasets.toy.kind", "cifar"), r"unknown kind 'cifar' in .*; known: idx"),
         # twice
-        (changed("sweep.batch_sizes", [4, 8, 4]), r"4 stands twice in sweep.batch_sizes"),
-        (changed("sweep.stages", ["gemm", "gemm"]), r"'gemm' stands twice in sweep.stages"),
-        (changed("figures", ["race", "race"]), r"'race' stands twice in figures"),
-        (race(stages=["gemm", "naive", "gemm"]), r"'gemm' stands twice in race.stages"),
+        (changed("sweep.batch_sizes", [4, 8, 4]), r"4 is listed twice in sweep.batch_sizes"),
+        (changed("sweep.stages", ["gemm", "gemm"]), r"'gemm' is listed twice in sweep.stages"),
+        (changed("figures", ["race", "race"]), r"'race' is listed twice in figures"),
+        (race(stages=["gemm", "naive", "gemm"]), r"'gemm' is listed twice in race.stages"),
         # settings that contradict each other
         (changed("datasets.toy.hard_images", [3, 10]), r"^datasets\.toy\.hard_images: there is no "
          r"test image 10, since the data set has 10, by datasets\.toy\.test_images$"),
@@ -465,7 +466,7 @@ def test_indentation_in_the_readme_style(write: Write) -> None:
 def test_a_key_that_stands_twice(write: Write, text: str, where: str) -> None:
     """YAML itself takes the second without a word."""
     path = write(text)
-    with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}, {where} stands twice')}$"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}, {where} is given twice')}$"):
         load_config([path])
     with pytest.raises(ConfigError, match=re.escape(where)):
         check_keys([path])

@@ -142,8 +142,8 @@ def with_training(settings: "Config", changes: Mapping[str, object]) -> "Config"
     from pydantic import ValidationError
 
     from cnnlib.config import Training
+    from cnnlib.config_errors import first_problem
     from cnnlib.errors import ConfigError
-    from cnnlib.network import first_problem
 
     try:
         training = Training.model_validate({**settings.training.model_dump(), **changes})

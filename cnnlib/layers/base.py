@@ -1,4 +1,4 @@
-"""What every layer kind says of itself."""
+"""What every kind of layer defines."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -61,7 +61,7 @@ class Layer(BaseModel, ABC):
         """
 
 
-def steps(length: int, window: int, stride: int) -> int:
+def window_count(length: int, window: int, stride: int) -> int:
     """Number of windows of `window` elements, `stride` apart, that fit in `length` elements."""
     return (length - window) // stride + 1
 

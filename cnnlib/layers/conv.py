@@ -3,7 +3,7 @@
 import numpy as np
 from pydantic import Field
 
-from cnnlib.layers.base import Array, Layer, Shape, Views, like, steps
+from cnnlib.layers.base import Array, Layer, Shape, Views, like, window_count
 
 
 class Conv(Layer):
@@ -33,8 +33,8 @@ class Conv(Layer):
             )
         return (
             self.maps,
-            steps(height, self.kernel, self.stride),
-            steps(width, self.kernel, self.stride),
+            window_count(height, self.kernel, self.stride),
+            window_count(width, self.kernel, self.stride),
         )
 
     def parameter_shapes(self, shape: Shape) -> dict[str, Shape]:

@@ -17,6 +17,8 @@ ORDER = [
     "arithmetic",
     "paths",
     "patterns",
+    "config_errors",
+    "config_files",
     "files",
     "system",
     "layers",

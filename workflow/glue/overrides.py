@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from cnnlib.config import Config, merge
+from cnnlib.config import Config
+from cnnlib.config_files import merge
 from cnnlib.errors import ConfigError
 
 

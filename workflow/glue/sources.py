@@ -18,6 +18,8 @@ from cnnlib.stages._loading import modules
 
 PLUMBING = {
     "cnnlib.config",
+    "cnnlib.config_errors",
+    "cnnlib.config_files",
     "cnnlib.datasets.download",
     "cnnlib.errors",
     "cnnlib.files",

@@ -1,5 +1,5 @@
 # What the rules share: the checked experiment, its paths, and what must not run side by side.
-from cnnlib.config import check_keys
+from cnnlib.config_files import check_keys
 from cnnlib.files import check_writable
 from workflow.glue.clocks import date_now
 from workflow.glue.experiment import (
