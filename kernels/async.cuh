@@ -26,7 +26,8 @@ __device__ __forceinline__ void copy_async(Float4* target, const Float4* source)
 __device__ __forceinline__ void copy_async_or_zero(Float4* target, const Float4* source, bool there) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(target));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(there ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(there ? 16 : 0)
+               : "memory");
 #else
   *target = there ? *source : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
 #endif
@@ -60,10 +61,10 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// Copies by the hardware's own copy engine, rows at a time: `arrived` (in shared memory) is prepared once by one thread,
-// then for each round one thread expects so many bytes, any threads begin copies of as many, and everybody waits. The
-// caller's barrier stands between the last use of the target and the round's first copy. Only for a GPU of capability
-// 9.0 and later; elsewhere the copy is made at once and nobody waits.
+// Copies by the hardware's own copy engine, rows at a time: `arrived` (in shared memory) is prepared once by one
+// thread, then for each round one thread expects so many bytes, any threads begin copies of as many, and everybody
+// waits. The caller's barrier stands between the last use of the target and the round's first copy. Only for a GPU of
+// capability 9.0 and later; elsewhere the copy is made at once and nobody waits.
 struct BulkCopyBarrier {
   unsigned long long* arrived;
   unsigned round;
@@ -77,7 +78,8 @@ __device__ __forceinline__ unsigned shared_address(const void* at) {
 }
 
 __device__ __forceinline__ void init_bulk_copies(unsigned long long* arrived) {
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(shared_address(arrived)) : "memory");
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(shared_address(arrived))
+               : "memory");
 }
 
 // By each thread that copies, before it does: what was written before, here or (after a barrier) by other blocks, is
@@ -85,19 +87,26 @@ __device__ __forceinline__ void init_bulk_copies(unsigned long long* arrived) {
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
 __device__ __forceinline__ void expect_bytes(BulkCopyBarrier& to, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(to.arrived)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(to.arrived)), "r"(bytes)
+               : "memory");
 }
 
 // Both at 16-byte boundaries, and a multiple of 4 floats.
 __device__ __forceinline__ void copy_bulk(float* target, const float* source, int floats, BulkCopyBarrier& to) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(target)), "l"(source), "r"(floats * 4), "r"(shared_address(to.arrived)) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(target)),
+               "l"(source), "r"(floats * 4), "r"(shared_address(to.arrived))
+               : "memory");
 }
 
 __device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier& of) {
   if (!of.pending) return;
   unsigned done = 0;
   for (int tries = 0; !done; tries++) {
-    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(shared_address(of.arrived)), "r"(of.round % 2) : "memory");
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(shared_address(of.arrived)), "r"(of.round % 2)
+                 : "memory");
     if (tries > 1000000) __trap();  // no copy takes so long
   }
   of.round++;

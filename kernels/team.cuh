@@ -12,9 +12,9 @@ struct Threads {
   static __device__ __forceinline__ int team() { return TEAMS == 1 ? 0 : threadIdx.x / TEAM; }
   static __device__ __forceinline__ int thread_rank() { return TEAMS == 1 ? threadIdx.x : threadIdx.x % TEAM; }
 
-  // All threads of a team wait for each other. An emulated device has no such barriers and the whole block waits: so all
-  // teams must come to the same ones in the same order. Site: a type that names the caller, so that the emulated device
-  // tells two callers' barriers apart.
+  // All threads of a team wait for each other. An emulated device has no such barriers and the whole block waits: so
+  // all teams must come to the same ones in the same order. Site: a type that names the caller, so that the emulated
+  // device tells two callers' barriers apart.
   template <class Site>
   static __device__ __forceinline__ void team_barrier() {
 #ifdef __CUDA_ARCH__

@@ -1,10 +1,10 @@
 // Products of small matrices by one warp, 16 rows by 8 columns, to float32's accuracy. On a GPU tensor cores multiply:
-//   3xTF32: two matrices of floats as TF32 (11 significant bits). Every float is split into two of them, and of the four
-//   products the three largest are summed, which leaves a relative error of about 2^-21 a product. The method is that of
-//   CUTLASS's example 27 (27_ampere_3xtf32_fast_accurate_tensorop_gemm; 28 for convolutions) and of H. Ootomo and
-//   R. Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak
-//   performance", IJHPCA 36 (2022), without their correction of how tensor cores round sums;
-//   bytes by floats as BF16 (8 significant bits): a byte is one of them, a float exactly the sum of three.
+//   3xTF32: two matrices of floats as TF32 (11 significant bits). Every float is split into two of them, and of the
+//   four products the three largest are summed, which leaves a relative error of about 2^-21 a product. The method is
+//   that of CUTLASS's example 27 (27_ampere_3xtf32_fast_accurate_tensorop_gemm; 28 for convolutions) and of H. Ootomo
+//   and R. Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak
+//   performance", IJHPCA 36 (2022), without their correction of how tensor cores round sums; bytes by floats as BF16 (8
+//   significant bits): a byte is one of them, a float exactly the sum of three.
 // An emulated device uses plain arithmetic. A layer takes one of the policies below as a template argument.
 #pragma once
 #include "portable.cuh"
@@ -24,12 +24,9 @@ __device__ __forceinline__ int tile_column(int i) { return threadIdx.x % 4 * 2 +
 
 template <int M_TILES, int N_TILES>
 __device__ __forceinline__ void clear(Fragment (&sum)[M_TILES][N_TILES]) {
-UNROLL
-  for (int m = 0; m < M_TILES; m++)
-UNROLL
-    for (int n = 0; n < N_TILES; n++)
-UNROLL
-      for (int i = 0; i < 4; i++) sum[m][n].at[i] = 0.0f;
+  UNROLL_FOR(int m = 0; m < M_TILES; m++)
+    UNROLL_FOR(int n = 0; n < N_TILES; n++)
+      UNROLL_FOR(int i = 0; i < 4; i++) sum[m][n].at[i] = 0.0f;
 }
 
 // A small whole number, exact in BF16, as the BF16 in the upper or lower half of a word.
@@ -48,13 +45,15 @@ __device__ __forceinline__ void split_tf32(float x, unsigned& large, unsigned& s
 }
 
 __device__ __forceinline__ void mma_tf32(Fragment& sum, const unsigned (&left)[4], const unsigned (&right)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(sum.at[0]), "+f"(sum.at[1]), "+f"(sum.at[2]), "+f"(sum.at[3])
       : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
 
 __device__ __forceinline__ void mma_bf16(Fragment& sum, const unsigned (&left)[4], const unsigned (&right)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(sum.at[0]), "+f"(sum.at[1]), "+f"(sum.at[2]), "+f"(sum.at[3])
       : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 }
@@ -63,8 +62,7 @@ __device__ __forceinline__ void mma_bf16(Fragment& sum, const unsigned (&left)[4
 
 // The three BF16 that two floats are the sum of: words[part] has the first's in its lower half, the second's above.
 __device__ __forceinline__ void split_bf16x3(Pair two, unsigned (&words)[3]) {
-UNROLL
-  for (int part = 0; part < 3; part++) {
+  UNROLL_FOR(int part = 0; part < 3; part++) {
     const unsigned x = static_cast<unsigned>(__float_as_int(two.x)) & 0xffff0000u;
     const unsigned y = static_cast<unsigned>(__float_as_int(two.y)) & 0xffff0000u;
     words[part] = x >> 16 | y;
@@ -75,8 +73,8 @@ UNROLL
 
 // sum[m][n] += left m (16 x 8) right (m, n) (8 x 8). The inner dimension comes in four pairs: left(m, row, pair) is the
 // row's Pair of them, right(m, n, pair, column) the column's; which eight these are is the caller's choice.
-// PER_ROW_B: every m has a right side of its own. All lanes of the warp must call it together; both functions must be finite
-// wherever the other side is 0 for want of something to multiply.
+// PER_ROW_B: every m has a right side of its own. All lanes of the warp must call it together; both functions must be
+// finite wherever the other side is 0 for want of something to multiply.
 template <bool PER_ROW_B, int M_TILES, int N_TILES, class Left, class Right>
 __device__ __forceinline__ void mma_3xtf32(Fragment (&sum)[M_TILES][N_TILES], Left left, Right right) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -84,35 +82,26 @@ __device__ __forceinline__ void mma_3xtf32(Fragment (&sum)[M_TILES][N_TILES], Le
   const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
   Pair upper[M_TILES], lower[M_TILES], column[SIDES][N_TILES];
   // all loads before the first product, and products that wait for each other as far apart as can be
-UNROLL
-  for (int m = 0; m < M_TILES; m++) upper[m] = left(m, row, pair), lower[m] = left(m, row + 8, pair);
-UNROLL
-  for (int m = 0; m < SIDES; m++)
-UNROLL
-    for (int n = 0; n < N_TILES; n++) column[m][n] = right(m, n, pair, row);
+  UNROLL_FOR(int m = 0; m < M_TILES; m++) upper[m] = left(m, row, pair), lower[m] = left(m, row + 8, pair);
+  UNROLL_FOR(int m = 0; m < SIDES; m++)
+    UNROLL_FOR(int n = 0; n < N_TILES; n++) column[m][n] = right(m, n, pair, row);
   unsigned whole[M_TILES][4], rest[M_TILES][4], large[SIDES][N_TILES][2], small[SIDES][N_TILES][2];
-UNROLL
-  for (int m = 0; m < SIDES; m++)
-UNROLL
-    for (int n = 0; n < N_TILES; n++) {
+  UNROLL_FOR(int m = 0; m < SIDES; m++)
+    UNROLL_FOR(int n = 0; n < N_TILES; n++) {
       split_tf32(column[m][n].x, large[m][n][0], small[m][n][0]);
       split_tf32(column[m][n].y, large[m][n][1], small[m][n][1]);
     }
-UNROLL
-  for (int m = 0; m < M_TILES; m++) {
+  UNROLL_FOR(int m = 0; m < M_TILES; m++) {
     split_tf32(upper[m].x, whole[m][0], rest[m][0]);
     split_tf32(lower[m].x, whole[m][1], rest[m][1]);
     split_tf32(upper[m].y, whole[m][2], rest[m][2]);
     split_tf32(lower[m].y, whole[m][3], rest[m][3]);
   }
-UNROLL
-  for (int product = 0; product < 3; product++)
-UNROLL
-    for (int m = 0; m < M_TILES; m++)
-UNROLL
-      for (int n = 0; n < N_TILES; n++)
+  UNROLL_FOR(int product = 0; product < 3; product++)
+    UNROLL_FOR(int m = 0; m < M_TILES; m++)
+      UNROLL_FOR(int n = 0; n < N_TILES; n++)
         mma_tf32(sum[m][n], product == 0 ? rest[m] : whole[m],
-                      product == 1 ? small[PER_ROW_B ? m : 0][n] : large[PER_ROW_B ? m : 0][n]);
+                 product == 1 ? small[PER_ROW_B ? m : 0][n] : large[PER_ROW_B ? m : 0][n]);
 #else
   for (int m = 0; m < M_TILES; m++)
     for (int n = 0; n < N_TILES; n++)
@@ -131,20 +120,13 @@ __device__ __forceinline__ void mma_bf16x3(Fragment (&sum)[M_TILES][N_TILES], Le
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
   unsigned whole[M_TILES][4], words[N_TILES][2][3];
-UNROLL
-  for (int m = 0; m < M_TILES; m++)
-UNROLL
-    for (int i = 0; i < 4; i++) whole[m][i] = left(m, row + i % 2 * 8, pair + i / 2 * 4);
-UNROLL
-  for (int n = 0; n < N_TILES; n++)
-UNROLL
-    for (int half = 0; half < 2; half++) right(n, pair + half * 4, row, words[n][half]);
-UNROLL
-  for (int part = 2; part >= 0; part--)
-UNROLL
-    for (int m = 0; m < M_TILES; m++)
-UNROLL
-      for (int n = 0; n < N_TILES; n++) {
+  UNROLL_FOR(int m = 0; m < M_TILES; m++)
+    UNROLL_FOR(int i = 0; i < 4; i++) whole[m][i] = left(m, row + i % 2 * 8, pair + i / 2 * 4);
+  UNROLL_FOR(int n = 0; n < N_TILES; n++)
+    UNROLL_FOR(int half = 0; half < 2; half++) right(n, pair + half * 4, row, words[n][half]);
+  UNROLL_FOR(int part = 2; part >= 0; part--)
+    UNROLL_FOR(int m = 0; m < M_TILES; m++)
+      UNROLL_FOR(int n = 0; n < N_TILES; n++) {
         const unsigned both[2] = {words[n][0][part], words[n][1][part]};
         mma_bf16(sum[m][n], whole[m], both);
       }
@@ -164,8 +146,8 @@ UNROLL
 #endif
 }
 
-// How operands are split so that tensor cores multiply them to float32's accuracy: a policy has multiply(), of which the
-// sides are functions as above. PER_ROW_B as in mma_3xtf32.
+// How operands are split so that tensor cores multiply them to float32's accuracy: a policy has multiply(), of which
+// the sides are functions as above. PER_ROW_B as in mma_3xtf32.
 struct Split3xTF32 {
   static constexpr int K = 8;  // terms of a tile
   template <bool PER_ROW_B, int M_TILES, int N_TILES, class Left, class Right>

@@ -409,10 +409,6 @@ struct Worker {
         abandon();
     }
 
-    static bool same(const EmulatedSite* a, const EmulatedSite* b) {
-        return a == b || (a->line == b->line && strcmp(a->file, b->file) == 0);
-    }
-
     static const char* base(const char* path) {
         const char* slash = path ? strrchr(path, '/') : nullptr;
         return slash ? slash + 1 : path ? path : "?";
@@ -545,9 +541,11 @@ struct Worker {
     int barrier(int predicate, const EmulatedSite* at) {
         if (arrived == 0) {
             site = at;
-        } else if (!same(site, at)) {
-            report("divergent barrier: of %d threads %d wait at %s:%d and one comes to %s:%d", threads, arrived,
-                   base(site->file), site->line, base(at->file), at->line);
+        } else if (site != at) {
+            const bool one_line = site->line == at->line && strcmp(site->file, at->file) == 0;
+            report("divergent barrier: of %d threads %d wait at %s:%d and one comes to %s:%d%s", threads, arrived,
+                   base(site->file), site->line, base(at->file), at->line,
+                   one_line ? " of another instance of the template" : "");
             abandon();
         }
         votes += predicate;
@@ -569,7 +567,7 @@ struct Worker {
         uint32_t& open = warp[w].open;
         for (uint32_t slots = open; slots; slots &= slots - 1) {
             Meeting& m = mine[first_lane(slots)];
-            if (m.mask == mask && same(m.site, at)) return m;
+            if (m.mask == mask && m.site == at) return m;
         }
         const uint32_t home = mask & (0u - mask);
         const int slot = first_lane(open & home ? ~open : home);

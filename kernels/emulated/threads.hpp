@@ -69,7 +69,8 @@ extern EMULATED_EXPORT EMULATED_THREAD_LOCAL EmulatedContext emulated_context;
 
 // The block's array of this site; the first thread to come makes it, every byte 0xFF.
 EMULATED_EXPORT void* emulated_shared(const void* site, size_t bytes, size_t alignment, int large, const char* name);
-// Where in the source a thread waits: threads that meet at different lines have diverged.
+// Where in the program a thread waits: threads that meet at different places have diverged. Each instance of a template
+// has sites of its own.
 struct EmulatedSite {
     const char* file;
     int line;

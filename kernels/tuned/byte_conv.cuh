@@ -3,8 +3,8 @@
 //   sum of weight (byte - mean) / deviation = (sum of weight byte - mean sum of weight) / deviation,
 // and so for the gradient, where deltas are in the weights' place.
 // Source is words: each pixel and the one behind it as two BF16, so that any two neighbours are one load.
-// Layer has what conv_common.cuh says and: WEIGHT_PITCH (words from a map's weights to the next one's), RawWeights (where
-// the parameters arrive as they are).
+// Layer has what conv_common.cuh says and: WEIGHT_PITCH (words from a map's weights to the next one's), RawWeights
+// (where the parameters arrive as they are).
 #pragma once
 #include "conv_common.cuh"
 
@@ -13,11 +13,11 @@ namespace tuned {
 template <class Layer, class Threads, class Split = SplitBF16x3>
 struct ByteConv : ConvCommon<Layer, Threads> {
   using Common = ConvCommon<Layer, Threads>;
-  using typename Common::Accumulators;
   using Common::AREA, Common::BLOCK, Common::CHANNELS, Common::COLUMNS, Common::first_term, Common::FORWARD_M_TILES,
       Common::FULL_PITCH, Common::HEIGHT, Common::KERNEL, Common::MAPS, Common::N_TILES, Common::own_split,
       Common::PARAMETERS, Common::POSITION_TILES, Common::ROWS, Common::TERMS, Common::thread_rank, Common::WARPS,
       Common::WEIGHTS_SPLIT_K, Common::WIDTH;
+  using typename Common::Accumulators;
 
   // Pairs of neighbours along a row: of weights forward, of positions for the gradient. A row's last may be half empty.
   static constexpr int WEIGHT_PAIRS = ceil_div(KERNEL, 2), TERM_PAIRS = CHANNELS * KERNEL * WEIGHT_PAIRS;
@@ -52,8 +52,7 @@ struct ByteConv : ConvCommon<Layer, Threads> {
                         pair < TERM_PAIRS && column + 1 < KERNEL ? weight[1] : 0.0f};
       unsigned parts[3];
       Split::split(two, parts);
-      UNROLL
-      for (int part = 0; part < 3; part++) words[(part * MAPS + map) * WEIGHT_PITCH + pair] = parts[part];
+      UNROLL_FOR(int part = 0; part < 3; part++) words[(part * MAPS + map) * WEIGHT_PITCH + pair] = parts[part];
     }
     // by the last threads, which have less to do above
     for (int map = BLOCK - 1 - threadIdx.x; map < MAPS; map += BLOCK) {
@@ -83,8 +82,7 @@ struct ByteConv : ConvCommon<Layer, Threads> {
       const int position0 = task * FORWARD_M_TILES * 16;
       Fragment sum[FORWARD_M_TILES][N_TILES];
       ::clear(sum);
-      UNROLL
-      for (int k = 0; k < K_TILES; k++)
+      UNROLL_FOR(int k = 0; k < K_TILES; k++)
         Split::multiply(
             sum,
             [&](int m, int row, int pair) {
@@ -94,9 +92,8 @@ struct ByteConv : ConvCommon<Layer, Threads> {
               return pixels[position / COLUMNS * WIDTH + position % COLUMNS +
                             (line / KERNEL * HEIGHT + line % KERNEL) * WIDTH + column];
             },
-            [&](int n, int pair, int map, unsigned(&words)[3]) {
-              UNROLL
-              for (int part = 0; part < 3; part++)
+            [&](int n, int pair, int map, unsigned (&words)[3]) {
+              UNROLL_FOR(int part = 0; part < 3; part++)
                 words[part] = weight_words[(part * MAPS + min(n * 8 + map, MAPS - 1)) * WEIGHT_PITCH + k * 8 + pair];
             });
       Common::store_sums(sum, position0, scratch);
@@ -127,15 +124,13 @@ struct ByteConv : ConvCommon<Layer, Threads> {
           [&](int m, int row, int pair) {
             const int term = term0 + m * 16 + row, known = min(term, TERMS - 1);
             const int at = min(k * 8 + pair, AREA_PAIRS - 1);
-            const unsigned two =
-                pixels[(known / (KERNEL * KERNEL) * HEIGHT + known / KERNEL % KERNEL) * WIDTH + known % KERNEL +
-                       at / COLUMN_PAIRS * WIDTH + at % COLUMN_PAIRS * 2];
+            const unsigned two = pixels[(known / (KERNEL * KERNEL) * HEIGHT + known / KERNEL % KERNEL) * WIDTH +
+                                        known % KERNEL + at / COLUMN_PAIRS * WIDTH + at % COLUMN_PAIRS * 2];
             return term == TERMS ? TWO_ONES : two;
           },
-          [&](int n, int pair, int map, unsigned(&words)[3]) {
+          [&](int n, int pair, int map, unsigned (&words)[3]) {
             const int at = k * 8 + pair, column = at % COLUMN_PAIRS * 2;
-            const float* delta =
-                full + min(n * 8 + map, MAPS - 1) * FULL_PITCH + at / COLUMN_PAIRS * COLUMNS + column;
+            const float* delta = full + min(n * 8 + map, MAPS - 1) * FULL_PITCH + at / COLUMN_PAIRS * COLUMNS + column;
             Pair two = {0.0f, 0.0f};
             if (at < AREA_PAIRS) {
               if (COLUMNS % 2 == 0 && FULL_PITCH % 2 == 0)

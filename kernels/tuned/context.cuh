@@ -1,8 +1,8 @@
 // Stage tuned: what the functions of all layers share.
 //
 // A layer is a template of three types: Layer, the generated struct of its sizes and places (constexpr ints, and a
-// SharedBuffer for each of its arrays); Threads, how a block's threads are used (team.cuh); and how it splits operands for
-// tensor cores (tensor.cuh). It has the functions of LayerDefaults; step.cuh calls them and says in which order.
+// SharedBuffer for each of its arrays); Threads, how a block's threads are used (team.cuh); and how it splits operands
+// for tensor cores (tensor.cuh). It has the functions of LayerDefaults; step.cuh calls them and says in which order.
 #pragma once
 #include "arithmetic.cuh"
 #include "async.cuh"
@@ -11,8 +11,9 @@
 
 namespace tuned {
 
-// An array in a block's shared memory, OFFSET floats from its beginning. Image `slot` of those that a block takes together
-// has a part of its own, PITCH floats behind that of the image before; with SLOTS, images use so many parts in turn.
+// An array in a block's shared memory, OFFSET floats from its beginning. Image `slot` of those that a block takes
+// together has a part of its own, PITCH floats behind that of the image before; with SLOTS, images use so many parts in
+// turn.
 template <int OFFSET_, int PITCH_ = 0, int SLOTS_ = 0>
 struct SharedBuffer {
   static constexpr int OFFSET = OFFSET_, PITCH = PITCH_, SLOTS = SLOTS_;
@@ -59,13 +60,14 @@ struct Context {
   float mean, deviation;
   BulkCopyBarrier& bulk_copies;  // of dense layers' weights
   Timer& timer;
-  // Of the images that the block takes together: the first one's trace, the floats from one trace to the next, how many.
+  // Of the images that the block takes together: the first one's trace, the floats from one trace to the next, how
+  // many.
   float* trace;
   int trace_stride, here;
 };
 
-// Every function of a layer, for those that have nothing to do in it. Functions for one image are called by all threads of
-// a team, the others by all threads of a block; barriers stand between two calls.
+// Every function of a layer, for those that have nothing to do in it. Functions for one image are called by all threads
+// of a team, the others by all threads of a block; barriers stand between two calls.
 struct LayerDefaults {
   // Sums of a gradient that threads keep in their registers from a block's first image to its last.
   struct Accumulators {};
@@ -82,8 +84,8 @@ struct LayerDefaults {
   static __device__ __forceinline__ void copy_weights(Context&) {}
   template <class Context>
   static __device__ __forceinline__ void convert_weights(Context&) {}
-  // ...and a second one, which arrives while images go through the layers before: by one thread, so many bytes as a bulk
-  // copy; then by all threads.
+  // ...and a second one, which arrives while images go through the layers before: by one thread, so many bytes as a
+  // bulk copy; then by all threads.
   static constexpr bool STREAMS = false;
   static constexpr int BULK_BYTES = 0;
   template <class Context>
@@ -91,7 +93,8 @@ struct LayerDefaults {
   template <class Context>
   static __device__ __forceinline__ void stream_weights(Context&) {}
 
-  // When no image is left: the accumulators into shared memory, and after a barrier their sum into the block's partial sums.
+  // When no image is left: the accumulators into shared memory, and after a barrier their sum into the block's partial
+  // sums.
   template <class Context>
   static __device__ __forceinline__ void stage_gradient(Context&, const Accumulators&) {}
   template <class Context>

@@ -8,12 +8,12 @@ namespace tuned {
 template <class Layer, class Threads, class Split = Split3xTF32>
 struct Conv : ConvCommon<Layer, Threads> {
   using Common = ConvCommon<Layer, Threads>;
-  using typename Common::Accumulators;
   using Common::AREA, Common::BLOCK, Common::CHANNELS, Common::COLUMNS, Common::first_term, Common::FORWARD_M_TILES,
-      Common::FORWARD_SPLIT_K, Common::FULL_PITCH, Common::HEIGHT, Common::KERNEL, Common::KEEPS_ACTIVATED, Common::MAPS,
-      Common::N_TILES, Common::own_split, Common::PARAMETERS, Common::POSITION_K_TILES, Common::POSITION_TILES,
-      Common::ROWS, Common::STRIDE, Common::TEAM, Common::TERMS, Common::thread_rank, Common::WARPS,
-      Common::WEIGHTS_SPLIT_K, Common::WIDTH;
+      Common::FORWARD_SPLIT_K, Common::FULL_PITCH, Common::HEIGHT, Common::KERNEL, Common::KEEPS_ACTIVATED,
+      Common::MAPS, Common::N_TILES, Common::own_split, Common::PARAMETERS, Common::POSITION_K_TILES,
+      Common::POSITION_TILES, Common::ROWS, Common::STRIDE, Common::TEAM, Common::TERMS, Common::thread_rank,
+      Common::WARPS, Common::WEIGHTS_SPLIT_K, Common::WIDTH;
+  using typename Common::Accumulators;
 
   static constexpr int SOURCE_SIZE = CHANNELS * HEIGHT * WIDTH;
   static constexpr int K_TILES = ceil_div(TERMS, 8);
@@ -139,22 +139,19 @@ struct Conv : ConvCommon<Layer, Threads> {
   template <int COUNT, int PITCH>
   static __device__ __forceinline__ void load_row(float (&row)[COUNT], const float* from) {
     if (COUNT % 4 == 0 && PITCH % 4 == 0) {
-      UNROLL
-      for (int x = 0; x < COUNT; x += 4) {
+      UNROLL_FOR(int x = 0; x < COUNT; x += 4) {
         const Float4 four = *reinterpret_cast<const Float4*>(from + x);
-        UNROLL
-        for (int i = 0; i < 4; i++) row[x + i < COUNT ? x + i : 0] = four.at[i];
+        UNROLL_FOR(int i = 0; i < 4; i++) row[x + i < COUNT ? x + i : 0] = four.at[i];
       }
     } else {
-      UNROLL
-      for (int x = 0; x < COUNT; x++) row[x] = from[x];
+      UNROLL_FOR(int x = 0; x < COUNT; x++) row[x] = from[x];
     }
   }
 
   // source_errors (SOURCE_SIZE,): each row of a channel is one thread's (or DATA_SPLIT_K threads', who share the maps),
-  // which takes the errors of the rows that saw it and pushes each to the KERNEL places it came from, all in registers. The
-  // threads of a warp have the same row of different channels, so that the hardware broadcasts the errors.
-  // scratch: DATA_SPLIT_K * DATA_PITCH floats if DATA_SPLIT_K > 1.
+  // which takes the errors of the rows that saw it and pushes each to the KERNEL places it came from, all in registers.
+  // The threads of a warp have the same row of different channels, so that the hardware broadcasts the errors. scratch:
+  // DATA_SPLIT_K * DATA_PITCH floats if DATA_SPLIT_K > 1.
   static __device__ __forceinline__ void push_rows(const float* full, const float* weights, float* source_errors,
                                                    float* scratch) {
     constexpr int CREW = CHANNELS * DATA_SPLIT_K, ROOM = ceil_div(CREW, 32) * 32;
@@ -163,8 +160,7 @@ struct Conv : ConvCommon<Layer, Threads> {
       const int y = job / ROOM, place = job % ROOM, channel = place % CHANNELS, share = place / CHANNELS;
       if (place >= CREW) continue;
       float error[SHORT_ROWS ? WIDTH : 1];
-      UNROLL
-      for (int x = 0; x < WIDTH; x++) error[x] = 0.0f;
+      UNROLL_FOR(int x = 0; x < WIDTH; x++) error[x] = 0.0f;
       for (int i = 0; i < KERNEL; i++) {
         const int above = y - i;  // first source row of the windows that saw this row with row i of the weights
         if (above < 0 || above % STRIDE || above / STRIDE >= ROWS) continue;
@@ -174,25 +170,20 @@ struct Conv : ConvCommon<Layer, Threads> {
           if (MAPS % DATA_SPLIT_K && map >= MAPS) break;
           float delta[SHORT_ROWS ? COLUMNS : 1], weight[KERNEL];
           load_row<SHORT_ROWS ? COLUMNS : 1, FULL_PITCH>(delta, full + map * FULL_PITCH + above / STRIDE * COLUMNS);
-          UNROLL
-          for (int j = 0; j < KERNEL; j++) weight[j] = weights[map * TERMS + (channel * KERNEL + i) * KERNEL + j];
-          UNROLL
-          for (int j = 0; j < KERNEL; j++)
-            UNROLL
-            for (int x = 0; x < COLUMNS; x++)
+          UNROLL_FOR(int j = 0; j < KERNEL; j++) weight[j] = weights[map * TERMS + (channel * KERNEL + i) * KERNEL + j];
+          UNROLL_FOR(int j = 0; j < KERNEL; j++)
+            UNROLL_FOR(int x = 0; x < COLUMNS; x++)
               error[(x * STRIDE + j) % WIDTH] = fmaf(delta[x], weight[j], error[(x * STRIDE + j) % WIDTH]);
         }
       }
       float* out = (DATA_SPLIT_K == 1 ? source_errors : scratch + share * DATA_PITCH) + (channel * HEIGHT + y) * WIDTH;
-      UNROLL
-      for (int x = 0; x < WIDTH; x++) out[x] = error[x];
+      UNROLL_FOR(int x = 0; x < WIDTH; x++) out[x] = error[x];
     }
     if (DATA_SPLIT_K == 1) return;
     Threads::template team_barrier<Conv>();
     for (int unit = thread_rank(); unit < SOURCE_SIZE; unit += TEAM) {
       float total = scratch[unit];
-      UNROLL
-      for (int share = 1; share < DATA_SPLIT_K; share++) total += scratch[share * DATA_PITCH + unit];
+      UNROLL_FOR(int share = 1; share < DATA_SPLIT_K; share++) total += scratch[share * DATA_PITCH + unit];
       source_errors[unit] = total;
     }
   }

@@ -1,21 +1,27 @@
 // Stage tuned: what the two convolutions (conv.cuh, byte_conv.cuh) share: sizes, what becomes of their sums, and the
 // gradient that a block adds up in registers. An image is one team's.
 //
-// Layer has, of the convolution: CHANNELS, HEIGHT, WIDTH (source), MAPS, KERNEL, STRIDE, ROWS, COLUMNS (of its sums); of what
-// follows it: FUNCTION (IDENTITY without activation), WINDOW (1 without subsampling), METHOD, KEEPS_ACTIVATED (a mean over a
-// curved activation needs the slope at every value: the activated values stay in Full from forward to backward).
-// Three products of matrices:
-//   forward            (positions, terms) x (terms, maps): a term is a (channel, i, j)
+// Layer has:
+//   CHANNELS, HEIGHT, WIDTH (source), MAPS, KERNEL, STRIDE, ROWS, COLUMNS (of the convolution's sums)
+//   FUNCTION (IDENTITY without activation), WINDOW (1 without subsampling), METHOD
+//   KEEPS_ACTIVATED: the activated values stay in Full from forward to backward, because a mean over a curved activation
+//   needs the slope at every value
+// There are three products of matrices; a term is a (channel, i, j):
+//   forward            (positions, terms) x (terms, maps)
 //   backward_weights   (terms, positions) x (positions, maps)
 //   backward_data      (positions, maps) x (maps, terms), without tensor cores
-// and how warps share them: FORWARD_M_TILES (tiles of 16 positions that a warp makes together), FORWARD_SPLIT_K (warps that
-// share the terms of one sum), WEIGHTS_WARPS and WEIGHTS_SPLIT_K (warps that share the terms of the gradient, and the
-// positions it is summed over), DATA_SPLIT_K (threads that share the maps of a row of source errors).
-// FULL_PITCH: floats from a map to the next one in Full, GRADIENT_PITCH likewise in Staged, DATA_PITCH from what one of
-// DATA_SPLIT_K threads found to what the next one did.
-// Buffers, one image's: Source, Target, Winners (bytes), TargetErrors, SourceErrors (NoBuffer: nothing needs them),
-// Full (MAPS, FULL_PITCH), Scratch; the block's: Weights, Staged. SCRATCH_FLOATS, STAGED_FLOATS: how large two of them are.
-// FIRST_WEIGHT, FIRST_PARTIAL: where the layer's numbers begin among the parameters, and in a block's partial sums.
+// and how warps share them:
+//   FORWARD_M_TILES: tiles of 16 positions that a warp makes together
+//   FORWARD_SPLIT_K: warps that share the terms of one sum
+//   WEIGHTS_WARPS, WEIGHTS_SPLIT_K: warps that share the terms of the gradient, and the positions it is summed over
+//   DATA_SPLIT_K: threads that share the maps of a row of source errors
+// Where the arrays lie:
+//   FULL_PITCH, GRADIENT_PITCH: floats from a map to the next one in Full, and in Staged
+//   DATA_PITCH: floats from what one of DATA_SPLIT_K threads found to what the next one did
+//   Buffers of an image: Source, Target, Winners (bytes), TargetErrors, SourceErrors (NoBuffer: nothing needs them),
+//   Full (MAPS, FULL_PITCH), Scratch; and of the block: Weights, Staged
+//   SCRATCH_FLOATS, STAGED_FLOATS: how large two of them are
+//   FIRST_WEIGHT, FIRST_PARTIAL: where the layer's numbers begin among the parameters, and in a block's partial sums
 #pragma once
 #include "context.cuh"
 #include "../conv.cuh"
@@ -37,7 +43,8 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 
 template <class Layer, class Threads>
 struct ConvCommon : LayerDefaults {
-  static constexpr int BLOCK = Threads::BLOCK, TEAM = Threads::TEAM, TEAMS = Threads::TEAMS, WARPS = Threads::TEAM_WARPS;
+  static constexpr int BLOCK = Threads::BLOCK, TEAM = Threads::TEAM, TEAMS = Threads::TEAMS,
+                       WARPS = Threads::TEAM_WARPS;
   static constexpr int CHANNELS = Layer::CHANNELS, HEIGHT = Layer::HEIGHT, WIDTH = Layer::WIDTH;
   static constexpr int MAPS = Layer::MAPS, KERNEL = Layer::KERNEL, STRIDE = Layer::STRIDE;
   static constexpr int ROWS = Layer::ROWS, COLUMNS = Layer::COLUMNS;
@@ -62,7 +69,8 @@ struct ConvCommon : LayerDefaults {
   static_assert(Layer::SCRATCH_FLOATS >= FORWARD_SPLIT_K * MAPS * FULL_PITCH, "forward's sums lie in Scratch");
   static_assert(Layer::STAGED_FLOATS >= TEAMS * WEIGHTS_SPLIT_K * N_TILES * 8 * GRADIENT_PITCH,
                 "every share of the gradient has a place in Staged");
-  static constexpr bool PAIRED = WINDOW % 2 == 0 && COLUMNS % 2 == 0 && FULL_PITCH % 2 == 0;  // a window's rows are Pairs
+  static constexpr bool PAIRED =
+      WINDOW % 2 == 0 && COLUMNS % 2 == 0 && FULL_PITCH % 2 == 0;  // a window's rows are Pairs
   static constexpr int PARTIALS = PARAMETERS;
 
   // A warp's share of the gradient, (terms, maps).
@@ -76,19 +84,17 @@ struct ConvCommon : LayerDefaults {
     return reinterpret_cast<unsigned char*>(Layer::Winners::image(shared, slot));
   }
 
-  // The first term of the calling warp's share, and which part of the positions it sums; beyond WEIGHTS_SPLIT_K it has none.
+  // The first term of the calling warp's share, and which part of the positions it sums; beyond WEIGHTS_SPLIT_K it has
+  // none.
   static __device__ __forceinline__ int first_term() { return thread_rank() / 32 % WEIGHTS_WARPS * OWN_TILES * 16; }
   static __device__ __forceinline__ int own_split() { return thread_rank() / 32 / WEIGHTS_WARPS; }
 
   // scratch (MAPS, FULL_PITCH) = a warp's sums of the positions from position0 on
   static __device__ __forceinline__ void store_sums(const Fragment (&sum)[FORWARD_M_TILES][N_TILES], int position0,
                                                     float* scratch) {
-    UNROLL
-    for (int m = 0; m < FORWARD_M_TILES; m++)
-      UNROLL
-      for (int n = 0; n < N_TILES; n++)
-        UNROLL
-        for (int i = 0; i < 4; i++) {
+    UNROLL_FOR(int m = 0; m < FORWARD_M_TILES; m++)
+      UNROLL_FOR(int n = 0; n < N_TILES; n++)
+        UNROLL_FOR(int i = 0; i < 4; i++) {
           const int position = position0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
           if ((AREA % (FORWARD_M_TILES * 16) == 0 || position < AREA) && (MAPS % 8 == 0 || map < MAPS))
             scratch[map * FULL_PITCH + position] = sum[m][n].at[i];
@@ -101,12 +107,9 @@ struct ConvCommon : LayerDefaults {
     float* scratch = Layer::Staged::all(c.shared);
     if (own_split() < WEIGHTS_SPLIT_K) {
       float* own = scratch + (Threads::team() * WEIGHTS_SPLIT_K + own_split()) * N_TILES * 8 * GRADIENT_PITCH;
-      UNROLL
-      for (int m = 0; m < OWN_TILES; m++)
-        UNROLL
-        for (int n = 0; n < N_TILES; n++)
-          UNROLL
-          for (int i = 0; i < 4; i++) {
+      UNROLL_FOR(int m = 0; m < OWN_TILES; m++)
+        UNROLL_FOR(int n = 0; n < N_TILES; n++)
+          UNROLL_FOR(int i = 0; i < 4; i++) {
             const int term = first_term() + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
             if (term <= TERMS) own[map * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
           }
@@ -116,60 +119,51 @@ struct ConvCommon : LayerDefaults {
   // The gradient of a map's term, all shares of it.
   static __device__ __forceinline__ float total_of(const float* scratch, int map, int term) {
     float total = 0.0f;
-    UNROLL
-    for (int share = 0; share < TEAMS * WEIGHTS_SPLIT_K; share++)
+    UNROLL_FOR(int share = 0; share < TEAMS * WEIGHTS_SPLIT_K; share++)
       total += scratch[(share * N_TILES * 8 + map) * GRADIENT_PITCH + term];
     return total;
   }
 
   // value += the sums of a window. from: its first
   static __device__ __forceinline__ void add_window(float (&value)[WINDOW][WINDOW], const float* from) {
-    UNROLL
-    for (int a = 0; a < WINDOW; a++) {
+    UNROLL_FOR(int a = 0; a < WINDOW; a++) {
       if (PAIRED) {
-        UNROLL
-        for (int b = 0; b < WINDOW; b += 2) {
+        UNROLL_FOR(int b = 0; b < WINDOW; b += 2) {
           const Pair pair = *reinterpret_cast<const Pair*>(from + a * COLUMNS + b);
           value[a][b] += pair.x;
           value[a][(b + 1) % WINDOW] += pair.y;
         }
       } else {
-        UNROLL
-        for (int b = 0; b < WINDOW; b++) value[a][b] += from[a * COLUMNS + b];
+        UNROLL_FOR(int b = 0; b < WINDOW; b++) value[a][b] += from[a * COLUMNS + b];
       }
     }
   }
 
   // What the sums become: target (TARGET_SIZE,) and what backward will ask for. scratch (FORWARD_SPLIT_K, MAPS,
-  // FULL_PITCH): the sums of each share of the terms. bias (MAPS,); the sums are multiplied by `scale`, which is positive,
-  // before.
+  // FULL_PITCH): the sums of each share of the terms. bias (MAPS,); the sums are multiplied by `scale`, which is
+  // positive, before.
   static __device__ __forceinline__ void finish(const float* bias, float* target, unsigned char* winners, float* full,
                                                 const float* scratch, float scale = 1.0f) {
     for (int at = thread_rank(); at < TARGET_SIZE; at += TEAM) {
       const int map = at / OUT_AREA, window = at % OUT_AREA;
       const int corner = window / OUT_COLUMNS * WINDOW * COLUMNS + window % OUT_COLUMNS * WINDOW;
       float value[WINDOW][WINDOW];
-      UNROLL
-      for (int i = 0; i < WINDOW * WINDOW; i++) value[i / WINDOW][i % WINDOW] = 0.0f;
-      UNROLL
-      for (int share = 0; share < FORWARD_SPLIT_K; share++)
+      UNROLL_FOR(int i = 0; i < WINDOW * WINDOW; i++) value[i / WINDOW][i % WINDOW] = 0.0f;
+      UNROLL_FOR(int share = 0; share < FORWARD_SPLIT_K; share++)
         add_window(value, scratch + (share * MAPS + map) * FULL_PITCH + corner);
       if (METHOD == MAX) {
         // the functions do not fall, so that the largest sum is the largest value
         float largest = value[0][0];
-        UNROLL
-        for (int i = 1; i < WINDOW * WINDOW; i++) largest = max_or_nan(largest, value[i / WINDOW][i % WINDOW]);
+        UNROLL_FOR(int i = 1; i < WINDOW * WINDOW; i++) largest = max_or_nan(largest, value[i / WINDOW][i % WINDOW]);
         target[at] = activate<FUNCTION>(fmaf(largest, scale, bias[map]));
         if (WINDOW == 1) continue;
         int winner = WINDOW * WINDOW - 1;
-        UNROLL
-        for (int i = WINDOW * WINDOW - 2; i >= 0; i--)
+        UNROLL_FOR(int i = WINDOW * WINDOW - 2; i >= 0; i--)
           if (value[i / WINDOW][i % WINDOW] == largest) winner = i;
         winners[at] = (unsigned char)winner;
         continue;
       }
-      UNROLL
-      for (int i = 0; i < WINDOW * WINDOW; i++) {
+      UNROLL_FOR(int i = 0; i < WINDOW * WINDOW; i++) {
         float& own = value[i / WINDOW][i % WINDOW];
         own = activate<FUNCTION>(fmaf(own, scale, bias[map]));
         if (KEEPS_ACTIVATED) full[map * FULL_PITCH + corner + i / WINDOW * COLUMNS + i % WINDOW] = own;
@@ -179,8 +173,8 @@ struct ConvCommon : LayerDefaults {
     }
   }
 
-  // full (MAPS, AREA) = derivative of the loss by the convolution's sums: the target's errors (TARGET_SIZE,), each at the
-  // place in its window that it belongs to.
+  // full (MAPS, AREA) = derivative of the loss by the convolution's sums: the target's errors (TARGET_SIZE,), each at
+  // the place in its window that it belongs to.
   static __device__ __forceinline__ void unpool(const float* target, const unsigned char* winners, const float* errors,
                                                 float* full) {
     for (int at = thread_rank(); at < TARGET_SIZE; at += TEAM) {
@@ -190,8 +184,7 @@ struct ConvCommon : LayerDefaults {
       // for max the target is the winner's own activated value; the losers' derivatives are not needed
       const float winning = WINDOW > 1 && METHOD == MEAN ? 0.0f : error * slope<FUNCTION>(target[at]);
       const int winner = WINDOW > 1 && METHOD == MAX ? winners[at] : 0;
-      UNROLL
-      for (int a = 0; a < WINDOW; a++) {
+      UNROLL_FOR(int a = 0; a < WINDOW; a++) {
         float* row = full + map * FULL_PITCH + (y + a) * COLUMNS + x;
         const auto value = [&](int b) {
           if (WINDOW > 1 && METHOD == MEAN)
@@ -199,11 +192,9 @@ struct ConvCommon : LayerDefaults {
           return a * WINDOW + b == winner ? winning : 0.0f;
         };
         if (PAIRED) {
-          UNROLL
-          for (int b = 0; b < WINDOW; b += 2) *reinterpret_cast<Pair*>(row + b) = {value(b), value(b + 1)};
+          UNROLL_FOR(int b = 0; b < WINDOW; b += 2) *reinterpret_cast<Pair*>(row + b) = {value(b), value(b + 1)};
         } else {
-          UNROLL
-          for (int b = 0; b < WINDOW; b++) row[b] = value(b);
+          UNROLL_FOR(int b = 0; b < WINDOW; b++) row[b] = value(b);
         }
       }
     }

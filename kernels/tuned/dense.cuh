@@ -4,18 +4,21 @@
 //   reduce_tile        (units, images) x (images, inputs), over the whole batch, in the second phase
 // Layer has:
 //   INPUTS, UNITS, FUNCTION (IDENTITY without activation), IMAGES
-//   WEIGHTS_IN_GLOBAL (they are read from device memory; else they are in shared memory), WEIGHT_PITCH (floats from a unit's
-//   weights to the next one's in shared memory; even), ALIGNED (rows of weights begin at 16-byte boundaries in both memories)
-//   BATCH_ONE (one image, whose numbers fit a warp's registers, is multiplied without tensor cores)
-//   FORWARD_SPLIT_K, DATA_SPLIT_K (warps that share the terms of one sum, in forward and backward_data)
-//   TRACE_SOURCE, TRACE_DELTA (where an image's trace keeps them)
-//   REDUCE_UNITS x REDUCE_INPUTS (a tile of the second phase), REDUCE_PITCH (floats from an image's deltas and sources to the
-//   next one's there), REDUCE_STAGES (of the cp.async pipeline there: pieces of eight images that a warp has on their way)
-//   FIRST_WEIGHT (where the layer's numbers begin among the parameters)
-//   Buffers, all images': Source, Target, TargetErrors, SourceErrors (NoBuffer: nothing needs them), Scratch, and Weights.
-//   Images lie Source::PITCH, Target::PITCH floats apart, both even. SCRATCH_FLOATS, REDUCE_FLOATS: how large Scratch is, and
-//   what all phases but the second leave behind.
-// weights: (UNITS, INPUTS), then bias (UNITS,). Source and errors: (IMAGES, INPUTS), target and deltas: (IMAGES, UNITS).
+//   WEIGHTS_IN_GLOBAL: they are read from device memory; else they are in shared memory
+//   WEIGHT_PITCH: floats from a unit's weights to the next one's in shared memory; even
+//   ALIGNED: rows of weights begin at 16-byte boundaries in both memories
+//   BATCH_ONE: one image, whose numbers fit a warp's registers, is multiplied without tensor cores
+//   FORWARD_SPLIT_K, DATA_SPLIT_K: warps that share the terms of one sum, in forward and backward_data
+//   TRACE_SOURCE, TRACE_DELTA: where an image's trace keeps them
+//   REDUCE_UNITS x REDUCE_INPUTS: a tile of the second phase
+//   REDUCE_PITCH: floats from an image's deltas and sources to the next one's there
+//   REDUCE_STAGES: depth of the cp.async pipeline there, in pieces of eight images that a warp has on their way
+//   FIRST_WEIGHT: where the layer's numbers begin among the parameters
+//   Buffers of all images: Source, Target, TargetErrors, SourceErrors (NoBuffer: nothing needs them), whose images lie
+//   Source::PITCH and Target::PITCH floats apart, both even; and of the block: Scratch, Weights
+//   SCRATCH_FLOATS, REDUCE_FLOATS: how large Scratch is, and the memory that the second phase may use
+// weights: (UNITS, INPUTS), then bias (UNITS,).
+// Source and its errors: (IMAGES, INPUTS); target and deltas: (IMAGES, UNITS).
 #pragma once
 #include "context.cuh"
 #include "reduce.cuh"
@@ -92,7 +95,8 @@ struct Dense : LayerDefaults {
         copy_async(weights + UNITS * WEIGHT_PITCH + i, parameters + UNITS * INPUTS + i);
       // what lies between a row's inputs and its last eight is multiplied too
       constexpr int REST = (INPUT_K_TILES * 8 < WEIGHT_PITCH ? INPUT_K_TILES * 8 : WEIGHT_PITCH) - INPUTS;
-      for (int i : block_range(UNITS * REST)) weights[i / max(1, REST) * WEIGHT_PITCH + INPUTS + i % max(1, REST)] = 0.0f;
+      for (int i : block_range(UNITS * REST))
+        weights[i / max(1, REST) * WEIGHT_PITCH + INPUTS + i % max(1, REST)] = 0.0f;
     }
   }
 
@@ -109,12 +113,9 @@ struct Dense : LayerDefaults {
 
   // sum[0] += the others: sums that did not have to wait for each other.
   static __device__ __forceinline__ void add_up(Fragment (&sum)[K_STEPS][N_TILES]) {
-    UNROLL
-    for (int m = 1; m < K_STEPS; m++)
-      UNROLL
-      for (int n = 0; n < N_TILES; n++)
-        UNROLL
-        for (int i = 0; i < 4; i++) sum[0][n].at[i] += sum[m][n].at[i];
+    UNROLL_FOR(int m = 1; m < K_STEPS; m++)
+      UNROLL_FOR(int n = 0; n < N_TILES; n++)
+        UNROLL_FOR(int i = 0; i < 4; i++) sum[0][n].at[i] += sum[m][n].at[i];
   }
 
   // One image alone has nothing for a product of matrices: four inputs at a time, weights straight into the sums.
@@ -136,30 +137,25 @@ struct Dense : LayerDefaults {
       return i < INPUT_FLOAT4S ? reinterpret_cast<const Float4*>(from)[i] : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
     };
     Float4 value[LANE_FLOAT4S];
-    UNROLL
-    for (int n = 0; n < LANE_FLOAT4S; n++) value[n] = four(source, lane + n * 32);
+    UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) value[n] = four(source, lane + n * 32);
 #pragma unroll 2
     for (int first = threadIdx.x / 32 * 4; first < UNITS; first += WARPS * 4) {
       float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-      UNROLL
-      for (int u = 0; u < 4; u++)
-        UNROLL
-        for (int n = 0; n < LANE_FLOAT4S; n++) {
+      UNROLL_FOR(int u = 0; u < 4; u++)
+        UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
           const Float4 weight = four(weights + min(first + u, UNITS - 1) * WEIGHT_PITCH, lane + n * 32);
-          UNROLL
-          for (int i = 0; i < 4; i++) sum[u] = fmaf(weight.at[i], value[n].at[i], sum[u]);
+          UNROLL_FOR(int i = 0; i < 4; i++) sum[u] = fmaf(weight.at[i], value[n].at[i], sum[u]);
         }
       // each exchange halves what a lane has still to add up: first half the units, then a unit, then lanes
       const bool upper = lane & 16, odd = lane & 8;
       float mine[2];
-      UNROLL
-      for (int u = 0; u < 2; u++)
+      UNROLL_FOR(int u = 0; u < 2; u++)
         mine[u] = (upper ? sum[u + 2] : sum[u]) + __shfl_xor_sync(ALL, upper ? sum[u] : sum[u + 2], 16);
       float total = (odd ? mine[1] : mine[0]) + __shfl_xor_sync(ALL, odd ? mine[0] : mine[1], 8);
-      UNROLL
-      for (int bit = 4; bit; bit /= 2) total += __shfl_xor_sync(ALL, total, bit);
+      UNROLL_FOR(int bit = 4; bit; bit /= 2) total += __shfl_xor_sync(ALL, total, bit);
       const int unit = first + lane / 8;
-      if (lane % 8 == 0 && unit < UNITS) target[unit] = activate<FUNCTION>(total + weights[UNITS * WEIGHT_PITCH + unit]);
+      if (lane % 8 == 0 && unit < UNITS)
+        target[unit] = activate<FUNCTION>(total + weights[UNITS * WEIGHT_PITCH + unit]);
     }
   }
 
@@ -174,16 +170,14 @@ struct Dense : LayerDefaults {
       for (int u = from; u < to; u++) {
         const Float4 weight = reinterpret_cast<const Float4*>(weights + u * WEIGHT_PITCH)[i];
         const float delta = deltas[u];
-        UNROLL
-        for (int k = 0; k < 4; k++) sum.at[k] = fmaf(weight.at[k], delta, sum.at[k]);
+        UNROLL_FOR(int k = 0; k < 4; k++) sum.at[k] = fmaf(weight.at[k], delta, sum.at[k]);
       }
       reinterpret_cast<Float4*>(scratch + share * INPUTS)[i] = sum;
     }
     __syncthreads();
     for (int i = threadIdx.x; i < INPUTS; i += BLOCK) {
       float total = scratch[i];
-      UNROLL
-      for (int share = 1; share < BATCH_ONE_DATA_SPLIT_K; share++) total += scratch[share * INPUTS + i];
+      UNROLL_FOR(int share = 1; share < BATCH_ONE_DATA_SPLIT_K; share++) total += scratch[share * INPUTS + i];
       source_errors[i] = total;
     }
   }
@@ -207,8 +201,7 @@ struct Dense : LayerDefaults {
   // What lies beyond the inputs is multiplied too; a barrier before forward.
   static __device__ __forceinline__ void pad(float* source) {
     constexpr int REST = INPUT_K_TILES * 8 - INPUTS;
-    for (int i : block_range(IMAGES * REST))
-      source[i / max(1, REST) * SOURCE_PITCH + INPUTS + i % max(1, REST)] = 0.0f;
+    for (int i : block_range(IMAGES * REST)) source[i / max(1, REST) * SOURCE_PITCH + INPUTS + i % max(1, REST)] = 0.0f;
   }
 
   // Weights in device memory: one Float4 (two pairs of terms) a lane, prefetched while those before are multiplied.
@@ -221,23 +214,19 @@ struct Dense : LayerDefaults {
     constexpr int DOUBLE_K_TILES = ceil_div(INPUTS, 16);
     Float4 coming[FOURS][2];
     const auto fetch = [&](int first) {
-      UNROLL
-      for (int m = 0; m < FOURS; m++)
-        UNROLL
-        for (int lower = 0; lower < 2; lower++) {
+      UNROLL_FOR(int m = 0; m < FOURS; m++)
+        UNROLL_FOR(int lower = 0; lower < 2; lower++) {
           const int lane = threadIdx.x % 32, unit = min(unit0 + lane / 4 + lower * 8, UNITS - 1);
           const int input = (first + m * FORWARD_SPLIT_K) * 16 + lane % 4 * 4;
-          coming[m][lower] = input < INPUTS
-                                 ? load_l2(reinterpret_cast<const Float4*>(weights + unit * INPUTS + input))
-                                 : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
+          coming[m][lower] = input < INPUTS ? load_l2(reinterpret_cast<const Float4*>(weights + unit * INPUTS + input))
+                                            : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
         }
     };
     fetch(share);
 #pragma unroll 2
     for (int first = share; first < DOUBLE_K_TILES; first += FORWARD_SPLIT_K * FOURS) {
       Float4 here[FOURS][2];
-      UNROLL
-      for (int m = 0; m < FOURS; m++) here[m][0] = coming[m][0], here[m][1] = coming[m][1];
+      UNROLL_FOR(int m = 0; m < FOURS; m++) here[m][0] = coming[m][0], here[m][1] = coming[m][1];
       fetch(first + FORWARD_SPLIT_K * FOURS);
       Split::template multiply<true>(
           sum,
@@ -253,8 +242,7 @@ struct Dense : LayerDefaults {
 #endif
           },
           [&](int m, int n, int pair, int image) -> Pair {
-            const int input =
-                min((first + m / 2 * FORWARD_SPLIT_K) * 16 + pair * 4 + m % 2 * 2, INPUT_K_TILES * 8 - 2);
+            const int input = min((first + m / 2 * FORWARD_SPLIT_K) * 16 + pair * 4 + m % 2 * 2, INPUT_K_TILES * 8 - 2);
             return *reinterpret_cast<const Pair*>(source + min(n * 8 + image, IMAGES - 1) * SOURCE_PITCH + input);
           });
     }
@@ -282,18 +270,16 @@ struct Dense : LayerDefaults {
                                                     pair * 2);
             });
       add_up(sum);
-      UNROLL
-      for (int n = 0; n < N_TILES; n++)
-        UNROLL
-        for (int i = 0; i < 4; i++)
+      UNROLL_FOR(int n = 0; n < N_TILES; n++)
+        UNROLL_FOR(int i = 0; i < 4; i++)
           scratch[(share * HIGH + unit0 + tile_row(i)) * WIDE + n * 8 + tile_column(i)] = sum[0][n].at[i];
     }
     __syncthreads();
     for (int i = threadIdx.x; i < UNITS * IMAGES; i += BLOCK) {
       const int unit = i / IMAGES, image = i % IMAGES;
       float total = weight_at(weights, UNITS * ROW + unit);
-      UNROLL
-      for (int share = 0; share < FORWARD_SPLIT_K; share++) total += scratch[(share * HIGH + unit) * WIDE + image];
+      UNROLL_FOR(int share = 0; share < FORWARD_SPLIT_K; share++)
+        total += scratch[(share * HIGH + unit) * WIDE + image];
       target[image * TARGET_PITCH + unit] = activate<FUNCTION>(total);
     }
   }
@@ -317,8 +303,8 @@ struct Dense : LayerDefaults {
     }
   }
 
-  // errors (IMAGES, UNITS) *= slope, so that they are the derivative by the sums; the traces of the first `here` images,
-  // `stride` floats apart, keep them, and the sources.
+  // errors (IMAGES, UNITS) *= slope, so that they are the derivative by the sums; the traces of the first `here`
+  // images, `stride` floats apart, keep them, and the sources.
   static __device__ __forceinline__ void leave_trace(const float* source, const float* target, float* errors,
                                                      float* trace, int stride, int here) {
 #pragma unroll 1
@@ -357,10 +343,8 @@ struct Dense : LayerDefaults {
               return {delta[0], delta[4]};
             });
       add_up(sum);
-      UNROLL
-      for (int n = 0; n < N_TILES; n++)
-        UNROLL
-        for (int i = 0; i < 4; i++) {
+      UNROLL_FOR(int n = 0; n < N_TILES; n++)
+        UNROLL_FOR(int i = 0; i < 4; i++) {
           const int input = input0 + tile_row(i), image = n * 8 + tile_column(i);
           if (DATA_SPLIT_K > 1)
             scratch[(share * HIGH + input) * WIDE + image] = sum[0][n].at[i];
@@ -373,16 +357,15 @@ struct Dense : LayerDefaults {
     for (int i = threadIdx.x; i < INPUTS * IMAGES; i += BLOCK) {
       const int input = i / IMAGES, image = i % IMAGES;
       float total = scratch[input * WIDE + image];
-      UNROLL
-      for (int share = 1; share < DATA_SPLIT_K; share++) total += scratch[(share * HIGH + input) * WIDE + image];
+      UNROLL_FOR(int share = 1; share < DATA_SPLIT_K; share++) total += scratch[(share * HIGH + input) * WIDE + image];
       source_errors[image * SOURCE_PITCH + input] = total;
     }
   }
 
-  // Second phase: the gradient is deltas^T x sources over the batch, in tiles of REDUCE_UNITS x REDUCE_INPUTS weights of
-  // which a block makes one. Its warps share the images (split-K), eight at a time, of which each warp has a pipeline of
-  // REDUCE_STAGES on their way into shared memory (cp.async, as CUTLASS's multistage pipelines of Ampere): rows of deltas
-  // and sources, an odd number of Float4s of banks apart.
+  // Second phase: the gradient is deltas^T x sources over the batch, in tiles of REDUCE_UNITS x REDUCE_INPUTS weights
+  // of which a block makes one. Its warps share the images (split-K), eight at a time, of which each warp has a
+  // pipeline of REDUCE_STAGES on their way into shared memory (cp.async, as CUTLASS's multistage pipelines of Ampere):
+  // rows of deltas and sources, an odd number of Float4s of banks apart.
 
   static constexpr int REDUCE_UNITS = Layer::REDUCE_UNITS, REDUCE_INPUTS = Layer::REDUCE_INPUTS;
   static constexpr int REDUCE_PITCH = Layer::REDUCE_PITCH, REDUCE_STAGES = Layer::REDUCE_STAGES;
@@ -404,8 +387,7 @@ struct Dense : LayerDefaults {
     bool there[OWN];
 
     __device__ __forceinline__ Fetch(const float* traces, int unit0, int input0) {
-      UNROLL
-      for (int n = 0; n < OWN; n++) {
+      UNROLL_FOR(int n = 0; n < OWN; n++) {
         const int i = threadIdx.x % 32 + n * 32, four = i % ROW_FLOAT4S;
         const int unit = unit0 + four * 4, input = input0 + (four - DELTA_FLOAT4S) * 4;
         image[n] = i / ROW_FLOAT4S;
@@ -418,8 +400,7 @@ struct Dense : LayerDefaults {
 
     // By all lanes of a warp; zeros for images from `count` on.
     __device__ __forceinline__ void operator()(int eight, int count, float* stage) const {
-      UNROLL
-      for (int n = 0; n < OWN; n++)
+      UNROLL_FOR(int n = 0; n < OWN; n++)
         copy_async_or_zero(reinterpret_cast<Float4*>(stage + offset[n]),
                            reinterpret_cast<const Float4*>(from[n] + static_cast<long long>(eight) * 8 * TRACE),
                            there[n] && eight * 8 + image[n] < count);
@@ -454,8 +435,7 @@ struct Dense : LayerDefaults {
       const int u = unit0 + i / REDUCE_INPUTS, input = input0 + i % REDUCE_INPUTS;
       return i < REDUCE_UNITS * REDUCE_INPUTS && u < UNITS && input < INPUTS ? u * INPUTS + input : -1;
     };
-    UNROLL
-    for (int n = 0; n < OWN; n++)
+    UNROLL_FOR(int n = 0; n < OWN; n++)
       if (weight_of(n) >= 0) now[n] = update.fetch(weight_of(n));
     if (has_bias) bias = update.fetch(UNITS * INPUTS + unit);
 
@@ -466,15 +446,13 @@ struct Dense : LayerDefaults {
       for (int eight = warp, stage = 0; eight < eights; eight += 2 * WARPS, stage = (stage + 2) % REDUCE_STAGES) {
         wait_for_groups<REDUCE_STAGES - 2>();
         __syncwarp();
-        UNROLL
-        for (int half = 0; half < 2; half++) {
+        UNROLL_FOR(int half = 0; half < 2; half++) {
           const float* rows = own + (stage + half) * STAGE;
           const auto both = [&](int pair, int at) -> Pair {
             return {rows[pair * REDUCE_PITCH + at], rows[(pair + 4) * REDUCE_PITCH + at]};
           };
           if (input0 == 0) {  // the bias is the weight of an input that is always 1
-            UNROLL
-            for (int upper = 0; upper < 2; upper++) {
+            UNROLL_FOR(int upper = 0; upper < 2; upper++) {
               const Pair two = both(lane % 4, lane / 4 + upper * 8);
               delta_sum[upper] += two.x + two.y;
             }
@@ -484,28 +462,23 @@ struct Dense : LayerDefaults {
               [&](int, int n, int pair, int column) { return both(pair, REDUCE_UNITS + n * 8 + column); });
         }
         __syncwarp();
-        UNROLL
-        for (int half = 0; half < 2; half++) {
+        UNROLL_FOR(int half = 0; half < 2; half++) {
           if (eight + REDUCE_STAGES * WARPS < eights)
             fetch(eight + (REDUCE_STAGES + half) * WARPS, count, own + (stage + half) * STAGE);
           end_group_of_copies();
         }
       }
       // over the warp's stages: sums (REDUCE_UNITS, SUM_PITCH), then of the deltas (REDUCE_UNITS,)
-      UNROLL
-      for (int n = 0; n < 4; n++)
-        UNROLL
-        for (int i = 0; i < 4; i++) own[tile_row(i) * SUM_PITCH + n * 8 + tile_column(i)] = sum[0][n].at[i];
-      UNROLL
-      for (int upper = 0; upper < 2; upper++) {
-        UNROLL
-        for (int bit = 1; bit < 4; bit *= 2) delta_sum[upper] += __shfl_xor_sync(0xffffffffu, delta_sum[upper], bit);
+      UNROLL_FOR(int n = 0; n < 4; n++)
+        UNROLL_FOR(int i = 0; i < 4; i++) own[tile_row(i) * SUM_PITCH + n * 8 + tile_column(i)] = sum[0][n].at[i];
+      UNROLL_FOR(int upper = 0; upper < 2; upper++) {
+        UNROLL_FOR(int bit = 1; bit < 4; bit *= 2)
+          delta_sum[upper] += __shfl_xor_sync(0xffffffffu, delta_sum[upper], bit);
         if (lane % 4 == 0) own[REDUCE_UNITS * SUM_PITCH + lane / 4 + upper * 8] = delta_sum[upper];
       }
     }
     __syncthreads();
-    UNROLL
-    for (int n = 0; n < OWN; n++) {
+    UNROLL_FOR(int n = 0; n < OWN; n++) {
       if (weight_of(n) < 0) continue;
       const int i = threadIdx.x + n * BLOCK;
       float total = 0.0f;

@@ -1,7 +1,7 @@
 // Stage tuned: an activation or a subsampling that follows nothing it could be fused with.
-// Layer has CHANNELS, HEIGHT, WIDTH (source), FUNCTION, WINDOW (1: no subsampling), METHOD, and the buffers Source, Target,
-// Winners (bytes), TargetErrors, SourceErrors (NoBuffer: nothing needs them). IMAGES: 0 where a team takes one image at a
-// time; behind a dense layer, those that a block takes together.
+// Layer has CHANNELS, HEIGHT, WIDTH (source), FUNCTION, WINDOW (1: no subsampling), METHOD, and the buffers Source,
+// Target, Winners (bytes), TargetErrors, SourceErrors (NoBuffer: nothing needs them). IMAGES: 0 where a team takes one
+// image at a time; behind a dense layer, those that a block takes together.
 #pragma once
 #include "../conv.cuh"
 #include "context.cuh"
@@ -56,10 +56,8 @@ struct Elementwise : LayerDefaults {
   static __device__ __forceinline__ void forward_image(const float* source, float* target, unsigned char* winners) {
     for (int at = Threads::thread_rank(); at < TARGET_SIZE; at += Threads::TEAM) {
       float value[WINDOW][WINDOW];
-      UNROLL
-      for (int a = 0; a < WINDOW; a++)
-        UNROLL
-        for (int b = 0; b < WINDOW; b++) value[a][b] = activate<FUNCTION>(source[corner_of(at) + a * WIDTH + b]);
+      UNROLL_FOR(int a = 0; a < WINDOW; a++)
+        UNROLL_FOR(int b = 0; b < WINDOW; b++) value[a][b] = activate<FUNCTION>(source[corner_of(at) + a * WIDTH + b]);
       int winner;
       target[at] = subsample_window<WINDOW, METHOD>(value, &winner);
       if (WINDOW > 1 && METHOD == MAX) winners[at] = (unsigned char)winner;
@@ -71,10 +69,8 @@ struct Elementwise : LayerDefaults {
     for (int at = Threads::thread_rank(); at < TARGET_SIZE; at += Threads::TEAM) {
       const int winner = WINDOW > 1 && METHOD == MAX ? winners[at] : 0;
       const float error = errors[at] * (WINDOW > 1 ? 1.0f : slope<FUNCTION>(target[at]));
-      UNROLL
-      for (int a = 0; a < WINDOW; a++)
-        UNROLL
-        for (int b = 0; b < WINDOW; b++)
+      UNROLL_FOR(int a = 0; a < WINDOW; a++)
+        UNROLL_FOR(int b = 0; b < WINDOW; b++)
           source_errors[corner_of(at) + a * WIDTH + b] = METHOD == MEAN             ? error / float(WINDOW * WINDOW)
                                                          : a * WINDOW + b == winner ? error
                                                                                     : 0.0f;

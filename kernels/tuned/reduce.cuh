@@ -12,8 +12,8 @@ struct Gradients {
   int count, groups;
 };
 
-// One step of gradient descent with momentum for each weight whose gradient is summed or, where `gradient` is given, the
-// gradient itself: then the weights stay as they are.
+// One step of gradient descent with momentum for each weight whose gradient is summed or, where `gradient` is given,
+// the gradient itself: then the weights stay as they are.
 struct Update {
   struct Weight {
     float weight, velocity;
@@ -44,8 +44,8 @@ struct Update {
 
 constexpr int PARTIALS_TILE = 64;  // weights of a convolution that a block sums together
 
-// The sum over all groups of `size` weights' gradients, from `first` on; PITCH: floats from a group's partial sums to the
-// next one's. shared: BLOCK floats.
+// The sum over all groups of `size` weights' gradients, from `first` on; PITCH: floats from a group's partial sums to
+// the next one's. shared: BLOCK floats.
 template <class Threads, int PITCH>
 __device__ __forceinline__ void reduce_partials(const Gradients& gradients, int first, int size, float* shared,
                                                 const Update& update) {

@@ -9,14 +9,20 @@
 // Up to the first dense layer each team of a block takes one image at a time, so that one team computes while another
 // waits; from there on the block takes IMAGES together.
 //
-// The generated unit (`python -m cnnlib show-source --stage tuned`) has numbers alone: a struct for each layer, one for the
-// plan, and
-//   using Net = tuned::Network<plan, tuned::PerImage<tuned::Conv<conv1, threads>, ...>, tuned::PerBatch<tuned::Dense<...>>>;
+// The generated unit (`python -m cnnlib show-source --stage tuned`) has numbers alone: a struct for each layer, one for
+// the plan, and the list of the layers:
+//   using PerImage = tuned::PerImage<tuned::ByteConv<conv1, plan::Threads>, tuned::Conv<conv2, plan::Threads>>;
+//   using PerBatch = tuned::PerBatch<tuned::Dense<dense1, plan::Threads>>;
+//   using Net = tuned::Network<plan, PerImage, PerBatch>;
 //   TUNED_ENTRY_POINTS(Net)
-// Plan has: Threads, IMAGES (that a block takes together), IMAGE_SIZE, CLASSES, BYTES (the first layer takes pixels as two
-// BF16 a word, else as normalised floats), KEPT (floats of an image that lie at the beginning of shared memory from forward
-// to backward) and SLOTS (places of that size, used in turn), TRACE, PARTIALS (floats of a trace, and of a block's partial
-// sums), SHARED_BYTES, SHUFFLE_ROUNDS, and the buffers Image, Logits, Errors, Labels, BulkCopies (the barrier of bulk copies).
+// Plan has:
+//   Threads (team.cuh), IMAGES (that a block takes together), IMAGE_SIZE, CLASSES
+//   BYTES: the first layer takes pixels as two BF16 a word, else as normalised floats
+//   KEPT: floats of an image that lie at the beginning of shared memory from forward to backward
+//   SLOTS: places of that size, used in turn
+//   TRACE, PARTIALS: floats of an image's trace, and of a block's partial sums
+//   SHARED_BYTES, SHUFFLE_ROUNDS
+//   Buffers: Image, Logits, Errors, Labels, BulkCopies (the barrier of bulk copies)
 #pragma once
 #include <type_traits>
 
@@ -69,8 +75,8 @@ __host__ __device__ constexpr int lanes_for(int numbers) {
   return lanes;
 }
 
-// errors = derivative of the batch's mean loss by the logits, share = 1 / images of the batch; one warp. The loss of the
-// image is added to *loss.
+// errors = derivative of the batch's mean loss by the logits, share = 1 / images of the batch; one warp. The loss of
+// the image is added to *loss.
 template <int CLASSES>
 __device__ __forceinline__ void softmax_cross_entropy(const float* logits, int label, float share, float* errors,
                                                       float* loss) {
@@ -116,8 +122,7 @@ struct NextImage {
   __device__ __forceinline__ void fetch(const Step& step) {
     if (next < 0) return;
     const unsigned char* bytes = step.images + static_cast<long long>(next) * IMAGE_SIZE;
-    UNROLL
-    for (int n = 0; n < PIXELS; n++)
+    UNROLL_FOR(int n = 0; n < PIXELS; n++)
       if (Threads::thread_rank() + n * TEAM < IMAGE_SIZE) byte[n] = bytes[Threads::thread_rank() + n * TEAM];
     label = step.labels[next];
     image += TEAMS * gridDim.x;
@@ -128,8 +133,7 @@ struct NextImage {
   // image: normalised floats or, with BYTES, words of a pixel and the one behind it. If there is none, an empty one, so
   // that every team does the same; its errors will be 0.
   __device__ __forceinline__ void arrive(const Step& step, bool any, float* there, int* label_there) const {
-    UNROLL
-    for (int n = 0; n < PIXELS; n++) {
+    UNROLL_FOR(int n = 0; n < PIXELS; n++) {
       const int i = Threads::thread_rank() + n * TEAM;
       if (i >= IMAGE_SIZE) break;
       const int pixel = any ? byte[n] : 0;
@@ -219,8 +223,8 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     }
   }
 
-  // Each layer has its own instance of these, and so a barrier of its own: the emulated device sees when threads have come
-  // to different ones.
+  // Each layer has its own instance of these, and so a barrier of its own: the emulated device sees when threads have
+  // come to different ones.
   template <class Layer, class Context>
   static __device__ __forceinline__ void forward_one(Context& c, int slot) {
     Layer::forward(c, slot);
@@ -342,7 +346,8 @@ __device__ __forceinline__ void take_out(const float* stash, float* kept) {
     copy_async(reinterpret_cast<Float4*>(kept) + i, reinterpret_cast<const Float4*>(stash) + i);
 }
 
-// The first phase. block.next_image is the team's first image, if it has any, and in the end its first of the next step.
+// The first phase. block.next_image is the team's first image, if it has any, and in the end its first of the next
+// step.
 template <class Net, class Timer>
 __device__ __forceinline__ void forward_backward(const Step& step, int mode, float* shared, Block<Net>& block,
                                                  Timer timer) {
@@ -359,8 +364,8 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
   Context<Timer> c = {shared, step.parameters, step.mean, step.deviation, block.bulk_copies, timer, nullptr, 0, 0};
   Net::load_weights(c);
   int* labels = reinterpret_cast<int*>(Plan::Labels::all(shared));
-  // What is kept of an image lies first of all, in SLOTS places by turns, so that one image comes or goes while the other
-  // is worked on.
+  // What is kept of an image lies first of all, in SLOTS places by turns, so that one image comes or goes while the
+  // other is worked on.
   const auto kept = [&](int i) { return shared + i % SLOTS * KEPT; };
   float* stash = step.stash + static_cast<long long>(blockIdx.x) * IMAGES * KEPT;
   for (int first = blockIdx.x; first < step.count; first += grid * IMAGES) {
@@ -439,57 +444,60 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
 
 }  // namespace tuned
 
-// The kernels of a network. All have blocks of Net::Threads::BLOCK threads, with Net::Plan::SHARED_BYTES of shared memory.
-#define TUNED_STEP_PARAMETERS                                                                                            \
-  const unsigned char *images, const unsigned char *labels, const int *order, float *parameters, float *traces,         \
+// The kernels of a network. All have blocks of Net::Threads::BLOCK threads, with Net::Plan::SHARED_BYTES of shared
+// memory.
+#define TUNED_STEP_PARAMETERS                                                                                   \
+  const unsigned char *images, const unsigned char *labels, const int *order, float *parameters, float *traces, \
       float *partials, float *outputs, float *losses, float *stash, float mean, float deviation, int count
 #define TUNED_STEP_ARGUMENTS \
   images, labels, order, parameters, traces, partials, outputs, losses, stash, mean, deviation, count
 #define TUNED_KERNEL(Net, name) ENTRY_POINT_BOUNDED(step, name, Net::Threads::BLOCK)
-#define TUNED_SHARED(Net)                                     \
+#define TUNED_SHARED(Net)                                      \
   SHARED_LARGE(Float4, float4s, Net::Plan::SHARED_BYTES / 16); \
   float* shared = reinterpret_cast<float*>(float4s)
 
-// step_forward_backward: the first phase as a launch of its own, for a device without barriers of the grid, and for what is
-//   no training. mode: one of tuned::Mode.
-// step_time_sections: the first phase of a training step, timed: spent (sections,) is added to, in ticks of the first block.
-// step_update: the second phase. apply: whether the weights change; the gradient is written where they do not.
+// step_forward_backward: the first phase as a launch of its own, for a device without barriers of the grid and for all
+//   that is no training. mode: one of tuned::Mode.
+// step_time_sections: the first phase of a training step, timed: spent (sections,) is added to, in ticks of the first
+//   block.
+// step_update: the second phase. apply: whether the weights change; where they do not, the gradient is written.
 // step_shuffle_images: shuffle.cuh.
-#define TUNED_PHASES(Net)                                                                                                \
-  TUNED_KERNEL(Net, forward_backward)(TUNED_STEP_PARAMETERS, int mode) {                                                 \
-    TUNED_SHARED(Net);                                                                                                   \
-    const tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                     \
-    tuned::Block<Net> block(step, shared, 1);                                                                            \
-    tuned::forward_backward<Net>(step, mode, shared, block, tuned::NoTimer());                                           \
-  }                                                                                                                      \
-  TUNED_KERNEL(Net, time_sections)(TUNED_STEP_PARAMETERS, unsigned long long* spent) {                                   \
-    TUNED_SHARED(Net);                                                                                                   \
-    const tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                     \
-    tuned::Block<Net> block(step, shared, 1);                                                                            \
-    tuned::forward_backward<Net>(step, tuned::TRAIN, shared, block, tuned::SectionTimer{spent, 0});                      \
-  }                                                                                                                      \
-  TUNED_KERNEL(Net, update)(float* parameters, float* traces, float* partials, float* velocity, float* gradient,         \
-                            const float* learning_rate, float momentum, int apply, int count) {                          \
-    TUNED_SHARED(Net);                                                                                                   \
-    tuned::Step step = {};                                                                                               \
-    step.traces = traces, step.partials = partials, step.count = count;                                                  \
-    tuned::update<Net>(step, {parameters, velocity, apply ? nullptr : gradient, *learning_rate, momentum}, shared);      \
-  }                                                                                                                      \
-  ENTRY_POINT(step, shuffle_images)(const unsigned short* __restrict__ tables, int* __restrict__ order, int half,        \
-                                    int count) {                                                                         \
-    shuffle_images<Net::Plan::SHUFFLE_ROUNDS>(tables, order, half, count);                                               \
+#define TUNED_PHASES(Net)                                                                                           \
+  TUNED_KERNEL(Net, forward_backward)(TUNED_STEP_PARAMETERS, int mode) {                                            \
+    TUNED_SHARED(Net);                                                                                              \
+    const tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                \
+    tuned::Block<Net> block(step, shared, 1);                                                                       \
+    tuned::forward_backward<Net>(step, mode, shared, block, tuned::NoTimer());                                      \
+  }                                                                                                                 \
+  TUNED_KERNEL(Net, time_sections)(TUNED_STEP_PARAMETERS, unsigned long long* spent) {                              \
+    TUNED_SHARED(Net);                                                                                              \
+    const tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                \
+    tuned::Block<Net> block(step, shared, 1);                                                                       \
+    tuned::forward_backward<Net>(step, tuned::TRAIN, shared, block, tuned::SectionTimer{spent, 0});                 \
+  }                                                                                                                 \
+  TUNED_KERNEL(Net, update)(float* parameters, float* traces, float* partials, float* velocity, float* gradient,    \
+                            const float* learning_rate, float momentum, int apply, int count) {                     \
+    TUNED_SHARED(Net);                                                                                              \
+    tuned::Step step = {};                                                                                          \
+    step.traces = traces, step.partials = partials, step.count = count;                                             \
+    tuned::update<Net>(step, {parameters, velocity, apply ? nullptr : gradient, *learning_rate, momentum}, shared); \
+  }                                                                                                                 \
+  ENTRY_POINT(step, shuffle_images)(const unsigned short* __restrict__ tables, int* __restrict__ order, int half,   \
+                                    int count) {                                                                    \
+    shuffle_images<Net::Plan::SHUFFLE_ROUNDS>(tables, order, half, count);                                          \
   }
 
-// step_train: `steps` whole steps in one launch. order (steps, count), learning_rates (steps,). All blocks must be resident;
+// step_train: `steps` whole steps in one launch. order (steps, count), learning_rates (steps,). All blocks must be
+// resident;
 //   `arrived` and `failed` begin as 0, and `failed` ends as 1 when they were not.
 #ifdef __CUDACC__
-#define TUNED_ENTRY_POINTS(Net)                                                                                          \
-  TUNED_PHASES(Net)                                                                                                      \
-  TUNED_KERNEL(Net, train)(TUNED_STEP_PARAMETERS, float* velocity, const float* learning_rates, float momentum,          \
-                           int steps, unsigned* arrived, unsigned* failed) {                                             \
-    TUNED_SHARED(Net);                                                                                                   \
-    tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                           \
-    tuned::train<Net>(step, shared, velocity, learning_rates, momentum, steps, arrived, failed);                         \
+#define TUNED_ENTRY_POINTS(Net)                                                                                 \
+  TUNED_PHASES(Net)                                                                                             \
+  TUNED_KERNEL(Net, train)(TUNED_STEP_PARAMETERS, float* velocity, const float* learning_rates, float momentum, \
+                           int steps, unsigned* arrived, unsigned* failed) {                                    \
+    TUNED_SHARED(Net);                                                                                          \
+    tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                  \
+    tuned::train<Net>(step, shared, velocity, learning_rates, momentum, steps, arrived, failed);                \
   }
 #else
 #define TUNED_ENTRY_POINTS(Net) TUNED_PHASES(Net)

@@ -70,8 +70,8 @@ def test_reports(
     kernel: str,
     said: str,
 ) -> None:
-    lines = [line_of(wrong_source, "__syncthreads", i) for i in range(4)]
-    said = said.format(*lines[:2], lines[3], line_of(wrong_source, "__shfl_down"))
+    lines = [line_of(wrong_source, "__syncthreads", i) for i in range(5)]
+    said = said.format(*lines[:2], lines[4], line_of(wrong_source, "__shfl_down"))
     out = emulated.array(64)
     with pytest.raises(KernelError) as caught:
         wrong(kernel)((3, 2), 64, out)
@@ -92,6 +92,16 @@ def test_barriers_at_different_lines(
         wrong("two_barriers")(1, 64, emulated.array(64))
     assert f"wrong.cu:{first}" in str(caught.value)
     assert f"wrong.cu:{second}" in str(caught.value)
+
+
+def test_barriers_of_two_instances_of_a_template(
+    emulated: EmulatedDevice, wrong: Callable[[str], Kernel], wrong_source: str
+) -> None:
+    """They are as far apart as those of two lines: each layer of stage tuned has its own."""
+    line = line_of(wrong_source, "__syncthreads", 3)
+    with pytest.raises(KernelError) as caught:
+        wrong("two_instances")(1, 64, emulated.array(64))
+    assert f"comes to wrong.cu:{line} of another instance of the template" in str(caught.value)
 
 
 def test_shared_memory_starts_poisoned(

@@ -17,6 +17,20 @@ ENTRY_POINT(wrong, two_barriers)(float* out) {
     out[threadIdx.x] = 1.0f;
 }
 
+template <int CALL>
+__device__ void wait_in_template() {
+    __syncthreads();
+}
+
+ENTRY_POINT(wrong, two_instances)(float* out) {
+    if (threadIdx.x % 2) {
+        wait_in_template<1>();
+    } else {
+        wait_in_template<2>();
+    }
+    out[threadIdx.x] = 1.0f;
+}
+
 ENTRY_POINT(wrong, one_round_less)(float* out) {
     for (unsigned i = 0; i < 4 + (threadIdx.x == 9); ++i) __syncthreads();
     out[threadIdx.x] = 1.0f;
