@@ -1,6 +1,7 @@
 """Stage tuned: what only it does. What every stage promises is tested in test_stages*.py."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,14 @@ from cnnlib.stages import ring
 from cnnlib.stages.tuned import STAGE
 from cnnlib.stages.tuned.conv import TunedByteConv
 from cnnlib.stages.tuned.engine import PersistentEngine
-from cnnlib.stages.tuned.layout import row_pitch
-from cnnlib.stages.tuned.plan import MAX_IMAGES, ONE_TEAM, TWO_TEAMS, BlockPlan
+from cnnlib.stages.tuned.layout import Threads, row_pitch
+from cnnlib.stages.tuned.plan import (
+    MAX_IMAGES,
+    ONE_TEAM,
+    TWO_TEAMS,
+    BlockPlan,
+    PersistentOptions,
+)
 from cnnlib.stages.tuned.schedule import MAX_SUMS, MAX_SUMS_OF_SMALL_BLOCK
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
@@ -182,6 +189,30 @@ def test_where_several_do_not_fit_fewer_are_taken(
     with open_engine(STAGE, lenet5(), 64, device) as engine:
         assert 1 < engine.block.images < MAX_IMAGES
         validate(engine, *pictures(lenet5(), 64))
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "threads"),
+    [
+        (PersistentOptions(two_teams=False), 16, ONE_TEAM),
+        (PersistentOptions(max_images=4), 4, TWO_TEAMS),
+        (PersistentOptions(max_images=1), 1, ONE_TEAM),
+    ],
+    ids=["one_team", "four_images", "one_image"],
+)
+def test_a_variant_can_leave_a_choice_out(
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    options: PersistentOptions,
+    images: int,
+    threads: Threads,
+) -> None:
+    """What the stage gains by it is then one record: replace(STAGE, name=..., options=...)."""
+    monkeypatch.setattr(device, "multiprocessors", 1)
+    variant, network = replace(STAGE, options=options), awkward()
+    with open_engine(variant, network, 17, device) as engine:
+        assert (engine.block.images, engine.block.threads) == (images, threads)
+        validate(engine, *pictures(network, 17))
 
 
 @pytest.mark.parametrize("floats", [1, 4, 8, 10, 84, 120, 256, 257, 800])

@@ -33,7 +33,7 @@ from cnnlib.engine.upload import LoadTimer, ResidentImages
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
 from cnnlib.stages.tuned.operator import TunedOperator
-from cnnlib.stages.tuned.plan import BlockPlan, candidates, choose
+from cnnlib.stages.tuned.plan import BlockPlan, PersistentOptions, candidates, choose
 
 TRAIN, ONLY_FORWARD, GIVEN_ERRORS = range(3)
 """enum Mode of kernels/tuned/step.cuh."""
@@ -47,6 +47,8 @@ ATTEMPTS = 3
 
 class PersistentEngine(DeviceEngine):
     """Trains by TunedOperators; each multiprocessor has one block."""
+
+    options_class = PersistentOptions
 
     def __init__(self, stage: Stage, setup: Setup, device: Device) -> None:
         super().__init__(stage, setup, device)

@@ -7,11 +7,12 @@ layers' templates. The program is kernels/tuned/step.cuh.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import IntEnum
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Limits
-from cnnlib.engine import Planned, Stage
+from cnnlib.engine import Options, Planned, Stage, options_of
 from cnnlib.engine.shuffle import ROUNDS
 from cnnlib.engine.source import declaration
 from cnnlib.errors import Unsupported
@@ -33,6 +34,16 @@ TWO_TEAMS = Threads(256, teams=2)
 """
 TRIED = (ONE_TEAM, TWO_TEAMS, Threads(512), Threads(512, teams=4))
 """What is tried where the plan is chosen by measuring."""
+
+
+@dataclass(frozen=True)
+class PersistentOptions(Options):
+    """What a variant of the stage can leave out, to see what it is worth."""
+
+    two_teams: bool = True
+    """Whether blocks with more than two images have two teams."""
+    max_images: int = MAX_IMAGES
+    """Images that a block takes together, at most; a power of two."""
 
 
 class BlockPlan:
@@ -180,10 +191,11 @@ def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Li
 
     All that a block has, up to MAX_IMAGES; fewer where their maps do not fit its shared memory.
     """
+    options = options_of(stage, PersistentOptions)
     own = ceil_div(batch_size, device.multiprocessors)
-    images = min(MAX_IMAGES, 2 ** math.ceil(math.log2(own)))
+    images = min(options.max_images, 2 ** math.ceil(math.log2(own)))
     while True:
-        threads = ONE_TEAM if images <= 2 else TWO_TEAMS
+        threads = TWO_TEAMS if images > 2 and options.two_teams else ONE_TEAM
         try:
             return BlockPlan(stage, planned, device.shared_bytes, images, threads)
         except Unsupported:
