@@ -84,24 +84,24 @@ lint: $(ENV)/dev  ## check style, types and the workflow
 	$(ENV)/bin/ruff check
 	$(ENV)/bin/ruff format --check
 	$(ENV)/bin/mypy
-	$(ENV)/bin/snakefmt --check workflow
+	$(ENV)/bin/snakefmt --check Snakefile workflow
 	$(ENV)/bin/clang-format --dry-run --Werror $(KERNELS)
 	$(SNAKEMAKE) --lint
 
 format: $(ENV)/dev  ## format Python, Snakemake and CUDA files and fix what can be fixed
 	$(ENV)/bin/ruff check --fix
 	$(ENV)/bin/ruff format
-	$(ENV)/bin/snakefmt workflow
+	$(ENV)/bin/snakefmt Snakefile workflow
 	$(ENV)/bin/clang-format -i $(KERNELS)
 
 sanitize: $(ENV)/dev  ## run the kernels under sanitizers: the emulated ones, and a GPU's if there is one
 	$(PYTEST) -k sanitize $(ARGS)
-	@sh tools/sanitize.sh
+	@sh kernels/tools/sanitize.sh
 
 profile:  ## profile a stage on a GPU by nsys and ncu: make profile STAGE=tuned BATCH=64
-	@sh tools/profile.sh check "$(STAGE)"
+	@sh kernels/tools/profile.sh check "$(STAGE)"
 	@$(MAKE) --no-print-directory $(ENV)/base
-	@sh tools/profile.sh run "$(STAGE)" $(BATCH)
+	@sh kernels/tools/profile.sh run "$(STAGE)" $(BATCH)
 
 wheelhouse: $(ENV)/base  ## fetch all that a machine without a network needs into wheelhouse/
 	@mkdir -p wheelhouse

@@ -201,7 +201,7 @@ def test_help_lists_every_target() -> None:
 def test_profiling_says_what_is_missing_before_anything_is_installed(
     tmp_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:
-    for name in ("Makefile", "requirements", "tools"):
+    for name in ("Makefile", "requirements", "kernels"):
         (tmp_path / name).symlink_to(ROOT / name)
     done = subprocess.run(
         ["make", "profile", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60

@@ -13,7 +13,7 @@ import pytest
 from cnnlib.paths import ROOT
 from tests.support.ahead import Ahead, Program, begins
 
-PARTS = ("config.yaml", "cnnlib", "kernels", "workflow", "tests/tiny.yaml")
+PARTS = ("Snakefile", "config.yaml", "cnnlib", "kernels", "workflow", "tests/tiny.yaml")
 
 
 def digest(path: Path) -> str:

@@ -28,7 +28,7 @@ MADE = ".made.json"
 def make_again(paths: Iterable[str]) -> None:
     """Let Snakemake run the jobs that make these files, as far as they are asked for.
 
-    They count as incomplete, which Snakemake makes again by `rerun-incomplete` of the profiles.
+    They count as incomplete, which Snakemake makes again (workflow/glue/recovery.py).
     """
     wanted = frozenset(paths)
     known = getattr(PersistenceBase.incomplete, "of_snakemake", PersistenceBase.incomplete)

@@ -44,7 +44,7 @@ def chosen(folder: str, wanted: Iterable[str] | None, place: str) -> list[str]:
 
 
 def source(folder: str, name: str) -> Path:
-    """The file workflow/<folder>/<name>.py, relative to the folder of the Snakefile."""
+    """The file workflow/<folder>/<name>.py, relative to the Snakefile."""
     return Path("workflow", folder, f"{name}.py")
 
 

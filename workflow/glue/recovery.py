@@ -2,9 +2,10 @@
 
 Snakemake marks every job that it has begun and locks the working directory. When the process is
 killed, marks and locks stay, and the next call refuses to work without --rerun-incomplete and
---unlock. Both are safe to imply here: outputs appear whole or not at all. The profiles set the
-first; for the second, a lock of our own, which the kernel releases when its process dies, shows
-whether another run is still at work.
+--unlock. Both are safe to imply here: outputs appear whole or not at all, and a lock of our own,
+which the kernel releases when its process dies, shows whether another run is still at work.
+A default profile could imply the first, but Snakemake looks for one only in profiles/ beside the
+Snakefile or in the working directory, and `snakemake --cores 1 all` names none.
 """
 
 import fcntl
@@ -12,9 +13,24 @@ import os
 from pathlib import Path
 from typing import Any
 
+from snakemake.dag import DAG
 from snakemake.persistence import FileBackupMixin, PersistenceBase
 
 _held: list[int] = []
+
+
+def _imply_rerun_incomplete() -> None:
+    """Make Snakemake act as if --rerun-incomplete were given when it looks for such jobs."""
+    check = DAG.check_incomplete
+    if getattr(check, "implies_rerun", False):
+        return
+
+    async def check_incomplete(self: Any) -> None:
+        self.workflow.dag_settings.force_incomplete = True
+        await check(self)
+
+    check_incomplete.implies_rerun = True  # type: ignore[attr-defined]
+    DAG.check_incomplete = check_incomplete
 
 
 def _keep_outputs_until_replaced() -> None:
@@ -48,7 +64,10 @@ def _keep_outputs_until_replaced() -> None:
 
 
 def recover(workflow: Any) -> None:
-    """Remove Snakemake's lock if no other run is at work here; keep old outputs until replaced."""
+    """Run incomplete jobs again, keep old outputs until they are replaced, and remove Snakemake's
+    lock if no other run is at work here.
+    """
+    _imply_rerun_incomplete()
     _keep_outputs_until_replaced()
     if not workflow.is_main_process or workflow.dryrun or _held:
         return

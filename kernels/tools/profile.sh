@@ -1,9 +1,9 @@
 # Trains one epoch by a stage under NVIDIA's profilers, as far as this machine has them.
-#   sh tools/profile.sh check STAGE              says what is missing
-#   sh tools/profile.sh run STAGE [BATCH_SIZE]   needs .venv
+#   sh kernels/tools/profile.sh check STAGE              says what is missing
+#   sh kernels/tools/profile.sh run STAGE [BATCH_SIZE]   needs .venv
 # nsys writes a timeline, ncu the counters of the first launches; both into results/profile/STAGE/.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 stage=${2:-} batch_size=${3:-64}
 fail() { echo "make profile: $*" >&2; exit 2; }
 

@@ -1,7 +1,7 @@
 # compute-sanitizer over every GPU stage on a small network; says so where there is no GPU.
-#   sh tools/sanitize.sh
+#   sh kernels/tools/sanitize.sh
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then
   echo "no GPU here: compute-sanitizer is left out"
   exit 0

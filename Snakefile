@@ -1,28 +1,27 @@
 # The experiment of config.yaml: data -> measurements -> tables -> figures and report.
 #   snakemake --cores 2 all        everything
 #   snakemake --cores 2 figures    draw again from the tables that are there
-# Further options come from workflow/profiles/default, unless --workflow-profile names another one.
+#   snakemake --workflow-profile workflow/profiles/slurm all    with the options of a profile
 import sys
-from pathlib import Path
 
 from snakemake.utils import min_version
 
 min_version("9.20")
-sys.path.insert(0, str(Path(workflow.basedir).parent))
+sys.path.insert(0, workflow.basedir)
 
 
 configfile: "config.yaml"
 
 
-report: "report/workflow.rst"
+report: "workflow/report/workflow.rst"
 
 
-include: "rules/common.smk"
-include: "rules/data.smk"
-include: "rules/measure.smk"
-include: "rules/examine.smk"
-include: "rules/analyse.smk"
-include: "rules/report.smk"
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/examine.smk"
+include: "workflow/rules/analyse.smk"
+include: "workflow/rules/report.smk"
 
 
 rule all:
@@ -33,4 +32,4 @@ rule all:
         rules.page.output,
 
 
-include: "rules/again.smk"
+include: "workflow/rules/again.smk"
