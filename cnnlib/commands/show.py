@@ -106,10 +106,8 @@ def show_source(
 ) -> None:
     """Print the CUDA source that a stage generates.
 
-    It needs no GPU.
-
     It is what an engine compiles unless it chooses among several plans by measuring: structs of
-    sizes, and the kernels of kernels/ that are made with them.
+    sizes, and the kernels of kernels/ that are made with them. No GPU is needed.
     """
     from cnnlib.config import load_config
     from cnnlib.device.architecture import ARCHITECTURES

@@ -24,10 +24,10 @@ from cnnlib.engine import Engine, ImageByImage, Setup
 from cnnlib.errors import DoesNotFit, Unsupported, UserError, WorkerDied
 from cnnlib.files import check_writable
 from cnnlib.measuring import budgets, energy
-from cnnlib.measuring.gpu_processes import Presence
+from cnnlib.measuring.disturbances import mark_disturbed
 from cnnlib.measuring.learning_curve import learning_curve, watched_images
 from cnnlib.measuring.long_runs import CheckpointPolicy, ChunkRecorder
-from cnnlib.measuring.record import OtherProcess, RunFacts, RunRecord, engine_facts, run_files
+from cnnlib.measuring.record import RunFacts, RunRecord, engine_facts, run_files
 from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run, seed_of, settings_digest
 from cnnlib.measuring.telemetry import Telemetry
@@ -45,14 +45,6 @@ ENOUGH_SAMPLES = 5
 """Samples of an extrapolated run, at least, before their spread is looked at."""
 SMALL_SPREAD = 0.02
 """Spread of the samples, relative to their median, at which sampling ends early."""
-
-TIMED_IN = {
-    "train": ("epochs", "steps"),
-    "profile": ("kernels",),
-    "learn": ("learning", "predictions"),
-    energy.PHASE: ("energy",),
-}
-"""Phases of a run in which other processes on its GPU disturb it, and the tables timed there."""
 
 
 def measure(
@@ -432,34 +424,11 @@ class Measurement:
         if self.rows.trained:
             row = energy.energy_row(self._telemetry.record, self._sustained_images)
             self.rows.add_measured("energy", **row)
-        self.facts.update(self._disturbances())
+        self.facts.update(mark_disturbed(self.rows, self._telemetry.record))
         if policy.resumed:
             self.facts["resumed"] = True
         self.record.write(self.folder)
         policy.finished()
-
-    def _disturbances(self) -> RunFacts:
-        """Mark what was timed while others were on the run's GPU; who they were, for run.json."""
-        if self.rows.device_kind != "cuda":
-            return RunFacts()
-        if not self._telemetry.record.saw_processes:
-            why = "NVML lists no process of this GPU; others would not be noticed"
-            return RunFacts(unwatched=why)
-        found: dict[int, Presence] = {}
-        timed_in: list[tuple[str | None, tuple[str, ...]]] = list(TIMED_IN.items())
-        if self.rows["epochs"][-1]["status"] == "does_not_fit":
-            timed_in = [(None, ("epochs", "steps"))]  # whenever they took the memory
-        for phase, tables in timed_in:
-            if others := self._telemetry.record.others(phase):
-                self.rows.disturb(*tables)
-                found |= {other.process: other for other in others}
-        who = [
-            OtherProcess(
-                process=other.process, name=other.name, memory_mib=round(other.memory_mib, 1)
-            )
-            for other in found.values()
-        ]
-        return RunFacts(disturbed=who) if who else RunFacts()
 
 
 def blames_stage(error: Exception) -> bool:
