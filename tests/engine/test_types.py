@@ -16,7 +16,7 @@ from cnnlib.engine.cpu import MicroBatchEngine
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import GpuOptions
 from cnnlib.layers import Conv
-from cnnlib.stages import gemm, gemm_cuda, naive, ring
+from cnnlib.stages import gemm, gemm_cuda, naive, ring, tuned
 """
 RECORD = 'Stage("mine", "mine", "nothing", "cpu", {engine}, {{(Conv,): {operator}}})'
 
@@ -54,6 +54,7 @@ WRONG = [
     RECORD.format(engine="GpuEngine", operator="naive.Loops"),
     RECORD.format(engine="naive.OneByOne", operator="gemm.MatrixConv"),
     "replace(gemm.STAGE, operators=gemm_cuda.STAGE.operators)",
+    "replace(tuned.STAGE, operators=ring.STAGE.operators)",
     "replace(ring.STAGE, options={'error_slots': 3})",
     "replace(ring.STAGE, options=GpuOptions(error_slots='three'))",
 ]

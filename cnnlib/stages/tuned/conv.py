@@ -38,8 +38,7 @@ class TunedConv(TunedOperator):
 
     def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
         super().__init__(planned, stage, threads, images)
-        conv = planned.layers[0]
-        assert isinstance(conv, Conv)
+        conv = planned.layer(Conv)
         self.stride = conv.stride
         channels, height, width = planned.source_shape
         maps, rows, columns = conv.output_shape(planned.source_shape)
@@ -187,7 +186,5 @@ class TunedByteConv(TunedConv):
 
 def convolution(planned: Planned, stage: Stage, threads: Threads, images: int) -> TunedConv:
     """The operator of a convolution and what follows it."""
-    conv = planned.layers[0]
-    assert isinstance(conv, Conv)
-    takes_bytes = planned.is_first and conv.stride == 1
+    takes_bytes = planned.is_first and planned.layer(Conv).stride == 1
     return (TunedByteConv if takes_bytes else TunedConv)(planned, stage, threads, images)

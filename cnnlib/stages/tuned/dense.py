@@ -31,9 +31,7 @@ class TunedDense(TunedOperator):
 
     def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
         super().__init__(planned, stage, threads, images)
-        dense = planned.layers[0]
-        assert isinstance(dense, Dense)
-        self.inputs, self.units = self.source_size, dense.units
+        self.inputs, self.units = self.source_size, planned.layer(Dense).units
         # One image alone is multiplied by threads, which meet in no bank whatever the pitch is.
         self.batch_one = (
             images == 1 and self.inputs % ALIGNMENT == 0 and self.inputs <= MAX_BATCH_ONE_INPUTS

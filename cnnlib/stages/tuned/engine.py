@@ -7,17 +7,17 @@ and each phase is a launch of its own.
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.device import Device, DeviceArray, Limits
+from cnnlib.device import Argument, Device, DeviceArray, Limits
 from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
-from cnnlib.engine.gpu import THREADS, DeviceEngine
+from cnnlib.engine.device_engine import DeviceEngine
+from cnnlib.engine.gpu_operator import THREADS
 from cnnlib.engine.profile import KernelTime
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import (
@@ -32,7 +32,7 @@ from cnnlib.engine.stage import (
 from cnnlib.engine.upload import LoadTimer, ResidentImages
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
-from cnnlib.stages.tuned.operator import TunedOperator
+from cnnlib.stages.tuned.operator import TunedFactory, TunedOperator
 from cnnlib.stages.tuned.plan import BlockPlan, PersistentOptions, candidates, choose
 
 TRAIN, ONLY_FORWARD, GIVEN_ERRORS = range(3)
@@ -45,12 +45,12 @@ ATTEMPTS = 3
 """Rounds of timing before the default plan is taken: all times of a round must repeat."""
 
 
-class PersistentEngine(DeviceEngine):
+class PersistentEngine(DeviceEngine[TunedFactory]):
     """Trains by TunedOperators; each multiprocessor has one block."""
 
     options_class = PersistentOptions
 
-    def __init__(self, stage: Stage, setup: Setup, device: Device) -> None:
+    def __init__(self, stage: Stage[TunedFactory], setup: Setup, device: Device) -> None:
         super().__init__(stage, setup, device)
         self.device = device
         self.grid = device.multiprocessors
@@ -65,22 +65,25 @@ class PersistentEngine(DeviceEngine):
         self.resident = None  # what was tried had a training set of its own
 
     @classmethod
-    def operators_on(cls, stage: Stage, setup: Setup, device: Limits | None) -> list[TunedOperator]:
-        assert device is not None, "a GPU stage needs a device"
-        return cls.plan_on(stage, setup, device).operators
+    def operators_on(
+        cls, stage: Stage[TunedFactory], setup: Setup, limits: Limits | None
+    ) -> list[TunedOperator]:
+        if limits is None:
+            raise ValueError(f"stage '{stage.name}' is laid out for the limits of a device")
+        return cls.plan_on(stage, setup, limits).operators
 
     @classmethod
-    def source_on(cls, stage: Stage, setup: Setup, limits: Limits) -> str:
+    def source_on(cls, stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> str:
         return cls.plan_on(stage, setup, limits).source()
 
     @classmethod
-    def kernels_on(cls, stage: Stage, setup: Setup, limits: Limits) -> list[str]:
+    def kernels_on(cls, stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> list[str]:
         kernels = ["forward_backward", "time_sections", "update", "shuffle_images"]
         kernels += ["train"] * (limits.kind == "cuda")
         return [f"step_{kernel}" for kernel in kernels]
 
     @staticmethod
-    def plan_on(stage: Stage, setup: Setup, limits: Limits) -> BlockPlan:
+    def plan_on(stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> BlockPlan:
         """The plan that an engine takes unless it chooses by measuring. Raises Unsupported."""
         return choose(stage, plan(stage, setup.network), setup.batch_size, limits)
 
@@ -142,10 +145,10 @@ class PersistentEngine(DeviceEngine):
         return steady(times[1:])
 
     @property
-    def choices(self) -> dict[str, Any]:
+    def choices(self) -> Mapping[str, object]:
         """The plan, and what the others took where it was chosen by measuring."""
 
-        def facts(plan: BlockPlan) -> dict[str, Any]:
+        def facts(plan: BlockPlan) -> dict[str, object]:
             block = plan.threads
             return {
                 "images_a_block": plan.images,
@@ -158,7 +161,7 @@ class PersistentEngine(DeviceEngine):
             facts(plan) | {"step_seconds": seconds}
             for plan, seconds in zip(self._tried, self._times, strict=False)
         ]
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             **super().choices,
             "chosen": facts(self.block),
         }
@@ -185,7 +188,7 @@ class PersistentEngine(DeviceEngine):
 
     # Launches
 
-    def _bind(self, kernel: str, *args: Any) -> Callable[[], None]:
+    def _bind(self, kernel: str, *args: Argument) -> Callable[[], None]:
         return self.module.kernel(f"step_{kernel}").bind(
             self.grid, self.block.threads.block, *args, shared_bytes=self.block.layout.bytes
         )
@@ -197,7 +200,7 @@ class PersistentEngine(DeviceEngine):
         labels: DeviceArray,
         order: DeviceArray,
         count: int,
-        *more: Any,
+        *more: Argument,
     ) -> Callable[[], None]:
         """A kernel that takes `count` images through the network, with `more` arguments last."""
         return self._bind(
@@ -312,10 +315,10 @@ class PersistentEngine(DeviceEngine):
         if self._streamed is None:
             self._train_resident(order, images, rates, timer)
         else:
-            assert not isinstance(order, Shuffle)
+            indices = order.indices() if isinstance(order, Shuffle) else order
             for load in self._streamed.loads(images):
                 self._upload_rates(rates[load.start // batch : load.stop // batch])
-                for piece in self._streamed.load(order[load], timer):
+                for piece in self._streamed.load(indices[load], timer):
                     self._train_steps(self._order, (piece.stop - piece.start) // batch)
         ended.record()
         losses = self._losses.get()

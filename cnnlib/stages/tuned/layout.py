@@ -189,12 +189,12 @@ def lay_out(
     are in shared memory as fit; the largest layers give way first. If it does not fit even so, the
     layout is returned all the same, and its `bytes` say how much it lacks.
     """
-    layout = None
-    for in_global in _give_ways(needs):
-        layout = _lay_out(needs, sizes, threads, images, shared_bytes, in_global)
+    first, *others = _give_ways(needs)
+    layout = _lay_out(needs, sizes, threads, images, shared_bytes, first)
+    for in_global in others:
         if layout.bytes <= shared_bytes:
             break
-    assert layout is not None
+        layout = _lay_out(needs, sizes, threads, images, shared_bytes, in_global)
     return layout
 
 

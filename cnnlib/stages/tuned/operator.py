@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from cnnlib.engine import Planned, Stage
 from cnnlib.errors import Unsupported
@@ -110,3 +110,11 @@ def window_of(layers: tuple[Layer, ...]) -> tuple[int, Method]:
 def winners(window: int, method: Method, values: int) -> Mapping[str, int]:
     """Floats for the winners of `values` windows, a byte each, where they are needed."""
     return {"winners": -(-values // 4) if window > 1 and method is Method.MAX else 0}
+
+
+class TunedFactory(Protocol):
+    """What the stage's record holds for a run of layers: a class of TunedOperators, or a choice."""
+
+    def __call__(
+        self, planned: Planned, stage: Stage, threads: Threads, images: int, /
+    ) -> TunedOperator: ...

@@ -18,7 +18,7 @@ from cnnlib.engine.source import declaration
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Dense
 from cnnlib.stages.tuned.layout import SharedBuffer, Threads, lay_out, sectors
-from cnnlib.stages.tuned.operator import INSTEAD, Position, TunedOperator
+from cnnlib.stages.tuned.operator import INSTEAD, Position, TunedFactory, TunedOperator
 
 MAX_IMAGES = 16
 """Images that a block takes together, at most: two tiles of a product. More did not make a step
@@ -55,8 +55,8 @@ class BlockPlan:
 
     def __init__(
         self,
-        stage: Stage,
-        planned: Sequence[Planned],
+        stage: Stage[TunedFactory],
+        planned: Sequence[Planned[TunedFactory]],
         shared_bytes: int,
         images: int = 1,
         threads: Threads = ONE_TEAM,
@@ -186,7 +186,12 @@ def buffer_of(buffer: SharedBuffer | None) -> str:
     return f"tuned::SharedBuffer<{', '.join(map(str, numbers))}>"
 
 
-def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Limits) -> BlockPlan:
+def choose(
+    stage: Stage[TunedFactory],
+    planned: Sequence[Planned[TunedFactory]],
+    batch_size: int,
+    device: Limits,
+) -> BlockPlan:
     """The plan for a batch size: how many images a block takes together, and in how many teams.
 
     All that a block has, up to MAX_IMAGES; fewer where their maps do not fit its shared memory.
@@ -205,7 +210,10 @@ def choose(stage: Stage, planned: Sequence[Planned], batch_size: int, device: Li
 
 
 def candidates(
-    stage: Stage, planned: Sequence[Planned], batch_size: int, device: Limits
+    stage: Stage[TunedFactory],
+    planned: Sequence[Planned[TunedFactory]],
+    batch_size: int,
+    device: Limits,
 ) -> list[BlockPlan]:
     """Plans worth measuring, all different: first that of `choose`, then with other threads, and
     with half as many images together.
