@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Bad input or something missing; the message names it, its place and the choices."""
+    """Bad input or something missing; the message names it, its location and the choices."""
 
 
 class OneLineError(UserError):

@@ -3,12 +3,13 @@
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 """Names of networks, data sets and stages: they become folders and wildcards of the workflow."""
 LONGEST_NAME = 100
-"""Characters; file systems allow 255 bytes, and some files have more in their names."""
+"""Characters of a name. File systems allow 255 bytes, and files add more to the name."""
 FILE = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of files that are downloaded."""
 SHA256 = r"^[0-9a-f]{64}$"
 FOLDER = r"^[\w./][\w./+@,-]*$"
-"""Stands in the commands of the rules: nothing that a shell, or a rule's wildcards, would read."""
+"""Folders; the rules' commands contain them, so that nothing in them may mean something to a shell
+or to a rule's wildcards."""
 
 WORDS = {
     NAME: "letters, digits, '_' and '-', the first a letter or a digit",

@@ -27,22 +27,30 @@ pytestmark = pytest.mark.quick
 GOOD: dict[str, Any] = {
     "datasets": {
         "toy": {
-            "kind": "synthetic", "shape": [1, 8, 8], "classes": 3,
-            "train_images": 40, "test_images": 10,
+            "kind": "synthetic",
+            "shape": [1, 8, 8],
+            "classes": 3,
+            "train_images": 40,
+            "test_images": 10,
         }
     },
     "networks": {
         "small": [
-            {"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2},
+            {"conv": {"maps": 2, "kernel": 3}},
+            {"activation": "relu"},
+            {"subsample": 2},
             {"dense": 3},
         ]
     },
     "training": {"learning_rate": 0.1, "epochs": 2},
     "sweep": {
-        "datasets": ["toy"], "networks": ["small"], "stages": ["gemm"], "batch_sizes": [4],
+        "datasets": ["toy"],
+        "networks": ["small"],
+        "stages": ["gemm"],
+        "batch_sizes": [4],
         "repeats": 1,
     },
-}  # fmt: skip
+}
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -100,9 +108,12 @@ def test_the_shipped_config_is_good() -> None:
 def race(**changes: Any) -> dict[str, Any]:
     """GOOD with a race, some of whose settings are others."""
     settings = {
-        "dataset": "toy", "network": "small", "stages": ["gemm"], "batch_size": 4,
+        "dataset": "toy",
+        "network": "small",
+        "stages": ["gemm"],
+        "batch_size": 4,
         "training": {"learning_rate": 0.1, "epochs": 1},
-    }  # fmt: skip
+    }
     return changed("race", settings | changes)
 
 
@@ -158,14 +169,23 @@ def digits(**changes: Any) -> dict[str, Any]:
         (changed("sweep.stages", ["../../etc"]), r"sweep\.stages\[0\]: "),
         (changed("networks.a/b", GOOD["networks"]["small"]), r"networks"),
         # names, and what YAML makes of them without quotes
-        (changed("networks.a b", GOOD["networks"]["small"]),
-         r"config\.networks: each name in it must be made of letters, digits, .*, not 'a b'"),
-        (changed("networks." + "a" * 101, GOOD["networks"]["small"]),
-         r"config\.networks: each name in it must have at most 100 characters"),
-        (GOOD | {"networks": {7: GOOD["networks"]["small"]}},
-         r"config\.networks: each name in it must be text, but YAML reads it as 7; put it in quo"),
-        (GOOD | {"datasets": {None: GOOD["datasets"]["toy"]}},
-         r"config\.datasets: each name in it must be text, but YAML reads it as None"),
+        (
+            changed("networks.a b", GOOD["networks"]["small"]),
+            r"config\.networks: each name in it must be made of letters, digits, .*, not 'a b'",
+        ),
+        (
+            changed("networks." + "a" * 101, GOOD["networks"]["small"]),
+            r"config\.networks: each name in it must have at most 100 characters",
+        ),
+        (
+            GOOD | {"networks": {7: GOOD["networks"]["small"]}},
+            r"config\.networks: each name in it must be text, but YAML reads it as 7; "
+            "put it in quotes",
+        ),
+        (
+            GOOD | {"datasets": {None: GOOD["datasets"]["toy"]}},
+            r"config\.datasets: each name in it must be text, but YAML reads it as None",
+        ),
         (changed("sweep.networks", [7]), r"sweep\.networks\[0\]: must be text, but YAML reads it"),
         (changed("sweep.networks", ["a b"]), r"sweep\.networks\[0\]: must be made of letters, .*"),
         (changed("results", "my results"), r"config\.results: must be made of letters, .*'my res"),
@@ -180,17 +200,28 @@ def digits(**changes: Any) -> dict[str, Any]:
         (changed("figures", ["race", "race"]), r"'race' is listed twice in figures"),
         (race(stages=["gemm", "naive", "gemm"]), r"'gemm' is listed twice in race.stages"),
         # settings that contradict each other
-        (changed("datasets.toy.hard_images", [3, 10]), r"^datasets\.toy\.hard_images: there is no "
-         r"test image 10, since the data set has 10, by datasets\.toy\.test_images$"),
-        (changed("datasets.digits", digits(test_limit=500, hard_images=[115, 582])),
-         r"datasets\.digits\.hard_images: .* image 582, .* 500, by datasets\.digits\.test_limit"),
-        (changed("measuring.limit_seconds", 30), r"^measuring\.budget_seconds, 60 s, is not below "
-         r"measuring\.limit_seconds, 30 s"),
+        (
+            changed("datasets.toy.hard_images", [3, 10]),
+            r"^datasets\.toy\.hard_images: there is no "
+            r"test image 10, since the data set has 10, by datasets\.toy\.test_images$",
+        ),
+        (
+            changed("datasets.digits", digits(test_limit=500, hard_images=[115, 582])),
+            r"datasets\.digits\.hard_images: .* image 582, .* 500, by datasets\.digits\.test_limit",
+        ),
+        (
+            changed("measuring.limit_seconds", 30),
+            r"^measuring\.budget_seconds, 60 s, is not below "
+            r"measuring\.limit_seconds, 30 s",
+        ),
         (changed("measuring.warmup_seconds", 1800), r"measuring\.warmup_seconds, 1800 s, is not "),
         (changed("measuring.sample_seconds", 2e3), r"measuring\.sample_seconds, 2000 s, is not "),
         (changed("measuring.energy_seconds", 2e3), r"measuring\.energy_seconds, 2000 s, is not "),
-        (changed("measuring.resident_images", 3), r"batch size 4 in sweep\.batch_sizes is larger "
-         r"than measuring\.resident_images, 3"),
+        (
+            changed("measuring.resident_images", 3),
+            r"batch size 4 in sweep\.batch_sizes is larger "
+            r"than measuring\.resident_images, 3",
+        ),
         (race(batch_size=41), r"race\.batch_size 41 is larger .* by datasets\.toy\.train_images"),
         (race(dataset="toi"), r"unknown data set 'toi' in race"),
         (race(network="lenet"), r"unknown network 'lenet' in race\.network"),
@@ -198,8 +229,11 @@ def digits(**changes: Any) -> dict[str, Any]:
         (changed("sweep.batch_sizes", [41]), r"batch size 41 .* set 'toy' \(40 training images"),
         (changed("networks.small.0.conv.kernel", 9), r"conv1 .*9x9 kernel is larger than the 8x8"),
         (changed("networks.small.2.subsample", 4), r"subsample1 .*4x4 do not divide the 6x6 map"),
-        (changed("networks.small.3.dense", 4), r"ends in shape \(4,\), but the data set has 3 "
-         r"classes: networks\.small and datasets\.toy, together in sweep\.networks"),
+        (
+            changed("networks.small.3.dense", 4),
+            r"ends in shape \(4,\), but the data set has 3 "
+            r"classes: networks\.small and datasets\.toy, together in sweep\.networks",
+        ),
         (changed("networks.small.2", {"dense": 5, "conv": 3}), r"small\[2\] must be one"),
         (changed("networks.small", []), r"networks\.small must be a list of layers"),
         (changed("networks.small", "dense"), r"networks\.small"),
@@ -207,7 +241,7 @@ def digits(**changes: Any) -> dict[str, Any]:
         ([], r"config must be a mapping"),
         (None, r"config must be a mapping"),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_are_named(config: Any, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem) as raised:
         parse_config(config)
@@ -327,7 +361,7 @@ def test_merge_leaves_both_alone(settings: dict[str, Any], changes: dict[str, An
         (b"training: {epochs: 1" + b"0" * 9000 + b"}", r"is not YAML"),
         (b"seed: 2020-13-45", r"is not YAML"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_config(
     write: Write, tmp_path: Path, content: bytes, problem: str
 ) -> None:
@@ -394,9 +428,13 @@ KEYS = st.one_of(
     st.text(string.printable, max_size=5),
 )
 ATOMS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
     st.sampled_from(["toy", "small", "gemm", "relu", "idx", "synthetic", 1, 0, -1, 3]),
-)  # fmt: skip
+)
 ANYTHING = st.recursive(
     ATOMS,
     lambda inner: st.one_of(

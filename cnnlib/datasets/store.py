@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cnnlib.datasets.idx import read_idx
 from cnnlib.datasets.specs import IdxFile, IdxSpec, SyntheticSpec
@@ -19,7 +18,7 @@ from cnnlib.files import read_arrays, sha256, write_whole
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory. `mean` and `deviation` are of the training pixels, of 0 to 255."""
+    """A data set in memory, with mean and standard deviation of the training pixels, 0 to 255."""
 
     name: str
     train_images: Bytes
@@ -32,28 +31,28 @@ class Dataset:
     mean: float
     deviation: float
 
-    def normalised(self, images: Bytes) -> NDArray[np.float32]:
-        """(pixels - mean) / deviation, float32, in the shape of `images`."""
-        pixels = images.astype(np.float32)
-        pixels -= np.float32(self.mean)
-        pixels /= np.float32(self.deviation)
-        return pixels
-
 
 NOISE_TESTS = 16
+"""Test images of a data set of noise."""
 
 
 def noise(name: str, shape: tuple[int, ...], classes: int, count: int) -> Dataset:
-    """Random pixels and labels, `count` to train on: for checks that need no real images."""
+    """Random pixels and labels, `count` to train on, for checks that need no real images."""
     random = np.random.default_rng(0)
     total = count + NOISE_TESTS
     images = random.integers(0, 256, (total, *shape), dtype=np.uint8)
     labels = random.integers(0, min(classes, 256), total, dtype=np.uint8)
     mean, deviation = 127.5, 73.9  # of bytes that are equally likely
     return Dataset(
-        name, images[:count], labels[:count], images[count:], labels[count:], classes, mean,
+        name,
+        images[:count],
+        labels[:count],
+        images[count:],
+        labels[count:],
+        classes,
+        mean,
         deviation,
-    )  # fmt: skip
+    )
 
 
 def prepare(
@@ -61,7 +60,7 @@ def prepare(
 ) -> None:
     """Check the data set in `folder` and write it as the .npz file `target`, whole or not at all.
 
-    The same data give the same bytes. Synthetic data are made here; `folder` is not looked at.
+    The same data give the same bytes. Synthetic data are made here, and `folder` is ignored.
     Raises DataError naming the file that is missing, damaged or not what the settings say.
     """
     if isinstance(spec, SyntheticSpec):
@@ -69,18 +68,28 @@ def prepare(
     else:
         files, folder = spec.files, Path(folder)
         train_images, train_labels = _read_pair(
-            name, spec, folder, files.train_images, files.train_labels,
-            spec.train_limit, f"datasets.{name}.train_limit",
-        )  # fmt: skip
+            name,
+            spec,
+            folder,
+            files.train_images,
+            files.train_labels,
+            spec.train_limit,
+            f"datasets.{name}.train_limit",
+        )
         test_images, test_labels = _read_pair(
-            name, spec, folder, files.test_images, files.test_labels,
-            spec.test_limit, f"datasets.{name}.test_limit",
-        )  # fmt: skip
+            name,
+            spec,
+            folder,
+            files.test_images,
+            files.test_labels,
+            spec.test_limit,
+            f"datasets.{name}.test_limit",
+        )
     check_hard_images(name, spec.hard_images, len(test_images))
     mean, deviation = _mean_and_deviation(train_images)
     if deviation == 0:
         raise DataError(f"data set '{name}' cannot be learnt: all its training pixels are {mean:g}")
-    # Not compressed: every measurement loads it anew, and MNIST takes 55 MB.
+    # The file is not compressed: every measurement loads it, and MNIST takes 55 MB.
     with write_whole(target) as temporary, open(temporary, "wb") as out:
         np.savez(
             out,
@@ -131,7 +140,7 @@ def how_to_make(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> s
 def check_hard_images(name: str, indices: Sequence[int], count: int, key: str = "") -> None:
     """ConfigError for an index of datasets.NAME.hard_images beyond its `count` test images.
 
-    `key` says which setting allows no more of them, where it is a setting.
+    `key` names the setting that limits the test images, if one does.
     """
     for index in indices:
         if index >= count:
@@ -145,10 +154,14 @@ def check_hard_images(name: str, indices: Sequence[int], count: int, key: str = 
 def _read(name: str, path: Path, spec: IdxSpec | SyntheticSpec) -> Dataset:
     """The data set in `path`; DataError if it is damaged or of another specification."""
     kinds = {
-        "train_images": (np.uint8, 4), "train_labels": (np.uint8, 1),
-        "test_images": (np.uint8, 4), "test_labels": (np.uint8, 1),
-        "classes": (np.int64, 0), "mean": (np.float64, 0), "deviation": (np.float64, 0),
-    }  # fmt: skip
+        "train_images": (np.uint8, 4),
+        "train_labels": (np.uint8, 1),
+        "test_images": (np.uint8, 4),
+        "test_labels": (np.uint8, 1),
+        "classes": (np.int64, 0),
+        "mean": (np.float64, 0),
+        "deviation": (np.float64, 0),
+    }
     found = read_arrays(path, kinds, f"data set '{name}'", ("specification", "digest"))
 
     def check(right: bool, what: str) -> None:
@@ -186,13 +199,18 @@ def _read(name: str, path: Path, spec: IdxSpec | SyntheticSpec) -> Dataset:
         )
     return Dataset(
         name,
-        found["train_images"], found["train_labels"], found["test_images"], found["test_labels"],
-        classes, mean, deviation,
-    )  # fmt: skip
+        found["train_images"],
+        found["train_labels"],
+        found["test_images"],
+        found["test_labels"],
+        classes,
+        mean,
+        deviation,
+    )
 
 
 def _difference(found: str, spec: IdxSpec | SyntheticSpec) -> str:
-    """The first setting in which a specification differs: its key, and both values."""
+    """The first setting in which two specifications differ, with both values."""
     try:
         given = _settings(json.loads(found))
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Compiled code on disk, known by the content it was made from."""
+"""Compiled code on disk, under a key made from the content that it was compiled from."""
 
 import hashlib
 import os
@@ -16,16 +16,16 @@ _MARK = b"\ncnnlib sha256 "
 
 
 def kernels_folder() -> Path:
-    """The folder of kernel sources, an include path of every compiler: $CNNLIB_KERNELS, or ours."""
+    """The folder of kernel sources, an include path of every compiler: $CNNLIB_KERNELS if set."""
     chosen = os.environ.get("CNNLIB_KERNELS")
     return Path(chosen).resolve() if chosen else KERNELS
 
 
 def included_files(*sources: str) -> list[Path]:
-    """The kernel files that these sources include, one by way of another too, in a fixed order.
+    """The kernel files that these sources include, directly or not, in a fixed order.
 
-    All that stand in quotes count, whatever #if they stand below; what is not in the folder of
-    kernels is the compiler's own. So an edit of a kernel makes anew only what it is part of.
+    All names in quotes count, whatever #if surrounds them; files outside the folder of kernels are
+    the compiler's own. So an edit of a kernel rebuilds only the code that it is part of.
     """
     folder = kernels_folder()
     found: dict[Path, None] = {}
@@ -42,7 +42,7 @@ def included_files(*sources: str) -> list[Path]:
 
 
 def content_key(parts: Iterable[str | bytes], files: Iterable[Path] = ()) -> str:
-    """A name for what comes out of these texts and files: 40 hexadecimal digits."""
+    """A key for the result of compiling these texts and files: 40 hexadecimal digits."""
     digest = hashlib.sha256()
 
     def add(data: bytes) -> None:
@@ -59,10 +59,10 @@ def content_key(parts: Iterable[str | bytes], files: Iterable[Path] = ()) -> str
 def cached(key: str, suffix: str, build: Callable[[Path], None]) -> Path:
     """The file made by `build(path)`, kept under `key`.
 
-    A digest follows the content, so that a damaged entry is seen and built again (a loader of
-    shared libraries does not read so far). One process builds and the others wait for it; where the
-    folder's file system has no locks several build, each renames a whole file into place and any
-    of them will do.
+    A digest follows the content, so that a damaged entry is noticed and built again; a loader of
+    shared libraries does not read that far. One process builds and the others wait for it. Where
+    the folder's file system has no locks several may build; each renames a whole file into place,
+    and all of them are equally good.
     """
     target = cache_folder() / f"{key}{suffix}"
     if not _is_whole(target):
@@ -86,7 +86,7 @@ def _build(target: Path, build: Callable[[Path], None]) -> None:
 
 
 def content_of(path: Path) -> bytes:
-    """What `build` wrote to a cached file, without the digest."""
+    """The bytes that `build` wrote to a cached file, without the digest."""
     return path.read_bytes()[: -len(_MARK) - 64]
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from cnnlib.errors import DeviceError
 
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
-"""Where else temporary files may lie, when those of TMPDIR will not do."""
+"""Folders for temporary files to try when that of TMPDIR is unsuitable."""
 REMEDY = "CNNLIB_CACHE can name another folder"
 
 
 def cache_folder() -> Path:
     """$CNNLIB_CACHE, or .cache/cnnlib in the home folder (or below $XDG_CACHE_HOME).
 
-    Where that home is unknown, cannot be written or is mounted noexec, as in containers and on
-    hardened machines: the user's own folder among the machine's temporary files. Raises DeviceError
-    when there is no such folder either.
+    Where the home folder is unknown, cannot be written or is mounted noexec, as in containers and
+    on hardened machines, it is the user's own folder among the machine's temporary files. Raises
+    DeviceError when there is no such folder either.
     """
     chosen = os.environ.get("CNNLIB_CACHE")
     if chosen:
@@ -31,12 +31,12 @@ def cache_folder() -> Path:
         if _is_fit(folder) and _is_private(folder):
             return folder
     if usual is not None:
-        return usual  # whoever uses it will say what is wrong with it
+        return usual  # using it will raise an error that says what is wrong
     raise DeviceError(f"there is no home folder to keep compiled code in; {REMEDY}")
 
 
 def is_noexec(folder: Path) -> bool:
-    """Whether code cannot be loaded from a folder, there already or not, because of its mount."""
+    """Whether a folder, existing or not, is on a file system from which no code can be loaded."""
     with contextlib.suppress(OSError, AttributeError):
         return bool(os.statvfs(_existing(folder)).f_flag & os.ST_NOEXEC)
     return False
@@ -85,9 +85,9 @@ def _existing(folder: Path) -> Path:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether a folder among everybody's temporary files is this user's alone to write.
+    """Whether only this user can write to a folder among the temporary files of all users.
 
-    The code in it will be run: one that another user has prepared is not taken.
+    The code in it will be run, so that a folder prepared by another user is not used.
     """
     found = folder.lstat()
     mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()

@@ -1,5 +1,6 @@
 """The machine's C++ compiler, for the emulated device."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from cnnlib.device.api import KernelError
 from cnnlib.errors import DeviceError
+from cnnlib.system.machine import cpu_name
 
 SANITIZERS = ("address", "undefined")
 
@@ -23,7 +25,7 @@ _SEVERITY = re.compile(
     re.IGNORECASE,
 )
 _QUOTED = re.compile(r"\s|\d+ \|")
-# These lines end a failure whose reason stands above them.
+# These lines end a failure; the line above them gives the reason.
 _LAST_WORD = re.compile(
     r"ld returned \d+ exit status|linker command failed|Failed to preprocess host compiler"
 )
@@ -96,24 +98,20 @@ def _numbers(line: str) -> list[str]:
 
 
 @functools.cache
-def cpu_model() -> tuple[str, str]:
-    """The processor's name, and all that decides what code 'native' makes."""
-    name, features = platform.processor() or platform.machine(), ""
-    try:
+def native_target() -> str:
+    """Everything that decides the code of `-march=native`: architecture, name and features."""
+    features = ""
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             field, _, value = line.partition(":")
-            if field.strip() == "model name":
-                name = value.strip()
-            elif field.strip() in ("flags", "Features"):
+            if field.strip() in ("flags", "Features"):
                 features = " ".join(sorted(value.split()))
                 break
-    except OSError:
-        pass
-    return name, f"{platform.machine()} {name} {features}"
+    return f"{platform.machine()} {cpu_name()} {features}"
 
 
 def sanitizers() -> tuple[str, ...]:
-    """What CNNLIB_SANITIZE asks for, e.g. 'address,undefined'; DeviceError for an unknown one."""
+    """The sanitizers in CNNLIB_SANITIZE, e.g. address,undefined; DeviceError for unknown ones."""
     wanted = [name.strip() for name in os.environ.get("CNNLIB_SANITIZE", "").split(",")]
     names = tuple(name for name in wanted if name)
     for name in names:
@@ -127,7 +125,7 @@ def sanitizers() -> tuple[str, ...]:
 def optimization() -> list[str]:
     """Flags for the level that CNNLIB_OPTIMIZE asks for, 3 by default; DeviceError for others.
 
-    At each of them products and sums are fused, which g++ counts among expensive optimisations.
+    Products and sums are fused at each level, which g++ counts among expensive optimisations.
     """
     level = os.environ.get("CNNLIB_OPTIMIZE", "").strip() or "3"
     if level not in ("1", "2", "3"):
@@ -170,7 +168,7 @@ def compile_flags(compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
 
 
 def run_compiler(command: list[str], what: str, folder: Path) -> None:
-    """Run it in `folder`; KernelError with its first error line when it fails."""
+    """Run a compiler in `folder`; KernelError with its first error line when it fails."""
     try:
         done = subprocess.run(
             command,
@@ -235,7 +233,7 @@ def sanitizer_environment(sanitize: str = "address,undefined") -> dict[str, str]
             )
         result["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=0:exitcode=86"
         if compiler.is_clang:
-            # llvm-symbolizer would have the library preloaded too, and never ends with it
+            # llvm-symbolizer would inherit the preloaded library and hang
             result["ASAN_OPTIONS"] += ":symbolize=0"
     if "undefined" in sanitize.split(","):
         result["UBSAN_OPTIONS"] = "print_stacktrace=1"

@@ -62,7 +62,7 @@ def missing_parts() -> list[str]:
 
 
 def find_nvcc() -> str | None:
-    """The nvcc of the toolkit that is found (cnnlib.device.toolkit says where)."""
+    """The nvcc of the toolkit that is found; cnnlib.device.toolkit documents where."""
     toolkit = find_toolkit()
     return toolkit and toolkit.nvcc
 
@@ -220,7 +220,7 @@ class CudaKernel:
         self._sizes: tuple[Extent, Extent] | None = None
         self._grid: tuple[int, int, int] = (1, 1, 1)
         self._block: tuple[int, int, int] = (1, 1, 1)
-        # a block may have this much without being asked for more
+        # Every kernel may have this much without an attribute that asks for more.
         self._shared_bytes = 48 * 1024
 
     def __call__(self, grid: Extent, block: Extent, *args: Argument) -> None:
@@ -254,7 +254,7 @@ class CudaKernel:
         except (driver.Error, self._device.packing_error) as error:
             what = f"kernel {self.name}, {shared_bytes} bytes of shared memory"
             raise self._device.failure(what, error) from error
-        # What prepared_async_call ends in; packing the arguments each time takes twice as long.
+        # prepared_async_call ends in this call; with packing the arguments it takes twice as long.
         launch_kernel = self._function._launch_kernel
 
         def launch(_kept: Sequence[Argument] = args) -> None:  # so the arrays stay allocated
@@ -442,8 +442,8 @@ class CudaDevice:
     def failure(self, what: str, error: Exception) -> DeviceError:
         """PyCUDA's error as one of ours: DoesNotFit where memory ran out, or else KernelError.
 
-        Calls do not wait for the GPU, so that a kernel's fault or a GPU that is lost may be told by
-        any later one.
+        Calls do not wait for the GPU, so that any later one may report a kernel's fault or a GPU
+        that is lost.
         """
         out_of_memory = isinstance(error, (self.driver.MemoryError, MemoryError))
         return (DoesNotFit if out_of_memory else KernelError)(f"device cuda: {what}: {error}")
@@ -520,7 +520,7 @@ class CudaDevice:
 
 @cache
 def gpu_identity() -> tuple[str, str]:
-    """Name and PCI bus id of the first GPU that this process sees; needs the driver alone."""
+    """Name and PCI bus id of the first GPU that this process sees; needs only the driver."""
     driver = ctypes.CDLL("libcuda.so.1")
     handle, name, bus = (
         ctypes.c_int(0),
@@ -540,7 +540,7 @@ def gpu_identity() -> tuple[str, str]:
 
 @cache
 def gpu_architecture() -> str:
-    """Of the first GPU that this process sees, e.g. 'sm_90'; needs the driver alone."""
+    """The architecture of the first GPU that this process sees, e.g. sm_90; needs only a driver."""
     driver = ctypes.CDLL("libcuda.so.1")
     handle, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
     code = (

@@ -47,15 +47,15 @@ from cnnlib.device.cache_folder import REMEDY, cache_folder, check_executable
 from cnnlib.device.compiler import (
     Compiler,
     compile_flags,
-    cpu_model,
     find_compiler,
+    native_target,
     run_compiler,
     sanitizers,
 )
 from cnnlib.device.source import with_launchers
 from cnnlib.errors import DeviceError, DoesNotFit
 from cnnlib.system.cgroups import memory_left
-from cnnlib.system.machine import usable_cores
+from cnnlib.system.machine import cpu_name, usable_cores
 
 FIBER_ORDERS = ("forward", "reverse")
 
@@ -340,7 +340,7 @@ class EmulatedDevice:
         _check_sanitizer_loaded(self._sanitize)
         self.built = " ".join([self._compiler.label, *self._flags])
         self.taken = 0
-        self.name = f"{cpu_model()[0]} (kernels built by {self._compiler.label})"
+        self.name = f"{cpu_name()} (kernels built by {self._compiler.label})"
         self._modules: dict[str, EmulatedModule] = {}
         self.runtime = self._load_runtime()
 
@@ -406,7 +406,7 @@ class EmulatedDevice:
             compiler.version,
             *self._flags,
             *flags,
-            cpu_model()[1],
+            native_target(),
         ]
         return content_key(parts, included_files(text))
 

@@ -12,8 +12,8 @@ _KERNEL_NAME = re.compile(r"[A-Za-z_]\w*\Z")
 def with_launchers(source: str, name: str, kernels: Sequence[str]) -> str:
     """`source`, then for each kernel a C function that launches it with any arguments.
 
-    Kernels stand in namespaces, which have to be opened for a launcher to find them. Compiler
-    messages name the source `name`.
+    Kernels are defined in namespaces, which have to be opened for a launcher to find them. Compiler
+    messages call the source `name`.
     """
     for kernel in kernels:
         if not _KERNEL_NAME.match(kernel):

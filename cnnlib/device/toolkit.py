@@ -1,9 +1,9 @@
-"""The CUDA toolkit of this machine: the library and the installer of PyCUDA take the same one.
+"""Finds the CUDA toolkit of this machine, the same one for the library and for building PyCUDA.
 
-It looks at the folders that CUDA_HOME, CUDA_ROOT and CUDA_PATH name, then at the nvcc on PATH, at
-the conda environment, at /usr/local/cuda and /opt/cuda, and at those such as /usr/local/cuda-13.0,
-the newest first. The first one with both nvcc and cuda.h is taken; where there is none, the first
-one with nvcc, which is enough where PyCUDA is installed already.
+The search covers, in this order, the folders that CUDA_HOME, CUDA_ROOT and CUDA_PATH name, the nvcc
+on PATH, the conda environment, /usr/local/cuda and /opt/cuda, and folders such as
+/usr/local/cuda-13.0, the newest first. The first one with both nvcc and cuda.h is taken; where
+there is none, the first one with nvcc, which is enough where PyCUDA is installed already.
 """
 
 import functools
@@ -23,7 +23,7 @@ from cnnlib.errors import DeviceError
 VARIABLES = ("CUDA_HOME", "CUDA_ROOT", "CUDA_PATH")
 USUAL_PLACES = ("/usr/local/cuda", "/opt/cuda", "/usr/local/cuda-*", "/opt/cuda-*")
 TARGETS = {"aarch64": ("sbsa-linux", "aarch64-linux")}
-"""Folders below targets/ by processor, where it is not, as usual, the processor's name."""
+"""Folders below targets/ by processor, where they do not have the processor's name."""
 
 
 class Toolkit(NamedTuple):
@@ -68,12 +68,17 @@ def toolkit_problem(headers: bool = False) -> str:
 
 @functools.cache
 def nvcc_version(nvcc: str) -> str:
-    """What nvcc says of itself; DeviceError when it does not run."""
+    """The output of `nvcc --version`; DeviceError when nvcc does not run."""
     try:
         return subprocess.run(
             [nvcc, "--version"],
-            capture_output=True, text=True, errors="replace", timeout=60, check=True, env=english(),
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=True,
+            env=english(),
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise DeviceError(f"'{nvcc} --version' fails: {str(error).rstrip('.')}") from error
 
@@ -96,7 +101,7 @@ def _candidates(roots: list[str], path: str, usual: tuple[str, ...]) -> Iterator
     if nvcc := shutil.which("nvcc", path=path):
         for root in (Path(nvcc).resolve().parent.parent, *_own_folder(nvcc)):
             yield Toolkit(root, nvcc, _include(root))
-    # an environment of conda, or one made by a Python of conda's
+    # an environment of conda, or one made by conda's Python
     for text in filter(None, (conda, sys.base_prefix)):
         yield _at(Path(text))
     for pattern in usual:
@@ -117,17 +122,21 @@ def _include(root: Path) -> Path | None:
 
 
 def _own_folder(nvcc: str) -> list[Path]:
-    """Where an nvcc says that it lies: the one on PATH may be a script that calls another."""
+    """The folder that nvcc itself reports: the one on PATH may be a script that calls another."""
     try:
         shown = subprocess.run(
             [nvcc, "--dryrun", "-x", "cu", "/dev/null"],
-            capture_output=True, text=True, errors="replace", timeout=60, env=english(),
-        ).stderr  # fmt: skip
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            env=english(),
+        ).stderr
     except (OSError, subprocess.SubprocessError):
         return []
     return [Path(top.strip()).resolve() for top in re.findall(r"^#\$ TOP=(.+)$", shown, re.M)]
 
 
 def _numbers(folder: Path) -> list[int]:
-    """What folders of versions are sorted by: 12.10 is newer than 12.9."""
+    """The key by which folders are sorted by version: 12.10 is newer than 12.9."""
     return [int(number) for number in re.findall(r"\d+", folder.name)]

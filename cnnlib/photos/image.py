@@ -1,4 +1,4 @@
-"""Pictures as a network wants them: any photo or scan -> bytes in the shape and manner of MNIST."""
+"""Turns any photo or scan into bytes of the shape and the manner of MNIST."""
 
 import math
 import warnings
@@ -16,23 +16,24 @@ Grey = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""Kinds of files, as Pillow names them; of animations and of several pages the first is read."""
+"""Kinds of files by Pillow's names. Of animations and of several pages the first is read."""
 MOST_PIXELS = 50_000_000
-"""Larger pictures are refused before they are unpacked; phones take up to 200 MP, few of digits."""
+"""Pictures of more pixels are refused before they are unpacked. Phones take up to 200 MP, though
+rarely of digits."""
 MOST_SIDE = 1000
-"""Pixels a side that are looked at; larger pictures are made smaller first."""
+"""Largest side in pixels of the picture that is examined; larger ones are reduced first."""
 BOX = 20 / 28
-"""Share of the map's sides that MNIST's digits fill (LeCun et al.: 20x20 in 28x28)."""
+"""Share of the map's sides that MNIST's digits fill (LeCun et al. 1998: 20x20 in 28x28)."""
 
 
 def read_image(path: Path | str, shape: Shape) -> Bytes:
     """The picture at `path` as one image (C, H, W) of bytes for a network that takes `shape`.
 
-    One channel: the way MNIST was made. The paper becomes 0 and the ink up to 255, whichever was
-    the darker; shadows, frames and what lies beside the paper are left out. The digit is cut out,
-    scaled to fit a box of 20/28 of the map keeping its aspect, and placed with its centre of mass
-    in the middle. Three channels: the middle of the picture, scaled to the map. Raises DataError
-    when the file is no picture, is damaged or empty, or has more than MOST_PIXELS.
+    An image of one channel is made as MNIST was. The paper becomes 0 and the ink up to 255,
+    whichever was darker; shadows, frames and everything beside the paper are left out. The digit is
+    cut out, scaled with its aspect to fit a box of 20/28 of the map, and placed with its centre of
+    mass in the middle. An image of three channels is the middle of the picture, scaled to the map.
+    Raises DataError when the file is no picture, is damaged or empty, or has more than MOST_PIXELS.
     """
     channels, height, width = shape if len(shape) == 3 else (0, 0, 0)
     if channels not in (1, 3):
@@ -48,7 +49,7 @@ def read_image(path: Path | str, shape: Shape) -> Bytes:
 
 
 def picture_format(path: Path | str) -> str | None:
-    """The kind of picture that the file begins like; None if it cannot be read or is another."""
+    """The kind of picture by the file's beginning; None if it cannot be read or is no picture."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
             return picture.format
@@ -59,14 +60,14 @@ def picture_format(path: Path | str) -> str | None:
 def _open(path: Path | str, modes: tuple[str, ...]) -> Image.Image:
     """The picture, decoded, turned upright and in the first of `modes`.
 
-    In the second, if there is one, where some of it is transparent.
+    A picture that is transparent somewhere has the second of them, if there is one.
     """
     try:
         with warnings.catch_warnings():
             # Sizes are checked here, against a lower limit; other warnings are about metadata.
             warnings.simplefilter("ignore")
-            # From a stream: where Pillow 13 may map a file into memory, it mistakes the rows of
-            # TIFF pictures that lie on their side.
+            # A stream is opened, because Pillow 13 mistakes the rows of TIFF pictures that lie on
+            # their side where it may map a file into memory.
             with open(path, "rb") as stream, Image.open(stream, formats=FORMATS) as picture:
                 width, height = picture.size
                 if width * height > MOST_PIXELS:
@@ -89,13 +90,13 @@ def _open(path: Path | str, modes: tuple[str, ...]) -> Image.Image:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-        # Pillow's decoders raise errors of a dozen kinds for damaged files. MemoryError is one:
-        # a chunk that says it is of gigabytes is given memory before it is read.
+        # Pillow's decoders raise errors of a dozen kinds for damaged files. One is MemoryError:
+        # memory for a chunk that claims gigabytes is allocated before the chunk is read.
         raise DataError(f"{path} is damaged: {error or type(error).__name__}") from None
 
 
 def _instead(path: Path | str) -> str:
-    """What a file is that Pillow does not know."""
+    """Describe a file that Pillow does not recognise."""
     with open(path, "rb") as stream:
         start = stream.read(12)
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
@@ -104,10 +105,10 @@ def _instead(path: Path | str) -> str:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """More than 8 bits of grey as 8; Pillow's own conversion would clip them at 255.
+    """Reduce more than 8 bits of grey to 8; Pillow's own conversion would clip them at 255.
 
-    TIFF's 32 bits, integers or not, may be of any range: 0 to 1, to 255, to 65535 or to the largest
-    value, whichever is the smallest that holds them all.
+    TIFF's 32-bit values, integers or not, may have any range. The smallest of 0 to 1, to 255, to
+    65535 and to the largest value that holds them all is taken.
     """
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
@@ -130,7 +131,7 @@ def _grey_and_opacity(picture: Image.Image) -> tuple[Grey, Grey]:
 
 
 def _reduced(picture: Image.Image) -> Image.Image:
-    """The same with at most MOST_SIDE pixels a side: what comes next takes 20 bytes a pixel."""
+    """Reduce a picture to at most MOST_SIDE pixels a side: finding ink takes 20 bytes a pixel."""
     factor = math.ceil(max(picture.size) / MOST_SIDE)
     return picture.reduce(factor) if factor > 1 else picture
 
@@ -156,9 +157,9 @@ def normalise(ink: Grey, height: int, width: int) -> Bytes:
 
 
 def _offset(mass: NDArray[np.float64], length: int) -> int:
-    """Where to start so that the centre of `mass` falls on the middle pixel.
+    """The first index at which the centre of `mass` falls on the middle pixel.
 
-    Pixel 14 of 0 to 27, where all of MNIST's digits have it.
+    That is pixel 14 of 0 to 27, where all of MNIST's digits have it.
     """
     centre = float(np.average(np.arange(len(mass)) + 0.5, weights=mass))
     return min(max(0, math.floor(length // 2 + 1 - centre)), length - len(mass))

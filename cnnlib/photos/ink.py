@@ -1,4 +1,4 @@
-"""What is written on a picture: ink without its paper, uneven light, shadows, frames or the table.
+"""Finds the ink on a picture, without paper, uneven light, shadows, frames or the table.
 
 The paper is estimated by a grey-scale closing, which fills everything that is dark and narrower
 than a window, and changes nothing else. Strokes are narrow. Light that falls off, a vignette, a
@@ -22,31 +22,32 @@ Mask = NDArray[np.bool_]
 LEAST_CONTRAST = 16.0
 """Grey levels between paper and ink, below which a picture is taken to be empty."""
 NOISE = 5.0
-"""Ink is at least so many standard deviations of the picture's noise from the paper."""
+"""Least distance of ink from the paper, in standard deviations of the picture's noise."""
 COARSE_SIDE = 256
 """Pixels a side of the smaller picture in which strokes are searched."""
 WINDOWS = (0.08, 0.14, 0.25, 0.45)
 """Sides of the closing's window, as shares of the picture's longer side."""
 LEAST_WINDOW = 7
-"""Pixels; strokes of MNIST's own small images are up to six wide with their soft edges."""
+"""Least side of the window in pixels. Strokes of MNIST's own small images are up to six pixels wide
+with their soft edges."""
 WIDER = 1.1
-"""Each larger window's score is divided by this once more: large ones follow shadows badly."""
+"""Factor by which the score of each larger window is reduced: large ones follow shadows badly."""
 CORE = 0.35
-"""A stroke's pixels have at least this share of its contrast: less is a shadow or a ruled line."""
+"""Least share of a stroke's contrast that its pixels have; less is a shadow or a ruled line."""
 REACH = 0.4
-"""Paper begins at most so far from the edge of a stroke's dark core, in widths of the stroke."""
+"""Largest distance of paper from the edge of a stroke's dark core, in widths of the stroke."""
 FAINT = 0.15
-"""Near a stroke, ink of less than this share of its contrast is paper."""
+"""Share of a stroke's contrast below which ink near it is paper."""
 DEEPEST_SHADOW = 0.25
-"""Contrasts on paper darker than this share of the brightest are scaled up no further."""
+"""Share of the brightest paper; on paper darker than that, contrasts are scaled up no further."""
 LEAST_QUALITY = 0.25
-"""Pieces below this quality are no strokes. Nearly all digits on photos are above 0.9."""
+"""Quality below which pieces are no strokes. Nearly all digits on photos are above 0.9."""
 LEAST_LENGTH = 0.025
-"""Share of the picture's longer side; smaller pieces are specks."""
+"""Least length of a piece, as a share of the picture's longer side; smaller ones are specks."""
 MOST_PIECES = 16
-"""Connected pieces looked at, the largest ones."""
+"""Largest number of connected pieces that are examined, the largest ones first."""
 EIGHT = np.ones((3, 3), dtype=bool)
-"""Pixels that touch by a corner are connected."""
+"""The neighbourhood in which pixels are connected, also by a corner."""
 
 
 class Found(NamedTuple):
@@ -107,15 +108,18 @@ class Piece(NamedTuple):
     def gap(self, other: "Piece") -> int:
         """Pixels between the two boxes, along the axis where they are farther apart."""
         return max(
-            self.top - other.bottom, other.top - self.bottom,
-            self.left - other.right, other.left - self.right, 0,
-        )  # fmt: skip
+            self.top - other.bottom,
+            other.top - self.bottom,
+            self.left - other.right,
+            other.left - self.right,
+            0,
+        )
 
 
 def find_ink(grey: Grey, opacity: Grey) -> Grey | None:
-    """How much ink each pixel holds, 0 for none, cut to the box of what is written.
+    """How much ink each pixel holds, 0 for none, cut to the box of the writing.
 
-    `grey` is the brightness, 0 to 255, and `opacity` is 0 to 1. None when nothing stands out.
+    `grey` is the brightness, 0 to 255, and `opacity` is 0 to 1. None when there is no ink.
     """
     picture = on_paper(grey, opacity)
     if picture is None:
@@ -137,7 +141,7 @@ def find_ink(grey: Grey, opacity: Grey) -> Grey | None:
 
 
 def on_paper(grey: Grey, opacity: Grey) -> Grey | None:
-    """The picture laid on paper that shows where it is transparent; None if that is everywhere.
+    """The picture on paper that shows where it is transparent; None if it is so everywhere.
 
     The paper is like the border's opaque part or, where most of the border is transparent, black or
     white, whichever the opaque pixels are farther from.
@@ -158,7 +162,7 @@ def on_paper(grey: Grey, opacity: Grey) -> Grey | None:
 
 
 def candidates(coarse: Grey, light: bool) -> Iterator[Found]:
-    """What may be written in dark ink, as seen through windows of growing size."""
+    """Candidates for dark writing, as found by windows of growing size."""
     noise = noise_level(coarse)
     if min(coarse.shape) > COARSE_SIDE // 4:
         coarse = ndimage.gaussian_filter(coarse, 0.8, mode="nearest")
@@ -175,7 +179,7 @@ def candidates(coarse: Grey, light: bool) -> Iterator[Found]:
         if main.quality < LEAST_QUALITY:
             continue
         score = main.score * WIDER**-order
-        # Most of what is around is paper; light gaps between dark strokes are not written.
+        # Most of the surroundings is paper; light gaps between dark strokes are no writing.
         usual = float(np.median(coarse[main.around(main.length)]))
         level = float(np.median(paper[mask]))
         if abs(usual - level) > abs(usual - float(np.median(coarse[mask]))):
@@ -207,8 +211,8 @@ def even_light(paper: Grey, light: bool) -> Grey:
 def noise_level(picture: Grey) -> float:
     """The standard deviation of the noise, from second differences.
 
-    The lower quarter of them tells it: in small pictures most of the others come from strokes, and
-    in very small ones all of them.
+    The lower quarter of them is used: in small pictures most of the others come from strokes, and
+    in very small ones all of them do.
     """
     if min(picture.shape) < 12:
         return 0.0
@@ -224,7 +228,7 @@ def find_pieces(view: View, least: Grey) -> tuple[Piece, Mask] | None:
     first = _pieces(view, *_labelled(view.depth > least))
     if not first:
         return None
-    # What is much fainter than the strokes, and may connect them with other things, is left out.
+    # Pixels much fainter than the strokes, which may connect them with other things, are left out.
     labels, boxes = _labelled(view.depth > np.maximum(least, CORE * max(first).contrast))
     pieces = _pieces(view, labels, boxes)
     if not pieces:
@@ -232,8 +236,8 @@ def find_pieces(view: View, least: Grey) -> tuple[Piece, Mask] | None:
     main = max(pieces)
     mask = labels == main.label
     area = int(mask.sum())
-    # Digits are often written in two strokes that do not touch: those near the first, not much
-    # smaller and about as dark, and that look like strokes, belong to it.
+    # Digits are often written in two strokes that do not touch. Pieces that look like strokes, near
+    # the first one, not much smaller and about as dark, belong to it.
     for piece in pieces:
         if (
             main.gap(piece) < 0.2 * max(main.length, piece.length)
@@ -280,7 +284,7 @@ def _pieces(
             and one.contrast > 0.5 * frame.contrast
             for one in found + frames
         )
-        if not around:  # It may be a square zero.
+        if not around:  # the frame may be a square zero
             found.append(frame)
     return found
 
@@ -334,14 +338,16 @@ def is_frame(part: Mask) -> bool:
     """Whether a piece covers most of each of the four sides of its box."""
     height, width = (max(1, length // 15) for length in part.shape)
     covered = (
-        part[:height].any(axis=0), part[-height:].any(axis=0),
-        part[:, :width].any(axis=1), part[:, -width:].any(axis=1),
-    )  # fmt: skip
+        part[:height].any(axis=0),
+        part[-height:].any(axis=0),
+        part[:, :width].any(axis=1),
+        part[:, -width:].any(axis=1),
+    )
     return bool(min(side.mean() for side in covered) > 0.8)
 
 
 def _in_full(picture: Grey, found: Found, factor: int, light: bool) -> Grey:
-    """The ink found on the coarse picture at the resolution of the whole one."""
+    """The ink that was found on the coarse picture, at full resolution."""
     height, width = picture.shape
     paper = np.asarray(
         Image.fromarray(found.paper).resize(

@@ -1,4 +1,4 @@
-"""What a container or a scheduler leaves of the machine: limits of control groups, old and new.
+"""Limits that a container or a scheduler sets by control groups, of version 1 and 2.
 
 A limit holds for all groups below it, so that the smallest on the way up counts. In a container
 the groups above its own are out of sight, and so may be the name by which it knows its own.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 V2 = ""
-"""Stands for the name of a controller in the one hierarchy of cgroup v2."""
+"""The name used here for all controllers in the one hierarchy of cgroup v2."""
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
@@ -66,7 +66,7 @@ def _field(path: Path, name: str) -> int:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's group of a controller and of those above it, as far as seen."""
+    """The folders of this process's group and of the visible groups above it."""
     own = _own_group(root, controller)
     for inside, mount in _mounts(root, controller):
         # mounted may be the whole hierarchy or, in a container, only what lies below `inside`
@@ -90,7 +90,7 @@ def _own_group(root: Path, controller: str) -> str:
 
 
 def _mounts(root: Path, controller: str) -> Iterator[tuple[str, Path]]:
-    """Where a hierarchy is mounted, and which of its paths is on top there."""
+    """The mounts of a hierarchy, each with the path within the hierarchy that is mounted there."""
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/mountinfo").read_text().splitlines():
             fields, _, kind = line.partition(" - ")

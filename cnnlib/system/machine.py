@@ -29,8 +29,8 @@ def usable_cores() -> int:
     """Cores this process may keep busy: those it may run on, or fewer where its time is limited.
 
     A container may have time for 1.5 cores though it runs on any of 64. More threads than that are
-    stopped together for the rest of each period (0.1 s as a rule), and would be timed so; hence the
-    quota is rounded down, except where a tenth of a core or less is missing.
+    all stopped for the rest of each period, usually 0.1 s, which would distort timings. The quota
+    is therefore rounded down, except where a tenth of a core or less is missing.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))

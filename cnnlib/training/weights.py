@@ -25,7 +25,7 @@ class Weights:
     mean: float
     deviation: float
     origin: dict[str, Any] = field(default_factory=dict)
-    """How they came about (data set, stage, epochs, ...), for people: nothing reads it."""
+    """How the weights were trained (data set, stage, epochs, ...), for people; nothing reads it."""
 
 
 def save_weights(path: Path | str, weights: Weights) -> None:
@@ -47,14 +47,21 @@ def save_weights(path: Path | str, weights: Weights) -> None:
 
 
 def load_weights(path: Path | str) -> Weights:
-    """What `save_weights` wrote; nothing in the file is ever executed or unpickled.
+    """Read what `save_weights` wrote; nothing in the file is ever executed or unpickled.
 
     Raises DataError naming the file when it is missing, damaged or something else.
     """
     names = (
-        "kind", "network", "input_shape", "classes", "layers", "mean", "deviation", "parameters",
+        "kind",
+        "network",
+        "input_shape",
+        "classes",
+        "layers",
+        "mean",
+        "deviation",
+        "parameters",
         "origin",
-    )  # fmt: skip
+    )
     saved = read_arrays(path, names, "weights file")
     if not np.array_equal(saved["kind"], KIND):
         raise DataError(f"{path} is no weights file of this version: it says {saved['kind']!s:.60}")

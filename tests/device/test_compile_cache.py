@@ -21,7 +21,7 @@ from cnnlib.device.cache import (
     included_files,
     kernels_folder,
 )
-from cnnlib.device.compiler import cpu_model, find_compiler
+from cnnlib.device.compiler import find_compiler, native_target
 from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.errors import DeviceError
 
@@ -215,9 +215,14 @@ def on_noexec(folder: Path, **environment: str) -> str:
         pytest.skip("file systems cannot be mounted here")
     kept = {k: v for k, v in os.environ.items() if k not in ("CNNLIB_CACHE", "XDG_CACHE_HOME")}
     done = subprocess.run(
-        [*command, sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[2],
-        env=kept | environment, text=True, capture_output=True, timeout=120, check=True,
-    )  # fmt: skip
+        [*command, sys.executable, "-c", PROGRAM],
+        cwd=Path(__file__).parents[2],
+        env=kept | environment,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
     assert not list(folder.iterdir())
     return done.stdout
 
@@ -354,7 +359,8 @@ ENTRY_POINT(fused, multiply_add)(float a, float b, float c, float* out) { out[0]
 
 
 @pytest.mark.skipif(
-    not {"fma", "aarch64", "arm64"} & set(cpu_model()[1].split()), reason="no such instruction here"
+    not {"fma", "aarch64", "arm64"} & set(native_target().split()),
+    reason="no such instruction here",
 )
 @pytest.mark.parametrize("level", ["1", "2", "3"])
 def test_products_and_sums_are_fused_at_every_level(

@@ -126,7 +126,7 @@ CALLS: dict[str, tuple[Callable[[cuda.CudaDevice], Any], str]] = {
     "event": (lambda d: d.event(), "Event"),
     "record": (lambda d: d.event().record(), "Event.record"),
     "time": (lambda d: elapsed(d), "Event.time_since"),
-}  # fmt: skip
+}
 
 
 def forget(device: cuda.CudaDevice) -> None:

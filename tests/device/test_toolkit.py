@@ -165,9 +165,13 @@ def run(tmp_path: Path) -> Callable[..., str]:
         paths = [str(tmp_path), os.environ.get("LD_LIBRARY_PATH", "")]
         done = subprocess.run(
             [sys.executable, "-c", BEGIN + program],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
             env={**os.environ, "LD_LIBRARY_PATH": ":".join(paths), **environment},
-        )  # fmt: skip
+        )
         return done.stdout
 
     return run
@@ -215,8 +219,9 @@ def test_the_library_says_that_there_is_no_toolkit(run: Callable[..., str]) -> N
 def test_a_toolkit_older_than_the_gpu(run: Callable[..., str], tmp_path: Path) -> None:
     environment = {
         "CUDA_HOME": str(Path(str(MACHINES_NVCC)).parents[1]),
-        "PATH": MACHINES_PATH, "CNNLIB_CACHE": str(tmp_path / "cache"),
-    }  # fmt: skip
+        "PATH": MACHINES_PATH,
+        "CNNLIB_CACHE": str(tmp_path / "cache"),
+    }
     parts = run(PARTS, **environment).splitlines()
     assert parts[0].startswith(f"{MACHINES_NVCC} cannot build for this GPU (sm_999): ")
     assert "nsupported gpu architecture" in parts[0]

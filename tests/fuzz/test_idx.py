@@ -52,9 +52,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @inputs(1500)
 @given(
-    shape=st.lists(st.integers(0, 5), min_size=1, max_size=5), first=st.integers(0, 255),
+    shape=st.lists(st.integers(0, 5), min_size=1, max_size=5),
+    first=st.integers(0, 255),
     changes=CHANGES | st.just([]),
-)  # fmt: skip
+)
 def test_damaged_files(path: Path, shape: list[int], first: int, changes: list[Change]) -> None:
     elements = (np.arange(math.prod(shape)) + first).astype(np.uint8).reshape(shape)
     write_idx(path, elements)

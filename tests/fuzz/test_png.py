@@ -17,15 +17,23 @@ from tests.fuzz.support import CHANGES, Change, damaged, inputs, refusal
 # Colour type -> (samples a pixel, permitted bits a sample), as in the PNG specification.
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 KINDS = {
-    GREY: (1, (1, 2, 4, 8, 16)), RGB: (3, (8, 16)), PALETTE: (1, (1, 2, 4, 8)),
-    GREY_ALPHA: (2, (8, 16)), RGBA: (4, (8, 16)),
-}  # fmt: skip
+    GREY: (1, (1, 2, 4, 8, 16)),
+    RGB: (3, (8, 16)),
+    PALETTE: (1, (1, 2, 4, 8)),
+    GREY_ALPHA: (2, (8, 16)),
+    RGBA: (4, (8, 16)),
+}
 FORMATS = [(colour, bits) for colour, (_, depths) in KINDS.items() for bits in depths]
 # Adam7: first row, first column, step of rows, step of columns of each pass.
 PASSES = [
-    (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
     (1, 0, 2, 1),
-]  # fmt: skip
+]
 COLOURS = np.random.default_rng(3).integers(0, 256, (256, 3), np.uint8)
 
 
@@ -60,9 +68,12 @@ def png(samples: NDArray[np.uint16], colour: int, bits: int, interlaced: bool) -
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
     palette = chunk(b"PLTE", COLOURS[: 1 << bits].tobytes()) if colour == PALETTE else b""
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette
-        + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-    )  # fmt: skip
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + palette
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
 
 
 def expected(samples: NDArray[np.uint16], colour: int, bits: int) -> NDArray[np.float64]:
@@ -91,9 +102,12 @@ SIDE = st.integers(1, 19)
 
 @inputs(400)
 @given(
-    kind=st.sampled_from(FORMATS), interlaced=st.booleans(), height=SIDE, width=SIDE,
+    kind=st.sampled_from(FORMATS),
+    interlaced=st.booleans(),
+    height=SIDE,
+    width=SIDE,
     seed=st.integers(0, 1 << 32),
-)  # fmt: skip
+)
 def test_good_pictures(
     path: Path, kind: tuple[int, int], interlaced: bool, height: int, width: int, seed: int
 ) -> None:
@@ -119,14 +133,19 @@ def seeds() -> list[bytes]:
     head, body = files[3][:33], files[3][33:]
     exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     more = [
-        chunk(b"gAMA", struct.pack(">I", 45455)), chunk(b"pHYs", struct.pack(">IIB", 1, 1, 1)),
-        chunk(b"tRNS", struct.pack(">H", 3)), chunk(b"eXIf", exif),
-        chunk(b"zTXt", b"note\0\0" + zlib.compress(b"text")), chunk(b"tEXt", b"a\0b"),
-        chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(b"b")), chunk(b"cHRM", bytes(32)),
-        chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200))), chunk(b"sRGB", b"\0"),
+        chunk(b"gAMA", struct.pack(">I", 45455)),
+        chunk(b"pHYs", struct.pack(">IIB", 1, 1, 1)),
+        chunk(b"tRNS", struct.pack(">H", 3)),
+        chunk(b"eXIf", exif),
+        chunk(b"zTXt", b"note\0\0" + zlib.compress(b"text")),
+        chunk(b"tEXt", b"a\0b"),
+        chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(b"b")),
+        chunk(b"cHRM", bytes(32)),
+        chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200))),
+        chunk(b"sRGB", b"\0"),
         chunk(b"acTL", struct.pack(">II", 2, 0)),
         chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 7, 9, 0, 0, 1, 1, 0, 0)),
-    ]  # fmt: skip
+    ]
     return [*files, head + b"".join(more) + body, *(head + each + body for each in more)]
 
 
@@ -147,9 +166,11 @@ def mended(data: bytes) -> bytes:
 
 @inputs(800)
 @given(
-    seed=st.sampled_from(SEEDS), changes=CHANGES, mend=st.booleans(),
-    channels=st.sampled_from([1, 3])
-)  # fmt: skip
+    seed=st.sampled_from(SEEDS),
+    changes=CHANGES,
+    mend=st.booleans(),
+    channels=st.sampled_from([1, 3]),
+)
 def test_damaged_pictures(
     path: Path, seed: bytes, changes: list[Change], mend: bool, channels: int
 ) -> None:
@@ -166,10 +187,12 @@ def test_damaged_pictures(
 
 @inputs(200)
 @given(
-    width=st.integers(0, (1 << 32) - 1), height=st.integers(0, (1 << 32) - 1),
-    bits=st.sampled_from([1, 8, 16]), colour=st.sampled_from([0, 2, 3, 4, 6]),
+    width=st.integers(0, (1 << 32) - 1),
+    height=st.integers(0, (1 << 32) - 1),
+    bits=st.sampled_from([1, 8, 16]),
+    colour=st.sampled_from([0, 2, 3, 4, 6]),
     lace=st.integers(0, 1),
-)  # fmt: skip
+)
 def test_sizes_that_promise_much(
     path: Path, width: int, height: int, bits: int, colour: int, lace: int
 ) -> None:

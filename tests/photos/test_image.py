@@ -202,10 +202,13 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
 
 KINDS = [kind for kind in FORMATS if kind != "WEBP" or features.check("webp")]
 MODES = {
-    "PNG": ("1", "L", "P", "RGB", "RGBA", "I;16"), "JPEG": ("L", "RGB", "CMYK"),
-    "WEBP": ("RGB", "RGBA"), "BMP": ("1", "L", "P", "RGB"),
-    "TIFF": ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"), "GIF": ("1", "L", "P", "RGB"),
-}  # fmt: skip
+    "PNG": ("1", "L", "P", "RGB", "RGBA", "I;16"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "WEBP": ("RGB", "RGBA"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "TIFF": ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"),
+    "GIF": ("1", "L", "P", "RGB"),
+}
 
 
 def in_mode(mode: str) -> Image.Image:

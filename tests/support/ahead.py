@@ -57,9 +57,13 @@ class Begun:
         with record.with_suffix(".log").open("w") as out:
             process = subprocess.Popen(
                 ["nice", "-n", "5", "sh", "-c", WRAPPED, str(code), *program.command],
-                cwd=program.folder, env=program.env, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                cwd=program.folder,
+                env=program.env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         _STARTED.append(process)
         record.write_text(json.dumps({"folder": str(program.folder), "process": process.pid}))
         return cls(record)

@@ -199,12 +199,31 @@ def checksum_damaged(handler: Handler, body: bytes) -> None:
 WAYS: dict[str, Answer] = {
     way.__name__: way
     for way in (
-        good, not_found, web_page, cut_off, cut_off_without_length, corrupt, empty, other,
-        unzipped_on_the_way, zipped_on_the_way, redirected, redirected_forever, nonsense,
-        late, silent, stalled, trickle, only_train_images,
-        with_more_behind, padded, in_members, second_member_cut_off, checksum_damaged,
+        good,
+        not_found,
+        web_page,
+        cut_off,
+        cut_off_without_length,
+        corrupt,
+        empty,
+        other,
+        unzipped_on_the_way,
+        zipped_on_the_way,
+        redirected,
+        redirected_forever,
+        nonsense,
+        late,
+        silent,
+        stalled,
+        trickle,
+        only_train_images,
+        with_more_behind,
+        padded,
+        in_members,
+        second_member_cut_off,
+        checksum_damaged,
     )
-}  # fmt: skip
+}
 
 
 class Server(ThreadingHTTPServer):

@@ -142,9 +142,11 @@ def drawn_frame(ink: Floats, random: np.random.Generator) -> Floats:
     picture = written(ink)
     near, far = 3, 5
     for rows, columns in (
-        (slice(near, far), slice(near, -near)), (slice(-far, -near), slice(near, -near)),
-        (slice(near, -near), slice(near, far)), (slice(near, -near), slice(-far, -near)),
-    ):  # fmt: skip
+        (slice(near, far), slice(near, -near)),
+        (slice(-far, -near), slice(near, -near)),
+        (slice(near, -near), slice(near, far)),
+        (slice(near, -near), slice(-far, -near)),
+    ):
         picture[rows, columns] = 60
     return picture
 
@@ -176,13 +178,24 @@ def everything(ink: Floats, random: np.random.Generator) -> Floats:
 
 
 STYLES: dict[str, Style] = {
-    "light falls by 40": falling_light(40), "light falls by 85": falling_light(85),
-    "light falls by 130": falling_light(130), "vignette": vignette, "shadow": shadow,
-    "fingers": fingers, "table": table, "sheet on a table": sheet_on_table,
-    "frame of 1": frame(1), "frame of 2": frame(2), "frame of 3": frame(3),
-    "light frame": frame(2, ground=160, level=250), "drawn frame": drawn_frame, "ruled": ruled,
-    "chalk": chalk, "glare": glare, "everything": everything,
-}  # fmt: skip
+    "light falls by 40": falling_light(40),
+    "light falls by 85": falling_light(85),
+    "light falls by 130": falling_light(130),
+    "vignette": vignette,
+    "shadow": shadow,
+    "fingers": fingers,
+    "table": table,
+    "sheet on a table": sheet_on_table,
+    "frame of 1": frame(1),
+    "frame of 2": frame(2),
+    "frame of 3": frame(3),
+    "light frame": frame(2, ground=160, level=250),
+    "drawn frame": drawn_frame,
+    "ruled": ruled,
+    "chalk": chalk,
+    "glare": glare,
+    "everything": everything,
+}
 
 
 def photograph(style: str, digit: NDArray[np.uint8], number: int, path: Path) -> Path:

@@ -149,8 +149,12 @@ def test_a_quota_of_this_machine(tmp_path: Path) -> None:
             script = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
             done = subprocess.run(
                 ["sh", "-c", script, str(group), sys.executable, "-c", program],
-                cwd=machine.ROOT, capture_output=True, text=True, timeout=60, check=True,
-            )  # fmt: skip
+                cwd=machine.ROOT,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
             assert done.stdout == "0.5 1\n"
             return
         finally:

@@ -113,7 +113,7 @@ def raise_(error: BaseException) -> None:
         (lambda: raise_(Unpicklable()), "raised", "Unpicklable: only text while training, in "),
         (fill_the_page, "died", "ended its process with exit code 1 while training"),
     ],
-)  # fmt: skip
+)
 def test_how_it_ended(call: Callable[[], Any], kind: str, how: str) -> None:
     def training() -> Any:
         note(device="here", phase="validate")

@@ -49,9 +49,14 @@ def train(data: Dataset, stage: Any, momentum: float, checkpoint: Path | None) -
     ):
         start(engine, SEED)
         for done in train_epochs(
-            engine, COUNT, EPOCHS, SEED, checkpoint=checkpoint, seconds_between=0.0,
+            engine,
+            COUNT,
+            EPOCHS,
+            SEED,
+            checkpoint=checkpoint,
+            seconds_between=0.0,
             report=lambda state, steps: None,
-        ):  # fmt: skip
+        ):
             epochs.append(done)
         return engine.parameters, engine.velocity, {e.epoch: e.loss for e in epochs}
 
@@ -156,8 +161,9 @@ def test_a_full_measurement_goes_on(
     monkeypatch.setattr("cnnlib.training.loop.CHUNK_SECONDS", 0.0)
     monkeypatch.setattr("cnnlib.training.loop.CHECKPOINT_SECONDS", 0.0)
     config = toy_config(
-        measuring={"full": True, "budget_seconds": 1e-6}, training={"epochs": 3},
-    )  # fmt: skip
+        measuring={"full": True, "budget_seconds": 1e-6},
+        training={"epochs": 3},
+    )
     run = Run("toy", "small", "naive", 32, 1)
     measure(config, run, data, tmp_path / "undisturbed")
     calls = 0

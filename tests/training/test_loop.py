@@ -307,12 +307,17 @@ def test_damaged_checkpoints(data: Dataset, tmp_path: Path) -> None:
         path.write_bytes(content)
         refused(r"checkpoint .*checkpoint\.npz is damaged")
     for name, value in (
-        ("epoch", 0), ("epoch", "one"), ("epoch", math.inf), ("step", -1), ("step", 12),
-        ("step", [1, 2]), ("parameters", arrays["parameters"][:-1]),
+        ("epoch", 0),
+        ("epoch", "one"),
+        ("epoch", math.inf),
+        ("step", -1),
+        ("step", 12),
+        ("step", [1, 2]),
+        ("parameters", arrays["parameters"][:-1]),
         ("velocity", arrays["velocity"][np.newaxis]),
         ("parameters", arrays["parameters"].astype(np.float64)),
         ("velocity", np.full(arrays["velocity"].shape, "x")),
-    ):  # fmt: skip
+    ):
         np.savez(path, **(arrays | {name: value}))
         refused(r"checkpoint\.npz is damaged; remove it to start again")
     np.savez(path, **{name: value for name, value in arrays.items() if name != "velocity"})

@@ -32,9 +32,11 @@ from tests.wrong.trainings import (
 )
 
 NETWORK = build(
-    "small", (1, 8, 8), 3,
+    "small",
+    (1, 8, 8),
+    3,
     [{"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2}, {"dense": 3}],
-)  # fmt: skip
+)
 
 
 def engine_of(network: Network, batch_size: int, **settings: Any) -> tuple[Engine, Dataset]:
@@ -104,10 +106,16 @@ def test_a_training_that_diverges_is_not_called_wrong() -> None:
 def test_a_network_whose_outputs_are_bounded() -> None:
     """Biases cannot make it sure of a class; images are compared all the same."""
     network = build(
-        "bounded", (1, 8, 8), 3,
-        [{"conv": {"maps": 2, "kernel": 3}}, {"activation": "tanh"}, {"dense": 3},
-         {"activation": "tanh"}],
-    )  # fmt: skip
+        "bounded",
+        (1, 8, 8),
+        3,
+        [
+            {"conv": {"maps": 2, "kernel": 3}},
+            {"activation": "tanh"},
+            {"dense": 3},
+            {"activation": "tanh"},
+        ],
+    )
     engine, data = engine_of(network, 16, momentum=0.5)
     with engine:
         assert check_steps(engine, data.train_images, data.train_labels) < 0.5
