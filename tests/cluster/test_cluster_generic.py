@@ -85,18 +85,18 @@ def test_the_experiment_through_qsub(checkout: Checkout, pbs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"), [(None, "running"), (0, "success"), (1, "failed"), (271, "failed")]
+    ("code", "status"), [(None, "running"), (0, "success"), (1, "failed"), (271, "failed")]
 )
-def test_the_status_that_pbs_tells(pbs: Path, code: int | None, told: str) -> None:
+def test_the_status_that_pbs_reports(pbs: Path, code: int | None, status: str) -> None:
     job = pbs.parent / "jobs/7"
     job.mkdir(parents=True)
     if code is not None:
         (job / "code").write_text(str(code))
-    status = subprocess.run(
+    done = subprocess.run(
         ["sh", f"{PROFILE}/pbs_status.sh", "7"],
         text=True,
         stdout=subprocess.PIPE,
         check=True,
         env={"PATH": f"{pbs}{os.pathsep}{os.environ['PATH']}"},
     )
-    assert status.stdout == f"{told}\n"
+    assert done.stdout == f"{status}\n"

@@ -17,7 +17,7 @@ PARTS = ("Snakefile", "config.yaml", "cnnlib", "kernels", "workflow", "tests/tin
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file: where two differ nobody wants to read how."""
+    """SHA-256 of a file: two files are compared without printing their difference."""
     return sha256(path.read_bytes()).hexdigest()
 
 

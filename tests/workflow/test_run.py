@@ -241,10 +241,10 @@ def test_what_given_tables_do_not_hold_is_left_out(
     drawn = [name for name in NAMES if modules.raw_tables("figures", name) <= given]
     planned = {"tabulate": 1, "draw": len(drawn), "figures": 1}
     assert checkout.planned(*arguments, config=None) == planned
-    told = checkout.snakemake("--dry-run", *arguments, config=None)
+    text = checkout.snakemake("--dry-run", *arguments, config=None)
     place = "results/reference/machine/tables"
-    assert f"left out: figure transfers, since {place} has no transfers.csv\n" in told
-    assert told.count("left out: figure ") == len(NAMES) - len(drawn)
+    assert f"left out: figure transfers, since {place} has no transfers.csv\n" in text
+    assert text.count("left out: figure ") == len(NAMES) - len(drawn)
 
 
 def test_kill_in_the_middle_of_a_measurement(fresh: Checkout, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_bad_config_is_one_clear_line(
     bad = tmp_path / "bad.yaml"
     bad.write_text(yaml.safe_dump(settings))
     text = fresh.snakemake("all", config=str(bad), code=None)
-    errors = [told for told in text.splitlines() if told.startswith("error:")]
+    errors = [line for line in text.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert line in errors[0]
     assert "Traceback" not in text

@@ -1,13 +1,13 @@
-"""The moment a digit is recognised: what each stage takes it for in the course of its training.
+"""The moment a digit is recognised: what each stage takes it for as its training proceeds.
 
 One block for each of a few test images, an easy one and hard ones; a row for each stage and a
-column for each moment of training time, on a logarithmic scale. A cell tells what the stage takes
-the image for and how surely (the probability in percent, and the darker the surer): blue is right,
-orange with a cross is wrong, grey has not finished its first batch. A stage that is done with its
-last epoch keeps what it knows. All stages learn the same from the same images, but for rounding
-(figure parting), so what differs is when. Evaluation is not counted as training time. Cells with a
-dashed frame were not waited for: what the stage will believe is taken from a quicker stage after as
-many images, the moment from its own measured time per image.
+column for each moment of training time, on a logarithmic scale. A cell shows the class that the
+stage predicts and its probability in percent, darker for a higher one: blue is right, orange with a
+cross is wrong, grey means that the first batch is not finished. A stage that has trained its last
+epoch keeps its prediction. All stages learn the same from the same images up to rounding (figure
+parting), so only the moments differ. Evaluation does not count as training time. Cells with a
+dashed frame are extrapolated: the prediction is that of a quicker stage after as many images, and
+the moment follows from the slow stage's own measured time per image.
 """
 
 import pandas as pd
@@ -61,19 +61,19 @@ def moments(rows: pd.DataFrame) -> list[float]:
 
 
 def beliefs_at(line: pd.DataFrame, times: list[float]) -> list[recognition.Belief | None]:
-    """What a stage believes of one image at these times."""
+    """The predictions of a stage for one image at these times."""
     ends, whole = line["train_seconds"].max(), line["whole"].iloc[-1]
     found = []
     for time in times:
         past = line[line["train_seconds"] <= time]
-        # A network that is trained stays as it is; one that was given up would have learned on.
+        # A trained network stays as it is; one whose training was cut short would have learned on.
         known = len(past) and (time <= ends or whole)
         found.append(recognition.belief_of(past.iloc[-1]) if known else None)
     return found
 
 
 def title(rows: pd.DataFrame) -> str:
-    """When the quickest and the slowest stage know the first of the images for good."""
+    """When the quickest and the slowest stage recognise the first of the images for good."""
     of_digit = rows[rows["image_index"] == recognition.choose(rows)[0][0]]
     measured = of_digit[of_digit["device_kind"] != "emulated"]
     known = [
@@ -94,7 +94,7 @@ def title(rows: pd.DataFrame) -> str:
 def notes(rows: pd.DataFrame) -> str:
     """What counts as recognised; how extrapolated cells came about."""
     text = (
-        f"Recognised: right, with {100 * recognition.SURE:.0f} % at least, from then on; looked at "
+        f"Recognised: right with at least {100 * recognition.SURE:.0f} % from then on; evaluated "
         "after 1, 2, 4, ... batches and after each epoch."
     )
     return f"{text}\n{recognition.notes(rows)}".rstrip()

@@ -1,12 +1,12 @@
 """The same few digits by the number of images trained on: what each stage takes them for.
 
 One block for each test image, a row for each stage and a column for each number of images that the
-training has seen. A cell tells what the stage takes the image for and how surely (the probability
-in percent, and the darker the surer): blue is right, orange with a cross is wrong, grey was not
-looked at. Stages are steps of one and the same computation: columns should agree from top to
-bottom, up to rounding, which the training itself amplifies, so that hard images may tip over late.
-Nothing is taken over from another stage here: one that was timed only for a while ends early, or
-has no row.
+training has seen. A cell shows the class that the stage predicts and its probability in percent,
+darker for a higher one: blue is right, orange with a cross is wrong, grey was not evaluated. All
+stages perform the same computation, so columns should agree from top to bottom, up to rounding.
+Training amplifies rounding, so late in a training the predictions of hard images may differ.
+Nothing is taken from another stage here: a stage that was timed only for a while ends early, or has
+no row.
 """
 
 import pandas as pd
@@ -44,13 +44,13 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         title(rows),
         recognition.subtitle(rows, predictions),
         notes(rows, reasons.without_left_out(epochs)),
-        "not looked at",
+        "not evaluated",
         recognition.left_out(predictions, epochs),
     )
 
 
 def columns(rows: pd.DataFrame) -> list[int]:
-    """Numbers of images after which a stage was looked at: all of them, or every fourfold."""
+    """Numbers of images after which a stage was evaluated: all, or every twofold, or fourfold."""
     counts = sorted(set(recognition.longest(rows)["images"]))
     for factor in (1, 2, 4, 16, 256):
         kept = counts[:1]
@@ -65,7 +65,7 @@ def columns(rows: pd.DataFrame) -> list[int]:
 
 
 def belief_after(line: pd.DataFrame, count: int) -> recognition.Belief | None:
-    """What a stage believes after exactly so many images."""
+    """The prediction of a stage after exactly so many images."""
     found = line[line["images"] == count]
     return recognition.belief_of(found.iloc[0]) if len(found) else None
 
@@ -95,7 +95,7 @@ def points(share: float) -> str:
 
 
 def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
-    """How much is compared; which of the stages in `epochs` were not looked at."""
+    """How much is compared; which of the stages in `epochs` were not evaluated."""
     missing = sorted(
         set(recognition.one_run(ladder.own_rows(epochs))["stage"]) - set(rows["stage"])
     )
@@ -108,5 +108,5 @@ def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
             "image at a moment. Points are percentage points."
         )
     if missing:
-        parts.append(f"Not looked at: {', '.join(missing)}.")
+        parts.append(f"Not evaluated: {', '.join(missing)}.")
     return " ".join(parts)

@@ -1,8 +1,9 @@
-"""What an epoch costs in energy, and how hard the GPU works for it.
+"""How much energy an epoch costs, and how hard the GPU works for it.
 
 Left: energy of one epoch against the batch size, from the GPU's own counter while it trained
-without a pause; median and quartiles over the repeats. Right: the mean power meanwhile, against
-what the GPU takes before it has anything to do. Host and rest of the machine are not in it.
+without a pause; median and quartiles over the repeats. Right: the mean power during that time,
+beside the power of the idle GPU before the run. The host and the rest of the machine are not
+included.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         return layout.nothing(
             sheet,
             "Energy was not measured",
-            "It takes a GPU whose driver tells of it (NVML).",
+            "It takes a GPU whose driver reports it (NVML).",
             reasons.left_out(tables["epochs"]),
         )
     what = panels.named(cell, energy)

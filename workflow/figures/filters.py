@@ -2,8 +2,9 @@
 
 Above: the weights of every filter of the first convolution, all on one scale, white for zero.
 Below: a test image and its maps after each convolution with its activation and after each
-subsampling, each map from dark (its least) to light (its largest value). Trained by stage gemm;
-other stages run the same training, and rounding drives their weights apart in the course of it.
+subsampling; each map ranges from dark (its smallest value) to light (its largest). The network was
+trained by stage gemm. Other stages run the same training, but rounding drives their weights apart
+in the course of it.
 """
 
 import numpy as np

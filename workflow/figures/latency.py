@@ -1,8 +1,8 @@
 """How long one training step and one epoch take, against the batch size.
 
-Left, the latency of a single step: the median, and bars from the 5 % to the 95 % quantile. Right,
-a whole epoch: the median and the quartiles. Both axes are logarithmic. Hollow marks were timed on
-part of an epoch and scaled.
+Left: the latency of a single step, as the median with bars from the 5 % to the 95 % quantile.
+Right: a whole epoch, as the median with quartiles. All axes are logarithmic. Hollow marks were
+timed on part of an epoch and scaled to a whole one.
 """
 
 import pandas as pd

@@ -1,12 +1,12 @@
 """How soon each stage has learned: test accuracy against seconds of training.
 
-Above, the share of test images that are recognised at moments of a training, on a logarithmic scale
-of time; the time of looking is not counted. Below, when each stage first reached the accuracy that
+Above: the share of test images that are recognised at moments of a training, on a logarithmic scale
+of time; evaluating takes no training time. Below: when each stage first reached the accuracy that
 all of them reach. Every stage computes the same up to rounding, so the curves have nearly one shape
-(figure parting shows how nearly), and a quicker stage's lies further to the left. Hollow marks on a
-dashed line were not waited for: the accuracy is that of another stage after as many images, the
-moment comes from the stage's own measured time per image. One training a stage, from the same
-initial weights.
+(figure parting shows how nearly), and a quicker stage's curve lies further to the left. Hollow
+marks on a dashed line are extrapolated: the accuracy is that of another stage after as many images,
+and the moment follows from the stage's own measured time per image. There is one training for each
+stage, from the same initial weights.
 """
 
 import math
@@ -33,7 +33,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         return layout.nothing(
             sheet,
             "No learning curve was measured",
-            "No run of the sweep has looked while it trained.",
+            "No run of the sweep was evaluated while it trained.",
             reasons.left_out(tables["epochs"]),
         )
     found = panels.on_a_page(panels.split(rows), sheet)
@@ -170,7 +170,7 @@ def reached(line: pd.DataFrame, percent: int) -> pd.Series:
 
 
 def title(panel: panels.Panel) -> str:
-    """When the quickest and the slowest stage recognise as much as all of them do in the end."""
+    """When the quickest and the slowest stage reach the accuracy that all of them reach."""
     found = [reached(line, goal(panel)) for line in recognition.lines(panel.lines)]
     found.sort(key=lambda row: row["train_seconds"])
     what = f"{goal(panel)} % of the test images"
@@ -181,12 +181,12 @@ def title(panel: panels.Panel) -> str:
 
 
 def subtitle(rows: pd.DataFrame) -> str:
-    """The devices; what was looked at."""
+    """The devices; what was evaluated."""
     images = sorted(set(rows["test_images"]))
     sizes = sorted(set(rows["batch_size"]))
     return (
         f"{panels.devices(rows)}\n"
         f"batch {', '.join(map(str, sizes))}; accuracy over the first "
-        f"{', '.join(f'{count:,}' for count in images)} test images, looked at after 1, 2, 4, ... "
+        f"{', '.join(f'{count:,}' for count in images)} test images, evaluated after 1, 2, 4, ... "
         "steps and after each epoch"
     )

@@ -1,9 +1,9 @@
 """How much memory each stage takes: in the course of a run, and at its peak for each batch size.
 
-Left: device memory of the GPU's stages as NVML tells it every ten milliseconds, while the run is
-set up, checked, warmed up, timed and looked at. Right: the most that the process held, median over
-the repeats, against the card's capacity; what it holds before the first image (the CUDA context and
-the kernels) is the same for all. Where there is no GPU: the memory of the process on the host.
+Left: device memory of the GPU stages, read by NVML every ten milliseconds while the run is set up,
+checked, warmed up, timed and profiled. Right: the largest amount that the process held, median over
+the repeats, beside the card's capacity. The amount before the first image (the CUDA context and the
+kernels) is the same for all stages. Without a GPU it is the memory of the process on the host.
 """
 
 import matplotlib.patheffects as effects
@@ -35,7 +35,7 @@ PANEL, LETTER, LINE = 6.6, 0.066, 0.115
 FRAME = 1.9
 """Inches of the figure's height that are not the traces'."""
 UPWARD = 0.65
-"""Of what each trace has of the figure's height: for names that are written upward."""
+"""Share of a trace's height that is left for names that are written upward."""
 
 
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
@@ -44,22 +44,22 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     if cell is None:
         return layout.nothing(
             sheet,
-            "Memory was not looked at",
-            "There are no samples.",
+            "No memory samples",
+            "The table has no rows.",
             reasons.left_out(tables["epochs"]),
         )
     named = panels.named(cell, tables["samples"])
     samples = panels.of_cell(tables["samples"], cell)
     samples = samples[samples["phase"] != "close"]
     epochs = panels.of_cell(tables["epochs"], cell)
-    # What a run held that did not come to train says nothing of what training takes.
+    # The memory of a run that did not get to train says nothing about training.
     trained = epochs.loc[epochs["status"] == "ok", RUN].drop_duplicates()
     samples, what = choose(samples.merge(trained, on=RUN))
     if not len(samples):
         return layout.nothing(
             sheet,
-            "Memory was not looked at",
-            "Neither NVML nor the system told of it.",
+            "No memory samples",
+            "Neither NVML nor the system reported any.",
             reasons.left_out(epochs),
         )
     on_gpu = bool((samples["device_kind"] == "cuda").all())
@@ -103,7 +103,7 @@ def choose(samples: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     That of the process on the GPU; of all that use the GPU, where one run's own is not known; of
     the process on the host, where there is no GPU.
     """
-    # a card shared out by MIG may tell of its processes' memory and not of its own
+    # a card shared by MIG may report its processes' memory and not its own
     known = samples[["device_memory_mib", "process_memory_mib"]].notna().any(axis=1)
     gpu = samples[(samples["device_kind"] == "cuda") & known]
     if not len(gpu):
@@ -207,7 +207,7 @@ def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.L
 
 
 def title(peaks: pd.DataFrame, on_gpu: bool) -> str:
-    """Who needs the least at the largest batch, and how much the most hungry one."""
+    """Which stage needs the least memory at the largest batch, and which the most."""
     measured = peaks[peaks["device_kind"] != "emulated"]
     built = "" if len(measured) else f" ({wording.EMULATED})"
     peaks = measured if len(measured) else peaks
@@ -230,7 +230,7 @@ def subtitle(peaks: pd.DataFrame, named: str, size: int, what: str) -> str:
 
 
 def notes(epochs: pd.DataFrame, on_gpu: bool) -> str:
-    """Which stages did not come to train at some batch sizes, and at which."""
+    """Which stages did not get to train at some batch sizes, and at which."""
     failed = epochs[epochs["status"] != "ok"]
     if on_gpu:
         failed = failed[failed["device_kind"] == "cuda"]

@@ -1,11 +1,11 @@
-"""How long one access to memory takes, and how fast copies are, by how much is touched.
+"""How long one access to memory takes, and how fast copies are, by the amount of memory touched.
 
 Left: one thread follows addresses in random order, each load waiting for the one before, in memory
-of growing size; every step up is a level of memory that no longer holds it. Right: copies between
-host and GPU, until the host knows that they are done; small ones are all latency. Memory of the
-host that is page-locked (pinned) is read by the GPU itself; pageable memory is copied there first.
-Lines are medians over the repeats, bands reach from the lowest to the highest; all axes are
-logarithmic.
+of growing size; every step up is a level of memory that no longer holds all of it. Right: copies
+between host and GPU, timed until the host knows that they are complete; small ones are all latency.
+The GPU itself reads host memory that is page-locked (pinned); pageable memory is first copied to
+such memory. Lines are medians over the repeats, bands reach from the lowest value to the highest;
+all axes are logarithmic.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ COPIES = {
 LEVEL = 1.15
 """Latencies within this factor of the first one of a run are one level of memory."""
 GPU_LEVELS = ("L1", "L2", "device memory")
-"""What they are called where as many are seen: every GPU that CUDA runs on today has these."""
+"""Their names if there are as many levels: every GPU that CUDA runs on today has these."""
 
 
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
@@ -119,7 +119,7 @@ def levels(middle: pd.Series) -> list[pd.Series]:
 
 
 def mark_levels(axes: Axes, rows: pd.DataFrame) -> None:
-    """The latency of each level, written above it unless it stands at the line's end."""
+    """The latency of each level, written above it unless it is at the line's end."""
     for probe in ("chase_cpu", "chase_global"):
         middle = rows[rows["probe"] == probe].groupby("size_bytes")["rate"].median()
         found = levels(middle)

@@ -1,16 +1,16 @@
-"""How far honest trainings part: the same training by several stages, compared as it goes on.
+"""How far correct trainings drift apart: one training by several stages, compared as it goes on.
 
 All stages start from the same weights and train on the same batches in the same order. Above is the
 largest difference between two stages in a probability that they give to a test image, below the
 largest difference between their test accuracies, by the number of images trained on, with a line
-for each batch size. In the grey strips no difference can be seen; there the height of a mark only
-keeps the lines apart.
+for each batch size. In the grey strips there is no visible difference; there the height of a mark
+only keeps the lines apart.
 
 The stages add the same float32 numbers in different orders, which changes the last bits of a
-weight. Training enlarges that difference step by step, and at a stroke where a relu or a maximum
-decides otherwise. So no stage can be judged by the weights with which a whole training ends: right
+weight. Training enlarges that difference step by step, and abruptly where a relu or a maximum
+decides otherwise. So no stage can be judged by its weights at the end of a whole training: correct
 ones differ, too. A row is validated by single steps, which are compared with a reference, and by a
-replay of the timed calls, which is compared bit by bit where a stage repeats its bits
+replay of the timed calls, which is compared bit by bit where a stage is deterministic
 (cnnlib/validation/trajectory.py).
 """
 
@@ -40,7 +40,7 @@ STRIP = 0.2
 OTHERS = "#b4b4b4"
 """Colour of the lines without a label."""
 COARSE = {stage.name for stage in ALL if stage.rounding is not None}
-"""Stages whose products are rounded to fewer bits than float32 has: they part at once."""
+"""Stages whose products are rounded to fewer bits than float32 has: they differ at once."""
 
 Lines = dict[int, pd.Series]
 """The largest difference at each number of images, by batch size."""
@@ -48,7 +48,7 @@ Lines = dict[int, pd.Series]
 
 @dataclass(frozen=True)
 class Part:
-    """Something that stages are compared in: its lines, and up to where they count as equal."""
+    """A quantity that is compared between stages, and up to where it counts as equal."""
 
     lines: Lines
     equal: float
@@ -63,13 +63,13 @@ class Part:
 
     @property
     def parted(self) -> dict[int, int]:
-        """Images after which a difference was first seen, of batch sizes where there is one."""
+        """Images after which a difference was first visible, for batch sizes that have one."""
         visible = {size: line[line > self.equal] for size, line in self.lines.items()}
         return {size: int(line.index[0]) for size, line in visible.items() if len(line)}
 
     @property
     def together(self) -> list[int]:
-        """Images after which no difference was to be seen yet, for each batch size in order."""
+        """Images up to which there was no visible difference, for each batch size in order."""
         parted = self.parted
         before = [
             line.index[line.index < parted.get(size, np.inf)] for size, line in self.lines.items()
@@ -92,7 +92,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         return layout.nothing(
             sheet,
             "No two stages can be compared",
-            "At no batch size have two of them been looked at after the same images.",
+            "At no batch size were two of them evaluated after the same images.",
             left_out,
         )
     seen = pd.concat([rows for rows in (predictions, learning) if len(rows)])
@@ -167,7 +167,7 @@ def accuracy(learning: pd.DataFrame) -> Part:
 
 
 def few(sizes: list[int], parted: Mapping[int, int]) -> list[int]:
-    """Up to FEW of the batch sizes, from end to end; where stages part first is one of them."""
+    """Up to FEW batch sizes, from end to end, with the one where stages first differ."""
     places = np.linspace(0, len(sizes) - 1, min(FEW, len(sizes))).round().astype(int)
     found = [sizes[place] for place in places]
     first = min(parted, key=lambda size: (parted[size], size not in found), default=found[0])
@@ -178,7 +178,7 @@ def few(sizes: list[int], parted: Mapping[int, int]) -> list[int]:
 
 
 def looks(sizes: list[int]) -> dict[int, style.Mark]:
-    """From dark to light by batch size, in colours that colour-blind eyes tell apart."""
+    """From dark to light by batch size, in colours that colour-blind readers can distinguish."""
     shades = np.linspace(0.0, 0.68, len(sizes))
     return {
         size: style.Mark(to_hex(colormaps["viridis"](shade)), marker)
@@ -198,7 +198,7 @@ def draw_part(axes: Axes, part: Part, marks: Mapping[int, style.Mark]) -> list[s
     axes.axhspan(bottom, part.equal, color=style.GRID, linewidth=0, zorder=0)
     place: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 10, "color": style.QUIET}
     if not part.lines:
-        axes.text(0.5, 0.6, "not looked at by two stages", ha="center", **place)
+        axes.text(0.5, 0.6, "not evaluated by two stages", ha="center", **place)
         return []
     axes.text(0.012, STRIP + 0.02, f"grey: {part.same}", va="bottom", **place)
     for size in sorted({*part.lines} - {*marks}):
@@ -239,7 +239,7 @@ def images_axis(axes: Axes, images: pd.Series) -> None:
 
 
 def title(seen: pd.DataFrame, beliefs: Part, accuracies: Part) -> str:
-    """Up to how many images nothing is to be seen, and how far the trainings part then."""
+    """Up to how many images there is no visible difference, and how large it becomes."""
     names = list(dict.fromkeys(seen["stage"]))
     by = f"by {len(names)} stages" if len(names) > 1 else f"by {names[0]} on several devices"
     apart = beliefs if beliefs.lines else accuracies
@@ -247,12 +247,12 @@ def title(seen: pd.DataFrame, beliefs: Part, accuracies: Part) -> str:
     least, most = min(apart.together), max(apart.together)
     images = f"{most:,} images" if least in (0, most) else f"{least:,} to {most:,} images"
     if not apart.parted:
-        return f"Honest trainings {by} agree {how} for {images}, as far as they were compared"
+        return f"Correct trainings {by} agree {how} for {images}, as far as they were compared"
     if not most:
-        text = f"Honest trainings {by} part within {min(apart.parted.values()):,} images"
+        text = f"Correct trainings {by} drift apart within {min(apart.parted.values()):,} images"
     else:
         up_to = "" if least else "up to "
-        text = f"Honest trainings {by} agree {how} for {up_to}{images} and then part"
+        text = f"Correct trainings {by} agree {how} for {up_to}{images}, then drift apart"
     if accuracies.largest > accuracies.equal:
         return f"{text}: test accuracies differ by up to {accuracies.write(accuracies.largest)}"
     return f"{text}: probabilities differ by up to {apart.write(apart.largest)}"
@@ -285,5 +285,5 @@ def notes(
         said.append(f"Accuracy over the first {numbers} test images.")
     ends = seen.groupby(["stage", "batch_size"])["images"].max().unstack()
     if short := ladder.ordered(ends.index[(ends < ends.max()).any(axis=1)]):
-        said.append(f"Not watched to the end: {', '.join(short)}.")
+        said.append(f"Not evaluated to the end: {', '.join(short)}.")
     return " ".join(said)

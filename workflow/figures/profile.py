@@ -1,11 +1,11 @@
 """What a training step is spent on, part by part of the network, in every stage.
 
-One bar a stage and batch size: the times of a step's kernels, each timed on its own and put
-together by layer and direction, as shares of the step as it was timed in whole epochs. No kernel is
-timed shorter than a launch takes (some 4 µs), so with small batches the bars are launches in truth.
-What is left of a step is no kernel: gathering images, waiting. On a CPU the shares are those of a
-step that was looked at by itself, its images gathered before; operators are timed in one process of
-several, and "the rest" is the loss, adding up, and waiting for the slowest of the others.
+There is one bar for each stage and batch size: the times of a step's kernels, each timed separately
+and grouped by layer and direction, as shares of the step as timed in whole epochs. No kernel is
+timed as shorter than a launch takes (some 4 µs), so bars of small batches show mostly launches. The
+remainder of a step is not a kernel: gathering images, waiting. On a CPU the shares are those of a
+step profiled separately, with its images gathered before. Operators are timed in one of several
+processes, and "the rest" is the loss, adding up gradients, and waiting for the slowest process.
 """
 
 import pandas as pd
@@ -19,7 +19,7 @@ from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("kernels", "epochs")
 
-# Okabe and Ito's colours for directions; layers are told by name.
+# Okabe and Ito's colours distinguish directions; layers are named.
 COLOURS = {
     "forward": "#56b4e9",
     "backward": "#d08a00",
@@ -30,7 +30,7 @@ COLOURS = {
     "no kernel": "#e4e4e4",
 }
 ORDER = ["input", "forward", "loss", "backward", "the rest", "update"]
-"""Of directions within a step."""
+"""The order of the parts within a step."""
 LETTER_INCHES = 0.08
 """Room that a letter of a part's name takes in a bar."""
 BAR = 0.7
@@ -176,7 +176,7 @@ def draw_part(axes: Axes, row: int, at: float, width: float, name: str, colour: 
 
 
 def name_of(part: pd.Series) -> str:
-    """conv1: the first layer that is served stands for all; or the part, if there is none."""
+    """conv1: the first of the layers that a kernel serves; or the part, if there is no layer."""
     first = str(part["layers"]).partition("+")[0]
     return str(part["part"]) if first == "batch" else first
 

@@ -1,9 +1,10 @@
 """How fast errors go back through each convolution, pushed by upper units or pulled by lower ones.
 
-One panel a layer: time per image of the kernel that only sends errors back, median and quartiles
-over the repeats, against the batch size; both axes are logarithmic. Push: each unit adds its error
-to the units it saw, a barrier a kernel position. Pull: each unit gathers from those that saw it,
-and asks in vain at the border. The first convolution has nobody to send errors to.
+There is one panel for each layer: time per image of the kernel that only propagates errors, median
+and quartiles over the repeats, against the batch size; both axes are logarithmic. Push: each unit
+adds its error to its inputs, with a barrier for each kernel position. Pull: each unit gathers from
+the units that it feeds, with wasted reads at the border. The first convolution propagates no
+errors.
 """
 
 import pandas as pd

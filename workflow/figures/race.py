@@ -1,9 +1,10 @@
 """The race: one recipe trained from many seeds, test accuracy against milliseconds of training.
 
-A line a stage: the mean over the seeds at the end of each epoch, bars: the standard deviation of
-one seed. Small dots are the single trainings when they end. Dotted: the accuracy to be reached by
-the mean. Every stage computes the same up to rounding, so the lines have nearly one height, and a
-quicker stage's lies further to the left; evaluating the test images is off the clock.
+There is one line for each stage: the mean over the seeds at the end of each epoch, with the
+standard deviation of one seed as bars. Small dots are the single trainings at their end. The dotted
+line is the accuracy that the mean has to reach. Every stage computes the same up to rounding, so
+the lines reach nearly one height, and a quicker stage's line lies further to the left. Evaluating
+the test images is not timed.
 """
 
 import pandas as pd

@@ -1,12 +1,13 @@
-"""How near each part of the training comes to what the machine can do.
+"""How close each part of the training comes to the limits of the machine.
 
-One mark a part of the network and direction, for each stage, at one batch size: across, the
-arithmetic that it needs for each byte that must at least be moved; up, the arithmetic done a second
-in the time that its kernels took. The lines are what was measured of the machine: copying memory
-(slanted) and multiply-adds (level). Both counts are those of the network, the same for every stage,
-so a stage that moves or multiplies more than it must stands lower. Large marks take more of a step.
-Marks may lie above the slanted line where data stay in a cache. Of a CPU stage on several cores one
-process is timed while all work: where it waits for slower ones its marks stand too high.
+There is one mark for each part of the network and direction, for each stage, at one batch size. Its
+horizontal position is the arithmetic needed per byte that must at least be moved; its vertical
+position is the arithmetic done per second while its kernels ran. The lines are measured limits of
+the machine: copying memory (slanted) and multiply-adds (level). Both counts are those of the
+network, the same for every stage, so a stage that moves or multiplies more than necessary has lower
+marks. Larger marks take more of a step. Marks may lie above the slanted line where data stay in a
+cache. Of a CPU stage on several cores one process is timed while all work: where it waits for
+slower processes, its marks are too high.
 """
 
 import numpy as np
@@ -110,8 +111,8 @@ def draw_panel(
     rates = [*marks["rate"], *(rate for _, rate in levels)]
     style.quantity_axis(axes, "x", across, lambda value: f"{value:g}", steps=(1, 2, 5), margin=1.0)
     style.quantity_axis(axes, "y", rates, rate_text, margin=2.2)
-    axes.set_xlabel("least arithmetic intensity (operations a byte)")
-    axes.set_ylabel("operations a second")
+    axes.set_xlabel("minimum arithmetic intensity (operations per byte)")
+    axes.set_ylabel("operations per second")
     built = f" ({wording.EMULATED})" if kind == "emulated" else ""
     devices = ", ".join(dict.fromkeys(wording.device(name) for name in marks["device"]))
     layout.title(axes, devices + built, PANEL - 0.8, color=style.INK)
@@ -166,7 +167,7 @@ def draw_panel(
 
 
 def name_marks(axes: Axes, marks: pd.DataFrame, most: int) -> None:
-    """Names of the `most` parts that take longest, once each, at the highest of their marks."""
+    """Name the `most` parts that take longest, once each, at the highest of their marks."""
     marks = marks.assign(name=marks["layers"].str.partition("+")[0] + " " + marks["part"])
     busiest = marks.groupby("name")["share"].max().nlargest(most).index
     for name in sorted(busiest):
@@ -188,7 +189,7 @@ def name_marks(axes: Axes, marks: pd.DataFrame, most: int) -> None:
 
 
 def rate_text(value: float) -> str:
-    """Operations a second with a unit that suits."""
+    """Operations per second in a fitting unit."""
     for unit, name in ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s"), (1e3, "kFLOP/s")):
         if value >= 0.9995 * unit:
             return f"{float(f'{value / unit:.3g}'):g} {name}"

@@ -1,8 +1,8 @@
 """How many times faster than stage 1 each stage trains, at every batch size.
 
-Every point is the median epoch of stage 1 over that of the stage, at the same batch size, on a
-logarithmic axis; bars are 95 % bootstrap intervals over the repeats. Hollow marks were timed on
-part of an epoch and scaled. What lies below the line at 1 is slower than stage 1.
+Every point is the median epoch of stage 1 divided by that of the stage, at the same batch size, on
+a logarithmic axis; bars are 95 % bootstrap intervals over the repeats. Hollow marks were timed on
+part of an epoch and scaled to a whole one. Points below the line at 1 are slower than stage 1.
 """
 
 import pandas as pd

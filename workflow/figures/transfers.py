@@ -1,11 +1,11 @@
-"""Where an epoch goes when only some of the images fit on the GPU at a time.
+"""How an epoch's time is divided when only some of the images fit on the GPU at a time.
 
-One panel a stage: what the host spends gathering images, what the copies to the GPU take and what
-the kernels take, as shares of the epoch, against the images resident per load; above, the time of
-the epoch. Host and GPU work side by side, so the shares may add up to more than 100 %. Kernels are
-timed from the first to the last of a load, with the gaps between their launches; what nothing fills
-is waiting at the ends of loads. Where stages were timed on different numbers of images, compare
-shares, not epochs.
+There is one panel for each stage: the time in which the host gathers images, that of the copies to
+the GPU and that of the kernels, as shares of the epoch, against the number of images resident per
+load; above it, the time of the epoch. Host and GPU work side by side, so the shares may add up to
+more than 100 %. Kernels are timed from the first to the last of a load, including the gaps between
+their launches; time that no part fills is waiting at the ends of loads. Where stages were timed on
+different numbers of images, compare shares, not epochs.
 """
 
 import numpy as np
@@ -71,8 +71,8 @@ def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:
         axes, "x", sizes, lambda value: f"{value:,.0f}", steps=(1, 2, 4, 8), base=16, margin=1.4
     )
     # The last size but one may lie so near the last that their numbers would overlap.
-    told = [s for s, larger in zip(sizes, [*sizes[1:], np.inf], strict=True) if larger > 2.9 * s]
-    axes.set_xticks(told, [f"{size:,}" for size in told], fontsize=8.5)
+    named = [s for s, larger in zip(sizes, [*sizes[1:], np.inf], strict=True) if larger > 2.9 * s]
+    axes.set_xticks(named, [f"{size:,}" for size in named], fontsize=8.5)
     axes.set_xlabel("images on the GPU per load")
     axes.grid(False, axis="x")
     built = f"\n({wording.EMULATED})" if emulated else ""
@@ -84,7 +84,7 @@ def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:
             style.Label(sizes[-1], middle.iloc[-1], f"{name} {middle.iloc[-1]:.0f} %", mark.color)
         )
     epochs = rows.groupby("resident_images")["epoch_seconds"].median()
-    for size, seconds in epochs[told].items():
+    for size, seconds in epochs[named].items():
         axes.annotate(
             wording.duration(seconds),
             (size, 1.02),

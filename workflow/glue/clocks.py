@@ -1,7 +1,7 @@
 """Files dated in the future, as a wrong clock, an archive or another machine leaves them.
 
 Snakemake goes by the times of files. An input that is dated in the future is newer than all that is
-made from it: the job that has made it fails in the end, and would be run again by every call.
+made from it: the job that has made it fails after its work, and every call would run it again.
 """
 
 import os

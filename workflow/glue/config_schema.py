@@ -14,7 +14,7 @@ FILE = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.json"
 
 
 def schema() -> str:
-    """What may stand in config.yaml, as JSON text."""
+    """The schema of config.yaml as JSON text."""
     return json.dumps(Config.model_json_schema(), indent=1, sort_keys=True) + "\n"
 
 

@@ -145,12 +145,12 @@ class Experiment:
         return self.file_names(dict.fromkeys(["summary", *itertools.chain(*read)]))
 
     def caption(self, wildcards: Any) -> str:
-        """What the report says below the figure."""
+        """The caption of the figure in the report."""
         return modules.docstring("figures", wildcards.figure)
 
     @property
     def captions(self) -> list[str]:
-        """What the figures say of themselves, so that a new wording makes the report anew."""
+        """The captions of all figures: a new wording makes the report again."""
         return [modules.docstring("figures", name) for name in self.wanted_figures]
 
     # what each job depends on ---------------------------------------------------------------

@@ -75,7 +75,7 @@ def raw_tables(folder: str, name: str) -> set[str]:
 
 
 def docstring(folder: str, name: str) -> str:
-    """What the file says of itself, without running it."""
+    """The docstring of the file, read without running it."""
     path = HERE / folder / f"{name}.py"
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or name
 
@@ -92,7 +92,7 @@ def load(folder: str, name: str) -> ModuleType:
 
 
 def read_tables(paths: Iterable[Path]) -> dict[str, pd.DataFrame]:
-    """Table name -> rows, of which every field is checked."""
+    """Table name -> rows; every field is checked."""
     named = [(path, schema.current_name(path.stem)) for path in paths]
     return {
         name: (schema.read if name in schema.TABLES else read_made)(path, name)
@@ -135,5 +135,5 @@ def read_made(path: Path, name: str) -> pd.DataFrame:
 
 
 def damaged(path: Path, why: str) -> DataError:
-    """What to say of a table that was made here and is no longer what it was."""
+    """The error for a table that was made here and has been altered since."""
     return DataError(f"{path} is damaged: {why}; remove it, and it is made again")

@@ -1,7 +1,7 @@
 """Settings of Snakemake's `--config`, whose nested values arrive as texts.
 
-Of `--config 'training={"epochs": 1}'` Snakemake makes {"training": {"epochs": "1"}}. What the text
-stands for depends on its place: the number 1 here, and the name "1" in a list of networks.
+From `--config 'training={"epochs": 1}'` Snakemake makes {"training": {"epochs": "1"}}. The meaning
+of the text depends on its place: here it is the number 1, in a list of networks the name "1".
 """
 
 from collections.abc import Iterator, Mapping
@@ -56,7 +56,7 @@ def alternatives(kind: Any) -> Iterator[Any]:
 
 
 def below(kinds: list[Any], key: str) -> list[Any]:
-    """What may stand at `key` of a mapping of one of these kinds."""
+    """The types that a value at `key` of a mapping of one of these kinds may have."""
     found = []
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -38,8 +38,8 @@ def _keep_outputs_until_replaced() -> None:
 
     Snakemake copies such a file before the job and back after a failure, and then takes it for
     what the job should have made: an old figure whose drawing failed would count as up to date.
-    Our programs replace a file by a whole new one in the end, so that no copy is needed. Jobs that
-    leave old outputs behind stay marked as incomplete.
+    Our programs replace a file by a whole new one when they are done, so that no copy is needed.
+    Jobs that leave old outputs behind stay marked as incomplete.
     """
     left: set[Path] = set()
     record = PersistenceBase.finished
@@ -81,7 +81,7 @@ def recover(workflow: Any) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        return  # somebody is at work: Snakemake's own lock decides
+        return  # another call is at work: Snakemake's own lock decides
     _held.append(handle)  # kept open, and so locked, until this process ends
     for lock in (folder / "locks").glob("*.lock"):
         lock.unlink(missing_ok=True)

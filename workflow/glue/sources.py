@@ -31,7 +31,7 @@ PLUMBING = {
 }
 """Modules and packages that read, check, watch and write, but take no part in what is computed."""
 JUDGES = {"cnnlib.validation"}
-"""Packages that compare a stage with others, of which it is not made: counted, but not followed."""
+"""Packages that compare a stage with others, and so import these: counted, but not followed."""
 STAGES = "cnnlib.stages"
 """The list of all stages, through which each of them would depend on every other."""
 DEVICE = "cnnlib.device"

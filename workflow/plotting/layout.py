@@ -1,4 +1,4 @@
-"""Where things stand in a figure: its size, the words above and below, its panels' places."""
+"""The layout of a figure: its size, the words above and below, the places of its panels."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -18,15 +18,15 @@ from matplotlib.transforms import Bbox
 
 INK, QUIET, GRID = "#222222", "#5c5c5c", "#e4e4e4"
 STEP = 2**20
-"""What a panel's place is rounded to; a power of two, so that it is exact."""
+"""Places of panels are rounded to multiples of 1 / STEP; a power of two, so they are exact."""
 APART = 4.0
-"""Points between the numbers of an axis, at least."""
+"""The least distance between the numbers of an axis, in points."""
 MANY = 3
-"""Panels from which on they are small, and stand in several rows."""
+"""From this many panels on, they are small and arranged in several rows."""
 ROW = 15.9
 """Inches that the small panels of a row are wide, with their labels."""
 SHORT = 14
-"""Letters, at most, of the lines' names where three small panels stand in a row, and not two."""
+"""The most letters of the lines' names with which three small panels fit in a row, not two."""
 TITLE_LINE = 0.19
 """Inches of height that a line of a panel's title takes."""
 ROOM = {"title": 2, "subtitle": 3, "notes": 3}
@@ -227,7 +227,7 @@ def settle(figure: Figure) -> None:
 
 
 def thin(figure: Figure) -> None:
-    """Of numbers below a panel that would run into each other every second one goes, or more."""
+    """Remove every second number below a panel, or more, where they would overlap."""
     for axes in figure.axes:
         while _crowded(axes):
             # counted from the last, the largest of a sweep
@@ -248,5 +248,5 @@ def _crowded(axes: Axes) -> bool:
 
 
 def rounded(value: float) -> float:
-    """To a multiple of 1 / STEP."""
+    """`value` rounded to a multiple of 1 / STEP."""
     return round(float(value) * STEP) / STEP

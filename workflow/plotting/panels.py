@@ -40,7 +40,7 @@ def split(summary: pd.DataFrame) -> list[Panel]:
 
 
 def on_a_page(parts: list[Panel], sheet: layout.Sheet) -> list[Panel]:
-    """All of them, or those of the first network where there is little room."""
+    """All panels, or those of the first network where there is little room."""
     if not sheet.compact:
         return parts
     first = parts[0]
@@ -63,7 +63,7 @@ def by_stage(lines: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def names(rows: pd.DataFrame) -> list[str]:
-    """What stands beside the lines of all panels, without numbers."""
+    """The labels beside the lines of all panels, without numbers."""
     return [label for panel in split(rows) for _, label, _ in by_stage(panel.lines)]
 
 
@@ -200,7 +200,7 @@ def spread_line(
 
 
 def end_label(name: str, value: str, at: int, sizes: Sequence[int]) -> str:
-    """What stands at the end of a line: its name, its last value and, if not at the edge, where.
+    """The label at the end of a line: its name, its last value and, if not at the edge, where.
 
     `value` as written, at batch size `at` of `sizes`.
     """

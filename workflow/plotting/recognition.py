@@ -1,8 +1,8 @@
-"""What the stages know at which moment: completed where a stage was only timed, drawn as a grid.
+"""What the stages know at which moment, completed where a stage was only timed, as a grid.
 
-Every stage that is validated runs the same training, whose course differs by rounding alone. So
-what a slow one will know after so many images is taken from a quick one, and the moment follows
-from the slow one's own time per image.
+Every validated stage runs the same training, whose course differs by rounding alone. So what a slow
+stage will know after some number of images is taken from a quick stage, and the moment follows from
+the slow stage's own time per image.
 """
 
 import math
@@ -28,7 +28,10 @@ Line = tuple[str, str, str]
 
 SURE = 0.5
 """Probability from which on an image counts as recognised."""
-NO_ROWS = ("No digit was watched", "No run of the sweep has looked at images while it trained.")
+NO_ROWS = (
+    "No predictions were recorded",
+    "No run of the sweep was evaluated on single images while it trained.",
+)
 BLOCKS = 3
 CELL_INCHES, CELL_WIDE, GAP_INCHES, PICTURE_INCHES = 0.52, 0.86, 0.40, 1.0
 NOT_YET = "#e9e9e9"
@@ -44,7 +47,7 @@ SHADES = {
 def paces(epochs: pd.DataFrame) -> pd.DataFrame:
     """Median seconds per image of each RUN and LINE, from its own timed epochs.
 
-    How many images an epoch has is told by runs timed in full; without any the table is empty.
+    Runs timed in full show how many images an epoch has; without any the table is empty.
     """
     good = epochs[(epochs["status"] == "ok") & epochs["validated"] & (epochs["epoch_seconds"] > 0)]
     full = good[~good["extrapolated"]]
@@ -129,7 +132,7 @@ def left_out(predictions: pd.DataFrame, epochs: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class Belief:
-    """What a stage takes an image for, and how surely."""
+    """The class that a stage predicts for an image, and its probability."""
 
     label: int
     chance: float
@@ -160,9 +163,10 @@ def belief_of(row: pd.Series) -> Belief:
 
 
 def compare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each image and moment that several stages have looked at: `same` belief, how far `apart`.
+    """One row for each image and moment at which several stages were evaluated.
 
-    Apart is the largest difference of a class's probability between two stages.
+    `same`: whether all predict one class. `apart`: the largest difference between two stages in
+    the probability of a class.
     """
     found = []
     for (images, digit), group in frames.groups(rows, ["images", "image_index"], sort=True):
@@ -174,7 +178,7 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def known_from(line: pd.DataFrame) -> pd.Series | None:
-    """The row from which on an image is taken for what it is, with SURE at least, to the end."""
+    """The row from which on the prediction is right, with SURE at least, to the end; or None."""
     good = ((line["belief"] == line["label"]) & (line["chance"] >= SURE)).to_numpy()
     if not len(good) or not good[-1]:
         return None
@@ -196,7 +200,7 @@ def longest(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
-    """(digit, what it is like): one soon recognised, one late, one wrong to the end, if there are.
+    """(image, difficulty): one recognised soon, one late and one never, as far as there are any.
 
     Judged by the line that has seen the most images.
     """
@@ -250,7 +254,7 @@ def notes(rows: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class GridRow:
-    """A stage and what it believes in every column; None where it does not know anything yet."""
+    """A stage and its prediction in every column; None where it has none yet."""
 
     stage: str
     emulated: bool
@@ -260,7 +264,7 @@ class GridRow:
 
 @dataclass(frozen=True)
 class Block:
-    """A digit: its picture, what is written below it, and what every stage takes it for."""
+    """A test image, what is written below it, and every stage's predictions."""
 
     picture: npt.NDArray[np.uint8] | None
     caption: str
@@ -344,7 +348,7 @@ def draw_grid(
 
 
 def key(axes: Axes, cells: Sequence[Belief | None], nothing: str, most: int | None) -> None:
-    """What the tiles mean, of those that there are, below the last block."""
+    """A legend of the kinds of tiles that there are, below the last block."""
     beliefs = [cell for cell in cells if cell is not None]
     dashed: dict[str, Any] = {
         "facecolor": "white",
@@ -378,7 +382,7 @@ def key(axes: Axes, cells: Sequence[Belief | None], nothing: str, most: int | No
 
 
 def places(rows: Sequence[GridRow]) -> list[float]:
-    """Where each row begins, and the last one ends; emulated stages stand a little apart."""
+    """Where each row begins, and the last one ends; emulated stages are set a little apart."""
     found, below = [], 0.0
     for number, row in enumerate(rows):
         apart = number > 0 and row.emulated and not rows[number - 1].emulated
@@ -424,11 +428,11 @@ def draw_block(axes: Axes, block: Block, columns: Sequence[str]) -> None:
 
 
 def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None) -> None:
-    """A tile as dark as the stage is sure; orange with a cross where it is wrong."""
+    """A tile, darker for a higher probability; orange with a cross where it is wrong."""
     if cell is None:
         draw_tile(axes, across, down, 0.03, facecolor=NOT_YET, linewidth=0)
         return
-    depth = 0.12 + 0.88 * cell.chance  # what a stage is not sure of is a belief, too
+    depth = 0.12 + 0.88 * cell.chance  # an unsure prediction must be visible, too
     draw_tile(axes, across, down, 0.03, facecolor=SHADES[cell.right](depth), linewidth=0)
     ink = "white" if depth > (0.62 if cell.right else 0.72) else style.INK
     if cell.borrowed:

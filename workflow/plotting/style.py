@@ -111,7 +111,7 @@ def quantity_axis(
 ) -> None:
     """A logarithmic axis ("x" or "y") around `values`, its ticks written by `write`.
 
-    Ticks stand at `steps` times the powers of `base`.
+    Ticks are at `steps` times the powers of `base`.
     """
     low, high = _limits(values, margin)
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -161,7 +161,7 @@ def _limits(values: Iterable[float], margin: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Label:
-    """What stands at the right end of a line: at data point (x, y), in the line's colour."""
+    """A label at the right end of a line: at data point (x, y), in the line's colour."""
 
     x: float
     y: float

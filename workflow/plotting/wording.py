@@ -17,14 +17,14 @@ STATUS = {
 }
 
 LONGEST_REASON = 400
-"""Letters of a reason that a table or a figure shows; the whole stands in the run's run.json."""
+"""Letters of a reason that a table or a figure shows; run.json has the whole reason."""
 
 DATASETS = {"mnist": "MNIST"}
 NETWORKS = {"lenet5": "LeNet-5"}
 
 
 def title(stage: str) -> str:
-    """The stage's own title, or its name if nobody knows it."""
+    """The stage's own title, or its name if it is unknown."""
     return next((s.title for s in ALL if s.name == stage), stage)
 
 

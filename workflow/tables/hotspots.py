@@ -1,8 +1,9 @@
 """The functions that CPU stages spend their time in: the first few of each, by Python's profiler.
 
-The profiler adds 0.5 to 0.7 microseconds to every call, by which stage naive took 1.3 times as
-long (LeNet-5): functions that are called very often look slower beside the others than they are. On
-one core, as it follows no other processes. Functions below 0.1 % of the time do not count.
+The profiler adds 0.5 to 0.7 microseconds to every call, which makes stage naive take 1.3 times as
+long (LeNet-5): functions that are called very often appear slower than they are beside the others.
+It runs on one core, since it does not follow other processes. Functions that take less than 0.1 %
+of the time are left out.
 """
 
 import pandas as pd

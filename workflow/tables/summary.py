@@ -49,7 +49,7 @@ COLUMNS = {
     "speedup_low": "number",
     "speedup_high": "number",
 }
-"""Of what, in the order in which they are written; kinds of workflow/glue/modules.py."""
+"""The columns in the order in which they are written, with KINDS of workflow/glue/modules.py."""
 KEY = ["dataset", "network", "stage", "device", "device_kind", "batch_size"]
 Key = tuple[str, str, str, str, str, int]
 Cell = tuple[str, str, int]

@@ -183,7 +183,7 @@ def test_a_continued_line_goes_on_from_its_own_last_moment() -> None:
 
 
 def test_lines_that_cannot_be_completed_stay_as_they_are() -> None:
-    """Not validated, diverged, of another seed, or nobody was watched to the end."""
+    """Not validated, diverged, of another seed, or no stage was evaluated to the end."""
     tables = made_up()
     epochs = tables["epochs"]
     for change in ({"validated": False}, {"status": "diverged"}, {"seed": 2}):
@@ -337,7 +337,7 @@ def test_titles_say_what_the_tables_say() -> None:
         "After the same images all stages always agree: probabilities to within 0.01 points"
     )
     assert found[2].startswith("Compared: 3 test images at 6 moments")
-    assert "Not looked at: naive." in found[2]
+    assert "Not evaluated: naive." in found[2]
     found = texts(drawn("discern_images", made_up(["gemm"])))
     assert (found[0], found[2]) == ("What gemm takes the images for", "")
 

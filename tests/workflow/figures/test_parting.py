@@ -1,4 +1,4 @@
-"""The figure of how far honest trainings part: what is compared, what is drawn, what it says."""
+"""The figure of how far correct trainings drift apart: what it compares, draws and says."""
 
 import math
 
@@ -145,8 +145,8 @@ def test_probabilities_may_be_written_otherwise(decimals: str) -> None:
 
 def test_the_title_says_how_long_they_agree_and_how_far_they_part() -> None:
     assert texts(drawn("parting", parted()))[0] == (
-        "Honest trainings by 3 stages agree to four decimals for 256 images and then part: test "
-        "accuracies differ by up to 4.1 points"
+        "Correct trainings by 3 stages agree to four decimals for 256 images, then drift apart: "
+        "test accuracies differ by up to 4.1 points"
     )
 
 
@@ -154,21 +154,22 @@ def test_the_title_gives_the_range_over_all_batch_sizes() -> None:
     parts = [parted(), trained("gemm", "gemm_cuda", "ring", batch_size=16)]
     believes(parts[1], "ring", 1920, 0.4)
     both = {name: pd.concat([part[name] for part in parts]) for name in parts[0]}
-    assert "for 256 to 960 images and then part" in texts(drawn("parting", both))[0]
+    assert "for 256 to 960 images, then drift apart" in texts(drawn("parting", both))[0]
     believes(parts[1], "ring", 64, 0.4)
     both["predictions"] = pd.concat([part["predictions"] for part in parts])
-    assert "for up to 256 images and then part" in texts(drawn("parting", both))[0]
+    assert "for up to 256 images, then drift apart" in texts(drawn("parting", both))[0]
 
 
 def test_titles_of_trainings_that_never_part_or_part_at_once() -> None:
     tables = trained("gemm", "ring")
     assert texts(drawn("parting", tables))[0] == (
-        "Honest trainings by 2 stages agree to four decimals for 1,920 images, as far as they were "
-        "compared"
+        "Correct trainings by 2 stages agree to four decimals for 1,920 images, as far as they "
+        "were compared"
     )
     believes(tables, "ring", 64, 0.25)
     assert texts(drawn("parting", tables))[0] == (
-        "Honest trainings by 2 stages part within 64 images: probabilities differ by up to 0.050"
+        "Correct trainings by 2 stages drift apart within 64 images: probabilities differ by up to "
+        "0.050"
     )
     tables = trained("gemm")
     for name in ("predictions", "learning"):
@@ -200,11 +201,11 @@ def test_one_of_the_two_tables_is_enough() -> None:
         tables[empty] = tables[empty].iloc[:0]
         figure = drawn("parting", tables)
         assert not figure.axes[panel].lines
-        assert figure.axes[panel].texts[0].get_text() == "not looked at by two stages"
+        assert figure.axes[panel].texts[0].get_text() == "not evaluated by two stages"
         assert figure.axes[1 - panel].lines
         said = texts(figure)[0]
         if empty == "predictions":
-            assert "agree in accuracy for 512 images and then part: test accuracies" in said
+            assert "agree in accuracy for 512 images then drift apart: test accuracies" in said
         else:
             assert said.endswith("probabilities differ by up to 0.70")
 

@@ -1,4 +1,4 @@
-"""Results that were removed or altered, and data of another specification: made again, unasked."""
+"""Results that were removed or altered, and data of another specification, are made again."""
 
 import json
 import os

@@ -44,7 +44,7 @@ def text() -> str:
 
 
 class Reader(HTMLParser):
-    """Notes tags, addresses and what stands open at the end."""
+    """Notes tags, addresses and the tags that are open at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not BROWSER, reason="no browser here: install Chromium")
 @pytest.mark.parametrize("width", [1200, 360], ids=["desktop", "phone"])
 def test_a_browser_shows_it_without_a_network(text: str, width: int) -> None:
-    # A window cannot be as narrow as a phone: the page is looked at in a frame that is.
+    # A window cannot be as narrow as a phone: the page is shown in a frame that is.
     frame = (
         f'<iframe id="frame" src="report.html" style="width:{width}px;height:800px"></iframe>'
         "<p></p><script>addEventListener('load', () => setTimeout(() => {"
