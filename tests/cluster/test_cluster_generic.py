@@ -12,8 +12,8 @@ from tests.workflow.conftest import Checkout, environment
 
 PROFILE = "workflow/profiles/cluster-generic"
 
-# Runs the script that comes last; the number it prints is that of a folder with what became of it.
-# The first timed job is killed before it begins, and leaves no trace but its exit status.
+# Runs the script that comes last and prints the number of the folder with its outcome. The first
+# timed job is killed before it begins, and leaves only its exit status.
 QSUB = """#!/bin/sh
 jobs=$(dirname "$0")/../jobs; mkdir -p "$jobs"
 number=$(ls "$jobs" | wc -l); job="$jobs/$number"; mkdir "$job"
@@ -37,7 +37,7 @@ else printf '    job_state = R\\n'; fi
 
 @pytest.fixture
 def pbs(tmp_path: Path) -> Path:
-    """The folder of its commands."""
+    """A folder with the commands of PBS."""
     folder = tmp_path / "pbs/bin"
     folder.mkdir(parents=True)
     for name, text in (("qsub", QSUB), ("qstat", QSTAT)):

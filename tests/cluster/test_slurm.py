@@ -138,11 +138,11 @@ def test_the_experiment_through_slurm(checkout: Checkout, tmp_path: Path) -> Non
     timed = [job for job in jobs() if job["Partition"] == "gpu" and job["JobId"] != cancelled]
     assert len(timed) == 2  # a run of each stage; the cancelled one is among them once more
     assert {job["NodeList"] for job in timed} == {"gpu1"}
-    # what they have of the node they have alone, and they have no more than they asked for
+    # jobs have their part of the node alone, and no more than they asked for
     assert {(job["MinCPUsNode"], job["NumCPUs"]) for job in timed} == {("16", "16")}
     spans = sorted((job["StartTime"], job["EndTime"]) for job in timed)
     assert spans[0][1] <= spans[1][0], "two were timed at once"
-    # the stage that runs on a GPU has got one, which it sees alone: the neighbour has the other
+    # the GPU stage sees one GPU alone: the neighbour has the other
     assert sorted(job.get("JOB_GRES", "") for job in timed) == ["(null)", "gpu:1"]
     assert visible(checkout, "fused") == "1"
     others = [job for job in jobs() if job["Partition"] != "gpu"]

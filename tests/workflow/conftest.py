@@ -72,7 +72,7 @@ class Checkout:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """No profile of the user's matters; no measurement outside the tests is waited for."""
+    """An environment without the user's profiles, and with a lock for measurements of its own."""
     scratch = folder.parent / "tmp"
     scratch.mkdir(exist_ok=True)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE_")}
@@ -106,7 +106,7 @@ def begin(folder: Path) -> Program:
 
 @pytest.fixture(scope="session")
 def printed(ahead: Ahead) -> str:
-    """What the run in `finished` printed."""
+    """The output of the run in `finished`."""
     code, text = ahead["printed"].end()
     assert code == 0, f"exit code {code}\n{text}"
     return text
@@ -120,5 +120,5 @@ def finished(ahead: Ahead, printed: str) -> Checkout:
 
 @pytest.fixture
 def mine(finished: Checkout, tmp_path: Path) -> Checkout:
-    """The same in a folder of the test's own."""
+    """A copy of `finished` that the test may change."""
     return finished.copy(tmp_path / "checkout")

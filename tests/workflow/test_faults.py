@@ -1,4 +1,4 @@
-"""The whole workflow where something is wrong: results that cannot be written, a user's stage."""
+"""The whole workflow when results cannot be written or a user's stage is broken."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_results_that_cannot_be_written(fresh: Checkout, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("place", ["runs", "figures", "logs"])
 def test_a_folder_that_cannot_be_written(fresh: Checkout, tmp_path: Path, place: str) -> None:
-    """It is said before the first job, also where only the last would write there."""
+    """The error comes before the first job, even if only the last would write there."""
     checkout = fresh.copy(tmp_path / "checkout")
     results = checkout.folder / "results"
     results.mkdir()
@@ -113,8 +113,8 @@ def run_json(checkout: Checkout, stage: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
-def test_stages_of_a_users_own_that_fail(fresh: Checkout, tmp_path: Path) -> None:
-    """They are named and marked, and the sweep goes on to its figures."""
+def test_a_users_stages_that_fail(fresh: Checkout, tmp_path: Path) -> None:
+    """The stages are named and marked, and the sweep continues to its figures."""
     checkout = fresh.copy(tmp_path / "checkout")
     add_stage(checkout, "wheels", RAISES)
     add_stage(checkout, "nowhere", NOT_A_NUMBER)
@@ -136,8 +136,8 @@ def test_stages_of_a_users_own_that_fail(fresh: Checkout, tmp_path: Path) -> Non
     assert (checkout.folder / "results/figures/speedup.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_stages_of_a_users_own_that_end_their_processes(fresh: Checkout, tmp_path: Path) -> None:
-    """In the sweep, under the profiler and in the race; what others measured is drawn."""
+def test_a_users_stages_that_end_their_processes(fresh: Checkout, tmp_path: Path) -> None:
+    """Stages crash in the sweep, the profiler and the race; the others' results are drawn."""
     checkout = fresh.copy(tmp_path / "checkout")
     bad = {"crashes": CRASHES, "leaves": LEAVES, "kills": KILLS}
     for name, engine in bad.items():

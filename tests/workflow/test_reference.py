@@ -1,4 +1,4 @@
-"""Published figures come out of their tables again, byte for byte, on whatever machine this is."""
+"""Published figures are drawn again from their tables, byte for byte, on any machine."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole workflow on the tiny experiment: what it makes, what it makes again and what not."""
+"""The whole workflow on the tiny experiment: what it makes, makes again and leaves as it is."""
 
 import json
 import os
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.slow
 
 NOTHING: dict[str, int] = {}
 NAMES = modules.names("figures")
-# What no run and no CPU stage has a part in.
+# Tables that do not depend on any run or CPU stage.
 BESIDES = {"probes", "pictures", "transfers"}
 
 
 def concerned(folder: str) -> int:
-    """How many of the figures or tables a CPU stage has a part in."""
+    """The number of figures or tables that depend on a CPU stage."""
     names = modules.names(folder)
     return len([n for n in names if not BESIDES.issuperset(modules.tables_read(folder, n))])
 
@@ -126,8 +126,8 @@ def test_a_table_that_fails_leaves_the_old_one_and_is_made_again(mine: Checkout)
     assert mine.planned("all")["tabulate"] == 1
 
 
-def test_an_input_of_the_future_is_no_reason_to_work_for_ever(mine: Checkout) -> None:
-    """Snakemake itself fails such a job when it has ended, and runs it again by every call."""
+def test_an_input_of_the_future_is_no_reason_to_run_again_and_again(mine: Checkout) -> None:
+    """Snakemake alone fails such a job after its work, and every call runs it again."""
     mine.edit("workflow/figures/speedup.py")
     future = time.time() + 400 * 86400
     for name in ("workflow/figures/speedup.py", "results/data/blobs.npz"):
@@ -142,7 +142,7 @@ def test_editing_a_stage_measures_only_that_stage(mine: Checkout) -> None:
     asked = sweep(mine)
     per_stage = len(asked["batch_sizes"]) * asked["repeats"]
     mine.edit("cnnlib/stages/gemm.py")
-    # its CPU profile, what gemm has learned, and its part in the race
+    # the CPU profile of gemm, the features that it learned, and its race
     examined = {"cpu_profile": 1, "features": 1, "race": 1}
     assert mine.planned("all") == {
         "sources": 1,
@@ -206,7 +206,7 @@ def test_the_race_runs_again_for_its_own_settings_only(mine: Checkout) -> None:
 def test_figures_are_drawn_again_from_tables_alone(
     fresh: Checkout, finished: Checkout, tmp_path: Path
 ) -> None:
-    """As published: the tables are there, the runs are not; config.yaml is about other things.
+    """Published results have tables and no runs; config.yaml is about other things.
 
     Two are drawn: test_reference.py draws all, from tables of another machine.
     """
@@ -268,7 +268,7 @@ def test_kill_in_the_middle_of_a_measurement(fresh: Checkout, tmp_path: Path) ->
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (checkout.folder / run / "run.json").exists()
-    # what a run killed between its files leaves behind
+    # such a file is left by a run that was killed while it wrote
     (checkout.folder / run).mkdir(parents=True, exist_ok=True)
     (checkout.folder / run / "epochs.csv").write_text("cut o")
     checkout.snakemake(f"{run}/run.json")

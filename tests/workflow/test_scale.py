@@ -17,12 +17,12 @@ from tests.workflow.conftest import Checkout, environment
 pytestmark = pytest.mark.slow
 
 LINEAR, QUADRATIC = 4, 16
-"""How much longer four times as many would take."""
+"""Factors by which four times as many runs take longer, if linear or quadratic."""
 ALLOWED = 8
 
 
 def planning_seconds(checkout: Checkout, repeats: int) -> float:
-    """Of the processor, for a dry run of a sweep of 50 runs a repeat; start and end are in it."""
+    """Processor time of a dry run of a sweep with 50 runs per repeat, start and end included."""
     settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
     del settings["race"]
     dense = settings["networks"]["tiny"]

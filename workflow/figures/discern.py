@@ -92,7 +92,7 @@ def title(rows: pd.DataFrame) -> str:
 
 
 def notes(rows: pd.DataFrame) -> str:
-    """What counts as recognised; how extrapolated cells came about."""
+    """A note on what counts as recognised, and on how cells were extrapolated."""
     text = (
         f"Recognised: right with at least {100 * recognition.SURE:.0f} % from then on; evaluated "
         "after 1, 2, 4, ... batches and after each epoch."

@@ -71,7 +71,7 @@ def belief_after(line: pd.DataFrame, count: int) -> recognition.Belief | None:
 
 
 def title(rows: pd.DataFrame) -> str:
-    """In how many cases all stages take an image for the same, and how far they are apart."""
+    """The result in one sentence: how often all stages agree, and how closely."""
     found = recognition.compare(rows)
     if not len(found):
         return f"What {rows['stage'].iloc[0]} takes the images for"
@@ -95,7 +95,7 @@ def points(share: float) -> str:
 
 
 def notes(rows: pd.DataFrame, epochs: pd.DataFrame) -> str:
-    """How much is compared; which of the stages in `epochs` were not evaluated."""
+    """A note on how much is compared, and on stages in `epochs` that were not evaluated."""
     missing = sorted(
         set(recognition.one_run(ladder.own_rows(epochs))["stage"]) - set(rows["stage"])
     )

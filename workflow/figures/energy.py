@@ -97,7 +97,7 @@ def joules(value: float) -> str:
 
 
 def title(energy: pd.DataFrame) -> str:
-    """Which stage and batch size needs the least for an epoch, against the most."""
+    """The result in one sentence: the least and the most energy that an epoch takes."""
     middle = energy.groupby(["stage", "batch_size"])["epoch_joules"].median()
     least: Any = middle.idxmin()
     most: Any = middle.idxmax()

@@ -94,7 +94,7 @@ def show(axes: Axes, picture: np.ndarray, bound: float | None) -> AxesImage:
 
 
 def title(found: dict[str, list[np.ndarray]]) -> str:
-    """How many filters of which size were learned."""
+    """The number and size of the filters in one sentence."""
     for name, group in found.items():
         height, width = group[0].shape
         return f"The {len(group)} filters of {height}x{width} that {name} has learned"

@@ -207,7 +207,7 @@ def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.L
 
 
 def title(peaks: pd.DataFrame, on_gpu: bool) -> str:
-    """Which stage needs the least memory at the largest batch, and which the most."""
+    """The result in one sentence: the least and the most memory at the largest batch size."""
     measured = peaks[peaks["device_kind"] != "emulated"]
     built = "" if len(measured) else f" ({wording.EMULATED})"
     peaks = measured if len(measured) else peaks

@@ -140,7 +140,7 @@ def mark_levels(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def title(chased: pd.DataFrame) -> str:
-    """The nearest and the farthest memory of the GPU, or of the CPU where there is no GPU."""
+    """The latencies of the nearest and the farthest memory in one sentence."""
     gpu = chased[chased["device_kind"] == "cuda"]
     middle = (gpu if len(gpu) else chased).groupby(["probe", "size_bytes"])["rate"].median()
     who = "The GPU" if len(gpu) else "The CPU"

@@ -132,7 +132,7 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def probabilities(predictions: pd.DataFrame) -> Part:
-    """How far probabilities are apart, over all watched images and classes."""
+    """Largest differences of probabilities, over all watched images and classes."""
     lines = {}
     for size, rows in frames.groups(recognition.beliefs(predictions), "batch_size", sort=True):
         found = recognition.compare(rows)
@@ -148,7 +148,7 @@ def probabilities(predictions: pd.DataFrame) -> Part:
 
 
 def accuracy(learning: pd.DataFrame) -> Part:
-    """How far test accuracies are apart, in percentage points."""
+    """Largest differences of test accuracies, in percentage points."""
     good = learning[learning["test_accuracy"].notna() & (learning["test_images"] > 0)]
     lines = {}
     for size, rows in frames.groups(good, "batch_size", sort=True):

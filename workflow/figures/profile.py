@@ -182,8 +182,10 @@ def name_of(part: pd.Series) -> str:
 
 
 def title(parts: pd.DataFrame, sizes: list[int], stages: list[str]) -> str:
-    """What takes longest in the last stage on a GPU (if none was: on a CPU, then emulated) at the
-    largest batch; on a GPU also how much of a step is kernels.
+    """The part that takes longest in the last stage at the largest batch, in one sentence.
+
+    The stage ran on a GPU, or else on a CPU, or else emulated. On a GPU the sentence also says how
+    much of a step kernels fill.
     """
     large = parts[parts["batch_size"] == sizes[-1]]
     kind = next((k for k in ("cuda", "cpu", "emulated") if k in set(large["device_kind"])), None)

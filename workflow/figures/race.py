@@ -92,16 +92,12 @@ def draw_panel(axes: Axes, panel: panels.Panel) -> list[style.Label]:
             elinewidth=1.3,
             zorder=3,
         )
-        text = f"{wording.title(stage)}  {middle.iloc[-1]:.2f} %, {time(seconds.iloc[-1])}"
+        reached = f"{middle.iloc[-1]:.2f} %, {wording.duration(seconds.iloc[-1])}"
+        text = f"{wording.title(stage)}  {reached}"
         labels.append(style.Label(axes.get_xlim()[1], middle.iloc[-1], text, mark.color))
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, target - 0.1), max(high, target + 0.1))
     return labels
-
-
-def time(seconds: float) -> str:
-    """To two or three digits."""
-    return wording.duration(seconds)
 
 
 def finished(summary: pd.DataFrame) -> pd.DataFrame:
@@ -112,18 +108,18 @@ def finished(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def title(summary: pd.DataFrame) -> str:
-    """How soon the quickest stage is there, and the next."""
+    """The result in one sentence: when the two quickest stages have trained to the end."""
     ranked = finished(summary)
     if not len(ranked):
         return "No stage has trained to the end"
     first = ranked.iloc[0]
     text = (
         f"{first['stage']} recognises {100 * first['accuracy_mean']:.2f} % of the test images "
-        f"after {time(first['train_seconds_mean'])} of training"
+        f"after {wording.duration(first['train_seconds_mean'])} of training"
     )
     if len(ranked) > 1:
         next_one = ranked.iloc[1]
-        text += f", {next_one['stage']} after {time(next_one['train_seconds_mean'])}"
+        text += f", {next_one['stage']} after {wording.duration(next_one['train_seconds_mean'])}"
     return text + (f" ({wording.EMULATED})" if first["device_kind"] == "emulated" else "")
 
 

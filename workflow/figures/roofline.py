@@ -197,7 +197,7 @@ def rate_text(value: float) -> str:
 
 
 def title(marks: pd.DataFrame, probes: pd.DataFrame) -> str:
-    """How much of the machine's arithmetic the best part of the best stage uses."""
+    """The highest rate in one sentence, and its share of the machine's peak."""
     kind = next(k for k in ("cuda", "cpu", "emulated") if k in set(marks["device_kind"]))
     own = marks[marks["device_kind"] == kind]
     best = own.nlargest(1, "rate").iloc[0]

@@ -97,7 +97,7 @@ def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:
 
 
 def title(transfers: pd.DataFrame, stages: list[str]) -> str:
-    """How much longer an epoch takes by small loads, for the last stage."""
+    """The result in one sentence: how much longer small loads make an epoch of the last stage."""
     rows = transfers[transfers["stage"] == stages[-1]]
     epochs = rows.groupby("resident_images")["epoch_seconds"].median()
     least, most = epochs.index.min(), epochs.index.max()

@@ -1,7 +1,7 @@
-"""Files dated in the future, as a wrong clock, an archive or another machine leaves them.
+"""Files dated in the future, which a wrong clock, an archive or another machine leaves behind.
 
-Snakemake goes by the times of files. An input that is dated in the future is newer than all that is
-made from it: the job that has made it fails after its work, and every call would run it again.
+Snakemake compares the times of files. An input that is dated in the future is newer than all that
+is made from it: the job that made it fails after its work, and every call would run it again.
 """
 
 import os
@@ -15,7 +15,7 @@ from cnnlib.errors import UserError
 TOLERANCE = 1.0
 """Seconds by which the clock of a file server may be ahead."""
 SHOWN = 3
-"""Files that are named."""
+"""The most files that are named."""
 
 
 def date_now(folders: Iterable[Path | str], now: float | None = None) -> list[Path]:

@@ -1,7 +1,9 @@
-"""Run a command while nothing else is timed here: python -m workflow.glue.exclusive COMMAND...
+"""Run a command while nothing else is timed on this machine.
 
-Snakemake sees to that within one call. This is for what it cannot see: another call, in another
-folder perhaps, and a measurement that outlived a Snakemake that was killed.
+python -m workflow.glue.exclusive COMMAND...
+
+Within one call Snakemake takes care of that. This program waits for what Snakemake cannot see:
+another call, perhaps in another folder, or a measurement that outlived a killed Snakemake.
 """
 
 import fcntl
@@ -12,12 +14,12 @@ from pathlib import Path
 
 
 def lock_file() -> Path:
-    """One for each user and machine. (Others' files in a shared folder may not be opened.)"""
+    """The lock of this user on this machine; files of other users may not be opened."""
     return Path(tempfile.gettempdir(), f"cnnlib-timer-{os.getuid()}.lock")
 
 
 def main(command: list[str]) -> None:
-    """Wait for the lock, saying so, and become `command`, which holds it as long as it lives."""
+    """Wait for the lock, say so, and become `command`, which holds the lock until it ends."""
     handle = os.open(lock_file(), os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

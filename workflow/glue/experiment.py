@@ -46,7 +46,7 @@ POSTER_COUNT = 7
 
 
 class Experiment:
-    """What `config` (Snakemake's) asks for; `given` is the part of it that --config has given.
+    """The experiment of Snakemake's `config`, of which `given` was given by --config.
 
     Methods that take wildcards are Snakemake input functions or params. Raises UserError with one
     line for a config that cannot be run.
@@ -272,7 +272,7 @@ class Experiment:
             self.made.begin()
 
     def end(self) -> None:
-        """Whatever was to be made has been made, or has failed."""
+        """All jobs have ended, some perhaps with a failure."""
         if self.made is not None:
             self.made.end()
 
@@ -289,14 +289,14 @@ class Experiment:
 
 
 def in_order(value: Any) -> Any:
-    """The same settings with their keys sorted: how a user orders them is no change."""
+    """`value` with the keys of all mappings sorted: their order in a config is no change."""
     if isinstance(value, dict):
         return {key: in_order(value[key]) for key in sorted(value)}
     return [in_order(inner) for inner in value] if isinstance(value, list) else value
 
 
 def plain(value: Any) -> Any:
-    """Snakemake's config, made of ordinary dicts and lists."""
+    """Snakemake's config as ordinary dicts and lists."""
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Files of the results that are missing or no longer what was made are made again.
+"""Files of the results that are missing or were altered since they were made are made again.
 
 Snakemake sees that a file is older than what it was made from. It does not see that a file was
 emptied or altered since, which makes it newer; nor that one is gone, if all that is made from it is
@@ -55,9 +55,9 @@ def runs_again(config: Config, results: str) -> dict[str, str]:
 
 
 def data_again(config: Config, results: str) -> dict[str, str]:
-    """Files of data sets that are there, but not those that the config asks for -> why.
+    """Files of data sets that exist but are not those that the config asks for -> why.
 
-    Where a data set is to be made again and its downloaded files are not all right, so are they.
+    Downloaded files are checked where they would be read to make the data set again.
     """
     found = {}
     raced = [config.race.dataset] if config.race else []
@@ -91,10 +91,10 @@ class Made:
         self.altered = {
             path: known[path] for path, found in self.found.items() if found != known[path]
         }
-        """Files that are not what was made, and the digests that they had."""
+        """Files that were altered since they were made -> the digests that they had."""
 
     def _read(self) -> dict[str, str]:
-        """{} if there is none, or none that can be understood: then nothing is compared."""
+        """The digests of the last call; {} if there are none that can be read."""
         try:
             known = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -102,21 +102,21 @@ class Made:
         return known if isinstance(known, dict) else {}
 
     def again(self) -> dict[str, str]:
-        """The altered files -> what to say of them."""
+        """Altered files -> a message about them."""
         return {
             path: f"{path} is {'not what was made' if self.found[path] else 'missing'}"
             for path in self.altered
         }
 
     def begin(self) -> None:
-        """From here on files are being made: only what is still to be made again is kept in mind.
+        """Record, before the first job, only the files that are still to be made again.
 
-        So a call that is killed leaves nothing behind that would take its files for altered ones.
+        Then a call that is killed leaves no digests by which its new files would count as altered.
         """
         self._write(self.altered)
 
     def end(self) -> None:
-        """What was made is as it is now, but for altered files that nothing has made again."""
+        """Record all files as they are, except altered ones that no job has made again."""
         now = {path: digest(path) for path in self.paths}
         left = {path: old for path, old in self.altered.items() if now[path] == self.found[path]}
         self._write({path: content for path, content in now.items() if content} | left)
@@ -127,7 +127,7 @@ class Made:
 
 
 def digest(path: str) -> str:
-    """SHA-256 of a file; "" if it is none or cannot be read."""
+    """SHA-256 of a file; "" if it does not exist or cannot be read."""
     try:
         return sha256(path)
     except OSError:
@@ -135,5 +135,5 @@ def digest(path: str) -> str:
 
 
 def lines(again: dict[str, str]) -> Iterator[str]:
-    """What to say of files that are made again, in a few lines."""
+    """A few lines that say which files are made again, and why."""
     return few_lines("to be made again", again.values())

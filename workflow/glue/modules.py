@@ -18,18 +18,18 @@ import pandas as pd
 
 from cnnlib.errors import ConfigError, DataError
 from cnnlib.measuring import schema
+from cnnlib.paths import ROOT
 
-HERE = Path(__file__).resolve().parents[1]
-"""The folder workflow."""
+FOLDER = ROOT / "workflow"
 
 NUMBER = r"-?\d+(\.\d+)?(e[+-]\d+)?|-?inf|nan|"
 KINDS = {"text": r"[^\x00-\x1f\x7f]*", "truth": "True|False", "count": r"\d+", "number": NUMBER}
-"""Kinds of columns of tables that are made here, as they are written."""
+"""Kinds of columns of the tables of workflow/tables, and what their fields match."""
 
 
 def names(folder: str) -> list[str]:
     """Names of the files in workflow/<folder>, sorted."""
-    return sorted(path.stem for path in (HERE / folder).glob("[!_.]*.py"))
+    return sorted(path.stem for path in (FOLDER / folder).glob("[!_.]*.py"))
 
 
 def chosen(folder: str, wanted: Iterable[str] | None, place: str) -> list[str]:
@@ -49,8 +49,8 @@ def source(folder: str, name: str) -> Path:
 
 
 def constant(folder: str, name: str, constant: str) -> Any:
-    """A constant of the file, without running it; None if it has none of this name."""
-    path = HERE / folder / f"{name}.py"
+    """The value of a constant of the file, without running it; None if there is none."""
+    path = FOLDER / folder / f"{name}.py"
     for statement in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == constant:
             return ast.literal_eval(statement.value)
@@ -66,7 +66,7 @@ def tables_read(folder: str, name: str) -> tuple[str, ...]:
 
 
 def raw_tables(folder: str, name: str) -> set[str]:
-    """The raw tables that the file's tables are, or are made from."""
+    """Names of the raw tables that a figure or table is made from, directly or through others."""
     made = set(names("tables"))
     found: set[str] = set()
     for table in tables_read(folder, name):
@@ -76,13 +76,13 @@ def raw_tables(folder: str, name: str) -> set[str]:
 
 def docstring(folder: str, name: str) -> str:
     """The docstring of the file, read without running it."""
-    path = HERE / folder / f"{name}.py"
+    path = FOLDER / folder / f"{name}.py"
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or name
 
 
 def load(folder: str, name: str) -> ModuleType:
     """The file as a module."""
-    path = HERE / folder / f"{name}.py"
+    path = FOLDER / folder / f"{name}.py"
     specification = importlib.util.spec_from_file_location(f"{folder}_{name}", path)
     if specification is None or specification.loader is None:
         raise DataError(f"cannot load {path}")

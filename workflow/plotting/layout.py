@@ -52,7 +52,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What figures are drawn on: pages of their own with their words, or one place of a page.
+    """The space of a figure: a page of its own with its words, or one place of a page.
 
     A page such as the poster gives each figure a place of `inches` (width, height) and writes the
     headline itself. The type keeps its size in points: the smaller the place, the larger the type

@@ -1,4 +1,4 @@
-"""What the figures have in common: which lines share a panel, and the sentences around them."""
+"""Parts that figures share: which lines go into one panel, and the sentences around them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -220,7 +220,7 @@ def devices(summary: pd.DataFrame) -> str:
 
 
 def notes(summary: pd.DataFrame) -> str:
-    """What hollow marks and dotted lines mean, where there are some."""
+    """A note on hollow marks and dotted lines, if there are any."""
     parts = []
     if summary["extrapolated"].any():
         stages = ", ".join(dict.fromkeys(summary.loc[summary["extrapolated"], "stage"]))

@@ -1,7 +1,7 @@
 """Why stages have no result: the sentences below figures and tables.
 
-They are made of raw rows with a `reason` (cnnlib/measuring/schema.py), so of what a run found when
-it was tried, never of the config.
+They come from the `reason` of raw rows (cnnlib/measuring/schema.py), so from what a run found when
+it was tried, never from the config.
 """
 
 from collections.abc import Iterator
@@ -37,14 +37,15 @@ def without_left_out(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_left_out(group: pd.DataFrame) -> bool:
-    """Whether a stage has no result at all, and it is known why."""
+    """Whether a stage has no result at all, for a known reason."""
     return len(explained(group)) > 0 and bool((group["status"] != "ok").all())
 
 
 def footnotes(rows: pd.DataFrame) -> str:
     """A paragraph for each stage and status that a table shows in place of a time.
 
-    What does not fit at the larger batch sizes needs no explanation; what never fits does.
+    A stage that does not fit at the larger batch sizes needs no explanation; one that never fits
+    does.
     """
     lines = []
     for stage, group in stages(rows):

@@ -237,7 +237,7 @@ def subtitle(rows: pd.DataFrame, table: pd.DataFrame) -> str:
 
 
 def notes(rows: pd.DataFrame) -> str:
-    """How extrapolated points came about, where there are some."""
+    """A note on how points were extrapolated, if there are any."""
     taken = rows[rows["borrowed"]]
     if not len(taken):
         return ""

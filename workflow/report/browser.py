@@ -19,7 +19,7 @@ from cnnlib.errors import UserError
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ALWAYS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 PATIENCE = 180.0
-"""Seconds after which a browser is taken to hang: a poster takes a few."""
+"""Seconds after which a browser counts as hanging: printing a poster takes a few."""
 
 
 def find_browser() -> str:
@@ -63,10 +63,10 @@ def scratch(browser: str) -> Iterator[Path]:
 
 
 def run(browser: str, folder: Path, arguments: Sequence[str]) -> tuple[str, str]:
-    """What the browser writes to its output and its errors, with a profile in `folder`.
+    """Run the browser with a profile in `folder`; returns its output and its errors.
 
-    It and whatever it has begun is ended after PATIENCE. Raises UserError then, and when it cannot
-    be run.
+    After PATIENCE it is ended with all its processes. Raises UserError then, and when it cannot be
+    run.
     """
     command = [browser, *ALWAYS, f"--user-data-dir={folder}/profile", *arguments]
     # into files: a pipe would be waited for as long as any process of the browser holds it open

@@ -18,8 +18,8 @@ from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
 
 TITLE = "How much faster does training a CNN get, step by step, on the way to the GPU, and why?"
-TEMPLATE = modules.HERE / "report" / "templates" / "page.html.j2"
-# What comes first; all other figures follow by name.
+TEMPLATE = modules.FOLDER / "report" / "templates" / "page.html.j2"
+# Figures that come first; all others follow by name.
 FIRST = (
     "speedup",
     "learning",
@@ -75,7 +75,7 @@ def render(figures: list[Path], tables: list[Path], provenance: Path) -> str:
 
 
 def text(path: Path) -> str:
-    """A file's text."""
+    """The text of a file; DataError naming the file if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -88,12 +88,12 @@ def rank(path: Path) -> tuple[int, str]:
 
 
 def caption(figure: str) -> list[str]:
-    """The paragraphs of what a figure's file says of itself."""
+    """The paragraphs of a figure's caption, which is the docstring of its file."""
     return [" ".join(p.split()) for p in modules.docstring("figures", figure).split("\n\n")]
 
 
 def blocks(markdown: str) -> list[Block]:
-    """Our tables' Markdown as ("table", rows of cells) and ("text", paragraph)."""
+    """The Markdown of our tables as ("table", rows of cells) and ("text", paragraph)."""
     found: list[Block] = []
     for line in markdown.splitlines():
         if not line.startswith("|"):
@@ -109,12 +109,12 @@ def blocks(markdown: str) -> list[Block]:
 
 
 def plain(markdown: str) -> str:
-    """Text without the marks that our tables use."""
+    """Text without the markup that our tables use."""
     return markdown.replace("**", "").replace("\\*", "*").replace("`", "")
 
 
 def facts(path: Path) -> list[tuple[str, str]]:
-    """What run.json says of machine and software, one line each."""
+    """Facts of run.json about machine and software: (name, value)."""
     try:
         run = json.loads(text(path))
     except ValueError:

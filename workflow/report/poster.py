@@ -27,7 +27,7 @@ from workflow.plotting import draw, layout, wording
 from workflow.plotting.ladder import own_rows
 from workflow.report import browser, page
 
-TEMPLATE = modules.HERE / "report" / "templates" / "poster.html.j2"
+TEMPLATE = modules.FOLDER / "report" / "templates" / "poster.html.j2"
 TALL = {"discern"}
 PLACE_MM = (278.0, 122.0)
 """A figure's place on the page, in millimetres; a tall one has two, with what is between them."""
@@ -130,7 +130,7 @@ def result(summary: pd.DataFrame) -> str:
 
 
 def beside_peers(summary: pd.DataFrame, best: pd.Series) -> str:
-    """How much faster than the best peer of the same precision, where there are some."""
+    """A sentence on the best peers of the same precision, or "" where there are none."""
     exact = [peer.name for peer in PEERS if not peer.rounding]
     place = ["dataset", "network", "device"]
     lines = summary[(summary[place] == best[place]).all(axis=1)]

@@ -1,5 +1,6 @@
-"""The ladder: each stage, the one change it makes, how long its epoch takes and how much that is
-faster than stage 1, at a few batch sizes. workflow/tables/summary.py says how each is computed.
+"""The ladder: each stage, its one change, the time of its epoch and its speedup over stage 1.
+
+A few batch sizes are shown. workflow/tables/summary.py says how each number is computed.
 """
 
 from typing import Any
@@ -65,7 +66,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def footnotes(tables: dict[str, pd.DataFrame]) -> str:
-    """Why stages have no time: at the batch sizes that are shown, or at all."""
+    """The reasons of stages without a time at the batch sizes that are shown."""
     shown = set(make(tables)["batch_size"])
     epochs = tables["epochs"]
     return reasons.footnotes(epochs[epochs["batch_size"].isin(shown)])
@@ -97,7 +98,7 @@ def accuracy_cell(group: pd.DataFrame) -> str:
 
 
 def note(frame: pd.DataFrame) -> str:
-    """How to read the table, and on what it was measured."""
+    """A note on how to read the table and on what it was measured."""
     devices = {
         wording.device(row.device): None
         for row in frames.rows(frame)

@@ -112,12 +112,12 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def footnotes(tables: dict[str, pd.DataFrame]) -> str:
-    """Why stages have not run."""
+    """A paragraph for each stage that has not run, with the reason."""
     return reasons.footnotes(tables["race"])
 
 
 def note(frame: pd.DataFrame) -> str:
-    """What was trained, and what the numbers are."""
+    """A note on what was trained and what the numbers mean."""
     first = frame.iloc[0]
     return (
         f"\n{wording.what(first['dataset'], first['network'])}, batch {first['batch_size']}, "

@@ -75,7 +75,7 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def undisturbed(epochs: pd.DataFrame) -> pd.DataFrame:
-    """Without the rows of disturbed runs, but for lines that have no others."""
+    """The rows without those of disturbed runs, which stay only where a line has no others."""
     disturbed = epochs["status"] == "disturbed"
     if not disturbed.any():
         return epochs
@@ -84,7 +84,7 @@ def undisturbed(epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell(key: Key) -> Cell:
-    """What must be equal for two lines to be compared: data set, network, batch size."""
+    """Data set, network and batch size, which two lines must share to be compared."""
     dataset, network, *_, batch_size = key
     return dataset, network, batch_size
 
@@ -147,7 +147,7 @@ def latency(seconds: pd.Series | None) -> dict[str, Any]:
 
 
 def speedup(group: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
-    """How many times faster than the baseline, with its interval; nan where either did not run."""
+    """The speedup over the baseline with its interval; nan where one of them did not run."""
     repeats, base = timed(group), [] if baseline is None else timed(baseline)
     line = {
         "baseline": "" if baseline is None else baseline["stage"].iloc[0],
@@ -175,7 +175,7 @@ def interval(repeats: list[np.ndarray], base: list[np.ndarray] | None) -> tuple[
     if any(len(sample) < 2 for sample in samples):
         return np.nan, np.nan
     padded = [pad(sample) for sample in samples]
-    # the same where nothing is missing, and several times quicker
+    # np.median gives the same where nothing is missing, and is several times faster
     median: Callable[..., np.ndarray]
     median = np.nanmedian if any(np.isnan(rows).any() for rows in padded) else np.median
 

@@ -1,4 +1,4 @@
-"""Figures of what was learned when: completed lines, beliefs, titles that are true."""
+"""Figures of what was learned when: completed lines, predictions, titles that are true."""
 
 import math
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ FIGURES = ("learning", "discern", "discern_images", "parting")
 IMAGES = (0, 64, 128, 256, 512, 960, 1920)
 EPOCH = 960
 ACCURACY = (0.10, 0.12, 0.30, 0.80, 0.90, 0.95, 0.97)
-# Seconds an image; two of the ladder's stages were timed on a part, and one of these not watched.
+# Seconds an image; two of the ladder's stages were timed on a part, and one of these not evaluated.
 PACE = {"naive": 0.1, "gemm": 1e-4, "gemm_cuda": 1e-5, "ring": 1e-6}
 WATCHED = {"gemm": 7, "gemm_cuda": 3, "ring": 7}
 
@@ -114,7 +114,7 @@ def picture_rows() -> list[dict]:
 
 
 def made_up(stages: Iterable[str] = PACE, classes: int = 10, **changes) -> dict[str, pd.DataFrame]:
-    """All tables of a sweep in which naive was not watched and gemm_cuda not to the end."""
+    """All tables of a sweep that did not evaluate naive, and gemm_cuda not to the end."""
     stages = list(stages)
     watched = [(stage, WATCHED[stage]) for stage in stages if stage in WATCHED]
     epochs = [row for stage in stages for row in epoch_rows(stage, **changes)]
@@ -136,7 +136,7 @@ def drawn(name: str, tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def texts(figure: Figure) -> list[str]:
-    """Everything written outside the axes: title, subtitle, notes, on one line each."""
+    """All words outside the axes: title, subtitle and notes, on one line each."""
     return [" ".join(text.get_text().split()) for text in figure.texts]
 
 
@@ -183,7 +183,7 @@ def test_a_continued_line_goes_on_from_its_own_last_moment() -> None:
 
 
 def test_lines_that_cannot_be_completed_stay_as_they_are() -> None:
-    """Not validated, diverged, of another seed, or no stage was evaluated to the end."""
+    """Rows are not validated, diverged, of another seed, or no stage was evaluated to the end."""
     tables = made_up()
     epochs = tables["epochs"]
     for change in ({"validated": False}, {"status": "diverged"}, {"seed": 2}):
@@ -221,7 +221,7 @@ def test_beliefs_are_the_likeliest_class_of_what_has_been_trained() -> None:
     assert recognition.known_from(found[found["image_index"] == 9]) is None
 
 
-def test_an_easy_a_hard_and_a_lost_digit_are_shown() -> None:
+def test_an_easy_a_hard_and_a_never_recognised_digit_are_shown() -> None:
     tables = made_up()
     rows = recognition.beliefs(recognition.complete(tables["predictions"], tables["epochs"]))
     chosen = recognition.choose(rows)
@@ -236,7 +236,7 @@ def cells_at(stage: str, times: list[float], tables: dict[str, pd.DataFrame]) ->
     return modules.load("figures", "discern").beliefs_at(line, times)
 
 
-def test_cells_tell_what_was_believed_at_that_time() -> None:
+def test_cells_show_what_was_predicted_at_that_time() -> None:
     cells = cells_at("naive", [6.3, 6.5, 60.0, 1e6], made_up())
     assert cells == [
         None,  # the first batch takes 6.4 s
@@ -247,7 +247,7 @@ def test_cells_tell_what_was_believed_at_that_time() -> None:
     assert not any(cell.borrowed for cell in cells_at("gemm", [0.01, 1.0], made_up()))
 
 
-def test_a_training_that_was_given_up_is_not_known_afterwards() -> None:
+def test_a_training_that_was_cut_short_is_not_known_afterwards() -> None:
     tables = made_up(["gemm"], extrapolated=True)
     known = cells_at("gemm", [0.19, 0.2], tables)
     assert known[0] is not None

@@ -63,7 +63,7 @@ UNTIMED = {
 
 
 def fewer(table: pd.DataFrame) -> pd.DataFrame:
-    """Two batch sizes and two repeats of it: enough, and quick to draw."""
+    """Two batch sizes and two repeats of the published tables, which are quick to draw."""
     if "batch_size" in table and len(table) > 1000:
         table = table[table["batch_size"].isin((64, 256))]
     return table[table["repeat"] <= 2] if "repeat" in table else table
@@ -75,7 +75,7 @@ def published() -> Tables:
 
 
 def without(tables: Tables, stage: str, status: str, reason: str) -> Tables:
-    """The tables as they are where one stage has no result."""
+    """The tables of a sweep in which one stage has no result."""
     found = {}
     for name, table in tables.items():
         if "stage" not in table:
@@ -144,7 +144,7 @@ def test_a_figure_says_why_a_stage_is_missing(name: str, gone: Tables) -> None:
 
 @pytest.mark.parametrize("name", ["speedup", "latency"])
 def test_names_of_what_failed_overlap_nothing(name: str, published: Tables) -> None:
-    """Several stages, from the first batch size on: beside the panel, apart from each other."""
+    """Labels of several failed stages are beside the panel and do not overlap."""
     tables = published
     for stage, status in (("tuned", "unavailable"), ("torch", "failed"), ("jax", "unavailable")):
         raw = {each: table for each, table in tables.items() if each in RAW}
@@ -163,7 +163,7 @@ def test_names_of_what_failed_overlap_nothing(name: str, published: Tables) -> N
 
 @pytest.mark.parametrize("name", ["speedup", "profile", "discern"])
 def test_panels_keep_their_size_above_it(name: str, published: Tables, gone: Tables) -> None:
-    """Where the footer is longer the figure grows."""
+    """A longer footer makes the figure higher."""
     said = drawn(name, gone)
     silent = drawn(name, {n: t.assign(reason="") if "reason" in t else t for n, t in gone.items()})
     assert said.get_figheight() > silent.get_figheight()
@@ -196,7 +196,7 @@ def test_published_tables_have_no_footnotes(published: Tables) -> None:
 
 
 def rows(*lines: tuple[str, str, str]) -> pd.DataFrame:
-    """Of (stage, status, reason), at a batch size each."""
+    """Rows of (stage, status, reason), each at a batch size of its own."""
     return pd.DataFrame(
         [
             {
@@ -212,7 +212,7 @@ def rows(*lines: tuple[str, str, str]) -> pd.DataFrame:
     )
 
 
-def test_what_is_said_and_what_is_not() -> None:
+def test_which_reasons_are_shown() -> None:
     partly = rows(("ring", "ok", ""), ("ring", "does_not_fit", "9 bytes wanted"))
     assert reasons.left_out(partly) == reasons.footnotes(partly) == ""
     failed = rows(("ring", "ok", ""), ("ring", "failed", "ValueError: 3"))
@@ -249,7 +249,7 @@ WIDE = [
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_to_its_figures(fresh: Checkout, tmp_path: Path) -> None:
-    """Also what is measured beside the runs, once for every stage of a GPU."""
+    """This includes the measurements beside the runs, one for each GPU stage."""
     checkout = fresh.copy(tmp_path / "checkout")
     settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
     settings["networks"] = {"wide": WIDE}

@@ -44,7 +44,7 @@ def drawing(
     networks: list[str],
     sheet: layout.Sheet = layout.OWN_PAGE,
 ) -> layout.Drawing:
-    """The figure of as many networks, each a little slower than the one before."""
+    """The figure of these networks, each a little slower than the one before."""
     for table, rows in tables.items():
         if "network" in rows:
             parts = []
@@ -63,7 +63,7 @@ def drawn(name: str, tables: dict[str, pd.DataFrame], networks: list[str]) -> Fi
 
 
 def boxes(figure: Figure) -> list[Bbox]:
-    """The room that each panel takes with its words, and each of the texts around them."""
+    """The boxes of all panels with their words, and of the texts around them."""
     figure.draw_without_rendering()
     found = [box for axes in figure.axes if (box := axes.get_tightbbox()) is not None]
     return found + [text.get_window_extent() for text in figure.texts if text.get_text()]
@@ -152,7 +152,7 @@ def test_a_sheet_shows_the_first_network_alone(name: str) -> None:
         ("", 1.0, [""]),
     ],
 )
-def test_lines_are_broken_where_it_hurts_least(text: str, inches: float, lines: list[str]) -> None:
+def test_lines_are_broken_at_seams(text: str, inches: float, lines: list[str]) -> None:
     assert layout.wrapped(text, inches, 11).split("\n") == lines
 
 

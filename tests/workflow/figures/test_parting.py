@@ -27,7 +27,7 @@ Tables = dict[str, pd.DataFrame]
 
 
 def trained(*stages: str, **changes) -> Tables:
-    """Stages that have all been watched to the end, and agree."""
+    """Tables of stages that were all evaluated to the end and agree."""
     tables = made_up(["gemm"], **changes)
     tables["predictions"] = table(
         "predictions", [r for s in stages for r in digit_rows(s, 7, **changes)]
@@ -39,7 +39,7 @@ def trained(*stages: str, **changes) -> Tables:
 
 
 def believes(tables: Tables, stage: str, images: int, chance: float) -> None:
-    """Another probability of label 1 for test image 9."""
+    """Change the probability of label 1 for test image 9."""
     predictions = tables["predictions"]
     row = (
         (predictions["stage"] == stage)
@@ -58,7 +58,7 @@ def recognises(tables: Tables, stage: str, images: int, accuracy: float) -> None
 
 
 def parted() -> Tables:
-    """Apart in the last decimal after 256 images, in probabilities from 512, in accuracy at 960."""
+    """Trainings that differ in a last decimal at 256 images, visibly at 512, in accuracy at 960."""
     tables = trained("gemm", "gemm_cuda", "ring")
     believes(tables, "ring", 256, 0.3001)
     believes(tables, "ring", 512, 0.302)
@@ -117,7 +117,7 @@ def test_where_only_peers_were_trained_those_in_float32_are_compared() -> None:
     assert lines_of(peers)[1][64][960] == 2.0
 
 
-def test_a_moment_at_which_one_stage_alone_was_looked_at_has_no_point() -> None:
+def test_a_moment_at_which_one_stage_alone_was_evaluated_has_no_point() -> None:
     tables = parted()
     for name in ("predictions", "learning"):
         rows = tables[name]
@@ -143,7 +143,7 @@ def test_probabilities_may_be_written_otherwise(decimals: str) -> None:
 # words ------------------------------------------------------------------------------------------
 
 
-def test_the_title_says_how_long_they_agree_and_how_far_they_part() -> None:
+def test_the_title_says_how_long_they_agree_and_how_far_they_drift_apart() -> None:
     assert texts(drawn("parting", parted()))[0] == (
         "Correct trainings by 3 stages agree to four decimals for 256 images, then drift apart: "
         "test accuracies differ by up to 4.1 points"
@@ -160,7 +160,7 @@ def test_the_title_gives_the_range_over_all_batch_sizes() -> None:
     assert "for up to 256 images, then drift apart" in texts(drawn("parting", both))[0]
 
 
-def test_titles_of_trainings_that_never_part_or_part_at_once() -> None:
+def test_titles_of_trainings_that_never_differ_or_differ_at_once() -> None:
     tables = trained("gemm", "ring")
     assert texts(drawn("parting", tables))[0] == (
         "Correct trainings by 2 stages agree to four decimals for 1,920 images, as far as they "
@@ -178,7 +178,7 @@ def test_titles_of_trainings_that_never_part_or_part_at_once() -> None:
     assert "by gemm on several devices agree" in texts(drawn("parting", tables))[0]
 
 
-def test_what_was_looked_at_stands_below() -> None:
+def test_what_was_evaluated_is_said_below() -> None:
     tables = parted()
     for name in ("predictions", "learning"):
         rows = tables[name]
@@ -186,7 +186,7 @@ def test_what_was_looked_at_stands_below() -> None:
     below = texts(drawn("parting", tables))[2]
     assert "for 3 test images" in below
     assert "the first 1,000 test images" in below
-    assert below.endswith("Not watched to the end: gemm.")
+    assert below.endswith("Not evaluated to the end: gemm.")
 
 
 def test_with_one_stage_nothing_is_compared() -> None:
@@ -205,7 +205,7 @@ def test_one_of_the_two_tables_is_enough() -> None:
         assert figure.axes[1 - panel].lines
         said = texts(figure)[0]
         if empty == "predictions":
-            assert "agree in accuracy for 512 images then drift apart: test accuracies" in said
+            assert "agree in accuracy for 512 images, then drift apart: test accuracies" in said
         else:
             assert said.endswith("probabilities differ by up to 0.70")
 
@@ -219,7 +219,7 @@ def heights(figure: Figure, panel: int) -> list[float]:
     return list(line.get_ydata())
 
 
-def test_what_is_equal_stands_in_the_strip_and_what_differs_above() -> None:
+def test_what_is_equal_is_in_the_strip_and_what_differs_above() -> None:
     figure = drawn("parting", parted())
     for panel, equal, differing in (
         (0, PARTING.ROUNDED, {512: 0.002, 960: 0.7}),
@@ -238,7 +238,7 @@ def test_what_is_equal_stands_in_the_strip_and_what_differs_above() -> None:
 
 
 def many_sizes(first: int) -> Tables:
-    """Nine batch sizes; at one of them the stages part earlier than at the others."""
+    """Nine batch sizes; at one of them the stages differ earlier than at the others."""
     parts = [trained("gemm", "ring", batch_size=2**power) for power in range(4, 13)]
     for part in parts:
         size = part["predictions"]["batch_size"].iloc[0]
@@ -255,7 +255,7 @@ def many_sizes(first: int) -> Tables:
         (2048, [16, 64, 256, 2048, 4096]),
     ],
 )
-def test_few_batch_sizes_have_labels_among_them_the_first_to_part(
+def test_few_batch_sizes_have_labels_among_them_the_first_to_differ(
     first: int, labelled: list[int]
 ) -> None:
     figure = drawn("parting", many_sizes(first))
@@ -269,8 +269,8 @@ def test_few_batch_sizes_have_labels_among_them_the_first_to_part(
     assert f"Thin lines: batch {', '.join(f'{size:,}' for size in others)}." in texts(figure)[2]
 
 
-def test_the_published_trainings_part_where_they_do() -> None:
-    """Counted again from the table, without the code that draws."""
+def test_the_published_trainings_drift_apart_where_they_do() -> None:
+    """The differences are computed again from the table, without the code that draws."""
     predictions = schema.read(schema.find(PUBLISHED, "predictions"), "predictions")
     own = ("gemm", "gemm_cuda", "fused", "ring", "tuned")
     rows = predictions[predictions["stage"].isin(own) & (predictions["images"] > 0)]

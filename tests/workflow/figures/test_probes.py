@@ -25,7 +25,7 @@ def h100(size: int) -> float:
 
 
 def rows(probe: str, size: int, values: Iterable[float], kind: str = "cuda", **changes) -> list:
-    """One row a value, a latency unless `changes` say another unit."""
+    """One row for each value, a latency unless `changes` give another unit."""
     return [
         {
             "device": "a card" if kind == "cuda" else "a cpu, 2 threads",
@@ -82,7 +82,7 @@ def draw(*parts: list) -> Figure:
 
 
 def written(figure: Figure) -> list[str]:
-    """All texts, title first; none of them lies upon another of its panel."""
+    """All texts, title first, after a check that none overlaps another of its panel."""
     figure.canvas.draw()
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in axes.texts]

@@ -28,7 +28,7 @@ KERNELS = {
     ("batch", "update"): 8.0,
 }
 IN_ORDER = [10.0, 5.0, 2.0, 40.0, 15.0, 8.0]
-"""On a GPU: forward, loss, backward, update."""
+"""Microseconds of conv1 and dense1 forward, loss, both backward, and update."""
 STEP = 100.0
 FLOPS, BYTES = 4e6, 1e6
 
@@ -64,7 +64,7 @@ def identity(stage: str, kind: str, size: int, repeat: int, network: str) -> dic
 def made_up(
     stages: tuple[str, ...] = ("gemm", "fused", "ring"), kind: str = "cuda", network: str = "lenet5"
 ) -> Tables:
-    """Two batch sizes, three repeats of which the last is an outlier."""
+    """Two batch sizes and three repeats, the last an outlier."""
     kernels, epochs, transfers = [], [], []
     for stage in stages:
         own = "cpu" if stage in ("naive", "gemm") else kind
@@ -186,7 +186,7 @@ def everything(figure: Figure) -> str:
 
 
 def bars(figure: Figure, panel: int) -> list[list[float]]:
-    """Widths by bar, from the top."""
+    """The widths of the parts of each bar, from the top."""
     rows: dict[int, list[float]] = {}
     for patch in figure.axes[panel].patches:
         rows.setdefault(round(patch.get_y() + patch.get_height() / 2), []).append(patch.get_width())
@@ -259,7 +259,7 @@ def test_titles_say_what_the_tables_say() -> None:
     )
 
 
-def test_waiting_is_not_told_as_the_loss_of_a_cpu() -> None:
+def test_waiting_does_not_count_as_the_loss_of_a_cpu() -> None:
     tables = made_up(("naive", "gemm"))
     tables["kernels"].loc[tables["kernels"]["part"] == "loss", "kernel_seconds"] *= 100
     figure = drawn("profile", tables)
@@ -267,7 +267,7 @@ def test_waiting_is_not_told_as_the_loss_of_a_cpu() -> None:
     assert "loss" not in everything(figure)
 
 
-def test_without_epochs_no_share_of_the_step_is_told() -> None:
+def test_without_epochs_no_share_of_the_step_is_given() -> None:
     tables = made_up() | {"epochs": table("epochs", [])}
     assert texts(drawn("profile", tables))[0] == (
         "In a step of ring at batch 640 conv1 backward takes longest"

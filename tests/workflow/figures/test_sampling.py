@@ -52,7 +52,7 @@ def identity(stage: str, kind: str, size: int, repeat: int, **changes: object) -
 def samples_of(
     stage: str, kind: str = "cuda", size: int = 64, repeat: int = 1, memory: float = 600, **changes
 ) -> list[dict]:
-    """One run; its memory grows until it trains. On the CPU only the host's is known."""
+    """One run, whose memory grows until it trains. On a CPU only host memory is known."""
     names = [name for name, count in PHASES.items() for _ in range(count)]
     rows = []
     for i, phase in enumerate(names):
@@ -86,7 +86,7 @@ def epoch_of(stage: str, kind: str = "cuda", size: int = 64, repeat: int = 1, **
 def energy_of(
     stage: str, size: int, repeat: int, joules: float, watts: float, **changes: object
 ) -> dict:
-    """One run whose window of half a second trained as many images as its energy and power say."""
+    """One run that trained for half a second, with the given energy per image and power."""
     return identity(stage, "cuda", size, repeat) | {
         "images": round(0.5 * watts / joules * EPOCH),
         "window_seconds": 0.5,
@@ -206,22 +206,22 @@ def test_a_run_that_did_not_train_is_named_and_not_drawn() -> None:
     assert "No memory samples" in said(figure)
 
 
-def test_whose_memory_it_is_is_the_same_for_all() -> None:
-    """A run whose process is not known by NVML must not be compared with one that is."""
+def test_all_stages_show_the_memory_of_the_same_owner() -> None:
+    """A run whose process NVML does not know must not be compared with one that it knows."""
     rows = sweep({"fused": "cuda"})
     rows["samples"] += samples_of("gemm_cuda", size=256, process_memory_mib=math.nan)
     rows["epochs"] += [epoch_of("gemm_cuda", size=256)]
     figure = draw("memory", **rows)
     assert "in use on the device" in said(figure)
     assert "fused needs 1.07 GB at batch 256, gemm_cuda 1.07 GB" in said(figure)
-    # a first look, before NVML knows the process, is only left out
+    # a first sample, before NVML knows the process, is left out
     early = sweep({"fused": "cuda"})
     early["samples"][0]["process_memory_mib"] = math.nan
     assert "of the process on the device" in said(draw("memory", **early))
 
 
-def test_a_card_that_tells_only_of_its_processes() -> None:
-    """As one that MIG shares out: no capacity is drawn, and what the process holds is."""
+def test_a_card_that_reports_only_its_processes() -> None:
+    """A card shared by MIG may report only this: the process's memory is drawn, no capacity."""
     rows = sweep({"fused": "cuda", "gemm_cuda": "cuda"})
     for row in rows["samples"]:
         row["device_memory_mib"] = row["device_memory_total_mib"] = math.nan
@@ -252,7 +252,7 @@ def epochs_of(rows: list[dict]) -> list[dict]:
 def test_energy_of_an_epoch_and_power() -> None:
     rows = watched()
     figure = draw("energy", energy=rows, epochs=epochs_of(rows))
-    # 5 x 16 / 256 + 0.2 J and 20 + 0.2 J, as the middle repeat has them
+    # 5 x 16 / 256 + 0.2 J and 20 + 0.2 J, the values of the middle repeat
     assert (
         figure.texts[0].get_text()
         == "fused trains an epoch with 0.51 J at batch 256; gemm_cuda at batch 16 takes 20 J"

@@ -1,4 +1,4 @@
-"""Files dated in the future: the time of each is put right once, and nothing is made for ever."""
+"""Files dated in the future: each gets the present time once, and no job runs for ever."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ DAY = 86400.0
 
 
 def dated(path: Path, days: float) -> Path:
-    """A file dated so many days from now."""
+    """A file that is dated `days` days from now."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     then = time.time() + days * DAY
@@ -57,7 +57,7 @@ def test_a_time_that_cannot_be_changed_is_named(
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What make needs, with an environment that counts as made."""
+    """The files that make needs, with an environment that counts as made."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
     for lock in (tmp_path / "requirements").glob("*.txt"):

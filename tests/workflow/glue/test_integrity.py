@@ -23,7 +23,7 @@ RUNS = "results/runs/blobs/tiny"
 
 
 def tiny(checkout: Checkout, **changes: dict[str, Any]) -> str:
-    """The tiny config with some settings changed; the name of the file."""
+    """Write the tiny config with some settings changed; returns the name of the file."""
     settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
     for section, change in changes.items():
         settings[section] |= change
@@ -33,7 +33,7 @@ def tiny(checkout: Checkout, **changes: dict[str, Any]) -> str:
 
 @pytest.mark.slow
 def test_all_makes_again_what_is_not_what_was_made(mine: Checkout) -> None:
-    """Each in another way; Snakemake alone takes altered files for new ones."""
+    """Files are damaged in different ways; Snakemake alone takes altered files for new ones."""
     results = mine.folder / "results"
     runs = mine.folder / RUNS
     content = {
@@ -81,7 +81,7 @@ def test_all_makes_again_what_is_not_what_was_made(mine: Checkout) -> None:
 
 @pytest.mark.slow
 def test_runs_that_are_all_gone_are_measured_again(mine: Checkout) -> None:
-    """The tables that are left are no published ones."""
+    """The tables that are left do not count as published ones."""
     shutil.rmtree(mine.folder / "results/runs")
     assert mine.planned("all")["measure"] == 8
 
@@ -98,7 +98,7 @@ def test_one_command_measures_a_run_again(mine: Checkout) -> None:
 
 @pytest.mark.slow
 def test_data_that_another_command_made_are_made_again(mine: Checkout) -> None:
-    """`cnnlib train` with another config has left its data where the workflow has its own."""
+    """`cnnlib train` with another config has written its data where the workflow has its own."""
     other = toy_config(datasets={"blobs": {**SETTINGS["datasets"]["toy"]}}).datasets["blobs"]
     data = mine.folder / "results/data/blobs.npz"
     own = data.read_bytes()
@@ -112,7 +112,7 @@ def test_data_that_another_command_made_are_made_again(mine: Checkout) -> None:
 
 @pytest.mark.slow
 def test_runs_that_cnnlib_sweep_made_with_other_settings(mine: Checkout) -> None:
-    """Snakemake knows nothing of them; what they say of themselves does."""
+    """Snakemake has no record of such runs, but their run.json shows that they are stale."""
     shutil.rmtree(mine.folder / ".snakemake")
     changed = tiny(mine, measuring={"latency_steps": 4})
     assert mine.planned("all", config=changed)["measure"] == 8
@@ -145,7 +145,7 @@ def test_what_was_made_is_known(made: Path) -> None:
 
 
 def test_what_was_altered_stays_so_until_it_is_made_again(made: Path) -> None:
-    """Also when another file was asked for in between, or the call was killed."""
+    """This holds also after a call for another file, or one that was killed."""
     (made / "a").write_text("A")
     (made / "b").write_text("B")
     first = Made(str(made), paths(made))
@@ -227,7 +227,7 @@ def test_few_lines_are_said_of_many_files() -> None:
 
 
 @pytest.mark.slow
-def test_every_figure_and_table_is_looked_after(finished: Checkout) -> None:
+def test_every_figure_and_table_is_recorded(finished: Checkout) -> None:
     made = json.loads((finished.folder / "results" / MADE).read_text())
     files = {Path(path).name for path in made}
     for name in modules.names("figures"):

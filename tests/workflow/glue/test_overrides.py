@@ -1,4 +1,4 @@
-"""Settings given by Snakemake's --config: nested ones, as its own parser hands them over."""
+"""Nested settings given by Snakemake's --config, as its own parser hands them over."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from workflow.glue.experiment import Experiment
 
 
 def experiment(*entries: str) -> Experiment:
-    """The tiny experiment with `entries` as after --config: Snakemake has merged them already."""
+    """The tiny experiment after --config with `entries`, which Snakemake has merged already."""
     settings = yaml.safe_load(Path(ROOT, "tests/tiny.yaml").read_text())
     settings["training"]["learning_rate"] = 0.1
     given = snakemakes(list(entries))
@@ -21,7 +21,7 @@ def experiment(*entries: str) -> Experiment:
 
 
 def merged(settings: Any, given: Any) -> Any:
-    """As Snakemake does it: texts take the places of numbers."""
+    """The settings as Snakemake merges them: texts take the places of numbers."""
     if not isinstance(given, dict) or not isinstance(settings, dict):
         return given
     return settings | {key: merged(settings.get(key), value) for key, value in given.items()}

@@ -1,4 +1,4 @@
-"""The programs that draw and tabulate, whatever the environment, and what a failure leaves."""
+"""The programs that draw and tabulate: in any environment, and when they fail."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ PUSH_PULL = [TABLES / "kernels.csv", TABLES / "epochs.csv"]
     ["module://matplotlib_inline.backend_inline", "module://no.such.module", "tkagg", "x"],
 )
 def test_the_environments_backend_does_not_matter(tmp_path: Path, backend: str) -> None:
-    """Notebooks name theirs in MPLBACKEND for all that they start, installed here or not."""
+    """Notebooks set MPLBACKEND for the programs that they start, installed here or not."""
     out = tmp_path / "push_pull.png"
     command = ["workflow.plotting.draw", "push_pull", "--tables", *PUSH_PULL, "--out", out]
     done = subprocess.run(

@@ -13,8 +13,9 @@ import pytest
 from cnnlib.errors import UserError
 from workflow.report import browser, poster
 
-# A browser confined as a snap is: /tmp is another one for it, hidden folders are closed to it. What
-# it cannot read it prints a page of Letter size about; what it cannot write it does not.
+# A browser that is confined like a snap: it has a /tmp of its own and cannot enter hidden folders.
+# For a file that it cannot read it prints an error page of Letter size; where it cannot write, it
+# prints nothing.
 CONFINED = f"""#!{sys.executable}
 import os, sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def program(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder, and a PATH on which there is no browser yet but what tests put there."""
+    """A home folder, and a PATH without a browser until a test puts one there."""
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "bin").mkdir()
@@ -83,7 +84,7 @@ def test_a_snap_without_a_folder_of_its_own(home: Path, tmp_path: Path) -> None:
 def test_another_page_than_ours_is_no_poster(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is confined and does not look like it, with files where it can only write."""
+    """A browser that is confined without looking so, and can only write in its folder."""
     program(tmp_path / "bin/chromium", CONFINED)
     (home / "snap/chromium/common").mkdir(parents=True)
     monkeypatch.setattr("tempfile.tempdir", str(home / "snap/chromium/common"))
@@ -129,7 +130,7 @@ def test_a_browser_that_hangs_is_ended_with_all_that_it_began(
 
 
 def running(process: int) -> bool:
-    """Whether it is there, and no zombie either; what was killed may take a moment to go."""
+    """Whether the process exists and is no zombie; a killed one may take a moment to vanish."""
     for _ in range(100):
         try:
             state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.quick
 
 REFERENCE = ROOT / "results/reference/nvidia-h100"
 BROWSER = next(filter(None, map(shutil.which, browser.BROWSERS)), "")
-# What is asked in the page itself, once everything has been loaded; the answer goes into the title.
+# A question to the page itself, once everything is loaded; the answer goes into the title.
 PROBE = """<script>
 const problems = [];
 addEventListener("error", event => problems.push(String(event.message || event.type)), true);

@@ -25,8 +25,8 @@ FIGURES = EXPERIMENT.poster_figures
 SUMMARY = pd.read_csv(REFERENCE / "tables/summary.csv")
 A1 = 594 / 25.4 * 72, 841 / 25.4 * 72
 LEGIBLE = 13.0
-"""Points of most of a figure's type on the page, at least: at arm's length as 8 in the hand."""
-# How much each picture is blown up, written where the page's title is.
+"""The least size of a figure's type in points: at arm's length it reads like 8 in the hand."""
+# The scale of each picture, written into the page's title.
 SCALES = """<script>addEventListener("load", () => { document.title = JSON.stringify(
   [...document.images].map(i => Math.min(i.clientWidth / i.naturalWidth,
                                          i.clientHeight / i.naturalHeight)))});</script>"""
@@ -119,7 +119,7 @@ def test_one_page_of_vectors(html: str, tmp_path: Path) -> None:
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 1
     (box,) = re.findall(rb"/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)\]", pdf)
     assert [float(side) for side in box] == pytest.approx(A1, abs=1)
-    # fonts are in it, and no figure is a photograph of itself
+    # fonts are embedded, and no figure is a bitmap
     assert b"/FontFile" in pdf
     pictures = re.findall(rb"/Width (\d+)\s*/Height (\d+)", pdf)
     assert all(int(width) < 400 and int(height) < 400 for width, height in pictures)
