@@ -74,15 +74,15 @@ def beliefs_at(line: pd.DataFrame, times: list[float]) -> list[recognition.Belie
 
 def title(rows: pd.DataFrame) -> str:
     """When the quickest and the slowest stage recognise the first of the images for good."""
-    of_digit = rows[rows["image_index"] == recognition.choose(rows)[0][0]]
-    measured = of_digit[of_digit["device_kind"] != "emulated"]
+    of_image = rows[rows["image_index"] == recognition.choose(rows)[0][0]]
+    measured = of_image[of_image["device_kind"] != "emulated"]
     known = [
         recognition.known_from(line)
-        for line in recognition.lines(measured if len(measured) else of_digit)
+        for line in recognition.lines(measured if len(measured) else of_image)
     ]
     found = [row for row in known if row is not None]
     if not found:
-        return f"No stage recognises this {of_digit['label'].iloc[0]} for good"
+        return f"No stage recognises this {of_image['label'].iloc[0]} for good"
     found.sort(key=lambda row: row["train_seconds"])
     what = f"this {found[0]['label']}"
     parts = [f"{found[0]['stage']} recognises {what} {recognition.after(found[0])}"]

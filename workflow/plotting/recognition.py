@@ -169,11 +169,11 @@ def compare(rows: pd.DataFrame) -> pd.DataFrame:
     the probability of a class.
     """
     found = []
-    for (images, digit), group in frames.groups(rows, ["images", "image_index"], sort=True):
+    for (images, index), group in frames.groups(rows, ["images", "image_index"], sort=True):
         if len(group) > 1 and group["chances"].map(len).nunique() == 1:
             apart = float(np.ptp(np.stack(list(group["chances"])), axis=0).max())
             same = group["belief"].nunique() == 1
-            found.append({"images": images, "image_index": digit, "same": same, "apart": apart})
+            found.append({"images": images, "image_index": index, "same": same, "apart": apart})
     return pd.DataFrame(found, columns=["images", "image_index", "same", "apart"])
 
 
@@ -205,17 +205,17 @@ def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
     Judged by the line that has seen the most images.
     """
     moments: dict[int, float] = {}
-    for digit, line in frames.groups(longest(rows), "image_index"):
+    for index, line in frames.groups(longest(rows), "image_index"):
         known = known_from(line.sort_values("images"))
-        moments[digit] = math.inf if known is None else known["images"]
+        moments[index] = math.inf if known is None else known["images"]
     learned = sorted(
-        (digit for digit in moments if moments[digit] < math.inf), key=moments.__getitem__
+        (index for index in moments if moments[index] < math.inf), key=moments.__getitem__
     )
-    never = [digit for digit in moments if moments[digit] == math.inf]
-    found = [(digit, "easy") for digit in learned[:1]]
+    never = [index for index in moments if moments[index] == math.inf]
+    found = [(index, "easy") for index in learned[:1]]
     late = learned[:0:-1][: BLOCKS - len(found) - bool(never)]
-    found += [(digit, "hard") for digit in reversed(late)]
-    found += [(digit, "very hard") for digit in never[: BLOCKS - len(found)]]
+    found += [(index, "hard") for index in reversed(late)]
+    found += [(index, "very hard") for index in never[: BLOCKS - len(found)]]
     return found[:BLOCKS]
 
 
@@ -284,24 +284,24 @@ def blocks(
     pictures: pd.DataFrame,
     cells: Callable[[pd.DataFrame], Sequence[Belief | None]],
 ) -> list[Block]:
-    """A block for each chosen digit; `cells` of a stage from its rows of that digit."""
+    """A block for each chosen image; `cells` makes those of a stage from its rows of that image."""
     found = []
-    for digit, kind in choose(rows)[: BLOCKS - sheet.compact]:
-        of_digit = rows[rows["image_index"] == digit]
-        label, dataset = of_digit[["label", "dataset"]].iloc[0]
+    for index, kind in choose(rows)[: BLOCKS - sheet.compact]:
+        of_image = rows[rows["image_index"] == index]
+        label, dataset = of_image[["label", "dataset"]].iloc[0]
         found.append(
             Block(
-                picture_of(pictures, dataset, digit),
-                f"a {label}, {kind}" + ("" if sheet.compact else f"\ntest image {digit:,}"),
-                [grid_row(line, cells(line)) for line in lines(of_digit)],
+                picture_of(pictures, dataset, index),
+                f"a {label}, {kind}" + ("" if sheet.compact else f"\ntest image {index:,}"),
+                [grid_row(line, cells(line)) for line in lines(of_image)],
             )
         )
     return found
 
 
-def picture_of(pictures: pd.DataFrame, dataset: str, digit: int) -> npt.NDArray[np.uint8] | None:
+def picture_of(pictures: pd.DataFrame, dataset: str, index: int) -> npt.NDArray[np.uint8] | None:
     """Dark on light, (height, width) or (height, width, 3); None if it is not in the table."""
-    found = pictures[(pictures["dataset"] == dataset) & (pictures["image_index"] == digit)]
+    found = pictures[(pictures["dataset"] == dataset) & (pictures["image_index"] == index)]
     if not len(found):
         return None
     row = found.iloc[0]
@@ -392,7 +392,7 @@ def places(rows: Sequence[GridRow]) -> list[float]:
 
 
 def draw_picture(axes: Axes, block: Block) -> None:
-    """The digit as the network sees it, framed, with its caption below."""
+    """The image as the network sees it, framed, with its caption below."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_anchor("C")

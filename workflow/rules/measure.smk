@@ -1,4 +1,4 @@
-# Measurements: one job a run, one run at a time.
+# Measurements: one job for each run, one run at a time.
 
 
 rule sources:
@@ -35,14 +35,14 @@ rule measure:
     priority: EXPERIMENT.priority
     conda:
         "../envs/cnn.yaml"
-    # Every core, so that no other job disturbs the clock.
+    # All cores, so that no other job runs while something is timed.
     threads: workflow.resource_settings.cores or 1
     resources:
         timer=1,
         gpu=EXPERIMENT.gpus,
     params:
         config=EXPERIMENT.settings_file,
-        # Of all the settings, those that this run depends on.
+        # The settings that this run depends on.
         settings=EXPERIMENT.run_settings,
         folder=subpath(output.run, parent=True),
     shell:
