@@ -17,7 +17,7 @@ measurements of the same thing come to the same choice, and a training to the sa
 """
 
 STEADY = 1.2
-"""Longest over shortest of several times of the same thing that nobody disturbed."""
+"""Largest ratio of the longest to the shortest time of the same work, if it is undisturbed."""
 
 
 class Unsteady(Exception):
@@ -34,7 +34,7 @@ def steady(times: list[float]) -> float:
 def measured_once(key: str, count: int, measure: Callable[[], list[float]]) -> list[float]:
     """The `count` times in seconds kept under `key`, or else those of `measure`.
 
-    nan stands for what cannot be done. An entry that is damaged, or of another kind, is replaced;
+    nan means that something cannot be done. A damaged entry, or one of another kind, is replaced;
     nothing is kept when `measure` raises.
     """
 

@@ -94,7 +94,7 @@ class _Piece:
 
 
 class ResidentImages:
-    """A training set on the host, of which `count` images at a time lie on the device.
+    """A training set on the host; `count` of its images at a time lie on the device.
 
     images (N, C, H, W) and labels (N,) are bytes. `count` is the largest multiple of `batch` that
     neither `limit` nor N exceeds, and at least one batch. Raises DoesNotFit where the device has no

@@ -160,9 +160,12 @@ class TorchEngine(Engine[TorchOperator]):
         if self._changing:
             rate = self._rate = torch.full((), setup.learning_rate, device=self.where)
         self._optimizer = torch.optim.SGD(
-            self._tensors, lr=rate, momentum=momentum,
-            foreach=not self._changing, fused=self._changing,
-        )  # fmt: skip
+            self._tensors,
+            lr=rate,
+            momentum=momentum,
+            foreach=not self._changing,
+            fused=self._changing,
+        )
         if momentum:
             for tensor in self._tensors:
                 self._optimizer.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
@@ -209,7 +212,7 @@ class TorchEngine(Engine[TorchOperator]):
             self._images = torch.from_numpy(np.ascontiguousarray(images)).to(self.where)
             self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.where)
             self._order = torch.zeros(count, dtype=torch.int64, device=self.where)
-            # A step's loss stands at the place of its first image in the order.
+            # A step's loss goes to the place of its first image in the order.
             self._losses = torch.zeros(count, device=self.where)
             self._first = torch.zeros((), dtype=torch.int64, device=self.where)
             self._rates = torch.full((count,), self.setup.learning_rate, device=self.where)

@@ -28,7 +28,7 @@ BROKEN: dict[str, str] = {}
 """Stages that cannot be used and why, by name; by the module's if the stage's is unknown."""
 
 _MODULES: list[tuple[Stage, str]] = []
-"""Every sound record, with the file in which it stands."""
+"""Every sound record, with its file."""
 
 
 def modules() -> list[str]:
@@ -138,27 +138,45 @@ def _expectations(stage: Stage) -> list[tuple[str, str, bool]]:
     """For each field: its name, what it should be, and whether it is."""
     where = get_args(Stage.__annotations__["runs_on"])
     return [
-        ("name", "a name of letters, digits, - and _",
-         isinstance(stage.name, str) and re.fullmatch(r"[\w-]+", stage.name) is not None),
+        (
+            "name",
+            "a name of letters, digits, - and _",
+            isinstance(stage.name, str) and re.fullmatch(r"[\w-]+", stage.name) is not None,
+        ),
         ("title", "a text", isinstance(stage.title, str)),
         ("change", "a text", isinstance(stage.change, str)),
         ("after", "the name of a stage", isinstance(stage.after, str)),
         ("color", "a colour such as '#0072b2'", _is_color(stage.color)),
         ("marker", "a character", isinstance(stage.marker, str) and len(stage.marker) <= 1),
         ("runs_on", " or ".join(map(repr, where)), stage.runs_on in where),
-        ("engine", "a class derived from Engine",
-         inspect.isclass(stage.engine) and issubclass(stage.engine, Engine)),
-        ("operators", "a mapping from tuples of kinds of layers, as in {(Conv, Activation): ...}",
-         isinstance(stage.operators, Mapping) and all(map(_is_run, stage.operators))),
+        (
+            "engine",
+            "a class derived from Engine",
+            inspect.isclass(stage.engine) and issubclass(stage.engine, Engine),
+        ),
+        (
+            "operators",
+            "a mapping from tuples of kinds of layers, as in {(Conv, Activation): ...}",
+            isinstance(stage.operators, Mapping) and all(map(_is_run, stage.operators)),
+        ),
         ("dtype", "a kind of floating point number", _is_floating(stage.dtype)),
-        ("rounding", "a positive number or None",
-         stage.rounding is None or _is_positive(stage.rounding)),
+        (
+            "rounding",
+            "a positive number or None",
+            stage.rounding is None or _is_positive(stage.rounding),
+        ),
         ("slack", "a positive number", _is_positive(stage.slack)),
-        ("conv_weight_slack", "a positive number or None",
-         stage.conv_weight_slack is None or _is_positive(stage.conv_weight_slack)),
-        ("threads", "a whole number from 1 on or None",
-         stage.threads is None or (type(stage.threads) is int and stage.threads >= 1)),
-    ]  # fmt: skip
+        (
+            "conv_weight_slack",
+            "a positive number or None",
+            stage.conv_weight_slack is None or _is_positive(stage.conv_weight_slack),
+        ),
+        (
+            "threads",
+            "a whole number from 1 on or None",
+            stage.threads is None or (type(stage.threads) is int and stage.threads >= 1),
+        ),
+    ]
 
 
 def _is_color(text: object) -> bool:
@@ -190,7 +208,7 @@ def _brief(value: object) -> str:
 
 
 def module_of(stage: Stage) -> str:
-    """The file in which a record stands, for messages."""
+    """The path of a record's file, for messages."""
     for known, module in _MODULES:
         if known is stage:
             return module

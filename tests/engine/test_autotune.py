@@ -1,4 +1,4 @@
-"""A choice by measuring: made once, kept, and the same again."""
+"""A choice by measuring is made once and kept, so that it stays the same."""
 
 import math
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_a_measurement_that_fails_leaves_nothing(cache: Path) -> None:
 
 
 def test_every_plan_that_is_tried_is_right(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever is the fastest on whatever machine: all of them train alike."""
+    """All candidates train alike, whichever is the fastest on a machine."""
     network, count = awkward(), 20
     monkeypatch.setattr(device, "multiprocessors", 2)
     plans = candidates(STAGE, plan(STAGE, network), count, device)
@@ -119,7 +119,7 @@ def test_a_choice_needs_times_that_repeat(
     assert len(rounds) == min(bad + 1, persistent.ATTEMPTS)
 
 
-def test_plans_are_timed_and_the_choice_is_told(
+def test_plans_are_timed_and_the_choice_is_recorded(
     device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, count = awkward(), 6
@@ -128,13 +128,13 @@ def test_plans_are_timed_and_the_choice_is_told(
     monkeypatch.setattr(plans_of_tuned, "TRIED", plans_of_tuned.TRIED[:2])
     monkeypatch.setattr(autotune, "STEADY", math.inf)  # this machine may be busy
     with open_engine(STAGE, network, count, device, tune=True) as engine:
-        told = engine.choices
-        times = [way["step_seconds"] for way in told["tried"]]
+        choices = engine.choices
+        times = [way["step_seconds"] for way in choices["tried"]]
         assert len(times) >= 2
         assert all(0 < time < 60 for time in times)
-        way = told["tried"][fastest(times)]
-        assert told["chosen"] == {k: v for k, v in way.items() if k != "step_seconds"}
-        # what was tried has left nothing behind
+        way = choices["tried"][fastest(times)]
+        assert choices["chosen"] == {k: v for k, v in way.items() if k != "step_seconds"}
+        # trials leave nothing behind
         validate(engine, *pictures(network, count))
         five_steps(engine, *pictures(network, 3 * count))
 
@@ -143,4 +143,4 @@ def test_plans_are_timed_and_the_choice_is_told(
 
     monkeypatch.setattr(PersistentEngine, "_step_seconds", again)
     with open_engine(STAGE, network, count, device, tune=True) as engine:
-        assert engine.choices == told
+        assert engine.choices == choices

@@ -36,7 +36,7 @@ def chi_square(counts: np.ndarray) -> float:
 
 @pytest.mark.parametrize("count", [48, 64, 1000])
 def test_every_image_comes_everywhere_alike(count: int) -> None:
-    """Over many epochs: where each image comes, and which image follows which, by chi-square.
+    """Chi-square tests of the place of each image, and of its successor, over many epochs.
 
     With count^2 cells in classes of 16 x 16 its mean is 225 for sixteen fixed margins each way and
     its deviation 21; 330 is five deviations.
@@ -49,7 +49,7 @@ def test_every_image_comes_everywhere_alike(count: int) -> None:
         np.add.at(places, (place, kind), 1)
         np.add.at(followers, (kind[:-1], kind[1:]), 1)
     assert chi_square(places) < 330
-    # no image follows itself, which tells where they are few: 310 to 336 by numpy's permutations
+    # No image follows itself; with few images that shows: 310 to 336 by numpy's permutations.
     assert chi_square(followers) < 420
 
 

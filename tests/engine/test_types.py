@@ -28,10 +28,22 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     file = tmp_path_factory.mktemp("typed") / "records.py"
     file.write_text(HEAD + "".join(f"stage{i} = {text}\n" for i, text in enumerate(records)))
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--no-color-output",
-         "--hide-error-context", "--cache-dir", str(file.parent / "cache"), str(file)],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--no-error-summary",
+            "--no-color-output",
+            "--hide-error-context",
+            "--cache-dir",
+            str(file.parent / "cache"),
+            str(file),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     first = HEAD.count("\n") + 1
     found = dict.fromkeys(records, "")
     for line in done.stdout.splitlines():
@@ -44,10 +56,12 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 RIGHT = [
     RECORD.format(engine="MicroBatchEngine", operator="gemm.MatrixConv"),
     RECORD.format(engine="GpuEngine", operator="gemm_cuda.GemmConv"),
-    RECORD.format(engine="GpuEngine", operator="lambda planned, stage, limits: "
-                  "gemm_cuda.GemmConv(planned, stage, limits)"),
+    RECORD.format(
+        engine="GpuEngine",
+        operator="lambda planned, stage, limits: gemm_cuda.GemmConv(planned, stage, limits)",
+    ),
     "replace(ring.STAGE, options=GpuOptions(error_slots=3))",
-]  # fmt: skip
+]
 WRONG = [
     RECORD.format(engine="MicroBatchEngine", operator="gemm_cuda.GemmConv"),
     RECORD.format(engine="GpuEngine", operator="gemm.MatrixConv"),

@@ -89,7 +89,7 @@ def test_half_of_the_free_memory_is_taken_unless_a_number_is_given(device: Devic
 
 def test_arrays_that_kernels_cannot_index_are_refused(device: Device) -> None:
     class Many(np.ndarray):
-        """Labels of which only the number is looked at."""
+        """Labels that claim to be more than 32-bit indices can count."""
 
         def __len__(self) -> int:
             return 2**31

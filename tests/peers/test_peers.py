@@ -1,4 +1,4 @@
-"""The same training by other libraries: as exact as a stage; where they are absent, rows say so."""
+"""Peers train as exactly as stages do, and rows say so where their libraries are absent."""
 
 import importlib.util
 import json
@@ -80,7 +80,7 @@ def test_only_gradients_of_convolutions_weights_may_be_as_coarse_as_winograds(ke
 
 @each_of(HERE)
 @pytest.mark.usefixtures("installed")
-def test_the_order_is_followed_and_what_is_left_over_dropped(stage) -> None:
+def test_the_order_is_followed_and_the_rest_of_it_dropped(stage) -> None:
     order = np.random.default_rng(3).permutation(40)[:37]
     results = []
     for one in (stage, FAST_REFERENCE):
@@ -105,7 +105,7 @@ def test_learning_rates_change_with_the_steps(stage) -> None:
 
 
 def test_the_step_that_a_graph_repeats_is_a_step() -> None:
-    """What is recorded finds its batch and its learning rate by itself."""
+    """The recorded step finds its batch and its learning rate by itself."""
     torch = pytest.importorskip("torch")
     order, rates, found = np.arange(30)[::-1].copy(), np.array([0.3, 0.01, 0.2]), []
     for one_by_one in (False, True):
@@ -156,7 +156,7 @@ def test_it_is_measured_as_a_stage_is(stage, tmp_path: Path) -> None:
 
 
 class Library:
-    """In the place of a library: notes what is called, by its last name."""
+    """Stands in for a library and notes the last part of every name that is called."""
 
     def __init__(self, called: list[str], name: str = "") -> None:
         self._called, self._name = called, name
@@ -185,10 +185,14 @@ class Library:
 
 
 LAYERS = [
-    {"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2},
-    {"activation": "tanh"}, {"subsample": {"size": 2, "method": "mean"}},
-    {"activation": "sigmoid"}, {"dense": 3},
-]  # fmt: skip
+    {"conv": {"maps": 2, "kernel": 3}},
+    {"activation": "relu"},
+    {"subsample": 2},
+    {"activation": "tanh"},
+    {"subsample": {"size": 2, "method": "mean"}},
+    {"activation": "sigmoid"},
+    {"dense": 3},
+]
 
 
 @pytest.mark.parametrize("package", [pytorch, jax], ids=["torch", "jax"])

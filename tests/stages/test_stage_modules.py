@@ -1,4 +1,4 @@
-"""Modules of stages as users leave them: one line says what is wrong, and all others work."""
+"""A broken module of a stage is reported in one line, and all other stages work."""
 
 import os
 import re
@@ -22,7 +22,7 @@ HEAD = "import dataclasses\nfrom cnnlib.stages import gemm\n"
 
 
 def module(name: str, *changes: str) -> str:
-    """A stage that is gemm but for its name and the changes."""
+    """The text of a module whose stage is gemm with another name and these changes."""
     fields = ", ".join([f"name={name!r}", *changes])
     return f"{HEAD}STAGE = dataclasses.replace(gemm.STAGE, {fields})\n"
 
@@ -104,7 +104,7 @@ def test_variants_without_a_comma(load: Load) -> None:
     ]
 
 
-def test_a_stage_after_none_that_there_is(load: Load) -> None:
+def test_a_stage_after_an_unknown_one(load: Load) -> None:
     assert load(module("mine", "after='rign'")) == ()
     line = refused()
     assert "STAGE.after is 'rign', which is no stage; known: gemm, mine, naive" in line
@@ -122,13 +122,15 @@ def test_a_stage_after_none_that_there_is(load: Load) -> None:
         ("raise ValueError('a\\nb')\n", r"mine\.py: ValueError: a b \("),
         ("", r"cnnlib/stages/mine\.py has no STAGE$"),
         ("STAGE = None", r"mine\.py has no STAGE$"),
-        (module("mine").rstrip() + ",\n",
-         r"mine\.py: STAGE is a tuple, not a Stage \(is there a comma after its last bracket\?\)$"),
+        (
+            module("mine").rstrip() + ",\n",
+            r"py: STAGE is a tuple, not a Stage \(is there a comma after its last bracket\?\)$",
+        ),
         ("from cnnlib.engine import Stage\nSTAGE = Stage\n", r"STAGE is a type, not a Stage"),
         ("STAGE = 'gemm'\n", r"STAGE is a str, not a Stage$"),
         (HEAD + "STAGE = dataclasses.replace(gemm.STAGE, nam='mine')", "TypeError: .*'nam'"),
     ],
-)  # fmt: skip
+)
 def test_a_module_that_is_no_stage(load: Load, text: str, problem: str) -> None:
     assert load(text) == ()
     line = refused()
@@ -185,8 +187,8 @@ def test_options_of_another_engine(load: Load) -> None:
 
 
 @pytest.mark.parametrize("name", ["'my stage'", "'a/b'", "''", "7", "None", "'näh\\n'"])
-def test_a_name_that_is_none(load: Load, name: str) -> None:
-    """Folders and rules are named after it."""
+def test_a_name_that_cannot_be_used(load: Load, name: str) -> None:
+    """A stage's name becomes part of paths and of names of rules."""
     assert load(f"{HEAD}STAGE = dataclasses.replace(gemm.STAGE, name={name})\n") == ()
     (problem,) = stages.problems()
     assert "\n" not in problem
@@ -202,7 +204,7 @@ def test_methods_that_are_missing_are_named(load: Load) -> None:
 
 
 def test_a_broken_module_with_another_name_than_its_stages(load: Load) -> None:
-    """Its stage is known by its own name, if it got so far."""
+    """A broken stage is known by its own name where its record has one."""
     assert load(module("wheels", "slack=0")) == ()
     assert "cannot be used: cnnlib/stages/mine.py: STAGE.slack is 0" in refused("wheels")
     assert "(unusable: cnnlib/stages/mine.py: STAGE.slack is 0" in refused("mine")
@@ -225,7 +227,7 @@ def test_a_broken_copy_is_not_taken_for_the_stage_it_was_copied_from(load: Load)
         find_stage("gemm", "sweep.stages")
 
 
-# as a user has them -----------------------------------------------------------------------------
+# Whole commands on a copy of the package with several broken modules
 
 MODULES = {
     "broken": "def f(:\n",
@@ -250,7 +252,7 @@ MODULES = {
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of cnnlib with these modules among its stages, and a folder's worth of data."""
+    """A copy of cnnlib with MODULES among its stages, a data set and a config."""
     folder = tmp_path_factory.mktemp("package")
     for name in ("cnnlib", "kernels"):
         ignore = shutil.ignore_patterns("__pycache__")
@@ -265,11 +267,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cnnlib(package: Path, *arguments: str, code: int) -> tuple[str, str]:
-    """What the command prints, and what on standard error."""
+    """Run the command; returns its standard output and its standard error."""
     done = subprocess.run(
-        [sys.executable, "-m", "cnnlib", *arguments], cwd=package, capture_output=True, text=True,
-        timeout=300, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )  # fmt: skip
+        [sys.executable, "-m", "cnnlib", *arguments],
+        cwd=package,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
 
@@ -318,7 +324,7 @@ def test_a_broken_stage_that_is_asked_for_is_one_line(
 
 
 def test_check_prints_its_whole_table(package: Path) -> None:
-    """Whatever stages do, each has its verdict, and each problem its line."""
+    """Every stage gets a verdict, and every problem one line, even where processes die."""
     sweep_of(package, *MODULES, "gemm", limit=5.0, batch_sizes=(1, 7))
     out, err = cnnlib(package, "check", code=1)
     lines = [line.split() for line in out.splitlines()[1:]]
@@ -326,10 +332,16 @@ def test_check_prints_its_whole_table(package: Path) -> None:
     for line in lines:
         verdicts.setdefault(line[0], set()).add(line[-1])
     assert verdicts == {
-        "broken": {"broken"}, "tupled": {"broken"}, "poor": {"unavailable"}, "crashes": {"died"},
-        "hangs": {"hung", "skipped"}, "leaves": {"died"}, "raises": {"FAILED"}, "sound": {"ok"},
+        "broken": {"broken"},
+        "tupled": {"broken"},
+        "poor": {"unavailable"},
+        "crashes": {"died"},
+        "hangs": {"hung", "skipped"},
+        "leaves": {"died"},
+        "raises": {"FAILED"},
+        "sound": {"ok"},
         "gemm": {"ok"},
-    }  # fmt: skip
+    }
     assert list(verdicts) == [*MODULES, "gemm"]
     for text in (
         "stage 'broken' in sweep.stages cannot be used: cnnlib/stages/broken.py: ",
@@ -393,7 +405,7 @@ def test_an_unknown_stage_is_refused_by_check(package: Path) -> None:
 
 
 def test_a_reference_that_does_not_parse_is_one_line(package: Path, tmp_path: Path) -> None:
-    """Nothing can be compared without it."""
+    """Stage gemm is the reference of all others, so nothing can be compared without it."""
     copy = tmp_path / "copy"
     shutil.copytree(package, copy)
     (copy / "cnnlib/stages/gemm.py").write_text("STAGE = (\n")

@@ -1,4 +1,4 @@
-"""What every engine promises, whatever stage it trains by and wherever."""
+"""The promises of every engine hold for all stages, on a GPU or emulated."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_momentum(stage, network, device):
 @each_stage
 @on(small())
 def test_every_step_has_its_learning_rate(stage, network, device):
-    """Also where only two steps' images are on the device at a time."""
+    """It does so even where the device holds the images of only two steps at a time."""
     images, labels = pictures(network, 6)
     rates = np.array([0.5, 0.0, 0.25])
     with training(stage, network, 2, 6, device, resident_images=4) as engine:
@@ -71,7 +71,7 @@ def test_every_step_has_its_learning_rate(stage, network, device):
 
 @each_stage
 @on(small())
-def test_what_is_left_over_is_dropped(stage, network, device):
+def test_images_after_the_last_whole_batch_are_dropped(stage, network, device):
     results = []
     for order in ([5, 1, 4, 2, 0, 3], [5, 1, 4, 2, 0, 3, 7, 6]):
         with training(stage, network, 3, 8, device) as engine:
@@ -95,7 +95,7 @@ def test_training_reports_the_mean_loss_of_its_steps(stage, network, device):
 
 @each_stage
 @on(awkward())
-def test_a_training_goes_on_bit_for_bit(stage, network, device):
+def test_a_training_continues_bit_for_bit(stage, network, device):
     order = np.random.default_rng(0).permutation(32)
     with training(stage, network, 8, 32, device, momentum=0.9) as engine:
         engine.train(order)
@@ -157,7 +157,7 @@ def test_logits_of_any_number_of_images(stage, network, device):
 
 @each_stage
 @on(lenet5(), awkward())
-def test_divergence_is_seen(stage, network, device):
+def test_divergence_shows_in_the_loss(stage, network, device):
     with training(stage, network, 4, 8, device) as engine:
         vector = engine.parameters
         vector[0] = np.nan
@@ -168,7 +168,7 @@ def test_divergence_is_seen(stage, network, device):
 
 @each_stage
 @on(lenet5())
-def test_infinite_weights_are_seen(stage, network, device):
+def test_infinite_weights_show_in_the_loss(stage, network, device):
     with training(stage, network, 4, 8, device) as engine:
         engine.parameters = np.full(network.parameter_count, np.finfo(stage.dtype).max)
         with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""The CPU stages against the float64 reference, and what their engines promise."""
+"""The CPU stages agree with the float64 reference, and their engines keep their promises."""
 
 import dataclasses
 import math
@@ -222,19 +222,19 @@ def test_no_process_outlives_a_killed_parent():
 
 
 def alive(pid):
-    """Whether the process runs; one that only nobody has waited for yet does not."""
+    """Whether the process runs; a zombie, which its parent has not waited for, does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-# What validation must not let through: one operator of stage gemm with a typical mistake each.
+# Each class below is an operator of stage gemm with a typical mistake for validation to find.
 
 
 class TransposedKernel(gemm.MatrixConv):
     def forward(self):
-        upright = self.parameters  # shared with the other lanes: not to be written
+        upright = self.parameters  # other lanes share these arrays, so they must not be written
         self.parameters = upright | {"weight": upright["weight"].swapaxes(2, 3)}
         super().forward()
         self.parameters = upright
@@ -287,7 +287,7 @@ def test_validation_notices_that_one_image_of_many_is_lost():
     stage = dataclasses.replace(broken(Dense, LastImageLost), threads=1)
     network = lenet5()
     with open_engine(stage, network, 4096) as engine:
-        # Weights at which what one image adds drowns in the rounding allowed for the whole batch.
+        # With these weights, one image's share is less than the rounding allowed for the batch.
         engine.parameters = engine.parameters * 2
         with pytest.raises(ValidationFailed, match="for errors of a few images in a batch of 4096"):
             validate(engine, *pictures(network, 4096))
@@ -344,7 +344,7 @@ def test_a_profile_counts_every_operator_and_changes_nothing(stage, size, moment
         took = time.perf_counter() - began
         assert np.array_equal(engine.parameters, before[0])
         assert np.array_equal(engine.velocity, before[1])
-        # nothing is left in the operators' way
+        # the timed methods have been removed again
         operators = engine.lane.operators if stage.name == "gemm" else engine.operators
         assert not any({"forward", "backward"} & set(vars(each)) for each in operators)
         named = {(row.layers, row.part): row for row in rows}

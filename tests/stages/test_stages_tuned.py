@@ -117,9 +117,9 @@ def test_weights_that_do_not_fit_a_block_are_named(network, message, batch_size,
 def test_what_is_on_chip_is_told(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "shared_bytes", 110_000)
     with open_engine(STAGE, lenet5(), 5, device) as engine:
-        told = engine.choices["chosen"]["weights_on_chip"]
-        assert told == ["conv1", "conv2", *held(engine.block)]
-        assert "dense1" not in told
+        held_ones = engine.choices["chosen"]["weights_on_chip"]
+        assert held_ones == ["conv1", "conv2", *held(engine.block)]
+        assert "dense1" not in held_ones
 
 
 def test_more_blocks_than_images_and_fewer(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,9 +168,14 @@ def test_the_second_phase_sums_more_than_is_on_its_way(
 def test_a_convolution_of_many_maps(device: Device) -> None:
     """More sums than a thread has where networks are small; few threads have room for them."""
     layers = [
-        {"conv": {"maps": 8, "kernel": 5}}, {"activation": "relu"}, {"subsample": 2},
-        {"conv": {"maps": 48, "kernel": 5}}, {"activation": "relu"}, {"subsample": 2}, {"dense": 3},
-    ]  # fmt: skip
+        {"conv": {"maps": 8, "kernel": 5}},
+        {"activation": "relu"},
+        {"subsample": 2},
+        {"conv": {"maps": 48, "kernel": 5}},
+        {"activation": "relu"},
+        {"subsample": 2},
+        {"dense": 3},
+    ]
     network = build("many", (1, 20, 20), 3, layers)
     with open_engine(STAGE, network, 5, device) as engine:
         assert isinstance(engine, PersistentEngine)

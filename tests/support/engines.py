@@ -15,12 +15,12 @@ GPU_STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "cuda"
 
 
 def each_of(stages: Iterable[Stage]) -> pytest.MarkDecorator:
-    """A test's argument `stage`: each of these in turn."""
+    """Run a test once for each of these stages, as its argument `stage`."""
     return pytest.mark.parametrize("stage", list(stages), ids=lambda stage: stage.name)
 
 
 def on(*networks: Network) -> pytest.MarkDecorator:
-    """A test's argument `network`: each of these in turn."""
+    """Run a test once for each of these networks, as its argument `network`."""
     return pytest.mark.parametrize("network", networks, ids=[network.name for network in networks])
 
 

@@ -1,4 +1,4 @@
-"""Networks that tests train: a function each, so that a name in a failure says which."""
+"""Networks that tests train, each built by a function of its name."""
 
 from cnnlib.layers import Layer
 from cnnlib.network import Network, parse_layers
@@ -94,11 +94,11 @@ def deep(convolutions: int, maps: int, method: str | None = None) -> Network:
 NETWORKS = {
     network.name: network for network in (lenet5(), lenet5("mean", "tanh"), simard(), awkward())
 }
-"""What every stage is compared with the reference on; a network added here meets every check."""
+"""Every stage is compared with the reference on these; a network added here meets every check."""
 
 
 def strides() -> Network:
-    """Strides beyond the kernel: rows and columns between two windows that nobody sees."""
+    """Strides beyond the kernel: rows and columns between two windows belong to neither."""
     return build(
         "strides",
         (3, 37, 41),
@@ -146,7 +146,7 @@ def many_maps() -> Network:
 
 
 LINEAR = {network.name: network for network in (strides(), windows(), many_maps())}
-"""Without activations: on integers every arithmetic gives the same gradient, bit for bit."""
+"""Networks without activations, in which integers give the same gradient in any arithmetic."""
 
 
 def curved() -> Network:
@@ -167,7 +167,7 @@ def curved() -> Network:
 
 
 def unusual_order() -> Network:
-    """Layers alone that mostly come together, and the images subsampled before all else."""
+    """Layers apart that mostly come together, and images that are subsampled first."""
     return build(
         "unusual_order",
         (3, 24, 16),
