@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -183,15 +183,15 @@ class ResidentImages:
         self._pool.shutdown()
 
 
-def resident_limit(device: Device, images: int | str, image_bytes: int) -> int:
+def resident_limit(device: Device, images: int | Literal["auto"], image_bytes: int) -> int:
     """How many images of `image_bytes` each, with a label, may be on the device at a time.
 
     images: the number itself or "auto", which is half of what fits into the free memory: the other
     half is left for the device's other users.
     """
-    if isinstance(images, int):
-        return images
-    return device.free_bytes() // 2 // (image_bytes + 1)
+    if images == "auto":
+        return device.free_bytes() // 2 // (image_bytes + 1)
+    return images
 
 
 def device_array(

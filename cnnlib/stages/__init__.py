@@ -20,22 +20,22 @@ LADDER, VARIANTS = records(modules())
 ALL: tuple[Stage, ...] = (*LADDER, *VARIANTS, *PEERS)
 
 
-def find_stage(name: str, place: str) -> Stage:
-    """The stage called `name`; ConfigError naming `place` and the choices if there is none.
+def find_stage(name: str, where: str) -> Stage:
+    """The stage called `name`, for the setting or the option called `where`.
 
-    Raises BrokenStage if the module or the record of this stage is broken, or if two stages have
-    this name.
+    Raises ConfigError naming `where` and the choices if there is none, BrokenStage if
+    the module or the record of this stage is broken, or if two stages have this name.
     """
     if name in BROKEN:
-        raise BrokenStage(f"stage {name!r} in {place} cannot be used: {BROKEN[name]}")
+        raise BrokenStage(f"stage {name!r} in {where} cannot be used: {BROKEN[name]}")
     stages = (*LADDER, *VARIANTS, *PEERS)
     found = [stage for stage in stages if stage.name == name]
     if len(found) > 1:
-        raise BrokenStage(f"stage {name!r} in {place} is ambiguous: {_twice(found)}")
+        raise BrokenStage(f"stage {name!r} in {where} is ambiguous: {_twice(found)}")
     if found:
         return found[0]
     known = ", ".join(stage.name for stage in stages)
-    text = f"unknown stage {name!r} in {place}; known: {known}"
+    text = f"unknown stage {name!r} in {where}; known: {known}"
     if BROKEN:
         text += f" (unusable: {'; '.join(BROKEN.values())})"
     raise ConfigError(text)
