@@ -39,16 +39,6 @@ from cnnlib.engine.upload import LoadTimer, ResidentImages
 from cnnlib.layers import Array
 from cnnlib.network import Network
 
-__all__ = [
-    "SUM_THREADS",
-    "THREADS",
-    "DeviceEngine",
-    "GpuEngine",
-    "GpuOperator",
-    "GpuOptions",
-    "Launch",
-]
-
 FEW_GROUPS = 8
 """Most partial sums of a weight that one thread adds up by itself."""
 
