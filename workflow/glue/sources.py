@@ -40,6 +40,7 @@ LAYERS = "cnnlib.layers"
 
 KERNELS = ROOT / "kernels"
 KERNEL = re.compile(r"[\w./]+\.(?:cuh?|hpp|cpp)\b")
+INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 @functools.cache
@@ -160,11 +161,30 @@ def kernels_of(files: Iterable[Path]) -> set[Path]:
     waiting = list(files)
     while waiting:
         path = waiting.pop()
-        for name in set(KERNEL.findall(path.read_text(encoding="utf-8"))):
+        for name in kernel_names(path):
             new = kernel_files(name, path.parent) - found
             found |= new
             waiting += new
     return found
+
+
+@functools.cache
+def kernel_names(path: Path) -> frozenset[str]:
+    """Names of kernel files in the strings of a Python file, or the #include lines of a kernel.
+
+    Comments and docstrings, which may mention any file, do not count.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return frozenset(INCLUDE.findall(text))
+    nodes = list(ast.walk(ast.parse(text)))
+    prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+    ]
+    return frozenset(name for each in texts for name in KERNEL.findall(each))
 
 
 @functools.cache

@@ -72,12 +72,13 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("text", "found"),
     [
         ('NAME = "tuned/conv.cuh"', ["grid", "portable", "tuned/conv", "tuned/sum"]),
-        ('"""See kernels/fused/sum.cuh."""', ["fused/sum"]),
-        ('#include "grid.cuh"', ["grid", "portable"]),
-        ('f"{folder}/sum.cuh"', ["fused/sum", "tuned/sum"]),
-        ('"other.cuh" and "tuned/other.cuh"', []),
+        ('NAME = "kernels/fused/sum.cuh"', ["fused/sum"]),
+        ("SOURCE = '#include \"grid.cuh\"'", ["grid", "portable"]),
+        ('NAME = f"{folder}/sum.cuh"', ["fused/sum", "tuned/sum"]),
+        ('NAMES = "other.cuh", "tuned/other.cuh"', []),
+        ('"""As fused/sum.cuh does."""  # and grid.cuh', []),
     ],
-    ids=["path", "from the top", "without a folder", "unclear", "unknown"],
+    ids=["path", "from the top", "without a folder", "unclear", "unknown", "mentioned"],
 )
 def test_kernels_are_found_by_path(kernels: Path, text: str, found: list[str]) -> None:
     module = kernels.parent / "module.py"
