@@ -20,8 +20,6 @@ __device__ __forceinline__ Float4 load_l2(const Float4* at) {
 #endif
 }
 
-__host__ __device__ constexpr int quads(int floats) { return (floats + 3) / 4; }
-
 template <int FUNCTION>
 __device__ __forceinline__ float activate(float x) {
   if (FUNCTION == RELU) return x < 0.0f ? 0.0f : x;  // NaN compares false and so stays NaN

@@ -35,7 +35,7 @@ struct ByteConv : ConvCommon<Layer, Threads> {
   static __device__ __forceinline__ void copy_weights(Context& c) {
     copy_float4s(Layer::RawWeights::all(c.shared) - Layer::FIRST_WEIGHT % 4,
                  c.parameters + (Layer::FIRST_WEIGHT - Layer::FIRST_WEIGHT % 4),
-                 quads(Layer::FIRST_WEIGHT % 4 + PARAMETERS));
+                 ceil_div(Layer::FIRST_WEIGHT % 4 + PARAMETERS, 4));
   }
 
   template <class Context>

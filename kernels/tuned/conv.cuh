@@ -33,7 +33,7 @@ struct Conv : ConvCommon<Layer, Threads> {
   static __device__ __forceinline__ void copy_weights(Context& c) {
     copy_float4s(Layer::Weights::all(c.shared) - Layer::FIRST_WEIGHT % 4,
                  c.parameters + (Layer::FIRST_WEIGHT - Layer::FIRST_WEIGHT % 4),
-                 quads(Layer::FIRST_WEIGHT % 4 + PARAMETERS));
+                 ceil_div(Layer::FIRST_WEIGHT % 4 + PARAMETERS, 4));
   }
 
   // From a position's first source unit to that of a term; padded terms may point anywhere: their weight is 0.
