@@ -27,7 +27,7 @@ PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 def _yaml_number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 and 1.5e3 for texts, for lack of a point or a sign: numbers are meant."""
+    """Read 1e-3 and 1.5e3 as numbers; YAML 1.1 takes them for texts, lacking a point or a sign."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+", value):
         return float(value)
     return value
@@ -93,28 +93,28 @@ class Measuring(Section):
     budget_seconds: Number = Field(default=60.0, gt=0)
     """A run whose epochs would take longer is timed on a part and scaled (`extrapolated`)."""
     sample_seconds: Number = Field(default=5.0, gt=0)
-    """How long such a run is timed at the most."""
+    """The longest time for which such a run is timed."""
     emulated_seconds: Number = Field(default=3.0, gt=0)
-    """The same budget for a GPU's kernels that are compiled for the CPU, and how long such a run
-    trains at the most, about, to see what is learned when."""
+    """budget_seconds for emulated kernels, and about the longest time for which such a run trains
+    for its learning curve."""
     budget_images: PositiveInt = 8
-    """Images timed at the least when a run is scaled."""
+    """Least number of images that are timed when a run is scaled."""
     full: bool = False
     """Run everything in full, however long it takes."""
     limit_seconds: Number = Field(default=1800.0, gt=0)
-    """A run that takes longer has hung and is ended; not where everything is run in full."""
+    """A run that takes longer counts as hung and is ended, unless everything is run in full."""
     resident_images: PositiveInt | Literal["auto"] = "auto"
     """Images that the GPU holds per load; auto: as many as fit."""
     autotune: bool = True
-    """On a GPU, a stage that has several ways to train takes the one it measures to be fastest."""
+    """On a GPU, a stage that has several ways to train measures which is the fastest."""
     sample_interval: Number = Field(default=0.01, gt=0)
-    """Seconds between two looks at memory, power and clocks."""
+    """Seconds between two readings of memory, power and clocks."""
     energy_seconds: Number = Field(default=1.0, ge=0)
-    """Training without a pause for the energy of an epoch; 0: not measured."""
+    """Seconds of training without a pause, for the energy of an epoch; 0 measures none."""
     learning_images: PositiveInt = 1000
-    """Test images, at most, for the accuracy in the course of a training."""
+    """Most test images that a learning curve's accuracy is measured on."""
     probe_seconds: Number = Field(default=20.0, gt=0)
-    """Time for all measurements of the machine's own limits, about."""
+    """Approximate time for all measurements of the machine's own limits."""
 
     @model_validator(mode="before")
     @classmethod
@@ -185,14 +185,14 @@ T = TypeVar("T")
 
 
 def lookup(choices: Mapping[str, T], name: str, what: str, where: str) -> T:
-    """choices[name], or a ConfigError that names the thing, the where and the choices."""
+    """choices[name], or a ConfigError that names the thing, its location and the choices."""
     if name not in choices:
         raise ConfigError(f"unknown {what} {name!r} in {where}; known: {', '.join(choices)}")
     return choices[name]
 
 
 def parse_config(settings: Any, where: str = "config") -> Config:
-    """Settings (nested dicts, as YAML gives them) -> Config, checked; ConfigError otherwise."""
+    """The Config in settings (nested dicts, as YAML gives them); ConfigError if they are wrong."""
     if not isinstance(settings, dict):
         raise ConfigError(f"{where} must be a mapping of settings, not {type(settings).__name__}")
     try:
@@ -244,7 +244,7 @@ def _check_lists(config: Config) -> None:
 
 
 def _check_measuring(measuring: Measuring) -> None:
-    """ConfigError where a run that does what it is asked to would be ended as one that hangs."""
+    """ConfigError where a run that is in order would be ended because it seems to hang."""
     for key in (
         "warmup_seconds",
         "budget_seconds",

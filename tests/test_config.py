@@ -376,7 +376,7 @@ def test_files_that_are_no_config(
 
 @pytest.mark.timeout(20)
 def test_a_billion_laughs(write: Write) -> None:
-    """Aliases of aliases: a few lines that stand for more than any memory holds."""
+    """Aliases of aliases: a few lines that expand to more than any memory holds."""
     text = "l0: &l0 [ha, ha]\n" + "".join(
         f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 30)
     )
@@ -501,7 +501,7 @@ def test_indentation_in_the_readme_style(write: Write) -> None:
         ("networks: {a: [{dense: 1}, {dense: 1, dense: 2}]}", "line 1: the key 'dense'"),
     ],
 )
-def test_a_key_that_stands_twice(write: Write, text: str, where: str) -> None:
+def test_a_key_that_is_given_twice(write: Write, text: str, where: str) -> None:
     """YAML itself takes the second without a word."""
     path = write(text)
     with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}, {where} is given twice')}$"):

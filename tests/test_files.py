@@ -85,7 +85,7 @@ def test_unwritable_places_are_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
+def unprivileged() -> Iterator[None]:
     """Be a user to whom permissions apply: they do not to root."""
     if os.geteuid():
         yield
@@ -97,7 +97,7 @@ def nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_folders_and_files_without_permission(tmp_path: Path, nobody: None) -> None:
+def test_folders_and_files_without_permission(tmp_path: Path, unprivileged: None) -> None:
     if os.getuid():  # pytest keeps root's folders from others already
         np.savez(tmp_path / "arrays.npz", x=1)
         (tmp_path / "arrays.npz").chmod(0)
@@ -186,7 +186,7 @@ def test_a_device_is_not_replaced_by_a_file() -> None:
     assert os.stat("/dev/null").st_rdev == before.st_rdev
 
 
-def test_permissions_are_tried_before(tmp_path: Path, nobody: None) -> None:
+def test_permissions_are_tried_before(tmp_path: Path, unprivileged: None) -> None:
     if os.getuid():  # pytest keeps root's folders from others already
         (tmp_path / "locked").mkdir(mode=0o500)
     for name in ("locked/file", "locked/deep/file"):
@@ -309,7 +309,7 @@ def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
     with write_whole(tmp_path / "table.csv") as temporary:
         temporary.write_text("whole")
     assert not old.exists()
-    assert young.exists(), "somebody may be at work on it"
+    assert young.exists(), "another process may be writing it"
     assert all(path.exists() for path in others)
 
 

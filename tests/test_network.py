@@ -75,7 +75,7 @@ def test_arithmetic_of_a_run_of_layers():
         batch * conv1,
         4 * (batch * (image + pooled) + weights),
     )
-    # nobody wants the images' error: only the weight gradient, and no weights are read
+    # the images need no error: only the weight gradient counts, and no weights are read
     assert network.backward_arithmetic(0, 3, batch) == (
         batch * conv1,
         4 * (batch * (image + pooled) + weights),

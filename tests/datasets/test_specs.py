@@ -1,4 +1,4 @@
-"""What may stand under `datasets:`, and what is said about the rest."""
+"""What `datasets:` in a config may contain, and the errors for anything else."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ def test_asking_for_cuda_says_what_is_missing() -> None:
 
 
 @without_gpu
-def test_auto_without_a_gpu_is_the_host() -> None:
+def test_auto_without_a_gpu_is_emulated() -> None:
     with open_device() as device:
         assert device.kind == "emulated"
 

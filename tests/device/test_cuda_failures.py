@@ -20,7 +20,7 @@ LOST = "GPU is lost"
 
 
 class Driver(ModuleType):
-    """Stands for pycuda.driver; whatever is named in `broken` raises the error given there."""
+    """Replaces pycuda.driver; every call named in `broken` raises the error given there."""
 
     class Error(Exception):
         pass

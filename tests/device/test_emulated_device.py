@@ -79,7 +79,7 @@ def test_reports(
     assert re.match(rf"kernel wrong_{kernel}, block \(\d,\d,0\): ", message)
     assert said in message
     assert "\n" not in message
-    # and the device goes on as if nothing had been
+    # and the device continues to work
     wrong("well_behaved")(5, 64, out)
     assert (out.get() == 2).all()
 

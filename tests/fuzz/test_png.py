@@ -152,7 +152,7 @@ def seeds() -> list[bytes]:
 SEEDS = seeds()
 
 
-def mended(data: bytes) -> bytes:
+def with_right_checksums(data: bytes) -> bytes:
     """The same with right checksums, so that what lies behind them is reached."""
     result, at = data[:8], 8
     while at + 12 <= len(data):
@@ -168,14 +168,14 @@ def mended(data: bytes) -> bytes:
 @given(
     seed=st.sampled_from(SEEDS),
     changes=CHANGES,
-    mend=st.booleans(),
+    repair=st.booleans(),
     channels=st.sampled_from([1, 3]),
 )
 def test_damaged_pictures(
-    path: Path, seed: bytes, changes: list[Change], mend: bool, channels: int
+    path: Path, seed: bytes, changes: list[Change], repair: bool, channels: int
 ) -> None:
     data = damaged(seed, changes)
-    path.write_bytes(mended(data) if mend else data)
+    path.write_bytes(with_right_checksums(data) if repair else data)
     shape = (channels, 12, 10)
     found, said = refusal(lambda: read_image(path, shape))
     if found is None:

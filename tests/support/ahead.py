@@ -37,7 +37,7 @@ class Program(NamedTuple):
     env: dict[str, str]
 
 
-# Kept, or else Python would complain of processes that live longer than what stands for them.
+# Kept, because Python complains of processes that live longer than their Popen objects.
 _STARTED: list[subprocess.Popen[bytes]] = []
 
 

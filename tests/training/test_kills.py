@@ -1,4 +1,4 @@
-"""kill -9 at random moments: what goes on from the checkpoint ends with the same bits.
+"""kill -9 at random moments: a training that resumes from its checkpoint ends with the same bits.
 
 Each training is killed in a process forked from this one: no time goes into starting Python.
 `CNNLIB_KILLS=300` kills that often in all, at other moments each time.
@@ -103,7 +103,7 @@ def kill(child: int, after: float, checkpoint: Path, saved: int | None) -> bool:
 
 
 def where(checkpoint: Path) -> tuple[int, int, int]:
-    """(epoch, images done, whether within a step) that a checkpoint stands for; zeros without."""
+    """(epoch, images done, whether within a step) in a checkpoint; zeros where there is none."""
     if not checkpoint.exists():
         return 0, 0, 0
     with np.load(checkpoint) as saved:  # a damaged one would fail here
@@ -149,8 +149,8 @@ def test_the_same_bits_after_kills(
     np.testing.assert_array_equal(weights, expected[0])
     np.testing.assert_array_equal(velocity, expected[1])
     assert losses.items() <= expected[2].items()
-    print(f"{killed} kills, {begun_again} of trainings gone on, {within} within a step")
-    assert begun_again > 0, "no training was killed that had gone on from a checkpoint"
+    print(f"{killed} kills, {begun_again} of resumed trainings, {within} within a step")
+    assert begun_again > 0, "no training was killed that had resumed from a checkpoint"
     assert within > 0 or stage.name != "naive", "none within a step"
 
 

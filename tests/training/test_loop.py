@@ -149,10 +149,10 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("stage", ["naive", "gemm"])
 @pytest.mark.parametrize("kill_at", [1, 7, 11, 12, 33])
-def test_a_training_goes_on_bit_for_bit(
+def test_a_training_resumes_bit_for_bit(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, kill_at: int
 ) -> None:
-    """Killed after some steps, gone on from its checkpoint, the weights are the same to the bit."""
+    """A training that is killed and resumes from its checkpoint ends with the same bits."""
     with opened(data, stage) as engine:
         list(train_epochs(engine, COUNT, 3, SEED))
         expected = engine.parameters, engine.velocity
@@ -275,7 +275,7 @@ def test_a_checkpoint_of_another_training(
 
 
 def test_a_checkpoint_of_other_labels(data: Dataset, tmp_path: Path) -> None:
-    """Images of the same mean and deviation would not tell; checkpoints of old say nothing."""
+    """Mean and deviation do not show it, and old checkpoints hold no digest of the labels."""
     path = tmp_path / "checkpoint.npz"
     with opened(data) as engine:
         Checkpoint(path, engine, COUNT, SEED, 2).save(State(epoch=2))

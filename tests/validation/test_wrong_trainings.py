@@ -1,4 +1,4 @@
-"""Stages that train wrongly are rejected where they are measured, whatever engine they stand on."""
+"""Stages that train wrongly are rejected when they are measured, whatever their engine is."""
 
 import dataclasses
 from collections.abc import Callable

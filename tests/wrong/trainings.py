@@ -157,7 +157,7 @@ class HalfOfEveryCall(Wrong):
 
 
 class Background(Wrong):
-    """A call returns at once; a thread goes on working, and whoever reads waits for nothing."""
+    """A call returns at once while a thread continues its work, for which no reader waits."""
 
     def train(self, order: Array, rates: Array | None = None) -> float:
         self.wait()
@@ -260,7 +260,7 @@ class LastBatchDropped(Wrong):
 
 
 class LastImageOfABatchTwice(Wrong):
-    """The first image of every batch stands in its last place too."""
+    """The first image of every batch is also its last one."""
 
     def train(self, order: Array, rates: Array | None = None) -> float:
         order = np.array(order)
