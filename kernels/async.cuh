@@ -2,7 +2,7 @@
 #pragma once
 #include "layers.cuh"
 
-// *target (shared) = *source, on its way until wait_for_copies().
+// *target = *source, from device to shared memory; the copy is in flight until wait_for_copies().
 __device__ __forceinline__ void copy_async(float* target, const float* source) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(target));
@@ -12,7 +12,7 @@ __device__ __forceinline__ void copy_async(float* target, const float* source) {
 #endif
 }
 
-// The same for four floats; both addresses on 16-byte boundaries.
+// Copies four floats likewise; both addresses are on 16-byte boundaries.
 __device__ __forceinline__ void copy_async(Float4* target, const Float4* source) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(target));
@@ -22,7 +22,7 @@ __device__ __forceinline__ void copy_async(Float4* target, const Float4* source)
 #endif
 }
 
-// The same, or four zeros: `source` need not be there then.
+// Copies four floats, or writes four zeros where the source is not `there` and need not exist.
 __device__ __forceinline__ void copy_async_or_zero(Float4* target, const Float4* source, bool there) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(target));
@@ -33,20 +33,21 @@ __device__ __forceinline__ void copy_async_or_zero(Float4* target, const Float4*
 #endif
 }
 
-// By all threads of a block: `count` fours, each thread's share in its group of copies.
+// All threads of a block copy `count` Float4s; each thread's share belongs to its own group of copies.
 __device__ __forceinline__ void copy_float4s(float* target, const float* source, int count) {
   for (int i = threadIdx.x; i < count; i += blockDim.x)
     copy_async(reinterpret_cast<Float4*>(target) + i, reinterpret_cast<const Float4*>(source) + i);
 }
 
-// The calling thread's copies since the last such call are a group.
+// Makes a group of the calling thread's copies since the last such call.
 __device__ __forceinline__ void end_group_of_copies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
-// All groups but the last LATE have arrived; a barrier makes them visible to the other threads.
+// Waits until at most LATE of the calling thread's groups are in flight; a barrier makes the others visible to other
+// threads.
 template <int LATE>
 __device__ __forceinline__ void wait_for_groups() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -54,17 +55,18 @@ __device__ __forceinline__ void wait_for_groups() {
 #endif
 }
 
-// The calling thread's copies have arrived; a barrier makes them visible to the other threads.
+// Waits for all of the calling thread's copies; a barrier makes them visible to other threads.
 __device__ __forceinline__ void wait_for_copies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
 #endif
 }
 
-// Copies by the hardware's own copy engine, rows at a time: `arrived` (in shared memory) is prepared once by one
-// thread, then for each round one thread expects so many bytes, any threads begin copies of as many, and everybody
-// waits. The caller's barrier stands between the last use of the target and the round's first copy. Only for a GPU of
-// capability 9.0 and later; elsewhere the copy is made at once and nobody waits.
+// Bulk copies, made by the hardware's own copy engine (the Tensor Memory Accelerator) and counted by an mbarrier:
+// CUDA C++ Programming Guide, "Asynchronous Data Copies using the Tensor Memory Accelerator". One thread initialises
+// `arrived`, which lies in shared memory. In each round one thread says how many bytes to expect, any threads begin
+// copies of as many, and all threads wait. The caller needs a barrier between the last use of the target and the
+// round's first copy. GPUs before compute capability 9.0, and the emulated device, copy at once and do not wait.
 struct BulkCopyBarrier {
   unsigned long long* arrived;
   unsigned round;

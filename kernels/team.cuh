@@ -14,7 +14,7 @@ struct Threads {
 
   // All threads of a team wait for each other. An emulated device has no such barriers and the whole block waits: so
   // all teams must come to the same ones in the same order. Site: a type that names the caller, so that the emulated
-  // device tells two callers' barriers apart.
+  // device can distinguish two callers' barriers.
   template <class Site>
   static __device__ __forceinline__ void team_barrier() {
 #ifdef __CUDA_ARCH__

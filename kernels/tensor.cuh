@@ -37,7 +37,7 @@ constexpr unsigned TWO_ONES = 0x3f803f80u;  // 1 in both halves
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 
-// x = large + small, both of which tensor cores take as TF32 (they do not look at a float's last 13 bits). Rounding to
+// x = large + small, and tensor cores take both as TF32 (they ignore a float's last 13 bits). Rounding to
 // nearest halves the error; where x is not finite, small is NaN.
 __device__ __forceinline__ void split_tf32(float x, unsigned& large, unsigned& small) {
   large = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
@@ -146,7 +146,7 @@ __device__ __forceinline__ void mma_bf16x3(Fragment (&sum)[M_TILES][N_TILES], Le
 #endif
 }
 
-// How operands are split so that tensor cores multiply them to float32's accuracy: a policy has multiply(), of which
+// How operands are split so that tensor cores multiply them to float32's accuracy. A policy has multiply(), of which
 // the sides are functions as above. PER_ROW_B as in mma_3xtf32.
 struct Split3xTF32 {
   static constexpr int K = 8;  // terms of a tile

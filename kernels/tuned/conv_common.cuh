@@ -4,8 +4,8 @@
 // Layer has:
 //   CHANNELS, HEIGHT, WIDTH (source), MAPS, KERNEL, STRIDE, ROWS, COLUMNS (of the convolution's sums)
 //   FUNCTION (IDENTITY without activation), WINDOW (1 without subsampling), METHOD
-//   KEEPS_ACTIVATED: the activated values stay in Full from forward to backward, because a mean over a curved activation
-//   needs the slope at every value
+//   KEEPS_ACTIVATED: the activated values stay in Full from forward to backward, because a mean over a curved
+//   activation needs the slope at every value
 // There are three products of matrices; a term is a (channel, i, j):
 //   forward            (positions, terms) x (terms, maps)
 //   backward_weights   (terms, positions) x (positions, maps)

@@ -362,8 +362,8 @@ struct Dense : LayerDefaults {
     }
   }
 
-  // Second phase: the gradient is deltas^T x sources over the batch, in tiles of REDUCE_UNITS x REDUCE_INPUTS weights
-  // of which a block makes one. Its warps share the images (split-K), eight at a time, of which each warp has a
+  // Second phase: the gradient is deltas^T x sources over the batch, in tiles of REDUCE_UNITS x REDUCE_INPUTS weights;
+  // a block makes one tile at a time. Its warps share the images (split-K), eight at a time; each warp has a
   // pipeline of REDUCE_STAGES on their way into shared memory (cp.async, as CUTLASS's multistage pipelines of Ampere):
   // rows of deltas and sources, an odd number of Float4s of banks apart.
 

@@ -38,7 +38,7 @@
 namespace tuned {
 
 enum Mode { TRAIN, ONLY_FORWARD, GIVEN_ERRORS };
-// Sections of the first phase that a profile tells apart, before those of the layers: forward, then backward.
+// Sections of the first phase in a profile. Behind LAYERS come those of the layers, forward and then backward.
 enum Section { INPUT, LOSS, LEAVE, LAYERS };
 
 // What both phases of a step work on.
@@ -149,7 +149,7 @@ struct NextImage {
   }
 };
 
-// Layers of which a team takes one image at a time, and those of which a block takes several together.
+// Lists of layers: a team takes one image at a time through the first, a block several together through the second.
 template <class... Layers>
 struct PerImage {};
 template <class... Layers>

@@ -31,7 +31,7 @@ class Threads:
 
     block: int
     teams: int = 1
-    """Teams of equal size, each of which takes images of its own through the convolutions."""
+    """Teams of equal size; each takes images of its own through the convolutions."""
 
     @property
     def team(self) -> int:
@@ -150,7 +150,7 @@ class SharedLayout:
     kept: Mapping[str, Mapping[str, SharedBuffer]]
     """What Needs.kept names, by label."""
     kept_floats: int
-    """Of one image before the first dense layer, maps included: they lie first of all."""
+    """Floats kept of one image before the first dense layer, maps included. They come first."""
     slots: int
     """Places of that size, used by turns."""
     weights: Mapping[str, int]
@@ -162,9 +162,9 @@ class SharedLayout:
     image_scratch: SharedBuffer
     """Scratch of operators that take one image at a time."""
     batch_scratch: SharedBuffer
-    """Scratch of operators that take a block's images together: it is the same memory."""
+    """Scratch of operators that take a block's images together; it is the same memory."""
     scratch_floats: tuple[int, int]
-    """How much there is of each of these two."""
+    """Floats of image_scratch, for one team, and of batch_scratch."""
     labels: int
     bulk_copies: int
     """The barrier of bulk copies."""

@@ -112,19 +112,22 @@ class ConvCost:
 
     architecture: Architecture = H100
     row_instructions: int = 20
-    """Of a warp for a tile of the left side: counted in mma_3xtf32 of kernels/tensor.cuh, four
-    loads and four numbers split by three instructions each; and four for addresses, estimated.
+    """Instructions of a warp for a tile of the left side. Sixteen are counted in mma_3xtf32 of
+    kernels/tensor.cuh: four loads, and four numbers that are split by three instructions each. Four
+    for addresses are an estimate.
     """
     column_instructions: int = 8
-    """For a tile of the right side: two loads, two numbers split by three instructions each."""
+    """Instructions for a tile of the right side, counted likewise: two loads, and two numbers that
+    are split by three instructions each.
+    """
     pair_instructions: int = 3
-    """For each pair of tiles: the three products of 3xTF32."""
+    """Instructions for each pair of tiles: the three products of 3xTF32."""
     split_cycles: int = 20
-    """For each warp that shares the positions of a gradient: it stages its sums, which then are
-    added up. Set by eye; a split that saves no round of products should not be taken.
+    """Cycles for each warp that shares the positions of a gradient and so stages sums that have to
+    be added. Set by eye, so that no split is taken which saves no round of products.
     """
     share_cycles: float = 1 / 16
-    """For each thread that shares a row's maps. Set by eye, as a tie-break for fewer."""
+    """Cycles for each thread that shares a row's maps. Set by eye: of equals, fewer threads win."""
 
     def product(self, warps: int, m_tiles: int, n_tiles: int) -> int:
         """A product of `m_tiles` by `n_tiles` tiles by each of `warps`: as long as a scheduler
