@@ -5,20 +5,17 @@ from collections.abc import Sequence
 
 from cnnlib.errors import DeviceError
 
-_NAMESPACE = re.compile(r"^\s*namespace\s+([A-Za-z_][\w:]*)\s*\{", re.MULTILINE)
 _KERNEL_NAME = re.compile(r"[A-Za-z_]\w*\Z")
 
 
 def with_launchers(source: str, name: str, kernels: Sequence[str]) -> str:
     """`source`, then for each kernel a C function that launches it with any arguments.
 
-    Kernels are defined in namespaces, which have to be opened for a launcher to find them. Compiler
-    messages call the source `name`.
+    Kernels are in the global namespace. Compiler messages call the source `name`.
     """
     for kernel in kernels:
         if not _KERNEL_NAME.match(kernel):
             raise DeviceError(f"module {name}: '{kernel}' cannot be the name of a kernel")
-    opened = dict.fromkeys(_NAMESPACE.findall(source))
     label = name.replace("\\", "/").replace('"', "'").replace("\n", " ")
     lines = [
         f'#line 1 "{label}"',
@@ -26,6 +23,5 @@ def with_launchers(source: str, name: str, kernels: Sequence[str]) -> str:
         f'#line 1 "launchers of {label}"',
     ]
     lines += ['#include "portable.cuh"']
-    lines += [f"using namespace {each};" for each in opened]
     lines += [f"EMULATED_LAUNCHER({kernel})" for kernel in kernels]
     return "\n".join(lines) + "\n"

@@ -7,7 +7,9 @@ ENTRY_POINT(tensor, multiply)(const float* left, const float* right, float* targ
   clear(sum);
   mma_3xtf32<false>(
       sum, [&](int, int row, int pair) -> Pair { return {left[row * 8 + pair], left[row * 8 + pair + 4]}; },
-      [&](int, int, int pair, int column) -> Pair { return {right[pair * 8 + column], right[(pair + 4) * 8 + column]}; });
+      [&](int, int, int pair, int column) -> Pair {
+        return {right[pair * 8 + column], right[(pair + 4) * 8 + column]};
+      });
   for (int i = 0; i < 4; i++) target[tile_row(i) * 8 + tile_column(i)] = sum[0][0].at[i];
 }
 
