@@ -1,4 +1,4 @@
-"""A checkout is the same whatever git is set to: as on Windows, or as under WSL beside it."""
+"""A checkout has the same bytes under every setting of git, those of Windows and WSL included."""
 
 import shutil
 import subprocess
@@ -20,8 +20,11 @@ def test_line_ends_do_not_depend_on_gits_settings(tmp_path: Path, settings: list
     subprocess.run([*GIT, "clone", "-q", *chosen, ROOT, tmp_path / "clone"], check=True)
     done = subprocess.run(
         [*GIT, "ls-files", "--eol"],
-        cwd=tmp_path / "clone", capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=tmp_path / "clone",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) > 100
     # in the index, in the folder

@@ -1,4 +1,4 @@
-"""Imports in cnnlib go downward only and in no circle, and PyCUDA stays behind one file."""
+"""Imports in cnnlib go downward only and never in a circle; one file alone imports PyCUDA."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -40,13 +40,13 @@ ORDER = [
 
 
 def python_files(*folders: str) -> list[Path]:
-    """Python files of the project, cnnlib/__init__.py (which imports nothing) left out."""
+    """Return all Python files of these folders except cnnlib/__init__.py, which imports nothing."""
     found = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
     return [path for path in found if path != PACKAGE / "__init__.py"]
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, wherever in the file and also by import_module("...")."""
+    """Return the dotted names that a file imports anywhere, including by import_module("...")."""
     return names_in(ast.parse(path.read_text()), path)
 
 
@@ -100,7 +100,7 @@ def test_imports_go_downward(path: Path) -> None:
 
 @pytest.mark.parametrize("room", [name for name in ORDER if (PACKAGE / name).is_dir()])
 def test_no_imports_in_a_circle(room: str) -> None:
-    """Below the top of cnnlib modules of one folder import each other, but never in a circle."""
+    """Modules of one folder may import each other as long as no circle arises."""
     package = f"cnnlib.{room}"
     arrows = {}
     for path in python_files(f"cnnlib/{room}"):

@@ -19,12 +19,12 @@ OLD = "sys.version_info = (3, 9, 2)"
 
 
 def python(change: str) -> str:
-    """A Python of which `change` is true, as far as a check passed to it with -c can see."""
+    """Return a stand-in for Python that runs `change` before any check passed to it with -c."""
     return f"#!{sys.executable}\nimport sys, sysconfig\n{change}\nexec(sys.argv[2])\n"
 
 
 class Machine:
-    """A checkout and a PATH that holds only the programs put there."""
+    """A checkout, and a PATH that holds only the programs a test has put there."""
 
     def __init__(self, folder: Path) -> None:
         self.programs = folder / "bin"
@@ -37,7 +37,7 @@ class Machine:
             self.has(name, Path(str(shutil.which(name))))
 
     def has(self, name: str, what: str | Path) -> None:
-        """Put a program there: a script's text, or the path of a program."""
+        """Add a program to PATH, given as the text of a script or the path of an executable."""
         path = self.programs / name
         if isinstance(what, Path):
             path.symlink_to(what)
@@ -46,7 +46,7 @@ class Machine:
             path.chmod(0o755)
 
     def make(self, *arguments: str, **environment: str) -> str:
-        """The only line that make prints when it refuses."""
+        """Run make, which must refuse, and return the only line that it prints."""
         done = subprocess.run(
             [self.programs / "make", *arguments],
             cwd=self.checkout,
@@ -84,7 +84,7 @@ def test_no_python(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "said"),
     [
         (OLD, "python3 is 3.9"),
         # as Debian has it until python3-venv is installed
@@ -95,10 +95,10 @@ def test_no_python(machine: Machine) -> None:
         ),
     ],
 )
-def test_python_that_will_not_do(machine: Machine, change: str, told: str) -> None:
+def test_python_that_will_not_do(machine: Machine, change: str, said: str) -> None:
     machine.has("g++", COMPILER)
     machine.has("python3", python(change))
-    assert told in machine.make("run")
+    assert said in machine.make("run")
 
 
 def test_python_named_that_is_old(machine: Machine) -> None:
@@ -169,8 +169,11 @@ def test_snakemake_has_what_a_container_lacks(
             "PATH": str(machine.programs),
             **{name: value.format(here=here) for name, value in environment.items()},
         },
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stderr == ""
     assert done.stdout.strip() == f"{cache}:{settings}:{user}".format(here=here)
 

@@ -1,4 +1,4 @@
-"""Nothing that is read is ever executed: what no source may call is looked for in every one."""
+"""No source file calls anything that could execute what it has read."""
 
 import ast
 from pathlib import Path
@@ -11,16 +11,25 @@ from tests.repository.test_layering import PACKAGE, python_files
 FILES = [*python_files("cnnlib", "workflow", "requirements"), PACKAGE / "__init__.py"]
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 CALLS = {
-    "eval", "exec", "compile", "os.system", "os.popen", "yaml.load_all", "yaml.unsafe_load",
-    "yaml.full_load", "extractall", "read_pickle", "torch.load",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "compile",
+    "os.system",
+    "os.popen",
+    "yaml.load_all",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "extractall",
+    "read_pickle",
+    "torch.load",
+}
 # What this module unpickles was pickled by a process forked from its own, in memory that only the
 # two of them share: nothing is read.
 FORKED = {"cnnlib/system/shared_page.py": {"pickle"}}
 
 
 def forbidden(source: str) -> list[str]:
-    """Line and name of everything in a source that would run what it was given."""
+    """Return `line: name` for every call in a source that could execute its input."""
     found = []
     tree = ast.parse(source)
     safe = {
@@ -41,7 +50,7 @@ def forbidden(source: str) -> list[str]:
 
 
 def called(node: ast.Call, safe: set[str]) -> list[str]:
-    """The forbidden name that a call is of, if it is."""
+    """Return the forbidden name that a call uses, in a list that is empty for an innocent call."""
     name = ast.unparse(node.func)
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
     last = name.split(".")[-1]
@@ -51,7 +60,7 @@ def called(node: ast.Call, safe: set[str]) -> list[str]:
         or (name == "np.load" and given.get("allow_pickle") != "False")
         or (name == "yaml.load" and loader not in {*safe, "SafeLoader"})
         or given.get("shell") == "True"
-    )  # fmt: skip
+    )
     return [name] if wrong else []
 
 
@@ -65,13 +74,21 @@ def test_nothing_that_is_read_is_executed(path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "import pickle", "from marshal import loads", "eval(text)", "exec(open(name).read())",
-        "np.load(path)", "np.load(path, allow_pickle=True)", "yaml.load(text, yaml.Loader)",
-        "yaml.load(text, Loader)", "subprocess.run(command, shell=True)",
+        "import pickle",
+        "from marshal import loads",
+        "eval(text)",
+        "exec(open(name).read())",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "yaml.load(text, yaml.Loader)",
+        "yaml.load(text, Loader)",
+        "subprocess.run(command, shell=True)",
         "archive.extractall(place)",
-        "os.system(command)", "torch.load(path)", "pd.read_pickle(path)",
+        "os.system(command)",
+        "torch.load(path)",
+        "pd.read_pickle(path)",
     ],
-)  # fmt: skip
+)
 def test_it_would_be_found(line: str) -> None:
     assert len(forbidden(line)) == 1
 
@@ -79,9 +96,12 @@ def test_it_would_be_found(line: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "np.load(path, allow_pickle=False)", "yaml.safe_load(text)", "device.compile(source)",
-        "class Own(yaml.SafeLoader):\n    pass\nyaml.load(text, Own)", "subprocess.run([command])",
+        "np.load(path, allow_pickle=False)",
+        "yaml.safe_load(text)",
+        "device.compile(source)",
+        "class Own(yaml.SafeLoader):\n    pass\nyaml.load(text, Own)",
+        "subprocess.run([command])",
     ],
-)  # fmt: skip
+)
 def test_what_is_safe_is_not(text: str) -> None:
     assert forbidden(text) == []
