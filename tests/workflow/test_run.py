@@ -299,6 +299,4 @@ def test_a_bad_config_is_one_clear_line(
     assert len(errors) == 1
     assert line in errors[0]
     assert "Traceback" not in text
-    # Snakemake itself says which profile it reads and that a config file was added
-    said = [line for line in text.splitlines() if not line.startswith("Using workflow specific ")]
-    assert len(said) <= 2
+    assert len(text.splitlines()) <= 2  # Snakemake itself says that a config file was added
