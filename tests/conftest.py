@@ -5,14 +5,15 @@ what makes them come out alike each time, on a busy machine too.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
-from cnnlib.device import Device, open_device
+from cnnlib.device import Device, DeviceLimits, open_device
 from cnnlib.measuring import telemetry
 from tests.support.ahead import Ahead, stop_all
 
@@ -71,3 +72,11 @@ def device() -> Iterator[Device]:
     """A GPU where there is one, or else an emulated one."""
     with open_device("auto") as opened:
         yield opened
+
+
+@pytest.fixture
+def limited(device: Device) -> Iterator[Callable[..., Device]]:
+    """A function that opens such a device with other limits: `limited(shared_bytes=90_000)`."""
+    own = DeviceLimits(device.kind, device.multiprocessors, device.shared_bytes)
+    with ExitStack() as opened:
+        yield lambda **sizes: opened.enter_context(open_device(device.kind, own._replace(**sizes)))

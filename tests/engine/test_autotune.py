@@ -15,7 +15,7 @@ from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.stages.tuned.plan import BlockPlan, candidates
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
-from tests.support.engines import open_engine, pictures
+from tests.support.engines import Limited, open_engine, pictures
 from tests.support.networks import awkward
 
 
@@ -70,10 +70,12 @@ def test_a_measurement_that_fails_leaves_nothing(cache: Path) -> None:
     assert not list(cache.iterdir())
 
 
-def test_every_plan_that_is_tried_is_right(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_plan_that_is_tried_is_right(
+    limited: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All candidates train alike, whichever is the fastest on a machine."""
     network, count = awkward(), 20
-    monkeypatch.setattr(device, "multiprocessors", 2)
+    device = limited(multiprocessors=2)
     plans = candidates(STAGE, plan(STAGE, network), count, device)
     assert len({(plan.images, plan.threads) for plan in plans}) == len(plans) >= 6
     for number, chosen in enumerate(plans):
@@ -120,10 +122,10 @@ def test_a_choice_needs_times_that_repeat(
 
 
 def test_plans_are_timed_and_the_choice_is_recorded(
-    device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch
+    limited: Limited, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, count = awkward(), 6
-    monkeypatch.setattr(device, "multiprocessors", 2)
+    device = limited(multiprocessors=2)
     monkeypatch.setattr(persistent, "TRIED_STEPS", 2)
     monkeypatch.setattr(plans_of_tuned, "TRIED", plans_of_tuned.TRIED[:2])
     monkeypatch.setattr(autotune, "STEADY", math.inf)  # this machine may be busy

@@ -25,7 +25,7 @@ from cnnlib.stages.tuned.plan import (
 from cnnlib.stages.tuned.schedule import MAX_SUMS, MAX_SUMS_OF_SMALL_BLOCK
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
-from tests.support.engines import open_engine, pictures, training
+from tests.support.engines import Limited, open_engine, pictures, training
 from tests.support.networks import NETWORKS, awkward, build, examples, lenet5
 
 H100_SHARED_BYTES = 232448
@@ -56,20 +56,16 @@ def test_the_largest_layer_gives_way_first() -> None:
 
 
 @pytest.mark.parametrize("shared_bytes", [60_000, 110_000, 200_000])
-def test_weights_may_lie_anywhere(
-    device: Device, monkeypatch: pytest.MonkeyPatch, shared_bytes: int
-) -> None:
-    monkeypatch.setattr(device, "shared_bytes", shared_bytes)
+def test_weights_may_lie_anywhere(limited: Limited, shared_bytes: int) -> None:
+    device = limited(shared_bytes=shared_bytes)
     network = lenet5()
     with open_engine(STAGE, network, 5, device) as engine:
         assert isinstance(engine, PersistentEngine)
         validate(engine, *pictures(network, 5))
 
 
-def test_a_network_that_does_not_fit_is_refused_and_ring_takes_it(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device, "shared_bytes", 48 * 1024)
+def test_a_network_that_does_not_fit_is_refused_and_ring_takes_it(limited: Limited) -> None:
+    device = limited(shared_bytes=48 * 1024)
     network = build(
         "wide", (1, 64, 64), 5, [{"conv": {"maps": 8, "kernel": 5}}, {"subsample": 2}, {"dense": 5}]
     )
@@ -114,20 +110,20 @@ def test_weights_that_do_not_fit_a_block_are_named(network, message, batch_size,
     assert {type(operator).__name__ for operator in planned} == {"RingConv", "FusedDense"}
 
 
-def test_what_is_on_chip_is_told(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "shared_bytes", 110_000)
+def test_what_is_on_chip_is_told(limited: Limited) -> None:
+    device = limited(shared_bytes=110_000)
     with open_engine(STAGE, lenet5(), 5, device) as engine:
         held_ones = engine.choices["chosen"]["weights_on_chip"]
         assert held_ones == ["conv1", "conv2", *held(engine.block)]
         assert "dense1" not in held_ones
 
 
-def test_more_blocks_than_images_and_fewer(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_blocks_than_images_and_fewer(limited: Limited) -> None:
     """The gradient is the same sum, in another order of adding."""
     network, gradients = lenet5(), []
     images, labels = pictures(network, 6)
     for blocks in (1, 2, 3, 6, 9):
-        monkeypatch.setattr(device, "multiprocessors", blocks)
+        device = limited(multiprocessors=blocks)
         with open_engine(STAGE, network, 6, device) as engine:
             validate(engine, images, labels)
             gradients.append(engine.gradient(images, labels)[1])
@@ -138,11 +134,9 @@ def test_more_blocks_than_images_and_fewer(device: Device, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8, 17, 37])
 @pytest.mark.parametrize("network", [lenet5(), NETWORKS["lenet5_mean_tanh"], awkward()], ids=str)
-def test_a_block_takes_several_images(
-    device: Device, monkeypatch: pytest.MonkeyPatch, network, count: int
-) -> None:
+def test_a_block_takes_several_images(limited: Limited, network, count: int) -> None:
     """More than its maps have places for, more than it takes together, teams with none left."""
-    monkeypatch.setattr(device, "multiprocessors", 1)
+    device = limited(multiprocessors=1)
     with open_engine(STAGE, network, count, device) as engine:
         assert engine.block.images > 1
         assert engine.block.threads == (ONE_TEAM if count == 2 else TWO_TEAMS)
@@ -151,11 +145,9 @@ def test_a_block_takes_several_images(
 
 
 @pytest.mark.parametrize("count", [510, 1100])
-def test_the_second_phase_sums_more_than_is_on_its_way(
-    device: Device, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
+def test_the_second_phase_sums_more_than_is_on_its_way(limited: Limited, count: int) -> None:
     """Pieces of the batch go through the same shared memory round after round."""
-    monkeypatch.setattr(device, "multiprocessors", 4)
+    device = limited(multiprocessors=4)
     network = build("thin", (1, 6, 6), 3, [{"dense": 20}, {"activation": "tanh"}, {"dense": 3}])
     with open_engine(STAGE, network, count, device) as engine:
         # more than all warps have on their way at once, or just as much
@@ -186,11 +178,8 @@ def test_a_convolution_of_many_maps(device: Device) -> None:
         five_steps(engine, *pictures(network, 15))
 
 
-def test_where_several_do_not_fit_fewer_are_taken(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device, "multiprocessors", 1)
-    monkeypatch.setattr(device, "shared_bytes", 90_000)
+def test_where_several_do_not_fit_fewer_are_taken(limited: Limited) -> None:
+    device = limited(multiprocessors=1, shared_bytes=90_000)
     with open_engine(STAGE, lenet5(), 64, device) as engine:
         assert 1 < engine.block.images < MAX_IMAGES
         validate(engine, *pictures(lenet5(), 64))
@@ -206,14 +195,13 @@ def test_where_several_do_not_fit_fewer_are_taken(
     ids=["one_team", "four_images", "one_image"],
 )
 def test_a_variant_can_leave_a_choice_out(
-    device: Device,
-    monkeypatch: pytest.MonkeyPatch,
+    limited: Limited,
     options: PersistentOptions,
     images: int,
     threads: Threads,
 ) -> None:
     """What the stage gains by it is then one record: replace(STAGE, name=..., options=...)."""
-    monkeypatch.setattr(device, "multiprocessors", 1)
+    device = limited(multiprocessors=1)
     variant, network = replace(STAGE, options=options), awkward()
     with open_engine(variant, network, 17, device) as engine:
         assert (engine.block.images, engine.block.threads) == (images, threads)

@@ -1,6 +1,6 @@
 """Stages, engines and images that tests of stages share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ from cnnlib.device import Device
 from cnnlib.engine import Bytes, Engine, Setup, Stage
 from cnnlib.network import Network
 from cnnlib.stages import LADDER, VARIANTS
+
+Limited = Callable[..., Device]
+"""The type of the fixture `limited`."""
 
 GPU_STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "cuda"]
 
