@@ -66,7 +66,7 @@ class DeviceEngine(Engine[Op]):
         image_bytes = math.prod(self.network.input_shape)
         return resident_limit(self.device, self.setup.resident_images, image_bytes)
 
-    def _time(self, run: Callable[[], None]) -> float:
+    def time_launch(self, run: Callable[[], None]) -> float:
         """Seconds of one launch: the mean over as many in a row as PROFILE_SECONDS allow."""
         began, ended = self.device.event(), self.device.event()
         count = 1

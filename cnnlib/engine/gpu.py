@@ -370,7 +370,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
                     *least,
                     launch.grid,
                     int(part != "compared"),
-                    self._time(launch.run),
+                    self.time_launch(launch.run),
                 )
         self.parameters, self.velocity = saved
         return list(times.values())

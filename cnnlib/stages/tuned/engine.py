@@ -401,8 +401,8 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         args = self._images, self._labels, self._batch_order, self.setup.batch_size
         forward_backward = self._forward_backward(*args, TRAIN)
         forward_backward()  # a first launch finds nothing where it will be
-        phase = self._time(forward_backward)
-        update = self._time(self._update(self.setup.batch_size, 0))
+        phase = self.time_launch(forward_backward)
+        update = self.time_launch(self._update(self.setup.batch_size, 0))
         shares = self._section_shares(args)
         self.parameters, self.velocity = saved
         return [
