@@ -50,14 +50,14 @@ def open_device(choice: str = "auto", limits: DeviceLimits | None = None) -> Dev
     if choice not in CHOICES:
         raise DeviceError(f"unknown device '{choice}'; known: {', '.join(CHOICES)}")
     if choice in ("auto", "cuda"):
-        from cnnlib.device import cuda
+        from cnnlib.device import cuda, driver
 
         if choice == "cuda":
             return cuda.CudaDevice(limits)
         missing = cuda.missing_parts()
         if not missing:
             return cuda.CudaDevice(limits)
-        if cuda.gpu_present():
+        if driver.gpu_present():
             warnings.warn(
                 f"there is a GPU but {'; '.join(missing)}: kernels are emulated on the CPU instead",
                 stacklevel=2,

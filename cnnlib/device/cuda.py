@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import ctypes
 import importlib
 import importlib.util
 import re
@@ -32,23 +31,18 @@ from cnnlib.device.api import (
 )
 from cnnlib.device.cache import cached, content_key, content_of, included_files, kernels_folder
 from cnnlib.device.compiler import run_compiler
+from cnnlib.device.driver import driver_cuda_version, driver_problem, gpu_architecture
 from cnnlib.device.toolkit import find_toolkit, nvcc_version, toolkit_problem
 from cnnlib.errors import DeviceError, DoesNotFit
 from cnnlib.system.machine import usable_cores
 
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _ALIGNMENT = 512  # of the driver's own allocations; sizes are rounded up to it
-
-
-def gpu_present() -> bool:
-    """Whether the driver is there and sees a GPU; needs neither PyCUDA nor the toolkit."""
-    return not _driver_problem()
 
 
 def missing_parts() -> list[str]:
     """What keeps the cuda device from working here, in words; empty when nothing does."""
     parts = []
-    driver, toolkit = _driver_problem(), toolkit_problem()
+    driver, toolkit = driver_problem(), toolkit_problem()
     if driver:
         parts.append(driver)
     if not driver and not toolkit:
@@ -518,67 +512,17 @@ class CudaDevice:
         self.close()
 
 
-@cache
-def gpu_identity() -> tuple[str, str]:
-    """Name and PCI bus id of the first GPU that this process sees; needs only the driver."""
-    driver = ctypes.CDLL("libcuda.so.1")
-    handle, name, bus = (
-        ctypes.c_int(0),
-        ctypes.create_string_buffer(256),
-        (ctypes.create_string_buffer(64)),
-    )
-    code = (
-        driver.cuInit(0)
-        or driver.cuDeviceGet(ctypes.byref(handle), 0)
-        or driver.cuDeviceGetName(name, len(name), handle)
-        or driver.cuDeviceGetPCIBusId(bus, len(bus), handle)
-    )
-    if code:
-        raise DeviceError(f"the NVIDIA driver does not name its GPU (CUDA error {code})")
-    return name.value.decode(), bus.value.decode()
-
-
-@cache
-def gpu_architecture() -> str:
-    """The architecture of the first GPU that this process sees, e.g. sm_90; needs only a driver."""
-    driver = ctypes.CDLL("libcuda.so.1")
-    handle, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
-    code = (
-        driver.cuInit(0)
-        or driver.cuDeviceGet(ctypes.byref(handle), 0)
-        or driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, handle)
-        or driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, handle)
-    )
-    if code:
-        raise DeviceError(f"the NVIDIA driver does not describe its GPU (CUDA error {code})")
-    return f"sm_{major.value}{minor.value}"
-
-
 def newer_toolkit() -> str:
     """'; nvcc ... is newer than the driver ...', which then refuses its code; else nothing."""
-    version, nvcc = ctypes.c_int(0), find_nvcc()
+    nvcc, newest = find_nvcc(), driver_cuda_version()
     try:
-        code = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
         release = re.search(r"release (\d+)\.(\d+)", nvcc_version(nvcc) if nvcc else "")
-    except (OSError, AttributeError, DeviceError):
+    except DeviceError:
         return ""
-    if code or release is None or int(release[1]) <= version.value // 1000:
+    if newest is None or release is None or int(release[1]) <= newest[0]:
         return ""
-    takes = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return (
         f"; {nvcc} is of CUDA {release[1]}.{release[2]}, newer than the driver, which takes code of"
-        f" CUDA {takes} and older: install a newer driver, or set CUDA_HOME to an older toolkit"
+        f" CUDA {newest[0]}.{newest[1]} and older: install a newer driver, or set CUDA_HOME to an "
+        "older toolkit"
     )
-
-
-def _driver_problem() -> str:
-    """Why the driver does not show a GPU; empty when it does."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver (libcuda.so.1)"
-    count = ctypes.c_int(0)
-    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if code:
-        return f"the NVIDIA driver sees no GPU (CUDA error {code})"
-    return "" if count.value else "the NVIDIA driver sees no GPU"

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.device import Device, open_device
-from cnnlib.device.cuda import gpu_identity, gpu_present
+from cnnlib.device.driver import gpu_identity, gpu_present
 from cnnlib.engine import Engine, Setup, Stage
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network

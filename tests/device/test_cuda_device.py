@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cnnlib.device import cuda, open_device, toolkit
+from cnnlib.device import cuda, driver, open_device, toolkit
 from cnnlib.device.cache import KERNELS
 from cnnlib.errors import DeviceError
 
 nvcc = pytest.mark.skipif(cuda.find_nvcc() is None, reason="no nvcc on PATH")
-without_gpu = pytest.mark.skipif(cuda.gpu_present(), reason="there is a GPU")
+without_gpu = pytest.mark.skipif(driver.gpu_present(), reason="there is a GPU")
 
 
 @without_gpu

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cnnlib.device import Device, open_device
-from cnnlib.device.cuda import gpu_present
+from cnnlib.device.driver import gpu_present
 from cnnlib.errors import DeviceError
 from cnnlib.measuring import schema
 from cnnlib.paths import KERNELS
