@@ -154,7 +154,7 @@ def test_a_network_beyond_any_memory(home: Home) -> None:
     home.write(toy_config(networks={"small": layers}))
     assert "memory" in home.fails(*TRAIN)
     said = home(*MEASURE)
-    assert re.match(r"gemm, batch 8: does_not_fit: \d+ bytes .*, on ", said), said
+    assert re.match(r"gemm, batch 8: does_not_fit: cannot allocate \d+ bytes .*, on ", said), said
 
 
 def test_a_full_disk(home: Home) -> None:
