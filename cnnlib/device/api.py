@@ -32,7 +32,7 @@ class DeviceArray(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> "np.dtype[Any]": ...
+    def dtype(self) -> np.dtype[Any]: ...
     @property
     def size(self) -> int:
         """Number of elements."""
@@ -234,9 +234,7 @@ def shape_tuple(shape: int | Sequence[int]) -> tuple[int, ...]:
     return result
 
 
-def check_copy(
-    where: str, shape: tuple[int, ...], dtype: "np.dtype[Any]", array: np.ndarray
-) -> None:
+def check_copy(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], array: np.ndarray) -> None:
     """Raise DeviceError unless `array` can be copied bit by bit from or to a device array."""
     if array.shape != shape or array.dtype != dtype:
         raise DeviceError(

@@ -118,7 +118,7 @@ class CudaArray:
         memory: "_Memory",
         address: int,
         shape: tuple[int, ...],
-        dtype: "np.dtype[Any]",
+        dtype: np.dtype[Any],
     ) -> None:
         self._memory = memory
         self.address = address

@@ -137,7 +137,7 @@ class EmulatedArray:
         memory: _Memory,
         address: int,
         shape: tuple[int, ...],
-        dtype: "np.dtype[Any]",
+        dtype: np.dtype[Any],
     ) -> None:
         self._memory = memory
         self.address = address

@@ -25,9 +25,9 @@ class Page:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, CAPACITY)
-        self._notes: dict[str, Any] = {}
+        self._notes: dict[str, str] = {}
 
-    def note(self, **facts: Any) -> None:
+    def note(self, **facts: str) -> None:
         self._notes |= facts
         text = json.dumps(self._notes).encode()
         slot = 1 - self._memory[0]
@@ -37,7 +37,7 @@ class Page:
             self._memory[0] = slot
 
     @property
-    def notes(self) -> dict[str, Any]:
+    def notes(self) -> dict[str, str]:
         begin = self._memory[0] * self.NOTES + 8
         text = self._memory[begin : self._memory.find(b"\0", begin)]
         with contextlib.suppress(ValueError):  # a stage may have written anywhere

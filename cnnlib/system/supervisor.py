@@ -66,7 +66,7 @@ class Died(Exception):
         self,
         message: str,
         kind: Literal["raised", "hung", "died"],
-        notes: dict[str, Any],
+        notes: dict[str, str],
         trace: str = "",
     ) -> None:
         super().__init__(" ".join(message.split()))
@@ -81,7 +81,7 @@ def supervised() -> bool:
     return _page is not None
 
 
-def note(**facts: Any) -> None:
+def note(**facts: str) -> None:
     """Record what is being done (`phase`, `device`, ...), in case the process ends in the middle.
 
     This takes some ten microseconds, and does nothing in a process that is not supervised.
@@ -155,7 +155,7 @@ def supervise(call: Callable[[], T], *, limit: float = math.inf, patient: bool =
     raise Died(how + place, "died", notes, said)
 
 
-def where(place: str, notes: dict[str, Any]) -> str:
+def where(place: str, notes: dict[str, str]) -> str:
     """As much as is known of ` while training, in forward of cnnlib/stages/mine.py:12`."""
     phase = notes.get("phase")
     doing = f" while {DOING.get(phase, phase)}" if phase else ""

@@ -159,7 +159,6 @@ def test_a_full_measurement_goes_on(
 ) -> None:
     """Rows of epochs that had ended are kept, the others are as undisturbed; nothing is left."""
     monkeypatch.setattr("cnnlib.training.loop.CHUNK_SECONDS", 0.0)
-    monkeypatch.setattr("cnnlib.training.loop.CHECKPOINT_SECONDS", 0.0)
     config = toy_config(
         measuring={"full": True, "budget_seconds": 1e-6},
         training={"epochs": 3},
