@@ -11,16 +11,15 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
-from cnnlib.engine import Engine, ImageByImage, Setup
+from cnnlib.engine import Engine, ImageByImage, Order, Setup
 from cnnlib.errors import DoesNotFit, Unsupported, UserError, WorkerDied
 from cnnlib.files import check_writable
 from cnnlib.measuring import budgets, energy
@@ -294,15 +293,14 @@ class Measurement:
         count = len(self.dataset.train_labels)
         timed = min(self.config.measuring.latency_steps, count // size)
         order = epoch_order(count, self.rows.seed, self._epochs + 1)[: timed * size]
-        seconds = math.inf
+        times: list[float] = []
         for chunk in batches(order, size=size):
             began = time.perf_counter()
             engine.train(order[chunk.first : chunk.end])
-            seconds = time.perf_counter() - began
+            times.append(time.perf_counter() - began)
             recording.noted()
-            self.rows.add_step(seconds)
-        again = partial(engine.train, order[:size])
-        recording.end(TimedCall("the single steps", lambda: order, seconds=seconds, again=again))
+            self.rows.add_step(times[-1])
+        recording.end(single_steps("the single steps", engine, order, times))
 
     def time_sample(self, recording: Recording) -> None:
         """Time single steps until their spread is small or sample_seconds are over; scale each.
@@ -333,13 +331,8 @@ class Measurement:
             self.rows.add_step(step_seconds)
             if status == "diverged" or now > ends or is_settled(times):
                 break
-        timed = TimedCall(
-            "the steps that were timed",
-            lambda: order[: len(times) * size],
-            seconds=times[-1],
-            again=partial(engine.train, sample.order),
-        )
-        recording.end(timed)
+        trained = order[: len(times) * size]
+        recording.end(single_steps("the steps that were timed", engine, trained, times))
 
     def validate_timed(self, recording: Recording) -> None:
         """Check the timed training by a replay, and steps from the weights it ended with.
@@ -451,6 +444,23 @@ def warm_up(config: Config, engine: Engine, dataset: Dataset, seed: int) -> floa
         if now >= ends:
             return (now - began) / (steps * size)
         steps = min(2 * steps, len(order) // size)
+
+
+def single_steps(what: str, engine: Engine, order: Order, times: Sequence[float]) -> TimedCall:
+    """Describe the steps on `order` that were timed one by one, without reading the state between.
+
+    Their times count together. Reading a state of many arrays takes as long as a step does on a
+    GPU, and differs by as much from one time to the next, so that one step alone would look late
+    now and then. Work that each step leaves to the one after it is in the sum, except that of the
+    last.
+    """
+    size = engine.setup.batch_size
+
+    def again() -> None:
+        for step in batches(order, size=size):
+            engine.train(step.order)
+
+    return TimedCall(what, lambda: order, seconds=sum(times), again=again)
 
 
 def is_settled(times: list[float]) -> bool:

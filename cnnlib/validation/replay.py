@@ -216,8 +216,8 @@ class Recording:
         if (share := statistics.median(shares)) > LATE:
             raise failure(
                 self.engine,
-                f"{call.timed.what} returns before its work is done: reading the weights takes "
-                f"{100 * share:.0f} % of the whole time",
+                f"{call.timed.what}: train returns before its work is done, as reading the "
+                f"weights takes {100 * share:.0f} % of the whole time",
             )
 
     def _replay(self, call: RecordedCall) -> "Replayed":

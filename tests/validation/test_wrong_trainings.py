@@ -1,6 +1,7 @@
 """Stages that train wrongly are rejected when they are measured, whatever their engine is."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Stage
+from cnnlib.engine import Setup, Stage
 from cnnlib.measuring import run as measuring
-from cnnlib.measuring.run import measure
+from cnnlib.measuring.run import measure, single_steps
 from cnnlib.measuring.runs import Run
 from cnnlib.stages import find_stage
+from cnnlib.validation.replay import Recording
 from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.toys import toy_config, toy_data
 from tests.wrong.trainings import FAULTS, HalfAnEpoch, Wrong
@@ -87,3 +89,79 @@ def test_a_curve_that_ends_early_replays_nothing(
 ) -> None:
     with pytest.raises(ValidationFailed, match="epoch 1 does not end with the weights"):
         measured(find_stage("gemm", "test"), NoCurve, 1)
+
+
+class SlowToRead(Wrong):
+    """Nothing is wrong, but reading the weights after a step takes longer than the step itself."""
+
+    trained = False
+
+    def train(self, order: Any, rates: Any = None) -> float:
+        self.trained = True
+        time.sleep(0.002 * (len(order) // self.size))
+        return super().train(order, rates)
+
+    @property
+    def parameters(self) -> Any:
+        if self.trained:
+            time.sleep(0.004)
+        self.trained = False
+        return super().parameters
+
+    @parameters.setter
+    def parameters(self, vector: Any) -> None:
+        self.trained = False
+        super(SlowToRead, type(self)).parameters.fset(self, vector)  # type: ignore[attr-defined]
+
+
+class PutOffSteps(SlowToRead):
+    """Single steps do nothing; whoever reads the weights waits for the work of all of them."""
+
+    pending: Any = ()
+
+    def train(self, order: Any, rates: Any = None) -> float:
+        if len(order) > self.size:
+            return super().train(order, rates)
+        self.pending = [*self.pending, (order, rates)]
+        return 1.0
+
+    @property
+    def parameters(self) -> Any:
+        todo, self.pending = self.pending, ()
+        for order, rates in todo:
+            for _ in range(2):
+                kept = super().parameters, self.velocity
+                super().train(order, rates)
+                self.parameters, self.velocity = kept
+            super().train(order, rates)
+        return super().parameters
+
+    @parameters.setter
+    def parameters(self, vector: Any) -> None:
+        self.pending = ()
+        super(PutOffSteps, type(self)).parameters.fset(self, vector)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("fault", "late"), [(SlowToRead, False), (PutOffSteps, True)])
+def test_steps_that_end_before_their_work(data: Dataset, fault: type[Wrong], late: bool) -> None:
+    """Steps are judged together: one alone is shorter than the reading of the weights."""
+    stage = find_stage("gemm", "test")
+    network = toy_config().network("small", "toy", "test")
+    engine = type("Engine", (fault, stage.engine), {})(stage, Setup(network, 4, 0.01))
+    with engine:
+        engine.load(data.train_images, data.train_labels)
+        order = np.arange(len(data.train_labels) // 4 * 4)
+        recording = Recording(engine)
+        recording.begin()
+        times = []
+        for first in range(0, len(order), 4):
+            began = time.perf_counter()
+            engine.train(order[first : first + 4])
+            times.append(time.perf_counter() - began)
+        steps = single_steps("the steps", engine, order, times)
+        recording.end(steps)
+        if not late:
+            recording.check()
+            return
+        with pytest.raises(ValidationFailed, match="the steps: train returns before its work"):
+            recording.check()

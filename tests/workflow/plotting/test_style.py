@@ -1,5 +1,6 @@
 """Labels beside lines; colours and marks of stages."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -28,3 +29,16 @@ def test_every_stage_of_the_ladder_has_its_own_colour_and_mark() -> None:
     assert (
         len({mark.color for mark in marks}) == len({mark.marker for mark in marks}) == len(LADDER)
     )
+
+
+def test_a_stage_made_from_another_is_not_drawn_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the other's colour and mark in its record, as long as it says nothing of its own."""
+    ring = LADDER[4]
+    copy = dataclasses.replace(ring, name="ring_copy")
+    own = dataclasses.replace(ring, name="ring_own", color="#123456", marker="*")
+    plain = dataclasses.replace(ring, name="ring_plain", color="", marker="")
+    monkeypatch.setattr(style, "ALL", (*LADDER, copy, own, plain))
+    assert style.mark("ring") == style.Mark(ring.color, ring.marker)
+    assert style.mark("ring_own") == style.Mark("#123456", "*")
+    assert {style.mark("ring_copy"), style.mark("ring_plain")} <= set(style.OTHERS)
+    assert style.mark("a stage of an old table") in style.OTHERS
