@@ -65,16 +65,16 @@ figures: $(ENV)/base $(EXTRA)  ## draw the figures again from results that are t
 report: $(ENV)/base $(EXTRA)  ## everything on one page: report.html in the results
 	$(SNAKEMAKE) page $(ARGS)
 
-poster: $(ENV)/base $(EXTRA)  ## one A1 page to hang up: poster.pdf in the results (needs Chromium)
+poster: $(ENV)/base $(EXTRA)  ## an A1 poster: poster.pdf in the results (needs Chromium)
 	$(SNAKEMAKE) poster $(ARGS)
 
 test: $(ENV)/dev $(ENV)/cluster-generic  ## run the tests, in two processes
 	$(PYTEST) $(ARGS)
 
-quick: $(ENV)/dev  ## run the tests that take a minute together, for every commit
+quick: $(ENV)/dev  ## run a one-minute subset of the tests, before every commit
 	$(PYTEST) -m "quick and not slow" $(ARGS)
 
-smoke: $(ENV)/base $(EXTRA)  ## run the whole workflow on a small made-up data set: about a minute
+smoke: $(ENV)/base $(EXTRA)  ## run the whole workflow on a small artificial data set: about a minute
 	$(SNAKEMAKE) all --configfile tests/tiny.yaml --config results=results/smoke $(ARGS)
 
 docs: $(ENV)/docs  ## build the documentation into docs/_build/html; a warning is an error

@@ -55,9 +55,12 @@ class Checkpoint:
         return self.path.exists()
 
     def save(self, state: State, notes: str = "") -> None:
-        """Write parameters, velocity, the unfinished step, `state` and the caller's `notes`.
+        """Write the training as it is now, with the caller's `notes`, as an .npz file.
 
-        The previous checkpoint stays in place until the new one is complete.
+        Its arrays are `parameters` and `velocity` (parameter_count,), `unfinished` (what
+        image_by_image.unfinished_of returns) and, as scalars, `cores`, `notes`, the fields of
+        `state` and what identifies the training (`_identity`). The previous checkpoint stays in
+        place until the new one is complete.
         """
         facts: dict[str, Any] = self._identity() | vars(state)
         with write_whole(self.path) as temporary, open(temporary, "wb") as out:

@@ -40,7 +40,7 @@ class Rung(NamedTuple):
     extrapolated: set[int]
     """Batch sizes whose epochs were timed on a part and scaled."""
     gain: dict[int, float]
-    """Batch size -> epoch of the stage before over that of this stage."""
+    """Batch size -> epoch time of the previous row over that of this one."""
     share: float
     """Of the float32 arithmetic that the machine was measured to do, at LIMITED_AT."""
 
@@ -112,7 +112,7 @@ def ladder() -> str:
 
 
 def whole_speedup() -> str:
-    """The last stage over the first at LIMITED_AT: ratio and 95 % interval."""
+    """How many times as fast as the first stage the last one is at LIMITED_AT."""
     line = next(
         line
         for line in lines("summary")
@@ -120,9 +120,13 @@ def whole_speedup() -> str:
         == (DATASET, NETWORK, rungs()[-1].stage, LIMITED_AT)
     )
     middle, low, high = (
-        wording.times(float(line[name])) for name in ("speedup", "speedup_low", "speedup_high")
+        wording.times(float(line[name])).removesuffix("×")
+        for name in ("speedup", "speedup_low", "speedup_high")
     )
-    return f"{middle} ({low} to {high})"
+    return (
+        f"{middle} times as fast as stage 1 at batch {LIMITED_AT} "
+        f"(95 % bootstrap interval: {low} to {high})"
+    )
 
 
 def peaks() -> str:

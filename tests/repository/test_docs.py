@@ -95,7 +95,7 @@ def test_the_readme_shows_the_published_rows(monkeypatch: pytest.MonkeyPatch) ->
     assert len(ladder.splitlines()) == 8
     assert f"\n{ladder}\n" in readme
     words = " ".join(readme.split())
-    assert f"{published.whole_speedup()} as fast as stage 1" in words
+    assert f"Stage 5 trains {published.whole_speedup()}." in words
     assert f"{published.peaks()}, all in float32" in words
     float32 = published.libraries(tf32=False)
     assert f"PyTorch and JAX in float32 takes {float32} as long as stage 5" in words
