@@ -1,4 +1,4 @@
-// Products of small matrices by one warp, 16 rows by 8 columns, to float32's accuracy. On a GPU tensor cores multiply:
+// Products of small matrices by one warp, 16 rows by 8 columns, with float32 accuracy. On a GPU tensor cores multiply:
 //   3xTF32: two matrices of floats as TF32 (11 significant bits). Every float is split into two of them, and of the
 //   four products the three largest are summed, which leaves a relative error of about 2^-21 a product. The method is
 //   that of CUTLASS's example 27 (27_ampere_3xtf32_fast_accurate_tensorop_gemm; 28 for convolutions) and of H. Ootomo
@@ -146,7 +146,7 @@ __device__ __forceinline__ void mma_bf16x3(Fragment (&sum)[M_TILES][N_TILES], Le
 #endif
 }
 
-// How operands are split so that tensor cores multiply them to float32's accuracy. A policy has multiply(), of which
+// How operands are split so that tensor cores multiply them with float32 accuracy. A policy has multiply(), of which
 // the sides are functions as above. PER_ROW_B as in mma_3xtf32.
 struct Split3xTF32 {
   static constexpr int K = 8;  // terms of a tile

@@ -81,7 +81,7 @@ class Stage(Generic[Op]):
     title: str
     """The name in figures and tables."""
     change: str
-    """What is different from the stage before, in one sentence."""
+    """What is different from the previous stage, in one sentence."""
     runs_on: Literal["cpu", "cuda", "any"]
     """cuda: by kernels, which are emulated where there is no GPU. any: by a library that takes a
     GPU where it finds one.

@@ -22,8 +22,8 @@ def engine_batches(config: Config, run: Run, stage: Stage) -> list[int]:
 def epochs_budget(config: Config, device_kind: str) -> float:
     """Seconds that all epochs of a run may take; a longer run is timed on a part of them.
 
-    The times of GPU kernels that are emulated on the CPU say nothing about a GPU, so there is no
-    need to wait for a whole run.
+    The times of GPU kernels that are emulated on the CPU are no guide to a GPU's speed, so there
+    is no need to wait for a whole run.
     """
     measuring = config.measuring
     if measuring.full:

@@ -42,8 +42,8 @@ def run_race(config: Config, stage_name: str, dataset: Dataset, out: Path) -> li
 
     The stage is checked before the first training, and all trainings are replayed after the last
     one, as in every measurement. The clock of an epoch is that of every measurement too; evaluating
-    the test images is off it. A stage that cannot run here, or trains wrongly, gives one row that
-    says so. Raises ConfigError where the config has no race.
+    the test images is off it. A stage that cannot run here, or trains wrongly, gives one row with
+    the reason. Raises ConfigError where the config has no race.
     """
     race = require_race(config)
     stage = find_stage(stage_name, "--stage")

@@ -59,7 +59,7 @@ def measure(
     """Measure `run` and write its tables (schema.RUN_TABLES) and run.json into `folder`.
 
     A run in full that takes longer than measuring.budget_seconds is saved in the folder
-    `checkpoints` every half minute and resumed from there (`resumed` in run.json says so), if
+    `checkpoints` every half minute and resumed from there (run.json then has `resumed`), if
     neither the settings nor the code have changed; `stop` is that of training.loop.train_epochs.
 
     A batch that does not fit the device gives one `does_not_fit` row, a network whose sizes the

@@ -55,8 +55,8 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
     """Time epochs of `run` at each size of load and write the rows of `transfers` to `out`.
 
     Where all images would take too long, fewer are used. A stage that cannot run here gives one row
-    that says so, as in cnnlib.measuring.run. Raises ConfigError for a stage that does not run on a
-    GPU: it loads nothing.
+    with the reason, as in cnnlib.measuring.run. Raises ConfigError for a stage that does not run on
+    a GPU: it loads nothing.
     """
     stage = find_stage(run.stage, "--stage")
     if not issubclass(stage.engine, DeviceEngine):

@@ -244,8 +244,8 @@ STAGE = Stage(
     name="fused",
     title="3 fused",
     change=(
-        "convolution, bias, activation and subsampling in one kernel; errors pushed from outputs to "
-        "inputs"
+        "convolution, bias, activation and subsampling in one kernel; "
+        "errors pushed from outputs to inputs"
     ),
     runs_on="cuda",
     engine=GpuEngine,

@@ -37,6 +37,18 @@ def run(code: str, name: str, namespace: dict[str, Any] | None = None) -> dict[s
     return found
 
 
+def serve(monkeypatch: pytest.MonkeyPatch, folder: str, name: str, example: dict[str, Any]) -> None:
+    """Let modules.load find the example, as if it were a file of workflow/<folder>."""
+    module = ModuleType(f"workflow.{folder}.{name}")
+    vars(module).update(example)
+    load = modules.load
+
+    def find(where: str, what: str) -> ModuleType:
+        return module if (where, what) == (folder, name) else load(where, what)
+
+    monkeypatch.setattr(modules, "load", find)
+
+
 def test_a_stage() -> None:
     (code,) = examples("stage")
     stage = run(code, "ring_gemm")["STAGE"]
@@ -80,17 +92,19 @@ def test_a_fast_operator(leaky_relu: ModuleType) -> None:
         assert found == pytest.approx(right, rel=1e-4, abs=1e-6)
 
 
-def test_a_table() -> None:
-    (code,) = examples("table")
+def test_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, its_test = examples("table")
     example = run(code, "fastest")
     tables = modules.read_tables([TABLES / f"{name}.csv" for name in example["TABLES"]])
     fastest = example["make"](tables)
     assert list(fastest["batch_size"]) == [16 * 2**n for n in range(9)]
     assert set(fastest["stage"]) == {"tuned"}
+    serve(monkeypatch, "tables", "fastest", example)
+    run(its_test, "test_fastest")["test_the_stage_with_the_shortest_epoch"]()
 
 
-def test_a_figure() -> None:
-    (code,) = examples("figure")
+def test_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, its_test = examples("figure")
     example = run(code, "epoch")
     assert len(example["__doc__"].split()) > 25
     tables = modules.read_tables([TABLES / f"{name}.csv" for name in example["TABLES"]])
@@ -98,6 +112,8 @@ def test_a_figure() -> None:
     assert "tuned trains an epoch in 4.06 ms" in str(drawing)
     empty = {name: table[:0] for name, table in tables.items()}
     assert "There are no epochs to draw" in str(example["draw"](empty, Sheet()))
+    serve(monkeypatch, "figures", "epoch", example)
+    run(its_test, "test_epoch")["test_the_title_names_the_fastest_stage"]()
     pyplot.close("all")
 
 

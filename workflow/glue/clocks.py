@@ -19,7 +19,7 @@ SHOWN = 3
 
 
 def date_now(folders: Iterable[Path | str], now: float | None = None) -> list[Path]:
-    """Give every file in the folders that is dated in the future the present time, and say so.
+    """Give every file in the folders that is dated in the future the present time, and say which.
 
     All get the same time, so that none of them is newer than another. Raises UserError naming a
     file whose time cannot be changed.

@@ -19,7 +19,7 @@ def lock_file() -> Path:
 
 
 def main(command: list[str]) -> None:
-    """Wait for the lock, say so, and become `command`, which holds the lock until it ends."""
+    """Wait for the lock, with a message, and become `command`, which then holds it."""
     handle = os.open(lock_file(), os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

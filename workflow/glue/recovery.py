@@ -76,7 +76,7 @@ def recover(workflow: Any) -> None:
         folder.mkdir(exist_ok=True)
         handle = os.open(folder / "running", os.O_CREAT | os.O_RDWR, 0o666)
     except OSError:
-        return  # a read-only folder: Snakemake itself will say so
+        return  # a read-only folder: Snakemake itself will report it
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -152,7 +152,7 @@ def print_page(html: str, out: Path) -> None:
     pages = re.findall(rb"/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)\]", pdf)
     sizes = [side for page in pages for side in map(float, page)]
     if len(pages) != 1 or any(abs(a - b) > 2 for a, b in zip(sizes, A1_POINTS, strict=True)):
-        # where it cannot read a file, Chromium prints a page that says so
+        # where it cannot read a file, Chromium prints an error page
         raise DataError(
             f"{program} has printed something else than one A1 page: can it read files?"
         )

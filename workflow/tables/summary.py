@@ -3,8 +3,8 @@
 Times are medians over every epoch (or scaled block) of every repeat, with quartiles. Intervals are
 95 % bootstrap intervals over the repeats, which are the independent observations; with a single
 repeat there is none (nan). Runs that others on their GPU disturbed do not count; a line of nothing
-else says so. The speedup is over the first stage of the ladder that was measured at the same batch
-size.
+else has the status `disturbed`. The speedup is over the first stage of the ladder that was measured
+at the same batch size.
 """
 
 from collections.abc import Callable

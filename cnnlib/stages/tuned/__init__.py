@@ -1,11 +1,12 @@
 """Stage 5: a persistent kernel. One launch trains a whole epoch; weights stay in shared memory.
 
 The data set lies on the GPU as bytes. Every block takes its images through the network, with the
-weights in its shared memory as far as they fit; then every block updates a share of the weights.
-Tensor cores multiply, to float32's accuracy (kernels/tensor.cuh). A network whose maps or weights
-do not fit a block is refused with the sizes that are in the way.
+as many of the weights in its shared memory as fit; then every block updates a share of the weights.
+Tensor cores multiply with float32 accuracy (kernels/tensor.cuh). A network of which an image's maps
+and the weights of the convolutions do not fit a block is refused with an error that names the
+sizes; weights of dense layers may stay in device memory.
 
-What differs from the stages before: each operator gives numbers for a struct (`config`, `buffers`)
+What differs from the other stages: each operator gives numbers for a struct (`config`, `buffers`)
 instead of launches, and the kernels are templates over these structs (kernels/tuned/step.cuh).
   layout.py    where everything lies in a block's shared memory
   schedule.py  how warps share a convolution's products
