@@ -243,10 +243,7 @@ class FusedDense(GpuOperator):
 STAGE = Stage(
     name="fused",
     title="3 fused",
-    change=(
-        "convolution, bias, activation and subsampling in one kernel; "
-        "errors pushed from outputs to inputs"
-    ),
+    change="convolution, bias, activation and subsampling in one kernel; errors pushed to inputs",
     runs_on="cuda",
     engine=GpuEngine,
     after="gemm_cuda",
