@@ -25,6 +25,8 @@ class Layer(BaseModel, ABC):
     """The layer's key in config.yaml."""
     shorthand: ClassVar[str]
     """The field that a bare value sets: `dense: 84` is `dense: {units: 84}`."""
+    example: ClassVar[dict[str, object]] = {}
+    """Settings with which tests try the layer, where a field's type and bounds suggest none."""
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
