@@ -13,13 +13,7 @@ from pydantic import ValidationError
 
 from cnnlib.config_errors import first_problem, short
 from cnnlib.errors import ConfigError
-from cnnlib.layers import KINDS, Activation, Array, Layer, Shape, Views
-
-# Variance of a unit's output over that of its inputs, by the activation that follows. 1 keeps the
-# variance (LeCun et al. 1998). For relu He et al. 2015 give 2, to make up for the half that relu
-# cuts off; but where the maximum of a window is taken nothing is lost that way, logits would begin
-# far from 0, and plain gradient descent without warm-up then starts with steps that are too long.
-GAIN = {"relu": 1.0, "tanh": 1.0, "sigmoid": 1.0}
+from cnnlib.layers import FUNCTIONS, KINDS, Activation, Array, Layer, Shape, Views
 
 
 @dataclass(frozen=True)
@@ -104,9 +98,9 @@ class Network:
     def initial_parameters(self, seed: int, dtype: DTypeLike = np.float32) -> Array:
         """Flat vector of initial weights: uniform with variance gain / fan-in; biases are zero.
 
-        This is the scheme of LeCun et al. (1998) for all activations; GAIN says why not that of He
-        et al. (2015) for relu. Numbers are drawn in float32 whatever the `dtype`, so that every
-        stage starts from the same ones.
+        This is the scheme of LeCun et al. (1998) for all activations; `Function.gain` says why
+        not that of He et al. (2015) for relu. Numbers are drawn in float32 whatever the `dtype`, so
+        that every stage starts from the same ones.
         """
         generator = np.random.default_rng(seed)
         vector = np.zeros(self.parameter_count, dtype=np.float32)
@@ -119,7 +113,7 @@ class Network:
     def _gain(self, layer: int) -> float:
         following = self.layers[layer + 1 : layer + 2]
         if following and isinstance(following[0], Activation):
-            return GAIN[following[0].function]
+            return FUNCTIONS[following[0].function].gain
         return 1.0
 
     @cached_property

@@ -2,7 +2,18 @@
 #pragma once
 #include "portable.cuh"
 
-enum Function { IDENTITY, RELU, TANH, SIGMOID };
+// Each activation function: its enumerator, its value at x, and its derivative there in terms of that value y, so that x
+// need not be kept. They are those of FUNCTIONS in cnnlib/layers/activation.py, in the same order.
+//   RELU: NaN compares false and so stays NaN.
+//   SIGMOID: exp of a large positive number would overflow; the two forms are the same function.
+#define ACTIVATION_FUNCTIONS(ENTRY)                        \
+  ENTRY(RELU, x < 0.0f ? 0.0f : x, y > 0.0f ? 1.0f : 0.0f) \
+  ENTRY(TANH, tanhf(x), 1.0f - y * y)                      \
+  ENTRY(SIGMOID, x >= 0.0f ? 1.0f / (1.0f + expf(-x)) : 1.0f - 1.0f / (1.0f + expf(x)), y * (1.0f - y))
+
+#define ENUMERATOR(name, value, derivative) , name
+enum Function { IDENTITY ACTIVATION_FUNCTIONS(ENUMERATOR) };
+#undef ENUMERATOR
 enum Method { MAX, MEAN };
 
 // Four floats that are loaded as one: 16 bytes, and so aligned.
@@ -22,21 +33,20 @@ __device__ __forceinline__ Float4 load_l2(const Float4* at) {
 
 template <int FUNCTION>
 __device__ __forceinline__ float activate(float x) {
-  if (FUNCTION == RELU) return x < 0.0f ? 0.0f : x;  // NaN compares false and so stays NaN
-  if (FUNCTION == TANH) return tanhf(x);
-  if (FUNCTION == SIGMOID) {
-    // exp of a large positive number would overflow; the two forms are the same function
-    return x >= 0.0f ? 1.0f / (1.0f + expf(-x)) : 1.0f - 1.0f / (1.0f + expf(x));
-  }
+#define VALUE(name, value, derivative) \
+  if (FUNCTION == name) return value;
+  ACTIVATION_FUNCTIONS(VALUE)
+#undef VALUE
   return x;
 }
 
 // Derivative of the function above in terms of its value y, so that x need not be kept.
 template <int FUNCTION>
 __device__ __forceinline__ float slope(float y) {
-  if (FUNCTION == RELU) return y > 0.0f ? 1.0f : 0.0f;
-  if (FUNCTION == TANH) return 1.0f - y * y;
-  if (FUNCTION == SIGMOID) return y * (1.0f - y);
+#define DERIVATIVE(name, value, derivative) \
+  if (FUNCTION == name) return derivative;
+  ACTIVATION_FUNCTIONS(DERIVATIVE)
+#undef DERIVATIVE
   return 1.0f;
 }
 

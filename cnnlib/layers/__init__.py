@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
 
-from cnnlib.layers.activation import Activation
+from cnnlib.layers.activation import FUNCTIONS, Activation, enumerator_of
 from cnnlib.layers.base import Array, Layer, Shape, Views
 from cnnlib.layers.conv import Conv
 from cnnlib.layers.dense import Dense
@@ -39,6 +39,7 @@ KINDS: dict[str, type[Layer]] = _by_kind(
 """Kind -> class, those of an ordinary network first."""
 
 __all__ = [
+    "FUNCTIONS",
     "KINDS",
     "Activation",
     "Array",
@@ -50,5 +51,6 @@ __all__ = [
     "Views",
     "cross_entropies",
     "cross_entropy",
+    "enumerator_of",
     "softmax",
 ]

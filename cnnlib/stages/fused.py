@@ -18,7 +18,7 @@ from cnnlib.device import Argument, Limits
 from cnnlib.engine import Planned, Stage, options_of
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import THREADS, GpuOperator, GpuOptions, Launch
-from cnnlib.layers import Activation, Conv, Dense, Layer, Subsample
+from cnnlib.layers import Activation, Conv, Dense, Subsample, enumerator_of
 from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile_count, tile_of
 
 PLAIN_SHARED_BYTES = 48 * 1024
@@ -38,12 +38,6 @@ def largest_divisor(number: int, limit: int, good: Callable[[int], bool]) -> int
     return next((n for n in range(limit, 1, -1) if number % n == 0 and good(n)), 1)
 
 
-def function_of(layers: tuple[Layer, ...]) -> str:
-    """The C++ enumerator of the activation among `layers`."""
-    functions = (layer.function.upper() for layer in layers if isinstance(layer, Activation))
-    return next(functions, "IDENTITY")
-
-
 class FusedConv(GpuOperator):
     """A convolution with the activation and the subsampling that follow it, if they do."""
 
@@ -58,7 +52,7 @@ class FusedConv(GpuOperator):
         subsample = planned.find(Subsample)
         self.window = subsample.size if subsample else 1
         self.method = subsample.method if subsample else "max"
-        self.function = function_of(planned.layers)
+        self.function = enumerator_of(planned.layers)
         # A mean over a curved activation needs the slope at every value: it alone recomputes.
         self.recompute = self.window > 1 and self.method == "mean" and self.function != "IDENTITY"
         self.keeps_winners = self.window > 1 and self.method == "max"
@@ -204,7 +198,7 @@ class FusedDense(GpuOperator):
             "THREADS": THREADS,
             "INPUTS": self.inputs,
             "UNITS": self.units,
-            "FUNCTION": function_of(self.planned.layers),
+            "FUNCTION": enumerator_of(self.planned.layers),
             "FIRST": int(self.planned.is_first),
             "M_TILE": SMALL_TILE[0],
             "N_TILE": SMALL_TILE[1],

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from cnnlib.engine import Stage
 from cnnlib.engine.cpu import MicroBatchEngine, MicroBatchOperator, in_c_order, micro_batch_shape
-from cnnlib.layers import Activation, Array, Conv, Dense, Subsample
+from cnnlib.layers import FUNCTIONS, Activation, Array, Conv, Dense, Subsample
 
 
 class MatrixConv(MicroBatchOperator):
@@ -144,38 +144,21 @@ class WholeActivation(MicroBatchOperator):
     keeps_target = True
 
     def make_buffers(self) -> None:
-        self.function = self.planned.layer(Activation).function
+        self.function = FUNCTIONS[self.planned.layer(Activation).function]
         self.target = self.source if self.may_overwrite else np.full_like(self.source, np.nan)
         self.target_error = self.source_error  # the operator above writes into it directly
-        self._slope = np.zeros(
-            self.source.shape, bool if self.function == "relu" else self.source.dtype
-        )
+        slope_type = self.function.slope_type or self.source.dtype
+        self._slope = np.zeros(self.source.shape, slope_type)
 
     def forward(self) -> None:
-        source, target = self.source, self.target
-        if self.function == "relu":
-            # A product with the slope keeps NaN, and is faster than np.maximum.
-            np.greater(source, 0, out=self._slope)
-            np.multiply(source, self._slope, out=target)
-        elif self.function == "tanh":
-            np.tanh(source, out=target)
-        else:  # sigmoid(x) = (1 + tanh(x / 2)) / 2, which cannot overflow
-            np.multiply(source, 0.5, out=target)
-            np.tanh(target, out=target)
-            np.multiply(target, 0.5, out=target)
-            np.add(target, 0.5, out=target)
+        self.function.values(self.source, self.target, self._slope)
 
     def backward(self) -> None:
         if self.source_error is None:
             return
-        target, slope = self.target, self._slope
-        if self.function == "tanh":
-            np.multiply(target, target, out=slope)
-            np.subtract(1, slope, out=slope)
-        elif self.function == "sigmoid":
-            np.subtract(1, target, out=slope)
-            np.multiply(slope, target, out=slope)
-        np.multiply(self.source_error, slope, out=self.source_error)
+        if self.function.slopes is not None:
+            self.function.slopes(self.target, self._slope)
+        np.multiply(self.source_error, self._slope, out=self.source_error)
 
 
 class SlicedSubsample(MicroBatchOperator):

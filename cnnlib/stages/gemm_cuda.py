@@ -11,7 +11,7 @@ from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Stage
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import SUM_THREADS, THREADS, GpuOperator, Launch
-from cnnlib.layers import Activation, Conv, Dense, Subsample
+from cnnlib.layers import Activation, Conv, Dense, Subsample, enumerator_of
 
 BLOCKS_PER_MULTIPROCESSOR = 2
 """Blocks of a multiprocessor that sum weight gradients: more would leave more slices to add."""
@@ -222,7 +222,7 @@ class GemmActivation(GpuOperator):
     def constants(self) -> Mapping[str, int | str]:
         return {
             "SIZE": math.prod(self.planned.source_shape),
-            "FUNCTION": self.planned.layer(Activation).function.upper(),
+            "FUNCTION": enumerator_of(self.planned.layers),
         }
 
     def forward(self, count: int) -> list[Launch]:

@@ -40,7 +40,7 @@ from cnnlib.engine.cpu import MICRO_BATCH, Lane, MicroBatchEngine, MicroBatchOpe
 from cnnlib.layers import Array, Subsample, Views, cross_entropies
 from cnnlib.network import Network
 from cnnlib.validation.loops import reference_stage
-from cnnlib.validation.near_ties import NEAR_TIE, OPERATORS, TIE, KinkedOperator, KinkedRelu
+from cnnlib.validation.near_ties import NEAR_TIE, OPERATORS, TIE, KinkedActivation, KinkedOperator
 
 NOISE = 16
 """Largest change of a pixel, in grey levels, up or down."""
@@ -72,7 +72,7 @@ class KinkDetector:
         self._engine = MicroBatchEngine(STAGE, setup)
         self._lane = self._engine.lane
         self._operators = self._lane.operators
-        self._relus = [o for o in self._operators if isinstance(o, KinkedRelu)]
+        self._relus = [o for o in self._operators if isinstance(o, KinkedActivation)]
         self._alive: set[int] = set()
         self._blas = ThreadpoolController()  # which is slower with threads for so small products
 
@@ -182,7 +182,7 @@ class KinkDetector:
 
     def _bias_below(self, operator: MicroBatchOperator, views: Sequence[Views]) -> Array | None:
         """The bias that moves all numbers that relu `operator` decides about, by channel."""
-        if not isinstance(operator, KinkedRelu):
+        if not isinstance(operator, KinkedActivation):
             return None
         layers = self._setup.network.layers
         below = operator.planned.start - 1
@@ -218,7 +218,7 @@ class KinkDetector:
                 lane.forward(image[None])
                 lane.backward(error[:, None])
                 for operator in lane.operators:
-                    if isinstance(operator, KinkedRelu):
+                    if isinstance(operator, KinkedActivation):
                         operator.pass_near_ties()
                 for index, operator in enumerate(lane.operators):
                     if not isinstance(operator, KinkedOperator):

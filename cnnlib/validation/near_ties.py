@@ -14,7 +14,7 @@ import numpy as np
 
 from cnnlib.engine import Planned
 from cnnlib.engine.cpu import MicroBatchFactory, MicroBatchOperator
-from cnnlib.layers import Activation, Array, Layer, Subsample, Views
+from cnnlib.layers import FUNCTIONS, Activation, Array, Layer, Subsample, Views
 from cnnlib.stages import gemm
 
 NEAR_TIE = 3e-6
@@ -56,23 +56,22 @@ class KinkedOperator(MicroBatchOperator):
         return largest
 
 
-class KinkedRelu(KinkedOperator):
-    """max(x, 0), whose kink is at zero; in the source's place where that is allowed."""
-
-    keeps_target = True
+class KinkedActivation(KinkedOperator, gemm.WholeActivation):
+    """An activation whose kink is at zero, such as relu."""
 
     def make_buffers(self) -> None:
-        super().make_buffers()
-        self.target = self.source if self.may_overwrite else np.full_like(self.source, np.nan)
-        self.target_error = self.source_error  # one takes the other's place
-        self._slope = np.zeros(self.source.shape, bool)
+        gemm.WholeActivation.make_buffers(self)
+        KinkedOperator.make_buffers(self)
+        assert self.function.kink is not None
+        self.below, self.above = self.function.kink
 
     def forward(self) -> None:
         gaps, largest = np.abs(self.source), self.largest()
         near_ties = (gaps > TIE * largest) & (gaps < NEAR_TIE * largest)
         self.mark(near_ties, near_ties)
-        np.greater(self.source, 0, out=self._slope)
-        np.multiply(self.source, self._slope, out=self.target)  # a product, so that NaN stays NaN
+        gemm.WholeActivation.forward(self)
+        if self.function.slopes is not None:
+            self.function.slopes(self.target, self._slope)
 
     def backward(self) -> None:
         if self.source_error is None:
@@ -83,16 +82,16 @@ class KinkedRelu(KinkedOperator):
 
     @property
     def passes_any(self) -> bool:
-        """Whether any element of the images last seen is positive."""
+        """Whether the error of any element of the images last seen is passed on."""
         return bool(self._slope.any())
 
     def pass_near_ties(self) -> None:
         """Pass errors, until the next `forward`, wherever another decision may do so."""
-        self._slope |= self.open
+        self._slope[self.open] = max(self.below, self.above)
 
     def flips(self) -> Iterator[Flip]:
         for index, error in zip(np.argwhere(self.open), self._open_error, strict=True):
-            yield [(tuple(index), float(error))]
+            yield [(tuple(index), float(error) * (self.above - self.below))]
 
 
 class KinkedMax(KinkedOperator, gemm.SlicedSubsample):
@@ -143,9 +142,9 @@ def activation(
     gradients: Views,
     may_overwrite: bool,
 ) -> MicroBatchOperator:
-    """The operator for an activation; of the functions only relu has a kink."""
-    function = cast(Activation, planned.layers[0]).function
-    operator = KinkedRelu if function == "relu" else gemm.WholeActivation
+    """The operator for an activation, which says whether it has a kink."""
+    function = FUNCTIONS[cast(Activation, planned.layers[0]).function]
+    operator = gemm.WholeActivation if function.kink is None else KinkedActivation
     return operator(planned, source, source_error, parameters, gradients, may_overwrite)
 
 

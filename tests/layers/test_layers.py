@@ -1,12 +1,14 @@
 """Every layer kind by hand-worked examples and by finite differences."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 
 from cnnlib.engine import Setup
-from cnnlib.layers import Activation, Conv, Dense, Subsample, cross_entropy, softmax
+from cnnlib.layers import FUNCTIONS, Activation, Conv, Dense, Subsample, cross_entropy, softmax
+from cnnlib.paths import KERNELS
 from cnnlib.stages import naive
 from cnnlib.validation.reference import FAST_REFERENCE
 from cnnlib.validation.spot_checks import finite_differences
@@ -125,9 +127,15 @@ def test_relu_has_no_slope_at_zero():
     assert source_error.tolist() == [0, 0, 5]
 
 
-@pytest.mark.parametrize("function", ["relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_activation_passes_nan_on(function):
     assert math.isnan(Activation(function=function).forward({}, np.array([np.nan]))[0])
+
+
+def test_the_kernels_have_the_same_activation_functions_in_the_same_order():
+    text = (KERNELS / "layers.cuh").read_text(encoding="utf-8")
+    names = re.findall(r"^ +ENTRY\((\w+),", text, re.MULTILINE)
+    assert names == [name.upper() for name in FUNCTIONS]
 
 
 def test_sigmoid_does_not_overflow():
@@ -190,7 +198,7 @@ DIFFERENCES = {
             {"activation": function},
             {"dense": 3},
         ]
-        for function in ("relu", "tanh", "sigmoid")
+        for function in FUNCTIONS
     },
     "activations in a row": [
         {"dense": 4},

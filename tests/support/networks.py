@@ -1,6 +1,6 @@
 """Networks that tests train, each built by a function of its name."""
 
-from cnnlib.layers import Layer
+from cnnlib.layers import FUNCTIONS, Layer
 from cnnlib.network import Network, parse_layers
 
 
@@ -90,6 +90,10 @@ def deep(convolutions: int, maps: int, method: str | None = None) -> Network:
     name = f"deep{convolutions}x{maps}{method or ''}"
     return build(name, (1, 28, 28), 10, [*layers, {"dense": 10}])
 
+
+*_MOST, _LAST = map(repr, FUNCTIONS)
+ANY_FUNCTION = f"{', '.join(_MOST)} or {_LAST}"
+"""The names of the activation functions, as a message lists them."""
 
 NETWORKS = {
     network.name: network for network in (lenet5(), lenet5("mean", "tanh"), simard(), awkward())

@@ -9,7 +9,7 @@ import pytest
 from cnnlib.datasets.specs import SyntheticSpec
 from cnnlib.datasets.synthetic import synthetic
 from cnnlib.engine import Setup
-from cnnlib.layers import Activation, Conv, Subsample
+from cnnlib.layers import FUNCTIONS, Activation, Conv, Subsample
 from cnnlib.stages import LADDER, gemm, naive
 from cnnlib.validation.kinks import KinkDetector
 from cnnlib.validation.parity import validate
@@ -84,7 +84,7 @@ class OtherRelu(gemm.WholeActivation):
     """Decides too early, by 1e-6 of the largest element: as wrong as rounding may be."""
 
     def forward(self):
-        if self.function != "relu":
+        if self.function is not FUNCTIONS["relu"]:
             return super().forward()
         limit = 1e-6 * np.abs(self.source).max(axis=tuple(range(self.source.ndim - 1)))
         self._slope[...] = (self.source > -limit) & (self.source != 0)

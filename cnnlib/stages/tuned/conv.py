@@ -2,7 +2,7 @@
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Planned, Stage
-from cnnlib.layers import Conv
+from cnnlib.layers import Conv, enumerator_of
 from cnnlib.stages.tuned.layout import (
     ALIGNMENT,
     Needs,
@@ -12,11 +12,9 @@ from cnnlib.stages.tuned.layout import (
     aligned,
 )
 from cnnlib.stages.tuned.operator import (
-    Function,
     Method,
     Position,
     TunedOperator,
-    function_of,
     window_of,
     winners,
 )
@@ -46,12 +44,10 @@ class TunedConv(TunedOperator):
             channels, height, width, maps, conv.kernel, rows, columns, self.takes_bytes
         )
         self.window, self.method = window_of(planned.layers)
-        self.function = function_of(planned.layers)
+        self.function = enumerator_of(planned.layers)
         # A mean over a curved activation needs the slope at every value.
         self.keeps_activated = (
-            self.window > 1
-            and self.method is Method.MEAN
-            and self.function is not Function.IDENTITY
+            self.window > 1 and self.method is Method.MEAN and self.function != "IDENTITY"
         )
         self.gradient_limit = gradient_limit(self.shape, threads.block, threads.team_warps)
         self._check()
@@ -115,7 +111,7 @@ class TunedConv(TunedOperator):
             tables=0 if self.takes_bytes else ceil_div(shape.terms, 8) * 8,
         )
 
-    def config(self, layout: SharedLayout, position: Position) -> dict[str, int]:
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
         shape, schedule = self.shape, self.schedule
         return {
             "CHANNELS": shape.channels,
@@ -175,7 +171,7 @@ class TunedByteConv(TunedConv):
         """Three words of BF16 for each pair of weights, and what is added to each map's sums."""
         return self.shape.maps * (3 * self.weight_pitch + 1)
 
-    def config(self, layout: SharedLayout, position: Position) -> dict[str, int]:
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
         return {**super().config(layout, position), "WEIGHT_PITCH": self.weight_pitch}
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:

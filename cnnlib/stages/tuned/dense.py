@@ -2,7 +2,7 @@
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Planned, Stage
-from cnnlib.layers import Dense
+from cnnlib.layers import Dense, enumerator_of
 from cnnlib.stages.tuned.layout import (
     ALIGNMENT,
     Needs,
@@ -12,7 +12,7 @@ from cnnlib.stages.tuned.layout import (
     row_pitch,
     sectors,
 )
-from cnnlib.stages.tuned.operator import Position, TunedOperator, function_of
+from cnnlib.stages.tuned.operator import Position, TunedOperator
 
 MAX_BATCH_ONE_INPUTS = 1024
 """Inputs for whose one image a warp's registers have room: 32 numbers of each lane."""
@@ -62,13 +62,13 @@ class TunedDense(TunedOperator):
             stage=self.threads.block_warps * REDUCE_IMAGES * REDUCE_PITCH,
         )
 
-    def config(self, layout: SharedLayout, position: Position) -> dict[str, int]:
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
         in_global = self.label not in layout.weights
         return {
             "INPUTS": self.inputs,
             "UNITS": self.units,
             "IMAGES": self.images,
-            "FUNCTION": function_of(self.planned.layers),
+            "FUNCTION": enumerator_of(self.planned.layers),
             "WEIGHTS_IN_GLOBAL": in_global,
             "WEIGHT_PITCH": self.weight_pitch,
             "ALIGNED": self.inputs % ALIGNMENT == 0 and self.offset % ALIGNMENT == 0,

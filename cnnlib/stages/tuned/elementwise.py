@@ -3,11 +3,11 @@ kernels/tuned/elementwise.cuh.
 """
 
 from cnnlib.engine import Planned, Stage
+from cnnlib.layers import enumerator_of
 from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Threads
 from cnnlib.stages.tuned.operator import (
     Position,
     TunedOperator,
-    function_of,
     window_of,
     winners,
 )
@@ -24,7 +24,7 @@ class TunedElementwise(TunedOperator):
         kept = winners(self.window, self.method, self.target_size)
         self.needs = Needs(self.label, self.parameters, kept=kept)
 
-    def config(self, layout: SharedLayout, position: Position) -> dict[str, int]:
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
         channels, height, width = self.shape
         # behind a dense layer, the images of a block have rows of their own
         per_batch = layout.maps[position.index].pitch > 0 and not layout.maps[position.index].slots
@@ -32,7 +32,7 @@ class TunedElementwise(TunedOperator):
             "CHANNELS": channels,
             "HEIGHT": height,
             "WIDTH": width,
-            "FUNCTION": function_of(self.planned.layers),
+            "FUNCTION": enumerator_of(self.planned.layers),
             "WINDOW": self.window,
             "METHOD": self.method,
             "IMAGES": self.images if per_batch else 0,

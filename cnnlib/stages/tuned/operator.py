@@ -9,20 +9,11 @@ from typing import ClassVar, Protocol
 
 from cnnlib.engine import Planned, Stage
 from cnnlib.errors import Unsupported
-from cnnlib.layers import Activation, Layer, Subsample
+from cnnlib.layers import Layer, Subsample
 from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Threads
 
 INSTEAD = "use stage 'ring'"
 """What to do with a network that does not fit: that stage keeps only a window of rows on chip."""
-
-
-class Function(IntEnum):
-    """enum Function of kernels/layers.cuh."""
-
-    IDENTITY = 0
-    RELU = 1
-    TANH = 2
-    SIGMOID = 3
 
 
 class Method(IntEnum):
@@ -73,8 +64,8 @@ class TunedOperator(ABC):
         self.target_size = math.prod(planned.target_shape)
 
     @abstractmethod
-    def config(self, layout: SharedLayout, position: Position) -> dict[str, int]:
-        """Name -> value of each constant of its struct."""
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
+        """Name -> value of each constant of its struct; strings are enumerators."""
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
         """Name -> array of each buffer of its struct; None: it has none."""
@@ -91,12 +82,6 @@ class TunedOperator(ABC):
             f"stage '{self.stage.name}' cannot take {self.planned.name} of network "
             f"'{self.planned.network.name}': {reason}; {INSTEAD}"
         )
-
-
-def function_of(layers: tuple[Layer, ...]) -> Function:
-    """The activation among `layers`."""
-    names = [layer.function for layer in layers if isinstance(layer, Activation)]
-    return Function[names[0].upper()] if names else Function.IDENTITY
 
 
 def window_of(layers: tuple[Layer, ...]) -> tuple[int, Method]:

@@ -154,7 +154,7 @@ def templates(operators: Sequence[TunedOperator]) -> str:
 
 def struct(
     name: str,
-    config: Mapping[str, int],
+    config: Mapping[str, int | str],
     buffers: Mapping[str, SharedBuffer | None],
     more: Sequence[str] = (),
 ) -> Iterator[str]:
