@@ -56,7 +56,7 @@ __device__ __forceinline__ unsigned long long ticks() {
 
 // ENTRY_POINT(conv1, forward)(const float* x, int n) { ... } defines the kernel conv1_forward.
 #define ENTRY_POINT(layer, name) extern "C" __global__ void layer##_##name
-// Likewise, with the largest number of threads that a block may have, by which the compiler gives out registers.
+// ENTRY_POINT_BOUNDED also names the largest number of threads of a block, by which the compiler gives out registers.
 #define ENTRY_POINT_BOUNDED(layer, name, threads) extern "C" __global__ void __launch_bounds__(threads) layer##_##name
 
 // for (int i : grid_range(n)): each i in [0, n) once over all threads of a one-dimensional grid of any size.

@@ -47,4 +47,4 @@ tables of compute capability 9.0.
 """
 
 ARCHITECTURES = {architecture.name.lower(): architecture for architecture in (H100,)}
-"""By the name that a user gives."""
+"""Known architectures by the name that --gpu accepts."""

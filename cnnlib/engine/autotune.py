@@ -12,8 +12,10 @@ from pathlib import Path
 from cnnlib.device.cache import cached, content_of
 
 WORTH = 0.97
-"""Of the first one's time: what is not clearly quicker does not take its place, so that two
-measurements of the same thing come to the same choice, and a training to the same last bits.
+"""A candidate replaces the first one only if its time is below this share of the first one's.
+
+What is not clearly quicker is not chosen, so that two measurements of the same thing come to the
+same choice, and a training to the same last bits.
 """
 
 STEADY = 1.2

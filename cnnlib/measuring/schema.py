@@ -214,9 +214,9 @@ class Former:
 
     tables: Mapping[str, str]
     columns: Mapping[str, Mapping[str, str]]
-    """By today's name of the table."""
+    """Former and present names of columns, by the present name of their table."""
     values: Mapping[str, Mapping[str, str]]
-    """By column, in every table."""
+    """Former and present values, by the column in which they occur in any table."""
 
 
 FORMER = Former(

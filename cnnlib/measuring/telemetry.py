@@ -33,7 +33,7 @@ STEADY = "train"
 """The phase all of whose readings are kept, up to about STEADY_ROWS."""
 STEADY_ROWS = 400
 KEEP = 5
-"""In the other phases every KEEP-th reading is kept."""
+"""Every KEEP-th reading is kept, except in the phase that keeps all."""
 
 
 class Reading(NamedTuple):

@@ -1,4 +1,4 @@
-"""The same training in PyTorch and in JAX, the usual choices, measured in the same way.
+"""PyTorch and JAX, which run the same training in their usual ways and are measured alike.
 
 Each peer is a Stage like any other, with an engine that calls the library. Where the library is not
 installed, or a peer needs a GPU and there is none, its runs are `unavailable`.

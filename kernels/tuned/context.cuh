@@ -60,8 +60,7 @@ struct Context {
   float mean, deviation;
   BulkCopyBarrier& bulk_copies;  // of dense layers' weights
   Timer& timer;
-  // Of the images that the block takes together: the first one's trace, the floats from one trace to the next, how
-  // many.
+  // The block takes `here` images together; their traces begin at `trace` and are `trace_stride` floats apart.
   float* trace;
   int trace_stride, here;
 };

@@ -1,4 +1,4 @@
-"""The same few digits by the number of images trained on: what each stage takes them for.
+"""What each stage takes the same few digits for, by the number of images trained on.
 
 One block for each test image, a row for each stage and a column for each number of images that the
 training has seen. A cell shows the class that the stage predicts and its probability in percent,

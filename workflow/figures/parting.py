@@ -178,7 +178,7 @@ def few(sizes: list[int], parted: Mapping[int, int]) -> list[int]:
 
 
 def looks(sizes: list[int]) -> dict[int, style.Mark]:
-    """From dark to light by batch size, in colours that colour-blind readers can distinguish."""
+    """Return marks from dark to light by batch size, in colours fit for colour-blind readers."""
     shades = np.linspace(0.0, 0.68, len(sizes))
     return {
         size: style.Mark(to_hex(colormaps["viridis"](shade)), marker)

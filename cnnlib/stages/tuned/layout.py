@@ -73,7 +73,7 @@ class SharedBuffer:
 
     offset: int
     pitch: int = 0
-    """From an image's part to the next one's, where the block takes several together; 0: one."""
+    """Floats from one image's part to the next one's; 0 where a block has one image at a time."""
     slots: int = 0
     """Images use so many parts by turns; 0: each has its own."""
 
