@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import shutil
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,11 +12,13 @@ import pytest
 import yaml
 from matplotlib import pyplot
 
+from cnnlib.device import Device
 from cnnlib.engine.stage import plan
-from cnnlib.layers import KINDS
+from cnnlib.layers import FUNCTIONS, KINDS, Activation, activation
 from cnnlib.network import parse_layers
-from cnnlib.paths import ROOT
+from cnnlib.paths import KERNELS, ROOT
 from cnnlib.stages import _loading, gemm, gemm_cuda, naive
+from cnnlib.validation.parity import validate
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import build, lenet5
 from workflow.glue import modules
@@ -90,6 +94,55 @@ def test_a_fast_operator(leaky_relu: ModuleType) -> None:
     with open_engine(stage, network, 4) as fast, open_engine(naive.STAGE, network, 4) as loops:
         found, right = (engine.gradient(images, labels)[1] for engine in (fast, loops))
         assert found == pytest.approx(right, rel=1e-4, abs=1e-6)
+
+
+def copied_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of kernels/ from which kernels are made for the rest of the test."""
+    kernels = folder / "kernels"
+    shutil.copytree(KERNELS, kernels)
+    monkeypatch.setenv("CNNLIB_KERNELS", str(kernels))
+    return kernels
+
+
+def test_a_fast_operator_on_a_gpu(
+    leaky_relu: ModuleType, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = copied_kernels(tmp_path, monkeypatch)
+    (text,) = [code for code in examples("layer", "cuda") if "#pragma once" in code]
+    (kernels / "gemm/leaky_relu.cuh").write_text(text, encoding="utf-8")
+    kind = leaky_relu.LeakyRelu
+    namespace = {**vars(gemm_cuda), "LeakyRelu": kind}
+    operator = run(examples("layer")[3], "gemm_cuda", namespace)["GemmLeakyRelu"]
+    operators = {**gemm_cuda.STAGE.operators, (kind,): operator}
+    stage = dataclasses.replace(gemm_cuda.STAGE, operators=operators)
+    layers = [{"conv": {"maps": 2, "kernel": 3}}, {"leaky_relu": 0.1}, {"dense": 3}]
+    network = build("leaky", (1, 6, 6), 3, layers)
+    images, labels = pictures(network, 4)
+    with (
+        open_engine(stage, network, 4, device) as fast,
+        open_engine(naive.STAGE, network, 4) as loops,
+    ):
+        found, right = (engine.gradient(images, labels)[1] for engine in (fast, loops))
+        assert found == pytest.approx(right, rel=1e-4, abs=1e-6)
+
+
+def test_an_activation_function(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = run(f"FOUND = {{{examples('layer')[4]}}}", "activation", vars(activation))["FOUND"]
+    monkeypatch.setitem(FUNCTIONS, "leaky_relu", entry["leaky_relu"])
+    header = copied_kernels(tmp_path, monkeypatch) / "layers.cuh"
+    (line,) = [code for code in examples("layer", "cuda") if code.startswith("  ENTRY(")]
+    before, after = header.read_text(encoding="utf-8").split("\n\n#define ENUMERATOR", 1)
+    header.write_text(f"{before} \\\n{line}\n#define ENUMERATOR{after}", encoding="utf-8")
+    # The names that a config may use were fixed when the module was imported.
+    leaky = Activation.model_construct(function="leaky_relu")
+    network = build("leaky", (1, 6, 6), 3, [{"conv": {"maps": 2, "kernel": 3}}, {"dense": 3}])
+    conv, dense = network.layers
+    network = dataclasses.replace(network, layers=(conv, leaky, dense))
+    for stage in (naive.STAGE, gemm.STAGE, gemm_cuda.STAGE):
+        with open_engine(stage, network, 4, device) as engine:
+            assert validate(engine, *pictures(network, 4)) < 1
 
 
 def test_a_table(monkeypatch: pytest.MonkeyPatch) -> None:

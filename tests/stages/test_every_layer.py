@@ -4,6 +4,7 @@ The networks are made from cnnlib.layers alone, so that a layer or a function th
 compared with finite differences and with the reference without a test of its own.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from cnnlib.network import Network
 from cnnlib.stages import LADDER, VARIANTS, naive
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import finite_differences
+from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import build
 
@@ -101,6 +103,15 @@ def test_loops_agree_with_finite_differences(name: str) -> None:
     with open_engine(naive.STAGE, network, 2) as engine:
         positions = np.random.default_rng(0).permutation(network.parameter_count)[:20]
         finite_differences(engine, images, labels, positions)
+
+
+@pytest.mark.quick
+def test_a_wrong_derivative_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong kernels are tried by the files of tests/wrong/."""
+    wrong = dataclasses.replace(FUNCTIONS["tanh"], derivative=lambda y: 1 - y)
+    monkeypatch.setitem(FUNCTIONS, "tanh", wrong)
+    with pytest.raises(ValidationFailed, match="finite difference"):
+        test_loops_agree_with_finite_differences("activation tanh")
 
 
 @pytest.mark.parametrize(
