@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import Field
 
 from cnnlib.layers.base import Array, Layer, Shape, Views, like
 
@@ -21,6 +22,8 @@ class Function:
     the fused stages take the maximum of a window before they apply f.
     """
 
+    formula: str
+    """f(x) as documents write it."""
     value: Callable[[float], float]
     """f(x) of one number, as the reference computes it; NaN stays NaN."""
     derivative: Callable[[float], float]
@@ -82,6 +85,7 @@ def _sigmoid_slopes(target: Array, slope: Array) -> None:
 
 FUNCTIONS: dict[str, Function] = {
     "relu": Function(
+        formula="max(x, 0)",
         value=lambda x: x if x > 0 or math.isnan(x) else 0,
         derivative=lambda y: 1 if y > 0 else 0,
         values=_relu_values,
@@ -90,19 +94,24 @@ FUNCTIONS: dict[str, Function] = {
         kink=(0, 1),
     ),
     "tanh": Function(
+        formula="tanh(x)",
         value=math.tanh,
         derivative=lambda y: 1 - y * y,
         values=_tanh_values,
         slopes=_tanh_slopes,
     ),
     "sigmoid": Function(
+        formula="1 / (1 + exp(-x))",
         value=_sigmoid,
         derivative=lambda y: y * (1 - y),
         values=_sigmoid_values,
         slopes=_sigmoid_slopes,
     ),
 }
-"""Name in config.yaml -> function, in the order of kernels/layers.cuh."""
+"""Name in config.yaml -> function, in the order of kernels/layers.cuh.
+
+:meta hide-value:
+"""
 
 if TYPE_CHECKING:
     FunctionName = str
@@ -116,8 +125,10 @@ class Activation(Layer):
     kind = "activation"
     shorthand = "function"
 
-    function: FunctionName
-    """f: relu is max(x, 0), sigmoid 1 / (1 + exp(-x)); others are named as in mathematics."""
+    function: FunctionName = Field(
+        description="; ".join(f"{name}: {f.formula}" for name, f in FUNCTIONS.items())
+    )
+    """The name of f."""
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape

@@ -117,7 +117,7 @@ def table(model: type[BaseModel], prefix: str) -> list[str]:
             f"`{prefix}{'.' if prefix else ''}{name}`",
             allowed,
             default(field),
-            texts.get(name) or field.description or "",
+            " ".join(filter(None, [texts.get(name), field.description])),
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines

@@ -46,7 +46,9 @@ def rewrite(lines: list[str]) -> list[str]:
     """The docstring as reStructuredText."""
     written: list[str] = []
     for paragraph in paragraphs(lines):
-        if all(line.startswith(" ") for line in paragraph):
+        if paragraph[0].startswith(":meta "):  # an instruction to autodoc
+            written += [*paragraph, ""]
+        elif all(line.startswith(" ") for line in paragraph):
             written += ["::", "", *(f"    {line}" for line in paragraph), ""]
         else:
             text = escape("\n".join(line.strip() for line in paragraph))
