@@ -59,7 +59,7 @@ def conv(
 def activation(
     jax: ModuleType, layout: str, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
 ) -> Tensor:
-    """The activation function by jax.nn's relu, tanh or sigmoid."""
+    """The activation function of the same name in jax.nn."""
     return getattr(jax.nn, planned.layer(Activation).function)(source)
 
 

@@ -72,8 +72,9 @@ def conv(
 def activation(
     torch: ModuleType, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
 ) -> Tensor:
-    """The activation function by torch.relu, tanh or sigmoid."""
-    return getattr(torch, planned.layer(Activation).function)(source)
+    """The activation function of the same name: torch.relu, torch.nn.functional.leaky_relu, ..."""
+    name = planned.layer(Activation).function
+    return getattr(torch if hasattr(torch, name) else torch.nn.functional, name)(source)
 
 
 def subsample(

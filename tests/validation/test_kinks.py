@@ -140,6 +140,39 @@ def test_the_ambiguity_bound_holds_for_other_decisions(network, change):
     assert seen > 1e-3  # far above rounding
 
 
+LEAK = 0.25
+
+
+class EarlyLeaky(gemm.WholeActivation):
+    """Takes the slope above zero too early, by 1e-6 of the largest element."""
+
+    def forward(self):
+        super().forward()
+        if self.function is FUNCTIONS["relu"]:
+            limit = 1e-6 * np.abs(self.target).max(axis=tuple(range(self.target.ndim - 1)))
+            self.early = np.where((self.target > -LEAK * limit) & (self.target != 0), 1, LEAK)
+
+    def backward(self):
+        if self.function is FUNCTIONS["relu"]:
+            np.multiply(self.source_error, self.early, out=self.source_error)
+        else:
+            super().backward()
+
+
+def test_the_ambiguity_bound_holds_for_a_kink_with_slopes_on_both_sides(monkeypatch):
+    leaky = dataclasses.replace(
+        FUNCTIONS["relu"],
+        values=lambda source, target, slope: np.multiply(
+            source, np.where(source > 0, 1, LEAK), out=target
+        ),
+        slopes=lambda target, slope: np.copyto(slope, np.where(target > 0, 1, LEAK)),
+        slope_type=None,
+        kink=(LEAK, 1),
+    )
+    monkeypatch.setitem(FUNCTIONS, "relu", leaky)
+    test_the_ambiguity_bound_holds_for_other_decisions(RELU, ((Activation,), EarlyLeaky))
+
+
 @pytest.mark.parametrize("network", [RELU, MAX, BOTH], ids=["relu", "max", "both"])
 def test_float32_that_decides_otherwise_is_accepted(network):
     images, labels = pictures(network, 64)
