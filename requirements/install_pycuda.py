@@ -1,9 +1,9 @@
-"""Install PyCUDA into this environment where a CUDA toolkit and a driver are; else do nothing.
+"""Install PyCUDA into this environment if there are a CUDA toolkit and a driver.
 
 PyCUDA comes as source only and is built against both. Its build finds neither a toolkit whose nvcc
 on PATH is a wrapper elsewhere nor a driver without developer files, so it gets their folders. Says
 in one line when it builds, when that fails and when there is a driver but no toolkit to build with;
-none of these ends the run, which goes on without the GPU.
+none of these ends the run, which continues without the GPU.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ PERSONAL = (".cache", ".config", ".netrc", ".pip")  # what pip reads in a home f
 
 
 def driver() -> Path | None:
-    """The libcuda.so.1 that programs here get."""
+    """Return the libcuda.so.1 that programs on this machine load, or None."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -60,13 +60,13 @@ def build(cuda: Path, include: Path, libcuda: Path, home: Path) -> bool:
 
 
 def works() -> bool:
-    """Whether PyCUDA's extension modules load."""
+    """Return whether the extension modules of PyCUDA load."""
     command = [sys.executable, "-c", "import pycuda.driver"]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def main() -> None:
-    """Build PyCUDA if it can be of use and is not there."""
+    """Build PyCUDA if it is missing and this machine could use it."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from cnnlib.device.toolkit import find_toolkit, toolkit_problem
 
@@ -75,18 +75,18 @@ def main() -> None:
         return
     installed = works()
     if problem := toolkit_problem(headers=not installed):
-        print(f"There is an NVIDIA driver, but {problem}; going on without the GPU")
+        print(f"There is an NVIDIA driver, but {problem}; continuing without the GPU")
         return
     toolkit = find_toolkit()
     if installed or toolkit is None or toolkit.include is None:
         return
     if LOG.exists():
-        print(f"PyCUDA did not build here: going on without the GPU (delete {LOG} to try again)")
+        print(f"PyCUDA did not build here: continuing without the GPU (delete {LOG} to try again)")
         return
     print(f"Building PyCUDA against {toolkit.root} (a minute or two)", flush=True)
     with tempfile.TemporaryDirectory() as home:
         if not build(toolkit.root, toolkit.include, libcuda, Path(home)):
-            print(f"PyCUDA did not build: going on without the GPU; the reason stands in {LOG}")
+            print(f"PyCUDA did not build: continuing without the GPU; see {LOG}")
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ INSTALLER = "runpy.run_path('requirements/install_pycuda.py', run_name='__main__
 def test_the_installer_says_that_there_is_no_toolkit(run: Callable[..., str]) -> None:
     (line,) = run(INSTALLER).splitlines()
     assert line.startswith("There is an NVIDIA driver, but no CUDA toolkit (nvcc is neither on")
-    assert line.endswith("; going on without the GPU")
+    assert line.endswith("; continuing without the GPU")
 
 
 def test_the_installer_says_what_a_toolkit_lacks(run: Callable[..., str], tmp_path: Path) -> None:

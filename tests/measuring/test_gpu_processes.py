@@ -64,7 +64,7 @@ def test_the_most_memory_is_told() -> None:
     assert [presence.memory_mib for presence in tracker.presences] == [9]
 
 
-def test_nvml_that_does_not_answer_clears_nobody() -> None:
+def test_nvml_that_does_not_answer_excludes_no_process() -> None:
     tracker = watched((1, listed(OWN)), (2, listed(OWN, ANOTHER)), (3, None), (4, None))
     assert disturbing(tracker, (3.4, 3.6)) == [ANOTHER]
     assert disturbing(watched((1, None)), (0, 9)) == []
