@@ -4,13 +4,14 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from cnnlib.device import Device, DeviceArray, Limits
 from cnnlib.engine.base import Engine
-from cnnlib.engine.stage import Op, Order, Setup, Stage
+from cnnlib.engine.stage import Bytes, Op, Order, Setup, Stage
 from cnnlib.engine.upload import LoadTimer, LoadTimes, device_array, resident_limit
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
@@ -21,10 +22,25 @@ PROFILE_LAUNCHES = 256
 """Most launches of a kernel in a row; there are many, so that the first one's latency is lost."""
 
 
+class Pass(IntEnum):
+    """How a batch goes through the network; the values are enum Mode of kernels/tuned/step.cuh."""
+
+    TRAIN = 0
+    """Forward and back: losses are added, and the gradient is left."""
+    ONLY_FORWARD = 1
+    """Logits are left."""
+    GIVEN_ERRORS = 2
+    """As TRAIN, but with output errors that are given instead of those of the loss."""
+
+
 class DeviceEngine(Engine[Op]):
     """An engine whose parameters, velocity, gradient and losses lie on a device."""
 
     device: Device
+    _logits: DeviceArray
+    """(batch, classes): what a pass leaves."""
+    _output_errors: DeviceArray
+    """(batch, classes): what Pass.GIVEN_ERRORS reads; it may be the same array."""
     resident: int | None = None
     """Images on the device at a time, once a training set is loaded."""
 
@@ -87,6 +103,38 @@ class DeviceEngine(Engine[Op]):
 
         With `timer`, the moments of every piece of the images are recorded.
         """
+
+    @abstractmethod
+    def _run_batch(self, count: int, way: Pass) -> None:
+        """Take the first `count` images of the batch through the network; parameters stay."""
+
+    def _pass(self, images: Bytes, way: Pass) -> None:
+        """Upload up to a batch of images and take them through the network."""
+        self._batch_images.part(0, images.shape).set(np.ascontiguousarray(images))
+        self._run_batch(len(images), way)
+
+    def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
+        count = len(labels)
+        self._losses.fill_bytes(0)
+        self._batch_labels.part(0, (count,)).set(np.ascontiguousarray(labels))
+        self._pass(images, Pass.TRAIN)
+        losses = self._losses.get()[:count]
+        return float(losses.sum(dtype=np.float64) / count), self._gradient.get()
+
+    def backward(self, images: Bytes, output_error: Array) -> Array:
+        errors = np.ascontiguousarray(output_error, dtype=np.float32)
+        self._output_errors.part(0, errors.shape).set(errors)
+        self._pass(images, Pass.GIVEN_ERRORS)
+        return self._gradient.get()
+
+    def logits(self, images: Bytes) -> Array:
+        batch, classes = self.setup.batch_size, self.network.classes
+        outputs = np.empty((len(images), classes), np.float32)
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            self._pass(part, Pass.ONLY_FORWARD)
+            outputs[start : start + batch] = self._logits.part(0, (len(part), classes)).get()
+        return outputs
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
         """A device array that kernels can index."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Device, DeviceArray, Limits, Module
-from cnnlib.engine.device_engine import DeviceEngine
+from cnnlib.engine.device_engine import DeviceEngine, Pass
 from cnnlib.engine.gpu_operator import (
     SUM_THREADS,
     THREADS,
@@ -110,7 +110,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         shapes = [p.source_shape for p in self.plan] + [self.plan[-1].target_shape]
         maps = [self.array((batch, *shape)) for shape in shapes]
         target_errors = self._error_maps(shapes[1:])
-        self._first, self._last, self._last_errors = maps[0], maps[-1], target_errors[-1]
+        self._first, self._logits, self._output_errors = maps[0], maps[-1], target_errors[-1]
         source_errors = [None, *target_errors]
         partials = self._allocate_partials()
         for i, (planned, operator) in enumerate(zip(self.plan, self.operators, strict=True)):
@@ -186,9 +186,9 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         return self._launch(
             "softmax_cross_entropy",
             count,
-            self._last,
+            self._logits,
             labels,
-            self._last_errors,
+            self._output_errors,
             self._losses,
             count,
         )
@@ -306,51 +306,13 @@ class GpuEngine(DeviceEngine[GpuFactory]):
             ]
         return self._steps[first]
 
-    def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
-        count = len(labels)
-        self._losses.set(np.zeros(self.setup.batch_size, np.float32))
-        self._upload(images)
-        self._batch_labels.part(0, (count,)).set(np.ascontiguousarray(labels))
-        self._run(
-            [
-                self._normalize(self._batch_images, count),
-                *self._forward(count),
-                self._loss(self._batch_labels, count),
-                *self._backward(count),
-                *self._update(None),
-            ]
-        )
-        losses = self._losses.get()[:count]
-        return float(losses.sum(dtype=np.float64) / count), self._gradient.get()
-
-    def backward(self, images: Bytes, output_error: Array) -> Array:
-        count = len(images)
-        self._upload(images)
-        errors = np.ascontiguousarray(output_error, dtype=np.float32)
-        self._last_errors.part(0, errors.shape).set(errors)
-        self._run(
-            [
-                self._normalize(self._batch_images, count),
-                *self._forward(count),
-                *self._backward(count),
-                *self._update(None),
-            ]
-        )
-        return self._gradient.get()
-
-    def logits(self, images: Bytes) -> Array:
-        batch = self.setup.batch_size
-        outputs = np.empty((len(images), self.network.classes), np.float32)
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            self._upload(part)
-            self._run([self._normalize(self._batch_images, len(part)), *self._forward(len(part))])
-            size = (len(part), self.network.classes)
-            outputs[start : start + batch] = self._last.part(0, size).get()
-        return outputs
-
-    def _upload(self, images: Bytes) -> None:
-        self._batch_images.part(0, images.shape).set(np.ascontiguousarray(images))
+    def _run_batch(self, count: int, way: Pass) -> None:
+        launches = [self._normalize(self._batch_images, count), *self._forward(count)]
+        if way is Pass.TRAIN:
+            launches.append(self._loss(self._batch_labels, count))
+        if way is not Pass.ONLY_FORWARD:
+            launches += [*self._backward(count), *self._update(None)]
+        self._run(launches)
 
     def profile(self) -> list[KernelTime]:
         saved = self.parameters, self.velocity

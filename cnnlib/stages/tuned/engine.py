@@ -16,7 +16,7 @@ from cnnlib.device import Argument, Device, DeviceArray, Limits
 from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
-from cnnlib.engine.device_engine import DeviceEngine
+from cnnlib.engine.device_engine import DeviceEngine, Pass
 from cnnlib.engine.gpu_operator import THREADS
 from cnnlib.engine.profile import KernelTime
 from cnnlib.engine.shuffle import Shuffle
@@ -35,8 +35,6 @@ from cnnlib.network import FLOAT, Arithmetic
 from cnnlib.stages.tuned.operator import TunedFactory, TunedOperator
 from cnnlib.stages.tuned.plan import BlockPlan, PersistentOptions, candidates, choose
 
-TRAIN, ONLY_FORWARD, GIVEN_ERRORS = range(3)
-"""enum Mode of kernels/tuned/step.cuh."""
 TRIED_STEPS = 32
 """Steps per timed launch."""
 TRIALS = 3
@@ -180,7 +178,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         self._traces = self.array((batch, self.block.trace))
         self._traces.fill_bytes(0)  # what lies between its arrays is multiplied too, for nothing
         self._partials = self.array((self.grid, max(1, self.block.partials)))
-        self._outputs = self.array((batch, network.classes))
+        self._logits = self._output_errors = self.array((batch, network.classes))
         self._stash = self.array((self.grid, self.block.images, self.block.layout.kept_floats))
         self._batch_order = self.array((batch,), np.int32)
         self._batch_order.set(np.arange(batch, dtype=np.int32))
@@ -211,7 +209,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             self._parameters,
             self._traces,
             self._partials,
-            self._outputs,
+            self._logits,
             self._losses,
             self._stash,
             float(self.setup.mean),
@@ -221,9 +219,9 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         )
 
     def _forward_backward(
-        self, images: DeviceArray, labels: DeviceArray, order: DeviceArray, count: int, mode: int
+        self, images: DeviceArray, labels: DeviceArray, order: DeviceArray, count: int, way: Pass
     ) -> Callable[[], None]:
-        return self._bind_images("forward_backward", images, labels, order, count, mode)
+        return self._bind_images("forward_backward", images, labels, order, count, int(way))
 
     def _update(self, count: int, step: int | None) -> Callable[[], None]:
         """The second phase, at the rate of this step of the load; None: parameters stay."""
@@ -246,7 +244,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         if not self.whole:
             for step in range(steps):
                 part = order.part(step * batch, (batch,))
-                self._forward_backward(self._images, self._labels, part, batch, TRAIN)()
+                self._forward_backward(self._images, self._labels, part, batch, Pass.TRAIN)()
                 self._update(batch, step)()
             return
         self._signals.fill_bytes(0)
@@ -360,36 +358,12 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             len(shuffle),
         )()
 
-    def _run_batch(self, images: Bytes, count: int, mode: int) -> None:
-        self._batch_images.part(0, images.shape).set(np.ascontiguousarray(images))
+    def _run_batch(self, count: int, way: Pass) -> None:
         self._forward_backward(
-            self._batch_images, self._batch_labels, self._batch_order, count, mode
+            self._batch_images, self._batch_labels, self._batch_order, count, way
         )()
-        if mode != ONLY_FORWARD:
+        if way is not Pass.ONLY_FORWARD:
             self._update(count, None)()
-
-    def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
-        count = len(labels)
-        self._losses.fill_bytes(0)
-        self._batch_labels.part(0, (count,)).set(np.ascontiguousarray(labels))
-        self._run_batch(images, count, TRAIN)
-        losses = self._losses.get()[:count]
-        return float(losses.sum(dtype=np.float64) / count), self._gradient.get()
-
-    def backward(self, images: Bytes, output_error: Array) -> Array:
-        errors = np.ascontiguousarray(output_error, dtype=np.float32)
-        self._outputs.part(0, errors.shape).set(errors)
-        self._run_batch(images, len(images), GIVEN_ERRORS)
-        return self._gradient.get()
-
-    def logits(self, images: Bytes) -> Array:
-        batch, classes = self.setup.batch_size, self.network.classes
-        outputs = np.empty((len(images), classes), np.float32)
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            self._run_batch(part, len(part), ONLY_FORWARD)
-            outputs[start : start + batch] = self._outputs.part(0, (len(part), classes)).get()
-        return outputs
 
     def profile(self) -> list[KernelTime]:
         """The sections of the first phase by the first block's own clock, and the second phase.
@@ -399,7 +373,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         """
         saved = self.parameters, self.velocity
         args = self._images, self._labels, self._batch_order, self.setup.batch_size
-        forward_backward = self._forward_backward(*args, TRAIN)
+        forward_backward = self._forward_backward(*args, Pass.TRAIN)
         forward_backward()  # a first launch finds nothing where it will be
         phase = self.time_launch(forward_backward)
         update = self.time_launch(self._update(self.setup.batch_size, 0))
