@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,19 +70,27 @@ def english() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C"}
 
 
+def version_text(command: Sequence[str]) -> str:
+    """Return what `command --version` prints, in English.
+
+    Raises OSError or SubprocessError when it does not run or fails.
+    """
+    return subprocess.run(
+        [*command, "--version"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60,
+        check=True,
+        env=english(),
+    ).stdout
+
+
 @functools.cache
 def _describe(command: tuple[str, ...], path: str) -> Compiler:
     del path  # part of the cache's key: another PATH may mean another program
     try:
-        shown = subprocess.run(
-            [*command, "--version"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=60,
-            check=True,
-            env=english(),
-        ).stdout
+        shown = version_text(command)
     except (OSError, subprocess.SubprocessError) as error:
         raise DeviceError(
             f"device emulated: '{shlex.join(command)} --version' fails: {error}"

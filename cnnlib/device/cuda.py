@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.device.api import (
     Argument,
     DeviceLimits,
@@ -190,7 +191,7 @@ class _Memory:
 
     def __init__(self, device: "CudaDevice", nbytes: int) -> None:
         self.device: CudaDevice | None = None
-        self.nbytes = max(1, -(-nbytes // _ALIGNMENT)) * _ALIGNMENT
+        self.nbytes = max(1, ceil_div(nbytes, _ALIGNMENT)) * _ALIGNMENT
         self.allocation = device.allocate(self.nbytes)
         self.address = int(self.allocation)
         self.device = device

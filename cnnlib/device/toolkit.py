@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cnnlib.device.compiler import english
+from cnnlib.device.compiler import english, version_text
 from cnnlib.errors import DeviceError
 
 VARIABLES = ("CUDA_HOME", "CUDA_ROOT", "CUDA_PATH")
@@ -70,15 +70,7 @@ def toolkit_problem(headers: bool = False) -> str:
 def nvcc_version(nvcc: str) -> str:
     """The output of `nvcc --version`; DeviceError when nvcc does not run."""
     try:
-        return subprocess.run(
-            [nvcc, "--version"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=60,
-            check=True,
-            env=english(),
-        ).stdout
+        return version_text([nvcc])
     except (OSError, subprocess.SubprocessError) as error:
         raise DeviceError(f"'{nvcc} --version' fails: {str(error).rstrip('.')}") from error
 

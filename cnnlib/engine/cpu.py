@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Device
 from cnnlib.engine.base import Engine
 from cnnlib.engine.profile import KernelTime, profile_operators
@@ -238,13 +239,13 @@ class MicroBatchEngine(Engine[MicroBatchFactory]):
         super().__init__(stage, setup, device)
         cores = stage.threads or usable_cores()
         lanes = max(1, min(cores, setup.batch_size // LANE_IMAGES))
-        self._share = math.ceil(setup.batch_size / lanes)
+        self._share = ceil_div(setup.batch_size, lanes)
         self._exchange = exchange = Exchange(setup, stage.dtype, lanes)
         self._vector = exchange.parameters
         self._velocity = np.zeros_like(self._vector)
         self._change = np.zeros_like(self._vector)
         # Micro-batches of equal size, so that as few places as possible stay empty.
-        size = math.ceil(self._share / math.ceil(self._share / MICRO_BATCH))
+        size = ceil_div(self._share, ceil_div(self._share, MICRO_BATCH))
         self.lane = self._new_lane(size, exchange.gradients[0])
         self.operators = self.lane.operators
         self._reader: Lane | None = None

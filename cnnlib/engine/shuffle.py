@@ -13,7 +13,7 @@ make a permutation that a few of its values do not distinguish from a random one
 
 
 class Shuffle:
-    """A random permutation of range(count), any element of which can be computed by itself.
+    """A random permutation of range(count); each element can be computed by itself.
 
     A Feistel network over the numbers of 2 `half` bits whose round functions are tables of random
     numbers. A result outside the range goes through the network again, until it lies within it

@@ -17,7 +17,7 @@ from cnnlib.validation.replay import Recording, TimedCall
 
 @dataclass
 class CheckpointPolicy:
-    """Whether and where a measurement is saved meanwhile, and how it learns that it must stop."""
+    """Whether and where a measurement is saved as it goes, and how it learns that it must stop."""
 
     file: Path | None
     """None: nothing is saved."""
@@ -30,8 +30,9 @@ class CheckpointPolicy:
         cls, config: Config, run: Run, folder: Path | None, stop: Callable[[], int]
     ) -> "CheckpointPolicy":
         """Only runs in full are saved, below `folder`."""
-        saved = folder is not None and config.measuring.full
-        return cls(checkpoint_file(config, run, folder) if folder and saved else None, stop)
+        if folder is None or not config.measuring.full:
+            return cls(None, stop)
+        return cls(checkpoint_file(config, run, folder), stop)
 
     def finished(self) -> None:
         """Remove the checkpoint, which is no longer needed."""
@@ -63,7 +64,7 @@ class ChunkRecorder:
         """
 
     def resume_epoch(self) -> None:
-        """Read the state at the end of an epoch of which no chunk was trained since resuming."""
+        """Read the state at the end of an epoch if no chunk of it was trained since resuming."""
         if self._before is None:
             self._recording.begin()
 

@@ -182,5 +182,5 @@ def summary(folder: Path) -> str:
     facts = read_facts(folder) if (folder / FACTS).exists() else RunFacts()
     if others := facts.get("disturbed"):
         names = ", ".join(f"{p['process']} ({p['name'] or 'no name known'})" for p in others)
-        text += f", others on the GPU meanwhile: process {names}"
+        text += f", others on the GPU at the same time: process {names}"
     return f"{text}, on {last['device']}"

@@ -258,7 +258,7 @@ class Measurement:
                 self._telemetry.phase("train")
 
     def _trained_epochs(self, recording: Recording, policy: CheckpointPolicy) -> Iterator[Epoch]:
-        """Train all epochs, recorded for a replay; in chunks where they are saved meanwhile."""
+        """Train all epochs, recorded for a replay; in chunks if the run is saved as it goes."""
         count, seed, epochs = len(self.dataset.train_labels), self.rows.seed, self._epochs
         if policy.file is None:
             recording.begin()
@@ -296,7 +296,7 @@ class Measurement:
         times: list[float] = []
         for chunk in batches(order, size=size):
             began = time.perf_counter()
-            engine.train(order[chunk.first : chunk.end])
+            engine.train(chunk.order)
             times.append(time.perf_counter() - began)
             recording.noted()
             self.rows.add_step(times[-1])

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.errors import DataError
 from cnnlib.layers import Shape
 from cnnlib.photos.ink import find_ink
@@ -132,7 +133,7 @@ def _grey_and_opacity(picture: Image.Image) -> tuple[Grey, Grey]:
 
 def _reduced(picture: Image.Image) -> Image.Image:
     """Reduce a picture to at most MOST_SIDE pixels a side: finding ink takes 20 bytes a pixel."""
-    factor = math.ceil(max(picture.size) / MOST_SIDE)
+    factor = ceil_div(max(picture.size), MOST_SIDE)
     return picture.reduce(factor) if factor > 1 else picture
 
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from cnnlib.arithmetic import ceil_div
+
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -124,7 +126,7 @@ def find_ink(grey: Grey, opacity: Grey) -> Grey | None:
     picture = on_paper(grey, opacity)
     if picture is None:
         return None
-    factor = -(-max(picture.shape) // COARSE_SIDE)
+    factor = ceil_div(max(picture.shape), COARSE_SIDE)
     best: tuple[float, Grey] | None = None
     for light in (False, True):
         # Light ink on dark paper is dark ink on light paper in the negative.

@@ -17,7 +17,7 @@ CAPACITY = 1 << 20
 class Page:
     """Memory shared by caller and call: notes, the number of a request, and the outcome.
 
-    Notes lie in two slots, one of which is valid, so that a writer that dies halfway destroys none.
+    Notes lie in two slots. One slot is valid, so that a writer that dies halfway destroys no note.
     """
 
     NOTES = 4096

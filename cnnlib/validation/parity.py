@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Bytes, Engine, ImageByImage, Setup
 from cnnlib.errors import ConfigError
 from cnnlib.layers import Array
@@ -195,7 +196,7 @@ def _small(network: Network) -> Network:
     channels, height, width = network.input_shape
     for rows in range(height, 0, -1):
         try:
-            shape = (channels, rows, math.ceil(rows * width / height))
+            shape = (channels, rows, ceil_div(rows * width, height))
             smaller = dataclasses.replace(network, input_shape=shape)
         except ConfigError:
             continue  # a kernel or window no longer fits

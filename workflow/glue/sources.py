@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlib import peers, stages
-from cnnlib.paths import ROOT
+from cnnlib.paths import KERNELS, ROOT
 from cnnlib.stages import find_stage
 from cnnlib.stages._loading import modules
 
@@ -38,7 +38,6 @@ DEVICE = "cnnlib.device"
 LAYERS = "cnnlib.layers"
 """A package that imports every module of its folder, whatever their names are."""
 
-KERNELS = ROOT / "kernels"
 KERNEL = re.compile(r"[\w./]+\.(?:cuh?|hpp|cpp)\b")
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 

@@ -1,9 +1,9 @@
 """Stage 5: a persistent kernel. One launch trains a whole epoch; weights stay in shared memory.
 
-The data set lies on the GPU as bytes. Every block takes its images through the network, with the
+The data set lies on the GPU as bytes. Every block takes its images through the network, with
 as many of the weights in its shared memory as fit; then every block updates a share of the weights.
-Tensor cores multiply with float32 accuracy (kernels/tensor.cuh). A network of which an image's maps
-and the weights of the convolutions do not fit a block is refused with an error that names the
+Tensor cores multiply with float32 accuracy (kernels/tensor.cuh). If the maps of an image and the
+weights of the convolutions do not fit a block, the network is refused with an error that names the
 sizes; weights of dense layers may stay in device memory.
 
 What differs from the other stages: each operator gives numbers for a struct (`config`, `buffers`)

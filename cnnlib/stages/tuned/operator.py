@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Protocol
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Planned, Stage
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Layer, Subsample
@@ -94,7 +95,7 @@ def window_of(layers: tuple[Layer, ...]) -> tuple[int, Method]:
 
 def winners(window: int, method: Method, values: int) -> Mapping[str, int]:
     """Floats for the winners of `values` windows, a byte each, where they are needed."""
-    return {"winners": -(-values // 4) if window > 1 and method is Method.MAX else 0}
+    return {"winners": ceil_div(values, 4) if window > 1 and method is Method.MAX else 0}
 
 
 class TunedFactory(Protocol):

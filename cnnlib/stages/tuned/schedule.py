@@ -2,7 +2,7 @@
 
 Forward multiplies (positions, terms) by (terms, maps), the gradient of the weights
 (terms, positions) by (positions, maps); a term is a (channel, i, j). Both are made of tiles of 16
-by 8 numbers (kernels/tensor.cuh), of which a warp makes several side by side. The errors of the
+by 8 numbers (kernels/tensor.cuh), and a warp makes several tiles side by side. The errors of the
 source go back row by row, without tensor cores.
 """
 
