@@ -1,20 +1,23 @@
 // What every stage does before its first layer and after its last: bytes to numbers, the loss, the update.
 #pragma once
 #include "layers.cuh"
+#include "levels.cuh"
 
 template <class Network>
 struct Batch {
   static constexpr int THREADS = Network::THREADS;  // of every block
-  static constexpr int IMAGE_SIZE = Network::IMAGE_SIZE, CLASSES = Network::CLASSES;
+  static constexpr int IMAGE_SIZE = Network::IMAGE_SIZE, CHANNELS = Network::CHANNELS, CLASSES = Network::CLASSES;
   static constexpr int SUM_THREADS = Network::SUM_THREADS;  // that add one weight's partial sums, where there are many
   static_assert(32 * SUM_THREADS == THREADS, "a block has 32 neighbouring weights");
 
   // target[i] = (bytes[i] - mean) / deviation over a whole batch of images. (count, IMAGE_SIZE)
   static __device__ __forceinline__ void normalize_images(const unsigned char* __restrict__ bytes,
-                                                          float* __restrict__ target, float mean, float deviation,
-                                                          int count) {
+                                                          float* __restrict__ target, const Levels& levels, int count) {
     const int total = count * IMAGE_SIZE;
-    for (int i : grid_range(total)) target[i] = (float(bytes[i]) - mean) / deviation;
+    for (int i : grid_range(total)) {
+      const int channel = i % IMAGE_SIZE / (IMAGE_SIZE / CHANNELS);
+      target[i] = (float(bytes[i]) - levels.mean_of<CHANNELS>(channel)) / levels.deviation_of<CHANNELS>(channel);
+    }
   }
 
   // Softmax and cross-entropy, one image a thread. logits (count, CLASSES), labels (count,).
@@ -102,8 +105,9 @@ struct Batch {
 
 #define BATCH_KERNELS(network)                                                                                       \
   ENTRY_POINT(network, normalize_images)                                                                             \
-  (const unsigned char* __restrict__ bytes, float* __restrict__ target, float mean, float deviation, int count) {    \
-    Batch<network>::normalize_images(bytes, target, mean, deviation, count);                                         \
+  (const unsigned char* __restrict__ bytes, float* __restrict__ target, float mean, float deviation,                 \
+   const float* __restrict__ channels, int count) {                                                                  \
+    Batch<network>::normalize_images(bytes, target, {mean, deviation, channels}, count);                             \
   }                                                                                                                  \
   ENTRY_POINT(network, softmax_cross_entropy)                                                                        \
   (const float* __restrict__ logits, const unsigned char* __restrict__ labels, float* __restrict__ errors,           \

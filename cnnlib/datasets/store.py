@@ -14,11 +14,15 @@ from cnnlib.datasets.specs import IdxFile, IdxSpec, SyntheticSpec
 from cnnlib.datasets.synthetic import Bytes, synthetic
 from cnnlib.errors import ConfigError, DataError
 from cnnlib.files import read_arrays, sha256, write_whole
+from cnnlib.levels import Level
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory, with mean and standard deviation of the training pixels, 0 to 255."""
+    """A data set in memory, with mean and standard deviation of the training pixels, 0 to 255.
+
+    Both are one number for all channels, or one of each.
+    """
 
     name: str
     train_images: Bytes
@@ -28,8 +32,8 @@ class Dataset:
     test_images: Bytes
     test_labels: Bytes
     classes: int
-    mean: float
-    deviation: float
+    mean: Level
+    deviation: Level
 
 
 NOISE_TESTS = 16

@@ -35,6 +35,7 @@ from cnnlib.engine.profile import KernelTime, profile_operators
 from cnnlib.engine.stage import Bytes, Order, Planned, Setup, Stage
 from cnnlib.errors import WorkerDied
 from cnnlib.layers import Array, Shape, Views, cross_entropies
+from cnnlib.levels import for_maps
 from cnnlib.system.machine import usable_cores
 
 MICRO_BATCH = 64
@@ -140,7 +141,7 @@ class Lane:
         network, dtype = setup.network, parameters.dtype
         self.size = size
         self.gradient = gradient
-        self._mean, self._deviation = dtype.type(setup.mean), dtype.type(setup.deviation)
+        self._mean, self._deviation = for_maps(setup.mean, dtype), for_maps(setup.deviation, dtype)
         self._source = np.full(micro_batch_shape(network.input_shape, size), np.nan, dtype)
         weights, gradients = network.views(parameters), network.views(gradient)
         self.operators: list[MicroBatchOperator] = []

@@ -15,6 +15,7 @@ from cnnlib.engine.stage import Bytes, Op, Order, Setup, Stage
 from cnnlib.engine.upload import LoadTimer, LoadTimes, device_array, resident_limit
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
+from cnnlib.levels import channels_of, first_of, of_channels
 
 PROFILE_SECONDS = 0.01
 """Approximate time that a profile spends on each kernel."""
@@ -63,7 +64,16 @@ class DeviceEngine(Engine[Op]):
         self._losses = self.array((batch,))
         self._batch_images = self.array((batch, *network.input_shape), np.uint8)
         self._batch_labels = self.array((batch,), np.uint8)
+        self._levels = self._levels_on_device()
         self._allocate_rates(1)
+
+    def _levels_on_device(self) -> tuple[float, float, DeviceArray]:
+        """The arguments of a struct Levels of kernels/levels.cuh."""
+        channels = channels_of(self.network.input_shape)
+        both = self.setup.mean, self.setup.deviation
+        array = self.array((2, channels))
+        array.set(np.array([of_channels(level, channels) for level in both], np.float32))
+        return first_of(both[0]), first_of(both[1]), array
 
     def _allocate_rates(self, steps: int) -> None:
         """Make an array for the learning rates of a load's steps, filled with the constant rate."""

@@ -37,6 +37,7 @@ from cnnlib.engine.stage import (
 )
 from cnnlib.engine.upload import LoadTimer, ResidentImages
 from cnnlib.layers import Array
+from cnnlib.levels import channels_of
 from cnnlib.network import Network
 
 FEW_GROUPS = 8
@@ -94,6 +95,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         constants = {
             "THREADS": THREADS,
             "IMAGE_SIZE": math.prod(network.input_shape),
+            "CHANNELS": channels_of(network.input_shape),
             "CLASSES": network.classes,
             "SUM_THREADS": SUM_THREADS,
         }
@@ -177,10 +179,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
 
     def _normalize(self, images: DeviceArray, count: int) -> Launch:
         elements = count * math.prod(self.network.input_shape)
-        mean, deviation = float(self.setup.mean), float(self.setup.deviation)
-        return self._launch(
-            "normalize_images", elements, images, self._first, mean, deviation, count
-        )
+        return self._launch("normalize_images", elements, images, self._first, *self._levels, count)
 
     def _loss(self, labels: DeviceArray, count: int) -> Launch:
         return self._launch(

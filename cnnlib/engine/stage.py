@@ -15,6 +15,7 @@ from typing_extensions import TypeVar
 from cnnlib.engine.learning_rate import Schedule
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Layer, Shape
+from cnnlib.levels import Level, channels_of
 from cnnlib.network import FLOAT, Arithmetic, Network
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ class Setup:
     momentum: float = 0.0
     warmup: float | None = None
     """The rising share of a schedule of one cycle; None: the learning rate is constant."""
-    mean: float = 0.0
-    deviation: float = 1.0
+    mean: Level = 0.0
+    """Of the bytes: one for all channels, or one of each."""
+    deviation: Level = 1.0
     resident_images: int | Literal["auto"] = "auto"
     """Training images on the device at a time; auto: as many as half of its free memory holds."""
     tune: bool = False
@@ -58,6 +60,16 @@ class Setup:
     """Kind of device, cpu or cuda, for engines of libraries that find theirs themselves."""
     labels: str = ""
     """A digest of the training labels, by which a checkpoint knows its data; "" for none."""
+
+    def __post_init__(self) -> None:
+        channels = channels_of(self.network.input_shape)
+        for name in ("mean", "deviation"):
+            level = getattr(self, name)
+            if isinstance(level, tuple) and len(level) != channels:
+                raise ValueError(
+                    f"images of network '{self.network.name}' have {channels} channels, and its "
+                    f"{name} has {len(level)} numbers"
+                )
 
     @property
     def schedule(self) -> Schedule:

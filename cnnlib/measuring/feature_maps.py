@@ -14,6 +14,7 @@ import numpy as np
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset
 from cnnlib.layers import Array, Conv, Subsample, Views
+from cnnlib.levels import for_maps
 from cnnlib.measuring.learning_curve import watched_images
 from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run, seed_of, usual_batch_size
@@ -72,7 +73,8 @@ def filters(network: Network, views: Sequence[Views]) -> list[Row]:
 def maps(network: Network, views: Sequence[Views], image: Array, dataset: Dataset) -> list[Row]:
     """The image as bytes, and its maps up to the first layer whose output is not a map."""
     rows = numbers("image", "images", image[:, None].astype(np.float64))
-    source = (image - np.float64(dataset.mean)) / np.float64(dataset.deviation)
+    mean, deviation = (for_maps(level, np.float64) for level in (dataset.mean, dataset.deviation))
+    source = (image - mean) / deviation
     for i, layer in enumerate(network.layers):
         source = layer.forward(views[i], source)
         if source.ndim != 3:

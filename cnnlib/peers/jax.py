@@ -17,6 +17,7 @@ from cnnlib.device import Device, Limits
 from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
+from cnnlib.levels import for_maps
 
 if TYPE_CHECKING:
     from jax import Array as Tensor
@@ -153,7 +154,9 @@ class JaxEngine(Engine[JaxOperator]):
         return [function_of(planned) for planned in plan(stage, setup.network)]
 
     def _logits_of(self, layout: str, weights: Sequence[Tensor], images: Tensor) -> Tensor:
-        values = (images.astype(np.float32) - self.setup.mean) / self.setup.deviation
+        levels = self.setup.mean, self.setup.deviation
+        mean, deviation = (for_maps(level, np.float32) for level in levels)
+        values = (images.astype(np.float32) - mean) / deviation
         if layout == "NHWC":
             values = values.transpose(0, 2, 3, 1)
         views: list[list[Tensor]] = [[] for _ in self.network.layers]

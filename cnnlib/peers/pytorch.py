@@ -28,6 +28,7 @@ from cnnlib.engine import (
 )
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
+from cnnlib.levels import for_maps
 from cnnlib.system.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -144,6 +145,13 @@ class TorchEngine(Engine[TorchOperator]):
         self.torch = torch = usable(stage, setup)
         on_gpu = setup.device_kind == "cuda"
         self.where = torch.device("cuda" if on_gpu else "cpu")
+        # A number is faster than a tensor; tensors are there before a graph is captured.
+        self._mean, self._deviation = (
+            torch.as_tensor(for_maps(level, np.float32), device=self.where)
+            if isinstance(level, tuple)
+            else level
+            for level in (setup.mean, setup.deviation)
+        )
         options = options_of(stage, TorchOptions)
         self.graphed = options.graph != "never" and on_gpu
         self.compiled = options.compile
@@ -186,7 +194,7 @@ class TorchEngine(Engine[TorchOperator]):
         return [function_of(planned) for planned in plan(stage, setup.network)]
 
     def _logits_of(self, images: Tensor) -> Tensor:
-        values = (images.to(self.torch.float32) - self.setup.mean) / self.setup.deviation
+        values = (images.to(self.torch.float32) - self._mean) / self._deviation
         views: list[list[Tensor]] = [[] for _ in self.network.layers]
         for p, tensor in zip(self.network.parameters, self._tensors, strict=True):
             views[p.layer].append(tensor)

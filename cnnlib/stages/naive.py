@@ -22,6 +22,7 @@ from cnnlib.engine import (
     profile_operators,
 )
 from cnnlib.layers import KINDS, Array, Layer, Views, cross_entropy
+from cnnlib.levels import for_maps
 
 
 class Loops:
@@ -155,8 +156,8 @@ class OneByOne(ImageByImage, Engine[type[Loops]]):
 
     def _forward(self, image: Bytes) -> Iterator[Array]:
         """Yield the source of the first layer, then the target of each layer."""
-        dtype = self._parameters.dtype.type
-        maps = (image - dtype(self.setup.mean)) / dtype(self.setup.deviation)
+        dtype = self._parameters.dtype
+        maps = (image - for_maps(self.setup.mean, dtype)) / for_maps(self.setup.deviation, dtype)
         yield maps
         parameters = self.network.views(self._parameters)
         for operator, views in zip(self.operators, parameters, strict=True):

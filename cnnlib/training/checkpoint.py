@@ -13,6 +13,7 @@ from cnnlib.engine import Engine
 from cnnlib.engine.image_by_image import continue_step, unfinished_of, unit_of
 from cnnlib.errors import DataError
 from cnnlib.files import read_arrays, write_whole
+from cnnlib.levels import Level
 from cnnlib.system.machine import usable_cores
 
 Fact = str | int | float
@@ -140,12 +141,17 @@ class Checkpoint:
             # A cycle ends with its last epoch. A training at a constant rate may be given more.
             "warmup": math.inf if setup.warmup is None else setup.warmup,
             "epochs": 0 if setup.warmup is None else self.epochs,
-            "mean": setup.mean,
-            "deviation": setup.deviation,
+            "mean": _fact_of(setup.mean),
+            "deviation": _fact_of(setup.deviation),
             "images": self.count,
             "seed": self.seed,
             "labels": setup.labels,
         }
+
+
+def _fact_of(level: Level) -> Fact:
+    """A mean or a deviation, as text where each channel has its own."""
+    return json.dumps(level) if isinstance(level, tuple) else level
 
 
 def read_notes(path: Path) -> str:

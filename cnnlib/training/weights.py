@@ -1,7 +1,6 @@
 """Trained weights in one file, with everything needed to use them again."""
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from cnnlib.errors import ConfigError, DataError
 from cnnlib.files import read_arrays, write_whole
 from cnnlib.layers import Array
+from cnnlib.levels import Level, are_sound, level_of
 from cnnlib.network import Network, parse_layers
 
 KIND = "cnnlib weights 1"
@@ -22,8 +22,8 @@ class Weights:
 
     network: Network
     parameters: Array
-    mean: float
-    deviation: float
+    mean: Level
+    deviation: Level
     origin: dict[str, Any] = field(default_factory=dict)
     """How the weights were trained (data set, stage, epochs, ...), for people; nothing reads it."""
 
@@ -69,7 +69,7 @@ def load_weights(path: Path | str) -> Weights:
         shape = tuple(int(size) for size in saved["input_shape"])
         layers = parse_layers("weights", json.loads(saved["layers"].item()))
         network = Network(saved["network"].item(), shape, int(saved["classes"].item()), layers)
-        mean, deviation = float(saved["mean"].item()), float(saved["deviation"].item())
+        mean, deviation = level_of(saved["mean"]), level_of(saved["deviation"])
         origin = json.loads(saved["origin"].item())
     except (TypeError, ValueError, OverflowError, RecursionError, ConfigError) as error:
         raise DataError(f"weights file {path} is damaged: {error}") from None
@@ -78,8 +78,8 @@ def load_weights(path: Path | str) -> Weights:
         min(shape, default=0) > 0
         and parameters.dtype == np.float32
         and parameters.shape == (network.parameter_count,)
-        and math.isfinite(mean)
-        and 0 < deviation < math.inf
+        and are_sound(mean, deviation)
+        and {np.size(mean), np.size(deviation)} <= {1, shape[0]}
     )
     if not sound:
         raise DataError(f"weights file {path} is damaged: its numbers do not fit its network")

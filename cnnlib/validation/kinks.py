@@ -38,6 +38,7 @@ from threadpoolctl import ThreadpoolController
 from cnnlib.engine import Bytes, Setup
 from cnnlib.engine.cpu import MICRO_BATCH, Lane, MicroBatchEngine, MicroBatchOperator
 from cnnlib.layers import Array, Subsample, Views, cross_entropies
+from cnnlib.levels import for_maps
 from cnnlib.network import Network
 from cnnlib.validation.loops import reference_stage
 from cnnlib.validation.near_ties import NEAR_TIE, OPERATORS, TIE, KinkedActivation, KinkedOperator
@@ -69,6 +70,8 @@ class KinkDetector:
     def __init__(self, setup: Setup) -> None:
         setup = dataclasses.replace(setup, batch_size=_micro_batch(setup.network))
         self._setup = setup
+        self._mean = for_maps(setup.mean, np.float64)
+        self._deviation = for_maps(setup.deviation, np.float64)
         self._engine = MicroBatchEngine(STAGE, setup)
         self._lane = self._engine.lane
         self._operators = self._lane.operators
@@ -162,7 +165,7 @@ class KinkDetector:
         parameters = self.parameters
         views = self._engine.network.views(parameters)
         taken, replaced = np.arange(len(images)), np.zeros(len(images), bool)
-        maps = (images.transpose(2, 1, 3, 0) - self._setup.mean) / self._setup.deviation
+        maps = (images.transpose(2, 1, 3, 0) - self._mean) / self._deviation
         with np.errstate(all="ignore"), self._blas.limit(limits=1, user_api="blas"):
             for operator in self._operators:
                 bias = self._bias_below(operator, views)

@@ -1,7 +1,8 @@
 // Stage tuned: the convolution that the image itself goes into, with stride 1; otherwise as conv.cuh. The image stays
 // bytes, which BF16 holds exactly, and the sums are normalised instead of it:
 //   sum of weight (byte - mean) / deviation = (sum of weight byte - mean sum of weight) / deviation,
-// and so for the gradient, where deltas are in the weights' place.
+// and so for the gradient, where deltas are in the weights' place. Where channels have deviations of their own, each
+// one's weights are scaled by that of the first channel over its own, so that one division serves all sums.
 // Source is words: each pixel and the one behind it as two BF16, so that any two neighbours are one load.
 // Layer has what conv_common.cuh says and: WEIGHT_PITCH (words from a map's weights to the next one's), RawWeights
 // (where the parameters arrive as they are).
@@ -29,6 +30,15 @@ struct ByteConv : ConvCommon<Layer, Threads> {
   static_assert(WEIGHT_PITCH >= K_TILES * 8, "tiles of weights lie within a map's");
   static_assert(!exists<typename Layer::SourceErrors>, "the image's errors are needed by nothing");
 
+  template <class Context>
+  static __device__ __forceinline__ float mean_of(const Context& c, int channel) {
+    return c.levels.template mean_of<CHANNELS>(channel);
+  }
+  template <class Context>
+  static __device__ __forceinline__ float deviation_of(const Context& c, int channel) {
+    return c.levels.template deviation_of<CHANNELS>(channel);
+  }
+
   // Weights (as words, (3, MAPS, WEIGHT_PITCH), then (MAPS,) what is added to the sums) are made of the raw parameters.
   static constexpr bool COPIES = true;
   template <class Context>
@@ -48,18 +58,26 @@ struct ByteConv : ConvCommon<Layer, Threads> {
       const int map = i / (K_TILES * 8), pair = i % (K_TILES * 8);
       const int row = pair / WEIGHT_PAIRS, column = pair % WEIGHT_PAIRS * 2;
       const float* weight = raw + map * TERMS + row * KERNEL + column;
-      const Pair two = {pair < TERM_PAIRS ? weight[0] : 0.0f,
-                        pair < TERM_PAIRS && column + 1 < KERNEL ? weight[1] : 0.0f};
+      Pair two = {pair < TERM_PAIRS ? weight[0] : 0.0f, pair < TERM_PAIRS && column + 1 < KERNEL ? weight[1] : 0.0f};
+      if (CHANNELS > 1) {
+        const float own = deviation_of(c, min(row / KERNEL, CHANNELS - 1)), scale = deviation_of(c, 0) / own;
+        two = {two.x * scale, two.y * scale};
+      }
       unsigned parts[3];
       Split::split(two, parts);
       UNROLL_FOR(int part = 0; part < 3; part++) words[(part * MAPS + map) * WEIGHT_PITCH + pair] = parts[part];
     }
     // by the last threads, which have less to do above
     for (int map = BLOCK - 1 - threadIdx.x; map < MAPS; map += BLOCK) {
-      float sum = 0.0f;
+      float added = raw[MAPS * TERMS + map];
+#pragma unroll 1
+      for (int channel = 0; channel < CHANNELS; channel++) {
+        float sum = 0.0f;
 #pragma unroll 5
-      for (int term = 0; term < TERMS; term++) sum += raw[map * TERMS + term];
-      weights[3 * MAPS * WEIGHT_PITCH + map] = raw[MAPS * TERMS + map] - c.mean / c.deviation * sum;
+        for (int term = 0; term < KERNEL * KERNEL; term++) sum += raw[map * TERMS + channel * KERNEL * KERNEL + term];
+        added -= mean_of(c, channel) / deviation_of(c, channel) * sum;
+      }
+      weights[3 * MAPS * WEIGHT_PITCH + map] = added;
     }
   }
 
@@ -68,7 +86,7 @@ struct ByteConv : ConvCommon<Layer, Threads> {
     float* const shared = c.shared;
     forward_image(Layer::Source::image(shared, slot), Layer::Weights::all(shared), Layer::Target::image(shared, slot),
                   Common::winners_of(shared, slot), Layer::Full::image(shared, slot),
-                  Layer::Scratch::image(shared, slot), c.deviation);
+                  Layer::Scratch::image(shared, slot), deviation_of(c, 0));
   }
 
   // image: words (CHANNELS, HEIGHT, WIDTH) -> target (TARGET_SIZE,). scratch: MAPS * FULL_PITCH floats.
@@ -150,8 +168,10 @@ struct ByteConv : ConvCommon<Layer, Threads> {
     for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
       const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS;
       const float deltas = Common::total_of(scratch, map, TERMS);
-      partial[i] =
-          i < MAPS * TERMS ? (Common::total_of(scratch, map, i % TERMS) - c.mean * deltas) / c.deviation : deltas;
+      const int channel = i % TERMS / (KERNEL * KERNEL);
+      partial[i] = i < MAPS * TERMS ? (Common::total_of(scratch, map, i % TERMS) - mean_of(c, channel) * deltas) /
+                                          deviation_of(c, channel)
+                                    : deltas;
     }
   }
 };

@@ -7,6 +7,7 @@
 #include "arithmetic.cuh"
 #include "async.cuh"
 #include "layers.cuh"
+#include "levels.cuh"
 #include "team.cuh"
 
 namespace tuned {
@@ -57,7 +58,7 @@ struct Context {
   using Timer = Timer_;
   float* shared;
   const float* parameters;
-  float mean, deviation;
+  Levels levels;                 // of the images
   BulkCopyBarrier& bulk_copies;  // of dense layers' weights
   Timer& timer;
   // The block takes `here` images together; their traces begin at `trace` and are `trace_stride` floats apart.

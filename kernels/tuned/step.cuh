@@ -52,7 +52,7 @@ struct Step {
   float* outputs;   // (count, CLASSES): logits or, where errors are given, those
   float* losses;    // (count,), added to
   float* stash;     // (grid, IMAGES, KEPT): what backward will ask for, while a block takes other images forward
-  float mean, deviation;
+  Levels levels;
   int count;
 };
 
@@ -142,7 +142,9 @@ struct NextImage {
         halves[2 * i] = to_bf16(pixel);
         halves[i ? 2 * i - 1 : 2 * IMAGE_SIZE - 1] = i ? to_bf16(pixel) : 0;
       } else {
-        there[i] = (float(pixel) - step.mean) / step.deviation;
+        const int channel = i / (IMAGE_SIZE / Plan::CHANNELS);
+        there[i] = (float(pixel) - step.levels.template mean_of<Plan::CHANNELS>(channel)) /
+                   step.levels.template deviation_of<Plan::CHANNELS>(channel);
       }
     }
     if (Threads::thread_rank() == 0) *label_there = any ? label : 0;
@@ -361,7 +363,7 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
   const float share = 1.0f / float(step.count);
   typename Net::Accumulators sums;
   sums.clear();
-  Context<Timer> c = {shared, step.parameters, step.mean, step.deviation, block.bulk_copies, timer, nullptr, 0, 0};
+  Context<Timer> c = {shared, step.parameters, step.levels, block.bulk_copies, timer, nullptr, 0, 0};
   Net::load_weights(c);
   int* labels = reinterpret_cast<int*>(Plan::Labels::all(shared));
   // What is kept of an image lies first of all, in SLOTS places by turns, so that one image comes or goes while the
@@ -448,9 +450,10 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
 // memory.
 #define TUNED_STEP_PARAMETERS                                                                                   \
   const unsigned char *images, const unsigned char *labels, const int *order, float *parameters, float *traces, \
-      float *partials, float *outputs, float *losses, float *stash, float mean, float deviation, int count
+      float *partials, float *outputs, float *losses, float *stash, float mean, float deviation,                \
+      const float *channels, int count
 #define TUNED_STEP_ARGUMENTS \
-  images, labels, order, parameters, traces, partials, outputs, losses, stash, mean, deviation, count
+  images, labels, order, parameters, traces, partials, outputs, losses, stash, {mean, deviation, channels}, count
 #define TUNED_KERNEL(Net, name) ENTRY_POINT_BOUNDED(step, name, Net::Threads::BLOCK)
 #define TUNED_SHARED(Net)                                      \
   SHARED_LARGE(Float4, float4s, Net::Plan::SHARED_BYTES / 16); \

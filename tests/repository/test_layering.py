@@ -21,6 +21,7 @@ ORDER = [
     "config_files",
     "files",
     "system",
+    "levels",
     "layers",
     "network",
     "datasets",

@@ -212,8 +212,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             self._logits,
             self._losses,
             self._stash,
-            float(self.setup.mean),
-            float(self.setup.deviation),
+            *self._levels,
             count,
             *more,
         )

@@ -17,6 +17,7 @@ from cnnlib.engine.shuffle import ROUNDS
 from cnnlib.engine.source import declaration
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Dense
+from cnnlib.levels import channels_of
 from cnnlib.stages.tuned.layout import SharedBuffer, Threads, lay_out, sectors
 from cnnlib.stages.tuned.operator import INSTEAD, Position, TunedFactory, TunedOperator
 
@@ -104,6 +105,7 @@ class BlockPlan:
         config = {
             "IMAGES": self.images,
             "IMAGE_SIZE": math.prod(network.input_shape),
+            "CHANNELS": channels_of(network.input_shape),
             "CLASSES": network.classes,
             "BYTES": self.operators[0].takes_bytes,
             "KEPT": layout.kept_floats,
