@@ -37,6 +37,10 @@ class DoesNotFit(DeviceError):
     """The device does not have enough memory for the request."""
 
 
+class MissingLibrary(UserError):
+    """A library is not installed that only some of the functions need; the message says how."""
+
+
 class Unsupported(UserError):
     """A stage has no operator for a layer, or its operator cannot take these sizes."""
 

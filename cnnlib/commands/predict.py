@@ -61,10 +61,10 @@ def predict(
 
     from cnnlib.engine import Setup
     from cnnlib.errors import DataError
+    from cnnlib.exchange.formats import load_weights
     from cnnlib.layers import softmax
     from cnnlib.photos.image import picture_format, read_image
     from cnnlib.stages import find_stage
-    from cnnlib.training.weights import load_weights
 
     if kind := picture_format(weights):
         raise DataError(

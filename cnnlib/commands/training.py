@@ -46,7 +46,10 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The weights to write; default: results/weights.npz.")
+        Path | None,
+        typer.Option(
+            help="The weights to write, .safetensors or .npz; default: results/weights.npz."
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
@@ -60,12 +63,13 @@ def train(
     with the checkpoint saved.
     """
     from cnnlib.config import load_config
+    from cnnlib.exchange.formats import format_of, save_weights
+    from cnnlib.exchange.weights import Weights
     from cnnlib.files import PROBE_BYTES, check_writable, exclusive
     from cnnlib.stages import find_stage
     from cnnlib.system.interrupts import asked_to_stop
     from cnnlib.training.loop import accuracy, start, train_epochs
     from cnnlib.training.target import open_engine, open_target, setup_of
-    from cnnlib.training.weights import Weights, save_weights
 
     settings = load_config(config)
     changes = {"epochs": epochs, "seed": seed}
@@ -78,6 +82,7 @@ def train(
     built = settings.network(first(network, sweep.networks), dataset, "--network")
     chosen = find_stage(stage or home_stage(sweep.stages), "--stage")
     out = out or Path(settings.results) / "weights.npz"
+    format_of(out)
     written = [out] if checkpoint is None else [out, checkpoint]
     check_writable(*written)
     loaded = load_data(settings, dataset, data)

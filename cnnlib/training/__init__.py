@@ -1,1 +1,1 @@
-"""Training a network by a stage: the loop, its checkpoints, where it computes, saved weights."""
+"""Training a network by a stage: the loop, its checkpoints, where it computes."""

@@ -149,7 +149,7 @@ def test_predict_refuses(home: Home) -> None:
         ("parameters", np.zeros(3, np.float32), "do not fit"),
         ("parameters", np.zeros(77), "do not fit"),
         ("parameters", np.full(77, np.nan, np.float32), "not finite"),
-        ("mean", np.nan, "do not fit"),
+        ("mean", np.nan, "is damaged: its metadata.mean.*finite"),
         ("deviation", 0.0, "do not fit"),
         ("deviation", "x", "is damaged"),
         ("origin", "{", "is damaged"),

@@ -13,6 +13,7 @@ import pytest
 
 from cnnlib.__main__ import main
 from cnnlib.commands import training
+from cnnlib.exchange.formats import load_weights
 from tests.support.command_line import TRAIN, Home, Start, weights
 from tests.support.toys import toy_config
 
@@ -30,6 +31,15 @@ def test_train_prints_and_writes(home: Home) -> None:
     assert "by stage gemm, batch 8" in said
     assert re.search(r"test accuracy \d+\.\d\d %", said)
     assert home.names() == ["config.yaml", "toy.npz", "w.npz"]
+
+
+def test_train_writes_the_format_of_the_ending(home: Home) -> None:
+    home(*TRAIN)
+    home("train", "--data", "toy.npz", "--out", "w.safetensors")
+    np.testing.assert_array_equal(load_weights("w.safetensors").parameters, weights("w.npz"))
+    said = home.fails("train", "--data", "toy.npz", "--out", "w.h5")
+    assert "w.h5: weights are in files that end in one of .safetensors, .npz" in said
+    assert home.names() == ["config.yaml", "toy.npz", "w.npz", "w.safetensors"]
 
 
 def test_options_of_train(home: Home) -> None:
