@@ -40,6 +40,7 @@ def _device(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(_yaml_number)]
 Name = Annotated[str, Field(pattern=patterns.NAME, max_length=patterns.LONGEST_NAME)]
+StageName = Annotated[str, Field(pattern=patterns.STAGE, max_length=patterns.LONGEST_PATH)]
 
 
 class Section(BaseModel):
@@ -72,8 +73,10 @@ class Sweep(Section):
     """Names of the section datasets."""
     networks: list[Name] = Field(min_length=1)
     """Names of the section networks."""
-    stages: list[Name] = Field(min_length=1)
-    """Stages of the ladder, variants of them, or peers; `python -m cnnlib stages` lists them."""
+    stages: list[StageName] = Field(min_length=1)
+    """Stages of the ladder, variants of them, or peers, which `python -m cnnlib stages` lists; or
+    paths of Python files with stages of your own, such as `./my_stage.py`, relative to the working
+    directory."""
     batch_sizes: list[PositiveInt] = Field(min_length=1)
     """Images of a training step."""
     repeats: PositiveInt
@@ -133,8 +136,8 @@ class Race(Section):
     """A name of the section datasets."""
     network: Name
     """A name of the section networks."""
-    stages: list[Name] = Field(min_length=1)
-    """Stages that train it."""
+    stages: list[StageName] = Field(min_length=1)
+    """Stages that train it, as in `sweep`."""
     batch_size: PositiveInt
     """Images of a training step."""
     training: Training

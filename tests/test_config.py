@@ -167,7 +167,7 @@ def digits(**changes: Any) -> dict[str, Any]:
         (changed("sweep.batch_sizes", []), r"sweep\.batch_sizes: .*at least 1"),
         (changed("sweep.batch_sizes", [2**40]), r"sweep\.batch_sizes\[0\]"),
         (changed("sweep.repeats", 0), r"sweep\.repeats"),
-        (changed("sweep.stages", ["../../etc"]), r"sweep\.stages\[0\]: "),
+        (changed("sweep.stages", ["-stage"]), r"sweep\.stages\[0\]: "),
         (changed("networks.a/b", GOOD["networks"]["small"]), r"networks"),
         # names, and what YAML makes of them without quotes
         (

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one
+from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one, run_of
 
 
 def cpu_profile(
@@ -27,13 +27,12 @@ def cpu_profile(
     from cnnlib.files import check_writable
     from cnnlib.measuring.cpu_profile import measure_cpu_profile
     from cnnlib.measuring.isolated import examine_isolated
-    from cnnlib.measuring.runs import Run
 
     at_least_one(batch_size=batch_size)
     settings = load_config(config)
     check_writable(out)
     loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
-    run = Run(dataset, network, stage, batch_size, 1)
+    run = run_of(settings, dataset, network, stage, batch_size)
     why = examine_isolated(
         settings, run, "cpu_profile", out, lambda: measure_cpu_profile(settings, run, loaded, out)
     )

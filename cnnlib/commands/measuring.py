@@ -7,17 +7,20 @@ import typer
 
 from cnnlib.commands.options import (
     CONFIG,
+    OF_YOUR_OWN,
     ConfigFiles,
     at_least_one,
     report_death,
     report_interrupt,
+    run_of,
+    stage_name,
 )
 
 
 def measure(
     dataset: Annotated[str, typer.Option(help="A data set of the config.")],
     network: Annotated[str, typer.Option(help="A network of the config.")],
-    stage: Annotated[str, typer.Option(help="A stage of the ladder.")],
+    stage: Annotated[str, typer.Option(help=OF_YOUR_OWN)],
     batch_size: Annotated[int, typer.Option(help="Images per step.")],
     data: Annotated[Path, typer.Option(help="The data set's .npz file.")],
     out: Annotated[Path, typer.Option(help="Folder for the run's tables and run.json.")],
@@ -42,15 +45,14 @@ def measure(
     from cnnlib.measuring.isolated import measure_isolated
     from cnnlib.measuring.record import summary
     from cnnlib.measuring.runs import Run
-    from cnnlib.stages import find_stage
 
     at_least_one(batch_size=batch_size, repeat=repeat)
     settings = load_config(config)
     spec = settings.dataset(dataset, "--dataset")
     settings.network(network, dataset, "--network")
-    find_stage(stage, "--stage")
+    name = stage_name(settings, stage)
     loaded = datasets.load(dataset, data, spec)
-    run = Run(dataset, network, stage, batch_size, repeat)
+    run = Run(dataset, network, name, batch_size, repeat)
     checkpoints = Path(settings.results) / "checkpoints" if settings.measuring.full else None
     with report_interrupt(checkpoints), report_death():
         measure_isolated(settings, run, loaded, out, checkpoints=checkpoints, mark=mark)
@@ -106,14 +108,13 @@ def transfers(
     from cnnlib.config import load_config
     from cnnlib.files import check_writable
     from cnnlib.measuring.isolated import examine_isolated
-    from cnnlib.measuring.runs import Run
     from cnnlib.measuring.transfers import measure_transfers
 
     at_least_one(batch_size=batch_size)
     settings = load_config(config)
     check_writable(out)
     loaded = datasets.load(dataset, data, settings.dataset(dataset, "--dataset"))
-    run = Run(dataset, network, stage, batch_size, 1)
+    run = run_of(settings, dataset, network, stage, batch_size)
     why = examine_isolated(
         settings, run, "transfers", out, lambda: measure_transfers(settings, run, loaded, out)
     )
@@ -122,7 +123,7 @@ def transfers(
 
 
 def race(
-    stage: Annotated[str, typer.Option(help="A stage of the ladder, or a peer.")],
+    stage: Annotated[str, typer.Option(help=OF_YOUR_OWN)],
     data: Annotated[Path, typer.Option(help="The .npz file of the race's data set.")],
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],
     config: ConfigFiles = CONFIG,
@@ -140,7 +141,7 @@ def race(
     from cnnlib.measuring.runs import load_experiment
 
     settings = load_experiment(config)
-    wanted = require_race(settings)
+    wanted, stage = require_race(settings), stage_name(settings, stage)
     check_writable(out)
     spec = settings.dataset(wanted.dataset, "race.dataset")
     rows = race_isolated(settings, stage, datasets.load(wanted.dataset, data, spec), out)
@@ -156,7 +157,13 @@ def race(
     typer.echo(f"{text}, on {rows[-1]['device']}")
 
 
-def check(config: ConfigFiles = CONFIG) -> None:
+def check(
+    config: ConfigFiles = CONFIG,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{OF_YOUR_OWN} Can be repeated; default: those of the sweep."),
+    ] = None,
+) -> None:
     """Check the config and the stages of its sweep.
 
     The stages are compared with the reference on this machine. Each stage and batch size is checked
@@ -170,6 +177,10 @@ def check(config: ConfigFiles = CONFIG) -> None:
     from cnnlib.measuring.stage_check import cases, verdicts
 
     settings = load_config(config)
+    if stage:
+        names = [stage_name(settings, entry) for entry in stage]
+        sweep = settings.sweep.model_copy(update={"stages": names})
+        settings = settings.model_copy(update={"sweep": sweep})
     head = ("stage", "data set", "network", "batch", "error/allowed")
     cells = [[str(cell) for cell in vars(case).values()] for case in cases(settings)]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=False)]

@@ -3,9 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+if TYPE_CHECKING:
+    from cnnlib.config import Config
+    from cnnlib.engine import Stage
+    from cnnlib.measuring.runs import Run
 
 ConfigFiles = Annotated[
     list[Path],
@@ -13,6 +18,9 @@ ConfigFiles = Annotated[
 ]
 # Typer wants a list as the default of an option that can be repeated. It is never modified.
 CONFIG = [Path("config.yaml")]
+
+OF_YOUR_OWN = "A stage's name, or the path of a Python file with one of your own."
+"""Help of the option --stage."""
 
 T = TypeVar("T")
 
@@ -29,6 +37,30 @@ def at_least_one(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+def stage_of(settings: "Config", entry: str) -> "Stage":
+    """The stage of option --stage, imported here; files that the config lists are known by name."""
+    from cnnlib.stages import declare, find_stage
+
+    declare([*settings.sweep.stages, *(settings.race.stages if settings.race else [])])
+    return find_stage(entry, "--stage")
+
+
+def stage_name(settings: "Config", entry: str) -> str:
+    """The name of the stage of option --stage, of which nothing is imported here."""
+    from cnnlib.measuring.cards import card_of
+    from cnnlib.stages import declare
+
+    declare([*settings.sweep.stages, *(settings.race.stages if settings.race else [])])
+    return card_of(entry, "--stage").name
+
+
+def run_of(settings: "Config", dataset: str, network: str, stage: str, batch_size: int) -> "Run":
+    """The first repeat of the run that a command's options ask for."""
+    from cnnlib.measuring.runs import Run
+
+    return Run(dataset, network, stage_name(settings, stage), batch_size, 1)
 
 
 @contextmanager

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one, columns, first
+from cnnlib.commands.options import (
+    CONFIG,
+    ConfigFiles,
+    at_least_one,
+    columns,
+    first,
+    stage_of,
+)
 
 if TYPE_CHECKING:
     from cnnlib.config import Config
@@ -42,7 +49,7 @@ def plan(
     refused.
     """
     from cnnlib.config import load_config
-    from cnnlib.stages import LADDER, find_stage
+    from cnnlib.stages import LADDER
 
     settings = load_config(config)
     built = settings.network(
@@ -50,7 +57,7 @@ def plan(
         first(dataset, settings.sweep.datasets),
         "--network",
     )
-    chosen = [find_stage(name, "--stage") for name in stage] if stage else LADDER
+    chosen = [stage_of(settings, name) for name in stage] if stage else LADDER
     rows = [["layer", "target", "parameters", "operations per image, forward"]]
     for i, name in enumerate(built.layer_names):
         size = sum(p.size for p in built.parameters if p.layer == i)
@@ -113,7 +120,6 @@ def show_source(
     from cnnlib.device.architecture import ARCHITECTURES
     from cnnlib.engine import Setup
     from cnnlib.errors import ConfigError
-    from cnnlib.stages import find_stage
 
     settings = load_config(config)
     built = settings.network(
@@ -127,7 +133,7 @@ def show_source(
         raise ConfigError(f"unknown GPU {gpu!r} in --gpu; known: {', '.join(ARCHITECTURES)}")
     limits = ARCHITECTURES[gpu.lower()].limits
     setup = Setup(built, size, settings.training.learning_rate)
-    chosen = find_stage(stage, "--stage")
+    chosen = stage_of(settings, stage)
     typer.echo(chosen.engine.source_on(chosen, setup, limits).rstrip("\n"))
 
 

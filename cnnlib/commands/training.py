@@ -15,6 +15,7 @@ from cnnlib.commands.options import (
     at_least_one,
     first,
     report_interrupt,
+    stage_of,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ def train(
     from cnnlib.exchange.formats import format_of, save_weights
     from cnnlib.exchange.weights import Weights
     from cnnlib.files import PROBE_BYTES, check_writable, exclusive
-    from cnnlib.stages import find_stage
     from cnnlib.system.interrupts import asked_to_stop
     from cnnlib.training.loop import accuracy, start, train_epochs
     from cnnlib.training.target import open_engine, open_target, setup_of
@@ -80,7 +80,7 @@ def train(
     batch_size = first(batch_size, sweep.batch_sizes)
     at_least_one(batch_size=batch_size)
     built = settings.network(first(network, sweep.networks), dataset, "--network")
-    chosen = find_stage(stage or home_stage(sweep.stages), "--stage")
+    chosen = stage_of(settings, stage or home_stage(sweep.stages))
     out = out or Path(settings.results) / "weights.npz"
     format_of(out)
     written = [out] if checkpoint is None else [out, checkpoint]
@@ -160,11 +160,11 @@ def with_training(settings: "Config", changes: Mapping[str, object]) -> "Config"
 def home_stage(names: list[str]) -> str:
     """The last of the stages whose hardware this machine has: GPU stages need a GPU."""
     from cnnlib.device.cuda import missing_parts
-    from cnnlib.stages import find_stage
+    from cnnlib.measuring.cards import card_of
 
     if not missing_parts():
         return names[-1]
-    on_cpu = [name for name in names if find_stage(name, "sweep.stages").runs_on == "cpu"]
+    on_cpu = [name for name in names if card_of(name, "sweep.stages").runs_on == "cpu"]
     return (on_cpu or names)[-1]
 
 

@@ -1,8 +1,10 @@
 """The operators of GPU stages: kernels that serve a run of layers, and the launches of a pass."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -73,7 +75,7 @@ class Buffers:
 
 
 class GpuOperator(ABC):
-    """Serves a run of layers by the kernels of one file in kernels/.
+    """Serves a run of layers by the kernels of one file, beside its module or in kernels/.
 
     A subclass names its `file`, the `kernels` in it and the constants the file needs, and says
     which launches make a forward and a backward pass over `count` images.
@@ -127,7 +129,19 @@ class GpuOperator(ABC):
 
     def source(self) -> KernelSource:
         """The operator's part of the generated translation unit."""
-        return KernelSource(self.label, self.file, self.constants())
+        return KernelSource(self.label, self._found_file(), self.constants())
+
+    def _found_file(self) -> str:
+        """`file`, with its whole path where it lies beside the module of the class that names it.
+
+        So a stage from outside the repository brings kernels that include those of kernels/.
+        """
+        for kind in type(self).__mro__:
+            if "file" in vars(kind):
+                module = getattr(sys.modules.get(kind.__module__), "__file__", None)
+                beside = Path(module or "").absolute().parent / self.file
+                return str(beside) if module and beside.is_file() else self.file
+        return self.file
 
     def entry_points(self) -> list[str]:
         """Names of the operator's kernels in the compiled module."""

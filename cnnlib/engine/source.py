@@ -5,8 +5,10 @@ and a macro that makes them entry points for one: `FUSED_CONV_KERNELS(conv1)` of
 makes conv1_forward and conv1_backward. The generated unit has these structs and macros alone.
 """
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 WIDTH = 100
@@ -29,9 +31,14 @@ class KernelSource(NamedTuple):
 
     @property
     def entry_points(self) -> str:
-        """The macro that makes the file's kernels for the layer: named as the file is."""
-        name = self.file.removesuffix(".cuh").replace("/", "_").upper()
-        return f"{name}_KERNELS({self.label})"
+        """The macro that makes the file's kernels for the layer: named as the file is.
+
+        For a file outside kernels/, whose whole path is given, that is its name without folders.
+        """
+        path = Path(self.file)
+        name = path.name if path.is_absolute() else self.file
+        macro = re.sub(r"\W", "_", name.removesuffix(".cuh")).upper()
+        return f"{macro}_KERNELS({self.label})"
 
 
 def declaration(kind: str, constants: Mapping[str, int | str]) -> str:

@@ -13,9 +13,9 @@ from cnnlib.config import Config
 from cnnlib.errors import DataError
 from cnnlib.files import sha256
 from cnnlib.measuring import schema
+from cnnlib.measuring.cards import card_of
 from cnnlib.measuring.record import FACTS, read_facts
 from cnnlib.measuring.runs import Run, runs, settings_digest
-from cnnlib.stages import find_stage
 
 MOST_LINES = 5
 """Files that are named in messages; of further ones only their number is given."""
@@ -88,7 +88,7 @@ def changed_runs(config: Config) -> Iterator[tuple[Run, str]]:
             continue
         alike = (run.dataset, run.network, run.stage)
         if alike not in digests:
-            runs_on = find_stage(run.stage, "sweep.stages").runs_on
+            runs_on = card_of(run.stage, "sweep.stages").runs_on
             digests[alike] = settings_digest(config, run, runs_on)
         if why := damage(folder) or staleness(run, folder, digests[alike]):
             yield run, why

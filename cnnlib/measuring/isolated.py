@@ -15,11 +15,11 @@ from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.measuring import race as racing
 from cnnlib.measuring import run as measuring
 from cnnlib.measuring import schema
+from cnnlib.measuring.cards import card_of
 from cnnlib.measuring.record import FACTS, RunRecord
 from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run, seed_of, settings_digest
 from cnnlib.measuring.schema import Row
-from cnnlib.stages import find_stage
 from cnnlib.system.interrupts import asked_to_stop
 from cnnlib.system.machine import cpu_description
 from cnnlib.system.supervisor import Died, supervise
@@ -60,7 +60,7 @@ def measure_isolated(
         if not mark:
             raise died from None
         rows = RunRows(run, seed_of(config, run.repeat), *_device(run.stage, died.notes))
-        settings = settings_digest(config, run, find_stage(run.stage, "--stage").runs_on)
+        settings = settings_digest(config, run, card_of(run.stage, "--stage").runs_on)
         RunRecord(config, rows, settings, began).write_failure(folder, str(died))
     return folder
 
@@ -148,4 +148,4 @@ def _device(stage: str, notes: Mapping[str, object]) -> tuple[str, str]:
     """Name and kind of the run's device; the processor's if the run ended before it was opened."""
     if "device" in notes:
         return str(notes["device"]), str(notes["device_kind"])
-    return cpu_description(find_stage(stage, "--stage").threads), "cpu"
+    return cpu_description(card_of(stage, "--stage").threads), "cpu"

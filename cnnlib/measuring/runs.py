@@ -2,15 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlib import datasets
 from cnnlib.config import Config, load_config, parse_config
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Stage, plan
-from cnnlib.stages import find_stage
+from cnnlib.engine import plan
+from cnnlib.errors import ConfigError
+from cnnlib.measuring.cards import card_of, names_of
+from cnnlib.network import Network
+from cnnlib.stages import find_stage, is_shipped
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,14 @@ class Run:
 def runs(config: Config) -> list[Run]:
     """Every run of the sweep; repeats are outermost, so that drift affects all runs alike."""
     sweep = config.sweep
+    stages = names_of(sweep.stages, "sweep.stages")
     return [
         Run(dataset, network, stage, batch_size, repeat)
         for repeat in range(1, sweep.repeats + 1)
         for dataset in sweep.datasets
         for network in sweep.networks
         for batch_size in sweep.batch_sizes
-        for stage in sweep.stages
+        for stage in stages
     ]
 
 
@@ -99,16 +103,31 @@ def sweep_dataset(config: Config, name: str) -> Dataset:
 
 def check_experiment(config: Config) -> Config:
     """Check what config.py cannot: that the stages exist and can serve the networks."""
-    for name in config.sweep.stages:
-        stage: Stage = find_stage(name, "sweep.stages")
-        for dataset in config.sweep.datasets:
-            for network in config.sweep.networks:
-                plan(stage, config.network(network, dataset, "sweep.networks"))
+    sweep = config.sweep
+    networks = [
+        config.network(network, dataset, "sweep.networks")
+        for dataset in sweep.datasets
+        for network in sweep.networks
+    ]
+    _check_stages(sweep.stages, networks, "sweep.stages")
     if (race := config.race) is not None:
         course = config.network(race.network, race.dataset, "race.network")
-        for name in race.stages:
-            plan(find_stage(name, "race.stages"), course)
+        _check_stages(race.stages, [course], "race.stages")
     return config
+
+
+def _check_stages(entries: Sequence[str], networks: Iterable[Network], where: str) -> None:
+    """ConfigError for a stage that does not exist or is listed twice; Unsupported for one of the
+    repository that lacks an operator. One from outside is asked when it is measured.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        name = card_of(entry, where).name
+        if name in found:
+            raise ConfigError(f"{found[name]} and {entry} in {where} are the same stage, {name!r}")
+        found[name] = entry
+        for network in networks if is_shipped(entry) else ():
+            plan(find_stage(entry, where), network)
 
 
 def load_experiment(paths: Iterable[Path | str]) -> Config:

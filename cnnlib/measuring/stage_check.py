@@ -1,7 +1,6 @@
 """Every stage of a sweep checked against the reference, without timing anything."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from cnnlib.config import Config
@@ -16,6 +15,7 @@ from cnnlib.errors import (
     WorkerDied,
     one_line,
 )
+from cnnlib.measuring.cards import card_of
 from cnnlib.stages import find_stage
 from cnnlib.system.supervisor import Died, supervise
 from cnnlib.training.target import open_target, setup_of
@@ -65,9 +65,12 @@ class Verdict:
 def cases(config: Config) -> list[Case]:
     """Every case of the sweep; raises ConfigError for names that the config does not define."""
     sweep = config.sweep
-    for name in sweep.stages:
-        with suppress(BrokenStage):  # becomes a verdict
-            find_stage(name, "sweep.stages")
+    stages = []
+    for entry in sweep.stages:
+        try:
+            stages.append(card_of(entry, "sweep.stages").name)
+        except BrokenStage:  # becomes a verdict
+            stages.append(entry)
     for dataset in sweep.datasets:
         for network in sweep.networks:
             config.network(network, dataset, "sweep.networks")
@@ -75,7 +78,7 @@ def cases(config: Config) -> list[Case]:
         Case(stage, dataset, network, batch_size)
         for dataset in sweep.datasets
         for network in sweep.networks
-        for stage in sweep.stages
+        for stage in stages
         for batch_size in sweep.batch_sizes
     ]
 

@@ -7,6 +7,7 @@ from cnnlib.engine import Stage
 from cnnlib.errors import BrokenStage, ConfigError
 from cnnlib.peers import PEERS
 from cnnlib.stages._loading import BROKEN, module_of, modules, records
+from cnnlib.stages._own import declare, file_of, find_own, is_path, know, load_path, own_of
 
 LADDER: tuple[Stage, ...]
 """The records STAGE of the modules of this folder, in the order that their `after` gives. A broken
@@ -20,12 +21,45 @@ LADDER, VARIANTS = records(modules())
 ALL: tuple[Stage, ...] = (*LADDER, *VARIANTS, *PEERS)
 
 
+__all__ = [
+    "ALL",
+    "BROKEN",
+    "LADDER",
+    "VARIANTS",
+    "declare",
+    "file_of",
+    "find_stage",
+    "is_path",
+    "is_shipped",
+    "know",
+    "own_of",
+    "problems",
+]
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a stage of the repository has this name, be it usable or not."""
+    return name in BROKEN or any(stage.name == name for stage in (*LADDER, *VARIANTS, *PEERS))
+
+
 def find_stage(name: str, where: str) -> Stage:
     """The stage called `name`, for the setting or the option called `where`.
+
+    `name` may be the path of a file with a stage from outside the repository, which is imported
+    here, and the name of one that an installed package brings (docs/extending/own-stage.md).
 
     Raises ConfigError naming `where` and the choices if there is none, BrokenStage if
     the module or the record of this stage is broken, or if two stages have this name.
     """
+    if is_path(name):
+        own = load_path(name, where).stage
+        for stage in (*LADDER, *VARIANTS, *PEERS):
+            if stage.name == own.name:
+                raise BrokenStage(
+                    f"stage {name} in {where} cannot be used: its name, {own.name!r}, is also that "
+                    f"of {module_of(stage)}; rename one"
+                )
+        return own
     if name in BROKEN:
         raise BrokenStage(f"stage {name!r} in {where} cannot be used: {BROKEN[name]}")
     stages = (*LADDER, *VARIANTS, *PEERS)
@@ -34,6 +68,8 @@ def find_stage(name: str, where: str) -> Stage:
         raise BrokenStage(f"stage {name!r} in {where} is ambiguous: {_twice(found)}")
     if found:
         return found[0]
+    if (installed := find_own(name, where)) is not None:
+        return installed.stage
     known = ", ".join(stage.name for stage in stages)
     text = f"unknown stage {name!r} in {where}; known: {known}"
     if BROKEN:

@@ -17,6 +17,14 @@ SUPERVISING = {
 }
 """Files whose frames surround every supervised call."""
 
+FOLDERS: dict[Path, None] = {}
+"""Folders of stages from outside the repository, whose lines say more than those of cnnlib."""
+
+
+def watch(folder: Path) -> None:
+    """Count the lines of the files in `folder` among those that say the most."""
+    FOLDERS[folder] = None
+
 
 def place_of(trace: TracebackType | None) -> str:
     """The innermost line of cnnlib, or else of all: `train of cnnlib/stages/mine.py:9`."""
@@ -32,15 +40,17 @@ def place_in(text: str) -> str:
 
 
 def innermost(frames: list[tuple[str, int | None, str]]) -> str:
-    """The first of the frames (file, line, function), of cnnlib's own if there are any, in words.
+    """The first of the frames (file, line, function) in words: of a stage from outside the
+    repository if there are any, or else of cnnlib.
 
     Empty where nothing but the supervisor is on the stack.
     """
     frames = [frame for frame in frames if frame[0] not in SUPERVISING]
     inside = [frame for frame in frames if Path(frame[0]).is_relative_to(ROOT / "cnnlib")]
-    for file, line, name in inside or frames:
+    outside = [f for f in frames if any(Path(f[0]).is_relative_to(each) for each in FOLDERS)]
+    for file, line, name in outside or inside or frames:
         path = Path(file)
-        shown = path.relative_to(ROOT) if inside else path.name
+        shown = path.relative_to(ROOT) if inside and not outside else path.name
         return f"{name} of {shown}:{line}"
     return ""
 
