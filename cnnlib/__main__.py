@@ -1,4 +1,6 @@
-"""The command line, `python -m cnnlib`: each step of the experiment as a command.
+"""The command line: each step of the experiment as a command.
+
+It is called by `python -m cnnlib`, or as `cnnlib` where the package is installed.
 
 Exit codes: 0 for success; 1 when a check failed or a training diverged; 2 for bad input, with one
 line that describes it; 130, 138 and 143 after SIGINT, SIGUSR1 and SIGTERM.
@@ -7,6 +9,7 @@ line that describes it; 130, 138 and 143 after SIGINT, SIGUSR1 and SIGTERM.
 import signal
 import sys
 import warnings
+from pathlib import Path
 from types import FrameType
 
 import typer
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Overflow precedes a loss that is not finite, and the loss itself is checked.
     warnings.simplefilter("ignore", RuntimeWarning)
     try:
-        code = app(given or ["--help"], prog_name="python -m cnnlib", standalone_mode=False)
+        code = app(given or ["--help"], prog_name=_name(), standalone_mode=False)
     except (UserError, MemoryError) as error:
         return _fail(one_line(error))
     except typer.TyperException as error:
@@ -72,6 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
     if code == 130:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _name() -> str:
+    """What this program was called as."""
+    return "cnnlib" if Path(sys.argv[0]).stem == "cnnlib" else "python -m cnnlib"
 
 
 def _fail(problem: str) -> int:

@@ -7,12 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_extensions")]
 
+import cnnlib  # noqa: E402
+
 _package = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 project = "Parallel CNN"
 author = "The parallel CNN authors"
 copyright = f"{author}, {_package['license']} licence"
-version = release = _package["version"]
+version = release = cnnlib.__version__
 
 extensions = [
     "myst_parser",
@@ -32,6 +34,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!cnnlib\b).*")]
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 
+autodoc_type_aliases = {name: name for name in ("ArrayLike", "Labelled")}
 autodoc_member_order = "bysource"
 autodoc_class_signature = "separated"
 autodoc_default_options = {

@@ -12,12 +12,36 @@ if TYPE_CHECKING:
     from cnnlib.engine import Stage
     from cnnlib.measuring.runs import Run
 
+USUAL = Path("config.yaml")
+"""The config file where none is given, if there is one in the working folder."""
+
+
+def _given_or_usual(files: list[Path]) -> list[Path]:
+    """The files given, or config.yaml of the working folder, or the one that cnnlib ships.
+
+    The last choice is reported, because a user may have meant another folder.
+    """
+    if files:
+        return files
+    if USUAL.exists():
+        return [USUAL]
+    from cnnlib.paths import CONFIG as SHIPPED
+
+    typer.echo(f"config: {SHIPPED}, as there is no {USUAL} in {Path.cwd()}", err=True)
+    return [SHIPPED]
+
+
 ConfigFiles = Annotated[
     list[Path],
-    typer.Option("--config", help="A config file; can be repeated, later files override earlier."),
+    typer.Option(
+        "--config",
+        callback=_given_or_usual,
+        show_default=f"{USUAL}, or the shipped one where there is none",
+        help="A config file; can be repeated, later files override earlier.",
+    ),
 ]
 # Typer wants a list as the default of an option that can be repeated. It is never modified.
-CONFIG = [Path("config.yaml")]
+CONFIG: list[Path] = []
 
 OF_YOUR_OWN = "A stage's name, or the path of a Python file with one of your own."
 """Help of the option --stage."""

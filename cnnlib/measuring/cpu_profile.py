@@ -24,7 +24,7 @@ from cnnlib.measuring import schema
 from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run, seed_of
 from cnnlib.measuring.schema import Row
-from cnnlib.paths import ROOT
+from cnnlib.paths import PACKAGE, ROOT
 from cnnlib.stages import find_stage
 from cnnlib.training.loop import batches, epoch_order, start
 from cnnlib.training.target import check_batch, open_engine, open_target, setup_of
@@ -94,6 +94,6 @@ def readable(file: str, line: int, name: str) -> str:
     if file == "~":
         return name.removeprefix("<").removesuffix(">").removeprefix("built-in method ")
     path = Path(file)
-    if path.is_relative_to(ROOT):
+    if path.is_relative_to(PACKAGE):
         return f"{path.relative_to(ROOT)}:{line} {name}"
     return f"{path.parent.name}/{path.name}:{line} {name}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from cnnlib.config import Config
 from cnnlib.engine import Order
 from cnnlib.measuring.runs import Run, digest
-from cnnlib.paths import ROOT
+from cnnlib.paths import KERNELS, PACKAGE
 from cnnlib.training.checkpoint import State
 from cnnlib.training.loop import epoch_order
 from cnnlib.validation.replay import Recording, TimedCall
@@ -43,7 +43,7 @@ class CheckpointPolicy:
 def checkpoint_file(config: Config, run: Run, folder: Path) -> Path:
     """The checkpoint of a run; its name changes with the settings and with the code."""
     content = hashlib.sha256(digest(config).encode())
-    for path in sorted([*ROOT.glob("cnnlib/**/*.py"), *ROOT.glob("kernels/**/*.cuh")]):
+    for path in sorted([*PACKAGE.glob("**/*.py"), *KERNELS.glob("**/*.cuh")]):
         content.update(path.read_bytes())
     return folder / run.folder / f"{content.hexdigest()[:16]}.npz"
 

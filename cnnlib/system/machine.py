@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cnnlib.paths import ROOT
+from cnnlib.paths import INSTALLED, PACKAGE, ROOT
 from cnnlib.system import cgroups
 
 LIBRARIES = ("numpy", "pandas", "pycuda", "nvidia-ml-py", "snakemake", "torch", "jax")
@@ -53,7 +53,13 @@ def cpu_description(threads: int | None) -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with '+changes' when files differ from it; '' outside git."""
+    """The commit of this checkout, with '+changes' when files differ from it; '' outside git.
+
+    An installed package has the commit that it was built from in a file.
+    """
+    if INSTALLED:  # git would find the repository, if any, that the environment lies in
+        built_from = PACKAGE / "commit.txt"
+        return built_from.read_text(encoding="utf-8") if built_from.is_file() else ""
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")

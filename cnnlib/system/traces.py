@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from cnnlib.paths import ROOT
+from cnnlib.paths import PACKAGE, ROOT
 
 SUPERVISING = {
     str(Path(__file__).with_name(name)) for name in ("supervisor.py", "stop_requests.py")
@@ -46,7 +46,7 @@ def innermost(frames: list[tuple[str, int | None, str]]) -> str:
     Empty where nothing but the supervisor is on the stack.
     """
     frames = [frame for frame in frames if frame[0] not in SUPERVISING]
-    inside = [frame for frame in frames if Path(frame[0]).is_relative_to(ROOT / "cnnlib")]
+    inside = [frame for frame in frames if Path(frame[0]).is_relative_to(PACKAGE)]
     outside = [f for f in frames if any(Path(f[0]).is_relative_to(each) for each in FOLDERS)]
     for file, line, name in outside or inside or frames:
         path = Path(file)
