@@ -1,4 +1,8 @@
-"""The errors that a user can cause or fix: one clear line each, exit code 2 on the command line."""
+"""The errors that a user can cause or fix: one clear line each, exit code 2 on the command line.
+
+All are UserErrors. Those that a caller of the library may expect by another name are that too: a
+wrong argument is a ValueError, a loss that is no longer finite an ArithmeticError.
+"""
 
 
 class UserError(Exception):
@@ -13,8 +17,16 @@ class OneLineError(UserError):
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
-class ConfigError(OneLineError):
-    """The configuration asks for something impossible."""
+class ConfigError(OneLineError, ValueError):
+    """The configuration, or an argument of the library, asks for something impossible."""
+
+
+class NotFitted(ConfigError):
+    """A trainer is asked for what only `fit` gives it: how to normalise images."""
+
+
+class Diverged(OneLineError, ArithmeticError):
+    """The loss of a training is no longer finite."""
 
 
 class BrokenStage(ConfigError):

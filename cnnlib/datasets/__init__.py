@@ -3,7 +3,15 @@
 from cnnlib.datasets.download import Patience, download
 from cnnlib.datasets.idx import read_idx, write_idx
 from cnnlib.datasets.specs import DatasetSpec, IdxSpec, Mirror, SyntheticSpec
-from cnnlib.datasets.store import Dataset, check_hard_images, load, noise, prepare, problem
+from cnnlib.datasets.store import (
+    Dataset,
+    check_hard_images,
+    load,
+    mean_and_deviation,
+    noise,
+    prepare,
+    problem,
+)
 
 __all__ = [
     "Dataset",
@@ -15,6 +23,7 @@ __all__ = [
     "check_hard_images",
     "download",
     "load",
+    "mean_and_deviation",
     "noise",
     "prepare",
     "problem",

@@ -90,7 +90,7 @@ def prepare(
             f"datasets.{name}.test_limit",
         )
     check_hard_images(name, spec.hard_images, len(test_images))
-    mean, deviation = _mean_and_deviation(train_images)
+    mean, deviation = mean_and_deviation(train_images)
     if deviation == 0:
         raise DataError(f"data set '{name}' cannot be learnt: all its training pixels are {mean:g}")
     # The file is not compressed: every measurement loads it, and MNIST takes 55 MB.
@@ -277,7 +277,7 @@ def _read_pair(
     return np.ascontiguousarray(images[:limit]), labels[:limit]
 
 
-def _mean_and_deviation(images: Bytes) -> tuple[float, float]:
+def mean_and_deviation(images: Bytes) -> tuple[float, float]:
     """Mean and (population) standard deviation of all pixels, from exact integer sums."""
     counts = np.zeros(256, np.int64)
     flat = images.reshape(-1)

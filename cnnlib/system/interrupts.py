@@ -4,7 +4,7 @@ import faulthandler
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -31,8 +31,8 @@ class Stopped(Exception):
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Callable[[], int]]:
-    """Note a first signal within the context instead of obeying it.
+def asked_to_stop(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[Callable[[], int]]:
+    """Note a first one of `signals` within the context instead of obeying it.
 
     Yields a function that returns the signal's number, or 0 if there was none. A second signal has
     the effect that it would have had outside the context.
@@ -42,16 +42,16 @@ def asked_to_stop() -> Iterator[Callable[[], int]]:
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = number
-        for each in SIGNALS:
+        for each in signals:
             signal.signal(each, before[each])
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
+    before = {number: signal.getsignal(number) for number in signals}
+    for number in signals:
         signal.signal(number, note)
     try:
         yield lambda: asked
     finally:
-        for number in SIGNALS:
+        for number in signals:
             signal.signal(number, before[number])
 
 

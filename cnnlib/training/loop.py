@@ -93,6 +93,8 @@ def train_epochs(
     seconds_between: float = CHECKPOINT_SECONDS,
     stop: Callable[[], int] = lambda: 0,
     notes: Callable[[], str] = str,
+    before: int = 0,
+    at_once: bool = False,
 ) -> Iterator[Epoch]:
     """Train on the `count` images loaded, from the engine's current state; yield each Epoch.
 
@@ -103,6 +105,10 @@ def train_epochs(
     when the caller asks for the next epoch, the state is saved, off the clock, together with the
     text that `notes` returns. An existing checkpoint is resumed. Raises Stopped, with the state
     saved, after the chunk in which `stop` begins to return a signal's number.
+
+    `before` epochs of the same seed have been trained in an earlier call: the orders continue.
+    With `at_once` an epoch that is known to take less than a chunk is not divided, even if there is
+    a `report`.
     """
     size = engine.setup.batch_size
     steps = count // size
@@ -113,25 +119,29 @@ def train_epochs(
         if file.exists():
             state = file.load()
     saved = time.monotonic()
-    in_chunks = file is not None or report is not None
-    pace = _Pace(unit_of(engine), steps * size)
+    watched = file is not None or report is not None
+    pace = _Pace(unit_of(engine), steps * size, math.inf if at_once else 2)
     while state.epoch <= epochs:
         began = time.perf_counter()
         rates = engine.setup.schedule.rates(state.epoch, epochs, steps)
         chunks: Iterable[Chunk] = ()
-        if in_chunks:
-            order = epoch_order(count, seed, state.epoch)
+        if watched and not (at_once and pace.covers_epoch):
+            order = epoch_order(count, seed, before + state.epoch)
             chunks = batches(order, rates, size=size, lengths=pace, first=state.images_done)
         else:
-            loss = engine.train_epoch(Shuffle(count, seed, state.epoch), rates)
-            state.advance(time.perf_counter() - began, loss * steps, steps * size, size)
+            loss = engine.train_epoch(Shuffle(count, seed, before + state.epoch), rates)
+            elapsed = time.perf_counter() - began
+            state.advance(elapsed, loss * steps, steps * size, size)
+            pace.adapt(steps * size, elapsed)
+            if report is not None:
+                report(state, steps)
         for chunk in chunks:
             loss = train_units(engine, chunk.order, chunk.rates)
             elapsed = time.perf_counter() - began
             state.advance(elapsed, loss, chunk.end, size)
             if not math.isfinite(loss):
                 break
-            pace.adapt(elapsed)
+            pace.adapt(len(chunk.order), elapsed)
             if report is not None:
                 report(state, steps)
             number = stop()
@@ -160,19 +170,26 @@ class _Pace:
     Chunks are whole units of the engine, so that a resumed epoch sees the same batches.
     """
 
-    def __init__(self, unit: int, most: int) -> None:
-        self._unit, self._most = unit, most
+    def __init__(self, unit: int, most: int, growth: float) -> None:
+        self._unit, self._most, self._growth = unit, most, growth
         self._images = unit
 
     def __iter__(self) -> Iterator[int]:
         while True:
             yield self._images
 
-    def adapt(self, seconds: float) -> None:
-        """Choose the next length, at most twice the last one, which took `seconds`."""
-        units = int(self._images // self._unit * CHUNK_SECONDS / max(seconds, 1e-3))
-        longest = min(self._most, 2 * self._images)
-        self._images = max(self._unit, min(longest, units * self._unit))
+    @property
+    def covers_epoch(self) -> bool:
+        """Whether the next chunk could be a whole epoch."""
+        return self._images >= self._most
+
+    def adapt(self, images: int, seconds: float) -> None:
+        """Choose the next length, at most `growth` times the one before, now that a chunk of
+        `images` took `seconds`.
+        """
+        units = int(images // self._unit * CHUNK_SECONDS / max(seconds, 1e-3))
+        longest = min(self._most, self._growth * self._images)
+        self._images = int(max(self._unit, min(longest, units * self._unit)))
 
 
 def accuracy(engine: Engine, images: Bytes, labels: Bytes) -> float:

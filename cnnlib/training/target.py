@@ -92,15 +92,24 @@ def open_engine(
     """
     if dataset is not None:
         check_batch(dataset, setup.batch_size)
-    # What is fastest when kernels are emulated says nothing about a GPU.
-    tune = setup.tune and target.kind == "cuda"
-    setup = dataclasses.replace(setup, device_kind=target.kind, tune=tune)
     # Set even when all cores are meant: a caller such as Snakemake sets OMP_NUM_THREADS.
-    threads = stage.threads or usable_cores()
-    with threadpool_limits(threads), stage.engine(stage, setup, target.device) as engine:
+    with threadpool_limits(threads_of(stage)), engine_on(target, stage, setup) as engine:
         if dataset is not None:
             engine.load(dataset.train_images, dataset.train_labels)
         yield engine
+
+
+def threads_of(stage: Stage) -> int:
+    """The CPU threads that the stage may use."""
+    return stage.threads or usable_cores()
+
+
+def engine_on(target: Target, stage: Stage, setup: Setup) -> Engine:
+    """An engine of the stage on `target`, which the caller closes; threads are not limited."""
+    # What is fastest when kernels are emulated says nothing about a GPU.
+    tune = setup.tune and target.kind == "cuda"
+    setup = dataclasses.replace(setup, device_kind=target.kind, tune=tune)
+    return stage.engine(stage, setup, target.device)
 
 
 def check_batch(dataset: Dataset, batch_size: int) -> None:

@@ -1,7 +1,8 @@
 """Docstrings of this project are plain text with `code` in backticks: autodoc gets them as that.
 
 Sphinx reads docstrings as reStructuredText, in which `*`, `|` and a trailing `_` are markup. Here
-they are what they look like: an indented paragraph is a block of code, and the rest is prose.
+they are what they look like: an indented paragraph is a block of code, one that begins with "Args:"
+or "Raises:" is a list, and the rest is prose.
 
 Signatures mention private names, type variables and classes of modules that have no page. Such a
 name is shown without a link; one that does not exist at all remains an error.
@@ -42,12 +43,29 @@ def escape(text: str) -> str:
     return text
 
 
+LISTS = {"Args:": "param", "Raises:": "raises"}
+"""The first line of a paragraph that is a list -> the field that Sphinx has for its entries."""
+
+
+def entries(lines: list[str], field: str) -> Iterator[str]:
+    """The lines `name: text`, each with more indented lines of text, as Sphinx's fields."""
+    margin = len(lines[0]) - len(lines[0].lstrip())
+    for line in lines:
+        if line[margin] != " ":
+            name, _, text = line.strip().partition(": ")
+            yield f":{field} {name}: {escape(text)}"
+        else:
+            yield f"    {escape(line.strip())}"
+
+
 def rewrite(lines: list[str]) -> list[str]:
     """The docstring as reStructuredText."""
     written: list[str] = []
     for paragraph in paragraphs(lines):
         if paragraph[0].startswith(":meta "):  # an instruction to autodoc
             written += [*paragraph, ""]
+        elif paragraph[0].strip() in LISTS and len(paragraph) > 1:
+            written += [*entries(paragraph[1:], LISTS[paragraph[0].strip()]), ""]
         elif all(line.startswith(" ") for line in paragraph):
             written += ["::", "", *(f"    {line}" for line in paragraph), ""]
         else:

@@ -33,6 +33,7 @@ ORDER = [
     "stages",
     "exchange",
     "training",
+    "trainer",
     "validation",
     "measuring",
     "probes",
@@ -43,7 +44,7 @@ ORDER = [
 
 
 def python_files(*folders: str) -> list[Path]:
-    """Return all Python files of these folders except cnnlib/__init__.py, which imports nothing."""
+    """Return all Python files of these folders except cnnlib/__init__.py, which imports lazily."""
     found = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
     return [path for path in found if path != PACKAGE / "__init__.py"]
 
