@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from cnnlib import patterns
 from cnnlib.config_errors import first_problem, worst_problem
 from cnnlib.config_files import read_settings
-from cnnlib.datasets import DatasetSpec, SyntheticSpec, check_hard_images
+from cnnlib.datasets import SPECS, DatasetSpec, SyntheticSpec, check_hard_images
 from cnnlib.errors import ConfigError
 from cnnlib.network import Network, parse_layers
 
@@ -271,10 +271,11 @@ def _check_batch(
     It may be larger than the data set, if that is known, or than what a GPU may hold.
     """
     if spec.train_count is not None and batch_size > spec.train_count:
-        key = "train_images" if isinstance(spec, SyntheticSpec) else "train_limit"
+        keys = "train_images" if isinstance(spec, SyntheticSpec) else "train_limit"
+        keys += " and validation" if spec.validation else ""
         raise ConfigError(
             f"{what} is larger than data set '{dataset}' ({spec.train_count} training images, by "
-            f"datasets.{dataset}.{key})"
+            f"datasets.{dataset}.{keys})"
         )
     resident = measuring.resident_images
     if resident != "auto" and batch_size > resident:
@@ -295,6 +296,8 @@ def load_config(paths: Iterable[Path | str]) -> Config:
 def _model_at(error: ValidationError) -> type[BaseModel] | None:
     """The section in which the first problem lies, so that its known keys can be listed."""
     path = worst_problem(error)["loc"][:-1]
+    if len(path) == 3 and path[0] == "datasets":
+        return SPECS.get(str(path[2]))
     sections: dict[str, type[BaseModel]] = {
         "training": Training,
         "sweep": Sweep,

@@ -31,6 +31,8 @@ def first_problem(error: ValidationError, where: str, model: type[BaseModel] | N
     loc, key = problem["loc"], ""
     if loc and loc[-1] == "[key]":
         loc, key = loc[:-2], "each name in it "
+    if len(loc) > 2 and loc[0] == "datasets":
+        loc = (*loc[:2], *loc[3:])  # without the kind, which is no key
     # pydantic puts tags of unions and "function-..." steps into the path: only keys help a reader
     path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc)
     if problem["type"] == "extra_forbidden":
@@ -48,6 +50,8 @@ def _in_words(problem: ErrorDetails) -> str:
     """What should be there and what is, without terms of pydantic's or regular expressions."""
     message, given = problem["msg"], short(problem["input"])
     match problem["type"]:
+        case "value_error" if isinstance(problem["input"], Mapping):
+            return str(problem["ctx"]["error"])
         case "missing":
             return f"{message[0].lower()}{message[1:]}"
         case "string_pattern_mismatch":

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,20 +151,33 @@ def read_arrays(
     """
     try:
         with open(path, "rb") as stream:
-            # numpy would take any other file for a pickle and recommend loading it unsafely.
-            if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):
-                raise DataError(f"{what} {path} is damaged: it does not begin like an .npz file")
-            stream.seek(0)
-            saved = np.load(stream, allow_pickle=False)
-            if not isinstance(saved, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is no {what}: it holds one array")
-            if missing := sorted(set(names) - set(saved.files)):
-                raise DataError(f"{path} is no {what}: it lacks {', '.join(missing)}")
-            return {name: saved[name] for name in [*names, *(set(perhaps) & set(saved.files))]}
-    except DataError:
-        raise
+            return arrays_in(stream, path, names, what, perhaps)
     except OSError as error:
         raise DataError(f"cannot read {what} {path}: {error.strerror or error}") from None
+
+
+def arrays_in(
+    stream: IO[bytes],
+    path: Path | str,
+    names: Collection[str] | None,
+    what: str,
+    perhaps: Collection[str] = (),
+) -> dict[str, NDArray[Any]]:
+    """The same from an open stream, which messages call `path`; None: all arrays."""
+    try:
+        # numpy would take any other file for a pickle and recommend loading it unsafely.
+        if not stream.read(6).startswith((b"PK", b"\x93NUMPY")):
+            raise DataError(f"{what} {path} is damaged: it does not begin like an .npz file")
+        stream.seek(0)
+        saved = np.load(stream, allow_pickle=False)
+        if not isinstance(saved, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is no {what}: it holds one array")
+        if missing := sorted(set(names or ()) - set(saved.files)):
+            raise DataError(f"{path} is no {what}: it lacks {', '.join(missing)}")
+        wanted = saved.files if names is None else names
+        return {name: saved[name] for name in [*wanted, *(set(perhaps) & set(saved.files))]}
+    except DataError:
+        raise
     except (
         ValueError,
         KeyError,

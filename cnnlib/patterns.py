@@ -12,7 +12,10 @@ LONGEST_PATH = 4096
 """Characters of a path, which is what Linux allows."""
 FILE = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of files that are downloaded."""
+MEMBER = r"^[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*$"
+"""Names of files, in an archive perhaps, where they may lie in folders."""
 SHA256 = r"^[0-9a-f]{64}$"
+MD5 = r"^[0-9a-f]{32}$"
 FOLDER = r"^[\w./][\w./+@,-]*$"
 """Folders; the rules' commands contain them, so that nothing in them may mean something to a shell
 or to a rule's wildcards."""
@@ -22,6 +25,9 @@ WORDS = {
     STAGE: "letters, digits, '_' and '-', the first a letter or a digit, or be the path of a "
     "Python file, such as ./my_stage.py",
     FILE: "letters, digits, '.', '_' and '-', the first a letter or a digit",
+    MEMBER: "letters, digits, '.', '_', '+' and '-', and '/' between folders, whose names and the "
+    "file's begin with a letter or a digit",
     SHA256: "64 hexadecimal digits in lower case",
+    MD5: "32 hexadecimal digits in lower case",
     FOLDER: "letters, digits, '_', '.', '/', '+', '@', ',' and '-', the first not one of '+@,-'",
 }

@@ -194,7 +194,7 @@ def digits(**changes: Any) -> dict[str, Any]:
         (changed("measuring.warmup_seconds", float("inf")), r"warmup_seconds: .*finite"),
         (changed("measuring.full", "yes"), r"measuring\.full"),
         (changed("datasets.toy", None), r"datasets\.toy"),
-        (changed("datasets.toy.kind", "cifar"), r"unknown kind 'cifar' in .*; known: idx"),
+        (changed("datasets.toy.kind", "tfds"), r"unknown kind 'tfds' in .*; known: idx"),
         # twice
         (changed("sweep.batch_sizes", [4, 8, 4]), r"4 is listed twice in sweep.batch_sizes"),
         (changed("sweep.stages", ["gemm", "gemm"]), r"'gemm' is listed twice in sweep.stages"),

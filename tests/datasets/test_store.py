@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cnnlib.datasets import Dataset, SyntheticSpec, load, prepare
 from cnnlib.errors import DataError, UserError
+from cnnlib.levels import for_maps
 from tests.support.mirrors import arrays, spec_of, write_files
 
 pytestmark = pytest.mark.quick
@@ -228,7 +229,7 @@ def make(spec: SyntheticSpec, folder: Path) -> Dataset:
 
 
 def normalised(data: Dataset, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return (images - data.mean) / data.deviation
+    return (images - for_maps(data.mean, float)) / for_maps(data.deviation, float)
 
 
 def nearest_mean_accuracy(data: Dataset) -> float:

@@ -39,7 +39,9 @@ def test_a_wrong_kind_of_data_set_is_one_short_line() -> None:
     settings["datasets"]["toy"]["kind"] = "ipx"
     with pytest.raises(ConfigError) as raised:
         parse_config(settings)
-    assert str(raised.value) == ("unknown kind 'ipx' in config.datasets.toy; known: idx, synthetic")
+    assert str(raised.value) == (
+        "unknown kind 'ipx' in config.datasets.toy; known: idx, npz, cifar, folder, synthetic"
+    )
 
 
 @pytest.mark.parametrize("layer", [{"dense": 16**5000}, {"conv": {"maps": 2**31, "kernel": 3}}])

@@ -10,7 +10,17 @@ import pytest
 from pydantic import BaseModel
 
 from cnnlib.config import Config, Measuring, Race, Sweep, Training
-from cnnlib.datasets.specs import IdxFile, IdxSpec, Mirror, SyntheticSpec
+from cnnlib.datasets.sources import DataFile, Mirror
+from cnnlib.datasets.specs import (
+    ArrayOf,
+    CifarFiles,
+    CifarSpec,
+    FolderSpec,
+    IdxSpec,
+    NpzArrays,
+    NpzSpec,
+    SyntheticSpec,
+)
 from cnnlib.layers import KINDS
 from cnnlib.paths import ROOT
 from workflow.plotting import wording
@@ -132,7 +142,8 @@ def test_every_setting_says_what_it_is() -> None:
     """The configuration reference is made from these texts: an empty one is an empty cell."""
     sections: list[type[BaseModel]] = [
         *(Config, Sweep, Training, Measuring, Race),
-        *(IdxSpec, IdxFile, SyntheticSpec, Mirror),
+        *(IdxSpec, NpzSpec, CifarSpec, FolderSpec, SyntheticSpec),
+        *(DataFile, Mirror, NpzArrays, ArrayOf, CifarFiles),
         *KINDS.values(),
     ]
     for section in sections:

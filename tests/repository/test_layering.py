@@ -20,6 +20,7 @@ ORDER = [
     "config_errors",
     "config_files",
     "files",
+    "pictures",
     "system",
     "levels",
     "layers",

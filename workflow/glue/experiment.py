@@ -5,6 +5,7 @@ Patterns of files are in workflow/rules; here is what has to be computed.
 
 import functools
 import itertools
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from cnnlib.datasets import FolderSpec, fingerprint
 from cnnlib.errors import ConfigError
 from cnnlib.files import write_whole
 from cnnlib.measuring import runs, schema
@@ -165,15 +167,21 @@ class Experiment:
 
     def dataset_files(self, wildcards: Any) -> dict[str, Any]:
         """Names and checksums of what is downloaded; nothing for a synthetic data set."""
-        files: dict[str, Any] = self.settings["datasets"][wildcards.dataset].get("files", {})
-        return files
+        settings = self.settings["datasets"][wildcards.dataset]
+        if settings.get("archive"):
+            return {"archive": settings["archive"]}
+        files = settings.get("files", {})
+        return files if isinstance(files, dict) else {"files": files}
 
     def dataset_settings(self, wildcards: Any) -> dict[str, Any]:
-        """Everything that decides what is in the data set's file."""
-        spec = dict(self.settings["datasets"][wildcards.dataset])
-        spec.pop("mirrors", None)
-        spec.pop("hard_images")
-        return spec
+        """Everything that decides what is in the data set's file; for a folder of pictures, which
+        ones lie there now.
+        """
+        spec = self.config.dataset(wildcards.dataset, "a rule")
+        settings: dict[str, Any] = json.loads(spec.specification())
+        if isinstance(spec, FolderSpec):
+            settings["pictures"] = fingerprint(spec)
+        return settings
 
     def run_settings(self, wildcards: Any) -> dict[str, Any]:
         """The settings that can change what a run measures, at any batch size and repeat."""

@@ -16,7 +16,6 @@ from snakemake.persistence import PersistenceBase
 
 from cnnlib import datasets
 from cnnlib.config import Config
-from cnnlib.datasets import SyntheticSpec
 from cnnlib.files import sha256, write_whole
 from cnnlib.measuring.freshness import changed_runs, few_lines
 from cnnlib.measuring.record import FACTS
@@ -68,15 +67,9 @@ def data_again(config: Config, results: str) -> dict[str, str]:
         if why:
             found[str(made)] = why
         stamp = folder / ".downloaded"
-        if isinstance(spec, SyntheticSpec) or not stamp.exists() or (made.exists() and not why):
-            continue
-        for file in spec.files.each():
-            path = folder / file.name
-            if (content := digest(str(path))) != file.sha256:
-                what = (
-                    f"has another checksum than datasets.{name}.files" if content else "is missing"
-                )
-                found[str(stamp)] = f"{path} {what}"
+        if stamp.exists() and (why or not made.exists()):
+            for wrong in datasets.wrong_files(name, spec, folder):
+                found[str(stamp)] = wrong
     return found
 
 
