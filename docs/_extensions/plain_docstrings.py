@@ -8,6 +8,7 @@ Signatures mention private names, type variables and classes of modules that hav
 name is shown without a link; one that does not exist at all remains an error.
 """
 
+import builtins
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -103,8 +104,16 @@ def without_link(
     return text if name.startswith("cnnlib.") and exists(name) else None
 
 
+def without_builtins(app: Sphinx, document: nodes.document) -> None:
+    """Take links from Python's own names: `bytes` would lead to any attribute that is called so."""
+    for reference in list(document.findall(pending_xref)):
+        if hasattr(builtins, str(reference.get("reftarget"))):
+            reference.replace_self(reference.children)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the hooks."""
     app.connect("autodoc-process-docstring", process)
+    app.connect("doctree-read", without_builtins)
     app.connect("missing-reference", without_link)
     return {"parallel_read_safe": True}
