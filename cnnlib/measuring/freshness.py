@@ -59,6 +59,16 @@ def staleness(run: Run, folder: Path, settings: str) -> str:
     return ""
 
 
+def edited(run: Run, folder: Path) -> str:
+    """Why the undamaged run in `folder` is not of the stage's present files, if these come from
+    outside the repository; "" if it is. The repository's own files are the workflow's to watch.
+    """
+    card = card_of(run.stage, "sweep.stages")
+    if card.digest == read_facts(folder).get("stage_digest", ""):
+        return ""
+    return f"{folder} was measured with another version of {card.file or 'the stage'}"
+
+
 def is_sound(folder: Path) -> bool:
     """Whether a run has an undamaged result that measuring it again would not improve."""
     if damage(folder):
@@ -90,5 +100,6 @@ def changed_runs(config: Config) -> Iterator[tuple[Run, str]]:
         if alike not in digests:
             runs_on = card_of(run.stage, "sweep.stages").runs_on
             digests[alike] = settings_digest(config, run, runs_on)
-        if why := damage(folder) or staleness(run, folder, digests[alike]):
+        why = damage(folder) or staleness(run, folder, digests[alike]) or edited(run, folder)
+        if why:
             yield run, why

@@ -16,7 +16,7 @@ from cnnlib.measuring import race as racing
 from cnnlib.measuring import run as measuring
 from cnnlib.measuring import schema
 from cnnlib.measuring.cards import card_of
-from cnnlib.measuring.record import FACTS, RunRecord
+from cnnlib.measuring.record import FACTS, RunRecord, origin_of
 from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run, seed_of, settings_digest
 from cnnlib.measuring.schema import Row
@@ -60,8 +60,9 @@ def measure_isolated(
         if not mark:
             raise died from None
         rows = RunRows(run, seed_of(config, run.repeat), *_device(run.stage, died.notes))
-        settings = settings_digest(config, run, card_of(run.stage, "--stage").runs_on)
-        RunRecord(config, rows, settings, began).write_failure(folder, str(died))
+        card = card_of(run.stage, "--stage")
+        settings = settings_digest(config, run, card.runs_on)
+        RunRecord(config, rows, settings, origin_of(card), began).write_failure(folder, str(died))
     return folder
 
 

@@ -9,12 +9,14 @@ from statistics import median
 from typing import Any, TypedDict, cast
 
 from cnnlib.config import Config
-from cnnlib.engine import Engine
+from cnnlib.engine import Engine, Stage
 from cnnlib.errors import DataError
 from cnnlib.files import sha256, write_whole
 from cnnlib.measuring import schema
+from cnnlib.measuring.cards import Card
 from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import digest
+from cnnlib.stages import own_of
 from cnnlib.system.machine import provenance
 from cnnlib.training.target import Target
 
@@ -55,6 +57,10 @@ class RunFacts(TypedDict, total=False):
     """Digest of the settings and the data that decide what is measured."""
     tables: dict[str, str]
     """Table -> SHA-256 of its file."""
+    stage_file: str
+    """The file of a stage from outside the repository."""
+    stage_digest: str
+    """SHA-256 of all files that it is made of, as they were measured."""
     engine: str
     engine_batch_size: int
     """Smaller than the run's batch size where an image-by-image stage is timed on a part of it."""
@@ -88,6 +94,14 @@ def engine_facts(engine: Engine, target: Target) -> RunFacts:
     return cast(RunFacts, {**facts, **engine.choices})
 
 
+def origin_of(stage: Stage | Card) -> RunFacts:
+    """The file of a stage from outside the repository and its digest; nothing for others."""
+    own = own_of(stage) if isinstance(stage, Stage) else stage
+    if own is None or not own.digest:
+        return RunFacts()
+    return RunFacts(stage_file=str(own.file), stage_digest=own.digest)
+
+
 @dataclass
 class RunRecord:
     """The rows and facts of one run, collected while it is measured."""
@@ -95,6 +109,8 @@ class RunRecord:
     config: Config
     rows: RunRows
     settings: str
+    origin: RunFacts
+    """Where the stage comes from; see origin_of."""
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     checking_seconds: dict[str, float] = field(default_factory=dict)
     facts: RunFacts = field(default_factory=RunFacts)
@@ -135,7 +151,7 @@ class RunRecord:
             settings=self.settings,
             tables=table_digests(folder),
         )
-        return {**common, **self.facts, **provenance()}
+        return {**common, **self.origin, **self.facts, **provenance()}
 
 
 def run_files(folder: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from cnnlib.measuring import budgets, energy
 from cnnlib.measuring.disturbances import mark_disturbed
 from cnnlib.measuring.learning_curve import learning_curve, watched_images
 from cnnlib.measuring.long_runs import CheckpointPolicy, ChunkRecorder
-from cnnlib.measuring.record import RunFacts, RunRecord, engine_facts, run_files
+from cnnlib.measuring.record import RunFacts, RunRecord, engine_facts, origin_of, run_files
 from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run, seed_of, settings_digest
 from cnnlib.measuring.telemetry import Telemetry
@@ -103,7 +103,7 @@ class Measurement:
         self.network: Final = config.network(run.network, run.dataset, "--network")
         self.rows: Final = RunRows(run, seed_of(config, run.repeat))
         settings = settings_digest(config, run, self.stage.runs_on)
-        self.record: Final = RunRecord(config, self.rows, settings)
+        self.record: Final = RunRecord(config, self.rows, settings, origin_of(self.stage))
         self._whole_seconds = math.nan
         """Estimated time of all epochs."""
         self._sustained_images = 0

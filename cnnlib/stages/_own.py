@@ -42,11 +42,13 @@ class Own:
     file: Path
     files: tuple[Path, ...]
     """What the stage is made of; see cnnlib/stages/_own_files.py."""
+    digest: str
+    """Hexadecimal SHA-256 of these files, as they were when the stage was imported."""
 
-    @property
-    def digest(self) -> str:
-        """Hexadecimal SHA-256 of these files, as they are now."""
-        return digest_of(self.files, self.file.parent)
+    @classmethod
+    def of(cls, stage: Stage, source: str, file: Path, files: tuple[Path, ...]) -> "Own":
+        """The stage of a file that is made of `files`."""
+        return cls(stage, source, file, files, digest_of(files, file.parent))
 
 
 _loaded: dict[str, Own] = {}
@@ -104,7 +106,7 @@ def load_path(entry: str, where: str) -> Own:
             if why := problem_of_record(stage, file):
                 raise _broken(entry, where, why)
             assert isinstance(stage, Stage)
-        return Own(stage, entry, file, own_files(file))
+        return Own.of(stage, entry, file, own_files(file))
 
     return _once(str(file), entry, where, load)
 
@@ -128,7 +130,9 @@ def load_installed(point: EntryPoint, where: str) -> Own:
             if spec and spec.origin:
                 file = Path(spec.origin)
             if why := library_missing(error, file):
-                return Own(unusable(point.name, why), source, file, _installed_files(file, point))
+                return Own.of(
+                    unusable(point.name, why), source, file, _installed_files(file, point)
+                )
             raise _broken(source, where, problem_of_import(error, file)) from None
         file = Path(spec.origin) if spec and spec.origin else file
         stage = getattr(found, "STAGE", None) if isinstance(found, ModuleType) else found
@@ -137,7 +141,7 @@ def load_installed(point: EntryPoint, where: str) -> Own:
         assert isinstance(stage, Stage)
         if stage.name != point.name:
             raise _broken(source, where, f"the name of its stage is another, {stage.name!r}")
-        return Own(stage, source, file, _installed_files(file, point))
+        return Own.of(stage, source, file, _installed_files(file, point))
 
     return _once(source, source, where, load)
 

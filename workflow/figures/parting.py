@@ -24,7 +24,6 @@ from matplotlib import colormaps, pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from cnnlib.stages import ALL
 from workflow.plotting import frames, ladder, layout, panels, reasons, recognition, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
@@ -39,8 +38,6 @@ STRIP = 0.2
 """Share of a panel's height where no difference can be seen."""
 OTHERS = "#b4b4b4"
 """Colour of the lines without a label."""
-COARSE = {stage.name for stage in ALL if stage.rounding is not None}
-"""Stages whose products are rounded to fewer bits than float32 has: they differ at once."""
 
 Lines = dict[int, pd.Series]
 """The largest difference at each number of images, by batch size."""
@@ -125,7 +122,9 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     Without those from before the first step, where all networks are one.
     """
     good = ladder.own_rows(rows[(rows["status"] == "ok") & rows["validated"]])
-    good = good[(good["images"] > 0) & ~good["stage"].isin(COARSE)]
+    # products that are rounded to fewer bits than float32 has differ at once
+    coarse = {stage.name for stage in ladder.known() if stage.rounding is not None}
+    good = good[(good["images"] > 0) & ~good["stage"].isin(coarse)]
     good = good[good["seed"] == good["seed"].min()]
     first: pd.DataFrame = good[good["repeat"] == good["repeat"].min()]
     return first

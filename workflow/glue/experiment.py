@@ -18,11 +18,12 @@ from cnnlib.datasets import FolderSpec, fingerprint
 from cnnlib.errors import ConfigError
 from cnnlib.files import write_whole
 from cnnlib.measuring import runs, schema
+from cnnlib.measuring.cards import card_of, names_of
 from cnnlib.measuring.schema import RUN_TABLES
-from cnnlib.stages import find_stage
 from workflow.glue import integrity, modules, overrides
 from workflow.glue.integrity import MADE, Made
 from workflow.glue.sources import stage_sources
+from workflow.plotting import ladder
 
 __all__ = ["BESIDE", "RUN_TABLES", "Experiment", "put_this_python_first"]
 
@@ -122,8 +123,20 @@ class Experiment:
 
     def stages_on(self, kind: str) -> list[str]:
         """The stages of the sweep that run on a `cpu`, or on `cuda`."""
-        stages = self.config.sweep.stages
-        return [name for name in stages if find_stage(name, "a rule").runs_on == kind]
+        names = names_of(self.config.sweep.stages, "sweep.stages")
+        return [name for name in names if card_of(name, "a rule").runs_on == kind]
+
+    @property
+    def raced(self) -> list[str]:
+        """The stages of the race."""
+        return names_of(self.config.race.stages, "race.stages") if self.config.race else []
+
+    @functools.cached_property
+    def own_stages(self) -> list[dict[str, Any]]:
+        """What figures say of the stages from outside the repository: another title draws again."""
+        race = self.config.race.stages if self.config.race else []
+        cards = [card_of(entry, "a rule") for entry in (*self.config.sweep.stages, *race)]
+        return [ladder.describe(card) for card in dict.fromkeys(cards) if card.file]
 
     @property
     def provenance(self) -> str:
@@ -189,7 +202,7 @@ class Experiment:
 
     @functools.cache  # noqa: B019 - there is one Experiment
     def _run_settings(self, dataset: str, network: str, stage: str) -> dict[str, Any]:
-        runs_on = find_stage(stage, "a rule").runs_on
+        runs_on = card_of(stage, "a rule").runs_on
         settings = runs.run_settings(self.config, dataset, network, runs_on)
         return {key: in_order(settings[key]) for key in sorted(settings)}
 
@@ -227,7 +240,7 @@ class Experiment:
 
     def gpus(self, wildcards: Any) -> int:
         """GPUs that a run takes: none for a CPU stage, and none where kernels are emulated."""
-        on_gpu = find_stage(wildcards.stage, "a rule").runs_on != "cpu"
+        on_gpu = card_of(wildcards.stage, "a rule").runs_on != "cpu"
         return int(on_gpu and self.may_use_gpu)
 
     # before and after the jobs --------------------------------------------------------------
@@ -259,6 +272,12 @@ class Experiment:
         """
         if not self.tables_are_given:
             write_text(self.settings_file, yaml.safe_dump(self.settings, sort_keys=False))
+
+    def save_own_stages(self) -> None:
+        """Write what the programs that draw have to know of stages from outside the repository."""
+        path = f"{self.results}/tables/{ladder.OWN_FILE}"
+        if not self.tables_are_given and (self.own_stages or os.path.exists(path)):
+            write_text(path, json.dumps(self.own_stages, indent=1) + "\n")
 
     def list_file(self, raw: str) -> str:
         """The file that names what a raw table is combined from, one path a line."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlib import peers, stages
+from cnnlib.measuring.cards import card_of
 from cnnlib.paths import KERNELS, ROOT
 from cnnlib.stages import find_stage
 from cnnlib.stages._loading import modules
@@ -46,11 +47,15 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 def stage_sources(name: str) -> list[str]:
     """Files, relative to the repository, whose change can change a measurement of stage `name`.
 
-    They are the stage's own module, cnnlib.measuring.run, what both import, and the kernels that
-    these files name. A stage that runs on no device does not depend on the devices.
+    They are the stage's own module (or the files of a stage from outside the repository),
+    cnnlib.measuring.run, what both import, and the kernels that these files name. A stage that runs
+    on no device does not depend on the devices.
     """
-    on_gpu = find_stage(name, "a rule").runs_on == "cuda"
-    start = [module_file(stage_module(name)), module_file("cnnlib.measuring.run")]
+    card = card_of(name, "a rule")
+    on_gpu = card.runs_on == "cuda"
+    start: list[Path | None] = [Path(file) for file in card.files]
+    start = start or [module_file(stage_module(name))]
+    start.append(module_file("cnnlib.measuring.run"))
     files = follow(filter(None, start), PLUMBING if on_gpu else {*PLUMBING, DEVICE})
     return relative(files | kernels_of(files) if on_gpu else files)
 
@@ -77,8 +82,16 @@ def _code(*files: str) -> list[str]:
 
 
 def relative(files: Iterable[Path]) -> list[str]:
-    """Names of the files within the repository, sorted."""
-    return sorted(str(path.relative_to(ROOT)) for path in files)
+    """Names of the files, sorted: within the repository, or else as the working directory has them.
+
+    A job's working directory is the repository's.
+    """
+    folders = [ROOT, Path.cwd()]
+    inside = {path: next(filter(path.is_relative_to, folders), Path("/")) for path in files}
+    return sorted(
+        str(path if folder == Path("/") else path.relative_to(folder))
+        for path, folder in inside.items()
+    )
 
 
 def follow(start: Iterable[Path], skipped: Collection[str], package: str = "cnnlib") -> set[Path]:
@@ -92,6 +105,8 @@ def follow(start: Iterable[Path], skipped: Collection[str], package: str = "cnnl
         if path in found:
             continue
         found.add(path)
+        if path.suffix != ".py":
+            continue  # another file of a stage from outside the repository
         if JUDGES & packages(module_name(path)):
             continue
         named = {name for each in imported(path, package) for name in packages(each)}
@@ -124,7 +139,9 @@ def packages(module: str) -> set[str]:
 
 
 def module_name(path: Path) -> str:
-    """The dotted name of a Python file of this repository."""
+    """The dotted name of a Python file of this repository; "" for any other file."""
+    if not path.is_relative_to(ROOT):
+        return ""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -141,7 +158,15 @@ def module_file(module: str) -> Path | None:
 @functools.cache
 def imported(path: Path, package: str) -> tuple[str, ...]:
     """Modules of `package` that the file imports, anywhere in it, by absolute imports."""
-    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8")), package))
+    return tuple(_imports(syntax_of(path), package))
+
+
+def syntax_of(path: Path) -> ast.AST:
+    """The syntax tree of a Python file; an empty one for a file that Python cannot read."""
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # whoever runs it will complain
+        return ast.Module([], [])
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
@@ -173,10 +198,9 @@ def kernel_names(path: Path) -> frozenset[str]:
 
     Comments and docstrings, which may mention any file, do not count.
     """
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
-        return frozenset(INCLUDE.findall(text))
-    nodes = list(ast.walk(ast.parse(text)))
+        return frozenset(INCLUDE.findall(path.read_text(encoding="utf-8", errors="replace")))
+    nodes = list(ast.walk(syntax_of(path)))
     prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     texts = [
         node.value

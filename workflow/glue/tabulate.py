@@ -11,6 +11,7 @@ import pandas as pd
 from cnnlib.files import write_whole
 from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
+from workflow.plotting import ladder
 
 
 def main() -> None:
@@ -21,6 +22,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--markdown", type=Path, required=True)
     given = parser.parse_args()
+    ladder.take_in(given.tables)
     module = modules.load("tables", given.name)
     tables = modules.read_tables(given.tables)
     frame = module.make(tables)

@@ -14,7 +14,7 @@ from cnnlib.errors import UserError
 from cnnlib.files import write_whole
 from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
-from workflow.plotting import layout, style
+from workflow.plotting import ladder, layout, style
 
 METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
 
@@ -29,6 +29,7 @@ def main() -> None:
     for path in given.out:
         if path.suffix not in METADATA:
             raise UserError(f"cannot draw {path}: known formats: {', '.join(METADATA)}")
+    ladder.take_in(given.tables)
     figure = draw(given.name, modules.read_tables(given.tables)).figure
     # The files replace older ones together, once all of them have been written.
     with ExitStack() as written:

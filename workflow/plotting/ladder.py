@@ -1,20 +1,73 @@
-"""The order of the stages in every figure and table, and which of them are the ladder's own."""
+"""The order of the stages in every figure and table, and which of them are the ladder's own.
 
+Programs that draw know the stages of the repository. What they have to know of others, the workflow
+writes beside the tables (OWN_FILE), so that a user's code is not run to draw its figures.
+"""
+
+import json
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from cnnlib.engine import Stage
+from cnnlib.errors import DataError
+from cnnlib.measuring.cards import Card
 from cnnlib.peers import PEERS
 from cnnlib.stages import ALL
 
 NAMES_OF_PEERS = {stage.name for stage in PEERS}
+OWN_FILE = "stages.json"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What figures and tables say of a stage from outside the repository."""
+
+    name: str
+    title: str
+    change: str
+    color: str
+    marker: str
+    rounding: float | None
+
+
+_own: list[Described] = []
+
+
+def describe(card: Card) -> dict[str, Any]:
+    """An entry of OWN_FILE."""
+    return asdict(Described(**{each.name: getattr(card, each.name) for each in fields(Described)}))
+
+
+def take_in(tables: Iterable[Path]) -> None:
+    """Read OWN_FILE beside these tables, if there is one: these stages are known from now on.
+
+    Raises DataError if it cannot be read.
+    """
+    _own.clear()
+    for path in dict.fromkeys(table.parent / OWN_FILE for table in tables):
+        if not path.exists():
+            continue
+        try:
+            _own.extend(Described(**entry) for entry in json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"cannot read {path}: {error}") from None
+
+
+def known() -> list[Stage | Described]:
+    """The stages in order: the ladder, its variants, those from outside the repository, peers."""
+    peers = [stage for stage in ALL if stage.name in NAMES_OF_PEERS]
+    return [*(stage for stage in ALL if stage not in peers), *_own, *peers]
 
 
 def ordered(stages: Iterable[str]) -> list[str]:
-    """Names of stages, each once: the ladder, its variants, peers, then unknown ones by name."""
-    known = [stage.name for stage in ALL]
+    """Names of stages, each once: those that are `known` in their order, then others by name."""
+    names = [stage.name for stage in known()]
     present = set(stages)
-    return [name for name in known if name in present] + sorted(present - set(known))
+    return [name for name in names if name in present] + sorted(present - set(names))
 
 
 def own_rows(rows: pd.DataFrame) -> pd.DataFrame:

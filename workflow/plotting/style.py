@@ -1,6 +1,6 @@
 """The look of every figure: a colour and mark for each stage, plain axes, the result as title."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from cnnlib.stages import ALL
-from workflow.plotting import layout
+from workflow.plotting import ladder, layout
 from workflow.plotting.layout import GRID as GRID
 from workflow.plotting.layout import INK as INK
 from workflow.plotting.layout import QUIET as QUIET
@@ -24,7 +23,14 @@ class Mark:
     marker: str
 
 
-OTHERS = [Mark("#56b4e9", "X"), Mark("#8c6bb1", "h"), Mark("#a6761d", "<"), Mark("#1b1b1b", ">")]
+OTHERS = [
+    Mark("#56b4e9", "*"),
+    Mark("#a6761d", "X"),
+    Mark("#e31a8c", "H"),
+    Mark("#6b8e00", "*"),
+    Mark("#b22222", "X"),
+]
+"""For stages without a colour or a mark of their own: none is that of a stage of the ladder."""
 
 
 def mark(stage: str) -> Mark:
@@ -33,13 +39,30 @@ def mark(stage: str) -> Mark:
     The name also picks them where an earlier stage has the same: a record made from another's by
     `replace` has its colours, but is not to be taken for it.
     """
-    owners: dict[Mark, str] = {}
-    for record in ALL:
-        owners.setdefault(Mark(record.color, record.marker), record.name)
-    own = next((mark for mark, name in owners.items() if name == stage), None)
-    if own and own.color and own.marker:
-        return own
-    return OTHERS[sum(stage.encode()) % len(OTHERS)]
+    found: dict[str, Mark] = {}
+    waiting = []
+    for record in ladder.known():
+        own = Mark(record.color, record.marker)
+        if own.color and own.marker and own not in found.values():
+            found.setdefault(record.name, own)
+        elif record.name not in found:
+            waiting.append(record)
+    for record in sorted(waiting, key=lambda record: record.name):
+        picked = _picked(record.name, found.values())
+        colors = {other.color for other in found.values()}
+        markers = {other.marker for other in found.values()}
+        found[record.name] = Mark(
+            picked.color if record.color in {"", *colors} else record.color,
+            picked.marker if record.marker in {"", *markers} else record.marker,
+        )
+    return found.get(stage) or _picked(stage, found.values())
+
+
+def _picked(name: str, taken: Collection[Mark]) -> Mark:
+    """One of OTHERS: the first that is free, counted from a place that the name gives."""
+    first = sum(name.encode()) % len(OTHERS)
+    in_turn = [*OTHERS[first:], *OTHERS[:first]]
+    return next((each for each in in_turn if each not in taken), in_turn[0])
 
 
 def apply() -> None:

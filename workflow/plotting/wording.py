@@ -3,7 +3,7 @@
 import math
 import re
 
-from cnnlib.stages import ALL
+from workflow.plotting import ladder
 
 EMULATED = "emulated kernels, not a GPU measurement"
 
@@ -25,7 +25,7 @@ NETWORKS = {"lenet5": "LeNet-5"}
 
 def title(stage: str) -> str:
     """The stage's own title, or its name if it is unknown."""
-    return next((s.title for s in ALL if s.name == stage), stage)
+    return next((s.title for s in ladder.known() if s.name == stage), stage)
 
 
 def what(dataset: str, network: str) -> str:

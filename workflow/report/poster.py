@@ -24,7 +24,7 @@ from cnnlib.peers import PEERS
 from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
 from workflow.plotting import draw, layout, wording
-from workflow.plotting.ladder import own_rows
+from workflow.plotting.ladder import own_rows, take_in
 from workflow.report import browser, page
 
 TEMPLATE = modules.FOLDER / "report" / "templates" / "poster.html.j2"
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--ladder", type=Path, required=True, help="ladder.md")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    take_in(given.tables)
     html = render(given.figures, modules.read_tables(given.tables), given.ladder)
     with write_whole(given.out) as temporary:
         print_page(html, temporary)

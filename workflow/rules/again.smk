@@ -22,6 +22,7 @@ if workflow.is_main_process:
 onstart:
     with exit_on_user_error():
         EXPERIMENT.save_settings()
+        EXPERIMENT.save_own_stages()
         EXPERIMENT.save_lists(ROWS)
         check_writable(*written_by(workflow.dag))
         EXPERIMENT.begin()

@@ -20,7 +20,7 @@ ROWS = {
         network=SWEEP.networks,
         stage=EXPERIMENT.stages_on("cpu"),
     ),
-    "race": collect("<results>/race/{stage}.csv", stage=RACE.stages if RACE else []),
+    "race": collect("<results>/race/{stage}.csv", stage=EXPERIMENT.raced),
 }
 
 # Where tables lie without runs (results/reference/*), they are given: nothing is measured again.
@@ -59,6 +59,8 @@ rule tabulate:
         "<results>/logs/tabulate/{table}.log",
     conda:
         "../envs/cnn.yaml"
+    params:
+        own_stages=EXPERIMENT.own_stages,
     shell:
         "python -m workflow.glue.tabulate {wildcards.table} --tables {input.tables}"
         " --csv {output.csv} --markdown {output.markdown} 2>&1 | tee {log}"

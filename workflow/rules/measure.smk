@@ -14,7 +14,7 @@ rule sources:
     conda:
         "../envs/cnn.yaml"
     shell:
-        "sha256sum {input} > {output} 2> {log}"
+        "sha256sum {input:q} > {output} 2> {log}"
 
 
 rule measure:

@@ -26,6 +26,7 @@ rule draw:
         "../envs/cnn.yaml"
     params:
         caption=EXPERIMENT.caption,
+        own_stages=EXPERIMENT.own_stages,
     shell:
         "python -m workflow.plotting.draw {wildcards.figure} --tables {input.tables}"
         " --out {output.png} {output.svg} 2>&1 | tee {log}"

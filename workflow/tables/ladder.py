@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from cnnlib.stages import ALL
-from workflow.plotting import frames, reasons, wording
+from workflow.plotting import frames, ladder, reasons, wording
 
 TABLES = ("summary", "epochs")
 
@@ -40,7 +39,7 @@ def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     summary = tables["summary"]
     sizes = sorted(set(summary["batch_size"]))
     sizes = [size for size in sizes if size in CHOSEN] or sizes[-3:]
-    change = {stage.name: stage.change for stage in ALL}
+    change = {stage.name: stage.change for stage in ladder.known()}
     frame = summary[summary["batch_size"].isin(sizes)].copy()
     frame["change"] = frame["stage"].map(change).fillna("")
     return frame[COLUMNS]

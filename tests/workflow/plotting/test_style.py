@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnlib.stages import LADDER
-from workflow.plotting import style
+from workflow.plotting import ladder, style
 
 pytestmark = pytest.mark.quick
 
@@ -37,7 +37,7 @@ def test_a_stage_made_from_another_is_not_drawn_like_it(monkeypatch: pytest.Monk
     copy = dataclasses.replace(ring, name="ring_copy")
     own = dataclasses.replace(ring, name="ring_own", color="#123456", marker="*")
     plain = dataclasses.replace(ring, name="ring_plain", color="", marker="")
-    monkeypatch.setattr(style, "ALL", (*LADDER, copy, own, plain))
+    monkeypatch.setattr(ladder, "ALL", (*LADDER, copy, own, plain))
     assert style.mark("ring") == style.Mark(ring.color, ring.marker)
     assert style.mark("ring_own") == style.Mark("#123456", "*")
     assert {style.mark("ring_copy"), style.mark("ring_plain")} <= set(style.OTHERS)
