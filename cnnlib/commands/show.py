@@ -94,9 +94,11 @@ def operators(stage: "Stage", settings: "Config", network: "Network") -> tuple[s
     try:
         setup = Setup(network, size, rate, device_kind=kind)
         served = stage.engine.operators_on(stage, setup, device)
+        # An engine whose stage names no operators takes the network as a whole.
+        parts = [planned.name for planned in plan_of(stage, network)] if stage.operators else [""]
         rows = [
-            [name_of(operator), planned.name]
-            for planned, operator in zip(plan_of(stage, network), served, strict=True)
+            [name_of(operator), part or "all layers"]
+            for part, operator in zip(parts, served, strict=True)
         ]
     except Unsupported as error:
         return remark, [f"unavailable: {error}"]

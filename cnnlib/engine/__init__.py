@@ -2,6 +2,7 @@
 
 from cnnlib.engine.base import Engine
 from cnnlib.engine.image_by_image import ImageByImage
+from cnnlib.engine.own_loop import OwnLoop
 from cnnlib.engine.profile import KernelTime, profile_operators
 from cnnlib.engine.stage import (
     Bytes,
@@ -24,6 +25,7 @@ __all__ = [
     "KernelTime",
     "Options",
     "Order",
+    "OwnLoop",
     "Part",
     "Planned",
     "Setup",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.engine import Bytes, Engine, ImageByImage, Setup
+from cnnlib.engine import Bytes, Engine, ImageByImage, OwnLoop, Setup
 from cnnlib.errors import ConfigError
 from cnnlib.layers import Array
 from cnnlib.network import Network
@@ -74,6 +74,19 @@ def validate(engine: Engine, images: Bytes, labels: Bytes) -> float:
             engine.parameters = given
 
 
+def compare_logits(engine: Engine, images: Bytes) -> None:
+    """Compare the logits of `images`, of which a test accuracy is made, at the engine's parameters.
+
+    For engines that go forward by another way than their steps. Raises ValidationFailed.
+    """
+    with Referee(engine.setup) as referee:
+        referee.parameters = engine.parameters.astype(np.float64)
+        right = referee.reference.logits(images)
+    unit = max(gradient_bound(engine, len(images)), COARSE * (engine.stage.rounding or 0.0))
+    error = float(np.abs(engine.logits(images) - right).max())
+    require(engine, "the logits of a batch", error, unit * max(1.0, float(np.abs(right).max())))
+
+
 @dataclass(frozen=True)
 class _Comparison:
     """An engine beside the referee, at the same parameters, and a batch with few near-ties."""
@@ -98,7 +111,8 @@ class _Comparison:
             return self._whole_gradient(found[1], right)
         expected = Expected(right, gradient_bound(engine, count), ambiguity)
         share = _compare_batch(engine, found, (right_loss, expected), count)
-        if count > FEW_ERRORS and not isinstance(engine, ImageByImage):
+        # The gradient of an author's loop is that of a step: check_steps asks it the same.
+        if count > FEW_ERRORS and not isinstance(engine, ImageByImage | OwnLoop):
             share = max(share, self._few_errors())
         return share
 

@@ -13,10 +13,10 @@ import dataclasses
 import numpy as np
 
 from cnnlib.datasets import Dataset
-from cnnlib.engine import Bytes, Engine, ImageByImage, Setup, Stage
+from cnnlib.engine import Bytes, Engine, ImageByImage, OwnLoop, Setup, Stage
 from cnnlib.training.loop import accuracy, start
 from cnnlib.training.target import Target, open_engine
-from cnnlib.validation.parity import validate
+from cnnlib.validation.parity import compare_logits, validate
 from cnnlib.validation.replay import EngineState, Recording, recorded_epochs
 from cnnlib.validation.steps import POOL, STEPS, check_real_steps, check_steps
 
@@ -36,6 +36,8 @@ def check_before(engine: Engine, images: Bytes, labels: Bytes, seed: int) -> flo
     """
     state, size = EngineState.of(engine), engine.setup.batch_size
     share = validate(engine, images[:size], labels[:size])
+    if isinstance(engine, OwnLoop):
+        compare_logits(engine, images[:size])
     if engine.setup.momentum:  # otherwise check_momentum does the same, with one
         state.put_into(engine)
         share = max(share, check_steps(engine, images, labels, seed))
@@ -59,6 +61,8 @@ def check_after(
     trained = EngineState.of(engine)
     if not np.isfinite(trained.parameters).all():
         return
+    if isinstance(engine, OwnLoop):
+        compare_logits(engine, images[: engine.setup.batch_size])
     check_steps(engine, images, labels, seed + 1)
     if not isinstance(engine, ImageByImage):
         trained.put_into(engine)
