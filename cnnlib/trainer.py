@@ -61,8 +61,8 @@ class Trainer:
         warmup: float = 0.2,
         seed: int = 0,
         device: str = "auto",
-        mean: float | Sequence[float] | None = None,
-        deviation: float | Sequence[float] | None = None,
+        mean: ArrayLike | None = None,
+        deviation: ArrayLike | None = None,
         class_names: Sequence[str] = (),
         autotune: bool = True,
     ) -> None:
@@ -246,8 +246,8 @@ class Trainer:
         path: Path | str,
         network: Network | None = None,
         *,
-        mean: float | Sequence[float] | None = None,
-        deviation: float | Sequence[float] | None = None,
+        mean: ArrayLike | None = None,
+        deviation: ArrayLike | None = None,
         **settings: Any,
     ) -> Self:
         """A trainer of the network and with the weights in a file.
@@ -303,7 +303,9 @@ class Trainer:
 
     def close(self) -> None:
         """Give back the device. The parameters can still be read, set and saved."""
-        self._close()
+        if self._close.alive:
+            self._session.keep()
+            self._close()
 
     def __enter__(self) -> Self:
         return self
