@@ -104,6 +104,9 @@ class Measurement:
         self.rows: Final = RunRows(run, seed_of(config, run.repeat))
         settings = settings_digest(config, run, self.stage.runs_on)
         self.record: Final = RunRecord(config, self.rows, settings, origin_of(self.stage))
+        count = len(dataset.train_labels)
+        dropped = count % run.batch_size
+        self.facts["epoch_images"], self.facts["dropped_images"] = count - dropped, dropped
         self._whole_seconds = math.nan
         """Estimated time of all epochs."""
         self._sustained_images = 0
