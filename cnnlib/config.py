@@ -229,6 +229,20 @@ def parse_config(settings: Any, where: str = "config") -> Config:
     return config
 
 
+def check_dataset(name: str, settings: Mapping[str, Any]) -> DatasetSpec:
+    """The data set of an entry under `datasets`; ConfigError if it is wrong."""
+    try:
+        return _Datasets.model_validate({"datasets": {name: settings}}).datasets[name]
+    except ValidationError as error:
+        raise ConfigError(first_problem(error, "entry", _model_at(error))) from None
+
+
+class _Datasets(Section):
+    """One section of the config alone."""
+
+    datasets: dict[Name, DatasetSpec]
+
+
 def _check_lists(config: Config) -> None:
     """ConfigError for a name or a number that is listed twice."""
     sweep, race = config.sweep, config.race
