@@ -17,7 +17,7 @@ from cnnlib.engine import Bytes, Setup, Stage, plan
 from cnnlib.errors import ConfigError, Diverged, NotFitted
 from cnnlib.exchange.formats import load_weights, save_weights
 from cnnlib.exchange.weights import Weights
-from cnnlib.layers import cross_entropies, softmax
+from cnnlib.layers import find_loss, softmax
 from cnnlib.levels import Level
 from cnnlib.network import Network
 from cnnlib.training import arguments
@@ -353,7 +353,7 @@ class Trainer:
         logits = self._session.logits(self._setup(), images).astype(np.float64)
         if not np.isfinite(logits).all():
             return Evaluation(math.nan, math.nan, len(images))
-        losses, _ = cross_entropies(logits.T, labels)
+        losses, _ = find_loss("cross_entropy").many(logits.T, labels)
         right = float(np.mean(logits.argmax(axis=1) == labels))
         return Evaluation(right, float(losses.mean()), len(images))
 

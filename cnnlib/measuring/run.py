@@ -193,7 +193,7 @@ class Measurement:
         """
         budget = budgets.epochs_budget(self.config, self.rows.device_kind)
         for size in budgets.engine_batches(self.config, self.run, self.stage):
-            setup = setup_of(self.config, self.network, self.dataset, size)
+            setup = setup_of(self.config, self.network, self.dataset, size, self.rows.seed)
             with open_engine(self.stage, setup, self._target, self.dataset) as engine:
                 self.facts.update(engine_facts(engine, self._target))
                 self.validate(engine)
