@@ -14,7 +14,7 @@ from types import FrameType
 
 import typer
 
-from cnnlib.commands import data, examine, measuring, predict, probe, show, training
+from cnnlib.commands import data, examine, judge, measuring, predict, probe, show, training
 from cnnlib.errors import UserError, one_line
 from cnnlib.system.interrupts import SIGNALS
 
@@ -31,7 +31,6 @@ def about() -> None:
 for command in (
     data.download,
     data.prepare,
-    data.checksum,
     training.train,
     predict.predict,
     measuring.measure,
@@ -43,6 +42,7 @@ for command in (
     examine.features,
     examine.pictures,
     measuring.check,
+    judge.judge,
     data.combine,
     show.ladder,
     show.stages,

@@ -11,7 +11,6 @@ from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Stage
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import SUM_THREADS, THREADS, GpuOperator, Launch
-from cnnlib.engine.plain_windows import declining, other_than_square
 from cnnlib.layers import Activation, Conv, Dense, Subsample, enumerator_of
 
 BLOCKS_PER_MULTIPROCESSOR = 2
@@ -57,7 +56,6 @@ def product_constants(
     }
 
 
-@declining(other_than_square)
 class GemmConv(GpuOperator):
     """A convolution as im2col and a matrix product, backward as the transposes of both."""
 
@@ -82,8 +80,8 @@ class GemmConv(GpuOperator):
             "HEIGHT": height,
             "WIDTH": width,
             "MAPS": maps,
-            "KERNEL": conv.kernel[0],
-            "STRIDE": conv.stride[0],
+            "KERNEL": conv.kernel,
+            "STRIDE": conv.stride,
             "ROWS": rows,
             "COLUMNS": columns,
             **product_constants(self.map_tile, self.term_tile, self.slice_size),
@@ -215,7 +213,6 @@ class GemmDense(GpuOperator):
         ]
 
 
-@declining(other_than_square)
 class GemmActivation(GpuOperator):
     """An activation function of every unit."""
 
@@ -240,7 +237,6 @@ class GemmActivation(GpuOperator):
         return [self.launch("activate_backward", elements, *args)]
 
 
-@declining(other_than_square)
 class GemmSubsample(GpuOperator):
     """The maximum or the mean of every window."""
 
@@ -254,7 +250,7 @@ class GemmSubsample(GpuOperator):
             "CHANNELS": channels,
             "ROWS": rows,
             "COLUMNS": columns,
-            "WINDOW": layer.size[0],
+            "WINDOW": layer.size,
             "METHOD": layer.method.upper(),
         }
 

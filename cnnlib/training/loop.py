@@ -78,10 +78,8 @@ def epoch_order(count: int, seed: int, epoch: int) -> Order:
 
 def start(engine: Engine, seed: int) -> None:
     """Set the initial weights of `seed` and no momentum."""
-    scheme = engine.setup.initial_weights
-    engine.parameters = engine.network.initial_parameters(seed, scheme=scheme)
+    engine.parameters = engine.network.initial_parameters(seed)
     engine.velocity = np.zeros(engine.network.parameter_count, np.float32)
-    engine.steps = 0
 
 
 def train_epochs(

@@ -38,6 +38,7 @@ ORDER = [
     "validation",
     "measuring",
     "probes",
+    "judging",
     "photos",
     "commands",
     "__main__",

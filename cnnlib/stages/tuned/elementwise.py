@@ -3,7 +3,6 @@ kernels/tuned/elementwise.cuh.
 """
 
 from cnnlib.engine import Planned, Stage
-from cnnlib.engine.plain_windows import declining, other_than_square
 from cnnlib.layers import enumerator_of
 from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Threads
 from cnnlib.stages.tuned.operator import (
@@ -14,7 +13,6 @@ from cnnlib.stages.tuned.operator import (
 )
 
 
-@declining(other_than_square)
 class TunedElementwise(TunedOperator):
     template = "Elementwise"
 

@@ -1,0 +1,423 @@
+"""Checks against known ways to look fast, beyond those that every measurement makes.
+
+They are made from outside (cnnlib/judging/remote.py), with seeds that no earlier run has used. Each
+of them asks for something that an honest stage does anyway:
+
+- `check_declared`: the stage asks for no more tolerance than the shipped ones do;
+- `check_spotlight`: among the steps of a call of the usual length, one at a random place has a
+  learning rate that matters, and the weights end where this step alone leads. This holds for stages
+  without a fixed order of sums too, since no other step moves anything;
+- `check_outputs`: other weights give other logits and gradients for the same images, and other
+  images of the same shape give their own;
+- `check_memory`: a training that was done before takes as long as a new one;
+- `check_late_steps`: the later steps of a long call take as long as the earlier ones;
+- `check_at_rest`: when `train` has returned, weights stay and processors come to rest;
+- `check_clock`: the clocks of the stage's process run like the judge's.
+
+Of several tries the shortest counts: whatever else the machine does makes some of them longer, and
+none shorter.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+
+from cnnlib.datasets import Dataset
+from cnnlib.engine import Bytes, Engine, Setup, Stage
+from cnnlib.engine.shuffle import Shuffle
+from cnnlib.judging.remote import RemoteEngine, Worker
+from cnnlib.layers import Array
+from cnnlib.peers import CHOSEN, TF32, WINOGRAD
+from cnnlib.training.loop import accuracy, start
+from cnnlib.training.target import Target, open_engine
+from cnnlib.validation.parity import compare_logits, validate
+from cnnlib.validation.reference import Referee
+from cnnlib.validation.replay import (
+    LATE,
+    LATE_TRIES,
+    EngineState,
+    RecordedCall,
+    Recording,
+    recorded_epochs,
+)
+from cnnlib.validation.steps import compare_loss
+from cnnlib.validation.tolerances import (
+    COARSE,
+    further_slack,
+    gradient_bound,
+    is_conv_weight,
+    machine_epsilon,
+)
+from cnnlib.validation.trajectory import (
+    CHECKED_EPOCHS,
+    check_after,
+    check_before,
+    check_momentum,
+)
+from cnnlib.validation.verdicts import failure, unjudged
+
+DIM = 1e-10
+"""Learning rates of the steps outside the spotlight, as shares of the one in it: too small for
+float32 to show, and not zero, which a stage might look for."""
+BRIGHT = 0.3
+"""Length of the step in the spotlight as a share of that of the weights."""
+SPOTLIGHTS = 4
+POOL = 256
+"""Images at most among which those are looked for that have no near-ties of relu or max."""
+FRESH_CALLS = 5
+REMEMBERED = 0.5
+"""Share of a new training's time below which one that was done before counts as remembered."""
+REMEMBERED_SECONDS = 5e-4
+"""Seconds that it must save, at least."""
+LATE_STEPS_TRIES = 5
+HURRIED = 0.5
+"""Share of an early step's time below which late steps count as left out."""
+SHORTEST = 3e-3
+"""Seconds below which a difference of times says nothing."""
+GPU_LEFT = 5e-4
+"""Seconds that waiting for a GPU may take when `train` has returned, beyond the usual."""
+REST = 0.3
+"""Seconds that a process is given to come to rest, and seconds in which it is then watched."""
+BUSY = 0.15
+"""Cores that a process may keep busy while nothing is asked of it."""
+CLOCK = 0.1
+"""Relative difference of two clocks over CLOCK_SECONDS that is allowed."""
+CLOCK_SECONDS = 0.25
+
+CHECKS: dict[str, str] = {
+    "tolerances": "asks for no more tolerance than the shipped stages and peers",
+    "spotlight": "one step that matters, at a random place of a call of full length",
+    "outputs": "logits and gradients follow the weights and the images",
+    "memory": "a training done before takes as long as a new one",
+    "late steps": "later steps of a long call take as long as earlier ones",
+    "at rest": "no work is left when train has returned",
+    "clock": "its clocks run like the judge's",
+}
+
+
+OF_WHOLE_BATCHES = ("spotlight", "memory", "late steps", "at rest")
+"""Those that are not made of a stage that takes one image at a time: they would take minutes."""
+
+
+def check_declared(engine: Engine) -> str:
+    """Raise ValidationFailed for tolerances beyond those of shipped stages; says what is asked."""
+    stage = engine.stage
+    most = {"rounding": TF32, "slack": CHOSEN, "conv_weight_slack": WINOGRAD}
+    asked = {name: getattr(stage, name) for name in most}
+    for name, value in asked.items():
+        if value is not None and value > most[name]:
+            raise failure(
+                engine,
+                f"its record asks for {name}={value:g}, more than any shipped stage or peer needs "
+                f"({most[name]:g})",
+            )
+    unusual = {name: value for name, value in asked.items() if value not in (None, 1.0)}
+    if np.dtype(stage.dtype) != np.float32:
+        unusual["dtype"] = np.dtype(stage.dtype).name
+    if not stage.repeatable:
+        unusual["repeatable"] = False
+    return ", ".join(f"{name}={value}" for name, value in unusual.items()) or "float32, bit for bit"
+
+
+class JudgedRecording(Recording):
+    """A recording of calls to another process, whose answers take a little longer now and then."""
+
+    def _confirm_late(self, call: RecordedCall) -> None:
+        """As in `Recording`, but a delay that says nothing by itself is no reason to reject.
+
+        Work that hides in it is found all the same: the judge's clock runs until the weights have
+        been read.
+        """
+        again = call.timed.again
+        if again is None or call.timed.seconds * call.late / (1 - call.late) < SHORTEST:
+            return
+        delays, shares = [], []
+        for _ in range(LATE_TRIES):
+            call.before.put_into(self.engine)
+            usual = _timed(lambda: EngineState.of(self.engine))
+            call.before.put_into(self.engine)
+            called = _timed(again)
+            delays.append(_timed(lambda: EngineState.of(self.engine)) - usual)
+            shares.append(delays[-1] / (delays[-1] + called))
+        share = min(shares)
+        if share > LATE and min(delays) > SHORTEST:
+            raise failure(
+                self.engine,
+                f"{call.timed.what}: train returns before its work is done, as reading the "
+                f"weights takes {100 * share:.0f} % of the whole time",
+            )
+
+
+def check_epochs(stage: Stage, setup: Setup, target: Target, data: Dataset, seed: int) -> float:
+    """The checks of `check_training`, by a recording of its own.
+
+    Returns the largest error of the checks before the epochs as a share of what is allowed.
+    """
+    images, labels = data.train_images, data.train_labels
+    with open_engine(stage, setup, target, data) as engine:
+        start(engine, seed)
+        share = check_before(engine, images, labels, seed)
+        start(engine, seed)
+        recording = JudgedRecording(engine)
+        for _ in recorded_epochs(recording, len(labels), CHECKED_EPOCHS, seed):
+            accuracy(engine, data.test_images, data.test_labels)
+            recording.unchanged("an evaluation")
+        check_after(recording, images, labels, seed)
+    if not setup.momentum:
+        check_momentum(stage, setup, target, data, seed)
+    return share
+
+
+class Spotlight:
+    """A training set without near-ties, weights, and what one step from them does."""
+
+    def __init__(self, engine: Engine, dataset: Dataset, random: np.random.Generator) -> None:
+        self.engine, self._random = engine, random
+        setup = engine.setup
+        chosen = random.permutation(len(dataset.train_labels))[:POOL]
+        weights = engine.network.initial_parameters(int(random.integers(2**31)))
+        with Referee(setup) as referee:
+            referee.parameters = weights.astype(np.float64)
+            images, tied = referee.avoid_near_ties(dataset.train_images[chosen])
+            self.weights = referee.parameters.astype(engine.stage.dtype)
+        clean = np.setdiff1d(np.arange(len(images)), tied)
+        if not len(clean):
+            raise unjudged(
+                engine, "all images have near-ties of relu or max", "fewer layers, tanh for relu"
+            )
+        self._distinct = len(clean)
+        again = np.resize(clean, len(dataset.train_labels))
+        self.images: Bytes = images[again]
+        self.labels: Bytes = dataset.train_labels[chosen][again]
+
+    def check(self, by_epoch: bool, last: bool) -> None:
+        """One call in which one step matters: the last one, or one at a random place."""
+        engine, random = self.engine, self._random
+        setup, count = engine.setup, len(self.labels)
+        size, steps = setup.batch_size, count // setup.batch_size
+        shuffle = Shuffle(count, int(random.integers(2**31)), int(random.integers(1, 100)))
+        order = shuffle.indices()[: steps * size]
+        place = steps - 1 if last else int(random.integers(steps))
+        batch = order[place * size : (place + 1) * size]
+        with Referee(setup) as referee:
+            referee.parameters = self.weights.astype(np.float64)
+            gradient = referee.reference.gradient(self.images[batch], self.labels[batch])[1]
+            # Until the last step the weights stay, so that all losses are known.
+            right = self._mean_loss(referee, order) if last else 0.0
+        rate = BRIGHT * _length(self.weights) / max(_length(gradient), 1e-30)
+        rates = rate * DIM * random.uniform(0.5, 1.0, steps)
+        rates[place] = rate
+        engine.parameters, engine.velocity = self.weights, np.zeros_like(self.weights)
+        found = engine.train_epoch(shuffle, rates) if by_epoch else engine.train(order, rates)
+        what = f"step {place + 1} of {steps} in {'an epoch' if by_epoch else 'a call'}"
+        self._compare(engine.parameters, rate, gradient, what)
+        if last:
+            compare_loss(engine, found, right, f"the mean loss of {steps} steps")
+
+    def _mean_loss(self, referee: Referee, order: Array) -> float:
+        """Mean loss of the images of `order`, each different one computed once."""
+        counts = np.bincount(order % self._distinct)
+        losses = [
+            referee.reference.gradient(self.images[[image]], self.labels[[image]])[0]
+            for image in range(len(counts))
+        ]
+        return float(np.dot(losses, counts) / len(order))
+
+    def _compare(self, after: Array, rate: float, gradient: Array, what: str) -> None:
+        engine = self.engine
+        stage, size = engine.stage, engine.setup.batch_size
+        unit = gradient_bound(engine, size)
+        for p in engine.network.parameters:
+            part = slice(p.offset, p.offset + p.size)
+            right = self.weights[part] - rate * gradient[part]
+            error = float(np.abs(after[part] - right).max())
+            largest = rate * float(np.abs(gradient[part]).max())
+            allowed = unit * further_slack(engine, p) * largest
+            if stage.rounding:
+                allowed = max(allowed, COARSE * stage.rounding * largest)
+            if stage.conv_weight_slack and is_conv_weight(engine, p):
+                allowed = max(allowed, 1e-3 * largest)
+            allowed += 4 * machine_epsilon(stage) * float(np.abs(right).max() + largest)
+            if not error <= allowed:
+                raise failure(
+                    engine,
+                    f"{p.name} after {what}, where this step alone matters, is off by {error:.3g}, "
+                    f"allowed {allowed:.3g}, where the step is {largest:.3g} long",
+                )
+
+
+def check_spotlight(
+    stage: Stage, setup: Setup, worker: Worker, dataset: Dataset, random: np.random.Generator
+) -> None:
+    """Calls of full length in which a single step matters; see the module's docstring.
+
+    Raises ValidationFailed or Unjudged.
+    """
+    # Without momentum a step leaves nothing behind; a schedule has the stage obey the rates.
+    still = dataclasses.replace(setup, momentum=0.0, warmup=0.2, labels="")
+    with open_engine(stage, still, worker.target) as engine:
+        for trial in range(SPOTLIGHTS):
+            if trial % 2 == 0:  # the same engine with other images
+                light = Spotlight(engine, dataset, random)
+                engine.load(light.images, light.labels)
+            light.check(by_epoch=trial % 2 == 1, last=trial < 2)
+
+
+def check_outputs(
+    engine: Engine, images: Bytes, labels: Bytes, random: np.random.Generator
+) -> None:
+    """Compare logits and gradients of the same images at two sets of weights, then of others."""
+    count = min(engine.setup.batch_size, len(labels) // 2)
+    first, second = (slice(0, count), slice(count, 2 * count))
+    for part in (first, first, second):
+        engine.parameters = engine.network.initial_parameters(int(random.integers(2**31)))
+        validate(engine, images[part], labels[part])
+        compare_logits(engine, images[part])
+
+
+class Trials:
+    """Calls of an engine that are timed by this process's clock."""
+
+    def __init__(self, engine: Engine, count: int, seed: int) -> None:
+        self.engine, self._random = engine, np.random.default_rng(seed)
+        size = engine.setup.batch_size
+        self.steps, self.count = count // size, count
+
+    def new(self, steps: int) -> Callable[[], float]:
+        """A call on images in an order and from weights that are new; it returns its seconds."""
+        engine, random = self.engine, self._random
+        weights = engine.network.initial_parameters(int(random.integers(2**31)))
+        shuffle = Shuffle(self.count, int(random.integers(2**31)), 1)
+        order = shuffle.indices()[: steps * engine.setup.batch_size]
+        rates = engine.rates_of(steps, None)
+
+        def call() -> float:
+            engine.parameters, engine.velocity = weights, np.zeros_like(weights)
+            began = time.perf_counter()
+            engine.train(order, rates)
+            engine.parameters  # noqa: B018 - work that waits for a reader counts
+            return time.perf_counter() - began
+
+        return call
+
+
+def check_memory(engine: Engine, count: int, seed: int) -> None:
+    """Compare the time of trainings that are new with that of one that is done again.
+
+    Raises ValidationFailed if the one that is done again takes less than REMEMBERED of it, twice.
+    """
+    trials = Trials(engine, count, seed)
+    for _ in range(2):
+        new = [trials.new(trials.steps)() for _ in range(FRESH_CALLS)]
+        same = trials.new(trials.steps)
+        same()
+        again = [same() for _ in range(FRESH_CALLS)]
+        fresh, repeated = min(new), min(again)
+        if repeated > REMEMBERED * fresh or fresh - repeated < REMEMBERED_SECONDS:
+            return
+    raise failure(
+        engine,
+        f"it remembers: a training that was done before takes {1e3 * repeated:.3g} ms, a new one "
+        f"{1e3 * fresh:.3g} ms",
+    )
+
+
+def check_late_steps(engine: Engine, count: int, seed: int) -> None:
+    """Compare the time of a step in the second half of a long call with that of an earlier one.
+
+    Raises ValidationFailed if it is less than HURRIED of it, twice.
+    """
+    trials = Trials(engine, count, seed)
+    quarter = trials.steps // 4
+    if quarter < 2:
+        return
+    for _ in range(2):
+        times = [
+            [trials.new(length * quarter)() for length in (1, 2, 4)]
+            for _ in range(LATE_STEPS_TRIES)
+        ]
+        one, two, four = map(min, zip(*times, strict=True))
+        early, late = (two - one) / quarter, (four - two) / (2 * quarter)
+        if late > HURRIED * early or two - one < SHORTEST:
+            return
+    raise failure(
+        engine,
+        f"it hurries at the end: steps {2 * quarter + 1} to {4 * quarter} of a call take "
+        f"{1e6 * max(late, 0.0):.3g} us each, steps {quarter + 1} to {2 * quarter} "
+        f"{1e6 * early:.3g} us",
+    )
+
+
+def check_at_rest(engine: Engine, count: int, seed: int) -> None:
+    """Look for work that is left when `train` has returned: on processors and in the weights.
+
+    Raises ValidationFailed.
+    """
+    trials = Trials(engine, count, seed)
+    call = trials.new(trials.steps)
+    start(engine, seed)
+    engine.train_epoch(Shuffle(count, seed, 1))
+    left = engine.parameters
+    remote = cast(RemoteEngine, engine)
+    time.sleep(REST)
+    if not np.array_equal(left, engine.parameters, equal_nan=True):
+        raise failure(engine, "its weights still change when train has returned")
+    if remote.worker.target.kind == "cuda":
+        _check_gpu_at_rest(remote, count, seed, call())
+    worker = remote.worker
+    busy = worker.busy_seconds()
+    time.sleep(REST)
+    cores = (worker.busy_seconds() - busy) / REST
+    if cores > BUSY:
+        raise failure(
+            engine, f"it keeps {cores:.1f} cores busy while nothing is asked of it: work ahead?"
+        )
+
+
+def _check_gpu_at_rest(engine: RemoteEngine, count: int, seed: int, usual: float) -> None:
+    """Wait for the GPU after `train` has returned: an honest stage has waited already."""
+    idle = min(_timed(engine.synchronize) for _ in range(3))
+    waits = []
+    for epoch in range(1, 4):
+        engine.train_epoch(Shuffle(count, seed, epoch))
+        waits.append(_timed(engine.synchronize) - idle)
+    if (waited := min(waits)) > max(GPU_LEFT, 0.25 * usual):
+        raise failure(
+            engine,
+            f"train returns while the GPU is at work: waiting for it takes {1e3 * waited:.3g} ms",
+        )
+
+
+def check_clock(engine: Engine) -> None:
+    """Compare the clocks of the stage's process with this one's. Raises ValidationFailed."""
+    worker = cast(RemoteEngine, engine).worker
+
+    def read() -> tuple[float, list[float]]:
+        clocks = cast(list[float], worker.ask("clocks").head["clocks"])
+        return time.perf_counter(), clocks
+
+    began, first = read()
+    time.sleep(CLOCK_SECONDS)
+    ended, second = read()
+    for name, before, after in zip(
+        ("time.perf_counter", "time.monotonic", "time.time"), first, second, strict=True
+    ):
+        rate = (after - before) / (ended - began)
+        if abs(rate - 1) > CLOCK:
+            raise failure(
+                engine,
+                f"in its process {name} runs {rate:.3g} times as fast as the judge's clock",
+            )
+
+
+def _timed(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _length(vector: Array) -> float:
+    return float(np.sqrt(np.square(vector.astype(np.float64)).sum()))

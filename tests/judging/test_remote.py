@@ -1,0 +1,162 @@
+"""A stage in another process: what it raises, how it ends, and what it leaves behind."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnlib.engine import Setup
+from cnnlib.errors import BrokenStage, ConfigError
+from cnnlib.judging.messages import receive, send
+from cnnlib.judging.remote import StageFailed, Worker
+from cnnlib.judging.tools import read_counters
+from cnnlib.stages import gemm
+from cnnlib.training.target import open_engine
+from tests.support.command_line import alive, wait_for
+from tests.support.engines import pictures
+from tests.support.networks import small
+
+pytestmark = pytest.mark.quick
+
+HEAD = """
+import os, subprocess, sys, time
+from dataclasses import replace
+from cnnlib.stages import gemm
+
+class Mine(gemm.STAGE.engine):
+    def train(self, order, rates=None):
+        {body}
+        return super().train(order, rates)
+
+STAGE = replace(gemm.STAGE, name="mine", engine=Mine)
+"""
+
+Opened = Callable[[str], Worker]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Opened:
+    def opened(body: str) -> Worker:
+        (tmp_path / "mine.py").write_text(HEAD.format(body=body))
+        return Worker(str(tmp_path / "mine.py"), "emulated")
+
+    return opened
+
+
+def train(worker: Worker) -> None:
+    """One step in the other process."""
+    setup = Setup(small(), 4, 0.05, mean=33.3, deviation=78.6)
+    with open_engine(worker.stage, setup, worker.target) as engine:
+        engine.load(*pictures(small(), 4))
+        engine.train(np.arange(4))
+
+
+def test_it_computes_the_same_there(opened: Opened) -> None:
+    setup = Setup(small(), 4, 0.05, mean=33.3, deviation=78.6, momentum=0.5)
+    images, labels = pictures(small(), 12)
+    here = gemm.STAGE.engine(gemm.STAGE, setup)
+    with opened("pass") as worker, here, open_engine(worker.stage, setup, worker.target) as there:
+        results = []
+        for engine in (here, there):
+            engine.parameters = engine.network.initial_parameters(1)
+            engine.load(images, labels)
+            loss = engine.train(np.arange(12))
+            loss_now, gradient = engine.gradient(images[:4], labels[:4])
+            vectors = engine.parameters, engine.velocity, gradient, engine.logits(images)
+            results.append([loss, loss_now, *(vector.tobytes() for vector in vectors)])
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise ValueError('of no use')", "stage 'mine' raises ValueError: of no use"),
+        ("sys.exit(4)", "stage 'mine' raises SystemExit: 4"),
+        ("os._exit(3)", "stage 'mine' ended its process with exit code 3"),
+        ("print('a last word', flush=True); os.abort()", "killed by SIGABRT: a last word"),
+        ("os.killpg(0, 9)", "killed by SIGKILL"),
+    ],
+)
+def test_how_it_fails(opened: Opened, body: str, said: str) -> None:
+    with opened(body) as worker, pytest.raises(StageFailed, match=said):
+        train(worker)
+
+
+def test_one_that_hangs(opened: Opened) -> None:
+    with opened("time.sleep(60)") as worker:
+        worker.limit = 0.5
+        with pytest.raises(StageFailed, match="hangs: 'train' took longer than 0.5 s"):
+            train(worker)
+    assert worker.process.returncode is not None
+
+
+def test_nothing_is_left_running(opened: Opened, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    sleeper = "subprocess.Popen(['sleep', '77'], start_new_session=True).pid"
+    with opened(f"open({str(note)!r}, 'w').write(str({sleeper}))") as worker:
+        train(worker)
+        left = int(note.read_text())
+        assert alive(left)
+    wait_for(lambda: not alive(left))
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def half(:\n")
+    with (
+        pytest.raises(BrokenStage, match="line 1"),
+        Worker(str(tmp_path / "broken.py"), "emulated"),
+    ):
+        pass
+    (tmp_path / "ends.py").write_text("import os\nprint('so long')\nos._exit(5)\n")
+    with (
+        pytest.raises(StageFailed, match="exit code 5"),
+        Worker(str(tmp_path / "ends.py"), "emulated"),
+    ):
+        pass
+
+
+def test_messages_hold_numbers_only() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        arrays = [np.arange(6).reshape(2, 3), np.zeros(0, np.float32), np.float64(2.5)]
+        send(one, {"do": "this"}, [np.asarray(array) for array in arrays])
+        head, found = receive(other)
+        assert head == {"do": "this"}
+        for sent, got in zip(arrays, found, strict=True):
+            assert np.array_equal(np.asarray(sent), got)
+        send(one, {}, [np.array(["text"])])
+        with pytest.raises(ValueError, match="an array of"):
+            receive(other)
+    one, other = socket.socketpair()
+    with one, other:
+        one.sendall((1 << 40).to_bytes(8, "little"))
+        with pytest.raises(ValueError, match="a message of"):
+            receive(other)
+        one.close()
+        with pytest.raises(EOFError):
+            receive(other)
+
+
+NCU = """==PROF== Connected to process 7
+"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"
+"0","conv1_forward(const float *)","gpu__time_duration.sum","nsecond","12,000"
+"0","conv1_forward(const float *)","dram__bytes.sum","Kbyte","500"
+"1","conv1_forward(const float *)","gpu__time_duration.sum","usecond","14"
+"1","update(float *)","gpu__time_duration.sum","usecond","3"
+"1","update(float *)","something.else","","1"
+"""
+
+
+def test_counters_are_read(tmp_path: Path) -> None:
+    (tmp_path / "ncu.csv").write_text(NCU)
+    first, second = read_counters(tmp_path / "ncu.csv")
+    assert (first.kernel, first.launches, first.values[:2]) == ("conv1_forward", 2, [13.0, 0.5])
+    assert (second.kernel, second.values[0]) == ("update", 3.0)
+    assert read_counters(tmp_path / "none.csv") == []
+
+
+def test_an_unknown_stage_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="unknown stage 'gem' in judge"):
+        Worker("gem", "emulated").__enter__()
