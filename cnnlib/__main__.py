@@ -31,6 +31,7 @@ def about() -> None:
 for command in (
     data.download,
     data.prepare,
+    data.checksum,
     training.train,
     predict.predict,
     measuring.measure,

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,7 +17,8 @@ from cnnlib.config_errors import first_problem, worst_problem
 from cnnlib.config_files import read_settings
 from cnnlib.datasets import SPECS, DatasetSpec, SyntheticSpec, check_hard_images
 from cnnlib.errors import ConfigError
-from cnnlib.network import Network, parse_layers
+from cnnlib.layers import DEFAULT_LOSS, LOSSES
+from cnnlib.network import DEFAULT_SCHEME, SCHEMES, Network, parse_layers
 
 MOST_RUNS = 1_000_000
 """More runs than could be measured in years, or than a list of them should hold in memory."""
@@ -49,8 +50,18 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+if TYPE_CHECKING:
+    LossName = str
+    SchemeName = str
+else:
+    LossName = Literal[tuple(LOSSES)]
+    SchemeName = Literal[tuple(SCHEMES)]
+
+
 class Training(Section):
-    """Plain mini-batch gradient descent: v <- momentum v + gradient, w <- w - learning_rate v."""
+    """Plain mini-batch gradient descent: g <- gradient + weight_decay w, v <- momentum v + g,
+    w <- w - learning_rate v.
+    """
 
     learning_rate: Number = Field(gt=0)
     """The rate of every step, or the peak of a cycle."""
@@ -63,7 +74,14 @@ class Training(Section):
     epochs: PositiveInt
     """How often the training set is trained on."""
     seed: int = Field(default=1, ge=0, lt=2**32)
-    """Initial weights and orders; repeat r of a sweep has seed + r - 1."""
+    """Initial weights, orders and dropout's masks; repeat r of a sweep has seed + r - 1."""
+    loss: LossName = DEFAULT_LOSS
+    """What is made small: the mean of it over a batch."""
+    weight_decay: Number = Field(default=0.0, ge=0, lt=1)
+    """Share of the parameters, biases included, that is added to their gradient."""
+    initial_weights: SchemeName = DEFAULT_SCHEME
+    """The variance of the initial weights, which are uniform: lecun 1 / inputs of a unit, glorot
+    2 / (inputs + outputs), he 2 / inputs."""
 
 
 class Sweep(Section):
@@ -148,6 +166,19 @@ class Race(Section):
     """Mean test accuracy that counts as the finish."""
 
 
+class NetworkSpec(Section):
+    """A network, written as a list of layers or as a mapping with these keys."""
+
+    source: str = ""
+    """Where it comes from, for people: a paper, a program."""
+    layers: Any
+    """Its layers, from the images on."""
+
+
+def _network(value: Any) -> Any:
+    return value if isinstance(value, dict | NetworkSpec) else {"layers": value}
+
+
 class Config(Section):
     """Everything a user can change."""
 
@@ -155,8 +186,13 @@ class Config(Section):
     """Folder for everything that is made."""
     datasets: dict[Name, DatasetSpec]
     """Where images come from."""
-    networks: dict[Name, list[Any]]
-    """Lists of layers, from the images on."""
+    networks: dict[
+        Name,
+        Annotated[
+            NetworkSpec, BeforeValidator(_network, json_schema_input_type=list[Any] | NetworkSpec)
+        ],
+    ]
+    """Lists of layers, from the images on, or mappings of `source` and `layers`."""
     training: Training
     """How every stage trains."""
     sweep: Sweep
@@ -174,9 +210,9 @@ class Config(Section):
 
     def network(self, name: str, dataset: str, where: str) -> Network:
         """The network for the images of `dataset`; ConfigError if they do not go together."""
-        layers = lookup(self.networks, name, "network", where)
+        spec = lookup(self.networks, name, "network", where)
         data = self.dataset(dataset, where)
-        parsed = parse_layers(name, layers)
+        parsed = parse_layers(name, spec.layers)
         try:
             return Network(name, tuple(data.shape), data.classes, parsed)
         except ConfigError as error:
@@ -208,8 +244,8 @@ def parse_config(settings: Any, where: str = "config") -> Config:
     lists: tuple[Sized, ...] = (sweep.datasets, sweep.networks, sweep.stages, sweep.batch_sizes)
     if (count := sweep.repeats * math.prod(len(each) for each in lists)) > MOST_RUNS:
         raise ConfigError(f"sweep asks for {count:,} runs; at most {MOST_RUNS:,}")
-    for name, layers in config.networks.items():
-        parse_layers(name, layers)
+    for name, network in config.networks.items():
+        parse_layers(name, network.layers)
     for name, images in config.datasets.items():
         if images.test_count is not None:
             key = "test_images" if isinstance(images, SyntheticSpec) else "test_limit"
@@ -224,9 +260,23 @@ def parse_config(settings: Any, where: str = "config") -> Config:
         for batch_size in sweep.batch_sizes:
             what = f"batch size {batch_size} in sweep.batch_sizes"
             _check_batch(what, batch_size, dataset, spec, config.measuring)
-        for network in sweep.networks:
-            config.network(network, dataset, "sweep.networks")
+        for chosen in sweep.networks:
+            config.network(chosen, dataset, "sweep.networks")
     return config
+
+
+def check_dataset(name: str, settings: Mapping[str, Any]) -> DatasetSpec:
+    """The data set of an entry under `datasets`; ConfigError if it is wrong."""
+    try:
+        return _Datasets.model_validate({"datasets": {name: settings}}).datasets[name]
+    except ValidationError as error:
+        raise ConfigError(first_problem(error, "entry", _model_at(error))) from None
+
+
+class _Datasets(Section):
+    """One section of the config alone."""
+
+    datasets: dict[Name, DatasetSpec]
 
 
 def _check_lists(config: Config) -> None:

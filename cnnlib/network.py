@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -13,7 +13,24 @@ from pydantic import ValidationError
 
 from cnnlib.config_errors import first_problem, short
 from cnnlib.errors import ConfigError
-from cnnlib.layers import FUNCTIONS, KINDS, Activation, Array, Layer, Shape, Views
+from cnnlib.layers import KINDS, Array, Layer, Shape, Views
+
+SCHEMES: dict[str, Callable[[int, int], float]] = {
+    "lecun": lambda inputs, outputs: 1 / inputs,
+    "glorot": lambda inputs, outputs: 2 / (inputs + outputs),
+    "he": lambda inputs, outputs: 2 / inputs,
+}
+"""Name in config.yaml -> variance of a weight, from the numbers of inputs that its unit sums over
+and of units that its input contributes to: LeCun et al. 1998, Glorot and Bengio 2010, He et al.
+2015.
+
+:meta hide-value:
+"""
+DEFAULT_SCHEME = "lecun"
+"""It keeps the variance of what goes forward. That of He makes up for the half that relu cuts off;
+but where the maximum of a window is taken nothing is lost that way, logits would begin far from 0,
+and plain gradient descent without warm-up then starts with steps that are too long.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,28 @@ class Network:
                 f"network '{self.name}' ends in shape {self.shapes[-1]}, "
                 f"but the data set has {self.classes} classes"
             )
+
+    @classmethod
+    def from_layers(
+        cls,
+        input_shape: Sequence[int],
+        classes: int,
+        layers: Sequence[Layer | Mapping[str, Any]],
+        name: str = "network",
+    ) -> Self:
+        """The network of these layers, for images of `input_shape` (C, H, W).
+
+        Each layer is a Layer, such as Dense(units=10), or an entry as in config.yaml, such as
+        {"dense": 10}. Raises ConfigError, naming the layer, for one that is unknown or does not fit
+        the layer before it.
+        """
+        shape = tuple(input_shape)
+        if len(shape) != 3 or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
+            raise ConfigError(
+                f"input_shape is {short(input_shape)}, not (channels, height, width) from 1 on"
+            )
+        sizes = tuple(int(n) for n in shape)
+        return cls(name, sizes, int(classes), parse_layers(name, list(layers), "layers"))
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
@@ -95,26 +134,26 @@ class Network:
             views[p.layer][p.key] = vector[p.offset : p.offset + p.size].reshape(p.shape)
         return views
 
-    def initial_parameters(self, seed: int, dtype: DTypeLike = np.float32) -> Array:
-        """Flat vector of initial weights: uniform with variance gain / fan-in; biases are zero.
+    def initial_parameters(
+        self, seed: int, dtype: DTypeLike = np.float32, scheme: str = DEFAULT_SCHEME
+    ) -> Array:
+        """Flat vector of initial weights by one of SCHEMES; biases are zero.
 
-        This is the scheme of LeCun et al. (1998) for all activations; `Function.gain` says why
-        not that of He et al. (2015) for relu. Numbers are drawn in float32 whatever the `dtype`, so
-        that every stage starts from the same ones.
+        Weights are uniform, with the variance that the scheme gives. Numbers are drawn in float32
+        whatever the `dtype`, so that every stage starts from the same ones. Raises ConfigError
+        naming the choices for an unknown scheme.
         """
+        if scheme not in SCHEMES:
+            known = ", ".join(SCHEMES)
+            raise ConfigError(f"unknown initial weights {scheme!r}; known: {known}")
         generator = np.random.default_rng(seed)
         vector = np.zeros(self.parameter_count, dtype=np.float32)
-        for i, views in enumerate(self.views(vector)):
+        for layer, shape, views in zip(self.layers, self.shapes, self.views(vector), strict=False):
             if "weight" in views:
-                bound = math.sqrt(3 * self._gain(i) / self.layers[i].fan_in(self.shapes[i]))
+                variance = SCHEMES[scheme](layer.fan_in(shape), layer.fan_out(shape))
+                bound = math.sqrt(3 * variance)
                 views["weight"][...] = generator.uniform(-bound, bound, views["weight"].shape)
         return vector.astype(dtype)
-
-    def _gain(self, layer: int) -> float:
-        following = self.layers[layer + 1 : layer + 2]
-        if following and isinstance(following[0], Activation):
-            return FUNCTIONS[following[0].function].gain
-        return 1.0
 
     @cached_property
     def forward_flops(self) -> tuple[int, ...]:
@@ -174,17 +213,21 @@ FLOAT = 4
 """Bytes of a float32 number."""
 
 
-def parse_layers(name: str, specs: Any) -> tuple[Layer, ...]:
+def parse_layers(name: str, specs: Any, where: str = "") -> tuple[Layer, ...]:
     """Layers from config.yaml's list: each entry `kind: {field: value}` or `kind: value`.
 
-    Raises ConfigError naming the network, the position, the field and the choices.
+    `where` is what messages call the list, networks.NAME if not given. Raises ConfigError naming
+    it, the position, the field and the choices.
     """
+    where = where or f"networks.{name}"
     if not isinstance(specs, Sequence) or isinstance(specs, str) or not specs:
-        raise ConfigError(f"networks.{name} must be a list of layers, not {short(specs)}")
-    return tuple(_parse_layer(f"networks.{name}[{i}]", spec) for i, spec in enumerate(specs))
+        raise ConfigError(f"{where} must be a list of layers, not {short(specs)}")
+    return tuple(_parse_layer(f"{where}[{i}]", spec) for i, spec in enumerate(specs))
 
 
 def _parse_layer(where: str, spec: Any) -> Layer:
+    if isinstance(spec, Layer):
+        return spec
     known = ", ".join(KINDS)
     if not isinstance(spec, dict) or len(spec) != 1:
         raise ConfigError(

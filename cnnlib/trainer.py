@@ -17,7 +17,7 @@ from cnnlib.engine import Bytes, Setup, Stage, plan
 from cnnlib.errors import ConfigError, Diverged, NotFitted
 from cnnlib.exchange.formats import load_weights, save_weights
 from cnnlib.exchange.weights import Weights
-from cnnlib.layers import cross_entropies, softmax
+from cnnlib.layers import find_loss, softmax
 from cnnlib.levels import Level
 from cnnlib.network import Network
 from cnnlib.training import arguments
@@ -61,8 +61,8 @@ class Trainer:
         warmup: float = 0.2,
         seed: int = 0,
         device: str = "auto",
-        mean: float | Sequence[float] | None = None,
-        deviation: float | Sequence[float] | None = None,
+        mean: ArrayLike | None = None,
+        deviation: ArrayLike | None = None,
         class_names: Sequence[str] = (),
         autotune: bool = True,
     ) -> None:
@@ -246,8 +246,8 @@ class Trainer:
         path: Path | str,
         network: Network | None = None,
         *,
-        mean: float | Sequence[float] | None = None,
-        deviation: float | Sequence[float] | None = None,
+        mean: ArrayLike | None = None,
+        deviation: ArrayLike | None = None,
         **settings: Any,
     ) -> Self:
         """A trainer of the network and with the weights in a file.
@@ -303,7 +303,9 @@ class Trainer:
 
     def close(self) -> None:
         """Give back the device. The parameters can still be read, set and saved."""
-        self._close()
+        if self._close.alive:
+            self._session.keep()
+            self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -351,7 +353,7 @@ class Trainer:
         logits = self._session.logits(self._setup(), images).astype(np.float64)
         if not np.isfinite(logits).all():
             return Evaluation(math.nan, math.nan, len(images))
-        losses, _ = cross_entropies(logits.T, labels)
+        losses, _ = find_loss("cross_entropy").many(logits.T, labels)
         right = float(np.mean(logits.argmax(axis=1) == labels))
         return Evaluation(right, float(losses.mean()), len(images))
 

@@ -2,14 +2,17 @@
 #pragma once
 #include "portable.cuh"
 
-// Each activation function: its enumerator, its value at x, and its derivative there in terms of that value y, so that x
-// need not be kept. They are those of FUNCTIONS in cnnlib/layers/activation.py, in the same order.
+// Each activation function: its enumerator, its value at x, and its derivative there in terms of that value y (and, for
+// GELU, of x). They are those of FUNCTIONS in cnnlib/layers/activation.py, in the same order.
 //   RELU: NaN compares false and so stays NaN.
 //   SIGMOID: exp of a large positive number would overflow; the two forms are the same function.
-#define ACTIVATION_FUNCTIONS(ENTRY)                        \
-  ENTRY(RELU, x < 0.0f ? 0.0f : x, y > 0.0f ? 1.0f : 0.0f) \
-  ENTRY(TANH, tanhf(x), 1.0f - y * y)                      \
-  ENTRY(SIGMOID, x >= 0.0f ? 1.0f / (1.0f + expf(-x)) : 1.0f - 1.0f / (1.0f + expf(x)), y * (1.0f - y))
+#define ACTIVATION_FUNCTIONS(ENTRY)                                                                     \
+  ENTRY(RELU, x < 0.0f ? 0.0f : x, y > 0.0f ? 1.0f : 0.0f)                                              \
+  ENTRY(LEAKY_RELU, x < 0.0f ? 0.01f * x : x, y > 0.0f ? 1.0f : 0.01f)                                  \
+  ENTRY(TANH, tanhf(x), 1.0f - y * y)                                                                   \
+  ENTRY(SCALED_TANH, 1.7159f * tanhf(0.6666667f * x), 0.6666667f * (1.7159f - y * y / 1.7159f))         \
+  ENTRY(SIGMOID, x >= 0.0f ? 1.0f / (1.0f + expf(-x)) : 1.0f - 1.0f / (1.0f + expf(x)), y * (1.0f - y)) \
+  ENTRY(GELU, x * 0.5f * erfcf(-0.7071068f * x), 0.5f * erfcf(-0.7071068f * x) + x * 0.3989423f * expf(-0.5f * x * x))
 
 #define ENUMERATOR(name, value, derivative) , name
 enum Function { IDENTITY ACTIVATION_FUNCTIONS(ENUMERATOR) };
@@ -40,14 +43,21 @@ __device__ __forceinline__ float activate(float x) {
   return x;
 }
 
-// Derivative of the function above in terms of its value y, so that x need not be kept.
+// Derivative of the function above at x, where its value is y. Only GELU reads x.
 template <int FUNCTION>
-__device__ __forceinline__ float slope(float y) {
+__device__ __forceinline__ float slope(float x, float y) {
 #define DERIVATIVE(name, value, derivative) \
   if (FUNCTION == name) return derivative;
   ACTIVATION_FUNCTIONS(DERIVATIVE)
 #undef DERIVATIVE
   return 1.0f;
+}
+
+// Derivative of a function whose value y is enough to know it, so that x need not be kept.
+template <int FUNCTION>
+__device__ __forceinline__ float slope(float y) {
+  static_assert(FUNCTION != GELU, "the derivative of this function needs its source");
+  return slope<FUNCTION>(0.0f, y);
 }
 
 // One step of gradient descent with momentum: v <- momentum v + g, w <- w - learning_rate v.

@@ -229,7 +229,7 @@ def digits(**changes: Any) -> dict[str, Any]:
         # impossible experiments
         (changed("sweep.batch_sizes", [41]), r"batch size 41 .* set 'toy' \(40 training images"),
         (changed("networks.small.0.conv.kernel", 9), r"conv1 .*9x9 kernel is larger than the 8x8"),
-        (changed("networks.small.2.subsample", 4), r"subsample1 .*4x4 do not divide the 6x6 map"),
+        (changed("networks.small.2.subsample", 7), r"subsample1 .*7x7 is larger than the 6x6 map"),
         (
             changed("networks.small.3.dense", 4),
             r"ends in shape \(4,\), but the data set has 3 "

@@ -8,7 +8,7 @@ import pytest
 
 from cnnlib.engine import Stage, plan
 from cnnlib.errors import ConfigError, Unsupported
-from cnnlib.layers import FUNCTIONS, Activation, Conv, Dense, Subsample
+from cnnlib.layers import Activation, Conv, Dense, Subsample
 from cnnlib.network import Network, parse_layers
 from cnnlib.stages import LADDER, naive
 from tests.support.networks import ANY_FUNCTION, awkward, build, lenet5, simard
@@ -122,11 +122,38 @@ def test_initial_parameters():
     assert not np.array_equal(vector, network.initial_parameters(seed=2))
     views = network.views(vector)
     assert not views[0]["bias"].any()
-    # relu follows the first dense layer, nothing follows the last (gain 1)
-    assert views[6]["weight"].std() == pytest.approx(
-        math.sqrt(FUNCTIONS["relu"].gain / 256), rel=0.02
-    )
+    assert views[6]["weight"].std() == pytest.approx(math.sqrt(1 / 256), rel=0.02)
     assert views[10]["weight"].std() == pytest.approx(math.sqrt(1 / 84), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variance"), [("lecun", 1 / 150), ("glorot", 2 / (150 + 400)), ("he", 2 / 150)]
+)
+def test_initial_weights_by_name(scheme: str, variance: float) -> None:
+    network = lenet5()
+    weight = network.views(network.initial_parameters(1, scheme=scheme))[3]["weight"]
+    assert weight.std() == pytest.approx(math.sqrt(variance), rel=0.03)
+
+
+def test_an_unknown_scheme_is_named() -> None:
+    with pytest.raises(ConfigError, match="initial weights 'best'; known: lecun, glorot, he"):
+        lenet5().initial_parameters(1, scheme="best")
+
+
+def test_a_network_from_layers_and_from_entries_is_the_same() -> None:
+    layers = [Conv(maps=2, kernel=3, padding=1), Activation(function="relu"), Dense(units=4)]
+    entries = [
+        {"conv": {"maps": 2, "kernel": [3, 3], "padding": 1}},
+        {"activation": "relu"},
+        {"dense": 4},
+    ]
+    network = Network.from_layers((1, 8, 6), 4, layers)
+    assert network == Network.from_layers([1, 8, 6], 4, entries)
+    assert network.shapes == ((1, 8, 6), (2, 8, 6), (2, 8, 6), (4,))
+    with pytest.raises(ConfigError, match=r"unknown layer kind 'lstm' in layers\[0\]; known: conv"):
+        Network.from_layers((1, 8, 6), 4, [{"lstm": 4}])
+    with pytest.raises(ConfigError, match=r"input_shape is \(8, 6\), not \(channels, height"):
+        Network.from_layers((8, 6), 4, layers)
 
 
 def test_bare_values_and_settings_mean_the_same():
@@ -147,8 +174,8 @@ def test_bare_values_and_settings_mean_the_same():
             r"a 29x29 kernel is larger than the 28x28 map",
         ),
         (
-            [{"conv": {"maps": 6, "kernel": 4}}, {"subsample": 2}, {"dense": 10}],
-            r"subsample1 .*\(6, 25, 25\): windows of 2x2 do not divide the 25x25 map",
+            [{"conv": {"maps": 6, "kernel": 4}}, {"subsample": 26}, {"dense": 10}],
+            r"subsample1 .*\(6, 25, 25\): a window of 26x26 is larger than the 25x25 map",
         ),
         (
             [{"dense": 16}, {"conv": {"maps": 6, "kernel": 3}}],
@@ -198,10 +225,10 @@ def test_a_network_without_layers():
             r"networks\.n\[0\]\.conv\.stride: .*greater than 0, not 0",
         ),
         (
-            [{"conv": {"maps": 6, "kernel": 5, "padding": 2}}],
-            r"unknown key 'padding' in networks\.n\[0\]\.conv; known: maps, kernel, stride",
+            [{"conv": {"maps": 6, "kernel": 5, "dilation": 2}}],
+            r"unknown key 'dilation' in networks\.n\[0\]\.conv; known: maps, kernel, stride, pad",
         ),
-        ([{"activation": "gelu"}], rf"activation\.function: .*{ANY_FUNCTION}, not 'gelu'"),
+        ([{"activation": "elu"}], rf"activation\.function: .*{ANY_FUNCTION}, not 'elu'"),
         ([{"subsample": {"size": 2, "method": "min"}}], r"method: .*'max' or 'mean'"),
     ],
 )

@@ -38,6 +38,41 @@ def prepare(
     datasets.prepare(dataset, load_config(config).dataset(dataset, "--dataset"), folder, out)
 
 
+def checksum(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Four IDX files, .npz files, files of records as CIFAR has them, an archive of "
+            "such files, or a folder with train/CLASS and test/CLASS.",
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="The data set's name in the entry.")] = "mine",
+    only: Annotated[
+        str, typer.Option(help="Of an archive, only files whose names contain this text.")
+    ] = "",
+) -> None:
+    """Print the entry of a data set for the config, with the checksums of its files.
+
+    Kind, shape and classes are guessed from what is in the files. Look at the entry before you
+    trust it.
+    """
+    import re
+
+    import yaml
+
+    from cnnlib import patterns
+    from cnnlib.config import check_dataset
+    from cnnlib.datasets.describe import describe
+    from cnnlib.errors import UserError
+
+    if not re.fullmatch(patterns.NAME, name):
+        raise UserError(f"--name {name!r} must be made of {patterns.WORDS[patterns.NAME]}")
+    entry = describe(files, only)
+    check_dataset(name, entry)
+    text = yaml.safe_dump({"datasets": {name: entry}}, sort_keys=False, default_flow_style=None)
+    typer.echo(text.rstrip())
+
+
 def combine(
     table: Annotated[str, typer.Option(help="The table's name: epochs, steps, ...")],
     out: Annotated[Path, typer.Option(help="The CSV file to write.")],

@@ -59,9 +59,10 @@ def train(
 ) -> None:
     """Train a network and write its weights.
 
-    The test accuracy is printed after every epoch. When the loss is no longer finite, the exit code
-    is 1 and no weights are written. SIGTERM and SIGUSR1 end the training within about a second,
-    with the checkpoint saved.
+    The test accuracy is printed after every epoch. For a data set with validation images it is
+    their accuracy, and the test accuracy is printed at the end. When the loss is no longer finite,
+    the exit code is 1 and no weights are written. SIGTERM and SIGUSR1 end the training within about
+    a second, with the checkpoint saved.
     """
     from cnnlib.config import load_config
     from cnnlib.exchange.formats import format_of, save_weights
@@ -121,14 +122,19 @@ def train(
                         err=True,
                     )
                     raise typer.Exit(1)
-                right = accuracy(engine, loaded.test_images, loaded.test_labels)
+                if loaded.has_validation:
+                    what, seen = "validation", (loaded.validation_images, loaded.validation_labels)
+                else:
+                    what, seen = "test", (loaded.test_images, loaded.test_labels)
+                right = accuracy(engine, *seen)
                 progress.say(
-                    f"epoch {done.epoch}/{total}: loss {done.loss:.4f}, test accuracy "
+                    f"epoch {done.epoch}/{total}: loss {done.loss:.4f}, {what} accuracy "
                     f"{100 * right:.2f} %, {done.seconds:.4g} s"
                 )
-        if right is None:
+        if right is None or loaded.has_validation:
+            already = "already trained; " if right is None else ""
             right = accuracy(engine, loaded.test_images, loaded.test_labels)
-            typer.echo(f"already trained; test accuracy {100 * right:.2f} %")
+            typer.echo(f"{already}test accuracy {100 * right:.2f} %")
         origin = {
             "dataset": dataset,
             "stage": chosen.name,
@@ -138,7 +144,8 @@ def train(
             "epochs": total,
             "test_accuracy": right,
         }
-        save_weights(out, Weights(built, engine.parameters, loaded.mean, loaded.deviation, origin))
+        mean, deviation, names = loaded.mean, loaded.deviation, loaded.class_names
+        save_weights(out, Weights(built, engine.parameters, mean, deviation, origin, names))
     typer.echo(f"weights: {out}")
 
 

@@ -40,7 +40,7 @@ def find_pictures(name: str, spec: FolderSpec) -> Pictures:
     """
     root = Path(spec.path).expanduser()
     train, test = root / spec.train, root / spec.test
-    found = {part: _classes(part) for part in (train, test)}
+    found = {part: find_classes(part) for part in (train, test)}
     names = tuple(sorted(found[train]))
     if extra := sorted(set(found[test]) - set(names)):
         raise DataError(f"{test / extra[0]} is a class that {train} lacks: it cannot be learnt")
@@ -107,7 +107,7 @@ def checksum(folder: Path, parts: tuple[str, str]) -> str:
     """
     whole = hashlib.sha256()
     for part in parts:
-        for class_name, paths in sorted(_classes(folder / part).items()):
+        for class_name, paths in sorted(find_classes(folder / part).items()):
             for path in paths:
                 whole.update(f"{part}/{class_name}/{path.name}\0".encode())
                 try:
@@ -136,7 +136,7 @@ def fingerprint(spec: FolderSpec) -> str:
     return whole.hexdigest()
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
+def find_classes(folder: Path) -> dict[str, list[Path]]:
     """Class -> its pictures by name; DataError for anything else in the folder."""
     found: dict[str, list[Path]] = {}
     for entry in _entries(folder):

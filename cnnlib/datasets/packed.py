@@ -140,6 +140,13 @@ def _in_tar(archive: Path, names: Collection[str]) -> Iterator[tuple[str, IO[byt
                     return
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is a tar archive, or a zip archive other than an .npz file."""
+    if zipfile.is_zipfile(path):
+        return not all(name.endswith(".npy") for name in member_names(path))
+    return tarfile.is_tarfile(path)
+
+
 def member_names(archive: Path) -> list[str]:
     """Names of the regular files in a tar or zip archive, in their order.
 

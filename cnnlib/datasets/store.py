@@ -48,9 +48,11 @@ class Dataset:
         """Whether training images were left out to be watched."""
         return len(self.validation_labels) > 0
 
-    def name_of(self, label: int) -> str:
-        """What a class is called: its name, or its number where it has none."""
-        return self.class_names[label] if self.class_names else str(label)
+    def name_of(self, label: int, otherwise: str | None = None) -> str:
+        """What a class is called; where it has no name `otherwise`, or its number."""
+        if self.class_names:
+            return self.class_names[label]
+        return str(label) if otherwise is None else otherwise
 
 
 NOISE_TESTS = 16

@@ -26,6 +26,7 @@ class Engine(ABC, Generic[Op]):
     """What the options of this engine's stages are an instance of."""
     event_seconds: float = math.nan
     """The last `train` by the device's own events; nan where there are none."""
+    _steps: int = 0
     step_losses: Array | None = None
     """Mean loss of each step of the last `train`, (steps,); None unless the stage is one that does
     not repeat.
@@ -114,18 +115,30 @@ class Engine(ABC, Generic[Op]):
     @property
     @abstractmethod
     def velocity(self) -> Array:
-        """Copy of the momentum's flat vector (zeros at the start); with the parameters and the
-        position in the order it is the whole state of a training.
+        """Copy of the momentum's flat vector (zeros at the start); with the parameters, the number
+        of steps and the position in the order it is the whole state of a training.
         """
 
     @velocity.setter
     @abstractmethod
     def velocity(self, vector: Array) -> None: ...
 
+    @property
+    def steps(self) -> int:
+        """Steps done since the initial weights, by which dropout's masks are drawn.
+
+        `gradient` and `backward` use the masks of the step that comes next. `train` counts on.
+        """
+        return self._steps
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self._steps = count
+
     def profile(self) -> list[KernelTime]:
         """The kernels of one training step, or the operators where a CPU has no kernels.
 
-        Needs `load`. Parameters and velocity are the same afterwards.
+        Needs `load`. Parameters, velocity and steps are the same afterwards.
         """
         return []
 

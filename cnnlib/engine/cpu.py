@@ -19,10 +19,10 @@ import multiprocessing
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from multiprocessing.connection import Connection
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -34,7 +34,7 @@ from cnnlib.engine.base import Engine
 from cnnlib.engine.profile import KernelTime, profile_operators
 from cnnlib.engine.stage import Bytes, Order, Planned, Setup, Stage
 from cnnlib.errors import WorkerDied
-from cnnlib.layers import Array, Shape, Views, cross_entropies
+from cnnlib.layers import Array, Shape, Views
 from cnnlib.levels import for_maps
 from cnnlib.system.machine import usable_cores
 
@@ -42,6 +42,14 @@ MICRO_BATCH = 64
 """Most images in a micro-batch: enough for long inner loops, few enough for the cache."""
 LANE_IMAGES = 16
 """Fewest images of a batch for each lane: with fewer, waking another lane costs more."""
+
+
+class Moment(NamedTuple):
+    """When and where images are trained on, by which dropout's masks are drawn."""
+
+    step: int
+    positions: Array
+    """(n,) The place of each image in its batch."""
 
 
 class MicroBatchOperator(ABC):
@@ -60,6 +68,10 @@ class MicroBatchOperator(ABC):
 
     target: Array
     target_error: Array | None
+    moment: Moment | None = None
+    """Set before `forward`: None where images are only read, and nothing is trained."""
+    setup: Setup
+    """What is trained; set by the lane as soon as the operator has been made."""
 
     def __init__(
         self,
@@ -151,6 +163,7 @@ class Lane:
             operator = planned.operator(
                 planned, target, target_error, weights[start], gradients[start], may_overwrite
             )
+            operator.setup = setup
             self.operators.append(operator)
             target, target_error = operator.target, operator.target_error
             may_overwrite = not operator.keeps_target
@@ -160,8 +173,11 @@ class Lane:
         for start in range(part.start, part.stop, self.size):
             yield slice(start, min(start + self.size, part.stop))
 
-    def forward(self, images: Bytes) -> Array:
-        """Logits (classes, n) of images (n, C, H, W), n at most a micro-batch."""
+    def forward(self, images: Bytes, moment: Moment | None = None) -> Array:
+        """Logits (classes, n) of images (n, C, H, W), n at most a micro-batch.
+
+        `moment` is given where they are trained on.
+        """
         count = len(images)
         np.copyto(self._source[..., :count], images.transpose(2, 1, 3, 0))
         # A short micro-batch is filled up with its first image: old numbers may be infinite.
@@ -169,6 +185,7 @@ class Lane:
         np.subtract(self._source, self._mean, out=self._source)
         np.divide(self._source, self._deviation, out=self._source)
         for operator in self.operators:
+            operator.moment = moment
             operator.forward()
         return in_c_order(self.operators[-1].target).reshape(-1, self.size)[:, :count]
 
@@ -195,13 +212,22 @@ class Exchange:
         self.images = shared_zeros((batch, *network.input_shape), np.uint8)
         self.labels = shared_zeros((batch,), np.int64)
         self.error = shared_zeros((network.classes, batch), dtype)
+        self.positions = shared_zeros((batch,), np.int64)
+        self.positions[:] = np.arange(batch)
+        self.step = shared_zeros((1,), np.int64)
+        self._loss = setup.loss_function
+
+    def moment(self, images: slice) -> Moment:
+        """When and where these images of the batch are trained on."""
+        return Moment(int(self.step[0]), self.positions[images])
 
     def add_losses(self, lane: Lane, part: slice, batch: int) -> float:
         """The sum of the losses of `part`; puts its share of the mean's gradient into the lane."""
         total = 0.0
         lane.gradient.fill(0)
         for images in lane.micro_batches(part):
-            losses, error = cross_entropies(lane.forward(self.images[images]), self.labels[images])
+            logits = lane.forward(self.images[images], self.moment(images))
+            losses, error = self._loss.many(logits, self.labels[images])
             error /= batch
             lane.backward(error)
             total += float(losses.sum(dtype=np.float64))
@@ -211,7 +237,7 @@ class Exchange:
         """Put the gradient of `part` into the lane, for the derivatives in `error`."""
         lane.gradient.fill(0)
         for images in lane.micro_batches(part):
-            lane.forward(self.images[images])
+            lane.forward(self.images[images], self.moment(images))
             lane.backward(self.error[:, images])
         return 0.0
 
@@ -283,12 +309,16 @@ class MicroBatchEngine(Engine[MicroBatchFactory]):
                 self._exchange.labels[:] = self._labels[batch]
                 total += self._do("add_losses", size)
                 self._update(rate)
+                self.steps += 1
         return total / (steps * size)
 
     def _update(self, rate: float) -> None:
-        """velocity = momentum velocity + gradient; parameters -= rate velocity."""
+        """v = momentum v + gradient + decay parameters; parameters -= rate v."""
         dtype = self._vector.dtype.type
         np.multiply(self._velocity, dtype(self.setup.momentum), out=self._velocity)
+        if self.setup.weight_decay:
+            np.multiply(self._vector, dtype(self.setup.weight_decay), out=self._change)
+            np.add(self._velocity, self._change, out=self._velocity)
         for gradient in self._exchange.gradients:
             np.add(self._velocity, gradient, out=self._velocity)
         np.multiply(self._velocity, dtype(rate), out=self._change)
@@ -306,13 +336,36 @@ class MicroBatchEngine(Engine[MicroBatchFactory]):
         total: Array = self._exchange.gradients.sum(axis=0)
         return total
 
-    def backward(self, images: Bytes, output_error: Array) -> Array:
+    def backward(self, images: Bytes, output_error: Array, positions: Array | None = None) -> Array:
+        """As every engine does; `positions` (n,) are those of the images in their batch, where
+        they are not its first.
+        """
         count = len(images)
         self._exchange.images[:count] = images
         self._exchange.error[:, :count] = output_error.T
-        with self._blas.limit(limits=self._blas_threads, user_api="blas"):
+        with self._at(positions), self._blas.limit(limits=self._blas_threads, user_api="blas"):
             self._do("push_errors", count)
         return self._sum_of_gradients()
+
+    @contextmanager
+    def _at(self, positions: Array | None) -> Iterator[None]:
+        """Let the first images of the batch have these positions in it."""
+        if positions is not None:
+            self._exchange.positions[: len(positions)] = positions
+        try:
+            yield
+        finally:
+            if positions is not None:
+                self._exchange.positions[:] = np.arange(len(self._exchange.positions))
+
+    def training_logits(self, images: Bytes, positions: Array) -> Array:
+        """(n, classes) as a step would see them, with dropout, at these positions of a batch."""
+        outputs = np.empty((len(images), self.network.classes), self._vector.dtype)
+        with self._blas.limit(limits=self._blas_threads, user_api="blas"):
+            for part in self.lane.micro_batches(slice(0, len(images))):
+                moment = Moment(self.steps, positions[part])
+                outputs[part] = self.lane.forward(images[part], moment).T
+        return outputs
 
     def logits(self, images: Bytes) -> Array:
         if self._reader is None:
@@ -355,6 +408,14 @@ class MicroBatchEngine(Engine[MicroBatchFactory]):
             worker.begin(task, part, batch)
         total = self._exchange.do(task, self.lane, own, batch)
         return sum((worker.result() for worker in self._workers), total)
+
+    @property
+    def steps(self) -> int:
+        return int(self._exchange.step[0])
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self._exchange.step[0] = count
 
     @property
     def parameters(self) -> Array:

@@ -14,7 +14,7 @@ from cnnlib.engine.base import Engine
 from cnnlib.engine.stage import Bytes, Op, Order, Setup, Stage
 from cnnlib.engine.upload import LoadTimer, LoadTimes, device_array, resident_limit
 from cnnlib.errors import Unsupported
-from cnnlib.layers import Array
+from cnnlib.layers import DEFAULT_LOSS, Array
 from cnnlib.levels import channels_of, first_of, of_channels
 
 PROFILE_SECONDS = 0.01
@@ -49,6 +49,14 @@ class DeviceEngine(Engine[Op]):
     def kernels_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> list[str]:
         """Names of the kernels that an engine of these arguments launches from its source_on."""
         raise Unsupported(f"stage '{stage.name}' has no generated source")
+
+    @staticmethod
+    def _refuse_extras(stage: Stage[Op], setup: Setup) -> None:
+        """Raise Unsupported for a training whose loss or update has no kernel."""
+        if setup.loss != DEFAULT_LOSS:
+            raise Unsupported(f"stage '{stage.name}' has no kernel for the loss {setup.loss}")
+        if setup.weight_decay:
+            raise Unsupported(f"stage '{stage.name}' has no kernel for weight decay")
 
     @property
     def choices(self) -> Mapping[str, object]:
@@ -152,7 +160,9 @@ class DeviceEngine(Engine[Op]):
 
     def train(self, order: Order, rates: Array | None = None) -> float:
         steps = len(order) // self.setup.batch_size
-        return self._train(order, self.rates_of(steps, rates), None)
+        loss = self._train(order, self.rates_of(steps, rates), None)
+        self.steps += steps
+        return loss
 
     def train_timed(self, order: Order) -> LoadTimes:
         """Train as `train` does and measure where the time goes, which itself takes a little."""
@@ -160,6 +170,7 @@ class DeviceEngine(Engine[Op]):
         steps = len(order) // self.setup.batch_size
         began = time.perf_counter()
         self._train(order, self.rates_of(steps, None), timer)
+        self.steps += steps
         return timer.times(time.perf_counter() - began)
 
     @property

@@ -63,7 +63,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         self.operators: list[GpuOperator] = self.operators_on(stage, setup, device)
         self.module = self._compile()
         self._allocate()
-        self._steps: dict[int, list[Launch]] = {}
+        self._step_launches: dict[int, list[Launch]] = {}
         self._images: ResidentImages | None = None
 
     # Building
@@ -74,6 +74,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     ) -> list[GpuOperator]:
         if limits is None:
             raise ValueError(f"stage '{stage.name}' is laid out for the limits of a device")
+        cls._refuse_extras(stage, setup)
         return [p.operator(p, stage, limits) for p in plan(stage, setup.network)]
 
     @classmethod
@@ -264,7 +265,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
 
     def _drop_images(self) -> None:
         """Release the training set loaded before, and the launches that read it."""
-        self._steps.clear()
+        self._step_launches.clear()
         if self._images is not None:
             self._images.close()
         self._images = None
@@ -288,22 +289,22 @@ class GpuEngine(DeviceEngine[GpuFactory]):
 
     def _step(self, first: int) -> list[Launch]:
         """The launches of one training step on the batch that begins at resident image `first`."""
-        if first not in self._steps:
+        if first not in self._step_launches:
             batch, shape = self.setup.batch_size, self.network.input_shape
             resident = self._loaded()
-            if not self._steps:
+            if not self._step_launches:
                 self._forward_pass = self._forward(batch)
                 self._backward_pass = self._backward(batch)
             images = resident.images.part(first * math.prod(shape), (batch, *shape))
             labels = resident.labels.part(first, (batch,))
-            self._steps[first] = [
+            self._step_launches[first] = [
                 self._normalize(images, batch),
                 *self._forward_pass,
                 self._loss(labels, batch),
                 *self._backward_pass,
                 *self._update(first // batch),
             ]
-        return self._steps[first]
+        return self._step_launches[first]
 
     def _run_batch(self, count: int, way: Pass) -> None:
         launches = [self._normalize(self._batch_images, count), *self._forward(count)]

@@ -14,9 +14,9 @@ from typing_extensions import TypeVar
 
 from cnnlib.engine.learning_rate import Schedule
 from cnnlib.errors import Unsupported
-from cnnlib.layers import Layer, Shape
+from cnnlib.layers import DEFAULT_LOSS, Array, Dropout, Layer, Loss, Shape, find_loss
 from cnnlib.levels import Level, channels_of
-from cnnlib.network import FLOAT, Arithmetic, Network
+from cnnlib.network import DEFAULT_SCHEME, FLOAT, Arithmetic, Network
 
 if TYPE_CHECKING:
     from cnnlib.engine.base import Engine
@@ -60,6 +60,14 @@ class Setup:
     """Kind of device, cpu or cuda, for engines of libraries that find theirs themselves."""
     labels: str = ""
     """A digest of the training labels, by which a checkpoint knows its data; "" for none."""
+    loss: str = DEFAULT_LOSS
+    """A name of cnnlib.layers.LOSSES."""
+    weight_decay: float = 0.0
+    """Share of the parameters that is added to their gradient, biases included."""
+    initial_weights: str = DEFAULT_SCHEME
+    """A name of cnnlib.network.SCHEMES."""
+    seed: int = 0
+    """The key of dropout's masks."""
 
     def __post_init__(self) -> None:
         channels = channels_of(self.network.input_shape)
@@ -74,6 +82,20 @@ class Setup:
     @property
     def schedule(self) -> Schedule:
         return Schedule(self.learning_rate, self.warmup)
+
+    @property
+    def loss_function(self) -> Loss:
+        return find_loss(self.loss)
+
+    def mask(self, layer: int, step: int, image: int | Array) -> Array:
+        """Dropout's mask at `layer` of the network in a step, for one image of its batch or many.
+
+        (*shape,) or (n, *shape), bool.
+        """
+        dropout = self.network.layers[layer]
+        if not isinstance(dropout, Dropout):
+            raise TypeError(f"{self.network.layer_names[layer]} has no mask")
+        return dropout.mask(self.network.shapes[layer], self.seed, step, layer, image)
 
 
 @dataclass(frozen=True)
@@ -188,25 +210,43 @@ class Planned(Generic[Op]):
 
 
 def plan(stage: Stage[Op], network: Network) -> tuple[Planned[Op], ...]:
-    """Cover the network's layers from the input on, always by the longest run the stage knows.
+    """Cover the network's layers from the input on, always by the longest run the stage serves.
 
+    An operator may have a function `declines(layers, source_shape)`, which says in a few words why
+    it cannot serve layers of the right kinds, and "" if it can; the plan then tries a shorter run.
     Raises Unsupported naming the stage, the layer and what the stage can do.
     """
     planned: list[Planned[Op]] = []
     start = 0
     while start < len(network.layers):
-        kinds = tuple(type(layer) for layer in network.layers[start:])
-        runs = [key for key in stage.operators if kinds[: len(key)] == key]
-        if not runs:
+        chosen, reasons = _longest(stage, network, start)
+        if chosen is None:
             known = ", ".join("+".join(layer.kind for layer in key) for key in stage.operators)
+            why = "; ".join(reasons) or f"it knows: {known or 'nothing'}"
             raise Unsupported(
                 f"stage '{stage.name}' has no operator for {network.layer_names[start]} of "
-                f"network '{network.name}'; it knows: {known or 'nothing'}"
+                f"network '{network.name}'; {why}"
             )
-        run = max(runs, key=len)
-        planned.append(Planned(stage.operators[run], network, start, start + len(run)))
-        start += len(run)
+        planned.append(chosen)
+        start = chosen.stop
     return tuple(planned)
+
+
+def _longest(
+    stage: Stage[Op], network: Network, start: int
+) -> tuple[Planned[Op] | None, list[str]]:
+    """The longest run from layer `start` on that an operator serves, and why others do not."""
+    kinds = tuple(type(layer) for layer in network.layers[start:])
+    runs = [key for key in stage.operators if kinds[: len(key)] == key]
+    reasons = []
+    for run in sorted(runs, key=len, reverse=True):
+        found = Planned(stage.operators[run], network, start, start + len(run))
+        declines = getattr(found.operator, "declines", None)
+        why = declines(found.layers, found.source_shape) if declines else ""
+        if not why:
+            return found, []
+        reasons.append(f"{found.name}: {why}")
+    return None, reasons
 
 
 def batch_arithmetic(setup: Setup, part: Part) -> Arithmetic:

@@ -9,7 +9,9 @@ from cnnlib.layers.activation import FUNCTIONS, Activation, enumerator_of
 from cnnlib.layers.base import Array, Layer, Shape, Views
 from cnnlib.layers.conv import Conv
 from cnnlib.layers.dense import Dense
-from cnnlib.layers.softmax import cross_entropies, cross_entropy, softmax
+from cnnlib.layers.dropout import MASK, Dropout
+from cnnlib.layers.losses import DEFAULT_LOSS, LOSSES, Loss, find_loss
+from cnnlib.layers.softmax import softmax
 from cnnlib.layers.subsample import Subsample
 
 
@@ -34,23 +36,27 @@ def _by_kind(layers: list[type[Layer]]) -> dict[str, type[Layer]]:
 
 
 KINDS: dict[str, type[Layer]] = _by_kind(
-    [Conv, Activation, Subsample, Dense, *_kinds_in_this_folder()]
+    [Conv, Activation, Subsample, Dense, Dropout, *_kinds_in_this_folder()]
 )
 """Kind -> class, those of an ordinary network first."""
 
 __all__ = [
+    "DEFAULT_LOSS",
     "FUNCTIONS",
     "KINDS",
+    "LOSSES",
+    "MASK",
     "Activation",
     "Array",
     "Conv",
     "Dense",
+    "Dropout",
     "Layer",
+    "Loss",
     "Shape",
     "Subsample",
     "Views",
-    "cross_entropies",
-    "cross_entropy",
     "enumerator_of",
+    "find_loss",
     "softmax",
 ]

@@ -13,40 +13,41 @@ from pydantic import Field
 
 from cnnlib.layers.base import Array, Layer, Shape, Views, like
 
+LEAK = 0.01
+"""The slope of a leaky relu below zero (Maas, Hannun and Ng 2013; PyTorch's default)."""
+TANH_SCALE = 1.7159
+TANH_RATE = 2 / 3
+"""f(x) = A tanh(S x) of LeCun et al. 1998, appendix A: with these f(1) is 1 and f(-1) is -1."""
+
 
 @dataclass(frozen=True)
 class Function:
     """A function f and its derivative, for one number and for whole arrays.
 
-    The derivative is written in terms of y = f(x), so that x need not be kept. f must not decrease:
-    the fused stages take the maximum of a window before they apply f.
+    Most functions do not decrease, and have a derivative that is known from y = f(x) alone, so that
+    x need not be kept. `from_target` says whether this is one of them; stages that fuse layers fuse
+    these alone, because they take the maximum of a window before they apply f.
     """
 
     formula: str
     """f(x) as documents write it."""
     value: Callable[[float], float]
     """f(x) of one number, as the reference computes it; NaN stays NaN."""
-    derivative: Callable[[float], float]
-    """f'(x) of one number, from y = f(x)."""
+    derivative: Callable[[float, float], float]
+    """f'(x) of one number, from x and y = f(x); where `from_target` holds it reads y alone."""
     values: Callable[[Array, Array, Array], object]
     """(source, target, slope): writes f of all elements of `source` in `target`, which may be the
     same array. Where `slopes` is None it writes their derivatives in `slope`, too."""
     slopes: Callable[[Array, Array], object] | None
     """(target, slope): writes the derivatives in `slope`, from the elements of `target`."""
+    from_target: bool = True
+    """Whether f does not decrease, and its derivative is known from y alone."""
     slope_type: type[bool] | None = None
     """The type of the elements of `slope`; None: that of the source's."""
     kink: tuple[float, float] | None = None
     """The derivatives below and above zero, where they differ; None: f is smooth everywhere.
 
     There rounding decides which of them is taken, and validation allows for both.
-    """
-    gain: float = 1.0
-    """Variance of a unit's output over that of its inputs, with which weights begin.
-
-    1 keeps the variance (LeCun et al. 1998). For relu He et al. 2015 give 2, to make up for the
-    half that relu cuts off; but where the maximum of a window is taken nothing is lost that way,
-    logits would begin far from 0, and plain gradient descent without warm-up then starts with steps
-    that are too long.
     """
 
 
@@ -56,6 +57,17 @@ def _relu_values(source: Array, target: Array, slope: Array) -> None:
     np.multiply(source, slope, out=target)
 
 
+def _leaky_relu_values(source: Array, target: Array, slope: Array) -> None:
+    np.multiply(source, LEAK, out=slope)
+    np.maximum(source, slope, out=target)
+
+
+def _leaky_relu_slopes(target: Array, slope: Array) -> None:
+    np.greater(target, 0, out=slope)
+    np.multiply(slope, 1 - LEAK, out=slope)
+    np.add(slope, LEAK, out=slope)
+
+
 def _tanh_values(source: Array, target: Array, slope: Array) -> None:
     np.tanh(source, out=target)
 
@@ -63,6 +75,19 @@ def _tanh_values(source: Array, target: Array, slope: Array) -> None:
 def _tanh_slopes(target: Array, slope: Array) -> None:
     np.multiply(target, target, out=slope)
     np.subtract(1, slope, out=slope)
+
+
+def _scaled_tanh_values(source: Array, target: Array, slope: Array) -> None:
+    np.multiply(source, TANH_RATE, out=target)
+    np.tanh(target, out=target)
+    np.multiply(target, TANH_SCALE, out=target)
+
+
+def _scaled_tanh_slopes(target: Array, slope: Array) -> None:
+    # A S (1 - (y / A)^2) = A S - (S / A) y^2
+    np.multiply(target, target, out=slope)
+    np.multiply(slope, -TANH_RATE / TANH_SCALE, out=slope)
+    np.add(slope, TANH_SCALE * TANH_RATE, out=slope)
 
 
 def _sigmoid(x: float) -> float:
@@ -83,29 +108,76 @@ def _sigmoid_slopes(target: Array, slope: Array) -> None:
     np.multiply(slope, target, out=slope)
 
 
+def _normal_below(x: float) -> float:
+    """The probability that a standard normal variable is below x."""
+    return 0.5 * (1 + math.erf(x / math.sqrt(2)))
+
+
+def _gelu_derivative(x: float, y: float) -> float:
+    density = math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return _normal_below(x) + x * density
+
+
+def _gelu_values(source: Array, target: Array, slope: Array) -> None:
+    from scipy.special import ndtr  # it takes a while to import, and only this function needs it
+
+    below = ndtr(source)
+    # the derivative is below + x * density(x), where exp cannot overflow
+    np.multiply(source, source, out=slope)
+    np.multiply(slope, -0.5, out=slope)
+    np.exp(slope, out=slope)
+    np.multiply(slope, 1 / math.sqrt(2 * math.pi), out=slope)
+    np.multiply(slope, source, out=slope)
+    np.add(slope, below, out=slope)
+    np.multiply(source, below, out=target)
+
+
 FUNCTIONS: dict[str, Function] = {
     "relu": Function(
         formula="max(x, 0)",
         value=lambda x: x if x > 0 or math.isnan(x) else 0,
-        derivative=lambda y: 1 if y > 0 else 0,
+        derivative=lambda x, y: 1 if y > 0 else 0,
         values=_relu_values,
         slopes=None,
         slope_type=bool,
         kink=(0, 1),
     ),
+    "leaky_relu": Function(
+        formula=f"max(x, {LEAK} x)",
+        value=lambda x: x if x > 0 or math.isnan(x) else LEAK * x,
+        derivative=lambda x, y: 1 if y > 0 else LEAK,
+        values=_leaky_relu_values,
+        slopes=_leaky_relu_slopes,
+        kink=(LEAK, 1),
+    ),
     "tanh": Function(
         formula="tanh(x)",
         value=math.tanh,
-        derivative=lambda y: 1 - y * y,
+        derivative=lambda x, y: 1 - y * y,
         values=_tanh_values,
         slopes=_tanh_slopes,
+    ),
+    "scaled_tanh": Function(
+        formula=f"{TANH_SCALE} tanh(2 x / 3), as in LeCun et al. 1998",
+        value=lambda x: TANH_SCALE * math.tanh(TANH_RATE * x),
+        derivative=lambda x, y: TANH_RATE * (TANH_SCALE - y * y / TANH_SCALE),
+        values=_scaled_tanh_values,
+        slopes=_scaled_tanh_slopes,
     ),
     "sigmoid": Function(
         formula="1 / (1 + exp(-x))",
         value=_sigmoid,
-        derivative=lambda y: y * (1 - y),
+        derivative=lambda x, y: y * (1 - y),
         values=_sigmoid_values,
         slopes=_sigmoid_slopes,
+    ),
+    "gelu": Function(
+        formula="x P(x), P the standard normal distribution (Hendrycks and Gimpel 2016)",
+        value=lambda x: x * _normal_below(x),
+        derivative=_gelu_derivative,
+        values=_gelu_values,
+        slopes=None,
+        from_target=False,
     ),
 }
 """Name in config.yaml -> function, in the order of kernels/layers.cuh.
@@ -146,7 +218,7 @@ class Activation(Layer):
         derivative = FUNCTIONS[self.function].derivative
         source_error = like(source, source.shape)
         for position in range(source.size):
-            slope = derivative(target.flat[position])
+            slope = derivative(source.flat[position], target.flat[position])
             source_error.flat[position] = target_error.flat[position] * slope
         return source_error, {}
 

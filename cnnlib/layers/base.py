@@ -25,8 +25,13 @@ class Layer(BaseModel, ABC):
     """The layer's key in config.yaml."""
     shorthand: ClassVar[str]
     """The field that a bare value sets: `dense: 84` is `dense: {units: 84}`."""
-    example: ClassVar[dict[str, object]] = {}
-    """Settings with which tests try the layer, where a field's type and bounds suggest none."""
+    examples: ClassVar[tuple[dict[str, object], ...]] = ()
+    """Settings with which tests try the layer; without any they follow from types and bounds."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What config.yaml gives for this layer: its fields but for those left at a default."""
+        return self.model_dump(exclude_defaults=True)
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
@@ -38,6 +43,10 @@ class Layer(BaseModel, ABC):
 
     def fan_in(self, shape: Shape) -> int:
         """Number of inputs each unit sums over; 0 for layers without weights."""
+        return 0
+
+    def fan_out(self, shape: Shape) -> int:
+        """Number of units that each input contributes to; 0 for layers without weights."""
         return 0
 
     def forward_flops(self, shape: Shape) -> int:
@@ -63,9 +72,18 @@ class Layer(BaseModel, ABC):
         """
 
 
-def window_count(length: int, window: int, stride: int) -> int:
-    """Number of windows of `window` elements, `stride` apart, that fit in `length` elements."""
-    return (length - window) // stride + 1
+def window_counts(
+    shape: tuple[int, int],
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> tuple[int, int]:
+    """Windows, `stride` apart, that fit in a padded map, down and across; below 1 if none does."""
+    rows, columns = (
+        (length + 2 * p - w) // s + 1
+        for length, w, s, p in zip(shape, window, stride, padding, strict=True)
+    )
+    return rows, columns
 
 
 def like(array: Array, shape: Shape) -> Array:

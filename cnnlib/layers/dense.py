@@ -29,6 +29,9 @@ class Dense(Layer):
     def fan_in(self, shape: Shape) -> int:
         return math.prod(shape)
 
+    def fan_out(self, shape: Shape) -> int:
+        return self.units
+
     def forward_flops(self, shape: Shape) -> int:
         return 2 * self.units * math.prod(shape)
 

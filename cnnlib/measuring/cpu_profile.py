@@ -54,7 +54,7 @@ def measure_cpu_profile(config: Config, run: Run, dataset: Dataset, out: Path) -
     single = dataclasses.replace(stage, threads=1)
     seed, count = seed_of(config, run.repeat), len(dataset.train_labels)
     profiler = cProfile.Profile()
-    setup = setup_of(config, network, dataset, size)
+    setup = setup_of(config, network, dataset, size, seed)
     with (
         open_target(single, config.sweep.device) as target,
         open_engine(single, setup, target, dataset) as engine,
@@ -96,4 +96,6 @@ def readable(file: str, line: int, name: str) -> str:
     path = Path(file)
     if path.is_relative_to(PACKAGE):
         return f"{path.relative_to(ROOT)}:{line} {name}"
+    if not path.is_absolute():  # generated code, such as the constructor of a named tuple
+        return f"{file} {name}"
     return f"{path.parent.name}/{path.name}:{line} {name}"

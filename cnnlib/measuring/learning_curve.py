@@ -72,6 +72,9 @@ def learning_curve(
         moment: Row = {"images": seen, "train_seconds": seconds}
         share = accuracy(engine, images, labels)
         points.append(moment | {"test_images": len(labels), "test_accuracy": share})
+        if dataset.has_validation:
+            watched_share = accuracy(engine, dataset.validation_images, dataset.validation_labels)
+            points[-1]["validation_accuracy"] = watched_share
         logits = engine.logits(dataset.test_images[indices])
         if not (math.isfinite(share) and np.isfinite(logits).all()):
             break
@@ -118,6 +121,7 @@ def pictures(config: Config, name: str, dataset: Dataset) -> list[Row]:
             "dataset": name,
             "image_index": index,
             "label": int(dataset.test_labels[index]),
+            "class_name": dataset.name_of(int(dataset.test_labels[index]), ""),
             "channels": channels,
             "height": height,
             "width": width,

@@ -64,6 +64,10 @@ class RunFacts(TypedDict, total=False):
     engine: str
     engine_batch_size: int
     """Smaller than the run's batch size where an image-by-image stage is timed on a part of it."""
+    epoch_images: int
+    """Training images that an epoch trains on: whole batches."""
+    dropped_images: int
+    """Training images of each epoch that are left over because they do not fill a batch."""
     plan: list[str]
     """`layers: operator` for each operator that the engine trained with."""
     built: str

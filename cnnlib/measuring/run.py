@@ -104,6 +104,9 @@ class Measurement:
         self.rows: Final = RunRows(run, seed_of(config, run.repeat))
         settings = settings_digest(config, run, self.stage.runs_on)
         self.record: Final = RunRecord(config, self.rows, settings, origin_of(self.stage))
+        count = len(dataset.train_labels)
+        dropped = count % run.batch_size
+        self.facts["epoch_images"], self.facts["dropped_images"] = count - dropped, dropped
         self._whole_seconds = math.nan
         """Estimated time of all epochs."""
         self._sustained_images = 0
@@ -190,7 +193,7 @@ class Measurement:
         """
         budget = budgets.epochs_budget(self.config, self.rows.device_kind)
         for size in budgets.engine_batches(self.config, self.run, self.stage):
-            setup = setup_of(self.config, self.network, self.dataset, size)
+            setup = setup_of(self.config, self.network, self.dataset, size, self.rows.seed)
             with open_engine(self.stage, setup, self._target, self.dataset) as engine:
                 self.facts.update(engine_facts(engine, self._target))
                 self.validate(engine)

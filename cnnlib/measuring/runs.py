@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from cnnlib import datasets
 from cnnlib.config import Config, load_config, parse_config
 from cnnlib.datasets import Dataset
-from cnnlib.engine import plan
 from cnnlib.errors import ConfigError
+from cnnlib.layers import Conv
 from cnnlib.measuring.cards import card_of, names_of
-from cnnlib.network import Network
 from cnnlib.stages import find_stage, is_shipped
 
 
@@ -77,12 +78,28 @@ def run_settings(config: Config, dataset: str, network: str, runs_on: str) -> di
         # Earlier versions had other names, by which their results are still recognised.
         measuring["host_seconds"] = measuring.pop("emulated_seconds")
     return {
-        "network": [{layer.kind: layer.model_dump(mode="json")} for layer in layers],
-        "training": config.training.model_dump(mode="json"),
+        "network": [{layer.kind: _settings(layer, LATER_LAYER)} for layer in layers],
+        "training": _settings(config.training, LATER_TRAINING),
         "measuring": measuring,
         "hard_images": config.dataset(dataset, "sweep.datasets").hard_images,
         "device": "host" if device == "emulated" else device,
     }
+
+
+LATER_LAYER = {"padding", "stride"}
+LATER_TRAINING = {"loss", "weight_decay", "initial_weights"}
+"""Settings that earlier versions did not have. Where they have their defaults they are left out, so
+that earlier results are still recognised.
+"""
+
+
+def _settings(model: BaseModel, later: Set[str]) -> dict[str, object]:
+    """All settings of a layer or a section, without those of `later` that have their defaults."""
+    fields = type(model).model_fields
+    if isinstance(model, Conv):
+        later = later - {"stride"}
+    unset = {key for key in later & fields.keys() if getattr(model, key) == fields[key].default}
+    return model.model_dump(mode="json", exclude=unset)
 
 
 def settings_digest(config: Config, run: Run, runs_on: str) -> str:
@@ -102,23 +119,20 @@ def sweep_dataset(config: Config, name: str) -> Dataset:
 
 
 def check_experiment(config: Config) -> Config:
-    """Check what config.py cannot: that the stages exist and can serve the networks."""
-    sweep = config.sweep
-    networks = [
-        config.network(network, dataset, "sweep.networks")
-        for dataset in sweep.datasets
-        for network in sweep.networks
-    ]
-    _check_stages(sweep.stages, networks, "sweep.stages")
-    if (race := config.race) is not None:
-        course = config.network(race.network, race.dataset, "race.network")
-        _check_stages(race.stages, [course], "race.stages")
+    """Check what config.py cannot: that the stages exist, and each is listed once.
+
+    A stage that cannot serve a network is not an error: its rows are `unavailable`.
+    """
+    _check_stages(config.sweep.stages, "sweep.stages")
+    if config.race is not None:
+        _check_stages(config.race.stages, "race.stages")
     return config
 
 
-def _check_stages(entries: Sequence[str], networks: Iterable[Network], where: str) -> None:
-    """ConfigError for a stage that does not exist or is listed twice; Unsupported for one of the
-    repository that lacks an operator. One from outside is asked when it is measured.
+def _check_stages(entries: Sequence[str], where: str) -> None:
+    """ConfigError for a stage that does not exist or is listed twice.
+
+    The module of one from outside the repository is imported when it is measured.
     """
     found: dict[str, str] = {}
     for entry in entries:
@@ -126,8 +140,8 @@ def _check_stages(entries: Sequence[str], networks: Iterable[Network], where: st
         if name in found:
             raise ConfigError(f"{found[name]} and {entry} in {where} are the same stage, {name!r}")
         found[name] = entry
-        for network in networks if is_shipped(entry) else ():
-            plan(find_stage(entry, where), network)
+        if is_shipped(entry):
+            find_stage(entry, where)
 
 
 def load_experiment(paths: Iterable[Path | str]) -> Config:

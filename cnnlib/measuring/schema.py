@@ -51,9 +51,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Why there is no measurement; empty where there is one. Tables written before this column existed,
-# such as the published ones, are read as if it were empty.
+# Why there is no measurement; empty where there is one.
 REASON: dict[str, type] = {"reason": str}
+
+# Columns that came later, with what stands in them where nothing is known: for rows that are
+# written without them, and for tables of earlier versions, such as the published ones.
+LATER: dict[str, str] = {"reason": "", "validation_accuracy": "nan", "class_name": ""}
 
 TABLES: dict[str, dict[str, type]] = {
     # One row per epoch or, where `extrapolated`, per timed sample of `images` images, whose time is
@@ -141,12 +144,14 @@ TABLES: dict[str, dict[str, type]] = {
         **STANDING,
     },
     # One row per point of a training, after `images` images and `train_seconds` of training.
+    # validation_accuracy is that of the images left out for it, nan where there are none.
     "learning": {
         **IDENTITY,
         "images": int,
         "train_seconds": float,
         "test_images": int,
         "test_accuracy": float,
+        "validation_accuracy": float,
         **STANDING,
     },
     # One row per point and test image (`image_index`: its position in the test set, from 0): the
@@ -182,10 +187,12 @@ TABLES: dict[str, dict[str, type]] = {
         **STANDING,
     },
     # One row per test image whose predictions are recorded; pixels are hexadecimal (C, H, W).
+    # class_name is what its label means, empty where classes have no names.
     "pictures": {
         "dataset": str,
         "image_index": int,
         "label": int,
+        "class_name": str,
         "channels": int,
         "height": int,
         "width": int,
@@ -258,16 +265,21 @@ Row = dict[str, Value]
 def write(path: Path | str, table: str, rows: Iterable[Mapping[str, Value]]) -> None:
     """Write `rows` as a whole file; each has every column of `table` and no other.
 
-    Only REASON may be missing from a row and is then empty. Raises KeyError or ValueError for a row
-    that does not fit, which is a bug and not bad input.
+    Only LATER columns may be missing from a row. Raises KeyError or ValueError for a row that does
+    not fit, which is a bug and not bad input.
     """
     columns = TABLES[table]
     lines = []
     for row in rows:
-        wrong = set(row) ^ set(columns) - (REASON.keys() - set(row))
+        wrong = set(row) ^ set(columns) - (LATER.keys() - set(row))
         if wrong:
             raise KeyError(f"{table}: columns {sorted(wrong)} missing or unknown")
-        lines.append([_text(table, column, row.get(column, "")) for column in columns])
+        lines.append(
+            [
+                _text(table, column, row[column]) if column in row else LATER[column]
+                for column in columns
+            ]
+        )
     with write_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(columns)
@@ -330,9 +342,7 @@ def _lines(path: Path | str, table: str) -> list[list[str]]:
         raise DataError(f"{path} is not a {table} table: it is empty")
     renamed = FORMER.columns.get(table, {})
     lines[0] = [renamed.get(column, column) for column in lines[0]]
-    if lines[0] == [column for column in columns if column not in REASON]:
-        lines = [_with_reason(table, line) for line in lines]
-        lines[0] = list(columns)
+    lines = _with_later_columns(table, lines)
     if lines[0] != list(columns):
         wrong = sorted(set(lines[0]) ^ set(columns)) or lines[0]
         raise DataError(
@@ -350,10 +360,18 @@ def _lines(path: Path | str, table: str) -> list[list[str]]:
     return lines[1:]
 
 
-def _with_reason(table: str, line: list[str]) -> list[str]:
-    """A line of a table written before REASON existed, with an empty reason inserted."""
-    index = [i for i, column in enumerate(TABLES[table]) if column in REASON]
-    return [*line[: index[0]], "", *line[index[0] :]] if index else line
+def _with_later_columns(table: str, lines: list[list[str]]) -> list[list[str]]:
+    """The lines, header first, with LATER columns put in where the table was written without."""
+    columns = list(TABLES[table])
+    missing = [column for column in columns if column in LATER and column not in lines[0]]
+    if not missing or [column for column in columns if column not in missing] != lines[0]:
+        return lines
+    for column in missing:
+        index = columns.index(column)
+        for number, line in enumerate(lines):
+            if number == 0 or len(line) >= index:  # a line that is cut off is reported as such
+                line.insert(index, LATER[column] if number else column)
+    return lines
 
 
 def _columns(path: Path | str, table: str, lines: list[list[str]]) -> dict[str, list[Any]]:

@@ -63,7 +63,7 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
         raise ConfigError(f"stage '{run.stage}' loads nothing onto a GPU")
     network = config.network(run.network, run.dataset, "--network")
     check_batch(dataset, run.batch_size)
-    setup = setup_of(config, network, dataset, run.batch_size)
+    setup = setup_of(config, network, dataset, run.batch_size, seed_of(config, run.repeat))
     seed, count = seed_of(config, run.repeat), len(dataset.train_labels)
     found: list[Row] = []
 

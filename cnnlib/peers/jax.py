@@ -5,6 +5,7 @@ JAX is imported by what needs it, when it needs it: it may not be installed.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,9 +51,10 @@ def conv(
 ) -> Tensor:
     """Convolution by lax.conv_general_dilated."""
     weight, bias = parameters
-    stride = planned.layer(Conv).stride
+    layer = planned.layer(Conv)
+    padding = [(p, p) for p in layer.padding]
     sums = jax.lax.conv_general_dilated(
-        source, weight, (stride, stride), "VALID", dimension_numbers=(layout, "OIHW", layout)
+        source, weight, layer.stride, padding, dimension_numbers=(layout, "OIHW", layout)
     )
     return sums + (bias[:, None, None] if layout == "NCHW" else bias)
 
@@ -69,11 +71,15 @@ def subsample(
 ) -> Tensor:
     """Subsampling by lax.reduce_window."""
     layer = planned.layer(Subsample)
-    sizes = tuple(layer.size if axis in "HW" else 1 for axis in layout)
+    rows, columns = layout.index("H"), layout.index("W")
+    sizes, strides, padding = [1] * 4, [1] * 4, [(0, 0)] * 4
+    sizes[rows], sizes[columns] = layer.size
+    strides[rows], strides[columns] = layer.strides
+    padding[rows], padding[columns] = ((p, p) for p in layer.padding)
     if layer.method == "max":
-        return jax.lax.reduce_window(source, -np.inf, jax.lax.max, sizes, sizes, "VALID")
-    sums = jax.lax.reduce_window(source, 0.0, jax.lax.add, sizes, sizes, "VALID")
-    return sums / layer.size**2
+        return jax.lax.reduce_window(source, -np.inf, jax.lax.max, sizes, strides, padding)
+    sums = jax.lax.reduce_window(source, 0.0, jax.lax.add, sizes, strides, padding)
+    return sums / math.prod(layer.size)
 
 
 def dense(
@@ -288,6 +294,7 @@ class JaxEngine(Engine[JaxOperator]):
             chosen = order[first * batch : (first + part) * batch]
             losses.append(self._run(chosen, due[first : first + part]))
         self.step_losses = np.concatenate(losses)
+        self.steps += steps
         return float(self.step_losses.mean(dtype=np.float64))
 
     def _run(self, order: Order, rates: Array) -> Array:

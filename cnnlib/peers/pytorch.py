@@ -66,8 +66,8 @@ def conv(
 ) -> Tensor:
     """Convolution by conv2d."""
     weight, bias = parameters
-    stride = planned.layer(Conv).stride
-    return torch.nn.functional.conv2d(source, weight, bias, stride)
+    layer = planned.layer(Conv)
+    return torch.nn.functional.conv2d(source, weight, bias, layer.stride, layer.padding)
 
 
 def activation(
@@ -84,7 +84,7 @@ def subsample(
     """Subsampling by max_pool2d or avg_pool2d."""
     layer, functional = planned.layer(Subsample), torch.nn.functional
     pool = functional.max_pool2d if layer.method == "max" else functional.avg_pool2d
-    return pool(source, layer.size)
+    return pool(source, layer.size, layer.strides, layer.padding)
 
 
 def dense(
@@ -331,6 +331,7 @@ class TorchEngine(Engine[TorchOperator]):
         loss = float(self.step_losses.mean(dtype=np.float64))
         if events:
             self.event_seconds = events[0].elapsed_time(events[1]) / 1e3
+        self.steps += steps
         return loss
 
     @property

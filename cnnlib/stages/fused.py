@@ -18,6 +18,7 @@ from cnnlib.device import Argument, Limits
 from cnnlib.engine import Planned, Stage, options_of
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import THREADS, GpuOperator, GpuOptions, Launch
+from cnnlib.engine.plain_windows import declining, other_than_square
 from cnnlib.layers import Activation, Conv, Dense, Subsample, enumerator_of
 from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile_count, tile_of
 
@@ -38,6 +39,7 @@ def largest_divisor(number: int, limit: int, good: Callable[[int], bool]) -> int
     return next((n for n in range(limit, 1, -1) if number % n == 0 and good(n)), 1)
 
 
+@declining(other_than_square)
 class FusedConv(GpuOperator):
     """A convolution with the activation and the subsampling that follow it, if they do."""
 
@@ -48,9 +50,10 @@ class FusedConv(GpuOperator):
         conv = planned.layer(Conv)
         self.channels, self.height, self.width = planned.source_shape
         self.maps, self.rows, self.columns = conv.output_shape(planned.source_shape)
+        self.kernel, self.stride = conv.kernel[0], conv.stride[0]
         self.conv, self.terms = conv, conv.fan_in(planned.source_shape)
         subsample = planned.find(Subsample)
-        self.window = subsample.size if subsample else 1
+        self.window = subsample.size[0] if subsample else 1
         self.method = subsample.method if subsample else "max"
         self.function = enumerator_of(planned.layers)
         # A mean over a curved activation needs the slope at every value: it alone recomputes.
@@ -61,7 +64,7 @@ class FusedConv(GpuOperator):
         self.maps_each = largest_divisor(
             self.maps, 4, lambda each: self.maps // each * self.out_area >= 128
         )
-        self.gradient_rows = self.maps * self.channels * conv.kernel
+        self.gradient_rows = self.maps * self.channels * self.kernel
         self.choose(planned, limits)
         super().__init__(planned, stage, limits)
 
@@ -91,7 +94,7 @@ class FusedConv(GpuOperator):
         if not self.planned.is_first:
             held = self.terms * ceil_div(self.maps, 4) * 4
             errors = held + size + maps + self.recompute * (size + weights)
-        sums = THREADS * self.rows_each * (self.conv.kernel + 1) * (self.split_k > 1)
+        sums = THREADS * self.rows_each * (self.kernel + 1) * (self.split_k > 1)
         self.forward_bytes = 4 * (weights + self.images * size)
         self.backward_bytes = 16 * ceil_div(max(gradient, errors, sums), 4)
         wanted = max(self.forward_bytes, self.backward_bytes)
@@ -119,8 +122,8 @@ class FusedConv(GpuOperator):
             "HEIGHT": self.height,
             "WIDTH": self.width,
             "MAPS": self.maps,
-            "KERNEL": self.conv.kernel,
-            "STRIDE": self.conv.stride,
+            "KERNEL": self.kernel,
+            "STRIDE": self.stride,
             "ROWS": self.rows,
             "COLUMNS": self.columns,
             "FUNCTION": self.function,
@@ -187,6 +190,7 @@ SMALL_TILE = tile_of(16)
 """Few rows: a dense layer is little work, and only many blocks reach all of the GPU."""
 
 
+@declining(other_than_square)
 class FusedDense(GpuOperator):
     """A fully connected layer with the activation that follows it, if one does."""
 

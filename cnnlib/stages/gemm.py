@@ -11,9 +11,19 @@ from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from cnnlib.engine import Stage
 from cnnlib.engine.cpu import MicroBatchEngine, MicroBatchOperator, in_c_order, micro_batch_shape
-from cnnlib.layers import FUNCTIONS, Activation, Array, Conv, Dense, Subsample
+from cnnlib.engine.plain_windows import declining, other_than_square
+from cnnlib.layers import (
+    FUNCTIONS,
+    Activation,
+    Array,
+    Conv,
+    Dense,
+    Dropout,
+    Subsample,
+)
 
 
+@declining(other_than_square)
 class MatrixConv(MicroBatchOperator):
     """Convolution as products of matrices, one for each row of outputs.
 
@@ -25,7 +35,7 @@ class MatrixConv(MicroBatchOperator):
 
     def make_buffers(self) -> None:
         layer = self.planned.layer(Conv)
-        k, s = self.kernel, self.stride = layer.kernel, layer.stride
+        k, s = self.kernel, self.stride = layer.kernel[0], layer.stride[0]
         height, channels, _, images = self.source.shape
         maps, rows, across = self.planned.target_shape
         self.target = self.buffer(rows, maps, across, images)
@@ -161,6 +171,7 @@ class WholeActivation(MicroBatchOperator):
         np.multiply(self.source_error, self._slope, out=self.source_error)
 
 
+@declining(other_than_square)
 class SlicedSubsample(MicroBatchOperator):
     """Elements of all windows at once, as strided slices of the maps: along x, then along y.
 
@@ -171,7 +182,7 @@ class SlicedSubsample(MicroBatchOperator):
 
     def make_buffers(self) -> None:
         layer = self.planned.layer(Subsample)
-        self.size, self.method = layer.size, layer.method
+        self.size, self.method = layer.size[0], layer.method
         height, channels, _, images = self.source.shape
         _, rows, across = self.planned.target_shape
         self._narrow = self.buffer(height, channels, across, images)
@@ -233,6 +244,32 @@ class SlicedSubsample(MicroBatchOperator):
         np.copyto(parts_error[-1], error)
 
 
+class MaskedDropout(MicroBatchOperator):
+    """target = source * mask, in place where that is allowed; without dropout a copy at most."""
+
+    def make_buffers(self) -> None:
+        self.target = self.source if self.may_overwrite else np.full_like(self.source, np.nan)
+        self.target_error = self.source_error  # the operator above writes into it directly
+        self._mask = np.ones(self.source.shape, self.source.dtype)
+        self._scale = self.source.dtype.type(self.planned.layer(Dropout).scale)
+
+    def forward(self) -> None:
+        if self.moment is None:
+            if self.target is not self.source:
+                np.copyto(self.target, self.source)
+            return
+        step, positions = self.moment
+        kept = self.setup.mask(self.planned.start, step, positions)
+        # A short micro-batch is filled up with copies of an image, whose errors are 0.
+        mask = in_c_order(self._mask)[..., : len(positions)]
+        np.multiply(kept.transpose(*range(1, kept.ndim), 0), self._scale, out=mask)
+        np.multiply(self.source, self._mask, out=self.target)
+
+    def backward(self) -> None:
+        if self.source_error is not None:
+            np.multiply(self.source_error, self._mask, out=self.source_error)
+
+
 STAGE = Stage(
     name="gemm",
     title="2 gemm",
@@ -248,5 +285,6 @@ STAGE = Stage(
         (Activation,): WholeActivation,
         (Subsample,): SlicedSubsample,
         (Dense,): MatrixDense,
+        (Dropout,): MaskedDropout,
     },
 )

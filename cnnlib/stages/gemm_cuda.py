@@ -11,6 +11,7 @@ from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Stage
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import SUM_THREADS, THREADS, GpuOperator, Launch
+from cnnlib.engine.plain_windows import declining, other_than_square
 from cnnlib.layers import Activation, Conv, Dense, Subsample, enumerator_of
 
 BLOCKS_PER_MULTIPROCESSOR = 2
@@ -56,6 +57,7 @@ def product_constants(
     }
 
 
+@declining(other_than_square)
 class GemmConv(GpuOperator):
     """A convolution as im2col and a matrix product, backward as the transposes of both."""
 
@@ -80,8 +82,8 @@ class GemmConv(GpuOperator):
             "HEIGHT": height,
             "WIDTH": width,
             "MAPS": maps,
-            "KERNEL": conv.kernel,
-            "STRIDE": conv.stride,
+            "KERNEL": conv.kernel[0],
+            "STRIDE": conv.stride[0],
             "ROWS": rows,
             "COLUMNS": columns,
             **product_constants(self.map_tile, self.term_tile, self.slice_size),
@@ -213,6 +215,7 @@ class GemmDense(GpuOperator):
         ]
 
 
+@declining(other_than_square)
 class GemmActivation(GpuOperator):
     """An activation function of every unit."""
 
@@ -237,6 +240,7 @@ class GemmActivation(GpuOperator):
         return [self.launch("activate_backward", elements, *args)]
 
 
+@declining(other_than_square)
 class GemmSubsample(GpuOperator):
     """The maximum or the mean of every window."""
 
@@ -250,7 +254,7 @@ class GemmSubsample(GpuOperator):
             "CHANNELS": channels,
             "ROWS": rows,
             "COLUMNS": columns,
-            "WINDOW": layer.size,
+            "WINDOW": layer.size[0],
             "METHOD": layer.method.upper(),
         }
 

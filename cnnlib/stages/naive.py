@@ -21,7 +21,7 @@ from cnnlib.engine import (
     Stage,
     profile_operators,
 )
-from cnnlib.layers import KINDS, Array, Layer, Views, cross_entropy
+from cnnlib.layers import KINDS, MASK, Array, Dropout, Layer, Views
 from cnnlib.levels import for_maps
 
 
@@ -62,6 +62,7 @@ class OneByOne(ImageByImage, Engine[type[Loops]]):
             batch = order[step * size : (step + 1) * size]
             loss, gradient = self.gradient(self._images[batch], self._labels[batch])
             self.update(gradient, rate)
+            self._steps += 1
             losses.append(loss)
         return float(np.mean(losses))
 
@@ -73,6 +74,7 @@ class OneByOne(ImageByImage, Engine[type[Loops]]):
             self._add(image, label)
             if self._added == size:
                 self.update(self._sum / size, next(due))
+                self._steps += 1
                 losses += self._loss_sum / size
                 self._clear()
         return losses
@@ -94,19 +96,34 @@ class OneByOne(ImageByImage, Engine[type[Loops]]):
 
     def _add(self, image: Bytes, label: int) -> None:
         """Add the gradient and the loss of an image to the sums of the step."""
-        loss, gradient = self._image_gradient(image, label)
+        loss, gradient = self._image_gradient(image, label, self._added)
         self._sum = self._sum + gradient
         self._loss_sum += loss
         self._added += 1
 
-    def _image_gradient(self, image: Bytes, label: int) -> tuple[float, Array]:
-        """Loss and flat gradient of one image."""
-        maps = list(self._forward(image))
-        loss, error = cross_entropy(maps[-1].reshape(-1), int(label))
-        return loss, self._backward(maps, error)
+    def _image_gradient(self, image: Bytes, label: int, position: int) -> tuple[float, Array]:
+        """Loss and flat gradient of the image at this position of its batch."""
+        views = self._views(position)
+        maps = list(self._forward(image, views))
+        loss, error = self.setup.loss_function.one(maps[-1].reshape(-1), int(label))
+        return loss, self._backward(maps, error, views)
+
+    def _views(self, position: int | None = None) -> list[Views]:
+        """What each layer is given besides its source: its parameters, and in training its mask.
+
+        `position` is that of the image in its batch, or None where nothing is trained.
+        """
+        views = self.network.views(self._parameters)
+        if position is not None:
+            for i, layer in enumerate(self.network.layers):
+                if isinstance(layer, Dropout):
+                    views[i][MASK] = self.setup.mask(i, self._steps, position)
+        return views
 
     def update(self, gradient: Array, rate: float) -> None:
         """One step of gradient descent on the flat parameter vector."""
+        if self.setup.weight_decay:
+            gradient = gradient + self.setup.weight_decay * self._parameters
         self._velocity = self.setup.momentum * self._velocity + gradient
         self._parameters = self._parameters - self._parameters.dtype.type(rate) * self._velocity
 
@@ -135,42 +152,43 @@ class OneByOne(ImageByImage, Engine[type[Loops]]):
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
         total, loss_sum = np.zeros_like(self._parameters), 0.0
-        for image, label in zip(images, labels, strict=True):
-            loss, found = self._image_gradient(image, label)
+        for position, (image, label) in enumerate(zip(images, labels, strict=True)):
+            loss, found = self._image_gradient(image, label, position)
             total = total + found
             loss_sum += loss
         return loss_sum / len(images), total / len(images)
 
     def backward(self, images: Bytes, output_error: Array) -> Array:
         total = np.zeros_like(self._parameters)
-        for image, error in zip(images, output_error, strict=True):
-            total = total + self._backward(list(self._forward(image)), error)
+        for position, (image, error) in enumerate(zip(images, output_error, strict=True)):
+            views = self._views(position)
+            total = total + self._backward(list(self._forward(image, views)), error, views)
         return total
 
     def logits(self, images: Bytes) -> Array:
         outputs = np.empty((len(images), self.network.classes), self.stage.dtype)
+        views = self._views()
         for output, image in zip(outputs, images, strict=True):
-            *_, last = self._forward(image)
+            *_, last = self._forward(image, views)
             output[:] = last.reshape(-1)
         return outputs
 
-    def _forward(self, image: Bytes) -> Iterator[Array]:
+    def _forward(self, image: Bytes, views: list[Views]) -> Iterator[Array]:
         """Yield the source of the first layer, then the target of each layer."""
         dtype = self._parameters.dtype
         maps = (image - for_maps(self.setup.mean, dtype)) / for_maps(self.setup.deviation, dtype)
         yield maps
-        parameters = self.network.views(self._parameters)
-        for operator, views in zip(self.operators, parameters, strict=True):
-            maps = operator.forward(views, maps)
+        for operator, given in zip(self.operators, views, strict=True):
+            maps = operator.forward(given, maps)
             yield maps
 
-    def _backward(self, maps: list[Array], output_error: Array) -> Array:
+    def _backward(self, maps: list[Array], output_error: Array, views: list[Views]) -> Array:
         """Flat gradient of one image from its maps and the derivative by its logits."""
         gradient = np.zeros_like(self._parameters)
-        parameters, gradients = self.network.views(self._parameters), self.network.views(gradient)
+        gradients = self.network.views(gradient)
         error = output_error.astype(self._parameters.dtype).reshape(maps[-1].shape)
         for i in reversed(range(len(self.operators))):
-            error, found = self.operators[i].backward(parameters[i], maps[i], maps[i + 1], error)
+            error, found = self.operators[i].backward(views[i], maps[i], maps[i + 1], error)
             for key, values in found.items():
                 gradients[i][key][...] = values
         return gradient

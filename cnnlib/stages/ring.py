@@ -49,7 +49,7 @@ class RingConv(FusedConv):
 
     def choose(self, planned: Planned, limits: Limits) -> None:
         self.out_rows = self.rows // self.window
-        self.taps = self.conv.kernel**2 * ceil_div(self.maps, 4) * 4
+        self.taps = self.kernel**2 * ceil_div(self.maps, 4) * 4
         # A tile as wide as the map means that each row is fetched once.
         self.tile = halve_until(
             self.out_columns, lambda tile: self._window(tile, 1) + self._deltas(tile, 1) <= FLOATS
@@ -91,13 +91,13 @@ class RingConv(FusedConv):
 
     def _ring_rows(self, band: int) -> int:
         """Source rows in use and those on their way, for a step of `band` target rows."""
-        rows, stride = band * self.window, self.conv.stride
-        span = (rows - 1) * stride + self.conv.kernel
+        rows, stride = band * self.window, self.stride
+        span = (rows - 1) * stride + self.kernel
         return span + (rows * stride if band < self.out_rows else 0)
 
     def _row_pitch(self, tile: int) -> int:
         """Floats from one source row to the next, for a tile of `tile` target columns."""
-        return pitch((tile * self.window - 1) * self.conv.stride + self.conv.kernel)
+        return pitch((tile * self.window - 1) * self.stride + self.kernel)
 
     def _window(self, tile: int, band: int) -> int:
         """Floats of the source rows of a unit."""
@@ -112,13 +112,13 @@ class RingConv(FusedConv):
         """Rows of source errors that a step of `band` target rows reaches."""
         if band == self.out_rows:
             return self.height
-        return (band * self.window - 1) * self.conv.stride + self.conv.kernel
+        return (band * self.window - 1) * self.stride + self.kernel
 
     def _error_columns(self, tile: int) -> int:
         """Columns of the convolution that reach a tile of `tile` source columns."""
         if tile == self.width:
             return self.columns
-        stride, kernel = self.conv.stride, self.conv.kernel
+        stride, kernel = self.stride, self.kernel
         return (tile - 1) // stride + 1 + (kernel - 1) // stride + 1
 
     def _errors(self, tile: int, band: int, channels: int) -> int:
@@ -135,7 +135,7 @@ class RingConv(FusedConv):
         forward = self.chunk_maps * self.terms + self.units * window
         backward = max(
             self._window(self.tile, self.band) + self._deltas(self.tile, self.band),
-            THREADS * self.rows_each * (self.conv.kernel + 1) * (self.split_k > 1),
+            THREADS * self.rows_each * (self.kernel + 1) * (self.split_k > 1),
             0 if self.planned.is_first else self._error_arena(),
         )
         self.backward_bytes = 4 * backward

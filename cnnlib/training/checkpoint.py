@@ -18,6 +18,9 @@ from cnnlib.system.machine import usable_cores
 
 Fact = str | int | float
 
+LATER = {"labels", "loss", "weight_decay", "steps"}
+"""Arrays that checkpoints of earlier versions do not have."""
+
 
 @dataclass
 class State:
@@ -59,9 +62,9 @@ class Checkpoint:
         """Write the training as it is now, with the caller's `notes`, as an .npz file.
 
         Its arrays are `parameters` and `velocity` (parameter_count,), `unfinished` (what
-        image_by_image.unfinished_of returns) and, as scalars, `cores`, `notes`, the fields of
-        `state` and what identifies the training (`_identity`). The previous checkpoint stays in
-        place until the new one is complete.
+        image_by_image.unfinished_of returns) and, as scalars, `steps`, `cores`, `notes`, the
+        fields of `state` and what identifies the training (`_identity`). The previous checkpoint
+        stays in place until the new one is complete.
         """
         facts: dict[str, Any] = self._identity() | vars(state)
         with write_whole(self.path) as temporary, open(temporary, "wb") as out:
@@ -69,6 +72,7 @@ class Checkpoint:
                 out,
                 parameters=self.engine.parameters,
                 velocity=self.engine.velocity,
+                steps=self.engine.steps,
                 unfinished=unfinished_of(self.engine),
                 cores=usable_cores(),
                 notes=notes,
@@ -85,11 +89,11 @@ class Checkpoint:
         path, engine = self.path, self.engine
         wanted = self._identity()
         fields = vars(State())
-        names = {*wanted, *fields, "parameters", "velocity", "unfinished", "cores"} - {"labels"}
-        saved = read_arrays(path, names, "checkpoint", ["labels"])
+        names = {*wanted, *fields, "parameters", "velocity", "unfinished", "cores"} - LATER
+        saved = read_arrays(path, names, "checkpoint", sorted(LATER))
         remedy = "remove it to start again"
         for name, value in wanted.items():
-            # Checkpoints of earlier versions hold no digest of the labels.
+            # Checkpoints of earlier versions lack some facts, which then had their defaults.
             if not np.array_equal(saved.get(name, value), value):
                 raise DataError(
                     f"checkpoint {path} belongs to another training: {name} differs; {remedy}"
@@ -109,6 +113,7 @@ class Checkpoint:
                 and all(vector.dtype == engine.parameters.dtype for vector in vectors)
             )
             cores = int(saved["cores"].item())
+            steps = int(saved["steps"].item()) if "steps" in saved else 0
             if sound:
                 continue_step(engine, saved["unfinished"])
         except (TypeError, ValueError, OverflowError):
@@ -122,6 +127,7 @@ class Checkpoint:
                 stacklevel=2,
             )
         engine.parameters, engine.velocity = vectors
+        engine.steps = steps
         return state
 
     def _identity(self) -> dict[str, Fact]:
@@ -130,7 +136,7 @@ class Checkpoint:
         Images are identified by their number, mean and deviation only.
         """
         engine, setup = self.engine, self.engine.setup
-        layers = [{layer.kind: layer.model_dump()} for layer in engine.network.layers]
+        layers = [{layer.kind: layer.settings} for layer in engine.network.layers]
         return {
             "stage": engine.stage.name,
             "network": engine.network.name,
@@ -146,6 +152,8 @@ class Checkpoint:
             "images": self.count,
             "seed": self.seed,
             "labels": setup.labels,
+            "loss": setup.loss,
+            "weight_decay": setup.weight_decay,
         }
 
 

@@ -78,8 +78,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> Order:
 
 def start(engine: Engine, seed: int) -> None:
     """Set the initial weights of `seed` and no momentum."""
-    engine.parameters = engine.network.initial_parameters(seed)
+    scheme = engine.setup.initial_weights
+    engine.parameters = engine.network.initial_parameters(seed, scheme=scheme)
     engine.velocity = np.zeros(engine.network.parameter_count, np.float32)
+    engine.steps = 0
 
 
 def train_epochs(

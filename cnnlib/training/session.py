@@ -1,5 +1,6 @@
 """An engine for as long as its user wants it: made when needed, and safe to interrupt."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -33,6 +34,7 @@ class Session:
         self._velocity = np.zeros_like(self._parameters)
         self._engine: Engine | None = None
         self._newest: object = None
+        self._process = os.getpid()
         self._resources = ExitStack()
         with threadpool_limits(threads_of(stage)):
             self.target = self._resources.enter_context(open_target(stage, device))
@@ -93,10 +95,15 @@ class Session:
             if done.diverged:
                 return
 
-    def close(self) -> None:
-        """Give back the device; the state stays."""
+    def keep(self) -> None:
+        """Read the state from the engine, if there is one, to have it after `close`."""
         if self._engine is not None:
-            self._parameters = self._engine.parameters
+            self._keep_state(self._engine)
+
+    def close(self) -> None:
+        """Give back the device; nothing is read from it, which may be gone when a program ends."""
+        if os.getpid() != self._process:
+            return  # a copy in a forked process must not end the processes of the original's engine
         self._drop_engine()
         self._resources.close()
 

@@ -64,8 +64,10 @@ def _noted(target: Target) -> Target:
     return target
 
 
-def setup_of(config: Config, network: Network, dataset: Dataset, batch_size: int) -> Setup:
-    """What the config asks for, for training `network` on `dataset`."""
+def setup_of(
+    config: Config, network: Network, dataset: Dataset, batch_size: int, seed: int | None = None
+) -> Setup:
+    """What the config asks for, for training `network` on `dataset`; `seed` is that of a repeat."""
     training, measuring = config.training, config.measuring
     return Setup(
         network=network,
@@ -77,6 +79,10 @@ def setup_of(config: Config, network: Network, dataset: Dataset, batch_size: int
         deviation=dataset.deviation,
         resident_images=measuring.resident_images,
         tune=measuring.autotune,
+        loss=training.loss,
+        weight_decay=training.weight_decay,
+        initial_weights=training.initial_weights,
+        seed=training.seed if seed is None else seed,
         labels=hashlib.sha256(dataset.train_labels.tobytes()).hexdigest(),
     )
 

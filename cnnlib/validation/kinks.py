@@ -36,8 +36,8 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from cnnlib.engine import Bytes, Setup
-from cnnlib.engine.cpu import MICRO_BATCH, Lane, MicroBatchEngine, MicroBatchOperator
-from cnnlib.layers import Array, Subsample, Views, cross_entropies
+from cnnlib.engine.cpu import MICRO_BATCH, Lane, MicroBatchEngine, MicroBatchOperator, Moment
+from cnnlib.layers import Array, Dropout, Layer, Subsample, Views
 from cnnlib.levels import for_maps
 from cnnlib.network import Network
 from cnnlib.validation.loops import reference_stage
@@ -97,12 +97,33 @@ class KinkDetector:
         self._engine.parameters = vector
         self._alive.clear()
 
-    def has_near_tie(self, images: Bytes) -> Array:
-        """Mask (n,) of the images for which relu or max has to decide a near-tie."""
+    @property
+    def steps(self) -> int:
+        """The number of the step whose masks of dropout are used."""
+        return self._engine.steps
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self._engine.steps = count
+
+    @property
+    def _drops_out(self) -> bool:
+        """Whether what becomes of an image depends on its position in a batch."""
+        return any(isinstance(layer, Dropout) for layer in self._setup.network.layers)
+
+    def _moment(self, positions: Array) -> Moment:
+        return Moment(self.steps, positions)
+
+    def has_near_tie(self, images: Bytes, positions: Array | None = None) -> Array:
+        """Mask (n,) of the images for which relu or max has to decide a near-tie.
+
+        `positions` (n,) are those of the images in their batch; 0, 1, ... if not given.
+        """
         found = np.zeros(len(images), bool)
+        positions = np.arange(len(images)) if positions is None else positions
         with np.errstate(all="ignore"), self._blas.limit(limits=1, user_api="blas"):
             for part in self._lane.micro_batches(slice(0, len(images))):
-                self._lane.forward(images[part])
+                self._lane.forward(images[part], self._moment(positions[part]))
                 for operator in self._operators:
                     if isinstance(operator, KinkedOperator):
                         found[part] |= operator.images[: len(images[part])]
@@ -122,7 +143,7 @@ class KinkDetector:
             if not len(tied):
                 break
             changed = _with_noise(images[tied], generator)
-            still = self.has_near_tie(changed)
+            still = self.has_near_tie(changed, tied)
             images[tied[~still]] = changed[~still]
             if still.sum() > len(tied) / 2:
                 tied = tied[still]
@@ -140,7 +161,9 @@ class KinkDetector:
         images, tied = self.perturb(images)
         few = len(images) * FEW_COPIES
         if len(tied) <= few and len(self._alive) == len(self._relus):
-            return _without(images, tied)
+            images, left = _without(images, tied)
+            # a copy has other masks than the image that it replaces
+            return images, np.flatnonzero(self.has_near_tie(images)) if self._drops_out else left
         generator = np.random.default_rng(0)
         parameters, fewest = self.parameters, len(images) + 1
         best = images, parameters
@@ -177,7 +200,7 @@ class KinkDetector:
                 maps, tied = self._through(operator, maps)
                 replaced |= tied
                 others = np.flatnonzero(~tied)
-                if len(others):
+                if len(others) and not self._drops_out:
                     donors = np.resize(others, tied.sum())
                     maps[..., tied], taken[tied] = maps[..., donors], taken[donors]
         self.parameters = parameters
@@ -190,7 +213,7 @@ class KinkDetector:
         layers = self._setup.network.layers
         below = operator.planned.start - 1
         # subsampling x + b gives the subsampled x, plus b
-        while below >= 0 and isinstance(layers[below], Subsample):
+        while below >= 0 and _carries_a_shift(layers[below]):
             below -= 1
         return views[below].get("bias") if below >= 0 else None
 
@@ -202,23 +225,27 @@ class KinkDetector:
             count = part.stop - part.start
             operator.source[..., :count] = maps[..., part]
             operator.source[..., count:] = maps[..., part.start : part.start + 1]
+            operator.moment = self._moment(np.arange(part.start, part.stop))
             operator.forward()
             target[..., part] = operator.target[..., :count]
             if isinstance(operator, KinkedOperator):
                 tied[part] = operator.images[:count]
         return target, tied
 
-    def ambiguity_bound(self, images: Bytes, output_error: Array) -> Array:
+    def ambiguity_bound(
+        self, images: Bytes, output_error: Array, positions: Array | None = None
+    ) -> Array:
         """Flat vector: how much other decisions can change each element of the gradient.
 
-        output_error (n, classes) is the derivative by the logits. All elements are infinite where
-        there are too many near-ties to go through.
+        output_error (n, classes) is the derivative by the logits, `positions` (n,) are those of
+        `has_near_tie`. All elements are infinite where there are too many near-ties to go through.
         """
+        positions = np.arange(len(images)) if positions is None else positions
         total = np.zeros(self._setup.network.parameter_count)
         left = BOUND_ELEMENTS // sum(map(math.prod, self._setup.network.shapes))
         with self._one_by_one() as lane, self._blas.limit(limits=1, user_api="blas"):
-            for image, error in zip(images, output_error, strict=True):
-                lane.forward(image[None])
+            for image, error, position in zip(images, output_error, positions, strict=True):
+                lane.forward(image[None], self._moment(np.array([position])))
                 lane.backward(error[:, None])
                 for operator in lane.operators:
                     if isinstance(operator, KinkedActivation):
@@ -252,13 +279,22 @@ class KinkDetector:
         finally:
             engine.close()
 
-    def ambiguity_bound_of_loss(self, images: Bytes, labels: Array, batch: int) -> Array:
+    def ambiguity_bound_of_loss(
+        self, images: Bytes, labels: Array, batch: int, positions: Array | None = None
+    ) -> Array:
         """`ambiguity_bound` for the gradient of the mean loss over `batch` images, with these."""
+        loss = self._setup.loss_function
+        positions = np.arange(len(images)) if positions is None else positions
         error = np.empty((len(images), self._engine.network.classes))
         for part in self._lane.micro_batches(slice(0, len(images))):
-            logits = self._lane.forward(images[part])
-            error[part] = cross_entropies(logits, labels[part])[1].T / batch
-        return self.ambiguity_bound(images, error)
+            logits = self._lane.forward(images[part], self._moment(positions[part]))
+            error[part] = loss.many(logits, labels[part])[1].T / batch
+        return self.ambiguity_bound(images, error, positions)
+
+
+def _carries_a_shift(layer: Layer) -> bool:
+    """Whether a number added to all elements of the layer's source is added to its target too."""
+    return isinstance(layer, Subsample) and (layer.method == "max" or not any(layer.padding))
 
 
 def _micro_batch(network: Network) -> int:

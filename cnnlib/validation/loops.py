@@ -8,9 +8,9 @@ import dataclasses
 
 import numpy as np
 
-from cnnlib.engine import Stage
-from cnnlib.engine.cpu import MicroBatchOperator, in_c_order, micro_batch_shape
-from cnnlib.layers import KINDS
+from cnnlib.engine import Planned, Stage
+from cnnlib.engine.cpu import MicroBatchFactory, MicroBatchOperator, in_c_order, micro_batch_shape
+from cnnlib.layers import KINDS, MASK, Array, Dropout, Views
 from cnnlib.stages import gemm
 
 
@@ -21,26 +21,59 @@ class LoopOperator(MicroBatchOperator):
 
     def make_buffers(self) -> None:
         (self.layer,) = self.planned.layers
+        self._given: list[Views] = []
         shape = micro_batch_shape(self.planned.target_shape, self.source.shape[-1])
         self.target = self.buffer(*shape)
         self._target_error = self.target_error = np.empty_like(self.target)
 
     def forward(self) -> None:
         source, target = in_c_order(self.source), in_c_order(self.target)
-        for image in range(source.shape[-1]):
-            target[..., image] = self.layer.forward(self.parameters, source[..., image])
+        self._given = [self._views(image) for image in range(source.shape[-1])]
+        for image, views in enumerate(self._given):
+            target[..., image] = self.layer.forward(views, source[..., image])
+
+    def _views(self, image: int) -> Views:
+        """What the layer is given besides its source: parameters and, in training, a mask."""
+        if not isinstance(self.layer, Dropout) or self.moment is None:
+            return self.parameters
+        step, positions = self.moment
+        # A short micro-batch is filled up with copies of its first image.
+        position = int(positions[image if image < len(positions) else 0])
+        return {MASK: self.setup.mask(self.planned.start, step, position)}
 
     def backward(self) -> None:
         source, target = in_c_order(self.source), in_c_order(self.target)
         target_error = in_c_order(self._target_error)
         for image in range(source.shape[-1]):
             error, gradients = self.layer.backward(
-                self.parameters, source[..., image], target[..., image], target_error[..., image]
+                self._given[image], source[..., image], target[..., image], target_error[..., image]
             )
             for name, gradient in gradients.items():
                 self.gradients[name] += gradient
             if self.source_error is not None:
                 in_c_order(self.source_error)[..., image] = error
+
+
+def or_loops(operator: MicroBatchFactory) -> MicroBatchFactory:
+    """The operator, with the loops for layers that it declines."""
+    declines = getattr(operator, "declines", None)
+    if declines is None:
+        return operator
+
+    def chosen(
+        planned: Planned,
+        source: Array,
+        source_error: Array | None,
+        parameters: Views,
+        gradients: Views,
+        may_overwrite: bool,
+    ) -> MicroBatchOperator:
+        reason = declines(planned.layers, planned.source_shape)
+        return (LoopOperator if reason else operator)(
+            planned, source, source_error, parameters, gradients, may_overwrite
+        )
+
+    return chosen
 
 
 def reference_stage(name: str) -> Stage:
@@ -50,7 +83,7 @@ def reference_stage(name: str) -> Stage:
         name=name,
         operators={
             **{(kind,): LoopOperator for kind in KINDS.values()},
-            **gemm.STAGE.operators,
+            **{run: or_loops(operator) for run, operator in gemm.STAGE.operators.items()},
         },
         dtype=np.float64,
         threads=1,

@@ -16,6 +16,7 @@ from cnnlib.engine import Planned
 from cnnlib.engine.cpu import MicroBatchFactory, MicroBatchOperator
 from cnnlib.layers import FUNCTIONS, Activation, Array, Layer, Subsample, Views
 from cnnlib.stages import gemm
+from cnnlib.validation.loops import or_loops
 
 NEAR_TIE = 3e-6
 """Gap, as a share of the map's largest element, below which float32 may decide either way."""
@@ -94,44 +95,91 @@ class KinkedActivation(KinkedOperator, gemm.WholeActivation):
             yield [(tuple(index), float(error) * (self.above - self.below))]
 
 
-class KinkedMax(KinkedOperator, gemm.SlicedSubsample):
+class KinkedMax(KinkedOperator):
     """The maximum of each window, whose kinks are where its two largest elements are equal.
 
-    An element is open if it may win a near-tie.
+    An element is open if it may win a near-tie in one of its windows. Maps are padded by -inf.
     """
 
+    keeps_target = True
+
     def make_buffers(self) -> None:
-        gemm.SlicedSubsample.make_buffers(self)
-        KinkedOperator.make_buffers(self)
+        layer = self._layer = self.planned.layer(Subsample)
+        height, channels, width, images = self.source.shape
+        _, rows, columns = self.planned.target_shape
+        above, left = layer.padding
+        self._padded = np.full(
+            (height + 2 * above, channels, width + 2 * left, images), -np.inf, self.source.dtype
+        )
+        self._inside = slice(above, above + height), slice(None), slice(left, left + width)
+        self._padded_error = np.zeros_like(self._padded)
+        self._taken = np.zeros((rows, channels, columns, images), bool)
+        self.target = self.buffer(rows, channels, columns, images)
+        self.target_error = None if self.source_error is None else np.empty_like(self.target)
+        self._open: list[Array] = []
+        super().make_buffers()
+
+    def _parts(self, padded: Array) -> list[Array]:
+        """Views (H', C, W', N): the first elements of all windows in reading order, the second
+        ones, and so on.
+        """
+        (down, across), (rows, _, columns, _) = self._layer.strides, self.target.shape
+        return [
+            padded[
+                i : i + (rows - 1) * down + 1 : down, :, j : j + (columns - 1) * across + 1 : across
+            ]
+            for i in range(self._layer.size[0])
+            for j in range(self._layer.size[1])
+        ]
 
     def forward(self) -> None:
-        gemm.SlicedSubsample.forward(self)
-        gaps, largest = self._at_elements(self.target) - self.source, self.largest()
-        near = gaps < NEAR_TIE * largest
-        rivals = near & (gaps > TIE * largest)
-        parts = [part for row in self.along_y(rivals) for part in self.along_x(row)]
-        self.mark(near & self._at_elements(np.logical_or.reduce(parts)), rivals)
-
-    def _at_elements(self, windows: Array) -> Array:
-        """Each window's value at all of its elements."""
-        return windows.repeat(self.size, axis=0).repeat(self.size, axis=2)
+        self._padded[self._inside] = self.source
+        parts = self._parts(self._padded)
+        np.copyto(self.target, parts[0])
+        for part in parts[1:]:
+            np.maximum(self.target, part, out=self.target)
+        largest = self.largest()
+        gaps = [self.target - part for part in parts]
+        near = [gap < NEAR_TIE * largest for gap in gaps]
+        rivals = [n & (gap > TIE * largest) for n, gap in zip(near, gaps, strict=True)]
+        tied = np.logical_or.reduce(rivals)
+        self._open = [n & tied for n in near]
+        marks = np.zeros(self._padded.shape, bool)
+        for mark, is_open in zip(self._parts(marks), self._open, strict=True):
+            mark |= is_open
+        self.mark(marks[self._inside], tied)
 
     def backward(self) -> None:
-        if self.target_error is not None and self.images.any():
+        if self.source_error is None or self.target_error is None:
+            return
+        if self.images.any():
             self._coming = self.target_error.copy()
-        gemm.SlicedSubsample.backward(self)
+        self._taken.fill(False)
+        self._padded_error.fill(0)
+        parts, errors = self._parts(self._padded), self._parts(self._padded_error)
+        for part, error in zip(parts, errors, strict=True):
+            won = (part == self.target) & ~self._taken
+            self._taken |= won
+            error += self.target_error * won
+        np.copyto(self.source_error, self._padded_error[self._inside])
 
     def flips(self) -> Iterator[Flip]:
-        size = self.size
-        for index in np.argwhere(self.open):
-            y, c, x, n = map(int, index)
-            row, column = y // size, x // size
-            window = self.source[row * size : (row + 1) * size, c, column * size :, n][:, :size]
-            down, right = divmod(int(window.argmax()), size)
-            winner = (row * size + down, c, column * size + right, n)
-            if winner != (y, c, x, n):
-                error = float(self._coming[row, c, column, n])
-                yield [((y, c, x, n), error), (winner, -error)]
+        size, stride, padding = self._layer.size, self._layer.strides, self._layer.padding
+        parts = self._parts(self._padded)
+        winners = np.argmax(np.stack([part == self.target for part in parts]), axis=0)
+
+        def element(number: int, row: int, c: int, column: int, n: int) -> tuple[int, ...]:
+            i, j = divmod(number, size[1])
+            return row * stride[0] + i - padding[0], c, column * stride[1] + j - padding[1], n
+
+        for number, is_open in enumerate(self._open):
+            for index in np.argwhere(is_open):
+                row, c, column, n = map(int, index)
+                winner = int(winners[row, c, column, n])
+                if winner != number:
+                    error = float(self._coming[row, c, column, n])
+                    place = row, c, column, n
+                    yield [(element(number, *place), error), (element(winner, *place), -error)]
 
 
 def activation(
@@ -158,7 +206,8 @@ def subsample(
 ) -> MicroBatchOperator:
     """The operator for subsampling; of the methods only max has kinks."""
     method = cast(Subsample, planned.layers[0]).method
-    operator = KinkedMax if method == "max" else gemm.SlicedSubsample
+    mean = or_loops(gemm.SlicedSubsample)
+    operator = KinkedMax if method == "max" else mean
     return operator(planned, source, source_error, parameters, gradients, may_overwrite)
 
 

@@ -65,7 +65,7 @@ def validate(engine: Engine, images: Bytes, labels: Bytes) -> float:
     given = engine.parameters
     _check_fast_reference(engine.setup)
     with Referee(engine.setup) as referee:
-        referee.parameters = given.astype(np.float64)
+        referee.parameters, referee.steps = given.astype(np.float64), engine.steps
         images, tied = referee.avoid_near_ties(images)
         engine.parameters = referee.parameters
         try:
@@ -102,7 +102,7 @@ class _Comparison:
         """The largest error as a share of its bound."""
         engine, count = self.engine, len(self.images)
         ambiguity = self.referee.detector.ambiguity_bound_of_loss(
-            self.images[self.tied], self.labels[self.tied], count
+            self.images[self.tied], self.labels[self.tied], count, self.tied
         )
         right_loss, right = self.referee.reference.gradient(self.images, self.labels)
         require_some(engine, right)
@@ -167,9 +167,9 @@ class _Comparison:
         error = np.zeros((len(images), engine.network.classes))
         error[few] = generator.standard_normal((len(few), engine.network.classes))
         found = engine.backward(images, error)
-        right = self.referee.reference.backward(images[few], error[few])
+        right = self.referee.reference.backward(images[few], error[few], few)
         tied = np.intersect1d(self.tied, few)
-        ambiguity = self.referee.detector.ambiguity_bound(images[tied], error[tied])
+        ambiguity = self.referee.detector.ambiguity_bound(images[tied], error[tied], tied)
         what = f"the gradient of {{}} for errors of a few images in a batch of {len(images)}"
         expected = Expected(right, gradient_bound(engine, len(few)), ambiguity)
         return compare_gradient(engine, what, found, expected)
@@ -186,7 +186,9 @@ def _check_fast_reference(setup: Setup) -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (LOOP_IMAGES, *network.input_shape), dtype=np.uint8)
     labels = generator.integers(0, network.classes, LOOP_IMAGES).astype(np.uint8)
-    few = Setup(network, LOOP_IMAGES, setup.learning_rate, mean=127.5, deviation=73.9)
+    few = dataclasses.replace(
+        setup, network=network, batch_size=LOOP_IMAGES, mean=127.5, deviation=73.9
+    )
     with Referee(few) as referee, naive.STAGE.engine(naive.STAGE, few) as loops:
         referee.parameters = network.initial_parameters(0, np.float64)
         images, _ = referee.avoid_near_ties(images)

@@ -6,6 +6,7 @@ images, once for each network in a process.
 """
 
 from cnnlib.engine import Bytes, Setup
+from cnnlib.engine.cpu import MicroBatchEngine
 from cnnlib.layers import Array
 from cnnlib.validation.kinks import KinkDetector
 from cnnlib.validation.loops import reference_stage
@@ -18,7 +19,7 @@ class Referee:
 
     def __init__(self, setup: Setup) -> None:
         self.detector = KinkDetector(setup)
-        self.reference = FAST_REFERENCE.engine(FAST_REFERENCE, setup)
+        self.reference = MicroBatchEngine(FAST_REFERENCE, setup)
 
     def __enter__(self) -> "Referee":
         return self
@@ -34,6 +35,15 @@ class Referee:
     @parameters.setter
     def parameters(self, vector: Array) -> None:
         self.detector.parameters = self.reference.parameters = vector
+
+    @property
+    def steps(self) -> int:
+        """The number of the step whose masks of dropout are used."""
+        return self.reference.steps
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self.detector.steps = self.reference.steps = count
 
     def avoid_near_ties(self, images: Bytes) -> tuple[Bytes, Array]:
         """`KinkDetector.avoid_near_ties`, after which the reference has the moved biases too."""

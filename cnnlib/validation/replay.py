@@ -60,14 +60,22 @@ class EngineState:
     parameters: Array
     velocity: Array
     unfinished: Array
+    steps: Array
+    """(1,) The number of steps done since the initial weights."""
 
     @classmethod
     def of(cls, engine: Engine) -> "EngineState":
         """Read the state as a host program would see it now."""
-        return cls(engine.parameters, engine.velocity, np.array(unfinished_of(engine)))
+        return cls(
+            engine.parameters,
+            engine.velocity,
+            np.array(unfinished_of(engine)),
+            np.array([engine.steps]),
+        )
 
     def put_into(self, engine: Engine) -> None:
         engine.parameters, engine.velocity = self.parameters, self.velocity
+        engine.steps = int(self.steps[0])
         continue_step(engine, self.unfinished)
 
     def equals(self, other: "EngineState") -> bool:

@@ -36,16 +36,17 @@ def five_steps(engine: Engine, images: Bytes, labels: Bytes) -> None:
     losses = []
     with Referee(setup) as referee:
         referee.parameters = engine.parameters.astype(np.float64)
+        referee.steps = engine.steps
         images, _ = referee.avoid_near_ties(images)
         detector, reference = referee.detector, referee.reference
         parameters = engine.parameters = referee.parameters
         for start in range(0, len(order), setup.batch_size):
             batch = slice(start, start + setup.batch_size)
-            detector.parameters = reference.parameters
+            detector.parameters, detector.steps = reference.parameters, reference.steps
             seen[batch], tied = detector.perturb(images[order[batch]])
             velocity_ambiguity *= setup.momentum
             velocity_ambiguity += detector.ambiguity_bound_of_loss(
-                seen[batch][tied], labels[batch][tied], setup.batch_size
+                seen[batch][tied], labels[batch][tied], setup.batch_size, tied
             )
             ambiguity += setup.learning_rate * velocity_ambiguity
             reference.load(seen[batch], labels[batch])

@@ -17,11 +17,12 @@ in `train` alone, such as a compiled or captured step.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from cnnlib.engine import Bytes, Engine, ImageByImage, Order
-from cnnlib.layers import Array, cross_entropies
+from cnnlib.layers import DEFAULT_LOSS, Array, Dropout
 from cnnlib.network import Parameter
 from cnnlib.validation.reference import Referee
 from cnnlib.validation.tolerances import (
@@ -43,6 +44,8 @@ POOL = 64
 """Training images among which `check_steps` chooses: the first, the last and others."""
 SURE = 15.0
 """Shift of the last layer's biases, which reduces a silent image's error to about e^-30."""
+QUIET = 1e-3
+"""Share of the last layer's weights that is left where the loss is a mean squared error."""
 EXACT = 1e-3
 """Share of the way travelled by which weights may be off after a few steps. Rounding reaches about
 1e-6 of it, a loud image that is left out changes a twentieth."""
@@ -67,6 +70,7 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
     random = np.random.default_rng((seed, setup.batch_size))
     few = dataclasses.replace(setup, batch_size=LOUD + 4)
     with np.errstate(all="ignore"), Referee(few) as referee:
+        began = engine.steps
         trial = _Trial(engine, referee, (images, labels), random, steps)
         batches = [trial.step(0)]
         while len(batches) < steps and trial.tame:
@@ -75,6 +79,7 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
         return 0.0  # the training will be found to diverge
     order, steps = np.concatenate(batches), len(batches)
     engine.parameters, engine.velocity = trial.start, trial.start_velocity
+    engine.steps = began
     loss = engine.train(order, trial.rates[:steps])
     share = compare_loss(engine, loss, trial.loss / steps, f"the mean loss of {steps} steps")
     after = engine.parameters.astype(np.float64)
@@ -118,6 +123,17 @@ def _steps(engine: Engine, count: int) -> int:
     return max(1, min(most, count // engine.setup.batch_size))
 
 
+class _Distinct(NamedTuple):
+    """Images whose contributions to a step differ."""
+
+    chosen: Array
+    """(n,) Indices into the training set."""
+    positions: Array
+    """(n,) A position of each in the batch."""
+    weights: Array
+    """(n,) The share of each in the mean over the batch."""
+
+
 class _Trial:
     """Steps of the reference, in float64, and the batches they are made on."""
 
@@ -130,6 +146,8 @@ class _Trial:
         steps: int,
     ) -> None:
         self._referee, self._random, self._setup = referee, random, engine.setup
+        self._began = engine.steps
+        self._drops_out = any(isinstance(layer, Dropout) for layer in engine.network.layers)
         self._images, self._labels = training_set
         dtype = engine.stage.dtype
         count = len(self._labels)
@@ -153,7 +171,10 @@ class _Trial:
         self.rates = rates
 
     def _start(self, engine: Engine) -> Array:
-        """The engine's weights, changed, with last biases that make the network sure of a class."""
+        """The engine's weights, changed, with last biases that make the network sure of a class.
+
+        A mean squared error vanishes where the logits are 1 for that class and 0 for the others.
+        """
         vector = engine.parameters.astype(np.float64)
         network = self._setup.network
         for p in network.parameters:
@@ -162,8 +183,12 @@ class _Trial:
             view += 0.1 * usual * self._random.standard_normal(p.size)
         last = [p for p in network.parameters if p.layer == len(network.layers) - 1]
         for p in last:
-            if p.key == "bias" and p.size == network.classes:
-                view = vector[p.offset : p.offset + p.size]
+            view = vector[p.offset : p.offset + p.size]
+            if self._setup.loss != DEFAULT_LOSS:
+                view *= QUIET if p.key == "weight" else 0
+                if p.key == "bias" and p.size == network.classes:
+                    view[self._sure_of] = 1
+            elif p.key == "bias" and p.size == network.classes:
                 view -= SURE
                 view[self._sure_of] += 2 * SURE
         return vector
@@ -172,20 +197,39 @@ class _Trial:
         """One step on a batch of loud and silent images; its indices, in order."""
         setup = self._setup
         batch = setup.batch_size
-        self._referee.parameters = self.parameters
+        self._referee.parameters, self._referee.steps = self.parameters, self._began + number
         tied = self._referee.detector.has_near_tie(self._images[self._pool])
         clean = self._pool[~tied]
         usable = clean if len(clean) else self._pool
         sure = self._labels[usable] == self._sure_of
         silent, loud = usable[sure], usable[~sure]
-        if not len(silent) or not len(loud):
+        quiet = bool(len(silent) and len(loud))
+        if not quiet:
             silent = loud = usable
         order: Order = np.resize(self._random.permutation(silent)[:2], batch)
         inner = self._random.choice(batch, min(LOUD, batch), replace=False)
         positions = np.unique([0, batch - 1, *inner])
         order[positions] = np.resize(self._random.permutation(loud), len(positions))
-        self._descend(order, number, clean=bool(len(clean)))
+        self._descend(self._distinct(order, positions, quiet), number, clean=bool(len(clean)))
         return order
+
+    def _distinct(self, order: Order, loud: Array, quiet: bool) -> "_Distinct":
+        """The images of a batch that differ, and how many there are of each.
+
+        Dropout makes copies of an image differ. Those at the positions `loud` are then told apart;
+        all others are, too, unless they are `quiet`, that is, hardly contribute.
+        """
+        batch = len(order)
+        if not self._drops_out:
+            chosen, first, counts = np.unique(order, return_index=True, return_counts=True)
+            return _Distinct(chosen, first, counts / batch)
+        if not quiet or self._setup.loss != DEFAULT_LOSS:
+            return _Distinct(order, np.arange(batch), np.full(batch, 1 / batch))
+        others = np.setdiff1d(np.arange(batch), loud)
+        _, first, counts = np.unique(order[others], return_index=True, return_counts=True)
+        positions = np.concatenate([loud, others[first]])
+        weights = np.concatenate([np.ones(len(loud)), counts]) / batch
+        return _Distinct(order[positions], positions, weights)
 
     @property
     def tame(self) -> bool:
@@ -193,23 +237,27 @@ class _Trial:
         way = math.hypot(*self.travelled.values())
         return math.isfinite(way) and way < _length(self.start)
 
-    def _descend(self, order: Order, number: int, *, clean: bool) -> None:
-        setup, batch = self._setup, self._setup.batch_size
-        chosen, counts = np.unique(order, return_counts=True)
-        weights = counts / batch
-        images, labels = self._images[chosen], self._labels[chosen]
+    def _descend(self, batch: "_Distinct", number: int, *, clean: bool) -> None:
+        setup, positions = self._setup, batch.positions
+        images, labels = self._images[batch.chosen], self._labels[batch.chosen]
         reference = self._referee.reference
-        losses, error = cross_entropies(reference.logits(images).T, labels)
-        self.loss += float(losses @ weights)
-        error = error.T * weights[:, None]
-        gradient = reference.backward(images, error)
+        logits = reference.training_logits(images, positions)
+        losses, error = setup.loss_function.many(logits.T, labels)
+        self.loss += float(losses @ batch.weights)
+        error = error.T * batch.weights[:, None]
+        gradient = setup.weight_decay * self.parameters
+        most = reference.setup.batch_size
+        for first in range(0, len(images), most):
+            part = slice(first, first + most)
+            gradient += reference.backward(images[part], error[part], positions[part])
         if number == 0 and setup.momentum:
             self._begin_moving(gradient)
         self.velocity = setup.momentum * self.velocity + gradient
         rate = self.rates[number]
         if not clean:
             self._velocity_ambiguity *= setup.momentum
-            self._velocity_ambiguity += self._referee.detector.ambiguity_bound(images, error)
+            bound = self._referee.detector.ambiguity_bound(images, error, positions)
+            self._velocity_ambiguity += bound
             self.ambiguity += rate * self._velocity_ambiguity
         self.parameters = self.parameters - rate * self.velocity
         for p in setup.network.parameters:
@@ -237,13 +285,13 @@ def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0
     batch = setup.batch_size
     steps = min(REAL_STEPS, _steps(engine, len(labels)))
     order = np.resize(random.permutation(len(labels)), steps * batch)
-    start = engine.parameters
+    start, began = engine.parameters, engine.steps
     parameters = start.astype(np.float64)
     velocity, travelled = np.zeros_like(parameters), np.zeros_like(parameters)
     losses, first = [], np.zeros_like(start)
     for step in range(steps):
         part = order[step * batch : (step + 1) * batch]
-        engine.parameters = parameters.astype(start.dtype)
+        engine.parameters, engine.steps = parameters.astype(start.dtype), began + step
         loss, gradient = engine.gradient(images[part], labels[part])
         if not step:
             if setup.momentum:
@@ -251,7 +299,7 @@ def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0
                 first[:] = usual * random.standard_normal(len(start))
             velocity = first.astype(np.float64)
         losses.append(loss)
-        velocity = setup.momentum * velocity + gradient
+        velocity = setup.momentum * velocity + gradient + setup.weight_decay * parameters
         parameters = parameters - setup.learning_rate * velocity
         travelled += np.abs(setup.learning_rate * velocity)
         if not _length(travelled) < _length(start):
@@ -259,7 +307,7 @@ def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0
     if not (np.isfinite(losses).all() and _representable(parameters, engine)):
         return  # the training will be found to diverge
     steps = len(losses)
-    engine.parameters, engine.velocity = start, first
+    engine.parameters, engine.velocity, engine.steps = start, first, began
     loss = engine.train(order[: steps * batch], engine.rates_of(steps, None))
     compare_loss(engine, loss, float(np.mean(losses)), f"the mean loss of {steps} real steps")
     after = engine.parameters.astype(np.float64)

@@ -41,7 +41,7 @@ def longest_sum(network: Network, batch_size: int) -> int:
         if not layer.parameter_shapes(source):
             continue
         positions = math.prod(target[1:])  # that share a weight
-        seen_by = target[0] * (layer.kernel**2 if isinstance(layer, Conv) else 1)
+        seen_by = target[0] * (math.prod(layer.kernel) if isinstance(layer, Conv) else 1)
         longest = max(longest, layer.fan_in(source), positions * batch_size, seen_by)
     return longest
 

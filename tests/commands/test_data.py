@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cnnlib.measuring.record import run_files
+from tests.support import formats
 from tests.support.command_line import (
     MEASURE,
     Home,
@@ -59,3 +61,19 @@ def test_combine_refuses(home: Home) -> None:
     (home.folder / "cut.csv").write_bytes((home.folder / "run/epochs.csv").read_bytes()[:-9])
     assert "cut.csv" in home.fails(*combine, "cut.csv")
     assert not (home.folder / "all.csv").exists()
+
+
+def test_the_command_prints_what_can_be_pasted(home: Home) -> None:
+    formats.pictures(home.folder / "birds")
+    text = home("checksum", "birds", "--name", "birds")
+    assert re.match(r"datasets:\n  birds:\n    kind: folder\n", text)
+    settings = yaml.safe_load(text)["datasets"]["birds"]
+    config = yaml.safe_load((home.folder / "config.yaml").read_text())
+    config["datasets"]["birds"] = settings
+    (home.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    home("download", "--dataset", "birds", "--folder", "raw")
+    home("prepare", "--dataset", "birds", "--folder", "raw", "--out", "birds.npz")
+    (home.folder / "birds/train/cat/001.png").write_bytes(b"x")
+    said = home.fails("checksum", "birds")
+    assert "birds/train/cat/001.png is no picture" in said
+    assert "--name" in home.fails("checksum", "birds", "--name", "")

@@ -1,12 +1,14 @@
 """The learning curve is that of the timed training, at numbers of steps that double."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cnnlib.config import Config
-from cnnlib.datasets import Dataset
+from cnnlib.datasets import Dataset, load, prepare
 from cnnlib.device import Device
 from cnnlib.engine import Engine, Stage
 from cnnlib.errors import ConfigError
@@ -20,7 +22,7 @@ from cnnlib.measuring.learning_curve import (
 from cnnlib.stages import fused, gemm, naive
 from cnnlib.training.loop import start, train_epochs
 from cnnlib.training.target import Target, open_engine, setup_of
-from tests.support.toys import toy_config, toy_data
+from tests.support.toys import SETTINGS, toy_config, toy_data
 
 pytestmark = pytest.mark.quick
 
@@ -134,3 +136,22 @@ def test_pictures_are_the_images(data: Dataset) -> None:
         pixels = np.frombuffer(bytes.fromhex(row["pixels"]), np.uint8)
         shape = row["channels"], row["height"], row["width"]
         assert np.array_equal(pixels.reshape(shape), data.test_images[row["image_index"]])
+
+
+def test_pictures_have_the_names_of_their_classes(data: Dataset) -> None:
+    named = dataclasses.replace(data, class_names=("bird", "cat", "dog"))
+    for found, names in ((data, {""}), (named, {"bird", "cat", "dog"})):
+        assert {row["class_name"] for row in pictures(toy_config(), "toy", found)} == names
+
+
+def test_validation_images_are_watched_too(tmp_path: Path) -> None:
+    settings = SETTINGS["datasets"]["toy"] | {"validation": 30}
+    spec = toy_config(datasets={"toy": settings}).datasets["toy"]
+    prepare("toy", spec, tmp_path, tmp_path / "toy.npz")
+    split = load("toy", tmp_path / "toy.npz", spec)
+    assert len(split.train_labels) == 60
+    with opened(gemm.STAGE, split) as engine:
+        points, _ = curve(engine, split, epochs=1)
+        right = engine.logits(split.validation_images).argmax(axis=1) == split.validation_labels
+    assert points[-1]["validation_accuracy"] == pytest.approx(right.mean())
+    assert points[-1]["images"] == 56

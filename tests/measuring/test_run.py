@@ -48,6 +48,7 @@ def test_whole_epochs(data: Dataset, folder: Path, stage: str) -> None:
     assert facts["seed"] == 2
     assert facts["run"]["stage"] == stage
     assert len(facts["plan"]) >= 1
+    assert (facts["epoch_images"], facts["dropped_images"]) == (88, 2)
     assert "numpy" in facts["libraries"]
 
 

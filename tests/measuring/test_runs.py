@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cnnlib.errors import ConfigError, Unsupported
+from cnnlib.errors import ConfigError
 from cnnlib.measuring.runs import (
     check_experiment,
     digest,
     load_experiment,
     parse_experiment,
+    run_settings,
     runs,
     seed_of,
 )
@@ -56,17 +57,18 @@ def test_an_unknown_stage_is_named_with_the_choices() -> None:
         parse_experiment(with_sweep(stages=["gem"]))
 
 
-def test_a_stage_without_an_operator_for_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
-    from cnnlib.layers import Dense
-    from cnnlib.measuring import runs
-    from cnnlib.stages import naive
-
-    poor = dataclasses.replace(naive.STAGE, name="poor", operators={(Dense,): naive.Loops})
-    monkeypatch.setattr(runs, "find_stage", lambda name, place: poor)
-    with pytest.raises(Unsupported, match=r"'poor' has no operator for conv1 .*; it knows: dense"):
-        parse_experiment(GOOD)
+def test_settings_that_came_later_leave_old_digests_as_they_were() -> None:
+    """Results of earlier versions are still recognised, where new settings have their defaults."""
+    config = parse_experiment(GOOD)
+    for runs_on in ("cpu", "cuda"):
+        found = run_settings(config, "toy", "small", runs_on)
+        assert found["network"][0] == {"conv": {"maps": 2, "kernel": 3, "stride": 1}}
+        assert found["network"][2] == {"subsample": {"size": 2, "method": "max"}}
+        assert not {"loss", "weight_decay", "initial_weights"} & found["training"].keys()
+    changed = GOOD | {"training": GOOD["training"] | {"weight_decay": 0.1}}
+    assert run_settings(parse_experiment(changed), "toy", "small", "cpu")["training"][
+        "weight_decay"
+    ] == pytest.approx(0.1)
 
 
 def test_the_shipped_configs_can_be_run() -> None:

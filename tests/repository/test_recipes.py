@@ -130,16 +130,16 @@ def test_an_activation_function(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = run(f"FOUND = {{{examples('layer')[4]}}}", "activation", vars(activation))["FOUND"]
-    monkeypatch.setitem(FUNCTIONS, "leaky_relu", entry["leaky_relu"])
+    monkeypatch.setitem(FUNCTIONS, "softplus", entry["softplus"])
     header = copied_kernels(tmp_path, monkeypatch) / "layers.cuh"
     (line,) = [code for code in examples("layer", "cuda") if code.startswith("  ENTRY(")]
     before, after = header.read_text(encoding="utf-8").split("\n\n#define ENUMERATOR", 1)
     header.write_text(f"{before} \\\n{line}\n#define ENUMERATOR{after}", encoding="utf-8")
     # The names that a config may use were fixed when the module was imported.
-    leaky = Activation.model_construct(function="leaky_relu")
-    network = build("leaky", (1, 6, 6), 3, [{"conv": {"maps": 2, "kernel": 3}}, {"dense": 3}])
+    softplus = Activation.model_construct(function="softplus")
+    network = build("soft", (1, 6, 6), 3, [{"conv": {"maps": 2, "kernel": 3}}, {"dense": 3}])
     conv, dense = network.layers
-    network = dataclasses.replace(network, layers=(conv, leaky, dense))
+    network = dataclasses.replace(network, layers=(conv, softplus, dense))
     for stage in (naive.STAGE, gemm.STAGE, gemm_cuda.STAGE):
         with open_engine(stage, network, 4, device) as engine:
             assert validate(engine, *pictures(network, 4)) < 1

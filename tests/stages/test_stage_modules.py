@@ -310,7 +310,6 @@ def test_other_stages_work_beside_broken_ones(package: Path) -> None:
     [
         ("broken", "stage 'broken' in sweep.stages cannot be used: cnnlib/stages/broken.py: "),
         ("tupled", "stage 'tupled' in sweep.stages cannot be used: cnnlib/stages/tupled.py: "),
-        ("poor", "stage 'poor' has no operator for conv1 of network 'small'; it knows: nothing"),
     ],
 )
 def test_a_broken_stage_that_is_asked_for_is_one_line(
@@ -321,6 +320,15 @@ def test_a_broken_stage_that_is_asked_for_is_one_line(
     assert out == ""
     assert err.startswith(f"error: {problem}")
     assert len(err.splitlines()) == 1
+
+
+def test_a_stage_that_lacks_an_operator_is_unavailable(package: Path) -> None:
+    sweep_of(package, "poor", "gemm")
+    out, err = cnnlib(package, "sweep", code=0)
+    assert err == ""
+    poor, good = (line.split(": ", 2)[2] for line in out.splitlines())
+    assert poor.startswith("unavailable: stage 'poor' has no operator for conv1 of network 'small'")
+    assert good.startswith("ok")
 
 
 def test_check_prints_its_whole_table(package: Path) -> None:
@@ -389,7 +397,7 @@ def test_a_file_in_the_folder_of_layers_makes_a_layer(package: Path, tmp_path: P
     (copy / "cnnlib/layers/double.py").write_text(LAYER)
     sweep_of(copy, "naive", "gemm")
     settings = yaml.safe_load((copy / "config.yaml").read_text())
-    settings["networks"]["small"].insert(1, {"double": 2})
+    settings["networks"]["small"]["layers"].insert(1, {"double": 2})
     (copy / "config.yaml").write_text(yaml.safe_dump(settings))
     out, err = cnnlib(copy, "check", code=1)
     verdicts = {line.split()[0]: line.split()[-1] for line in out.splitlines()[1:]}

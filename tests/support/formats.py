@@ -20,13 +20,15 @@ SHAPE, CLASSES = (3, 5, 4), 3
 CLASS_NAMES = ("bird", "cat", "dog")
 
 
-def colours(train: int = 18, test: int = 9) -> dict[str, np.ndarray]:
+def colours(
+    train: int = 18, test: int = 9, shape: tuple[int, int, int] = SHAPE
+) -> dict[str, np.ndarray]:
     """Images (N, 3, 5, 4) and labels (N,); the class decides which channel is bright."""
     generator = np.random.default_rng(5)
     found = {}
     for part, count in (("train", train), ("test", test)):
         labels = (np.arange(count) % CLASSES).astype(np.uint8)
-        images = generator.integers(0, 100, (count, *SHAPE), np.uint8)
+        images = generator.integers(0, 100, (count, *shape), np.uint8)
         images[np.arange(count), labels] += 100
         found |= {f"{part}_images": images, f"{part}_labels": labels}
     return found
@@ -37,7 +39,7 @@ def sha(path: Path) -> str:
 
 
 def settings(kind: str, **more: Any) -> dict[str, Any]:
-    return {"kind": kind, "shape": list(SHAPE), "classes": CLASSES, **more}
+    return {"kind": kind, "shape": list(SHAPE), "classes": CLASSES} | more
 
 
 def spec(kind: str, **more: Any) -> AnySpec:
@@ -67,9 +69,14 @@ def cifar_bytes(images: np.ndarray, labels: np.ndarray, label_bytes: int = 1) ->
     return np.concatenate([before, images.reshape(len(images), -1)], axis=1).tobytes()
 
 
-def cifar(folder: Path, name: str = "cifar.tar.gz", label_bytes: int = 1) -> dict[str, Any]:
+def cifar(
+    folder: Path,
+    name: str = "cifar.tar.gz",
+    label_bytes: int = 1,
+    shape: tuple[int, int, int] = SHAPE,
+) -> dict[str, Any]:
     """An archive as CIFAR-10 is published, in two batches; its settings."""
-    found = colours()
+    found = colours(shape=shape)
     halves = [slice(0, 9), slice(9, 18)]
     files = {
         f"batches-bin/data_batch_{i}.bin": cifar_bytes(
@@ -90,6 +97,7 @@ def cifar(folder: Path, name: str = "cifar.tar.gz", label_bytes: int = 1) -> dic
             "test": ["batches-bin/test_batch.bin"],
         },
         label_bytes=label_bytes,
+        shape=list(shape),
         mirrors=[{"folder": str(folder)}],
     )
 
@@ -99,7 +107,7 @@ def emnist(folder: Path) -> dict[str, Any]:
     content = arrays(side=6)
     plain = write_files(folder / "plain", [*_transposed(content)])
     files = {
-        f"gzip/emnist-{name}.gz": gzip.compress((plain / name).read_bytes(), mtime=0)
+        f"gzip/emnist-{name}-ubyte.gz": gzip.compress((plain / name).read_bytes(), mtime=0)
         for name in NAMES
     }
     path = packed(files, folder / "gzip.zip")
@@ -110,7 +118,9 @@ def emnist(folder: Path) -> dict[str, Any]:
         "transpose": True,
         "first_label": 1,
         "archive": {"name": "gzip.zip", "sha256": sha(path)},
-        "files": {role: f"gzip/emnist-{name}.gz" for role, name in zip(ROLES, NAMES, strict=True)},
+        "files": {
+            role: f"gzip/emnist-{name}-ubyte.gz" for role, name in zip(ROLES, NAMES, strict=True)
+        },
         "mirrors": [{"folder": str(folder)}],
     }
 

@@ -180,6 +180,33 @@ def test_processes_end_with_a_trainer_that_is_no_longer_referenced(
     assert len(closed) == 1
 
 
+def test_a_device_that_has_gone_before_the_trainer_is_no_error(
+    data: Dataset, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the end of a program, which closes a GPU first."""
+    trainer = Trainer(network, stage="gemm")
+    list(trainer.fit(data.train_images, data.train_labels))
+
+    def gone(engine: object) -> np.ndarray:
+        raise DeviceError("its device is closed")
+
+    monkeypatch.setattr(type(trainer._session._engine), "parameters", property(gone))
+    trainer._close()
+
+
+def test_a_forked_process_leaves_the_trainer_alone(
+    data: Dataset, make: Callable[..., Trainer]
+) -> None:
+    trainer = make(batch_size=32)  # for which two processes compute, where there are two cores
+    list(trainer.fit(data.train_images, data.train_labels))
+    if not (child := os.fork()):
+        trainer.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    list(trainer.fit(data.train_images, data.train_labels))
+    assert trainer.epochs == 2
+
+
 def test_a_fit_that_is_dropped_warns(data: Dataset, make: Callable[..., Trainer]) -> None:
     trainer = make()
     before = trainer.parameters
@@ -405,3 +432,19 @@ def test_everything_that_is_exported_is_there() -> None:
     assert dir(cnnlib) == sorted(cnnlib.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'Trainr'"):
         cnnlib.Trainr  # noqa: B018
+
+
+@pytest.mark.gpu
+def test_two_trainers_share_a_gpu(data: Dataset, make: Callable[..., Trainer]) -> None:
+    """They take turns, and either may be closed first."""
+    pair = [make(stage=stage, device="cuda") for stage in ("tuned", "ring")]
+    reference = make(stage="naive")
+    images, labels = data.train_images, data.train_labels
+    fits = [trainer.fit(images, labels, epochs=2) for trainer in (*pair, reference)]
+    for _ in range(2):
+        losses = [next(fit).loss for fit in fits]
+        assert losses == pytest.approx([losses[-1]] * 3, abs=1e-4)
+    learned = pair[0].parameters
+    pair[1].close()
+    assert np.array_equal(pair[0].parameters, learned)
+    assert np.allclose(pair[0].logits(images), reference.logits(images), atol=1e-3)

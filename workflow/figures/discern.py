@@ -27,7 +27,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     own = recognition.one_run(ladder.own_rows(predictions))
     completed = recognition.complete(own, ladder.own_rows(epochs))
     rows = recognition.beliefs(completed)
-    rows = rows[rows["train_seconds"] > 0]
+    rows = recognition.named(rows[rows["train_seconds"] > 0], pictures)
     if not len(rows):
         return layout.nothing(
             sheet, *recognition.NO_ROWS, reasons.left_out(ladder.own_rows(epochs))
@@ -82,9 +82,9 @@ def title(rows: pd.DataFrame) -> str:
     ]
     found = [row for row in known if row is not None]
     if not found:
-        return f"No stage recognises this {of_image['label'].iloc[0]} for good"
+        return f"No stage recognises this {of_image['label_name'].iloc[0]} for good"
     found.sort(key=lambda row: row["train_seconds"])
-    what = f"this {found[0]['label']}"
+    what = f"this {found[0]['label_name']}"
     parts = [f"{found[0]['stage']} recognises {what} {recognition.after(found[0])}"]
     if len(found) > 1:
         parts.append(f"{found[-1]['stage']} {recognition.after(found[-1])}")

@@ -28,6 +28,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     own = recognition.one_run(ladder.own_rows(predictions))
     completed = recognition.complete(own, ladder.own_rows(epochs))
     rows = recognition.beliefs(completed[~completed["borrowed"]])
+    rows = recognition.named(rows, pictures)
     if not len(rows):
         return layout.nothing(
             sheet, *recognition.NO_ROWS, reasons.left_out(ladder.own_rows(epochs))

@@ -33,6 +33,8 @@ NO_ROWS = (
     "No run of the sweep was evaluated on single images while it trained.",
 )
 BLOCKS = 3
+MOST_LETTERS = 9
+"""Letters of a class's name in a cell."""
 CELL_INCHES, CELL_WIDE, GAP_INCHES, PICTURE_INCHES = 0.52, 0.86, 0.40, 1.0
 NOT_YET = "#e9e9e9"
 SHADES = {
@@ -138,6 +140,15 @@ class Belief:
     chance: float
     right: bool
     borrowed: bool = False
+    name: str = ""
+    """What the class is called; "": by its number."""
+
+    @property
+    def text(self) -> str:
+        """The name as it fits into a cell, or the number."""
+        if len(self.name) <= MOST_LETTERS:
+            return self.name or str(self.label)
+        return f"{self.name[: MOST_LETTERS - 1]}…"
 
 
 def beliefs(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -158,8 +169,26 @@ def beliefs(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def belief_of(row: pd.Series) -> Belief:
     """The belief in one of these rows."""
-    borrowed = bool(row.get("borrowed", False))
-    return Belief(row["belief"], row["chance"], row["belief"] == row["label"], borrowed)
+    borrowed, name = bool(row.get("borrowed", False)), str(row.get("belief_name", ""))
+    return Belief(row["belief"], row["chance"], row["belief"] == row["label"], borrowed, name)
+
+
+def named(rows: pd.DataFrame, pictures: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `label_name` and `belief_name`: what classes are called, or their numbers.
+
+    The table `pictures` has an image of each class of a data set, and its name if it has one.
+    """
+    known = {
+        (row.dataset, row.label): row.class_name
+        for row in frames.rows(pictures)
+        if isinstance(row.class_name, str) and row.class_name
+    }
+
+    def names(column: str) -> list[str]:
+        pairs = zip(rows["dataset"], rows[column], strict=True)
+        return [known.get((dataset, label), str(label)) for dataset, label in pairs]
+
+    return rows.assign(label_name=names("label"), belief_name=names("belief"))
 
 
 def compare(rows: pd.DataFrame) -> pd.DataFrame:
@@ -288,11 +317,12 @@ def blocks(
     found = []
     for index, kind in choose(rows)[: BLOCKS - sheet.compact]:
         of_image = rows[rows["image_index"] == index]
-        label, dataset = of_image[["label", "dataset"]].iloc[0]
+        name, dataset = of_image[["label_name", "dataset"]].iloc[0]
+        what = name if len(name) > 1 else f"a {name}"
         found.append(
             Block(
                 picture_of(pictures, dataset, index),
-                f"a {label}, {kind}" + ("" if sheet.compact else f"\ntest image {index:,}"),
+                f"{what}, {kind}" + ("" if sheet.compact else f"\ntest image {index:,}"),
                 [grid_row(line, cells(line)) for line in lines(of_image)],
             )
         )
@@ -438,7 +468,7 @@ def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None) -> No
     if cell.borrowed:
         draw_tile(axes, across, down, 0.075, fill=False, edgecolor=ink, linestyle=(0, (3, 2)))
     texts: list[tuple[float, float, str, dict[str, Any]]] = [
-        (0.50, 0.40, f"{cell.label}", {"fontsize": 15, "weight": "bold"}),
+        (0.50, 0.40, cell.text, {"fontsize": size_of(cell.text), "weight": "bold"}),
         (0.50, 0.75, f"{100 * cell.chance:.0f} %", {"fontsize": 9}),
     ]
     if not cell.right:
@@ -448,6 +478,11 @@ def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None) -> No
             across + right, down + below, text, color=ink, ha="center", va="center", **look
         )
         drawn.set_in_layout(False)
+
+
+def size_of(text: str) -> float:
+    """Points in which a class is written so that it fits into its cell."""
+    return 15 if len(text) <= 2 else 11 if len(text) <= 5 else 8.5
 
 
 def draw_tile(axes: Axes, across: float, down: float, margin: float, **look: Any) -> None:

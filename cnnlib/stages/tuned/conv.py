@@ -2,6 +2,7 @@
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Planned, Stage
+from cnnlib.engine.plain_windows import declining, other_than_square
 from cnnlib.layers import Conv, enumerator_of
 from cnnlib.stages.tuned.layout import (
     ALIGNMENT,
@@ -37,11 +38,11 @@ class TunedConv(TunedOperator):
     def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
         super().__init__(planned, stage, threads, images)
         conv = planned.layer(Conv)
-        self.stride = conv.stride
+        self.stride = conv.stride[0]
         channels, height, width = planned.source_shape
         maps, rows, columns = conv.output_shape(planned.source_shape)
         self.shape = ConvShape(
-            channels, height, width, maps, conv.kernel, rows, columns, self.takes_bytes
+            channels, height, width, maps, conv.kernel[0], rows, columns, self.takes_bytes
         )
         self.window, self.method = window_of(planned.layers)
         self.function = enumerator_of(planned.layers)
@@ -180,7 +181,8 @@ class TunedByteConv(TunedConv):
         return {**buffers, "RawWeights": SharedBuffer(layout.raw_weights[self.label])}
 
 
+@declining(other_than_square)
 def convolution(planned: Planned, stage: Stage, threads: Threads, images: int) -> TunedConv:
     """The operator of a convolution and what follows it."""
-    takes_bytes = planned.is_first and planned.layer(Conv).stride == 1
+    takes_bytes = planned.is_first and planned.layer(Conv).stride == (1, 1)
     return (TunedByteConv if takes_bytes else TunedConv)(planned, stage, threads, images)

@@ -2,6 +2,7 @@
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Planned, Stage
+from cnnlib.engine.plain_windows import declining, other_than_square
 from cnnlib.layers import Dense, enumerator_of
 from cnnlib.stages.tuned.layout import (
     ALIGNMENT,
@@ -26,6 +27,7 @@ REDUCE_IMAGES = 8
 """Images of a stage of the pipeline: the terms of one tensor-core product."""
 
 
+@declining(other_than_square)
 class TunedDense(TunedOperator):
     template = "Dense"
 

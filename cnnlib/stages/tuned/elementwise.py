@@ -3,6 +3,7 @@ kernels/tuned/elementwise.cuh.
 """
 
 from cnnlib.engine import Planned, Stage
+from cnnlib.engine.plain_windows import declining, other_than_square
 from cnnlib.layers import enumerator_of
 from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Threads
 from cnnlib.stages.tuned.operator import (
@@ -13,6 +14,7 @@ from cnnlib.stages.tuned.operator import (
 )
 
 
+@declining(other_than_square)
 class TunedElementwise(TunedOperator):
     template = "Elementwise"
 

@@ -83,6 +83,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
     @staticmethod
     def plan_on(stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> BlockPlan:
         """The plan that an engine takes unless it chooses by measuring. Raises Unsupported."""
+        PersistentEngine._refuse_extras(stage, setup)
         return choose(stage, plan(stage, setup.network), setup.batch_size, limits)
 
     def _build(self, plan: BlockPlan) -> None:
@@ -301,7 +302,9 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         if self._streamed is not None or len(shuffle) != self._count:
             return super().train_epoch(shuffle, rates)
         steps = len(shuffle) // self.setup.batch_size
-        return self._train(shuffle, self.rates_of(steps, rates), None)
+        loss = self._train(shuffle, self.rates_of(steps, rates), None)
+        self.steps += steps
+        return loss
 
     def _train(self, order: Order | Shuffle, rates: Array, timer: LoadTimer | None) -> float:
         batch = self.setup.batch_size

@@ -89,7 +89,7 @@ def window_of(layers: tuple[Layer, ...]) -> tuple[int, Method]:
     """Size and method of the subsampling among `layers`; a window of 1 where there is none."""
     for layer in layers:
         if isinstance(layer, Subsample):
-            return layer.size, Method[layer.method.upper()]
+            return layer.size[0], Method[layer.method.upper()]
     return 1, Method.MAX
 
 

@@ -432,3 +432,27 @@ def test_the_same_tables_give_the_same_bytes(name: str, tmp_path) -> None:
             tmp_path / file, dpi=40, metadata=draw.METADATA[".png"]
         )
     assert digest(tmp_path / "a.png") == digest(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize("name", ["discern", "discern_images"])
+def test_classes_have_their_names(name: str) -> None:
+    tables = made_up()
+    names = {1: "bird", 2: "automobile"}
+    labels = tables["pictures"]["label"]
+    tables["pictures"]["class_name"] = labels.map(names)
+    figure = drawn(name, tables)
+    cells = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert {"automobi…", "bird", "0"} <= cells
+    captions = [axes.get_xlabel() for axes in figure.axes]
+    assert any(caption.startswith("automobile, easy") for caption in captions)
+    if name == "discern":
+        assert "this automobile" in texts(figure)[0]
+
+
+def test_colour_pictures_that_are_not_square() -> None:
+    tables = made_up()
+    tables["pictures"]["channels"], tables["pictures"]["width"] = 3, 2
+    tables["pictures"]["height"] = 5
+    shape = recognition.picture_of(tables["pictures"], "mnist", 3).shape
+    assert shape == (5, 2, 3)
+    assert drawn("discern", tables)

@@ -48,7 +48,7 @@ def test_layers_and_data_sets() -> None:
         'networks={"007": [{conv: {maps: 2, kernel: 3}}, {activation: relu}, {dense: 3}]}',
         "datasets={blobs: {train_images: 64, hard_images: [3]}}",
     ).config
-    assert config.networks["007"][0] == {"conv": {"maps": 2, "kernel": 3}}
+    assert config.networks["007"].layers[0] == {"conv": {"maps": 2, "kernel": 3}}
     assert "tiny" in config.networks
     assert config.datasets["blobs"].hard_images == [3]
     assert config.datasets["blobs"].train_count == 64

@@ -1,0 +1,34 @@
+"""Random numbers that are a function of a counter and a key, and so the same in every stage.
+
+Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC11.
+kernels/philox.cuh is the same function on a GPU.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cnnlib.layers.base import Array
+
+ROUNDS = 10
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+_WORD = np.uint64(0xFFFFFFFF)
+_HIGH = np.uint64(32)
+
+
+def philox(counter: Sequence[Array | int], key: tuple[int, int]) -> Array:
+    """Four random words for each counter, as (4, n) uint32.
+
+    `counter` has four words, each an array (n,) of numbers below 2^32 or one for all; `key` has
+    two.
+    """
+    shape = np.broadcast_shapes(*(np.shape(word) for word in counter))
+    a, b, c, d = (np.array(np.broadcast_to(np.asarray(w, np.uint64), shape)) for w in counter)
+    for round_ in range(ROUNDS):
+        steps = zip(key, _KEY_STEPS, strict=True)
+        low, high = (np.uint64((word + round_ * step) % 2**32) for word, step in steps)
+        first, second = _MULTIPLIERS[0] * a, _MULTIPLIERS[1] * c
+        a, c = (second >> _HIGH) ^ b ^ low, (first >> _HIGH) ^ d ^ high
+        b, d = second & _WORD, first & _WORD
+    return np.stack([a, b, c, d]).astype(np.uint32)
