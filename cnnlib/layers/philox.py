@@ -11,8 +11,8 @@ import numpy as np
 from cnnlib.layers.base import Array
 
 ROUNDS = 10
-_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 _WORD = np.uint64(0xFFFFFFFF)
 _HIGH = np.uint64(32)
 
@@ -26,9 +26,9 @@ def philox(counter: Sequence[Array | int], key: tuple[int, int]) -> Array:
     shape = np.broadcast_shapes(*(np.shape(word) for word in counter))
     a, b, c, d = (np.array(np.broadcast_to(np.asarray(w, np.uint64), shape)) for w in counter)
     for round_ in range(ROUNDS):
-        steps = zip(key, _KEY_STEPS, strict=True)
+        steps = zip(key, KEY_STEPS, strict=True)
         low, high = (np.uint64((word + round_ * step) % 2**32) for word, step in steps)
-        first, second = _MULTIPLIERS[0] * a, _MULTIPLIERS[1] * c
+        first, second = np.uint64(MULTIPLIERS[0]) * a, np.uint64(MULTIPLIERS[1]) * c
         a, c = (second >> _HIGH) ^ b ^ low, (first >> _HIGH) ^ d ^ high
         b, d = second & _WORD, first & _WORD
     return np.stack([a, b, c, d]).astype(np.uint32)

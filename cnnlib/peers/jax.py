@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Device, Limits
 from cnnlib.engine import Bytes, Engine, Order, Planned, Setup, Stage, plan
 from cnnlib.errors import DoesNotFit, Unsupported
-from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
+from cnnlib.layers import Activation, Array, Conv, Dense, Dropout, Layer, Subsample
+from cnnlib.layers.activation import TANH_RATE, TANH_SCALE
 from cnnlib.levels import for_maps
+from cnnlib.peers.masks import random_words
 
 if TYPE_CHECKING:
     from jax import Array as Tensor
@@ -63,7 +66,14 @@ def activation(
     jax: ModuleType, layout: str, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
 ) -> Tensor:
     """The activation function of the same name in jax.nn."""
-    return getattr(jax.nn, planned.layer(Activation).function)(source)
+    name = planned.layer(Activation).function
+    if name == "scaled_tanh":
+        return TANH_SCALE * jax.nn.tanh(TANH_RATE * source)
+    if name == "gelu":
+        return jax.nn.gelu(source, approximate=False)
+    if not hasattr(jax.nn, name):
+        raise Unsupported(f"JAX has no activation function {name}")
+    return getattr(jax.nn, name)(source)
 
 
 def subsample(
@@ -92,11 +102,49 @@ def dense(
     return source.reshape(len(source), -1) @ weight.T + bias
 
 
+def dropout(
+    jax: ModuleType, layout: str, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """A product with the mask, in training; elsewhere the source itself."""
+    if not parameters:
+        return source
+    (kept,) = parameters
+    if source.ndim == 4 and layout == "NHWC":
+        kept = kept.transpose(0, 2, 3, 1)
+    return jax.numpy.multiply(source, kept)
+
+
+def mask(jax: ModuleType, planned: Planned, images: int, step: Tensor, seed: int) -> Tensor:
+    """The mask of dropout, (images, *shape), for the first images of a batch; step () uint32."""
+    layer, shape, word = planned.layer(Dropout), planned.source_shape, jax.numpy.uint32
+    size = math.prod(shape)
+
+    def multiply(number: int, words: Tensor) -> tuple[Tensor, Tensor]:
+        # JAX has no 64-bit integers unless all of its numbers may be 64 bits: halves of 16 bits.
+        top, bottom = word(number >> 16), word(number & 0xFFFF)
+        high, low = words >> 16, words & word(0xFFFF)
+        middle = bottom * high + ((bottom * low) >> 16)
+        carried = top * low + (middle & word(0xFFFF))
+        return top * high + (middle >> 16) + (carried >> 16), words * word(number)
+
+    blocks = jax.numpy.arange(ceil_div(size, 4), dtype=word)[None, :]
+    places = jax.numpy.arange(images, dtype=word)[:, None]
+    counter = jax.numpy.broadcast_arrays(blocks, places, step, word(planned.start))
+    words = random_words(
+        multiply, lambda a, b: a ^ (word(b) if isinstance(b, int) else b), counter, seed
+    )
+    drawn = jax.numpy.stack(words, axis=-1).reshape(images, -1)[:, :size]
+    kept = (drawn >= word(layer.threshold)).astype(np.float32) * np.float32(layer.scale)
+    return kept.reshape(images, *shape)
+
+
 def function_of(planned: Planned[JaxOperator]) -> str:
     """The name of the function of JAX that the layer's operator calls; matmul is written @."""
     layer = planned.layers[0]
     if isinstance(layer, Activation):
-        return layer.function
+        return "tanh" if layer.function == "scaled_tanh" else layer.function
+    if isinstance(layer, Dropout):
+        return "multiply"
     if isinstance(layer, Subsample):
         return "reduce_window"
     return "conv_general_dilated" if isinstance(layer, Conv) else "matmul"
@@ -107,6 +155,7 @@ OPERATORS: dict[tuple[type[Layer], ...], JaxOperator] = {
     (Activation,): activation,
     (Subsample,): subsample,
     (Dense,): dense,
+    (Dropout,): dropout,
 }
 
 
@@ -159,7 +208,10 @@ class JaxEngine(Engine[JaxOperator]):
         usable(stage, setup)
         return [function_of(planned) for planned in plan(stage, setup.network)]
 
-    def _logits_of(self, layout: str, weights: Sequence[Tensor], images: Tensor) -> Tensor:
+    def _logits_of(
+        self, layout: str, weights: Sequence[Tensor], images: Tensor, step: Tensor | None = None
+    ) -> Tensor:
+        """(n, classes); `step` is the number of the step that trains on them, if one does."""
         levels = self.setup.mean, self.setup.deviation
         mean, deviation = (for_maps(level, np.float32) for level in levels)
         values = (images.astype(np.float32) - mean) / deviation
@@ -169,15 +221,27 @@ class JaxEngine(Engine[JaxOperator]):
         for p, tensor in zip(self.network.parameters, weights, strict=True):
             views[p.layer].append(tensor)
         for planned in self.plan:
-            values = planned.operator(self.jax, layout, planned, values, views[planned.start])
+            given = views[planned.start]
+            if step is not None and isinstance(planned.layers[0], Dropout):
+                given = [mask(self.jax, planned, len(values), step, self.setup.seed)]
+            values = planned.operator(self.jax, layout, planned, values, given)
         if values.ndim == 4 and layout == "NHWC":
             values = values.transpose(0, 3, 1, 2)
         return values.reshape(len(values), -1)
 
     def _loss_of(
-        self, layout: str, weights: Sequence[Tensor], images: Tensor, labels: Tensor
+        self,
+        layout: str,
+        weights: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        step: Tensor,
     ) -> Tensor:
-        shares = self.jax.nn.log_softmax(self._logits_of(layout, weights, images))
+        logits = self._logits_of(layout, weights, images, step)
+        if self.setup.loss == "mean_squared_error":
+            wanted = self.jax.nn.one_hot(labels, self.network.classes)
+            return self.jax.numpy.mean((logits - wanted) ** 2)
+        shares = self.jax.nn.log_softmax(logits)
         chosen = self.jax.numpy.take_along_axis(shares, labels[:, None].astype(np.int32), axis=1)
         return -chosen.mean()
 
@@ -189,12 +253,15 @@ class JaxEngine(Engine[JaxOperator]):
         images: Tensor,
         labels: Tensor,
         rate: Tensor,
+        number: Tensor,
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """(weights, velocities, loss) after one step on these images."""
         loss, gradient = self.jax.value_and_grad(self._loss_of, argnums=1)(
-            layout, weights, images, labels
+            layout, weights, images, labels, number
         )
-        momentum = self.setup.momentum
+        momentum, decay = self.setup.momentum, self.setup.weight_decay
+        if decay:
+            gradient = [g + decay * w for g, w in zip(gradient, weights, strict=True)]
         after = [momentum * v + g for v, g in zip(speeds, gradient, strict=True)]
         return [w - rate * v for w, v in zip(weights, after, strict=True)], after, loss
 
@@ -207,20 +274,23 @@ class JaxEngine(Engine[JaxOperator]):
         labels: Tensor,
         order: Tensor,
         rates: Tensor,
+        numbers: Tensor,
     ) -> State:
-        """Train on a whole epoch: order (steps, batch), rates (steps,)."""
+        """Train on a whole epoch: order (steps, batch), rates and numbers of the steps (steps,)."""
 
         def body(
-            state: tuple[Sequence[Tensor], Sequence[Tensor]], step: tuple[Tensor, Tensor]
+            state: tuple[Sequence[Tensor], Sequence[Tensor]], step: tuple[Tensor, Tensor, Tensor]
         ) -> tuple[tuple[list[Tensor], list[Tensor]], Tensor]:
             weights, speeds = state
-            chosen, rate = step
+            chosen, rate, number = step
             new_weights, new_speeds, loss = self._step(
-                layout, weights, speeds, images[chosen], labels[chosen], rate
+                layout, weights, speeds, images[chosen], labels[chosen], rate, number
             )
             return (new_weights, new_speeds), loss
 
-        (weights, speeds), losses = self.jax.lax.scan(body, (weights, speeds), (order, rates))
+        (weights, speeds), losses = self.jax.lax.scan(
+            body, (weights, speeds), (order, rates, numbers)
+        )
         return weights, speeds, losses
 
     def _loop(
@@ -232,6 +302,7 @@ class JaxEngine(Engine[JaxOperator]):
         labels: Tensor,
         order: Tensor,
         rates: Tensor,
+        numbers: Tensor,
         steps: int,
     ) -> State:
         """Train on the first `steps` steps of `order`; compiled once for any number of them."""
@@ -240,7 +311,7 @@ class JaxEngine(Engine[JaxOperator]):
             weights, speeds, losses = state
             chosen = order[step]
             weights, speeds, loss = self._step(
-                layout, weights, speeds, images[chosen], labels[chosen], rates[step]
+                layout, weights, speeds, images[chosen], labels[chosen], rates[step], numbers[step]
             )
             return weights, speeds, losses.at[step].set(loss)
 
@@ -252,20 +323,20 @@ class JaxEngine(Engine[JaxOperator]):
 
     def load(self, images: Bytes, labels: Bytes) -> None:
         jax, batch = self.jax, self.setup.batch_size
-        self._steps = len(labels) // batch
-        state = self.parameters, self.velocity
+        self._epoch_steps = len(labels) // batch
+        state = self.parameters, self.velocity, self.steps
         try:
             self._images = jax.device_put(np.ascontiguousarray(images), self.where)
             self._labels = jax.device_put(labels, self.where)
             self.layout = min(LAYOUTS, key=self._tried)
-            order = np.arange(self._steps * batch) % len(labels)
+            order = np.arange(self._epoch_steps * batch) % len(labels)
             self.train(order)  # compiles the program of an epoch
             self.train(order[:batch])
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise DoesNotFit(str(error).partition("\n")[0]) from None
-        self.parameters, self.velocity = state  # the trials have changed them
+        self.parameters, self.velocity, self.steps = state  # the trials have changed them
 
     @property
     def choices(self) -> Mapping[str, object]:
@@ -274,7 +345,7 @@ class JaxEngine(Engine[JaxOperator]):
     def _tried(self, layout: str) -> float:
         """Seconds that TRIED_STEPS steps take in this layout, once they are compiled."""
         self.layout = layout
-        steps = min(TRIED_STEPS, self._steps)
+        steps = min(TRIED_STEPS, self._epoch_steps)
         order = np.arange(steps * self.setup.batch_size)
         seconds = []
         for _ in range(3):
@@ -289,24 +360,25 @@ class JaxEngine(Engine[JaxOperator]):
         steps = len(order) // batch
         due = self.rates_of(steps, rates)
         losses = []
-        for first in range(0, steps, self._steps):
-            part = min(self._steps, steps - first)
+        for first in range(0, steps, self._epoch_steps):
+            part = min(self._epoch_steps, steps - first)
             chosen = order[first * batch : (first + part) * batch]
             losses.append(self._run(chosen, due[first : first + part]))
+            self.steps += part
         self.step_losses = np.concatenate(losses)
-        self.steps += steps
         return float(self.step_losses.mean(dtype=np.float64))
 
     def _run(self, order: Order, rates: Array) -> Array:
         """Train on len(rates) steps of `order`, an epoch at most; the steps' losses (steps,)."""
         batch, steps = self.setup.batch_size, len(rates)
-        whole = steps == self._steps
-        chosen = np.zeros((self._steps, batch), np.int32)
+        whole = steps == self._epoch_steps
+        chosen = np.zeros((self._epoch_steps, batch), np.int32)
         chosen[:steps] = order[: steps * batch].reshape(steps, batch)
-        due = np.zeros(self._steps, np.float32)
+        due = np.zeros(self._epoch_steps, np.float32)
         due[:steps] = rates
         args = self.layout, self._weights, self._speeds, self._images, self._labels
-        there = self.jax.device_put((chosen, due), self.where)
+        numbers = ((self.steps + np.arange(self._epoch_steps)) % 2**32).astype(np.uint32)
+        there = self.jax.device_put((chosen, due, numbers), self.where)
         state = self._epoch(*args, *there) if whole else self._some(*args, *there, steps)
         self._weights, self._speeds, losses = state
         return np.asarray(losses)[:steps]
@@ -315,13 +387,15 @@ class JaxEngine(Engine[JaxOperator]):
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
         loss, gradient = self.jax.value_and_grad(self._loss, argnums=1)(
-            self.layout, self._weights, self._put(images), self._put(labels)
+            self.layout, self._weights, self._put(images), self._put(labels), self._step_number
         )
         return float(loss), self._flat(gradient)
 
     def backward(self, images: Bytes, output_error: Array) -> Array:
-        there = self._put(images)
-        _, pull = self.jax.vjp(lambda w: self._outputs(self.layout, w, there), self._weights)
+        there, number = self._put(images), self._step_number
+        _, pull = self.jax.vjp(
+            lambda w: self._outputs(self.layout, w, there, number), self._weights
+        )
         (gradient,) = pull(self._put(np.asarray(output_error, np.float32)))
         return self._flat(gradient)
 
@@ -336,6 +410,10 @@ class JaxEngine(Engine[JaxOperator]):
             outputs = self._outputs(self.layout, self._weights, self._put(padded))
             found[start : start + batch] = np.asarray(outputs)[: len(part)]
         return found
+
+    @property
+    def _step_number(self) -> Tensor:
+        return self._put(np.array(self.steps % 2**32, np.uint32))
 
     def _put(self, array: Array) -> Tensor:
         return self.jax.device_put(np.ascontiguousarray(array), self.where)

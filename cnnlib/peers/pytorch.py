@@ -6,6 +6,7 @@ PyTorch is imported by what needs it, when it needs it: it may not be installed.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Device, Limits
 from cnnlib.engine import (
     Bytes,
@@ -27,8 +29,10 @@ from cnnlib.engine import (
     plan,
 )
 from cnnlib.errors import DoesNotFit, Unsupported
-from cnnlib.layers import Activation, Array, Conv, Dense, Layer, Subsample
+from cnnlib.layers import Activation, Array, Conv, Dense, Dropout, Layer, Subsample
+from cnnlib.layers.activation import TANH_RATE, TANH_SCALE
 from cnnlib.levels import for_maps
+from cnnlib.peers.masks import random_words
 from cnnlib.system.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -75,7 +79,12 @@ def activation(
 ) -> Tensor:
     """The activation function of the same name: torch.relu, torch.nn.functional.leaky_relu, ..."""
     name = planned.layer(Activation).function
-    return getattr(torch if hasattr(torch, name) else torch.nn.functional, name)(source)
+    if name == "scaled_tanh":
+        return TANH_SCALE * torch.tanh(TANH_RATE * source)
+    function = getattr(torch, name, None) or getattr(torch.nn.functional, name, None)
+    if function is None:
+        raise Unsupported(f"PyTorch has no activation function {name}")
+    return function(source)
 
 
 def subsample(
@@ -95,11 +104,41 @@ def dense(
     return torch.nn.functional.linear(source.flatten(1), weight, bias)
 
 
+def dropout(
+    torch: ModuleType, planned: Planned, source: Tensor, parameters: Sequence[Tensor]
+) -> Tensor:
+    """A product with the mask, in training; elsewhere the source itself."""
+    return torch.mul(source, parameters[0]) if parameters else source
+
+
+def mask(torch: ModuleType, planned: Planned, images: int, step: Tensor, seed: int) -> Tensor:
+    """The mask of dropout, (images, *shape), for the first images of a batch; step () int64."""
+    layer, shape = planned.layer(Dropout), planned.source_shape
+    size = math.prod(shape)
+    word = 2**32 - 1
+
+    def multiply(number: int, words: Tensor) -> tuple[Tensor, Tensor]:
+        # The product of two words wraps around in int64, which leaves all of its bits.
+        product = words * number
+        return (product >> 32) & word, product & word
+
+    blocks = torch.arange(ceil_div(size, 4), device=step.device)[None, :]
+    places = torch.arange(images, device=step.device)[:, None]
+    counter = torch.broadcast_tensors(
+        blocks, places, step & word, torch.full_like(step, planned.start)
+    )
+    drawn = torch.stack(random_words(multiply, torch.bitwise_xor, counter, seed), dim=-1)
+    kept = drawn.reshape(images, -1)[:, :size] >= layer.threshold
+    return (kept * layer.scale).to(torch.float32).reshape(images, *shape)
+
+
 def function_of(planned: Planned[TorchOperator]) -> str:
     """The name of the function of PyTorch that the layer's operator calls."""
     layer = planned.layers[0]
     if isinstance(layer, Activation):
-        return layer.function
+        return "tanh" if layer.function == "scaled_tanh" else layer.function
+    if isinstance(layer, Dropout):
+        return "mul"
     if isinstance(layer, Subsample):
         return "max_pool2d" if layer.method == "max" else "avg_pool2d"
     return "conv2d" if isinstance(layer, Conv) else "linear"
@@ -110,6 +149,7 @@ OPERATORS: dict[tuple[type[Layer], ...], TorchOperator] = {
     (Activation,): activation,
     (Subsample,): subsample,
     (Dense,): dense,
+    (Dropout,): dropout,
 }
 
 
@@ -162,6 +202,9 @@ class TorchEngine(Engine[TorchOperator]):
             torch.zeros(p.shape, device=self.where, requires_grad=True)
             for p in self.network.parameters
         ]
+        # A graph counts its steps by itself, so that each of them draws masks of its own.
+        self._number = torch.zeros((), dtype=torch.int64, device=self.where)
+        self._mask_of = self._compiled_masks() if self._drops_out else mask
         momentum = setup.momentum
         # A rate that changes must be a tensor, or a graph keeps the first; `fused` accepts one.
         self._changing = setup.warmup is not None
@@ -172,13 +215,14 @@ class TorchEngine(Engine[TorchOperator]):
             self._tensors,
             lr=rate,
             momentum=momentum,
+            weight_decay=setup.weight_decay,
             foreach=not self._changing,
             fused=self._changing,
         )
         if momentum:
             for tensor in self._tensors:
                 self._optimizer.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
-        self._loss: Callable[[Tensor, Tensor], Tensor] = self._loss_of
+        self._loss: Callable[[Tensor, Tensor, Tensor], Tensor] = self._loss_of
         if self.compiled:
             self._loss = torch.compile(self._loss_of, fullgraph=True, dynamic=False)
         self._graph: CUDAGraph | None = None
@@ -193,17 +237,45 @@ class TorchEngine(Engine[TorchOperator]):
         usable(stage, setup)
         return [function_of(planned) for planned in plan(stage, setup.network)]
 
-    def _logits_of(self, images: Tensor) -> Tensor:
+    @property
+    def _drops_out(self) -> bool:
+        return any(isinstance(layer, Dropout) for layer in self.network.layers)
+
+    def _compiled_masks(self) -> Callable[..., Tensor]:
+        """`mask` in one kernel, where PyTorch can compile: its hundred calls would take longer than
+        a library's own dropout.
+        """
+        if self.compiled:
+            return mask  # it becomes a part of the whole
+        compiled: Callable[..., Tensor] = self.torch.compile(mask, dynamic=False)
+        dropouts = [p for p in self.plan if isinstance(p.layers[0], Dropout)]
+        try:
+            for planned in dropouts:
+                compiled(self.torch, planned, self.setup.batch_size, self._number, self.setup.seed)
+        except Exception:  # no compiler, or one that fails: the calls are right, too
+            return mask
+        return compiled
+
+    def _logits_of(self, images: Tensor, step: Tensor | None = None) -> Tensor:
+        """(n, classes); `step` is the number of the step that trains on them, if one does."""
         values = (images.to(self.torch.float32) - self._mean) / self._deviation
         views: list[list[Tensor]] = [[] for _ in self.network.layers]
         for p, tensor in zip(self.network.parameters, self._tensors, strict=True):
             views[p.layer].append(tensor)
         for planned in self.plan:
-            values = planned.operator(self.torch, planned, values, views[planned.start])
+            given = views[planned.start]
+            if step is not None and isinstance(planned.layers[0], Dropout):
+                count, seed = len(values), self.setup.seed
+                given = [self._mask_of(self.torch, planned, count, step, seed)]
+            values = planned.operator(self.torch, planned, values, given)
         return values.flatten(1)
 
-    def _loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self.torch.nn.functional.cross_entropy(self._logits_of(images), labels)
+    def _loss_of(self, images: Tensor, labels: Tensor, step: Tensor) -> Tensor:
+        functional, logits = self.torch.nn.functional, self._logits_of(images, step)
+        if self.setup.loss == "cross_entropy":
+            return functional.cross_entropy(logits, labels)
+        wanted = functional.one_hot(labels, self.network.classes)
+        return functional.mse_loss(logits, wanted.to(logits.dtype))
 
     @contextlib.contextmanager
     def _memory(self) -> Iterator[None]:
@@ -216,7 +288,7 @@ class TorchEngine(Engine[TorchOperator]):
 
     def load(self, images: Bytes, labels: Bytes) -> None:
         torch, count = self.torch, len(labels)
-        state = self.parameters, self.velocity
+        state = self.parameters, self.velocity, self.steps
         with self._memory():
             self._images = torch.from_numpy(np.ascontiguousarray(images)).to(self.where)
             self._labels = torch.from_numpy(labels.astype(np.int64)).to(self.where)
@@ -230,7 +302,7 @@ class TorchEngine(Engine[TorchOperator]):
                 self._choose_algorithms()
             else:
                 self._prepare()
-        self.parameters, self.velocity = state  # warming up has changed them
+        self.parameters, self.velocity, self.steps = state  # warming up has changed them
 
     @property
     def choices(self) -> Mapping[str, object]:
@@ -272,10 +344,11 @@ class TorchEngine(Engine[TorchOperator]):
 
     def _train_on(self, chosen: Tensor) -> Tensor:
         """Take one step on the images with these indices; returns its loss, on the device."""
-        loss = self._loss(self._images[chosen], self._labels[chosen])
+        loss = self._loss(self._images[chosen], self._labels[chosen], self._number)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
+        self._number += 1
         return loss.detach()
 
     def _train_next(self) -> None:
@@ -331,7 +404,7 @@ class TorchEngine(Engine[TorchOperator]):
         loss = float(self.step_losses.mean(dtype=np.float64))
         if events:
             self.event_seconds = events[0].elapsed_time(events[1]) / 1e3
-        self.steps += steps
+        self._steps += steps
         return loss
 
     @property
@@ -345,12 +418,12 @@ class TorchEngine(Engine[TorchOperator]):
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
         wanted = self.torch.from_numpy(labels.astype(np.int64)).to(self.where)
-        loss = self._loss_of(self._put(images), wanted)
+        loss = self._loss_of(self._put(images), wanted, self._number)
         return float(loss.detach()), self._flat(self.torch.autograd.grad(loss, self._tensors))
 
     def backward(self, images: Bytes, output_error: Array) -> Array:
         errors = self.torch.from_numpy(np.ascontiguousarray(output_error, dtype=np.float32))
-        logits = self._logits_of(self._put(images))
+        logits = self._logits_of(self._put(images), self._number)
         return self._flat(
             self.torch.autograd.grad(logits, self._tensors, grad_outputs=errors.to(self.where))
         )
@@ -398,6 +471,15 @@ class TorchEngine(Engine[TorchOperator]):
     def velocity(self, vector: Array) -> None:
         if self.setup.momentum:
             self._fill(self._buffers(), vector)
+
+    @property
+    def steps(self) -> int:
+        return self._steps
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self._steps = count
+        self._number.fill_(count)
 
     def close(self) -> None:
         self._graph = None

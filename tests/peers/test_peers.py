@@ -11,6 +11,7 @@ import pytest
 
 from cnnlib.engine import Setup, plan
 from cnnlib.errors import Unsupported
+from cnnlib.layers import Dropout
 from cnnlib.measuring import schema
 from cnnlib.measuring.run import measure
 from cnnlib.measuring.runs import Run
@@ -45,6 +46,37 @@ def test_parity(stage, network) -> None:
     with open_engine(stage, network, 7, momentum=0.9) as engine:
         validate(engine, *pictures(network, 7))
         five_steps(engine, *pictures(network, 21))
+
+
+DROPS = build(
+    "drops",
+    (2, 9, 7),
+    3,
+    [
+        {"conv": {"maps": 3, "kernel": [3, 2], "padding": 1}},
+        {"activation": "leaky_relu"},
+        {"subsample": {"size": 3, "stride": 2}},
+        {"dropout": 0.25},
+        {"activation": "scaled_tanh"},
+        {"dense": 6},
+        {"activation": "gelu"},
+        {"dropout": 0.5},
+        {"dense": 3},
+    ],
+)
+
+
+@each_of(HERE)
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("loss", ["cross_entropy", "mean_squared_error"])
+def test_dropout_has_the_masks_of_every_stage(stage, loss) -> None:
+    """Steps with dropout, overlapping windows and weight decay end at the reference's weights."""
+    settings = dict(momentum=0.5, loss=loss, weight_decay=0.01, seed=2**33 + 5)
+    with open_engine(stage, DROPS, 7, **settings) as engine:
+        engine.steps = 12
+        validate(engine, *pictures(DROPS, 7))
+        five_steps(engine, *pictures(DROPS, 21))
+        assert engine.steps == 17
 
 
 def coarse_gradient(key):
@@ -191,6 +223,7 @@ LAYERS = [
     {"activation": "tanh"},
     {"subsample": {"size": 2, "method": "mean"}},
     {"activation": "sigmoid"},
+    {"dropout": 0.5},
     {"dense": 3},
 ]
 
@@ -204,11 +237,12 @@ def test_operators_are_named_by_what_they_call(package) -> None:
         called: list[str] = []
         library, name = Library(called), package.function_of(planned)
         layout = ["NCHW"] if package is jax else []
-        parameters = [library] * sum(p.layer == planned.start for p in network.parameters)
+        count = sum(p.layer == planned.start for p in network.parameters)
+        parameters = [library] * (1 if planned.find(Dropout) else count)
         planned.operator(library, *layout, planned, library, parameters)
         assert name in called
         names.append(name)
-    assert len(set(names)) == (7 if package is pytorch else 6)
+    assert len(set(names)) == (8 if package is pytorch else 7)
 
 
 @each_of(HERE)
