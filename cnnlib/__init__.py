@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from cnnlib import errors, layers, stages
-    from cnnlib.layers import Activation, Conv, Dense, Subsample
+    from cnnlib.layers import Activation, Conv, Dense, Dropout, Subsample
     from cnnlib.network import Network
     from cnnlib.trainer import Trainer
     from cnnlib.training.fit import Fit
@@ -23,6 +23,7 @@ __all__ = [
     "Activation",
     "Conv",
     "Dense",
+    "Dropout",
     "EpochRecord",
     "Evaluation",
     "Fit",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "cnnlib.layers": ("Activation", "Conv", "Dense", "Subsample"),
+    "cnnlib.layers": ("Activation", "Conv", "Dense", "Dropout", "Subsample"),
     "cnnlib.network": ("Network",),
     "cnnlib.trainer": ("Trainer",),
     "cnnlib.training.fit": ("Fit",),

@@ -13,22 +13,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cnnlib.datasets import mean_and_deviation
-from cnnlib.engine import Bytes, Setup, Stage, plan
+from cnnlib.engine import Bytes, Setup, Stage
 from cnnlib.errors import ConfigError, Diverged, NotFitted
 from cnnlib.exchange.formats import load_weights, save_weights
 from cnnlib.exchange.weights import Weights
-from cnnlib.layers import find_loss, softmax
+from cnnlib.layers import DEFAULT_LOSS, softmax
 from cnnlib.levels import Level
-from cnnlib.network import Network
+from cnnlib.network import DEFAULT_SCHEME, Network
 from cnnlib.training import arguments
 from cnnlib.training.arrays import as_images, as_labels, as_parameters
 from cnnlib.training.checkpoint import State
 from cnnlib.training.fit import Fit
 from cnnlib.training.records import EpochRecord, Evaluation, Progress
 from cnnlib.training.session import Session
+from cnnlib.training.target import check_supported
 
 Labelled = tuple[ArrayLike, ArrayLike]
 """(images, labels)."""
+
+
+UNKNOWN = 0.0, 1.0
+"""Stand for a mean and a deviation that are not known yet."""
 
 
 class Trainer:
@@ -43,7 +48,7 @@ class Trainer:
     numbers (N,) from 0 on. `cnnlib.training.arrays` says what else is taken and how it is
     converted. Networks see (byte - mean) / deviation.
 
-    Trainings are plain mini-batch gradient descent, repeatable to the bit on the same machine for
+    Trainings are mini-batch gradient descent, repeatable to the bit on the same machine for
     the same seed, unless the stage is one of another library. What a trainer holds on its device is
     given back by `close`, by leaving a `with` block, or when the trainer is no longer referenced.
     A trainer is used in the thread that made it.
@@ -57,8 +62,11 @@ class Trainer:
         batch_size: int = 64,
         learning_rate: float = 0.1,
         momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        loss: str = DEFAULT_LOSS,
         schedule: Literal["constant", "one_cycle"] = "constant",
         warmup: float = 0.2,
+        initial_weights: str = DEFAULT_SCHEME,
         seed: int = 0,
         device: str = "auto",
         mean: ArrayLike | None = None,
@@ -75,10 +83,15 @@ class Trainer:
             batch_size: Images of a training step.
             learning_rate: The rate of every step, or the peak of a cycle.
             momentum: Share of the velocity that a step keeps, from 0 to less than 1.
+            weight_decay: Share of the parameters, biases included, that is added to their gradient
+                before momentum.
+            loss: `cross_entropy` (with softmax), or `mean_squared_error` of the logits against 1
+                for the label and 0 for other classes, over images and classes.
             schedule: `constant`, or `one_cycle`: in each `fit` the rate rises from 0 in the first
                 `warmup` of all steps, and falls to 0 in the others.
             warmup: Share of the steps in which it rises.
-            seed: Of the initial weights and of the order of images.
+            initial_weights: Their variance: `lecun`, `glorot` or `he`, as in config.yaml.
+            seed: Of the initial weights, the order of images and dropout's masks.
             device: Where a stage with kernels runs: `cuda`; `emulated`, the same kernels compiled
                 for the CPU, which is for trying them and slow; or `auto`, a GPU if there is one.
                 Other stages run on the `cpu`, and those of other libraries on either.
@@ -104,18 +117,26 @@ class Trainer:
         self._training = arguments.training_of(
             learning_rate=learning_rate,
             momentum=momentum,
+            weight_decay=weight_decay,
+            loss=loss,
             schedule=schedule,
             warmup=warmup,
+            initial_weights=initial_weights,
             seed=seed,
         )
         self._batch_size = arguments.count(batch_size, "batch_size")
         chosen, where = arguments.stage_and_device(stage, device)
-        plan(chosen, network)
         self._normalisation = arguments.normalisation(mean, deviation, network.input_shape[0])
         self._class_names = arguments.class_names(class_names, network.classes)
         self._autotune = autotune
-        self._session = Session(chosen, where, network.initial_parameters(self._training.seed))
+        initial = network.initial_parameters(self._training.seed, scheme=initial_weights)
+        self._session = Session(chosen, where, initial)
         self._close = weakref.finalize(self, self._session.close)
+        try:
+            check_supported(self._session.target, chosen, self._setup(*UNKNOWN))
+        except BaseException:
+            self._close()
+            raise
         if self._session.target.kind == "emulated" and device == "auto":
             warnings.warn(
                 f"there is no GPU: stage '{chosen.name}' runs by kernels compiled for the CPU, "
@@ -194,20 +215,29 @@ class Trainer:
         return classes
 
     def predict_proba(self, images: ArrayLike) -> NDArray[np.floating]:
-        """(N, classes) The probability of each class: softmax of the logits."""
+        """(N, classes) The probability of each class: softmax of the logits.
+
+        Raises ConfigError where the loss is `mean_squared_error`, whose logits are no logarithms of
+        probabilities.
+        """
+        if self._training.loss != "cross_entropy":
+            raise ConfigError(
+                f"a network trained by {self._training.loss} gives no probabilities; "
+                "see logits and predict"
+            )
         return softmax(self.logits(images))
 
     def logits(self, images: ArrayLike) -> NDArray[np.floating]:
         """(N, classes) What the last layer computes, float32 (float64 in stage `naive`)."""
         given = as_images(images, self._network.input_shape)
-        return self._session.logits(self._setup(), given)
+        return self._session.logits(self._known_setup(), given)
 
     @property
     def parameters(self) -> NDArray[np.floating]:
         """(network.parameter_count,) A copy of the flat parameter vector.
 
         `network.views` finds the layers' arrays in it. One that is assigned is copied; it must be
-        of that length and finite. Momentum then starts anew.
+        of that length and finite. Momentum then starts anew; the count of steps goes on.
         """
         return self._session.parameters
 
@@ -237,6 +267,7 @@ class Trainer:
             deviation,
             origin,
             self._class_names,
+            self.steps,
         )
         save_weights(path, weights)
 
@@ -254,7 +285,8 @@ class Trainer:
 
         A file that `save` has written says all of `network`, `mean` and `deviation`; they are for
         files of other programs. `settings` are arguments of Trainer. They are not in a file, nor is
-        momentum's velocity: a `fit` starts from these weights as a new training.
+        momentum's velocity: a `fit` starts from these weights as a new training, but that dropout's
+        masks go on from the number of steps that the file says.
 
         Raises DataError naming the file when it is missing, damaged or incomplete.
         """
@@ -264,6 +296,7 @@ class Trainer:
         settings = {"class_names": weights.class_names, **settings}
         trainer = cls(weights.network, mean=weights.mean, deviation=weights.deviation, **settings)
         trainer.parameters = weights.parameters
+        trainer._session.steps = weights.steps
         return trainer
 
     @property
@@ -290,6 +323,11 @@ class Trainer:
     def epochs(self) -> int:
         """Epochs trained since the trainer was made."""
         return self._session.epochs
+
+    @property
+    def steps(self) -> int:
+        """Steps trained since the initial weights."""
+        return self._session.steps
 
     @property
     def mean(self) -> Level | None:
@@ -336,7 +374,7 @@ class Trainer:
                 loss = state.loss_sum / state.step if state.step else math.nan
                 callback(Progress(number, last, state.step, steps, loss, state.seconds))
 
-        setup, seed = self._setup(), self._training.seed
+        setup, seed = self._known_setup(), self._training.seed
         for done in self._session.train(setup, images, labels, epochs, seed, report):
             number = before + done.epoch
             if done.diverged:
@@ -350,23 +388,30 @@ class Trainer:
     def _evaluate(self, images: Bytes, labels: Bytes) -> Evaluation:
         if not len(images):
             raise ConfigError("there are no images to evaluate")
-        logits = self._session.logits(self._setup(), images).astype(np.float64)
+        setup = self._known_setup()
+        logits = self._session.logits(setup, images).astype(np.float64)
         if not np.isfinite(logits).all():
             return Evaluation(math.nan, math.nan, len(images))
-        losses, _ = find_loss("cross_entropy").many(logits.T, labels)
+        losses, _ = setup.loss_function.many(logits.T, labels)
         right = float(np.mean(logits.argmax(axis=1) == labels))
         return Evaluation(right, float(losses.mean()), len(images))
 
-    def _setup(self) -> Setup:
-        """What an engine is made of."""
+    def _known_setup(self) -> Setup:
+        """What the engine is made of, as soon as it is known how images are normalised."""
         self._check_open()
-        mean, deviation = self._known_normalisation()
+        return self._setup(*self._known_normalisation())
+
+    def _setup(self, mean: Level, deviation: Level) -> Setup:
         training = self._training
         return Setup(
             network=self._network,
             batch_size=self._batch_size,
             learning_rate=training.learning_rate,
             momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            loss=training.loss,
+            initial_weights=training.initial_weights,
+            seed=training.seed,
             warmup=training.warmup if training.schedule == "one_cycle" else None,
             mean=mean,
             deviation=deviation,

@@ -32,6 +32,7 @@ class Session:
         """Epochs that have been trained."""
         self._parameters = np.array(parameters, stage.dtype)
         self._velocity = np.zeros_like(self._parameters)
+        self._steps = 0
         self._engine: Engine | None = None
         self._newest: object = None
         self._process = os.getpid()
@@ -46,11 +47,23 @@ class Session:
 
     @parameters.setter
     def parameters(self, vector: Array) -> None:
-        """Velocity and steps begin anew."""
+        """The velocity begins anew; steps go on."""
+        self._steps = self.steps
         self._parameters = vector.astype(self.stage.dtype)
         self._velocity = np.zeros_like(self._parameters)
         if self._engine is not None:
             self._give_state(self._engine)
+
+    @property
+    def steps(self) -> int:
+        """Steps since the initial weights, by which dropout's masks are drawn."""
+        return self._steps if self._engine is None else self._engine.steps
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self._steps = count
+        if self._engine is not None:
+            self._engine.steps = count
 
     def logits(self, setup: Setup, images: Bytes) -> Array:
         """(n, classes) for any number n of images."""
@@ -142,9 +155,11 @@ class Session:
 
     def _keep_state(self, engine: Engine) -> None:
         self._parameters, self._velocity = engine.parameters, engine.velocity
+        self._steps = engine.steps
 
     def _give_state(self, engine: Engine) -> None:
         engine.parameters, engine.velocity = self._parameters, self._velocity
+        engine.steps = self._steps
 
     def _drop_engine(self) -> None:
         engine, self._engine, self._newest = self._engine, None, None

@@ -112,10 +112,18 @@ def threads_of(stage: Stage) -> int:
 
 def engine_on(target: Target, stage: Stage, setup: Setup) -> Engine:
     """An engine of the stage on `target`, which the caller closes; threads are not limited."""
+    return stage.engine(stage, _setup_on(target, setup), target.device)
+
+
+def check_supported(target: Target, stage: Stage, setup: Setup) -> None:
+    """Raise Unsupported where an engine of the stage on `target` would; none is made."""
+    stage.engine.operators_on(stage, _setup_on(target, setup), target.device)
+
+
+def _setup_on(target: Target, setup: Setup) -> Setup:
     # What is fastest when kernels are emulated says nothing about a GPU.
     tune = setup.tune and target.kind == "cuda"
-    setup = dataclasses.replace(setup, device_kind=target.kind, tune=tune)
-    return stage.engine(stage, setup, target.device)
+    return dataclasses.replace(setup, device_kind=target.kind, tune=tune)
 
 
 def check_batch(dataset: Dataset, batch_size: int) -> None:

@@ -1,5 +1,6 @@
 """The library: fit, evaluate, predict, save and load on arrays, and what it refuses."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -14,7 +15,15 @@ import pytest
 
 import cnnlib
 from cnnlib.datasets import Dataset
-from cnnlib.errors import ConfigError, DataError, DeviceError, Diverged, NotFitted, UserError
+from cnnlib.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    Diverged,
+    NotFitted,
+    Unsupported,
+    UserError,
+)
 from cnnlib.network import Network
 from cnnlib.stages import find_stage
 from cnnlib.trainer import Trainer
@@ -88,6 +97,44 @@ def test_one_cycle_is_one_of_each_fit(data: Dataset, make: Callable[..., Trainer
     for trainer in (constant, cycle):
         list(trainer.fit(data.train_images, data.train_labels))
     assert not np.array_equal(constant.parameters, cycle.parameters)
+
+
+def test_dropout_weight_decay_and_the_loss_are_those_of_the_command_line(
+    data: Dataset, tmp_path: Path
+) -> None:
+    layers = [{"dense": 6}, {"activation": "gelu"}, {"dropout": 0.5}, {"dense": 3}]
+    network = Network.from_layers((1, 8, 8), 3, layers, name="small")
+    kind = {
+        "loss": "mean_squared_error",
+        "weight_decay": 0.01,
+        "initial_weights": "he",
+        "momentum": 0.5,
+    }
+    settings = toy_config(training={"learning_rate": 0.1, "seed": 5, **kind})
+    stage = find_stage("gemm", "the test")
+    setup = setup_of(settings, network, data, 8)
+    with open_target(stage) as target, open_engine(stage, setup, target, data) as engine:
+        start(engine, 5)
+        (_, done) = train_epochs(engine, 90, 2, 5)
+        expected = engine.parameters
+    with Trainer(network, stage="gemm", batch_size=8, seed=5, **kind) as trainer:
+        list(trainer.fit(data.train_images, data.train_labels))
+        (record,) = trainer.fit(data.train_images, data.train_labels)
+        assert np.array_equal(trainer.parameters, expected)
+        assert record.loss == pytest.approx(done.loss, rel=1e-12)
+        assert trainer.steps == 22
+        found = trainer.evaluate(data.test_images, data.test_labels)
+        wanted = np.eye(3)[data.test_labels]
+        assert found.loss == pytest.approx(
+            np.mean((trainer.logits(data.test_images) - wanted) ** 2), rel=1e-6
+        )
+        with pytest.raises(ConfigError, match="gives no probabilities"):
+            trainer.predict_proba(data.test_images)
+        trainer.save(tmp_path / "w.npz")
+    with Trainer.load(tmp_path / "w.npz", stage="gemm", batch_size=8) as loaded:
+        assert loaded.steps == 22
+        list(loaded.fit(data.train_images, data.train_labels))
+        assert loaded.steps == 33
 
 
 def test_evaluation_prediction_and_score_agree(data: Dataset, make: Callable[..., Trainer]) -> None:
@@ -353,6 +400,9 @@ def test_images_must_be_known_to_be_normalised(
         ({"learning_rate": np.float32("nan")}, "learning_rate: "),
         ({"momentum": 1}, "momentum: "),
         ({"seed": "x"}, "seed: "),
+        ({"loss": "hinge"}, "'cross_entropy' or 'mean_squared_error', not 'hinge'"),
+        ({"weight_decay": -1}, "weight_decay: "),
+        ({"initial_weights": "zeros"}, "initial_weights: "),
         ({"schedule": "cosine"}, "'constant' or 'one_cycle', not 'cosine'"),
         ({"mean": 3}, "given together"),
         ({"mean": 3, "deviation": 0}, "deviation 0: "),
@@ -371,6 +421,47 @@ def test_arguments_that_are_wrong_are_named(
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
     assert isinstance(refused.value, ValueError)
+
+
+def test_what_the_stage_cannot_train_is_refused_at_once(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+    monkeypatch.setattr(Session, "close", lambda self: closed.append(self))
+    stage = dataclasses.replace(find_stage("gemm", "the test"), operators={})
+    with pytest.raises(Unsupported, match="has no operator for conv1 of network 'small'"):
+        Trainer(network, stage=stage)
+    assert len(closed) == 1
+
+
+OWN = """
+import numpy as np
+from cnnlib.engine import OwnLoop, Stage
+
+class Still(OwnLoop):
+    def prepare(self):
+        self.weights = [np.zeros(p.shape, np.float32) for p in self.network.parameters]
+        self.velocities = [weight.copy() for weight in self.weights]
+
+    def forward(self, images):
+        return np.zeros((len(images), self.network.classes), np.float32)
+
+    def step(self, images, labels, rate):
+        return 0.25
+
+STAGE = Stage("still", "still", "learns nothing", runs_on="cpu", engine=Still)
+"""
+
+
+def test_a_stage_from_a_file_trains(
+    data: Dataset, make: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    (tmp_path / "still.py").write_text(OWN)
+    trainer = make(stage=f"{tmp_path}/still.py")
+    (record,) = trainer.fit(data.train_images, data.train_labels)
+    assert (trainer.stage, record.loss) == ("still", 0.25)
+    with pytest.raises(ConfigError, match=r"none\.py"):
+        make(stage=f"{tmp_path}/none.py")
 
 
 def test_numbers_of_numpy_are_numbers(make: Callable[..., Trainer]) -> None:
