@@ -23,8 +23,8 @@ import cnnlib
 
 images = np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8)
 labels = (images[:, :4].mean(axis=(1, 2)) > images[:, 4:].mean(axis=(1, 2))).astype(int)
-layers = (cnnlib.Conv(maps=2, kernel=3), cnnlib.Activation(function="relu"), cnnlib.Dense(units=2))
-network = cnnlib.Network("halves", (1, 8, 8), 2, layers)
+layers = [{"conv": {"maps": 2, "kernel": 3}}, {"activation": "relu"}, {"dense": 2}]
+network = cnnlib.Network.from_layers((1, 8, 8), 2, layers)
 for stage in ("gemm", "fused"):
     trainer = cnnlib.Trainer(network, stage=stage, batch_size=16, device=DEVICES[stage])
     for epoch in trainer.fit(images, labels, epochs=3):
@@ -36,7 +36,7 @@ SNIPPET = """
 import numpy as np
 import cnnlib
 
-network = cnnlib.Network("n", (1, 28, 28), 10, (cnnlib.Dense(units=10),))
+network = cnnlib.Network.from_layers((1, 28, 28), 10, [cnnlib.Dense(units=10)])
 images, labels = np.zeros((100, 28, 28), np.uint8), np.zeros(100, np.int64)
 with cnnlib.Trainer(network, stage="gemm", batch_size=64, learning_rate=0.1) as trainer:
     losses: list[float] = [epoch.loss for epoch in trainer.fit(images, labels, epochs=2)]
