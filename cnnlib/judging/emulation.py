@@ -45,7 +45,7 @@ class Found:
 
 
 def awkward_networks() -> list[Network]:
-    """Networks of sizes that are multiples of nothing, strides beyond a kernel, means."""
+    """Networks of sizes that are multiples of nothing, with padding, overlaps and gaps."""
     first = [
         {"conv": {"maps": 7, "kernel": 4}},
         {"activation": "relu"},
@@ -63,7 +63,15 @@ def awkward_networks() -> list[Network]:
         {"subsample": {"size": 2, "method": "mean"}},
         {"dense": 3},
     ]
+    third = [
+        {"conv": {"maps": 3, "kernel": [2, 5], "stride": [1, 2], "padding": [1, 2]}},
+        {"activation": "leaky_relu"},
+        {"subsample": {"size": 3, "stride": 2, "padding": 1, "method": "max"}},
+        {"dropout": 0.4},
+        {"dense": 4},
+    ]
     return [
+        Network("padded", (2, 11, 14), 4, parse_layers("padded", third)),
         Network("awkward", (3, 17, 13), 5, parse_layers("awkward", first)),
         Network("strided_means", (2, 29, 23), 3, parse_layers("strided_means", second)),
     ]

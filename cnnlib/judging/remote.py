@@ -300,7 +300,7 @@ class RemoteEngine(Engine):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps since the initial weights, where the engine counts them; otherwise 0."""
+        """Steps since the initial weights."""
         return int(_number(self._ask("get_steps")))
 
     @steps.setter

@@ -130,12 +130,10 @@ class Worker:
         return {}, []
 
     def do_get_steps(self, head: Head, arrays: list[AnyArray]) -> Answer:
-        return {"value": int(getattr(self._engine(head), "steps", 0))}, []
+        return {"value": int(self._engine(head).steps)}, []
 
     def do_put_steps(self, head: Head, arrays: list[AnyArray]) -> Answer:
-        engine, value = self._engine(head), int(str(head["value"]))
-        if value or hasattr(engine, "steps"):
-            setattr(engine, "steps", value)  # noqa: B010
+        self._engine(head).steps = int(str(head["value"]))
         return {}, []
 
     def do_profile(self, head: Head, arrays: list[AnyArray]) -> Answer:

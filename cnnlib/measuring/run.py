@@ -38,10 +38,12 @@ from cnnlib.training.loop import Epoch, accuracy, batches, epoch_order, start, t
 from cnnlib.training.target import check_batch, open_engine, open_target, setup_of
 from cnnlib.validation.replay import Recording, TimedCall, recorded_epochs
 from cnnlib.validation.trajectory import check_after, check_before, check_momentum
-from cnnlib.validation.verdicts import Unjudged, ValidationFailed
+from cnnlib.validation.verdicts import Unjudged, ValidationFailed, failure
 
 ENOUGH_SAMPLES = 5
 """Samples of an extrapolated run, at least, before their spread is looked at."""
+_CLOCK: Final = time.perf_counter
+"""The clock as it was before a stage from outside could have changed it."""
 SMALL_SPREAD = 0.02
 """Spread of the samples, relative to their median, at which sampling ends early."""
 
@@ -342,6 +344,8 @@ class Measurement:
 
         The learning curve of the first repeat is a replay of the epochs by itself; it comes later.
         """
+        if time.perf_counter is not _CLOCK:
+            raise failure(recording.engine, "it has replaced time.perf_counter, the clock")
         replayed = self._epochs if self._replays_epochs(recording) else 0
         with self._checking("after"):
             images, labels = self.dataset.train_images, self.dataset.train_labels

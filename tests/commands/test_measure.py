@@ -13,6 +13,7 @@ from cnnlib import stages
 from cnnlib.measuring import schema
 from cnnlib.measuring.freshness import damage
 from cnnlib.measuring.runs import Run, settings_digest
+from cnnlib.paths import ROOT
 from cnnlib.stages import naive
 from tests.support.command_line import MEASURE, Home, changed
 from tests.support.toys import toy_config
@@ -77,3 +78,11 @@ def test_a_stage_that_ends_its_process(
     home(*profile)
     (row,) = schema.read(home.folder / "f.csv", "cpu_profile").itertuples()
     assert (row.stage, row.status, row.calls) == ("bad", "failed", 0)
+
+
+@pytest.mark.slow
+def test_a_stage_that_replaces_the_clock(home: Home) -> None:
+    cheat = str(ROOT / "tests/wrong/cheats/slows_the_clock.py")
+    said = home(*changed(MEASURE, "--stage", cheat), code=2)
+    assert "it has replaced time.perf_counter, the clock" in said
+    assert not (home.folder / "run").exists()
