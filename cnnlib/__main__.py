@@ -14,7 +14,17 @@ from types import FrameType
 
 import typer
 
-from cnnlib.commands import data, examine, judge, measuring, predict, probe, show, training
+from cnnlib.commands import (
+    data,
+    examine,
+    judge,
+    measuring,
+    new_stage,
+    predict,
+    probe,
+    show,
+    training,
+)
 from cnnlib.errors import UserError, one_line
 from cnnlib.system.interrupts import SIGNALS
 
@@ -44,6 +54,7 @@ for command in (
     examine.pictures,
     measuring.check,
     judge.judge,
+    new_stage.new_stage,
     data.combine,
     show.ladder,
     show.stages,

@@ -24,13 +24,22 @@ if TYPE_CHECKING:
 def stages() -> None:
     """List all stages and what each one changes.
 
-    They are the stages of the ladder, their variants, and the peers.
+    They are the stages of the ladder, their variants, the peers, and those that installed packages
+    bring. A file with a stage of your own is given by its path wherever a stage is asked for.
     """
-    from cnnlib.stages import ALL, problems
+    from cnnlib.errors import BrokenStage
+    from cnnlib.measuring.cards import card_of
+    from cnnlib.stages import ALL, installed, problems
 
-    rows = [[stage.name, stage.runs_on, stage.change] for stage in ALL]
+    rows, broken = [[stage.name, stage.runs_on, stage.change] for stage in ALL], problems()
+    for name in dict.fromkeys(point.name for point in installed()):
+        try:
+            card = card_of(name, "an installed package")
+            rows.append([card.name, card.runs_on, card.change])
+        except BrokenStage as error:
+            broken.append(str(error))
     typer.echo(columns([["stage", "runs on", "what changes"], *rows]))
-    for problem in problems():
+    for problem in broken:
         typer.echo(f"warning: {problem}", err=True)
 
 

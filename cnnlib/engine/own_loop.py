@@ -37,9 +37,9 @@ class OwnLoop(Engine[Any]):
     take.
     """
 
-    weights: Sequence[Any] = ()
+    weights: list[Any]
     """The parameters, one array for each of network.parameters."""
-    velocities: Sequence[Any] = ()
+    velocities: list[Any]
     """The momentum's velocities alike; they may be omitted where setup.momentum is zero."""
 
     def __init__(self, stage: Stage[Any], setup: Setup, device: Device | None = None) -> None:
@@ -48,6 +48,7 @@ class OwnLoop(Engine[Any]):
         self.network = setup.network
         self.plan = self._planned(stage, setup)
         self.operators = [planned.operator for planned in self.plan]
+        self.weights, self.velocities = [], []
         self.prepare()
         self._check_arrays()
         # With dimensions: numbers without any do not decide the type of a difference everywhere.

@@ -7,7 +7,16 @@ from cnnlib.engine import Stage
 from cnnlib.errors import BrokenStage, ConfigError
 from cnnlib.peers import PEERS
 from cnnlib.stages._loading import BROKEN, module_of, modules, records
-from cnnlib.stages._own import declare, file_of, find_own, is_path, know, load_path, own_of
+from cnnlib.stages._own import (
+    declare,
+    file_of,
+    find_own,
+    installed,
+    is_path,
+    know,
+    load_path,
+    own_of,
+)
 
 LADDER: tuple[Stage, ...]
 """The records STAGE of the modules of this folder, in the order that their `after` gives. A broken
@@ -29,6 +38,7 @@ __all__ = [
     "declare",
     "file_of",
     "find_stage",
+    "installed",
     "is_path",
     "is_shipped",
     "know",
@@ -52,14 +62,14 @@ def find_stage(name: str, where: str) -> Stage:
     the module or the record of this stage is broken, or if two stages have this name.
     """
     if is_path(name):
-        own = load_path(name, where).stage
-        for stage in (*LADDER, *VARIANTS, *PEERS):
-            if stage.name == own.name:
+        stage = load_path(name, where).stage
+        for shipped in (*LADDER, *VARIANTS, *PEERS):
+            if shipped.name == stage.name:
                 raise BrokenStage(
-                    f"stage {name} in {where} cannot be used: its name, {own.name!r}, is also that "
-                    f"of {module_of(stage)}; rename one"
+                    f"stage {name} in {where} cannot be used: its name, {stage.name!r}, is also "
+                    f"that of {module_of(shipped)}; rename one"
                 )
-        return own
+        return stage
     if name in BROKEN:
         raise BrokenStage(f"stage {name!r} in {where} cannot be used: {BROKEN[name]}")
     stages = (*LADDER, *VARIANTS, *PEERS)
@@ -67,9 +77,15 @@ def find_stage(name: str, where: str) -> Stage:
     if len(found) > 1:
         raise BrokenStage(f"stage {name!r} in {where} is ambiguous: {_twice(found)}")
     if found:
+        for point in installed():
+            if point.name == name:
+                raise BrokenStage(
+                    f"stage {name!r} in {where} is ambiguous: {module_of(found[0])} has it, and so "
+                    f"has entry point {point.name} = {point.value!r} of an installed package"
+                )
         return found[0]
-    if (installed := find_own(name, where)) is not None:
-        return installed.stage
+    if (own := find_own(name, where)) is not None:
+        return own.stage
     known = ", ".join(stage.name for stage in stages)
     text = f"unknown stage {name!r} in {where}; known: {known}"
     if BROKEN:

@@ -6,6 +6,7 @@ beside it, and nothing that lies there takes the place of a library.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import os
@@ -148,9 +149,10 @@ def load_installed(point: EntryPoint, where: str) -> Own:
 
 def _installed_files(file: Path, point: EntryPoint) -> tuple[Path, ...]:
     """The whole package that an entry point's module belongs to, or the module alone."""
-    depth = point.module.count(".") - (file.name != "__init__.py")
-    top = file.parents[depth + 1] / "__init__.py" if depth >= 0 else file
-    return own_files(top, alone=True) if top.is_file() else ()
+    above = point.module.count(".") - (file.name != "__init__.py")
+    if above < 0:
+        return own_files(file, alone=True) if file.is_file() else ()
+    return own_files(file.parents[above] / "__init__.py")
 
 
 def find_own(name: str, where: str) -> Own | None:
@@ -176,6 +178,7 @@ def find_own(name: str, where: str) -> Own | None:
     return None
 
 
+@functools.cache
 def installed() -> tuple[EntryPoint, ...]:
     """The entry points by which installed packages bring stages."""
     return tuple(entry_points(group=GROUP))

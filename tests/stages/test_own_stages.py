@@ -1,7 +1,7 @@
 """Stages from outside the repository: of a file, of a package's folder, of an installed package."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,37 +12,18 @@ from cnnlib.engine import Setup, Stage
 from cnnlib.errors import BrokenStage, ConfigError, Unsupported
 from cnnlib.measuring import cards
 from cnnlib.measuring.cards import card_of
-from cnnlib.stages import _own, find_stage, gemm, gemm_cuda, own_of
+from cnnlib.stages import find_stage, gemm, gemm_cuda, own_of
 from cnnlib.stages._own_files import digest_of, own_files
-from cnnlib.system import traces
 from tests.support.networks import build
-
-HEAD = "from dataclasses import replace\nfrom cnnlib.stages import gemm\n"
-SOUND = HEAD + "STAGE = replace(gemm.STAGE, name='mine', title='My own')\n"
-
-Write = Callable[..., str]
+from tests.support.own_stages import HEAD, SOUND, Write, forgetful, writer
 
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Write a file into the working directory, which begins empty; its path as a user writes it."""
     monkeypatch.chdir(tmp_path)
-    for name in ("_loaded", "_declared", "_known"):
-        monkeypatch.setattr(_own, name, {})
-    monkeypatch.setattr(cards, "_cards", {})
-    monkeypatch.setattr(traces, "FOLDERS", {})
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    before = set(sys.modules)
-
-    def write(text: str, name: str = "mine.py") -> str:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-        return f"./{name}"
-
-    yield write
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+    forgetful(monkeypatch)
+    yield from writer(tmp_path)
 
 
 def refused(path: str) -> str:
@@ -222,3 +203,86 @@ def test_the_digest_changes_with_each_file(write: Write) -> None:
     assert digest_of(own_files(own.file), own.file.parent) == own.digest
     write("X = 2\n", "my_helper.py")
     assert digest_of(own_files(own.file), own.file.parent) != own.digest
+
+
+@pytest.fixture
+def installed(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Install a package with one entry point: a dist-info beside its modules, as pip makes it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(text: str, point: str, name: str = "their_package/__init__.py") -> str:
+        write(text, name)
+        write("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n", "theirs-1.dist-info/METADATA")
+        return write(f"[cnnlib.stages]\n{point}\n", "theirs-1.dist-info/entry_points.txt")
+
+    return install
+
+
+@pytest.mark.parametrize("value", ["their_package", "their_package:STAGE", "their_package:FAST"])
+def test_a_stage_of_an_installed_package(installed: Write, value: str) -> None:
+    installed(SOUND + "FAST = replace(STAGE)\n", f"mine = {value}")
+    card = card_of("mine", "sweep.stages")
+    assert "their_package" not in sys.modules
+    assert (card.name, card.title, card.entry) == ("mine", "My own", "mine")
+    own = own_of(find_stage("mine", "sweep.stages"))
+    assert own is not None
+    assert own.source == f"entry point mine = {value!r}"
+    assert [file.name for file in own.files] == ["__init__.py"]
+
+
+def test_a_module_within_an_installed_package(installed: Write, write: Write) -> None:
+    write("", "their_package/__init__.py")
+    write("", "their_package/more/kernels.cuh")
+    installed(SOUND, "mine = their_package.more.fast", "their_package/more/fast.py")
+    write("", "their_package/more/__init__.py")
+    own = own_of(find_stage("mine", "--stage"))
+    assert own is not None
+    assert [str(file.relative_to(Path.cwd())) for file in own.files] == [
+        "their_package/__init__.py",
+        "their_package/more/__init__.py",
+        "their_package/more/fast.py",
+        "their_package/more/kernels.cuh",
+    ]
+
+
+def test_a_single_installed_module_is_not_made_of_its_neighbours(
+    installed: Write, write: Write
+) -> None:
+    write("", "some_library.py")
+    installed(SOUND + "import some_library\n", "mine = their_module", "their_module.py")
+    own = own_of(find_stage("mine", "--stage"))
+    assert own is not None
+    assert [file.name for file in own.files] == ["their_module.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "point", "problem"),
+    [
+        (SOUND, "other = their_package", r"the name of its stage is another, 'mine'$"),
+        (
+            "1 / 0\n",
+            "other = their_package",
+            r"ZeroDivisionError: .* \(\./their_package/.*line 1\)$",
+        ),
+        (SOUND, "other = their_package:NO", r"has no attribute 'NO'$"),
+        ("", "other = their_package", r"their_package/__init__\.py has no STAGE$"),
+    ],
+)
+def test_a_broken_entry_point(installed: Write, text: str, point: str, problem: str) -> None:
+    installed(text, point)
+    with pytest.raises(BrokenStage, match=problem) as caught:
+        find_stage("other", "--stage")
+    assert "entry point other = 'their_package" in str(caught.value)
+    with pytest.raises(BrokenStage, match=problem):
+        card_of("other", "--stage")
+
+
+def test_an_entry_point_that_lacks_a_library(installed: Write) -> None:
+    installed("import no_such_library\n", "mine = their_package")
+    stage = find_stage("mine", "--stage")
+    assert "needs no_such_library, which is not installed" in stage.change
+
+
+def test_an_entry_point_of_a_module_that_is_not_there(installed: Write) -> None:
+    installed("", "mine = another_package")
+    assert "needs another_package, which is not installed" in find_stage("mine", "--stage").change

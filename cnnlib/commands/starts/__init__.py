@@ -1,0 +1,1 @@
+"""What `new-stage --engine` writes: whole stages, each in one file, whose name is still NAME."""
