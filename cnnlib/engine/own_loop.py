@@ -8,7 +8,7 @@ the step that is timed is the one that is compared with the reference.
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from cnnlib.device import Device, Limits
 from cnnlib.engine.base import Engine
 from cnnlib.engine.stage import Bytes, Order, Planned, Setup, Stage, plan
 from cnnlib.errors import Unsupported
-from cnnlib.layers import Array
+from cnnlib.layers import DEFAULT_LOSS, Array
 from cnnlib.levels import for_maps
 
 PROBE = 2.0**20
@@ -37,6 +37,10 @@ class OwnLoop(Engine[Any]):
     take.
     """
 
+    losses: ClassVar[tuple[str, ...]] = (DEFAULT_LOSS,)
+    """Names of the losses (cnnlib.layers.LOSSES) that `step` knows; others are refused."""
+    decays: ClassVar[bool] = False
+    """Whether `step` knows setup.weight_decay; if not, a training with one is refused."""
     weights: list[Any]
     """The parameters, one array for each of network.parameters."""
     velocities: list[Any]
@@ -69,8 +73,9 @@ class OwnLoop(Engine[Any]):
         """Take one step of gradient descent and return the mean loss over the batch before it.
 
         images (n, channels, height, width), normalised, of the stage's dtype; labels (n,) int64.
-        v <- setup.momentum v + gradient; w <- w - rate v. The loss is a number or an array of one
-        element, which may still be on its way: it is only read after the last step.
+        v <- setup.momentum v + gradient; w <- w - rate v. The loss is a number or a new array of
+        one element, which may still be on its way: it is only read after the last step. `steps` is
+        the number of steps before this one, by which masks of dropout are drawn.
         """
 
     @abstractmethod
@@ -101,6 +106,11 @@ class OwnLoop(Engine[Any]):
 
     @classmethod
     def _planned(cls, stage: Stage[Any], setup: Setup) -> tuple[Planned[Any], ...]:
+        if setup.loss not in cls.losses:
+            known = ", ".join(cls.losses)
+            raise Unsupported(f"stage '{stage.name}' has no loss {setup.loss}; it knows: {known}")
+        if setup.weight_decay and not cls.decays:
+            raise Unsupported(f"stage '{stage.name}' has no weight decay")
         if stage.operators:
             return plan(stage, setup.network)
         return (Planned(cls, setup.network, 0, len(setup.network.layers)),)
@@ -140,6 +150,7 @@ class OwnLoop(Engine[Any]):
             images = self.normalised(self._images[chosen])
             loss = self.step(images, self._labels[chosen], float(rate))
             self._losses.append(loss)
+            self._steps += 1
             total = total + loss
         self.wait()
         return float(total) / steps if steps else math.nan
@@ -157,9 +168,10 @@ class OwnLoop(Engine[Any]):
         self.velocity = np.zeros_like(velocity)
         placed = self.place(np.ascontiguousarray(images)), self.place(labels.astype(np.int64))
         loss = float(self.step(self.normalised(placed[0]), placed[1], PROBE))
-        change = before.astype(np.float64) - self.parameters
+        exact = before.astype(np.float64)
+        gradient = (exact - self.parameters) / PROBE - self.setup.weight_decay * exact
         self.parameters, self.velocity = before, velocity
-        return loss, (change / PROBE).astype(before.dtype)
+        return loss, gradient.astype(before.dtype)
 
     def backward(self, images: Bytes, output_error: Array) -> Array:
         """A loop has the errors of its own loss alone; the checks do without this."""

@@ -188,3 +188,11 @@ def test_layers_without_an_operator() -> None:
     both = stage_of(Softmax, operators={(Dense,): "dense", (Activation,): "relu"})
     assert Softmax.operators_on(both, Setup(with_relu, 4, 0.1), None) == ["relu", "dense"]
     assert Softmax.operators_on(stage_of(Softmax), Setup(with_relu, 4, 0.1), None) == [Softmax]
+
+
+def test_a_loss_or_a_decay_that_a_loop_does_not_know() -> None:
+    stage = stage_of(Softmax)
+    with pytest.raises(Unsupported, match="'loop' has no loss mean_squared_error; it knows: cross"):
+        Softmax(stage, Setup(NETWORK, 4, 0.1, loss="mean_squared_error"))
+    with pytest.raises(Unsupported, match="stage 'loop' has no weight decay"):
+        Softmax.operators_on(stage, Setup(NETWORK, 4, 0.1, weight_decay=0.1), None)

@@ -116,6 +116,8 @@ def test_what_cnnlib_imports_is_what_it_depends_on() -> None:
     modules = {"PIL": "pillow", "yaml": "pyyaml", "pydantic_core": "pydantic"}
     found = set()
     for path in (ROOT / "cnnlib").rglob("*.py"):
+        if path.parent.name == "starts":
+            continue  # what new-stage writes; it is imported nowhere
         for line in path.read_text(encoding="utf-8").splitlines():
             if match := re.match(r"(?:from|import) (\w+)", line):
                 found.add(match[1])

@@ -20,7 +20,7 @@ from cnnlib.layers import Activation, Array, Conv, Dense, Subsample
 def convolution(planned: Planned) -> nn.Module:
     """A convolution from the maps below to its own."""
     layer, channels = planned.layer(Conv), planned.source_shape[0]
-    return nn.Conv2d(channels, layer.maps, layer.kernel, layer.stride)
+    return nn.Conv2d(channels, layer.maps, layer.kernel, layer.stride, layer.padding)
 
 
 def activation(planned: Planned) -> nn.Module:
@@ -35,7 +35,7 @@ def subsampling(planned: Planned) -> nn.Module:
     """The maximum or the mean of each window."""
     layer = planned.layer(Subsample)
     kind = nn.MaxPool2d if layer.method == "max" else nn.AvgPool2d
-    return kind(layer.size)
+    return kind(layer.size, layer.strides, layer.padding)
 
 
 def connection(planned: Planned) -> nn.Module:
@@ -45,15 +45,17 @@ def connection(planned: Planned) -> nn.Module:
 
 
 class Loop(OwnLoop):
-    """torch.optim.SGD, a call for every operation."""
+    """torch.optim.SGD, a call for every operation; no loss but cross-entropy."""
+
+    decays = True
 
     def prepare(self) -> None:
         self.where = torch.device("cuda" if self.setup.device_kind == "cuda" else "cpu")
         modules = [planned.operator(planned) for planned in self.plan]
         self.model = nn.Sequential(*modules, nn.Flatten()).to(self.where)
         self.weights = list(self.model.parameters())
-        momentum = self.setup.momentum
-        self.optimizer = torch.optim.SGD(self.weights, lr=0.1, momentum=momentum)
+        momentum, decay = self.setup.momentum, self.setup.weight_decay
+        self.optimizer = torch.optim.SGD(self.weights, 0.1, momentum, weight_decay=decay)
         if momentum:  # from rest, where PyTorch would begin with the first gradient
             self.velocities = [torch.zeros_like(weight) for weight in self.weights]
             for weight, velocity in zip(self.weights, self.velocities, strict=True):
