@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import struct
 import tempfile
 import time
 import zipfile
@@ -181,6 +182,7 @@ def arrays_in(
     except (
         ValueError,
         KeyError,
+        IndexError,
         EOFError,
         TypeError,
         AttributeError,
@@ -189,11 +191,14 @@ def arrays_in(
         NotImplementedError,
         SyntaxError,
         OverflowError,
+        struct.error,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        # These are the exceptions of zipfile and numpy for foreign or damaged files.
-        raise DataError(f"{what} {path} is damaged: {error or type(error).__name__}") from None
+        # These are the exceptions of zipfile and numpy for foreign or damaged files. numpy quotes
+        # a header that it cannot read.
+        why = str(error)[:200] or type(error).__name__
+        raise DataError(f"{what} {path} is damaged: {why}") from None
 
 
 @contextmanager

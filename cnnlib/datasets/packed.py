@@ -5,6 +5,7 @@ archive decides where something is written, and links are not followed.
 """
 
 import gzip
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -29,6 +30,11 @@ DAMAGE = (
     NotImplementedError,
     RuntimeError,
     ValueError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    struct.error,
 )
 """What tarfile and zipfile raise for damaged or foreign archives, and for encrypted members."""
 
@@ -56,7 +62,7 @@ def chunks(stream: IO[bytes]) -> Iterator[bytes]:
         try:
             chunk = stream.read(CHUNK)
         except (OSError, *DAMAGE) as error:
-            raise FileFailed(f"truncated or damaged, not kept: {error}") from None
+            raise FileFailed(f"truncated or damaged, not kept: {str(error)[:200]}") from None
         if not chunk:
             return
         yield chunk
@@ -82,7 +88,7 @@ def unzipped(stream: Readable) -> Iterator[bytes]:
             # Without input this returns the rest of a member whose output was limited.
             chunk = member.decompress(data, CHUNK)
         except zlib.error as error:
-            raise FileFailed(f"truncated or damaged, not kept: {error}") from None
+            raise FileFailed(f"truncated or damaged, not kept: {str(error)[:200]}") from None
         if chunk:
             yield chunk
         elif not data and not member.eof:
@@ -118,7 +124,7 @@ def members(archive: Path, names: Collection[str]) -> Iterator[tuple[str, IO[byt
     try:
         yield from (_in_zip if zipped else _in_tar)(archive, names)
     except DAMAGE as error:
-        raise FileFailed(f"the archive is damaged: {error or type(error).__name__}") from None
+        raise FileFailed(f"the archive is damaged: {str(error)[:200] or type(error).__name__}") from None
 
 
 def _in_zip(archive: Path, names: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
@@ -142,9 +148,12 @@ def _in_tar(archive: Path, names: Collection[str]) -> Iterator[tuple[str, IO[byt
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a tar archive, or a zip archive other than an .npz file."""
-    if zipfile.is_zipfile(path):
-        return not all(name.endswith(".npy") for name in member_names(path))
-    return tarfile.is_tarfile(path)
+    try:
+        if zipfile.is_zipfile(path):
+            return not all(name.endswith(".npy") for name in member_names(path))
+        return tarfile.is_tarfile(path)
+    except DAMAGE:  # a gzip file that is cut off
+        return False
 
 
 def member_names(archive: Path) -> list[str]:
@@ -161,4 +170,4 @@ def member_names(archive: Path) -> list[str]:
         with tarfile.open(archive, "r:*") as tar:
             return [member.name for member in tar if member.isfile()]
     except DAMAGE as error:
-        raise FileFailed(f"the archive is damaged: {error or type(error).__name__}") from None
+        raise FileFailed(f"the archive is damaged: {str(error)[:200] or type(error).__name__}") from None

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 import yaml
 from matplotlib import pyplot
 
+from cnnlib import datasets
+from cnnlib.__main__ import main
+from cnnlib.config import check_dataset
 from cnnlib.device import Device
 from cnnlib.engine.stage import plan
 from cnnlib.layers import FUNCTIONS, KINDS, Activation, activation
@@ -19,7 +23,9 @@ from cnnlib.network import parse_layers
 from cnnlib.paths import KERNELS, ROOT
 from cnnlib.stages import _loading, gemm, gemm_cuda, naive
 from cnnlib.validation.parity import validate
+from tests.support import formats
 from tests.support.engines import open_engine, pictures
+from tests.support.mirrors import write_files
 from tests.support.networks import build, lenet5
 from workflow.glue import modules
 from workflow.plotting.layout import Sheet
@@ -170,8 +176,64 @@ def test_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     pyplot.close("all")
 
 
-def test_a_network_and_a_data_set() -> None:
+def test_a_network() -> None:
     (network,) = map(yaml.safe_load, examples("network", "yaml"))
     assert parse_layers("small", network["networks"]["small"])
-    (dataset,) = map(yaml.safe_load, examples("dataset", "yaml"))
-    assert dataset["datasets"]["fashion"]["kind"] == "idx"
+
+
+MADE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "birds": ("pictures", formats.pictures),
+    "mine": ("data/mine", formats.npz),
+    "held_out": ("data/mine", formats.npz),
+    "digits": ("data/digits", lambda folder: write_files(folder)),
+    "letters": ("data/letters", formats.emnist),
+    "small": ("data/small", lambda folder: formats.cifar(folder, shape=(3, 32, 32))),
+}
+"""Data set of docs/own-data.md -> where its files lie, and what makes them."""
+
+
+def with_checksums(settings: Any, folder: Path) -> Any:
+    """The settings with the checksums of the files in place of the page's dots."""
+    if isinstance(settings, dict):
+        if settings.get("sha256") == "...":
+            return settings | {"sha256": formats.sha(folder / settings["name"])}
+        return {key: with_checksums(value, folder) for key, value in settings.items()}
+    return (
+        [with_checksums(each, folder) for each in settings]
+        if isinstance(settings, list)
+        else settings
+    )
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_your_own_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pages = [yaml.safe_load(text)["datasets"] for text in examples("../own-data", "yaml")]
+    assert {each for page in pages for each in page} == set(MADE)
+    where, make = MADE[name]
+    make(Path(where))
+    (settings,) = (page[name] for page in pages if name in page)
+    settings = with_checksums(settings, Path(where))
+    settings["mirrors"] = [m for m in settings.get("mirrors", []) if "url" not in m]
+    if settings["kind"] == "folder":
+        del settings["mirrors"]
+    spec = check_dataset(name, settings)
+    datasets.download(name, spec, "raw", lambda _: None)
+    datasets.prepare(name, spec, "raw", "out.npz")
+    data = datasets.load(name, "out.npz", spec)
+    assert data.has_validation == (name == "held_out")
+    assert data.train_images.shape[1:] == spec.shape
+
+
+def test_the_command_that_prints_an_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    formats.pictures(Path("pictures"))
+    (line,) = re.findall(r"(?m)^    python -m cnnlib (checksum .*)$", own_data())
+    assert main(line.split()) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["datasets"]["birds"]["kind"] == "folder"
+
+
+def own_data() -> str:
+    return (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
