@@ -124,7 +124,7 @@ def members(archive: Path, names: Collection[str]) -> Iterator[tuple[str, IO[byt
     try:
         yield from (_in_zip if zipped else _in_tar)(archive, names)
     except DAMAGE as error:
-        raise FileFailed(f"the archive is damaged: {str(error)[:200] or type(error).__name__}") from None
+        raise _damaged(error) from None
 
 
 def _in_zip(archive: Path, names: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
@@ -144,6 +144,10 @@ def _in_tar(archive: Path, names: Collection[str]) -> Iterator[tuple[str, IO[byt
                 yield member.name, cast(IO[bytes], content.extractfile(member))
                 if not left:
                     return
+
+
+def _damaged(error: Exception) -> FileFailed:
+    return FileFailed(f"the archive is damaged: {str(error)[:200] or type(error).__name__}")
 
 
 def is_archive(path: Path) -> bool:
@@ -170,4 +174,4 @@ def member_names(archive: Path) -> list[str]:
         with tarfile.open(archive, "r:*") as tar:
             return [member.name for member in tar if member.isfile()]
     except DAMAGE as error:
-        raise FileFailed(f"the archive is damaged: {str(error)[:200] or type(error).__name__}") from None
+        raise _damaged(error) from None
