@@ -15,11 +15,19 @@ from types import FrameType
 import typer
 
 from cnnlib.commands import (
+from cnnlib.commands import (
+    convert,
     data,
+    evaluate,
     examine,
     judge,
     measuring,
     new_stage,
+    predict,
+    probe,
+    show,
+    training,
+)
     predict,
     probe,
     show,
@@ -43,7 +51,9 @@ for command in (
     data.prepare,
     data.checksum,
     training.train,
+    evaluate.evaluate,
     predict.predict,
+    convert.convert,
     measuring.measure,
     measuring.sweep,
     measuring.transfers,

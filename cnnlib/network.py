@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -14,6 +14,12 @@ from pydantic import ValidationError
 from cnnlib.config_errors import first_problem, short
 from cnnlib.errors import ConfigError
 from cnnlib.layers import KINDS, Array, Layer, Shape, Views
+from cnnlib.levels import Level
+from cnnlib.named_tensors import gather
+from cnnlib.torch_modules.build import arrays_of, sequential, state_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SCHEMES: dict[str, Callable[[int, int], float]] = {
     "lecun": lambda inputs, outputs: 1 / inputs,
@@ -133,6 +139,40 @@ class Network:
         for p in self.parameters:
             views[p.layer][p.key] = vector[p.offset : p.offset + p.size].reshape(p.shape)
         return views
+
+    def named(self, vector: Array) -> dict[str, Array]:
+        """Each parameter by its name, as a view (not a copy) of the flat `vector`."""
+        return {
+            p.name: vector[p.offset : p.offset + p.size].reshape(p.shape) for p in self.parameters
+        }
+
+    def to_torch(
+        self, parameters: Array, normalize: tuple[Level, Level] | None = None
+    ) -> "nn.Sequential":
+        """The network as a torch.nn.Sequential with these weights, in evaluation mode.
+
+        It takes (N, C, H, W) and returns logits (N, classes), float32. Without `normalize` it
+        expects images that are normalised already, (byte - mean) / deviation. With it, (mean,
+        deviation) in the units of bytes, a module at the beginning normalises bytes or floats from
+        0 to 255; its numbers are no part of the state_dict. Raises MissingLibrary without PyTorch.
+        """
+        return sequential(
+            self.layers, self.layer_names, self.shapes, self.named(parameters), normalize
+        )
+
+    def state_dict(self, parameters: Array) -> "dict[str, Tensor]":
+        """What `to_torch(parameters).state_dict()` holds: copies, by the names in `parameters`."""
+        return state_dict(self.named(parameters))
+
+    def from_torch(self, state: "Mapping[str, Tensor] | nn.Module") -> Array:
+        """The flat float32 vector of a state_dict, or of a module's.
+
+        Tensors are taken by their names as far as they are those of `parameters`, and the others in
+        their order. Raises DataError naming the tensor, its shape and the expected one where they
+        do not fit, and for elements that are not finite.
+        """
+        wanted = {p.name: p.shape for p in self.parameters}
+        return gather(wanted, arrays_of(state), f"state_dict for network '{self.name}'")
 
     def initial_parameters(
         self, seed: int, dtype: DTypeLike = np.float32, scheme: str = DEFAULT_SCHEME

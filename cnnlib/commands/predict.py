@@ -1,9 +1,12 @@
-"""The command that recognises digits in pictures by trained weights."""
+"""The command that recognises what is on pictures by trained weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypedDict
 
 import typer
+
+from cnnlib.commands.reading_weights import ENDINGS, DeviationOption, MeanOption, level
 
 BAR_WIDTH = 40
 """Characters of the bar of a class that is certain."""
@@ -19,9 +22,11 @@ Answer = TypedDict(
     {
         "picture": str,
         "class": int,
+        "name": str,
         "probability": float,
         "doubtful": bool,
         "runner_up": int | None,
+        "runner_up_name": str | None,
         "probabilities": list[float],
     },
 )
@@ -39,17 +44,27 @@ def predict(
     pictures: Annotated[
         list[Path],
         typer.Argument(
-            help="Photos or scans of one digit each: PNG, JPEG, WebP, BMP, TIFF or GIF."
+            help="Photos or scans of one digit or sign each; for a network of three channels, "
+            "photos of one thing each: PNG, JPEG, WebP, BMP, TIFF or GIF."
         ),
     ],
-    weights: Annotated[Path, typer.Option(help="The file written by `train`.")] = Path(
-        "results/weights.npz"
-    ),
+    weights: Annotated[
+        Path,
+        typer.Option(
+            help=f"The file written by `train`, or another one that says its network: {ENDINGS}."
+        ),
+    ] = Path("results/weights.npz"),
+    mean: MeanOption = None,
+    deviation: DeviationOption = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(help="What the classes are called, as cat,dog; default: as the file says."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list with an object for each picture.")
     ] = False,
 ) -> None:
-    """Recognise the digit in each picture.
+    """Recognise the class of each picture, such as a digit.
 
     The probability of every class is shown. An answer below 90 % is marked as doubtful and names
     the runner-up. Pictures that cannot be read are named on stderr; the others get their answers,
@@ -60,19 +75,25 @@ def predict(
     import numpy as np
 
     from cnnlib.engine import Setup
-    from cnnlib.errors import DataError
+    from cnnlib.errors import ConfigError, DataError
+    from cnnlib.exchange.agreement import cpu_stage
     from cnnlib.exchange.formats import load_weights
     from cnnlib.layers import softmax
     from cnnlib.photos.image import picture_format, read_image
-    from cnnlib.stages import find_stage
 
     if kind := picture_format(weights):
         raise DataError(
             f"--weights {weights} is a {kind} picture: the option takes the file that `train` "
             f"wrote; pictures are given without an option"
         )
-    loaded = load_weights(weights)
-    stage = find_stage("gemm", "predict")
+    levels = level(mean, "--mean"), level(deviation, "--deviation")
+    loaded = load_weights(weights, None, *levels)
+    names = loaded.class_names if class_names is None else tuple(class_names.split(","))
+    if len(names) not in (0, loaded.network.classes):
+        raise ConfigError(
+            f"--class-names has {len(names)} names for {loaded.network.classes} classes"
+        )
+    stage = cpu_stage(loaded.network)
     setup = Setup(loaded.network, 1, 0.0, mean=loaded.mean, deviation=loaded.deviation)
     answers: list[Answer | Refusal] = []
     failed = False
@@ -87,40 +108,48 @@ def predict(
                 answers.append({"picture": str(picture), "error": str(error)})
                 continue
             shares = softmax(engine.logits(image[np.newaxis])[0].astype(np.float64))
-            found = answer(str(picture), shares.tolist())
+            found = answer(str(picture), shares.tolist(), names)
             answers.append(found)
             if not as_json:
-                typer.echo(in_words(found))
+                typer.echo(in_words(found, names))
     if as_json:
         typer.echo(json.dumps(answers, indent=2))
     if failed:
         raise typer.Exit(2)
 
 
-def answer(picture: str, shares: list[float]) -> Answer:
-    """The most probable class, the runner-up, and whether the answer is doubtful."""
+def answer(picture: str, shares: list[float], names: Sequence[str] = ()) -> Answer:
+    """The most probable class, the runner-up, and whether the answer is doubtful.
+
+    Classes without `names` are called by their numbers.
+    """
+    names = names or [str(class_) for class_ in range(len(shares))]
     best, *others = sorted(range(len(shares)), key=lambda class_: -shares[class_])
     return {
         "picture": picture,
         "class": best,
+        "name": names[best],
         "probability": shares[best],
         "doubtful": not shares[best] >= CERTAIN,
         "runner_up": others[0] if others else None,
+        "runner_up_name": names[others[0]] if others else None,
         "probabilities": shares,
     }
 
 
-def in_words(found: Answer) -> str:
+def in_words(found: Answer, names: Sequence[str] = ()) -> str:
     """An answer as lines of text: the class, and a bar for every class."""
     shares = found["probabilities"]
+    names = names or [str(class_) for class_ in range(len(shares))]
+    width = max(4, 2 + max(map(len, names)))
     doubt = ""
     if found["doubtful"]:
         doubt = f" (doubtful: {100 * found['probability']:.1f} %"
         if found["runner_up"] is not None:
-            doubt += f"; or {found['runner_up']}: {100 * shares[found['runner_up']]:.1f} %"
+            doubt += f"; or {found['runner_up_name']}: {100 * shares[found['runner_up']]:.1f} %"
         doubt += ")"
-    lines = [f"{found['picture']}: {found['class']}{doubt}"]
-    for class_, share in enumerate(shares):
+    lines = [f"{found['picture']}: {found['name']}{doubt}"]
+    for name, share in zip(names, shares, strict=True):
         bar = "#" * round(BAR_WIDTH * share)
-        lines.append(f"{class_:>4}  {100 * share:6.2f} %  {bar}".rstrip())
+        lines.append(f"{name:>{width}}  {100 * share:6.2f} %  {bar}".rstrip())
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The command that trains a network and writes its weights."""
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from cnnlib.commands.loading import Data
 from cnnlib.commands.options import (
     CONFIG,
     ConfigFiles,
@@ -17,12 +19,12 @@ from cnnlib.commands.options import (
     report_interrupt,
     stage_of,
 )
+from cnnlib.commands.reading_weights import ENDINGS, Asked
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from cnnlib.config import Config
-    from cnnlib.datasets import Dataset
     from cnnlib.training.checkpoint import State
 
 LINE_SECONDS = 10.0
@@ -52,6 +54,14 @@ def train(
             help="The weights to write, .safetensors or .npz; default: results/weights.npz."
         ),
     ] = None,
+    begin: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help=f"Weights to begin with, in a file {ENDINGS}; default: random ones. The "
+            "network is the file's unless --network names one.",
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Saved every half minute and after each epoch; resumed if it exists."),
@@ -64,6 +74,8 @@ def train(
     the exit code is 1 and no weights are written. SIGTERM and SIGUSR1 end the training within about
     a second, with the checkpoint saved.
     """
+    import numpy as np
+
     from cnnlib.config import load_config
     from cnnlib.exchange.formats import format_of, save_weights
     from cnnlib.exchange.weights import Weights
@@ -80,14 +92,22 @@ def train(
     settings.dataset(dataset, "--dataset")
     batch_size = first(batch_size, sweep.batch_sizes)
     at_least_one(batch_size=batch_size)
-    built = settings.network(first(network, sweep.networks), dataset, "--network")
+    known = Data(settings, dataset, data)
+    weights = None
+    if begin is None:
+        built = settings.network(first(network, sweep.networks), dataset, "--network")
+    else:
+        weights = Asked(settings, network, dataset).read(begin, known.levels)
+        built = weights.network
     chosen = stage_of(settings, stage or home_stage(sweep.stages))
     out = out or Path(settings.results) / "weights.npz"
     format_of(out)
     written = [out] if checkpoint is None else [out, checkpoint]
     check_writable(*written)
-    loaded = load_data(settings, dataset, data)
+    loaded = known.loaded
     setup = setup_of(settings, built, loaded, batch_size)
+    if weights is not None:
+        setup = dataclasses.replace(setup, mean=weights.mean, deviation=weights.deviation)
     total, seed = settings.training.epochs, settings.training.seed
     with (
         exclusive(checkpoint) if checkpoint is not None else contextlib.nullcontext(),
@@ -102,6 +122,10 @@ def train(
         vectors = 1 if checkpoint is None else 4
         check_writable(*written, size=4 * vectors * built.parameter_count + PROBE_BYTES)
         start(engine, seed)
+        if weights is not None:
+            engine.parameters, engine.steps = weights.parameters, weights.steps
+            after = f", trained for {weights.steps:,} steps before" if weights.steps else ""
+            typer.echo(f"from {begin}{after}")
         if checkpoint is not None and checkpoint.exists():
             typer.echo(f"resuming from {checkpoint}")
         right = None
@@ -144,8 +168,18 @@ def train(
             "epochs": total,
             "test_accuracy": right,
         }
-        mean, deviation, names = loaded.mean, loaded.deviation, loaded.class_names
-        save_weights(out, Weights(built, engine.parameters, mean, deviation, origin, names))
+        if begin is not None:
+            origin["from"] = str(begin)
+        trained = Weights(
+            built,
+            engine.parameters.astype(np.float32),
+            setup.mean,
+            setup.deviation,
+            origin,
+            loaded.class_names or (weights.class_names if weights is not None else ()),
+            engine.steps,
+        )
+        save_weights(out, trained)
     typer.echo(f"weights: {out}")
 
 
@@ -173,28 +207,6 @@ def home_stage(names: list[str]) -> str:
         return names[-1]
     on_cpu = [name for name in names if card_of(name, "sweep.stages").runs_on == "cpu"]
     return (on_cpu or names)[-1]
-
-
-def load_data(settings: "Config", name: str, path: Path | None) -> "Dataset":
-    """The data set from `path`, or from where the workflow puts it.
-
-    The workflow's file is made now if it is missing, damaged or of another specification than the
-    config's.
-    """
-    from cnnlib import datasets
-
-    spec = settings.dataset(name, "--dataset")
-    if path is None:
-        folder = Path(settings.results) / "data"
-        path = folder / f"{name}.npz"
-        there = path.exists()
-        why = datasets.problem(name, path, spec) if there else ""
-        if why:
-            typer.echo(f"{why}; it is made again", err=True)
-        if why or not there:
-            datasets.download(name, spec, folder / name)
-            datasets.prepare(name, spec, folder / name, path)
-    return datasets.load(name, path, spec)
 
 
 class Progress:

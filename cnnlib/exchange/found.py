@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cnnlib.errors import DataError
 from cnnlib.exchange.weights import Description, Weights, sound
 from cnnlib.layers import Array, Shape
-from cnnlib.levels import Level
+from cnnlib.levels import Level, level_of
 from cnnlib.named_tensors import gather
 from cnnlib.network import Network
 
@@ -28,6 +30,8 @@ class Found:
     steps: int = 0
     origin: dict[str, Any] = field(default_factory=dict)
     version: str = ""
+    inner: tuple[Level, Level] = (0.0, 1.0)
+    """Mean and deviation by which the file normalises images a second time."""
 
     def complete(
         self, network: Network | None, mean: Level | None, deviation: Level | None
@@ -40,15 +44,16 @@ class Found:
         target = network or self.network
         if target is None:
             raise DataError(
-                f"{self.what} holds tensors, but does not say of what network: name the network"
+                f"{self.what} holds tensors, but does not say of what network: give one"
             )
         mean = mean if self.mean is None else self.mean
         deviation = deviation if self.deviation is None else self.deviation
         if mean is None or deviation is None:
             raise DataError(
-                f"{self.what} does not say how images are normalised: give the mean and the "
-                "deviation of their bytes (0 and 1 for none)"
+                f"{self.what} does not say how images are normalised: give mean and deviation, in "
+                "the units of bytes from 0 to 255 (on the command line --mean and --deviation)"
             )
+        mean, deviation = composed((mean, deviation), self.inner)
         where = self.what if target == self.network else f"{self.what}, for network {target.name!r}"
         parameters = gather(shapes_of(target), self.arrays, where, self.ordered)
         sound(target, parameters, mean, deviation, self.what)
@@ -56,6 +61,20 @@ class Found:
         return Weights(
             target, parameters, mean, deviation, self.origin, names, self.steps, self.version
         )
+
+
+def composed(first: tuple[Level, Level], then: tuple[Level, Level]) -> tuple[Level, Level]:
+    """The mean and the deviation that do at once what two of each do one after the other."""
+    if then == (0.0, 1.0):
+        return first
+    mean = np.add(first[0], np.multiply(first[1], then[0]))
+    return level_of(mean), level_of(np.multiply(first[1], then[1]))
+
+
+def without(both: tuple[Level, Level], then: tuple[Level, Level]) -> tuple[Level, Level]:
+    """The first of two normalisations, from `composed` of both and the second one."""
+    deviation = np.divide(both[1], then[1])
+    return level_of(np.subtract(both[0], deviation * then[0])), level_of(deviation)
 
 
 def shapes_of(network: Network) -> dict[str, Shape]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cnnlib.errors import DataError
 from cnnlib.exchange.found import Found, described
-from cnnlib.exchange.weights import Weights, describe, named, read_description, sound
+from cnnlib.exchange.weights import Weights, describe, read_description, sound
 from cnnlib.files import read_arrays
 
 KIND = "cnnlib weights 1"
@@ -65,4 +65,4 @@ def read(path: Path) -> Found:
     kept = read_description(values, what)
     network, vector = kept.built(what), saved["parameters"]
     sound(network, vector, kept.mean, kept.deviation, what)
-    return described(what, named(network, vector), kept, network)
+    return described(what, network.named(vector), kept, network)

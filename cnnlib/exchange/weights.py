@@ -40,18 +40,11 @@ class Weights:
     @property
     def tensors(self) -> dict[str, Array]:
         """Each parameter by its name in `network.parameters`, as a view of the vector."""
-        return named(self.network, self.parameters)
+        return self.network.named(self.parameters)
 
     def class_name(self, label: int) -> str:
         """What class `label` is called: its name, or its number if it has none."""
         return self.class_names[label] if self.class_names else str(label)
-
-
-def named(network: Network, vector: Array) -> dict[str, Array]:
-    """Each parameter by its name in `network.parameters`, as a view of the flat vector."""
-    return {
-        p.name: vector[p.offset : p.offset + p.size].reshape(p.shape) for p in network.parameters
-    }
 
 
 Size = Annotated[int, Field(gt=0, lt=2**31)]
@@ -136,6 +129,6 @@ def sound(network: Network, parameters: Array, mean: Level, deviation: Level, wh
             f"{wrong}: its parameters are {parameters.dtype} of shape {parameters.shape}, expected "
             f"float32 of {wanted}"
         )
-    for name, array in named(network, parameters).items():
+    for name, array in network.named(parameters).items():
         if not np.isfinite(array).all():
             raise DataError(f"{what} holds weights that are not finite, in {name}: it had diverged")

@@ -6,12 +6,15 @@ import re
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from cnnlib.__main__ import main
 from cnnlib.commands import predict
+from cnnlib.exchange.formats import load_weights
 from tests.support.command_line import TRAIN, Home
+from tests.support.toys import toy_config
 
 pytestmark = pytest.mark.quick
 
@@ -86,6 +89,37 @@ def test_predict_as_json(home: Home) -> None:
         assert found["probability"] == max(shares)
         assert shares[found["runner_up"]] == sorted(shares)[-2]
         assert found["doubtful"] == (max(shares) < 0.9)
+
+
+def test_names_of_classes(home: Home) -> None:
+    toy = toy_config().datasets["toy"].model_dump() | {"class_names": ["ant", "bee", "cow"]}
+    home.write(toy_config(datasets={"toy": toy}))
+    home(*TRAIN, "--epochs", "1")
+    strokes(home)
+    (found,) = json.loads(home("predict", "--weights", "w.npz", "--json", "one.png"))
+    assert found["name"] == ["ant", "bee", "cow"][found["class"]]
+    assert found["runner_up_name"] == ["ant", "bee", "cow"][found["runner_up"]]
+    said = home("predict", "--weights", "w.npz", "one.png")
+    assert said.startswith(f"one.png: {found['name']}")
+    assert [line.split()[0] for line in said.splitlines()[1:]] == ["ant", "bee", "cow"]
+    said = home("predict", "--weights", "w.npz", "--class-names", "x,y,zebra", "one.png")
+    assert [line.split()[0] for line in said.splitlines()[1:]] == ["x", "y", "zebra"]
+    said = home.fails("predict", "--weights", "w.npz", "--class-names", "x,y", "one.png")
+    assert "--class-names has 2 names for 3 classes" in said
+
+
+def test_weights_of_another_program(home: Home) -> None:
+    home(*TRAIN, "--epochs", "1")
+    strokes(home)
+    home("convert", "w.npz", "w.onnx", "--input", "float32")
+    model = onnx.load("w.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, "foreign.onnx")
+    said = home.fails("predict", "--weights", "foreign.onnx", "one.png")
+    assert "foreign.onnx does not say how images are normalised" in said
+    usual, trained = home("predict", "--weights", "w.npz", "one.png"), load_weights("w.npz")
+    levels = ["--mean", str(trained.mean), "--deviation", str(trained.deviation)]
+    assert home("predict", "--weights", "foreign.onnx", *levels, "one.png") == usual
 
 
 def test_doubt_is_shown() -> None:

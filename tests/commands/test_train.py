@@ -1,5 +1,6 @@
 """The command `train`: what it writes, prints and refuses."""
 
+import dataclasses
 import fcntl
 import os
 import pty
@@ -10,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cnnlib.__main__ import main
 from cnnlib.commands import training
-from cnnlib.exchange.formats import load_weights
+from cnnlib.exchange.formats import load_weights, save_weights
+from cnnlib.stages import find_stage
+from cnnlib.training.loop import train_epochs
+from cnnlib.training.target import open_engine, open_target, setup_of
 from tests.support.command_line import TRAIN, Home, Start, weights
-from tests.support.toys import toy_config
+from tests.support.toys import SETTINGS, toy_config, toy_data
 
 pytestmark = pytest.mark.quick
 
@@ -40,6 +45,60 @@ def test_train_writes_the_format_of_the_ending(home: Home) -> None:
     said = home.fails("train", "--data", "toy.npz", "--out", "w.h5")
     assert "w.h5: weights are in files that end in one of .safetensors, .npz" in said
     assert home.names() == ["config.yaml", "toy.npz", "w.npz", "w.safetensors"]
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors", ".onnx"])
+def test_train_from_weights(home: Home, ending: str) -> None:
+    """At a constant rate without momentum, twice one epoch is the same whatever file is between."""
+    home.write(toy_config(training={"momentum": 0.0}))
+    first, then = (f"{name}{ending}" for name in ("a", "b"))
+    train = ["train", "--data", "toy.npz", "--epochs", "1"]
+    home(*train, "--out", first)
+    said = home(*train, "--from", first, "--out", then, "--seed", "5")
+    assert f"from {first}, trained for 11 steps before\n" in said
+    before, after = load_weights(first), load_weights(then)
+    assert (before.steps, after.steps) == (11, 22)
+    assert after.origin["from"] == first
+    settings = toy_config(training={"momentum": 0.0})
+    network = settings.network("small", "toy", "here")
+    data = toy_data(home.folder)[1]
+    with (
+        open_target(find_stage("gemm", "here")) as target,
+        open_engine(
+            find_stage("gemm", "here"), setup_of(settings, network, data, 8), target, data
+        ) as engine,
+    ):
+        engine.parameters = before.parameters
+        list(train_epochs(engine, 90, 1, 5))
+        np.testing.assert_array_equal(after.parameters, engine.parameters)
+
+
+def test_train_from_weights_with_another_normalisation(home: Home) -> None:
+    """Weights go on seeing what they have learned to see."""
+    home(*TRAIN, "--epochs", "1")
+    trained = dataclasses.replace(load_weights("w.npz"), mean=1.5, deviation=99.0)
+    save_weights("other.safetensors", trained)
+    home(*TRAIN, "--from", "other.safetensors")
+    found = load_weights("w.npz")
+    assert (found.mean, found.deviation) == (1.5, 99.0)
+
+
+def test_train_from_weights_of_another_network(home: Home) -> None:
+    home(*TRAIN, "--epochs", "1")
+    layers = SETTINGS["networks"]["small"]
+    tanh = [{"activation": "tanh"} if "activation" in layer else layer for layer in layers]
+    home.write(toy_config(networks={"tanh": tanh, "flat": [{"dense": 3}]}))
+    home("train", "--data", "toy.npz", "--from", "w.npz", "--network", "tanh", "--out", "t.npz")
+    assert load_weights("t.npz").network.name == "tanh"
+    said = home.fails(*TRAIN, "--from", "w.npz", "--network", "flat")
+    assert (
+        "w.npz, for network 'flat': tensor dense1.weight has shape (3, 18), expected (3, 64)"
+        in said
+    )
+    save_file(load_weights("w.npz").tensors, "bare.safetensors")
+    said = home.fails(*TRAIN, "--from", "bare.safetensors")
+    assert "name it by --network; known: " in said
+    home(*TRAIN, "--from", "bare.safetensors", "--network", "small")
 
 
 def test_options_of_train(home: Home) -> None:

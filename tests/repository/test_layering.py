@@ -25,6 +25,7 @@ ORDER = [
     "levels",
     "layers",
     "named_tensors",
+    "torch_modules",
     "network",
     "datasets",
     "config",
