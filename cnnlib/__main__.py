@@ -15,7 +15,6 @@ from types import FrameType
 import typer
 
 from cnnlib.commands import (
-from cnnlib.commands import (
     convert,
     data,
     evaluate,
@@ -23,11 +22,6 @@ from cnnlib.commands import (
     judge,
     measuring,
     new_stage,
-    predict,
-    probe,
-    show,
-    training,
-)
     predict,
     probe,
     show,

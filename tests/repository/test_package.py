@@ -115,15 +115,11 @@ def test_what_cnnlib_imports_is_what_it_depends_on() -> None:
     named = {re.split(r"[<>=\[;]", each)[0] for each in project["dependencies"]}
     modules = {"PIL": "pillow", "yaml": "pyyaml", "pydantic_core": "pydantic"}
     found = set()
-<<<<<<< HEAD
-    for path in (ROOT / "cnnlib").rglob("*.py"):
-        if path.parent.name == "starts":
-            continue  # what new-stage writes; it is imported nowhere
-=======
     # Functions import this module, where PyTorch is installed.
     optional = {ROOT / "cnnlib/torch_modules/modules.py"}
     for path in set((ROOT / "cnnlib").rglob("*.py")) - optional:
->>>>>>> 6cb9bef (Weights to and from ONNX and PyTorch, checked by the programs that read them; evaluate, convert, train --from and predict with names of classes)
+        if path.parent.name == "starts":
+            continue  # what new-stage writes; it is imported nowhere
         for line in path.read_text(encoding="utf-8").splitlines():
             if match := re.match(r"(?:from|import) (\w+)", line):
                 found.add(match[1])
