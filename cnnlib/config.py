@@ -171,6 +171,9 @@ class NetworkSpec(Section):
 
     source: str = ""
     """Where it comes from, for people: a paper, a program."""
+    input_shape: list[PositiveInt] | None = Field(default=None, min_length=3, max_length=3)
+    """Channels, height and width of the images that it is made for. A sweep trains it on these data
+    sets alone; null: on all."""
     layers: Any
     """Its layers, from the images on."""
 
@@ -207,6 +210,32 @@ class Config(Section):
     def dataset(self, name: str, where: str) -> DatasetSpec:
         """The data set's settings; ConfigError naming `where` and the choices if unknown."""
         return lookup(self.datasets, name, "data set", where)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(data set, network) for all that the sweep trains.
+
+        A network is left out where it is made for images of another shape than the data set's.
+        Raises ConfigError for one that would be left out everywhere.
+        """
+        shapes = {
+            name: list(self.dataset(name, "sweep.datasets").shape) for name in self.sweep.datasets
+        }
+        wanted = {
+            name: lookup(self.networks, name, "network", "sweep.networks").input_shape
+            for name in self.sweep.networks
+        }
+        for name, shape in wanted.items():
+            if shape is not None and shape not in shapes.values():
+                raise ConfigError(
+                    f"networks.{name} is made for images of shape {shape}, which none of "
+                    f"sweep.datasets has: {', '.join(f'{d} {s}' for d, s in shapes.items())}"
+                )
+        return [
+            (dataset, name)
+            for dataset, shape in shapes.items()
+            for name, made_for in wanted.items()
+            if made_for is None or made_for == shape
+        ]
 
     def network(self, name: str, dataset: str, where: str) -> Network:
         """The network for the images of `dataset`; ConfigError if they do not go together."""
@@ -260,8 +289,8 @@ def parse_config(settings: Any, where: str = "config") -> Config:
         for batch_size in sweep.batch_sizes:
             what = f"batch size {batch_size} in sweep.batch_sizes"
             _check_batch(what, batch_size, dataset, spec, config.measuring)
-        for chosen in sweep.networks:
-            config.network(chosen, dataset, "sweep.networks")
+    for dataset, chosen in config.pairs():
+        config.network(chosen, dataset, "sweep.networks")
     return config
 
 

@@ -533,3 +533,17 @@ def test_what_is_at_most_is_no_contradiction() -> None:
     full = changed("measuring.limit_seconds", 1)
     full["measuring"]["full"] = True
     assert parse_config(full).measuring.full, "no limit applies where everything is run in full"
+
+
+def test_a_network_is_trained_on_images_of_its_shape() -> None:
+    """Where it says which, a sweep leaves out data sets of another shape."""
+    settings = copy.deepcopy(GOOD)
+    layers = settings["networks"]["small"]
+    settings["datasets"]["colour"] = settings["datasets"]["toy"] | {"shape": [3, 8, 8]}
+    settings["networks"]["coloured"] = {"layers": layers, "input_shape": [3, 8, 8]}
+    settings["sweep"] |= {"datasets": ["toy", "colour"], "networks": ["small", "coloured"]}
+    pairs = parse_config(settings).pairs()
+    assert pairs == [("toy", "small"), ("colour", "small"), ("colour", "coloured")]
+    settings["networks"]["coloured"]["input_shape"] = [3, 9, 9]
+    with pytest.raises(ConfigError, match=r"coloured is made for images of shape \[3, 9, 9\], whi"):
+        parse_config(settings)

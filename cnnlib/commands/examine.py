@@ -76,10 +76,9 @@ def features(
     settings = load_experiment(config)
     check_writable(out)
     rows = []
-    for name in settings.sweep.datasets:
-        loaded = sweep_dataset(settings, name)
-        for network in settings.sweep.networks:
-            built = settings.network(network, name, "sweep.networks")
-            rows += feature_maps(settings, built, loaded)
+    loaded = {name: sweep_dataset(settings, name) for name in settings.sweep.datasets}
+    for name, network in settings.pairs():
+        built = settings.network(network, name, "sweep.networks")
+        rows += feature_maps(settings, built, loaded[name])
     schema.write(out, "features", rows)
     typer.echo(f"{out}: {len(rows)} numbers")

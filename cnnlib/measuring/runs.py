@@ -41,8 +41,7 @@ def runs(config: Config) -> list[Run]:
     return [
         Run(dataset, network, stage, batch_size, repeat)
         for repeat in range(1, sweep.repeats + 1)
-        for dataset in sweep.datasets
-        for network in sweep.networks
+        for dataset, network in config.pairs()
         for batch_size in sweep.batch_sizes
         for stage in stages
     ]

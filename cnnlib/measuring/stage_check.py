@@ -71,13 +71,11 @@ def cases(config: Config) -> list[Case]:
             stages.append(card_of(entry, "sweep.stages").name)
         except BrokenStage:  # becomes a verdict
             stages.append(entry)
-    for dataset in sweep.datasets:
-        for network in sweep.networks:
-            config.network(network, dataset, "sweep.networks")
+    for dataset, network in config.pairs():
+        config.network(network, dataset, "sweep.networks")
     return [
         Case(stage, dataset, network, batch_size)
-        for dataset in sweep.datasets
-        for network in sweep.networks
+        for dataset, network in config.pairs()
         for stage in stages
         for batch_size in sweep.batch_sizes
     ]

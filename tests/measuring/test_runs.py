@@ -72,7 +72,9 @@ def test_settings_that_came_later_leave_old_digests_as_they_were() -> None:
 
 
 def test_the_shipped_configs_can_be_run() -> None:
-    for paths in (["config.yaml"], ["config.yaml", "tests/tiny.yaml"]):
+    experiments = sorted(Path(ROOT, "workflow/experiments").glob("*.yaml"))
+    for path in ("config.yaml", "tests/tiny.yaml", *experiments):
+        paths = ["config.yaml", path]
         config = load_experiment([ROOT / path for path in paths])
         assert check_experiment(config) is config
         assert runs(config)

@@ -121,6 +121,11 @@ class Experiment:
         """The folder of each run within runs/, in the order of the sweep."""
         return [run.folder.relative_to("runs").as_posix() for run in self.runs]
 
+    @property
+    def pairs(self) -> list[str]:
+        """`DATA SET/NETWORK` for all that the sweep trains."""
+        return [f"{dataset}/{network}" for dataset, network in self.config.pairs()]
+
     def stages_on(self, kind: str) -> list[str]:
         """The stages of the sweep that run on a `cpu`, or on `cuda`."""
         names = names_of(self.config.sweep.stages, "sweep.stages")

@@ -9,15 +9,13 @@ ROWS = {
         for raw in RUN_TABLES
     },
     "transfers": collect(
-        "<results>/transfers/{dataset}/{network}/{stage}.csv",
-        dataset=SWEEP.datasets,
-        network=SWEEP.networks,
+        "<results>/transfers/{pair}/{stage}.csv",
+        pair=EXPERIMENT.pairs,
         stage=EXPERIMENT.stages_on("cuda"),
     ),
     "cpu_profile": collect(
-        "<results>/cpu_profile/{dataset}/{network}/{stage}.csv",
-        dataset=SWEEP.datasets,
-        network=SWEEP.networks,
+        "<results>/cpu_profile/{pair}/{stage}.csv",
+        pair=EXPERIMENT.pairs,
         stage=EXPERIMENT.stages_on("cpu"),
     ),
     "race": collect("<results>/race/{stage}.csv", stage=EXPERIMENT.raced),
