@@ -54,6 +54,7 @@ for command in (
     measuring.race,
     probe.probe,
     examine.cpu_profile,
+    examine.profile,
     examine.features,
     examine.pictures,
     measuring.check,

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one, run_of
+from cnnlib.commands.options import (
+    CONFIG,
+    OF_YOUR_OWN,
+    ConfigFiles,
+    at_least_one,
+    columns,
+    first,
+    report_death,
+    run_of,
+    stage_name,
+)
 
 
 def cpu_profile(
@@ -38,6 +48,41 @@ def cpu_profile(
     )
     if why:
         typer.echo(f"error: {out}: {why}", err=True)
+
+
+def profile(
+    stage: Annotated[str, typer.Option(help=OF_YOUR_OWN)],
+    dataset: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    network: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default: the sweep's first.")] = None,
+    config: ConfigFiles = CONFIG,
+) -> None:
+    """Show where a training step of a stage spends its time.
+
+    For a stage with kernels or operators these are timed one by one; of an author's own loop the
+    functions are shown that take the most time of the host. Noise serves for images.
+    """
+    from cnnlib.config import load_config
+    from cnnlib.measuring.step_profile import profile_step
+    from cnnlib.system.supervisor import supervise
+
+    settings = load_config(config)
+    sweep = settings.sweep
+    dataset, network = first(dataset, sweep.datasets), first(network, sweep.networks)
+    settings.network(network, dataset, "--network")
+    size = first(batch_size, sweep.batch_sizes)
+    at_least_one(batch_size=size)
+    name, limit = stage_name(settings, stage), settings.measuring.limit_seconds
+    with report_death():
+        found = supervise(lambda: profile_step(settings, name, dataset, network, size), limit=limit)
+    step = sum(line.seconds for line in found.lines if line.calls)
+    rows = [[found.what, "part", "a step", "microseconds", "share"]]
+    for line in found.lines:
+        share = f"{100 * line.seconds / step:.1f} %" if line.calls else "not in a step"
+        times = [str(line.calls or ""), f"{1e6 * line.seconds:,.1f}", share]
+        rows.append([line.name, line.part, *times])
+    typer.echo(f"stage {name}, network {network}, batch {size}, on {found.device}\n")
+    typer.echo(columns(rows))
 
 
 def pictures(

@@ -72,7 +72,7 @@ def stage_of(settings: "Config", entry: str) -> "Stage":
 
 
 def stage_name(settings: "Config", entry: str) -> str:
-    """The name of the stage of option --stage, of which nothing is imported here."""
+    """The name of the stage of option --stage, whose code is not imported here."""
     from cnnlib.measuring.cards import card_of
     from cnnlib.stages import declare
 

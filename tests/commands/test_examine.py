@@ -12,6 +12,7 @@ from cnnlib.errors import ConfigError, DoesNotFit, Unsupported, WorkerDied
 from cnnlib.measuring import schema
 from cnnlib.stages import naive
 from tests.support.command_line import MEASURE, Home, changed
+from tests.support.own_stages import forgetful
 
 pytestmark = pytest.mark.quick
 
@@ -57,3 +58,24 @@ def test_what_cannot_be_examined_is_a_row(
     home(*command)
     (row,) = schema.read(home.folder / "f.csv", "cpu_profile").itertuples()
     assert (row.stage, row.status) == ("naive", status)
+
+
+def test_profile(home: Home) -> None:
+    lines = home("profile", "--stage", "gemm").splitlines()
+    assert lines[0].startswith("stage gemm, network small, batch 8, on ")
+    assert lines[2].split() == ["operators", "part", "a", "step", "microseconds", "share"]
+    shares = [float(line.split()[-2]) for line in lines[3:]]
+    assert shares == sorted(shares, reverse=True)
+    assert 99 < sum(shares) < 101
+    assert {line.split()[2] for line in lines[3:]} == {"forward", "backward", "loss", "update"}
+    assert "unknown stage 'x' in --stage" in home.fails("profile", "--stage", "x")
+    assert "unknown network 'x'" in home.fails("profile", "--stage", "gemm", "--network", "x")
+    assert "--batch-size must be" in home.fails("profile", "--stage", "gemm", "--batch-size", "0")
+
+
+def test_profile_of_a_loop_of_an_author(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgetful(monkeypatch)
+    home("new-stage", "my_own", "--engine", "numpy")
+    lines = home("profile", "--stage", "./my_own.py").splitlines()
+    assert lines[2].startswith("functions ")
+    assert any("my_own.py:" in line and " step " in line for line in lines)
