@@ -8,6 +8,7 @@ struct Batch {
   static constexpr int THREADS = Network::THREADS;  // of every block
   static constexpr int IMAGE_SIZE = Network::IMAGE_SIZE, CHANNELS = Network::CHANNELS, CLASSES = Network::CLASSES;
   static constexpr int SUM_THREADS = Network::SUM_THREADS;  // that add one weight's partial sums, where there are many
+  static constexpr float WEIGHT_DECAY = Network::WEIGHT_DECAY;
   static_assert(32 * SUM_THREADS == THREADS, "a block has 32 neighbouring weights");
 
   // target[i] = (bytes[i] - mean) / deviation over a whole batch of images. (count, IMAGE_SIZE)
@@ -42,12 +43,36 @@ struct Batch {
     }
   }
 
-  // v <- momentum v + g, w <- w - learning_rate v over the flat parameter vector. learning_rate (1,).
+  // The mean over the classes of (logit - one-hot)^2, with the same arrays: errors becomes its derivative, the batch's
+  // mean being over the images too.
+  static __device__ __forceinline__ void mean_squared_error(const float* __restrict__ logits,
+                                                            const unsigned char* __restrict__ labels,
+                                                            float* __restrict__ errors, float* __restrict__ losses,
+                                                            int count) {
+    for (int image = blockIdx.x * blockDim.x + threadIdx.x; image < count; image += gridDim.x * blockDim.x) {
+      const int label = labels[image];
+      float sum = 0.0f;
+      for (int k = 0; k < CLASSES; k++) {
+        const float difference = logits[image * CLASSES + k] - (k == label ? 1.0f : 0.0f);
+        sum = fmaf(difference, difference, sum);
+        errors[image * CLASSES + k] = difference * (2.0f / float(CLASSES)) / float(count);
+      }
+      losses[image] += sum / float(CLASSES);
+    }
+  }
+
+  // The end of a step: the masks of the next one are drawn by its number. moment: see Draws in cnnlib/engine.
+  static __device__ __forceinline__ void count_step(int* __restrict__ moment) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) moment[0] = static_cast<int>(static_cast<unsigned>(moment[0]) + 1u);
+  }
+
+  // One step of gradient descent (see descend) over the flat parameter vector. learning_rate (1,).
   static __device__ __forceinline__ void update_parameters(float* __restrict__ parameters, float* __restrict__ velocity,
                                                            const float* __restrict__ gradient,
                                                            const float* __restrict__ learning_rate, float momentum,
                                                            int count) {
-    for (int i : grid_range(count)) descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum);
+    for (int i : grid_range(count))
+      descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum, WEIGHT_DECAY);
   }
 
   // The same update where operators left their gradients as partial sums, one of each group of images.
@@ -77,7 +102,7 @@ struct Batch {
     };
     const auto finish = [&](int i, bool partial, float sum) {
       if (partial) gradient[i] = sum;
-      if (apply) descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum);
+      if (apply) descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum, WEIGHT_DECAY);
     };
     if (threads_each == 1) {
       for (int i : grid_range(count)) {
@@ -114,6 +139,12 @@ struct Batch {
    float* __restrict__ losses, int count) {                                                                          \
     Batch<network>::softmax_cross_entropy(logits, labels, errors, losses, count);                                    \
   }                                                                                                                  \
+  ENTRY_POINT(network, mean_squared_error)                                                                           \
+  (const float* __restrict__ logits, const unsigned char* __restrict__ labels, float* __restrict__ errors,           \
+   float* __restrict__ losses, int count) {                                                                          \
+    Batch<network>::mean_squared_error(logits, labels, errors, losses, count);                                       \
+  }                                                                                                                  \
+  ENTRY_POINT(network, count_step)(int* __restrict__ moment) { Batch<network>::count_step(moment); }                 \
   ENTRY_POINT(network, update_parameters)                                                                            \
   (float* __restrict__ parameters, float* __restrict__ velocity, const float* __restrict__ gradient,                 \
    const float* __restrict__ learning_rate, float momentum, int count) {                                             \

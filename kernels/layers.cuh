@@ -60,9 +60,11 @@ __device__ __forceinline__ float slope(float y) {
   return slope<FUNCTION>(0.0f, y);
 }
 
-// One step of gradient descent with momentum: v <- momentum v + g, w <- w - learning_rate v.
+// One step of gradient descent with momentum: g <- g + weight_decay w, v <- momentum v + g, w <- w - learning_rate v.
+// weight_decay is a constant of the network, so that a training without any computes nothing for it.
 __device__ __forceinline__ void descend(float& weight, float& velocity, float gradient, float learning_rate,
-                                        float momentum) {
+                                        float momentum, float weight_decay = 0.0f) {
+  if (weight_decay != 0.0f) gradient = fmaf(weight_decay, weight, gradient);
   velocity = fmaf(momentum, velocity, gradient);
   weight = fmaf(-learning_rate, velocity, weight);
 }

@@ -16,11 +16,13 @@ from cnnlib.engine.gpu_operator import (
     SUM_THREADS,
     THREADS,
     Buffers,
+    Draws,
     GpuFactory,
     GpuOperator,
     GpuOptions,
     Launch,
     bound_launch,
+    signed_word,
 )
 from cnnlib.engine.profile import KernelTime
 from cnnlib.engine.source import KernelSource, translation_unit
@@ -36,10 +38,15 @@ from cnnlib.engine.stage import (
     plan,
 )
 from cnnlib.engine.upload import LoadTimer, ResidentImages
-from cnnlib.layers import Array
+from cnnlib.errors import Unsupported
+from cnnlib.layers import Array, Dropout
 from cnnlib.levels import channels_of
-from cnnlib.network import Network
 
+LOSS_KERNELS = {
+    "cross_entropy": "softmax_cross_entropy",
+    "mean_squared_error": "mean_squared_error",
+}
+"""Name of a loss in config.yaml -> its kernel in kernels/batch.cuh."""
 FEW_GROUPS = 8
 """Most partial sums of a weight that one thread adds up by itself."""
 
@@ -51,6 +58,8 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     BATCH_KERNELS = (
         "normalize_images",
         "softmax_cross_entropy",
+        "mean_squared_error",
+        "count_step",
         "update_parameters",
         "sum_and_update",
     )
@@ -74,12 +83,13 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     ) -> list[GpuOperator]:
         if limits is None:
             raise ValueError(f"stage '{stage.name}' is laid out for the limits of a device")
-        cls._refuse_extras(stage, setup)
+        if setup.loss not in LOSS_KERNELS:
+            raise Unsupported(f"stage '{stage.name}' has no kernel for the loss {setup.loss}")
         return [p.operator(p, stage, limits) for p in plan(stage, setup.network)]
 
     @classmethod
     def source_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> str:
-        return cls._source(setup.network, cls.operators_on(stage, setup, limits))
+        return cls._source(setup, cls.operators_on(stage, setup, limits))
 
     @classmethod
     def kernels_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> list[str]:
@@ -91,20 +101,21 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         return [*names, *(name for operator in operators for name in operator.entry_points())]
 
     @classmethod
-    def _source(cls, network: Network, operators: Sequence[GpuOperator]) -> str:
+    def _source(cls, setup: Setup, operators: Sequence[GpuOperator]) -> str:
         """The translation unit: the kernels of a batch, then those of every operator."""
         constants = {
             "THREADS": THREADS,
-            "IMAGE_SIZE": math.prod(network.input_shape),
-            "CHANNELS": channels_of(network.input_shape),
-            "CLASSES": network.classes,
+            "IMAGE_SIZE": math.prod(setup.network.input_shape),
+            "CHANNELS": channels_of(setup.network.input_shape),
+            "CLASSES": setup.network.classes,
             "SUM_THREADS": SUM_THREADS,
+            "WEIGHT_DECAY": float(setup.weight_decay),
         }
         batch = KernelSource(cls.BATCH, "batch.cuh", constants)
         return translation_unit([batch, *(operator.source() for operator in operators)])
 
     def _compile(self) -> Module:
-        source, kernels = self._source(self.network, self.operators), self._kernels(self.operators)
+        source, kernels = self._source(self.setup, self.operators), self._kernels(self.operators)
         return self.device.compile(source, f"{self.stage.name}_{self.network.name}", kernels)
 
     def _allocate(self) -> None:
@@ -116,6 +127,10 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         self._first, self._logits, self._output_errors = maps[0], maps[-1], target_errors[-1]
         source_errors = [None, *target_errors]
         partials = self._allocate_partials()
+        self._drops = any(isinstance(layer, Dropout) for layer in self.network.layers)
+        self._moment = self.array((2,), np.int32)
+        seed = self.setup.seed
+        self._draws = Draws(signed_word(seed), signed_word(seed >> 32), self._moment)
         for i, (planned, operator) in enumerate(zip(self.plan, self.operators, strict=True)):
             buffers = Buffers(
                 maps[i],
@@ -125,6 +140,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
                 self._parts(self._parameters, planned),
                 self._parts(self._gradient, planned),
                 partials[i],
+                self._draws,
             )
             operator.bind(self.device, self.module, buffers, batch)
 
@@ -184,7 +200,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
 
     def _loss(self, labels: DeviceArray, count: int) -> Launch:
         return self._launch(
-            "softmax_cross_entropy",
+            LOSS_KERNELS[self.setup.loss],
             count,
             self._logits,
             labels,
@@ -242,6 +258,15 @@ class GpuEngine(DeviceEngine[GpuFactory]):
             )
         ]
 
+    def _count_step(self) -> list[Launch]:
+        """Make the number of the step, by which dropout's masks are drawn, that of the next one."""
+        return [self._launch("count_step", 1, self._moment)] if self._drops else []
+
+    def _set_moment(self, training: bool) -> None:
+        """Copy the number of steps to the device, and whether images are trained on."""
+        if self._drops:
+            self._moment.set(np.array([signed_word(self.steps), training], np.int32))
+
     def _run(self, launches: Sequence[Launch]) -> None:
         for launch in launches:
             launch.run()
@@ -274,6 +299,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         batch, images = self.setup.batch_size, self._loaded()
         count = len(order) // batch * batch
         self._losses.set(np.zeros(batch, np.float32))
+        self._set_moment(training=True)
         began, ended = self.device.event(), self.device.event()
         began.record()
         for load in images.loads(count):
@@ -303,11 +329,13 @@ class GpuEngine(DeviceEngine[GpuFactory]):
                 self._loss(labels, batch),
                 *self._backward_pass,
                 *self._update(first // batch),
+                *self._count_step(),
             ]
         return self._step_launches[first]
 
     def _run_batch(self, count: int, way: Pass) -> None:
         launches = [self._normalize(self._batch_images, count), *self._forward(count)]
+        self._set_moment(training=way is not Pass.ONLY_FORWARD)
         if way is Pass.TRAIN:
             launches.append(self._loss(self._batch_labels, count))
         if way is not Pass.ONLY_FORWARD:
@@ -316,6 +344,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
 
     def profile(self) -> list[KernelTime]:
         saved = self.parameters, self.velocity
+        self._set_moment(training=True)
         times: dict[tuple[str, str, str], KernelTime] = {}
         for part, planned, launches in self._work():
             least = self._least(part, planned)
@@ -346,7 +375,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         yield "loss", None, [self._loss(self._loaded().labels.part(0, (batch,)), batch)]
         for operator in reversed(self.operators):
             yield "backward", operator.planned, operator.backward(batch)
-        yield "update", None, self._update(0)
+        yield "update", None, [*self._update(0), *self._count_step()]
         for operator in self.operators:
             yield "compared", operator.planned, operator.compared(batch)
 

@@ -12,10 +12,11 @@ from numpy.typing import DTypeLike
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Device, DeviceArray, Limits, Module
-from cnnlib.engine.source import KernelSource
+from cnnlib.engine.source import Constant, KernelSource
 from cnnlib.engine.stage import Options, Planned, Stage
 from cnnlib.engine.upload import device_array
 from cnnlib.errors import Unsupported
+from cnnlib.layers import Dropout
 
 THREADS = 256
 """Threads of a block, in every kernel."""
@@ -48,6 +49,15 @@ class GpuOptions(Options):
     """
 
 
+class Draws(NamedTuple):
+    """What dropout's masks are drawn by, as a kernel's arguments: Moment of kernels/dropout.cuh."""
+
+    seed_low: int
+    seed_high: int
+    moment: DeviceArray
+    """(2,) int32: the number of the step, and 1 where images are trained on, 0 elsewhere."""
+
+
 @dataclass
 class Buffers:
     """The arrays on the device that one operator reads and writes.
@@ -65,6 +75,8 @@ class Buffers:
     gradients: list[dict[str, DeviceArray]]
     partials: DeviceArray | None
     """(groups, parameters) for an operator that leaves its gradient as partial sums, else None."""
+    draws: Draws
+    """For operators that serve a layer with dropout."""
 
     @property
     def partial_sums(self) -> DeviceArray:
@@ -98,7 +110,7 @@ class GpuOperator(ABC):
         """Raise Unsupported, naming layer and limit, for sizes this operator cannot take."""
 
     @abstractmethod
-    def constants(self) -> Mapping[str, int | str]:
+    def constants(self) -> Mapping[str, Constant]:
         """Name -> value of each constant of the kernel file; strings are enumerators."""
 
     def array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
@@ -175,6 +187,21 @@ class GpuFactory(Protocol):
     """What a stage's record holds for a run of layers: mostly a class of GpuOperators."""
 
     def __call__(self, planned: Planned, stage: Stage, limits: Limits, /) -> GpuOperator: ...
+
+
+def mask_constants(planned: Planned) -> dict[str, Constant]:
+    """The constants that Mask of kernels/dropout.cuh needs, for the dropout among the layers."""
+    layer = planned.layer(Dropout)
+    return {
+        "LAYER": planned.start + planned.layers.index(layer),
+        "THRESHOLD": signed_word(layer.threshold),
+        "SCALE": layer.scale,
+    }
+
+
+def signed_word(word: int) -> int:
+    """The C int that has the bits of an unsigned number below 2^32; higher bits are lost."""
+    return (word + 2**31) % 2**32 - 2**31
 
 
 def bound_launch(

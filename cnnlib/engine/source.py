@@ -14,6 +14,9 @@ from typing import NamedTuple
 WIDTH = 100
 """Columns of the generated source."""
 
+Constant = int | float | str
+"""A size, a number or the name of an enumerator."""
+
 
 class KernelSource(NamedTuple):
     """The kernels of one file for one layer, or for what all layers share."""
@@ -21,13 +24,18 @@ class KernelSource(NamedTuple):
     label: str
     """The layer's name, with which the names of its kernels begin."""
     file: str
-    constants: Mapping[str, int | str]
-    """Name -> value of each size that the file asks the layer for; strings are enumerators."""
+    constants: Mapping[str, Constant]
+    """Name -> value of each size or number that the file asks the layer for."""
 
     @property
     def struct(self) -> str:
         """The layer as a C++ type."""
-        return f"struct {self.label} {{\n{declaration('int', self.constants)}\n}};"
+        floats = {k: f"{v!r}f" for k, v in self.constants.items() if isinstance(v, float)}
+        others = {k: v for k, v in self.constants.items() if k not in floats}
+        members = [declaration("int", others)] if others else []
+        if floats:
+            members.append(declaration("float", floats))
+        return f"struct {self.label} {{\n" + "\n".join(members) + "\n};"
 
     @property
     def entry_points(self) -> str:
@@ -41,7 +49,7 @@ class KernelSource(NamedTuple):
         return f"{macro}_KERNELS({self.label})"
 
 
-def declaration(kind: str, constants: Mapping[str, int | str]) -> str:
+def declaration(kind: str, constants: Mapping[str, Constant]) -> str:
     """The declaration of a struct's constants of one type, in lines of WIDTH columns."""
     # A size and its value are one word to the wrapping of lines.
     values = ", ".join(f"{name}~=~{value}" for name, value in constants.items())

@@ -8,11 +8,13 @@ import math
 from collections.abc import Mapping
 
 from cnnlib.arithmetic import ceil_div
+from cnnlib.device import DeviceArray
 from cnnlib.engine import Stage
 from cnnlib.engine.gpu import GpuEngine
-from cnnlib.engine.gpu_operator import SUM_THREADS, THREADS, GpuOperator, Launch
-from cnnlib.engine.plain_windows import declining, other_than_square
-from cnnlib.layers import Activation, Conv, Dense, Subsample, enumerator_of
+from cnnlib.engine.gpu_operator import SUM_THREADS, THREADS, GpuOperator, Launch, mask_constants
+from cnnlib.engine.source import Constant
+from cnnlib.layers import Activation, Conv, Dense, Dropout, Subsample, enumerator_of
+from cnnlib.layers.pairs import Pair
 
 BLOCKS_PER_MULTIPROCESSOR = 2
 """Blocks of a multiprocessor that sum weight gradients: more would leave more slices to add."""
@@ -57,7 +59,18 @@ def product_constants(
     }
 
 
-@declining(other_than_square)
+def window_constants(name: str, size: Pair, stride: Pair, padding: Pair) -> dict[str, int]:
+    """The constants of windows (or kernels, by `name`) that go over maps (kernels/gemm/)."""
+    return {
+        f"{name}_ROWS": size[0],
+        f"{name}_COLUMNS": size[1],
+        "ROW_STRIDE": stride[0],
+        "COLUMN_STRIDE": stride[1],
+        "ROW_PADDING": padding[0],
+        "COLUMN_PADDING": padding[1],
+    }
+
+
 class GemmConv(GpuOperator):
     """A convolution as im2col and a matrix product, backward as the transposes of both."""
 
@@ -73,7 +86,7 @@ class GemmConv(GpuOperator):
         "col2im",
     )
 
-    def constants(self) -> Mapping[str, int | str]:
+    def constants(self) -> Mapping[str, Constant]:
         channels, height, width = self.planned.source_shape
         maps, rows, columns = self.planned.target_shape
         conv = self.planned.layer(Conv)
@@ -82,10 +95,9 @@ class GemmConv(GpuOperator):
             "HEIGHT": height,
             "WIDTH": width,
             "MAPS": maps,
-            "KERNEL": conv.kernel[0],
-            "STRIDE": conv.stride[0],
             "ROWS": rows,
             "COLUMNS": columns,
+            **window_constants("KERNEL", conv.kernel, conv.stride, conv.padding),
             **product_constants(self.map_tile, self.term_tile, self.slice_size),
         }
 
@@ -160,7 +172,7 @@ class GemmDense(GpuOperator):
         "multiply_errors",
     )
 
-    def constants(self) -> Mapping[str, int | str]:
+    def constants(self) -> Mapping[str, Constant]:
         return {
             "INPUTS": self.inputs,
             "UNITS": self.units,
@@ -215,14 +227,13 @@ class GemmDense(GpuOperator):
         ]
 
 
-@declining(other_than_square)
 class GemmActivation(GpuOperator):
     """An activation function of every unit."""
 
     file = "gemm/activation.cuh"
     kernels = ("activate", "activate_backward")
 
-    def constants(self) -> Mapping[str, int | str]:
+    def constants(self) -> Mapping[str, Constant]:
         return {
             "SIZE": math.prod(self.planned.source_shape),
             "FUNCTION": enumerator_of(self.planned.layers),
@@ -236,26 +247,37 @@ class GemmActivation(GpuOperator):
         b, elements = self.buffers, count * math.prod(self.planned.source_shape)
         if b.source_errors is None:
             return []
-        args = (b.target, b.target_errors, b.source_errors, count)
+        args = (b.source, b.target, b.target_errors, b.source_errors, count)
         return [self.launch("activate_backward", elements, *args)]
 
 
-@declining(other_than_square)
 class GemmSubsample(GpuOperator):
     """The maximum or the mean of every window."""
 
     file = "gemm/subsample.cuh"
     kernels = ("subsample", "subsample_backward")
 
-    def constants(self) -> Mapping[str, int | str]:
+    def check(self) -> None:
         layer = self.planned.layer(Subsample)
-        channels, rows, columns = self.planned.target_shape
+        (_, *source), (_, *target) = self.planned.source_shape, self.planned.target_shape
+        covered = [count * size for count, size in zip(target, layer.size, strict=True)]
+        together = layer.strides == layer.size and not any(layer.padding)
+        self.tiled = together and source == covered
+        """Whether every element of the source is in exactly one window."""
+
+    def constants(self) -> Mapping[str, Constant]:
+        layer = self.planned.layer(Subsample)
+        channels, height, width = self.planned.source_shape
+        _, rows, columns = self.planned.target_shape
         return {
             "CHANNELS": channels,
+            "HEIGHT": height,
+            "WIDTH": width,
             "ROWS": rows,
             "COLUMNS": columns,
-            "WINDOW": layer.size[0],
             "METHOD": layer.method.upper(),
+            "TILED": int(self.tiled),
+            **window_constants("WINDOW", layer.size, layer.strides, layer.padding),
         }
 
     def forward(self, count: int) -> list[Launch]:
@@ -263,11 +285,41 @@ class GemmSubsample(GpuOperator):
         return [self.launch("subsample", elements, b.source, b.target, count)]
 
     def backward(self, count: int) -> list[Launch]:
-        b, elements = self.buffers, count * math.prod(self.planned.target_shape)
+        b = self.buffers
         if b.source_errors is None:
             return []
+        # A thread writes a window's errors, or collects those of one element of the source.
+        shape = self.planned.target_shape if self.tiled else self.planned.source_shape
         args = (b.source, b.target_errors, b.source_errors, count)
-        return [self.launch("subsample_backward", elements, *args)]
+        return [self.launch("subsample_backward", count * math.prod(shape), *args)]
+
+
+class GemmDropout(GpuOperator):
+    """Dropout; the backward pass draws the mask of the forward pass again."""
+
+    file = "gemm/dropout.cuh"
+    kernels = ("drop", "drop_backward")
+
+    def constants(self) -> Mapping[str, Constant]:
+        return {
+            "SIZE": math.prod(self.planned.source_shape),
+            **mask_constants(self.planned),
+        }
+
+    def forward(self, count: int) -> list[Launch]:
+        b = self.buffers
+        return [self._launch("drop", b.source, b.target, count)]
+
+    def backward(self, count: int) -> list[Launch]:
+        b = self.buffers
+        if b.source_errors is None:
+            return []
+        return [self._launch("drop_backward", b.target_errors, b.source_errors, count)]
+
+    def _launch(self, kernel: str, values: DeviceArray, masked: DeviceArray, count: int) -> Launch:
+        # A thread draws the mask of four elements.
+        blocks = count * ceil_div(math.prod(self.planned.source_shape), 4)
+        return self.launch(kernel, blocks, values, masked, *self.buffers.draws, count)
 
 
 STAGE = Stage(
@@ -284,5 +336,6 @@ STAGE = Stage(
         (Activation,): GemmActivation,
         (Subsample,): GemmSubsample,
         (Dense,): GemmDense,
+        (Dropout,): GemmDropout,
     },
 )

@@ -2,7 +2,8 @@
 // Convolutional Neural Networks for Document Processing", 2006), one kernel per operation.
 //
 // Maps lie as (image, channel, row, column). A target position of the whole batch is numbered
-// position = image * AREA + row * COLUMNS + column; a weight of one map term = (channel, i, j).
+// position = image * AREA + row * COLUMNS + column; a weight of one map term = (channel, i, j). Padding is nowhere in
+// memory: im2col writes zeros for it, and col2im asks for no errors of it.
 #pragma once
 #include "../matmul.cuh"
 
@@ -13,13 +14,15 @@ struct Conv {
   static constexpr int THREADS = Layer::THREADS;                                                  // of every block
   static constexpr int CHANNELS = Layer::CHANNELS, HEIGHT = Layer::HEIGHT, WIDTH = Layer::WIDTH;  // source
   static constexpr int MAPS = Layer::MAPS, ROWS = Layer::ROWS, COLUMNS = Layer::COLUMNS;          // target
-  static constexpr int KERNEL = Layer::KERNEL, STRIDE = Layer::STRIDE;
+  static constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
+  static constexpr int ROW_STRIDE = Layer::ROW_STRIDE, COLUMN_STRIDE = Layer::COLUMN_STRIDE;
+  static constexpr int ROW_PADDING = Layer::ROW_PADDING, COLUMN_PADDING = Layer::COLUMN_PADDING;
   static constexpr int SUM_THREADS = Layer::SUM_THREADS;        // that add the slices of one weight's gradient
   using MapTile = Tile<Layer::M_TILE, Layer::N_TILE, THREADS>;  // of products with MAPS rows
   using TermTile = Tile<Layer::DATA_M_TILE, Layer::DATA_N_TILE, THREADS>;  // of the product with TERMS rows
 
   static constexpr int AREA = ROWS * COLUMNS;
-  static constexpr int TERMS = CHANNELS * KERNEL * KERNEL;
+  static constexpr int KERNEL_AREA = KERNEL_ROWS * KERNEL_COLUMNS, TERMS = CHANNELS * KERNEL_AREA;
   static constexpr int SLICE_SIZE = Layer::PARAMETERS;
   static_assert(SLICE_SIZE == MAPS * TERMS + MAPS, "a slice has a gradient of each weight and each bias");
   static_assert(32 * SUM_THREADS == THREADS, "a block of sum_slices has 32 neighbouring weights");
@@ -31,8 +34,11 @@ struct Conv {
     for (int i : grid_range(total)) {
       const int term = i / positions, position = i % positions;
       const int image = position / AREA, y = position % AREA / COLUMNS, x = position % COLUMNS;
-      const int channel = term / (KERNEL * KERNEL), a = term / KERNEL % KERNEL, b = term % KERNEL;
-      columns[i] = source[((image * CHANNELS + channel) * HEIGHT + y * STRIDE + a) * WIDTH + x * STRIDE + b];
+      const int channel = term / KERNEL_AREA, a = term / KERNEL_COLUMNS % KERNEL_ROWS, b = term % KERNEL_COLUMNS;
+      const int row = y * ROW_STRIDE + a - ROW_PADDING, column = x * COLUMN_STRIDE + b - COLUMN_PADDING;
+      const bool inside =
+          (ROW_PADDING == 0 || (row >= 0 && row < HEIGHT)) && (COLUMN_PADDING == 0 || (column >= 0 && column < WIDTH));
+      columns[i] = inside ? source[((image * CHANNELS + channel) * HEIGHT + row) * WIDTH + column] : 0.0f;
     }
   }
 
@@ -132,13 +138,14 @@ struct Conv {
       const int x = i % WIDTH, y = i / WIDTH % HEIGHT, channel = i / (WIDTH * HEIGHT) % CHANNELS;
       const int image = i / (WIDTH * HEIGHT * CHANNELS);
       float sum = 0.0f;
-      for (int a = 0; a < KERNEL; a++)
-        for (int b = 0; b < KERNEL; b++) {
-          const int row = y - a, column = x - b;  // upper left corner of the window, in the source
-          if (row < 0 || column < 0 || row % STRIDE || column % STRIDE) continue;
-          if (row / STRIDE >= ROWS || column / STRIDE >= COLUMNS) continue;
-          const int term = (channel * KERNEL + a) * KERNEL + b;
-          sum += column_errors[term * positions + image * AREA + row / STRIDE * COLUMNS + column / STRIDE];
+      for (int a = 0; a < KERNEL_ROWS; a++)
+        for (int b = 0; b < KERNEL_COLUMNS; b++) {
+          // upper left corner of the window, in the padded source
+          const int row = y + ROW_PADDING - a, column = x + COLUMN_PADDING - b;
+          if (row < 0 || column < 0 || row % ROW_STRIDE || column % COLUMN_STRIDE) continue;
+          if (row / ROW_STRIDE >= ROWS || column / COLUMN_STRIDE >= COLUMNS) continue;
+          const int term = (channel * KERNEL_ROWS + a) * KERNEL_COLUMNS + b;
+          sum += column_errors[term * positions + image * AREA + row / ROW_STRIDE * COLUMNS + column / COLUMN_STRIDE];
         }
       source_errors[i] = sum;
     }

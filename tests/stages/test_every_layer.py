@@ -23,7 +23,7 @@ from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import build
 
-SERVE_ALL = {"naive"}
+SERVE_ALL = {"naive", "gemm_cuda"}
 """Stages with an operator for every layer here. Others may decline one, by name and with a reason;
 docs/stages/layers.md says which."""
 QUICK = ("naive", "gemm", "fused")
