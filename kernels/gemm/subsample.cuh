@@ -17,45 +17,40 @@ struct Subsample {
   static_assert(!TILED || (ROW_PADDING == 0 && COLUMN_PADDING == 0), "no window reaches beyond the map");
   static_assert(!TILED || (HEIGHT == ROWS * WINDOW_ROWS && WIDTH == COLUMNS * WINDOW_COLUMNS), "windows fill the map");
 
-  // A window: its upper left corner is element `start` of all source maps, or would be if the source had the padding.
-  // Rows [top, bottom) and columns [left, right), counted from there, lie in the source.
+  // The part of a window that lies in the source: `rows` rows of `columns` elements, of which element `start` of all
+  // source maps is the first.
   struct Window {
-    int start, top, bottom, left, right;
+    int start, rows, columns;
   };
 
   // The window of a target element; map = image * CHANNELS + channel.
   static __device__ __forceinline__ Window window_of(int map, int y, int x) {
-    const int row = y * ROW_STRIDE - ROW_PADDING, column = x * COLUMN_STRIDE - COLUMN_PADDING;
-    Window window = {(map * HEIGHT + row) * WIDTH + column, 0, WINDOW_ROWS, 0, WINDOW_COLUMNS};
-    if (ROW_PADDING > 0) {
-      window.top = max(0, -row);
-      window.bottom = min(WINDOW_ROWS, HEIGHT - row);
-    }
-    if (COLUMN_PADDING > 0) {
-      window.left = max(0, -column);
-      window.right = min(WINDOW_COLUMNS, WIDTH - column);
-    }
-    return window;
+    int row = y * ROW_STRIDE, column = x * COLUMN_STRIDE, rows = WINDOW_ROWS, columns = WINDOW_COLUMNS;
+    if (ROW_PADDING > 0) clip(row, rows, ROW_PADDING, HEIGHT);
+    if (COLUMN_PADDING > 0) clip(column, columns, COLUMN_PADDING, WIDTH);
+    return {(map * HEIGHT + row) * WIDTH + column, rows, columns};
   }
 
   static __device__ __forceinline__ Window window_of(int i) {
     return window_of(i / (COLUMNS * ROWS), i / COLUMNS % ROWS, i % COLUMNS);
   }
 
-  // Calls f(place in the source maps) for the window's elements in the source, in reading order.
-  template <class F>
-  static __device__ __forceinline__ void for_each(const Window& window, F f) {
-    for (int a = window.top; a < window.bottom; a++)
-      for (int b = window.left; b < window.right; b++) f(window.start + a * WIDTH + b);
+  // `size` positions of the padded source from `first` on become those of the source that are among them.
+  static __device__ __forceinline__ void clip(int& first, int& size, int padding, int length) {
+    const int end = min(length, first - padding + size);
+    first = max(0, first - padding);
+    size = end - first;
   }
 
-  // Place of the window's largest element; the first of equals in reading order.
-  static __device__ __forceinline__ int winner(const float* __restrict__ source, const Window& window) {
-    int best = window.start + window.top * WIDTH + window.left;
-    for_each(window, [&](int at) {
-      // a NaN wins and stays: otherwise a diverged run would hide behind its neighbours
-      if (source[at] > source[best] || (source[at] != source[at] && source[best] == source[best])) best = at;
-    });
+  // Offset of the largest element from the window's first; the first of equals in reading order.
+  static __device__ __forceinline__ int winner(const float* window, int rows, int columns) {
+    int best = 0;
+    for (int a = 0; a < rows; a++)
+      for (int b = 0; b < columns; b++) {
+        const int at = a * WIDTH + b;
+        // a NaN wins and stays: otherwise a diverged run would hide behind its neighbours
+        if (window[at] > window[best] || (window[at] != window[at] && window[best] == window[best])) best = at;
+      }
     return best;
   }
 
@@ -66,12 +61,14 @@ struct Subsample {
                                                  int count) {
     const int total = count * CHANNELS * ROWS * COLUMNS;
     for (int i : grid_range(total)) {
-      const Window window = window_of(i);
+      const auto [start, rows, columns] = window_of(i);
+      const float* window = source + start;
       if (METHOD == MAX) {
-        target[i] = source[winner(source, window)];
+        target[i] = window[winner(window, rows, columns)];
       } else {
         float sum = 0.0f;
-        for_each(window, [&](int at) { sum += source[at]; });
+        for (int a = 0; a < rows; a++)
+          for (int b = 0; b < columns; b++) sum += window[a * WIDTH + b];
         target[i] = share(sum);
       }
     }
@@ -92,11 +89,13 @@ struct Subsample {
                                                  float* __restrict__ source_errors, int count) {
     const int total = count * CHANNELS * ROWS * COLUMNS;
     for (int i : grid_range(total)) {
-      const Window window = window_of(i);
-      const int best = METHOD == MAX ? winner(source, window) : 0;
-      for_each(window, [&](int at) {
-        source_errors[at] = METHOD == MAX ? (at == best ? target_errors[i] : 0.0f) : share(target_errors[i]);
-      });
+      const int start = window_of(i).start;
+      const int best = METHOD == MAX ? winner(source + start, WINDOW_ROWS, WINDOW_COLUMNS) : 0;
+      for (int a = 0; a < WINDOW_ROWS; a++)
+        for (int b = 0; b < WINDOW_COLUMNS; b++) {
+          const int at = a * WIDTH + b;
+          source_errors[start + at] = METHOD == MAX ? (at == best ? target_errors[i] : 0.0f) : share(target_errors[i]);
+        }
     }
   }
 
@@ -113,10 +112,12 @@ struct Subsample {
       for (int row = first_window(y, WINDOW_ROWS, ROW_STRIDE); row <= last_row; row++)
         for (int column = first_window(x, WINDOW_COLUMNS, COLUMN_STRIDE); column <= last_column; column++) {
           const float error = target_errors[(map * ROWS + row) * COLUMNS + column];
-          if (METHOD == MEAN)
+          if (METHOD == MEAN) {
             sum += share(error);
-          else if (winner(source, window_of(map, row, column)) == i)
-            sum += error;
+          } else {
+            const auto [start, rows, columns] = window_of(map, row, column);
+            if (start + winner(source + start, rows, columns) == i) sum += error;
+          }
         }
       source_errors[i] = sum;
     }

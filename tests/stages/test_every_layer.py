@@ -12,20 +12,17 @@ import numpy as np
 import pytest
 
 from cnnlib.device import Device
-from cnnlib.engine import Stage, plan
-from cnnlib.errors import ConfigError, Unsupported
+from cnnlib.engine import Stage
+from cnnlib.errors import ConfigError
 from cnnlib.layers import FUNCTIONS, KINDS, Activation, Layer
 from cnnlib.network import Network
 from cnnlib.stages import LADDER, VARIANTS, naive
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import finite_differences
 from cnnlib.validation.verdicts import ValidationFailed
-from tests.support.engines import open_engine, pictures
+from tests.support.engines import open_engine, pictures, skip_if_declined
 from tests.support.networks import build
 
-SERVE_ALL = {"naive", "gemm_cuda"}
-"""Stages with an operator for every layer here. Others may decline one, by name and with a reason;
-docs/stages/layers.md says which."""
 QUICK = ("naive", "gemm", "fused")
 SHAPE = (1, 17, 17)
 
@@ -112,7 +109,7 @@ def test_loops_agree_with_finite_differences(name: str) -> None:
 @pytest.mark.quick
 def test_a_wrong_derivative_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong kernels are tried by the files of tests/wrong/."""
-    wrong = dataclasses.replace(FUNCTIONS["tanh"], derivative=lambda y: 1 - y)
+    wrong = dataclasses.replace(FUNCTIONS["tanh"], derivative=lambda x, y: 1 - y)
     monkeypatch.setitem(FUNCTIONS, "tanh", wrong)
     with pytest.raises(ValidationFailed, match="finite difference"):
         test_loops_agree_with_finite_differences("activation tanh")
@@ -135,10 +132,6 @@ def test_a_wrong_derivative_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_operators_agree_with_the_reference(stage: Stage, name: str, device: Device) -> None:
     kind, settings = CASES[name]
     network = around(name, {kind.kind: settings})
-    if stage.name not in SERVE_ALL:
-        try:
-            plan(stage, network)
-        except Unsupported as declined:
-            pytest.skip(str(declined))
+    skip_if_declined(stage, network)
     with open_engine(stage, network, 7, device) as engine:
         validate(engine, *pictures(network, 7))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cnnlib.device import Device
-from cnnlib.engine import Bytes, Engine, Setup, Stage
+from cnnlib.engine import Bytes, Engine, Setup, Stage, plan
+from cnnlib.errors import Unsupported
 from cnnlib.network import Network
 from cnnlib.stages import LADDER, VARIANTS
 
@@ -15,6 +16,23 @@ Limited = Callable[..., Device]
 """The type of the fixture `limited`."""
 
 GPU_STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "cuda"]
+
+
+SERVE_ALL = {"naive", "gemm_cuda"}
+"""Stages with an operator for every layer here. Others may decline one, by name and with a reason;
+docs/stages/layers.md says which."""
+
+
+def skip_if_declined(stage: Stage, network: Network) -> None:
+    """Skip the test if the stage has no operator for one of the network's layers.
+
+    Stages of SERVE_ALL are held to what they promise.
+    """
+    if stage.name not in SERVE_ALL:
+        try:
+            plan(stage, network)
+        except Unsupported as declined:
+            pytest.skip(str(declined))
 
 
 def each_of(stages: Iterable[Stage]) -> pytest.MarkDecorator:

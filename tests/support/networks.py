@@ -209,3 +209,102 @@ def examples() -> Network:
             {"dense": 10},
         ],
     )
+
+
+def padded() -> Network:
+    """Padding, kernels and windows that are not square, and windows that overlap or leave gaps."""
+    return build(
+        "padded",
+        (3, 17, 14),
+        4,
+        [
+            {"conv": {"maps": 5, "kernel": [3, 2], "stride": [1, 2], "padding": [2, 1]}},
+            {"activation": "gelu"},
+            {"subsample": {"size": [3, 2], "stride": [2, 1], "padding": [1, 1]}},
+            {"conv": {"maps": 4, "kernel": 3, "padding": 1}},
+            {"activation": "scaled_tanh"},
+            {"subsample": {"size": 3, "stride": 2, "method": "mean"}},
+            {"conv": {"maps": 6, "kernel": [1, 2], "stride": [2, 1], "padding": [0, 2]}},
+            {"activation": "leaky_relu"},
+            {"dense": 4},
+        ],
+    )
+
+
+def overlapping() -> Network:
+    """Subsampling of images, with windows that overlap, do not divide the map or lie apart."""
+    return build(
+        "overlapping",
+        (2, 23, 19),
+        3,
+        [
+            {"subsample": {"size": 3, "stride": 2, "padding": 1}},
+            {"conv": {"maps": 4, "kernel": 3}},
+            {"subsample": {"size": [4, 3], "stride": [1, 2], "method": "mean", "padding": [2, 1]}},
+            {"conv": {"maps": 3, "kernel": 2}},
+            {"activation": "tanh"},
+            {"subsample": {"size": 2, "stride": 3}},
+            {"subsample": {"size": [2, 1]}},
+            {"dense": 3},
+        ],
+    )
+
+
+def dropped() -> Network:
+    """Dropout of the images, of maps and of a dense layer's units."""
+    return build(
+        "dropped",
+        (1, 11, 9),
+        4,
+        [
+            {"dropout": 0.1},
+            {"conv": {"maps": 5, "kernel": 3}},
+            {"activation": "relu"},
+            {"subsample": 2},
+            {"dropout": 0.25},
+            {"dense": 13},
+            {"activation": "tanh"},
+            {"dropout": 0.5},
+            {"dense": 4},
+        ],
+    )
+
+
+GENERAL = {network.name: network for network in (padded(), overlapping(), dropped())}
+"""What not every stage serves."""
+
+
+def padded_linear() -> Network:
+    """Padding and rectangles without activations, but for maxima that overlap."""
+    return build(
+        "padded_linear",
+        (2, 21, 18),
+        4,
+        [
+            {"conv": {"maps": 5, "kernel": [2, 3], "stride": [2, 1], "padding": [1, 2]}},
+            {"subsample": {"size": 3, "stride": 1, "padding": 1}},
+            {"conv": {"maps": 7, "kernel": 3, "padding": 1}},
+            {"subsample": {"size": [2, 4], "stride": [1, 2], "method": "mean"}},
+            {"conv": {"maps": 3, "kernel": [4, 1]}},
+            {"dense": 4},
+        ],
+    )
+
+
+def large_padding() -> Network:
+    """Windows that lie in the padding alone, and a kernel larger than its map."""
+    return build(
+        "large_padding",
+        (1, 4, 6),
+        3,
+        [
+            {"conv": {"maps": 3, "kernel": [2, 9], "padding": [5, 4]}},
+            {"subsample": {"size": [5, 4], "stride": [3, 4], "padding": [2, 2]}},
+            {"conv": {"maps": 4, "kernel": 1, "stride": 2, "padding": 3}},
+            {"dense": 3},
+        ],
+    )
+
+
+GENERAL_LINEAR = {network.name: network for network in (padded_linear(), large_padding())}
+"""LINEAR networks that not every stage serves."""
