@@ -22,6 +22,14 @@ __all__ = ["Patience", "download"]
 Report = Callable[[str], None]
 
 
+class NotFetched(DataError):
+    """No mirror has the files; the lines say what was tried and what helps."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("")
+        self.args = ("\n".join(lines),)
+
+
 def download(
     name: str,
     spec: AnySpec,
@@ -57,7 +65,7 @@ def download(
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror or error}") from error
     if missing:
-        raise DataError(_how_to_help(name, spec, folder, missing, tried))
+        raise NotFetched(_how_to_help(name, spec, folder, missing, tried))
     all_of_them = f"all {len(files)} files are" if len(files) > 1 else f"{files[0].name} is"
     right = "the right checksums" if len(files) > 1 else "the right checksum"
     report(f"data set '{name}': {all_of_them} in {folder}, with {right}")
@@ -224,7 +232,7 @@ def _lock(handle: int, waiting: str, report: Report) -> bool:
 
 def _how_to_help(
     name: str, spec: FileSpec, folder: Path, missing: list[DataFile], tried: list[str]
-) -> str:
+) -> list[str]:
     lines = [f"cannot download data set '{name}'. Tried:"]
     lines += [f"  {attempt}" for attempt in tried] or ["  nothing: no mirrors are listed"]
     files = spec.fetched()
@@ -240,7 +248,7 @@ def _how_to_help(
     for file in files:
         state = "missing" if file in missing else "is there"
         lines.append(f"  {file.name}  ({file.expected}; {state})")
-    return "\n".join(lines)
+    return lines
 
 
 def in_words(count: int) -> str:

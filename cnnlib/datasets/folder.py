@@ -119,10 +119,12 @@ def checksum(folder: Path, parts: tuple[str, str]) -> str:
 
 def fingerprint(spec: FolderSpec) -> str:
     """A digest of names, sizes and times of the pictures, without opening one: it changes when they
-    do. "" where they cannot be found.
+    do. "" where there is none.
     """
     whole = hashlib.sha256()
     root = Path(spec.path).expanduser()
+    if not root.is_dir():
+        return ""
     for part in (spec.train, spec.test):
         for folder, _, names in sorted(os.walk(root / part)):
             for name in sorted(names):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnlib.datasets.folder import checksum
+from cnnlib.datasets.folder import checksum, fingerprint
 from cnnlib.datasets.reading import Images, read
 from cnnlib.datasets.specs import AnySpec, FolderSpec
 from cnnlib.datasets.split import held_out
@@ -39,8 +39,9 @@ def prepare(name: str, spec: AnySpec, folder: Path | str, target: Path | str) ->
     more: dict[str, NDArray[Any]] = {}
     if spec.validation is not None:
         more = {"validation_images": validation.images, "validation_labels": validation.labels}
-    if found.class_names:
+    if isinstance(spec, FolderSpec):
         more["class_names"] = np.array(found.class_names)
+        more["pictures"] = np.array(fingerprint(spec))
     # The file is not compressed: every measurement loads it, and MNIST takes 55 MB.
     with write_whole(target) as temporary, open(temporary, "wb") as out:
         np.savez(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnlib.datasets.specs import AnySpec, FileSpec
+from cnnlib.datasets.folder import fingerprint
+from cnnlib.datasets.specs import AnySpec, FileSpec, FolderSpec
 from cnnlib.errors import ConfigError, DataError
 from cnnlib.files import read_arrays
 from cnnlib.levels import Level, are_sound, level_of
@@ -93,9 +94,16 @@ def load(name: str, path: Path | str, spec: AnySpec) -> Dataset:
 
 
 def problem(name: str, path: Path | str, spec: AnySpec) -> str:
-    """Why `path` does not hold the data set of this specification; "" if it does."""
+    """Why `path` does not hold the data set of this specification; "" if it does.
+
+    Pictures that were added or changed since are a reason; that they are gone is none.
+    """
     try:
         _read(name, Path(path), spec)
+        if isinstance(spec, FolderSpec):
+            then = read_arrays(path, ["pictures"], f"data set '{name}'")["pictures"]
+            if (now := fingerprint(spec)) and now != str(then):
+                return f"{path} was made of other pictures than are in {spec.path} now"
     except DataError as error:
         return str(error)
     return ""

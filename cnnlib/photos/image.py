@@ -24,26 +24,30 @@ BOX = 20 / 28
 """Share of the map's sides that MNIST's digits fill (LeCun et al. 1998: 20x20 in 28x28)."""
 
 
-def read_image(path: Path | str, shape: Shape) -> Bytes:
+def read_image(path: Path | str, shape: Shape, ink: bool | None = None) -> Bytes:
     """The picture at `path` as one image (C, H, W) of bytes for a network that takes `shape`.
 
-    An image of one channel is made as MNIST was. The paper becomes 0 and the ink up to 255,
+    `ink` says whether an image of one channel is made of what is written on the picture, as MNIST
+    was; None: it is. The paper becomes 0 and the ink up to 255,
     whichever was darker; shadows, frames and everything beside the paper are left out. The digit is
     cut out, scaled with its aspect to fit a box of 20/28 of the map, and placed with its centre of
-    mass in the middle. An image of three channels is the middle of the picture, scaled to the map.
-    Raises DataError when the file is no picture, is damaged or empty, or has more than MOST_PIXELS.
+    mass in the middle. Any other image is the middle of the picture, scaled to the map, grey or in
+    colours as it is. Raises DataError when the file is no picture, is damaged or empty, or has more
+    than MOST_PIXELS, and where there should be ink on a network's colours.
     """
     channels, height, width = shape if len(shape) == 3 else (0, 0, 0)
     if channels not in (1, 3):
         raise DataError(f"the network takes images of shape {shape}: no picture has that")
-    if channels == 3:
-        picture = open_picture(path, ("RGB",))
-        fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
-        return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
-    ink = find_ink(*_grey_and_opacity(open_picture(path, ("L", "LA"))))
-    if ink is None:
+    if channels == 3 and ink:
+        raise DataError("the network takes colours: ink on paper has none")
+    if channels == 3 or ink is False:
+        picture = open_picture(path, ("L" if channels == 1 else "RGB",))
+        fitted = np.asarray(ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC))
+        return np.ascontiguousarray(fitted.reshape(height, width, channels).transpose(2, 0, 1))
+    written = find_ink(*_grey_and_opacity(open_picture(path, ("L", "LA"))))
+    if written is None:
         raise DataError(f"{path} is empty: nothing on it stands out from the background")
-    return normalise(ink, height, width)[np.newaxis]
+    return normalise(written, height, width)[np.newaxis]
 
 
 def _grey_and_opacity(picture: Image.Image) -> tuple[Grey, Grey]:

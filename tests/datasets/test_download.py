@@ -246,6 +246,8 @@ def test_a_text_that_says_which_files_are_there(source: Path, folder: Path) -> N
     (folder / "test-images").unlink()
     text = failure(spec_of(source, []), folder)
     assert "no mirrors are listed" in text
+    assert text.splitlines()[0] == "cannot download data set 'digits'. Tried:"
+    assert len(text.splitlines()) == 8
     assert text.count("is there") == 3
     assert text.count("missing") == 1
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnlib.datasets import Dataset, download, load, prepare
+from cnnlib.datasets import Dataset, download, load, prepare, problem
 from cnnlib.datasets.folder import checksum, fingerprint
 from cnnlib.datasets.split import held_out
 from cnnlib.errors import DataError
@@ -408,6 +408,18 @@ def test_more_classes_than_a_byte_can_count(tmp_path: Path) -> None:
             save(tmp_path / f"mine/{part}/{index}/0.png", 4, 5)
     settings = formats.settings("folder", path=str(tmp_path / "mine")) | {"classes": 256}
     assert "train has 257 classes: at most 256" in refused(settings, tmp_path)
+
+
+def test_pictures_that_changed_are_a_reason_to_prepare_again(tmp_path: Path) -> None:
+    settings = formats.pictures(tmp_path / "mine")
+    made(settings, tmp_path)
+    spec = SPEC.validate_python(settings)
+    assert problem("mine", tmp_path / "mine.npz", spec) == ""
+    save(tmp_path / "mine/train/cat/001.png", 4, 5)
+    assert "was made of other pictures than are in" in problem("mine", tmp_path / "mine.npz", spec)
+    load("mine", tmp_path / "mine.npz", spec)  # which has them as they were
+    (tmp_path / "mine").rename(tmp_path / "elsewhere")
+    assert problem("mine", tmp_path / "mine.npz", spec) == ""
 
 
 def test_the_checksum_of_a_folder(tmp_path: Path) -> None:

@@ -391,3 +391,13 @@ def test_a_text_bomb_is_refused(tmp_path: Path) -> None:
     path.write_bytes(whole[:33] + text + whole[33:])
     with pytest.raises(DataError, match=r"text\.png is (damaged|not a PNG)"):
         read_image(path, SHAPE)
+
+
+def test_a_grey_picture_as_it_is(tmp_path: Path) -> None:
+    """For networks of other grey pictures than ink: no paper is looked for, nothing is turned."""
+    pixels = np.random.default_rng(3).integers(0, 256, (10, 24), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    found = read_image(tmp_path / "photo.png", (1, 10, 8), ink=False)
+    np.testing.assert_array_equal(found[0], pixels[:, 8:16])
+    with pytest.raises(DataError, match="takes colours: ink on paper has none"):
+        read_image(tmp_path / "photo.png", (3, 10, 8), ink=True)
