@@ -60,6 +60,14 @@ def predict(
         str | None,
         typer.Option(help="What the classes are called, as cat,dog; default: as the file says."),
     ] = None,
+    ink: Annotated[
+        bool | None,
+        typer.Option(
+            "--ink/--photo",
+            help="Look for ink on paper, as in MNIST, or take the middle of the picture as it is; "
+            "default: ink for a network of one channel.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list with an object for each picture.")
     ] = False,
@@ -101,7 +109,7 @@ def predict(
         engine.parameters = loaded.parameters
         for picture in pictures:
             try:
-                image = read_image(picture, loaded.network.input_shape)
+                image = read_image(picture, loaded.network.input_shape, ink)
             except DataError as error:
                 failed = True
                 typer.echo(f"error: {error}", err=True)

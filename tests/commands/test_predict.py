@@ -198,3 +198,12 @@ def test_weights_that_contradict_themselves(
         arrays = dict(saved)
     np.savez("bad.npz", **(arrays | {name: value}))
     assert re.search(problem, home.fails("predict", "--weights", "bad.npz", "one.png"))
+
+
+def test_a_grey_photo_is_not_searched_for_ink(home: Home) -> None:
+    """White paper has no ink; as a photo it is an image like any other."""
+    home(*TRAIN)
+    Image.new("L", (12, 12), 255).save(home.folder / "white.png")
+    said = home("predict", "white.png", "--weights", "w.npz", code=2)
+    assert "white.png is empty" in said
+    assert "white.png: " in home("predict", "--photo", "white.png", "--weights", "w.npz")
