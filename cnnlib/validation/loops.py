@@ -8,9 +8,9 @@ import dataclasses
 
 import numpy as np
 
-from cnnlib.engine import Planned, Stage
-from cnnlib.engine.cpu import MicroBatchFactory, MicroBatchOperator, in_c_order, micro_batch_shape
-from cnnlib.layers import KINDS, MASK, Array, Dropout, Views
+from cnnlib.engine import Stage
+from cnnlib.engine.cpu import MicroBatchOperator, in_c_order, micro_batch_shape
+from cnnlib.layers import KINDS, MASK, Dropout, Views
 from cnnlib.stages import gemm
 
 
@@ -54,28 +54,6 @@ class LoopOperator(MicroBatchOperator):
                 in_c_order(self.source_error)[..., image] = error
 
 
-def or_loops(operator: MicroBatchFactory) -> MicroBatchFactory:
-    """The operator, with the loops for layers that it declines."""
-    declines = getattr(operator, "declines", None)
-    if declines is None:
-        return operator
-
-    def chosen(
-        planned: Planned,
-        source: Array,
-        source_error: Array | None,
-        parameters: Views,
-        gradients: Views,
-        may_overwrite: bool,
-    ) -> MicroBatchOperator:
-        reason = declines(planned.layers, planned.source_shape)
-        return (LoopOperator if reason else operator)(
-            planned, source, source_error, parameters, gradients, may_overwrite
-        )
-
-    return chosen
-
-
 def reference_stage(name: str) -> Stage:
     """Stage gemm in float64 on one thread, able to train every kind of layer."""
     return dataclasses.replace(
@@ -83,7 +61,7 @@ def reference_stage(name: str) -> Stage:
         name=name,
         operators={
             **{(kind,): LoopOperator for kind in KINDS.values()},
-            **{run: or_loops(operator) for run, operator in gemm.STAGE.operators.items()},
+            **gemm.STAGE.operators,
         },
         dtype=np.float64,
         threads=1,

@@ -16,7 +16,6 @@ from cnnlib.engine import Planned
 from cnnlib.engine.cpu import MicroBatchFactory, MicroBatchOperator
 from cnnlib.layers import FUNCTIONS, Activation, Array, Layer, Subsample, Views
 from cnnlib.stages import gemm
-from cnnlib.validation.loops import or_loops
 
 NEAR_TIE = 3e-6
 """Gap, as a share of the map's largest element, below which float32 may decide either way."""
@@ -206,8 +205,7 @@ def subsample(
 ) -> MicroBatchOperator:
     """The operator for subsampling; of the methods only max has kinks."""
     method = cast(Subsample, planned.layers[0]).method
-    mean = or_loops(gemm.SlicedSubsample)
-    operator = KinkedMax if method == "max" else mean
+    operator = KinkedMax if method == "max" else gemm.SlicedSubsample
     return operator(planned, source, source_error, parameters, gradients, may_overwrite)
 
 

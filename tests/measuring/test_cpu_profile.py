@@ -15,7 +15,7 @@ from tests.support.toys import toy_config
 pytestmark = pytest.mark.quick
 
 
-@pytest.mark.parametrize(("stage", "file"), [("naive", "layers/conv.py"), ("gemm", "gemm.py")])
+@pytest.mark.parametrize(("stage", "file"), [("naive", "layers/conv.py"), ("gemm", "gemm/conv.py")])
 def test_the_profile_names_where_the_work_is(
     data: Dataset, tmp_path: Path, stage: str, file: str
 ) -> None:
@@ -40,4 +40,4 @@ def test_functions_are_named_without_the_machine() -> None:
         "method 'sum' of 'numpy.ndarray' objects"
     )
     assert readable("/usr/lib/python3/numpy/core.py", 7, "f") == "numpy/core.py:7 f"
-    assert readable(gemm.__file__, 3, "f") == "cnnlib/stages/gemm.py:3 f"
+    assert readable(gemm.__file__, 3, "f") == "cnnlib/stages/gemm/__init__.py:3 f"

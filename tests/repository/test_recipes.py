@@ -22,6 +22,7 @@ from cnnlib.layers import FUNCTIONS, KINDS, Activation, activation
 from cnnlib.network import parse_layers
 from cnnlib.paths import KERNELS, ROOT
 from cnnlib.stages import _loading, gemm, gemm_cuda, naive
+from cnnlib.stages.gemm import elementwise
 from cnnlib.validation.parity import validate
 from tests.support import formats
 from tests.support.engines import open_engine, pictures
@@ -89,9 +90,8 @@ def test_a_layer(leaky_relu: ModuleType) -> None:
 
 
 def test_a_fast_operator(leaky_relu: ModuleType) -> None:
-    operator = run(examples("layer")[2], "gemm", {**vars(gemm), "LeakyRelu": leaky_relu.LeakyRelu})[
-        "WholeLeakyRelu"
-    ]
+    namespace = {**vars(elementwise), "LeakyRelu": leaky_relu.LeakyRelu}
+    operator = run(examples("layer")[2], "gemm", namespace)["WholeLeakyRelu"]
     operators = {**gemm.STAGE.operators, (leaky_relu.LeakyRelu,): operator}
     stage = dataclasses.replace(gemm.STAGE, operators=operators)
     layers = [{"conv": {"maps": 2, "kernel": 3}}, {"leaky_relu": 0.1}, {"dense": 3}]

@@ -215,7 +215,7 @@ def test_two_stages_of_one_name(load: Load) -> None:
     with pytest.raises(BrokenStage) as caught:
         find_stage("gemm", "sweep.stages")
     assert str(caught.value) == (
-        "stage 'gemm' in sweep.stages is ambiguous: cnnlib/stages/gemm.py and "
+        "stage 'gemm' in sweep.stages is ambiguous: cnnlib/stages/gemm/__init__.py and "
         "cnnlib/stages/mine.py both have it; rename one"
     )
     assert find_stage("jax", "sweep.stages").name == "jax"
@@ -416,7 +416,7 @@ def test_a_reference_that_does_not_parse_is_one_line(package: Path, tmp_path: Pa
     """Stage gemm is the reference of all others, so nothing can be compared without it."""
     copy = tmp_path / "copy"
     shutil.copytree(package, copy)
-    (copy / "cnnlib/stages/gemm.py").write_text("STAGE = (\n")
+    (copy / "cnnlib/stages/gemm/__init__.py").write_text("STAGE = (\n")
     sweep_of(copy, "naive")
     _, err = cnnlib(copy, "sweep", code=2)
-    assert re.fullmatch(r"error: \S+/cnnlib/stages/gemm\.py, line 1: .*\n", err)
+    assert re.fullmatch(r"error: \S+/cnnlib/stages/gemm/__init__\.py, line 1: .*\n", err)
