@@ -24,6 +24,10 @@ def judge(
         int | None,
         typer.Option(help="Images of a timed epoch; default: as many as take about a second."),
     ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="A further stage or file to be timed in turn; can be repeated."),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="The data set's .npz file; default: in results/data.")
     ] = None,
@@ -53,7 +57,7 @@ def judge(
     from cnnlib.judging import page, record
     from cnnlib.judging.judgement import Judgement, Wanted
     from cnnlib.measuring.runs import usual_batch_size
-    from cnnlib.stages import file_of, is_path
+    from cnnlib.stages import file_of, find_stage, is_path
     from cnnlib.training.target import check_batch
 
     page.check_libraries()
@@ -63,8 +67,12 @@ def judge(
     at_least_one(batch=batch_size, repeats=repeats, images=1 if images is None else images)
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed must not be negative: {seed}")
-    if is_path(stage):
-        file_of(stage, "judge")
+    rivals = tuple(against or ())
+    for where, entry in (("judge", stage), *(("--against", each) for each in rivals)):
+        if is_path(entry):
+            file_of(entry, where)
+        elif where == "--against":
+            find_stage(entry, where)
     name = first(dataset, sweep.datasets)
     spec = settings.dataset(name, "--dataset")
     built = settings.network(first(network, sweep.networks), name, "--network")
@@ -80,7 +88,7 @@ def judge(
     if record.clear(folder):
         typer.echo(f"{folder}: the earlier judgement there is removed", err=True)
     used = secrets.randbits(32) if seed is None else seed
-    wanted = Wanted(stage, name, built, batch_size, repeats, images, used)
+    wanted = Wanted(stage, name, built, batch_size, repeats, images, used, rivals)
     findings = Judgement(settings, wanted, loaded, folder, typer.echo).make()
     typer.echo(f"{findings.stage}: {findings.verdict}")
     typer.echo(f"page: {folder / record.PAGE}")

@@ -42,6 +42,8 @@ class Wanted:
     images: int | None
     """Training images of a timed epoch; None: as many as take about a second."""
     seed: int
+    against: tuple[str, ...] = ()
+    """Further stages or files that are timed in turn."""
 
 
 class Judgement:
@@ -228,8 +230,12 @@ class Judgement:
             self._check_course(course, judged)
         kind = findings.device_kind
         others, out = rivals.quickest(
-            course, rivals.candidates(kind, findings.stage), self.seed(), self.say
+            course,
+            rivals.candidates(kind, {findings.stage, *wanted.against}),
+            self.seed(),
+            self.say,
         )
+        others += [Arm(name, "stage", self._device) for name in wanted.against]
         race = Race(findings.timings, findings.profile, {})
         rivals.run(course, [judged, *others], wanted.repeats, self.seed, race, self.say)
         findings.profile = race.profile

@@ -8,7 +8,7 @@ counts. Ratios are taken within a repeat; their interval is a bootstrap over the
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -109,8 +109,8 @@ def seconds_per_image(course: Course, engine: Engine, seed: int) -> float:
         steps = min(2 * steps, len(order) // size)
 
 
-def candidates(kind: str, own: str) -> list[Arm]:
-    """Shipped stages and peers on the same kind of device as the judged stage, `own` left out.
+def candidates(kind: str, known: Collection[str]) -> list[Arm]:
+    """Shipped stages and peers on the same kind of device as the judged stage, but for `known`.
 
     Times of emulated kernels are not comparable with those of a library, so that there are no peers
     then. Stage 1, which takes hours, is no rival.
@@ -119,7 +119,7 @@ def candidates(kind: str, own: str) -> list[Arm]:
     device = "cuda" if kind == "cuda" else "emulated"
     stages = [Arm(s.name, "stage", device) for s in LADDER if s.runs_on == runs_on]
     peers = [] if kind == "emulated" else [Arm(s.name, "peer", device) for s in PEERS]
-    return [arm for arm in (*stages, *peers) if arm.name not in (own, "naive")]
+    return [arm for arm in (*stages, *peers) if arm.name not in (*known, "naive")]
 
 
 def quickest(

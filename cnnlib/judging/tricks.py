@@ -67,12 +67,12 @@ BRIGHT = 0.3
 SPOTLIGHTS = 4
 POOL = 256
 """Images at most among which those are looked for that have no near-ties of relu or max."""
-FRESH_CALLS = 5
+FRESH_CALLS = 3
 REMEMBERED = 0.5
 """Share of a new training's time below which one that was done before counts as remembered."""
 REMEMBERED_SECONDS = 5e-4
 """Seconds that it must save, at least."""
-LATE_STEPS_TRIES = 5
+LATE_STEPS_TRIES = 3
 HURRIED = 0.5
 """Share of an early step's time below which late steps count as left out."""
 SHORTEST = 3e-3
