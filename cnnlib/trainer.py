@@ -248,9 +248,10 @@ class Trainer:
     def save(self, path: Path | str) -> None:
         """Write the network, its parameters and its normalisation into one file, whole or not.
 
-        The name's ending says in which format: one of cnnlib.exchange.formats.FORMATS. Raises
-        NotFitted before the first `fit` unless mean and deviation are given, UserError for another
-        ending or a file that cannot be written.
+        The name's ending says in which format: .safetensors and .npz suffice to load it again,
+        .onnx and .pt are for other programs and need their libraries. Raises NotFitted before the
+        first `fit` unless mean and deviation are given, ConfigError for another ending, UserError
+        for a file that cannot be written or a library that is missing.
         """
         mean, deviation = self._known_normalisation()
         origin = {
@@ -283,10 +284,11 @@ class Trainer:
     ) -> Self:
         """A trainer of the network and with the weights in a file.
 
-        A file that `save` has written says all of `network`, `mean` and `deviation`; they are for
-        files of other programs. `settings` are arguments of Trainer. They are not in a file, nor is
-        momentum's velocity: a `fit` starts from these weights as a new training, but that dropout's
-        masks go on from the number of steps that the file says.
+        Most files that `save` has written say what `network`, `mean` and `deviation` are; these
+        arguments are for a state_dict of PyTorch and files of other programs. `settings` are
+        arguments of Trainer. They are not in a file, nor is momentum's velocity: a `fit` starts
+        from these weights as a new training. Only dropout's masks go on from the number of steps
+        in the file.
 
         Raises DataError naming the file when it is missing, damaged or incomplete.
         """

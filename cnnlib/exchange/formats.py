@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnlib.errors import UserError
+from cnnlib.errors import ConfigError
 from cnnlib.exchange import npz_file, onnx_export, onnx_import, safetensors_file, torch_file
 from cnnlib.exchange.found import Found
 from cnnlib.exchange.weights import Weights
@@ -38,10 +38,10 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(path: Path | str) -> Format:
-    """The format by the ending of the file's name; UserError naming the choices for another one."""
+    """The format by the ending of the file's name; ConfigError naming the choices for others."""
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
-        raise UserError(f"{path}: weights are in files that end in one of {', '.join(FORMATS)}")
+        raise ConfigError(f"{path}: weights are in files that end in one of {', '.join(FORMATS)}")
     return FORMATS[ending]
 
 
@@ -70,7 +70,7 @@ def load_weights(
     Nothing in a file is ever executed.
 
     Raises DataError naming the file and the problem when it is missing, damaged, something else or
-    incomplete; UserError for an unknown ending.
+    incomplete; ConfigError for an unknown ending.
     """
     return read(path).complete(network, mean, deviation)
 

@@ -179,6 +179,9 @@ def test_saved_weights_predict_the_same_and_train_on(
         assert np.array_equal(loaded.logits(data.test_images), trainer.logits(data.test_images))
         list(loaded.fit(data.train_images, data.train_labels))
         assert not np.array_equal(loaded.parameters, trainer.parameters)
+    with pytest.raises(ValueError, match=r"files that end in one of \.safetensors"):
+        trainer.save(tmp_path / "w.weights")
+    assert not (tmp_path / "w.weights").exists()
     with pytest.raises(DataError, match=r"none\.npz"):
         Trainer.load(tmp_path / "none.npz")
 
