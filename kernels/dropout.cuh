@@ -8,6 +8,8 @@ struct Moment {
   unsigned step;                 // steps done before this one
   bool training;                 // elsewhere nothing is dropped
 
+  __device__ __forceinline__ Moment(int low, int high, int number, bool trains)
+      : seed_low(low), seed_high(high), step(number), training(trains) {}
   // moment (2,) on the device: the number of the step, and whether images are trained on
   __device__ __forceinline__ Moment(int low, int high, const int* __restrict__ moment)
       : seed_low(low), seed_high(high), step(moment[0]), training(moment[1] != 0) {}

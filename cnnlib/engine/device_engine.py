@@ -14,7 +14,7 @@ from cnnlib.engine.base import Engine
 from cnnlib.engine.stage import Bytes, Op, Order, Setup, Stage
 from cnnlib.engine.upload import LoadTimer, LoadTimes, device_array, resident_limit
 from cnnlib.errors import Unsupported
-from cnnlib.layers import DEFAULT_LOSS, Array
+from cnnlib.layers import Array
 from cnnlib.levels import channels_of, first_of, of_channels
 
 PROFILE_SECONDS = 0.01
@@ -49,14 +49,6 @@ class DeviceEngine(Engine[Op]):
     def kernels_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> list[str]:
         """Names of the kernels that an engine of these arguments launches from its source_on."""
         raise Unsupported(f"stage '{stage.name}' has no generated source")
-
-    @staticmethod
-    def _refuse_extras(stage: Stage[Op], setup: Setup) -> None:
-        """Raise Unsupported for a training whose loss or update has no kernel."""
-        if setup.loss != DEFAULT_LOSS:
-            raise Unsupported(f"stage '{stage.name}' has no kernel for the loss {setup.loss}")
-        if setup.weight_decay:
-            raise Unsupported(f"stage '{stage.name}' has no kernel for weight decay")
 
     @property
     def choices(self) -> Mapping[str, object]:

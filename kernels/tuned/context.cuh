@@ -6,6 +6,7 @@
 #pragma once
 #include "arithmetic.cuh"
 #include "async.cuh"
+#include "../dropout.cuh"
 #include "layers.cuh"
 #include "levels.cuh"
 #include "team.cuh"
@@ -64,6 +65,9 @@ struct Context {
   // The block takes `here` images together; their traces begin at `trace` and are `trace_stride` floats apart.
   float* trace;
   int trace_stride, here;
+  // By what dropout's masks are drawn; the block's image number i is image first + i * gridDim.x of the batch.
+  Moment moment;
+  int first;
 };
 
 // Every function of a layer, for those that have nothing to do in it. Functions for one image are called by all threads

@@ -12,7 +12,7 @@ struct Gradients {
   int count, groups;
 };
 
-// One step of gradient descent with momentum for each weight whose gradient is summed or, where `gradient` is given,
+// One step of gradient descent (see descend) for each weight whose gradient is summed or, where `gradient` is given,
 // the gradient itself: then the weights stay as they are.
 struct Update {
   struct Weight {
@@ -21,7 +21,7 @@ struct Update {
   float* parameters;
   float* velocity;
   float* gradient;
-  float learning_rate, momentum;
+  float learning_rate, momentum, weight_decay;
 
   // fetch(i) is asked for long before its sum is there; apply(i, that, sum) changes weight i.
   __device__ __forceinline__ Weight fetch(int i) const {
@@ -32,13 +32,14 @@ struct Update {
       gradient[i] = sum;
       return;
     }
-    descend(now.weight, now.velocity, sum, learning_rate, momentum);
+    descend(now.weight, now.velocity, sum, learning_rate, momentum, weight_decay);
     parameters[i] = now.weight;
     velocity[i] = now.velocity;
   }
   // That of the parameters from `offset` on.
   __device__ __forceinline__ Update from(int offset) const {
-    return {parameters + offset, velocity + offset, gradient ? gradient + offset : nullptr, learning_rate, momentum};
+    return {parameters + offset, velocity + offset, gradient ? gradient + offset : nullptr,
+            learning_rate,       momentum,          weight_decay};
   }
 };
 

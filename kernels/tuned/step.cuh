@@ -17,6 +17,7 @@
 //   TUNED_ENTRY_POINTS(Net)
 // Plan has:
 //   Threads (team.cuh), IMAGES (that a block takes together), IMAGE_SIZE, CLASSES
+//   LOSS (enum Loss), WEIGHT_DECAY (a float)
 //   BYTES: the first layer takes pixels as two BF16 a word, else as normalised floats
 //   KEPT: floats of an image that lie at the beginning of shared memory from forward to backward
 //   SLOTS: places of that size, used in turn
@@ -31,6 +32,7 @@
 #include "context.cuh"
 #include "conv.cuh"
 #include "dense.cuh"
+#include "dropout.cuh"
 #include "elementwise.cuh"
 #include "grid.cuh"
 #include "reduce.cuh"
@@ -38,6 +40,7 @@
 namespace tuned {
 
 enum Mode { TRAIN, ONLY_FORWARD, GIVEN_ERRORS };
+enum Loss { CROSS_ENTROPY, MEAN_SQUARED_ERROR };
 // Sections of the first phase in a profile. Behind LAYERS come those of the layers, forward and then backward.
 enum Section { INPUT, LOSS, LEAVE, LAYERS };
 
@@ -53,6 +56,7 @@ struct Step {
   float* losses;    // (count,), added to
   float* stash;     // (grid, IMAGES, KEPT): what backward will ask for, while a block takes other images forward
   Levels levels;
+  int seed_low, seed_high, number;  // of dropout's masks: the training's seed, and steps done before this one
   int count;
 };
 
@@ -95,6 +99,21 @@ __device__ __forceinline__ void softmax_cross_entropy(const float* logits, int l
     errors[k] = k == label ? own * part - share : own * part;
   }
   if (threadIdx.x % 32 == 0) red_add(loss, logf(sum) + largest - logits[label]);
+}
+
+// As above, for the mean over the classes of (logit - one-hot)^2.
+template <int CLASSES>
+__device__ __forceinline__ void mean_squared_error(const float* logits, int label, float share, float* errors,
+                                                   float* loss) {
+  constexpr unsigned ALL = 0xffffffffu;
+  float sum = 0.0f;
+  for (int k = threadIdx.x % 32; k < CLASSES; k += 32) {
+    const float difference = logits[k] - (k == label ? 1.0f : 0.0f);
+    sum = fmaf(difference, difference, sum);
+    errors[k] = difference * (2.0f / float(CLASSES)) * share;
+  }
+  for (int bit = 16; bit; bit /= 2) sum += __shfl_xor_sync(ALL, sum, bit);
+  if (threadIdx.x % 32 == 0) red_add(loss, sum / float(CLASSES));
 }
 
 // A team's next image on its way from device memory, each thread's share of the bytes in its registers.
@@ -363,7 +382,8 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
   const float share = 1.0f / float(step.count);
   typename Net::Accumulators sums;
   sums.clear();
-  Context<Timer> c = {shared, step.parameters, step.levels, block.bulk_copies, timer, nullptr, 0, 0};
+  const Moment moment(step.seed_low, step.seed_high, step.number, mode != ONLY_FORWARD);
+  Context<Timer> c = {shared, step.parameters, step.levels, block.bulk_copies, timer, nullptr, 0, 0, moment, 0};
   Net::load_weights(c);
   int* labels = reinterpret_cast<int*>(Plan::Labels::all(shared));
   // What is kept of an image lies first of all, in SLOTS places by turns, so that one image comes or goes while the
@@ -372,6 +392,7 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
   float* stash = step.stash + static_cast<long long>(blockIdx.x) * IMAGES * KEPT;
   for (int first = blockIdx.x; first < step.count; first += grid * IMAGES) {
     const int here = min(IMAGES, (step.count - first + grid - 1) / grid);
+    c.first = first;
     const int rounds = (here + TEAMS - 1) / TEAMS;
     for (int round = 0; round < rounds; round++) {
       const int i = round * TEAMS + Threads::team();
@@ -393,6 +414,8 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
         for (int k = lane; k < CLASSES; k += 32) outputs[k] = logits[k];
       else if (mode == GIVEN_ERRORS)
         for (int k = lane; k < CLASSES; k += 32) errors[k] = outputs[k];
+      else if (Plan::LOSS == MEAN_SQUARED_ERROR)
+        mean_squared_error<CLASSES>(logits, labels[i], share, errors, step.losses + image);
       else
         softmax_cross_entropy<CLASSES>(logits, labels[i], share, errors, step.losses + image);
     }
@@ -434,11 +457,11 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
                                       float momentum, int steps, unsigned* arrived, unsigned* failed) {
   Block<Net> block(step, shared, steps);
   unsigned wanted = 0;
-  for (int s = 0; s < steps; s++, step.order += step.count) {
+  for (int s = 0; s < steps; s++, step.order += step.count, step.number++) {
     const float learning_rate = learning_rates[s];  // asked for long before it is needed
     forward_backward<Net>(step, TRAIN, shared, block, NoTimer());
     if (!wait_for_grid(arrived, failed, wanted += gridDim.x)) return;
-    update<Net>(step, {step.parameters, velocity, nullptr, learning_rate, momentum}, shared);
+    update<Net>(step, {step.parameters, velocity, nullptr, learning_rate, momentum, Net::Plan::WEIGHT_DECAY}, shared);
     if (!wait_for_grid(arrived, failed, wanted += gridDim.x)) return;
   }
 }
@@ -451,9 +474,10 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
 #define TUNED_STEP_PARAMETERS                                                                                   \
   const unsigned char *images, const unsigned char *labels, const int *order, float *parameters, float *traces, \
       float *partials, float *outputs, float *losses, float *stash, float mean, float deviation,                \
-      const float *channels, int count
-#define TUNED_STEP_ARGUMENTS \
-  images, labels, order, parameters, traces, partials, outputs, losses, stash, {mean, deviation, channels}, count
+      const float *channels, int seed_low, int seed_high, int number, int count
+#define TUNED_STEP_ARGUMENTS                                                                                          \
+  images, labels, order, parameters, traces, partials, outputs, losses, stash, {mean, deviation, channels}, seed_low, \
+      seed_high, number, count
 #define TUNED_KERNEL(Net, name) ENTRY_POINT_BOUNDED(step, name, Net::Threads::BLOCK)
 #define TUNED_SHARED(Net)                                      \
   SHARED_LARGE(Float4, float4s, Net::Plan::SHARED_BYTES / 16); \
@@ -465,29 +489,31 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
 //   block.
 // step_update: the second phase. apply: whether the weights change; where they do not, the gradient is written.
 // step_shuffle_images: shuffle.cuh.
-#define TUNED_PHASES(Net)                                                                                           \
-  TUNED_KERNEL(Net, forward_backward)(TUNED_STEP_PARAMETERS, int mode) {                                            \
-    TUNED_SHARED(Net);                                                                                              \
-    const tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                \
-    tuned::Block<Net> block(step, shared, 1);                                                                       \
-    tuned::forward_backward<Net>(step, mode, shared, block, tuned::NoTimer());                                      \
-  }                                                                                                                 \
-  TUNED_KERNEL(Net, time_sections)(TUNED_STEP_PARAMETERS, unsigned long long* spent) {                              \
-    TUNED_SHARED(Net);                                                                                              \
-    const tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                \
-    tuned::Block<Net> block(step, shared, 1);                                                                       \
-    tuned::forward_backward<Net>(step, tuned::TRAIN, shared, block, tuned::SectionTimer{spent, 0});                 \
-  }                                                                                                                 \
-  TUNED_KERNEL(Net, update)(float* parameters, float* traces, float* partials, float* velocity, float* gradient,    \
-                            const float* learning_rate, float momentum, int apply, int count) {                     \
-    TUNED_SHARED(Net);                                                                                              \
-    tuned::Step step = {};                                                                                          \
-    step.traces = traces, step.partials = partials, step.count = count;                                             \
-    tuned::update<Net>(step, {parameters, velocity, apply ? nullptr : gradient, *learning_rate, momentum}, shared); \
-  }                                                                                                                 \
-  ENTRY_POINT(step, shuffle_images)(const unsigned short* __restrict__ tables, int* __restrict__ order, int half,   \
-                                    int count) {                                                                    \
-    shuffle_images<Net::Plan::SHUFFLE_ROUNDS>(tables, order, half, count);                                          \
+#define TUNED_PHASES(Net)                                                                                         \
+  TUNED_KERNEL(Net, forward_backward)(TUNED_STEP_PARAMETERS, int mode) {                                          \
+    TUNED_SHARED(Net);                                                                                            \
+    const tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                              \
+    tuned::Block<Net> block(step, shared, 1);                                                                     \
+    tuned::forward_backward<Net>(step, mode, shared, block, tuned::NoTimer());                                    \
+  }                                                                                                               \
+  TUNED_KERNEL(Net, time_sections)(TUNED_STEP_PARAMETERS, unsigned long long* spent) {                            \
+    TUNED_SHARED(Net);                                                                                            \
+    const tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                              \
+    tuned::Block<Net> block(step, shared, 1);                                                                     \
+    tuned::forward_backward<Net>(step, tuned::TRAIN, shared, block, tuned::SectionTimer{spent, 0});               \
+  }                                                                                                               \
+  TUNED_KERNEL(Net, update)(float* parameters, float* traces, float* partials, float* velocity, float* gradient,  \
+                            const float* learning_rate, float momentum, int apply, int count) {                   \
+    TUNED_SHARED(Net);                                                                                            \
+    tuned::Step step = {};                                                                                        \
+    step.traces = traces, step.partials = partials, step.count = count;                                           \
+    const tuned::Update how = {parameters,     velocity, apply ? nullptr : gradient,                              \
+                               *learning_rate, momentum, Net::Plan::WEIGHT_DECAY};                                \
+    tuned::update<Net>(step, how, shared);                                                                        \
+  }                                                                                                               \
+  ENTRY_POINT(step, shuffle_images)(const unsigned short* __restrict__ tables, int* __restrict__ order, int half, \
+                                    int count) {                                                                  \
+    shuffle_images<Net::Plan::SHUFFLE_ROUNDS>(tables, order, half, count);                                        \
   }
 
 // step_train: `steps` whole steps in one launch. order (steps, count), learning_rates (steps,). All blocks must be

@@ -15,9 +15,10 @@ instead of launches, and the kernels are templates over these structs (kernels/t
 """
 
 from cnnlib.engine import Stage
-from cnnlib.layers import Activation, Conv, Dense, Subsample
+from cnnlib.layers import Activation, Conv, Dense, Dropout, Subsample
 from cnnlib.stages.tuned.conv import convolution
 from cnnlib.stages.tuned.dense import TunedDense
+from cnnlib.stages.tuned.dropout import TunedDropout
 from cnnlib.stages.tuned.elementwise import TunedElementwise
 from cnnlib.stages.tuned.engine import PersistentEngine
 
@@ -39,5 +40,6 @@ STAGE = Stage(
         (Dense,): TunedDense,
         (Activation,): TunedElementwise,
         (Subsample,): TunedElementwise,
+        (Dropout,): TunedDropout,
     },
 )

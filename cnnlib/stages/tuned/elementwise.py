@@ -9,6 +9,7 @@ from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Thread
 from cnnlib.stages.tuned.operator import (
     Position,
     TunedOperator,
+    images_together,
     window_of,
     winners,
 )
@@ -28,8 +29,6 @@ class TunedElementwise(TunedOperator):
 
     def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
         channels, height, width = self.shape
-        # behind a dense layer, the images of a block have rows of their own
-        per_batch = layout.maps[position.index].pitch > 0 and not layout.maps[position.index].slots
         return {
             "CHANNELS": channels,
             "HEIGHT": height,
@@ -37,7 +36,7 @@ class TunedElementwise(TunedOperator):
             "FUNCTION": enumerator_of(self.planned.layers),
             "WINDOW": self.window,
             "METHOD": self.method,
-            "IMAGES": self.images if per_batch else 0,
+            "IMAGES": images_together(layout, position, self.images),
         }
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:

@@ -17,7 +17,7 @@ from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.device_engine import DeviceEngine, Pass
-from cnnlib.engine.gpu_operator import THREADS
+from cnnlib.engine.gpu_operator import THREADS, signed_word
 from cnnlib.engine.profile import KernelTime
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import (
@@ -33,7 +33,7 @@ from cnnlib.engine.upload import LoadTimer, ResidentImages
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
 from cnnlib.stages.tuned.operator import TunedFactory, TunedOperator
-from cnnlib.stages.tuned.plan import BlockPlan, PersistentOptions, candidates, choose
+from cnnlib.stages.tuned.plan import BlockPlan, Objective, PersistentOptions, candidates, choose
 
 TRIED_STEPS = 32
 """Steps per timed launch."""
@@ -55,7 +55,8 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         self.whole = device.kind == "cuda"
         self._streamed: ResidentImages | None = None
         """The training set, where only a part of it fits onto the device."""
-        given = stage, self.plan, setup.batch_size, device
+        self._number = 0
+        given = stage, self.plan, setup.batch_size, device, Objective.of(setup)
         plans = candidates(*given) if setup.tune else [choose(*given)]
         self._times = self._measured(plans) if len(plans) > 1 else []
         self._build(plans[fastest(self._times) if self._times else 0])
@@ -83,8 +84,8 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
     @staticmethod
     def plan_on(stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> BlockPlan:
         """The plan that an engine takes unless it chooses by measuring. Raises Unsupported."""
-        PersistentEngine._refuse_extras(stage, setup)
-        return choose(stage, plan(stage, setup.network), setup.batch_size, limits)
+        planned = plan(stage, setup.network)
+        return choose(stage, planned, setup.batch_size, limits, Objective.of(setup))
 
     def _build(self, plan: BlockPlan) -> None:
         """Kernels and buffers of a plan."""
@@ -214,6 +215,9 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             self._losses,
             self._stash,
             *self._levels,
+            signed_word(self.setup.seed),
+            signed_word(self.setup.seed >> 32),
+            signed_word(self._number),
             count,
             *more,
         )
@@ -246,6 +250,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
                 part = order.part(step * batch, (batch,))
                 self._forward_backward(self._images, self._labels, part, batch, Pass.TRAIN)()
                 self._update(batch, step)()
+                self._number += 1
             return
         self._signals.fill_bytes(0)
         self._bind_images(
@@ -261,6 +266,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             self._signals.part(0, (1,)),
             self._signals.part(1, (1,)),
         )()
+        self._number += steps
 
     def _check_signals(self) -> None:
         if self.whole and self._signals.get()[1]:
@@ -309,6 +315,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
     def _train(self, order: Order | Shuffle, rates: Array, timer: LoadTimer | None) -> float:
         batch = self.setup.batch_size
         images = len(order) // batch * batch
+        self._number = self.steps
         self._losses.fill_bytes(0)
         began, ended = self.device.event(), self.device.event()
         began.record()
@@ -361,6 +368,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         )()
 
     def _run_batch(self, count: int, way: Pass) -> None:
+        self._number = self.steps
         self._forward_backward(
             self._batch_images, self._batch_labels, self._batch_order, count, way
         )()

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Planned, Stage
+from cnnlib.engine.source import Constant
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Layer, Subsample
 from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Threads
@@ -65,7 +66,7 @@ class TunedOperator(ABC):
         self.target_size = math.prod(planned.target_shape)
 
     @abstractmethod
-    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
+    def config(self, layout: SharedLayout, position: Position) -> Mapping[str, Constant]:
         """Name -> value of each constant of its struct; strings are enumerators."""
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
@@ -83,6 +84,15 @@ class TunedOperator(ABC):
             f"stage '{self.stage.name}' cannot take {self.planned.name} of network "
             f"'{self.planned.network.name}': {reason}; {INSTEAD}"
         )
+
+
+def images_together(layout: SharedLayout, position: Position, images: int) -> int:
+    """The images that an operator without products takes together: those of a block, behind a dense
+    layer, and otherwise 0, since each team takes one at a time.
+    """
+    source = layout.maps[position.index]
+    # behind a dense layer, the images of a block have rows of their own
+    return images if source.pitch > 0 and not source.slots else 0
 
 
 def window_of(layers: tuple[Layer, ...]) -> tuple[int, Method]:

@@ -12,11 +12,11 @@ from enum import IntEnum
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Limits
-from cnnlib.engine import Options, Planned, Stage, options_of
+from cnnlib.engine import Options, Planned, Setup, Stage, options_of
 from cnnlib.engine.shuffle import ROUNDS
-from cnnlib.engine.source import declaration
+from cnnlib.engine.source import Constant, declaration
 from cnnlib.errors import Unsupported
-from cnnlib.layers import Dense
+from cnnlib.layers import DEFAULT_LOSS, Dense
 from cnnlib.levels import channels_of
 from cnnlib.stages.tuned.layout import SharedBuffer, Threads, lay_out, sectors
 from cnnlib.stages.tuned.operator import INSTEAD, Position, TunedFactory, TunedOperator
@@ -47,6 +47,22 @@ class PersistentOptions(Options):
     """Images that a block takes together, at most; a power of two."""
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What the source is made for besides the network and the batch."""
+
+    loss: str = DEFAULT_LOSS
+    """A name of cnnlib.layers.LOSSES."""
+    weight_decay: float = 0.0
+
+    @classmethod
+    def of(cls, setup: Setup) -> "Objective":
+        return cls(setup.loss, setup.weight_decay)
+
+
+USUAL = Objective()
+
+
 class BlockPlan:
     """The operators of a network in order and the layout of a block's shared memory.
 
@@ -61,7 +77,9 @@ class BlockPlan:
         shared_bytes: int,
         images: int = 1,
         threads: Threads = ONE_TEAM,
+        objective: Objective = USUAL,
     ) -> None:
+        self.objective = objective
         self.network = network = planned[0].network
         dense = any(isinstance(layer, Dense) for layer in network.layers)
         self.images = images if dense else 1
@@ -102,7 +120,7 @@ class BlockPlan:
     def source(self) -> str:
         """The translation unit."""
         layout, network = self.layout, self.network
-        config = {
+        config: dict[str, Constant] = {
             "IMAGES": self.images,
             "IMAGE_SIZE": math.prod(network.input_shape),
             "CHANNELS": channels_of(network.input_shape),
@@ -114,6 +132,8 @@ class BlockPlan:
             "PARTIALS": self.partials,
             "SHARED_BYTES": layout.bytes,
             "SHUFFLE_ROUNDS": ROUNDS,
+            "LOSS": f"tuned::{self.objective.loss.upper()}",
+            "WEIGHT_DECAY": float(self.objective.weight_decay),
         }
         last_errors = layout.errors[-1]
         buffers = {
@@ -156,7 +176,7 @@ def templates(operators: Sequence[TunedOperator]) -> str:
 
 def struct(
     name: str,
-    config: Mapping[str, int | str],
+    config: Mapping[str, Constant],
     buffers: Mapping[str, SharedBuffer | None],
     more: Sequence[str] = (),
 ) -> Iterator[str]:
@@ -164,12 +184,15 @@ def struct(
     yield f"struct {name} {{"
     yield from (f"  {line}" for line in more)
     flags = {name: str(value).lower() for name, value in config.items() if isinstance(value, bool)}
+    floats = {name: f"{value!r}f" for name, value in config.items() if isinstance(value, float)}
     numbers = {
         name: value.name if isinstance(value, IntEnum) else value
         for name, value in config.items()
-        if name not in flags
+        if name not in flags and name not in floats
     }
     yield declaration("int", numbers)
+    if floats:
+        yield declaration("float", floats)
     if flags:
         yield declaration("bool", flags)
     for key, buffer in buffers.items():
@@ -193,6 +216,7 @@ def choose(
     planned: Sequence[Planned[TunedFactory]],
     batch_size: int,
     device: Limits,
+    objective: Objective = USUAL,
 ) -> BlockPlan:
     """The plan for a batch size: how many images a block takes together, and in how many teams.
 
@@ -204,7 +228,7 @@ def choose(
     while True:
         threads = TWO_TEAMS if images > 2 and options.two_teams else ONE_TEAM
         try:
-            return BlockPlan(stage, planned, device.shared_bytes, images, threads)
+            return BlockPlan(stage, planned, device.shared_bytes, images, threads, objective)
         except Unsupported:
             if images == 1:
                 raise
@@ -216,16 +240,19 @@ def candidates(
     planned: Sequence[Planned[TunedFactory]],
     batch_size: int,
     device: Limits,
+    objective: Objective = USUAL,
 ) -> list[BlockPlan]:
     """Plans worth measuring, all different: first that of `choose`, then with other threads, and
     with half as many images together.
     """
-    first = choose(stage, planned, batch_size, device)
+    first = choose(stage, planned, batch_size, device, objective)
     found = {(first.images, first.threads): first}
     for images in (first.images, first.images // 2):
         for threads in TRIED:
             if images and images % threads.teams == 0 and (images, threads) not in found:
                 with suppress(Unsupported):
-                    other = BlockPlan(stage, planned, device.shared_bytes, images, threads)
+                    other = BlockPlan(
+                        stage, planned, device.shared_bytes, images, threads, objective
+                    )
                     found.setdefault((other.images, other.threads), other)
     return list(found.values())
