@@ -39,6 +39,13 @@ def installed(stage):
         pytest.skip(f"{PACKAGE[stage.name]} is not installed")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    """PyTorch compiles a function a few times only; a measurement has a process of its own."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].compiler.reset()
+
+
 @each_of(HERE)
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=list(NETWORKS))
