@@ -25,8 +25,7 @@ from cnnlib.training.arrays import as_images, as_labels, as_parameters
 from cnnlib.training.checkpoint import State
 from cnnlib.training.fit import Fit
 from cnnlib.training.records import EpochRecord, Evaluation, Progress
-from cnnlib.training.session import Session
-from cnnlib.training.target import check_supported
+from cnnlib.training.session import open_session
 
 Labelled = tuple[ArrayLike, ArrayLike]
 """(images, labels)."""
@@ -78,8 +77,9 @@ class Trainer:
 
         Args:
             network: What is trained.
-            stage: A stage's name, or its record. `auto` is the last stage of the ladder whose
-                hardware this machine has: `tuned` on a GPU, `gemm` on a CPU.
+            stage: A stage's name, the path of a file with one of your own, or its record. `auto`
+                is the last stage of the ladder that takes the network and whose hardware this
+                machine has: mostly `tuned` on a GPU, and `gemm` on a CPU.
             batch_size: Images of a training step.
             learning_rate: The rate of every step, or the peak of a cycle.
             momentum: Share of the velocity that a step keeps, from 0 to less than 1.
@@ -125,23 +125,17 @@ class Trainer:
             seed=seed,
         )
         self._batch_size = arguments.count(batch_size, "batch_size")
-        chosen, where = arguments.stage_and_device(stage, device)
+        stages = arguments.stages_for(stage, device)
         self._normalisation = arguments.normalisation(mean, deviation, network.input_shape[0])
         self._class_names = arguments.class_names(class_names, network.classes)
         self._autotune = autotune
         initial = network.initial_parameters(self._training.seed, scheme=initial_weights)
-        self._session = Session(chosen, where, initial)
+        self._session = open_session(stages, device, self._setup(*UNKNOWN), initial)
         self._close = weakref.finalize(self, self._session.close)
-        try:
-            check_supported(self._session.target, chosen, self._setup(*UNKNOWN))
-        except BaseException:
-            self._close()
-            raise
         if self._session.target.kind == "emulated" and device == "auto":
             warnings.warn(
-                f"there is no GPU: stage '{chosen.name}' runs by kernels compiled for the CPU, "
-                "which is slow; stage='gemm' is made for a CPU, and device='emulated' says that "
-                "this is meant",
+                f"stage '{self.stage}' runs by kernels compiled for the CPU here, which is slow; "
+                "stage='gemm' is made for a CPU, and device='emulated' says that this is meant",
                 stacklevel=2,
             )
 

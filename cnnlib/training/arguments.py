@@ -45,20 +45,18 @@ def count(value: object, name: str) -> int:
     return number
 
 
-def stage_and_device(stage: str | Stage, device: str) -> tuple[Stage, str]:
-    """The stage, and the device on which it is to be opened; ConfigError if they do not agree."""
+def stages_for(stage: str | Stage, device: str) -> list[Stage]:
+    """The stages that may be meant, best first; ConfigError where none can run on the device."""
     if device not in DEVICES:
         raise ConfigError(f"unknown device {short(device)}; known: {', '.join(DEVICES)}")
+    if stage == "auto":
+        return _stages_on(device)
     if isinstance(stage, Stage):
         chosen = stage
-    elif not isinstance(stage, str):
-        raise ConfigError(f"stage must be a stage's name or a Stage, not {short(stage)}")
-    elif stage == "auto":
-        # A device that is asked for is opened, or its absence is the error.
-        gpu = device in ("cuda", "emulated") or (device == "auto" and not cuda.missing_parts())
-        chosen = [each for each in LADDER if gpu or each.runs_on == "cpu"][-1]
-    else:
+    elif isinstance(stage, str):
         chosen = find_stage(stage, "stage")
+    else:
+        raise ConfigError(f"stage must be a stage's name or a Stage, not {short(stage)}")
     if chosen.runs_on == "cuda" and device == "cpu":
         raise ConfigError(
             f"stage '{chosen.name}' runs by kernels, not on device 'cpu'; device 'emulated' is "
@@ -71,7 +69,16 @@ def stage_and_device(stage: str | Stage, device: str) -> tuple[Stage, str]:
         )
     if chosen.runs_on == "any" and device == "emulated":
         raise ConfigError(f"stage '{chosen.name}' has no kernels that could be emulated")
-    return chosen, device
+    return [chosen]
+
+
+def _stages_on(device: str) -> list[Stage]:
+    """The stages of the ladder for a device, last first; for `auto` those of this machine."""
+    if device == "auto":
+        kinds = {"cpu"} if cuda.missing_parts() else {"cuda", "cpu"}
+    else:
+        kinds = {"cpu" if device == "cpu" else "cuda"}
+    return [each for each in reversed(LADDER) if each.runs_on in kinds]
 
 
 def normalisation(

@@ -1,7 +1,7 @@
 """An engine for as long as its user wants it: made when needed, and safe to interrupt."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -10,13 +10,13 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from cnnlib.engine import Bytes, Engine, Setup, Stage
 from cnnlib.engine.image_by_image import continue_step, unfinished_of
-from cnnlib.errors import ConfigError
+from cnnlib.errors import ConfigError, Unsupported
 from cnnlib.layers import Array
 from cnnlib.system.interrupts import Stopped
 from cnnlib.training.checkpoint import State
 from cnnlib.training.fit import interrupt_noted
 from cnnlib.training.loop import Epoch, train_epochs
-from cnnlib.training.target import engine_on, open_target, threads_of
+from cnnlib.training.target import check_supported, engine_on, open_target, threads_of
 
 
 class Session:
@@ -165,6 +165,26 @@ class Session:
         engine, self._engine, self._newest = self._engine, None, None
         if engine is not None:
             engine.close()
+
+
+def open_session(stages: Sequence[Stage], device: str, setup: Setup, parameters: Array) -> Session:
+    """A session of the first of these stages that can train what `setup` says on the device.
+
+    Raises what the first one says if none can: Unsupported.
+    """
+    refused: list[Unsupported] = []
+    for stage in stages:
+        with ExitStack() as unless_kept:
+            session = Session(stage, device, parameters)
+            unless_kept.callback(session.close)
+            try:
+                check_supported(session.target, stage, setup)
+            except Unsupported as error:
+                refused.append(error)
+                continue
+            unless_kept.pop_all()
+            return session
+    raise refused[0]
 
 
 class _CallbackError(Exception):

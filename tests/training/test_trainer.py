@@ -15,6 +15,7 @@ import pytest
 
 import cnnlib
 from cnnlib.datasets import Dataset
+from cnnlib.engine import Stage
 from cnnlib.errors import (
     ConfigError,
     DataError,
@@ -27,6 +28,7 @@ from cnnlib.errors import (
 from cnnlib.network import Network
 from cnnlib.stages import find_stage
 from cnnlib.trainer import Trainer
+from cnnlib.training import target
 from cnnlib.training.loop import start, train_epochs
 from cnnlib.training.records import Progress
 from cnnlib.training.session import Session
@@ -68,7 +70,7 @@ def test_it_trains_to_the_bit_as_the_command_line_does(
     settings = toy_config(training={"learning_rate": 0.1, "momentum": 0.5})
     stage = find_stage("gemm", "the test")
     setup = setup_of(settings, network, data, 8)
-    with open_target(stage) as target, open_engine(stage, setup, target, data) as engine:
+    with open_target(stage) as where, open_engine(stage, setup, where, data) as engine:
         start(engine, 5)
         done = list(train_epochs(engine, 90, 3, 5))
         expected = engine.parameters
@@ -113,7 +115,7 @@ def test_dropout_weight_decay_and_the_loss_are_those_of_the_command_line(
     settings = toy_config(training={"learning_rate": 0.1, "seed": 5, **kind})
     stage = find_stage("gemm", "the test")
     setup = setup_of(settings, network, data, 8)
-    with open_target(stage) as target, open_engine(stage, setup, target, data) as engine:
+    with open_target(stage) as where, open_engine(stage, setup, where, data) as engine:
         start(engine, 5)
         (_, done) = train_epochs(engine, 90, 2, 5)
         expected = engine.parameters
@@ -437,6 +439,26 @@ def test_what_the_stage_cannot_train_is_refused_at_once(
     assert len(closed) == 1
 
 
+def test_auto_leaves_out_stages_that_cannot_train_the_network(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, open_device = [], target.open_device
+    monkeypatch.setattr("cnnlib.device.cuda.missing_parts", lambda: [])
+    monkeypatch.setattr(target, "open_device", lambda choice: open_device("emulated"))
+
+    def refuse(where: object, stage: Stage, setup: object) -> None:
+        asked.append(stage.name)
+        if stage.name != "gemm":
+            raise Unsupported(f"{stage.name} cannot")
+
+    monkeypatch.setattr("cnnlib.training.session.check_supported", refuse)
+    with Trainer(network) as trainer:
+        assert trainer.stage == "gemm"
+    assert asked == ["tuned", "ring", "fused", "gemm_cuda", "gemm"]
+    with pytest.raises(Unsupported, match="tuned cannot"):
+        Trainer(network, device="cuda")
+
+
 OWN = """
 import numpy as np
 from cnnlib.engine import OwnLoop, Stage
@@ -509,7 +531,7 @@ def test_emulated_kernels_train_as_the_reference_does(
 ) -> None:
     monkeypatch.setattr("cnnlib.device.cuda.missing_parts", lambda: ["no driver"])
     images, labels = data.train_images[:16], data.train_labels[:16]
-    with pytest.warns(UserWarning, match="there is no GPU"):
+    with pytest.warns(UserWarning, match="kernels compiled for the CPU here"):
         trainer = make(stage="fused")
     reference = make(stage="naive")
     for each in (trainer, reference):
