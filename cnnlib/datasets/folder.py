@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnlib.datasets.specs import MOST_CLASSES, FolderSpec
+from cnnlib.datasets.base import MOST_CLASSES
+from cnnlib.datasets.specs import FolderSpec
 from cnnlib.errors import DataError
 from cnnlib.files import sha256
 

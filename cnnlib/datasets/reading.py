@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnlib.datasets.base import FileSpec
 from cnnlib.datasets.cifar import parse_cifar
 from cnnlib.datasets.contents import Contents
 from cnnlib.datasets.folder import find_pictures, read_pictures
 from cnnlib.datasets.idx import parse_idx
 from cnnlib.datasets.npz import images_of, labels_of, named
 from cnnlib.datasets.sources import DataFile
-from cnnlib.datasets.specs import AnySpec, CifarSpec, FileSpec, FolderSpec, IdxSpec, NpzSpec
+from cnnlib.datasets.specs import AnySpec, CifarSpec, FolderSpec, IdxSpec, NpzSpec
 from cnnlib.datasets.synthetic import synthetic
 from cnnlib.errors import DataError
 from cnnlib.files import arrays_in

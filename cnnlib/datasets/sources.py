@@ -23,7 +23,7 @@ PACKAGE = re.compile(r"(@[a-z0-9][\w.-]*/)?[a-z0-9][\w.-]*@\d+\.\d+\.\d+[\w.+-]*
 class Settings(BaseModel):
     """A part of a data set's settings: no unknown keys, no silent conversions, fixed once read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Mirror(Settings):

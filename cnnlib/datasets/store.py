@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnlib.datasets.base import FileSpec
 from cnnlib.datasets.folder import fingerprint
-from cnnlib.datasets.specs import AnySpec, FileSpec, FolderSpec
+from cnnlib.datasets.specs import AnySpec, FolderSpec
 from cnnlib.errors import ConfigError, DataError
 from cnnlib.files import read_arrays
 from cnnlib.levels import Level, are_sound, level_of

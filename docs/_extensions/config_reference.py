@@ -141,7 +141,7 @@ class ConfigReference(SphinxDirective):
 
     def parsed(self, lines: list[str]) -> list[nodes.Node]:
         """Markdown lines as nodes; the page is built again when a module of cnnlib changes."""
-        for name in ("config", "datasets.sources", "datasets.specs", "layers"):
+        for name in ("config", "datasets.base", "datasets.sources", "datasets.specs", "layers"):
             source = importlib.import_module(f"cnnlib.{name}").__file__
             self.env.note_dependency(str(source))
         container = nodes.container()

@@ -55,6 +55,16 @@ def test_parity(stage, network) -> None:
         five_steps(engine, *pictures(network, 21))
 
 
+@each_of(HERE)
+@pytest.mark.usefixtures("installed")
+def test_a_mean_and_a_deviation_of_each_channel(stage) -> None:
+    layers = [{"conv": {"maps": 3, "kernel": 3}}, {"activation": "tanh"}, {"dense": 4}]
+    network = build("colours", (3, 10, 8), 4, layers)
+    levels = {"mean": (30.0, 120.0, 200.5), "deviation": (20.0, 64.25, 90.0)}
+    with open_engine(stage, network, 7, **levels) as engine:
+        validate(engine, *pictures(network, 7))
+
+
 DROPS = build(
     "drops",
     (2, 9, 7),
