@@ -3,7 +3,7 @@
     network = cnnlib.Network.from_layers((1, 28, 28), 10, [...])
     trainer = cnnlib.Trainer(network, batch_size=64, learning_rate=0.1)
 
-What __all__ names, and every module, is imported when it is first used.
+What __all__ names is imported when it is first used.
 """
 
 import importlib

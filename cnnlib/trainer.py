@@ -32,7 +32,7 @@ Labelled = tuple[ArrayLike, ArrayLike]
 
 
 UNKNOWN = 0.0, 1.0
-"""Stand for a mean and a deviation that are not known yet."""
+"""Placeholders for a mean and a deviation that are not known yet."""
 
 
 class Trainer:

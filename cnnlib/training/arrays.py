@@ -117,7 +117,8 @@ def _levels(array: Array, name: str) -> Bytes:
             f"expected 0 to {most}{advice}"
         )
     if kind == "f":
-        array = np.rint(array * array.dtype.type(BYTE))
+        array = array * array.dtype.type(BYTE)
+        np.rint(array, out=array)
     return array.astype(np.uint8)
 
 

@@ -84,6 +84,23 @@ def process(
     lines[:] = rewrite(list(lines))
 
 
+def by_alias(
+    app: Sphinx,
+    what: str,
+    name: str,
+    thing: object,
+    options: object,
+    arguments: str | None,
+    result: str | None,
+) -> tuple[str | None, str | None]:
+    """The signature with the bare names of autodoc_type_aliases, wherever they are in it."""
+    texts = [
+        text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text)
+        for text in (arguments, result)
+    ]
+    return texts[0], texts[1]
+
+
 def exists(name: str) -> bool:
     """Whether `package.module.Name.attribute` can be imported, as far as it is one of cnnlib."""
     parts = name.split(".")
@@ -114,6 +131,7 @@ def without_builtins(app: Sphinx, document: nodes.document) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the hooks."""
     app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-process-signature", by_alias)
     app.connect("doctree-read", without_builtins)
     app.connect("missing-reference", without_link)
     return {"parallel_read_safe": True}
