@@ -24,6 +24,7 @@ extensions = [
     "published",
     "plain_docstrings",
     "shared_memory",
+    "served",
 ]
 exclude_patterns = ["_build", "_extensions"]
 source_suffix = {".md": "markdown"}

@@ -21,8 +21,9 @@ from cnnlib.datasets.specs import (
     NpzSpec,
     SyntheticSpec,
 )
-from cnnlib.layers import KINDS
+from cnnlib.layers import DEFAULT_LOSS, FUNCTIONS, KINDS, LOSSES
 from cnnlib.paths import ROOT
+from tests.support.engines import SERVE_ALL
 from workflow.plotting import wording
 
 pytestmark = pytest.mark.quick
@@ -128,6 +129,22 @@ def test_the_pages_of_stages_have_the_published_numbers(monkeypatch: pytest.Monk
                 assert wording.times(gain).removesuffix("×") in text, rung.stage
         if rung.stage not in ("fused", "ring"):
             assert published.percent(rung.share) in text, rung.stage
+
+
+def test_the_table_of_layers_has_every_kind_of_layer_and_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(DOCS / "_extensions")
+    served = importlib.import_module("served")
+    rows = list(served.layer_rows())
+    words = " ".join(row.what for row in rows).replace("_", " ")
+    for name in (*KINDS, *FUNCTIONS, *LOSSES):
+        if name not in ("activation", DEFAULT_LOSS):
+            assert name.replace("_", " ") in words
+    everything = {row.what: row.reasons for row in [*rows, *served.network_rows()]}
+    assert {"`lenet5`", "`vgg6`"} <= everything.keys()
+    for stage in SERVE_ALL:
+        assert not any(reasons[stage] for reasons in everything.values())
 
 
 def test_the_readme_names_the_command_that_ci_calls() -> None:

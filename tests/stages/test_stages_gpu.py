@@ -13,8 +13,25 @@ from cnnlib.stages import gemm
 from cnnlib.validation.parity import validate
 from cnnlib.validation.reference import FAST_REFERENCE
 from cnnlib.validation.spot_checks import FIVE_STEPS_BOUND, exact, five_steps
-from tests.support.engines import each_gpu_stage, on, open_engine, pictures, training
-from tests.support.networks import LINEAR, NETWORKS, UNUSUAL, awkward, build, lenet5, small
+from tests.support.engines import (
+    each_gpu_stage,
+    on,
+    open_engine,
+    pictures,
+    skip_if_declined,
+    training,
+)
+from tests.support.networks import (
+    GENERAL,
+    GENERAL_LINEAR,
+    LINEAR,
+    NETWORKS,
+    UNUSUAL,
+    awkward,
+    build,
+    lenet5,
+    small,
+)
 
 # Right results
 
@@ -29,11 +46,12 @@ from tests.support.networks import LINEAR, NETWORKS, UNUSUAL, awkward, build, le
             id=f"{network.name}-{size}",
             marks=[pytest.mark.quick] * ((network.name, size) == ("awkward", 7)),
         )
-        for network in NETWORKS.values()
+        for network in (*NETWORKS.values(), *GENERAL.values())
         for size in (1, 2, 7, 16, 64, 256)
     ],
 )
 def test_gradient_parity(stage, network, batch_size, device):
+    skip_if_declined(stage, network)
     with open_engine(stage, network, batch_size, device) as engine:
         validate(engine, *pictures(network, batch_size))
 
@@ -47,26 +65,29 @@ def test_gradient_parity_of_unusual_networks(stage, network, batch_size, device)
 
 
 @each_gpu_stage
-@on(*NETWORKS.values())
+@on(*NETWORKS.values(), *GENERAL.values())
 @pytest.mark.parametrize("count", [1, 13, 31])
 def test_gradient_of_part_of_a_batch(stage, network, count, device):
+    skip_if_declined(stage, network)
     with open_engine(stage, network, 32, device) as engine:
         validate(engine, *pictures(network, 32))  # leaves more than `count` images in the buffers
         validate(engine, *pictures(network, count, seed=1))
 
 
 @each_gpu_stage
-@on(*NETWORKS.values())
+@on(*NETWORKS.values(), *GENERAL.values())
 @pytest.mark.parametrize(("batch_size", "momentum"), [(16, 0.0), (64, 0.9)])
 def test_five_steps(stage, network, batch_size, momentum, device):
+    skip_if_declined(stage, network)
     with open_engine(stage, network, batch_size, device, momentum=momentum) as engine:
         five_steps(engine, *pictures(network, 3 * batch_size))
 
 
 @each_gpu_stage
-@on(*LINEAR.values())
+@on(*LINEAR.values(), *GENERAL_LINEAR.values())
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_integers_are_exact(stage, network, batch_size, device):
+    skip_if_declined(stage, network)
     generator = np.random.default_rng(2)
     images = generator.integers(0, 4, (batch_size, *network.input_shape), dtype=np.uint8)
     with open_engine(stage, network, batch_size, device, mean=0, deviation=1) as engine:
@@ -80,18 +101,24 @@ def test_integers_are_exact(stage, network, batch_size, device):
 
 TIES = [
     build(
-        f"ties{size}",
+        name,
         (1, 14, 14),
         4,
-        [{"conv": {"maps": 1, "kernel": 3}}, {"subsample": size}, {"dense": 4}],
+        [{"conv": {"maps": 1, "kernel": 3}}, {"subsample": subsample}, {"dense": 4}],
     )
-    for size in (2, 3)
+    for name, subsample in (
+        ("ties2", 2),
+        ("ties3", 3),
+        ("ties_of_overlaps", {"size": 3, "stride": 2, "padding": 1}),
+        ("ties_of_rows", {"size": [1, 4], "stride": [2, 1], "padding": [0, 2]}),
+    )
 ]
 
 
 @each_gpu_stage
 @on(*TIES)
 def test_first_of_equals_in_reading_order_wins(stage, network, device):
+    skip_if_declined(stage, network)
     # Windows of zeros and ones are full of ties. The convolution copies its source, but the
     # gradients of its other weights depend on where in the source the errors arrive.
     generator = np.random.default_rng(0)
@@ -233,24 +260,28 @@ def test_a_nan_in_any_parameter_is_seen(stage, network, device):
                 assert math.isnan(engine.train(np.arange(4))), where
 
 
-HIDING = build(
-    "hiding",
-    (1, 6, 6),
-    2,
-    [
-        {"conv": {"maps": 1, "kernel": 1}},
-        {"conv": {"maps": 1, "kernel": 1}},
-        {"activation": "tanh"},
-        {"subsample": 2},
-        {"dense": 2},
-    ],
+HIDING, HIDING_IN_OVERLAPS = (
+    build(
+        name,
+        (1, 6, 6),
+        2,
+        [
+            {"conv": {"maps": 1, "kernel": 1}},
+            {"conv": {"maps": 1, "kernel": 1}},
+            {"activation": "tanh"},
+            {"subsample": subsample},
+            {"dense": 2},
+        ],
+    )
+    for name, subsample in (("hiding", 2), ("hiding_in_overlaps", {"size": 3, "stride": 2}))
 )
 
 
 @each_gpu_stage
-@on(HIDING)
+@on(HIDING, HIDING_IN_OVERLAPS)
 @pytest.mark.parametrize("position", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_a_nan_beats_any_other_value_of_its_window(stage, network, position, device):
+    skip_if_declined(stage, network)
     images = np.ones((1, 1, 6, 6), np.uint8)
     with open_engine(stage, network, 1, device, mean=0, deviation=1) as engine:
         vector = np.ones(network.parameter_count)

@@ -1,7 +1,9 @@
 """Networks that tests train, each built by a function of its name."""
 
+from cnnlib.config import load_config
 from cnnlib.layers import FUNCTIONS, Layer
 from cnnlib.network import Network, parse_layers
+from cnnlib.paths import ROOT
 
 
 def build(name: str, input_shape: tuple[int, ...], classes: int, layers: list[object]) -> Network:
@@ -29,6 +31,12 @@ def lenet5(method: str = "max", function: str = "relu") -> Network:
             {"dense": 10},
         ],
     )
+
+
+def shipped(name: str) -> Network:
+    """A network of config.yaml, for images of the shape that it is made for, or for digits."""
+    spec = load_config([ROOT / "config.yaml"]).networks[name]
+    return build(name, spec.input_shape or (1, 28, 28), 10, spec.layers)
 
 
 def small() -> Network:

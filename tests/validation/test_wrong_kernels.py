@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -23,11 +23,12 @@ from cnnlib.paths import ROOT
 from cnnlib.stages import find_stage
 from cnnlib.training.target import open_target, setup_of
 from cnnlib.validation.parity import validate
+from cnnlib.validation.reference import FAST_REFERENCE
 from cnnlib.validation.spot_checks import exact, five_steps
 from cnnlib.validation.trajectory import check_training
 from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import open_engine, pictures
-from tests.support.networks import build
+from tests.support.networks import build, dropped, overlapping, padded
 from tests.support.toys import toy_config
 
 NETWORKS = {
@@ -69,6 +70,9 @@ NETWORKS = {
                 {"dense": 3},
             ],
         ),
+        padded(),
+        overlapping(),
+        dropped(),
     )
 }
 
@@ -80,10 +84,11 @@ class Rejected(Exception):
 # Each of the checks raises an exception for wrong kernels and returns for right ones.
 
 
-def gradient(stage, network):
+def gradient(stage, network, **training):
     with EmulatedDevice() as device:
         for batch_size in (1, 33):
-            with open_engine(stage, network, batch_size, device) as engine:
+            with open_engine(stage, network, batch_size, device, **training) as engine:
+                engine.steps = 3
                 validate(engine, *pictures(network, batch_size))
 
 
@@ -105,9 +110,9 @@ def order(stage, network):
         raise Rejected("another order of the threads gives another result")
 
 
-def momentum(stage, network):
+def momentum(stage, network, **training):
     with EmulatedDevice() as device:
-        with open_engine(stage, network, 16, device, momentum=0.9) as engine:
+        with open_engine(stage, network, 16, device, momentum=0.9, **training) as engine:
             five_steps(engine, *pictures(network, 80))
 
 
@@ -146,6 +151,16 @@ def nan(stage, network):
             raise Rejected("the loss of a network with a NaN is a number")
 
 
+def evaluated(stage, network):
+    with EmulatedDevice() as device, open_engine(stage, network, 7, device) as engine:
+        right = FAST_REFERENCE.engine(FAST_REFERENCE, engine.setup)
+        images, _ = pictures(network, 7)
+        with right:
+            right.parameters = engine.parameters
+            if not np.allclose(engine.logits(images), right.logits(images), atol=1e-4):
+                raise Rejected("the logits are not the reference's")
+
+
 LAUNCH = """
 import sys
 from tests.validation.test_wrong_kernels import NETWORKS, find_stage, launch
@@ -174,6 +189,7 @@ CHECKS = {
     "training": (train, ValidationFailed, "fails validation on network"),
     "exact": (ties, ValidationFailed, "on integers is off by"),
     "nan": (nan, Rejected, "is a number"),
+    "evaluated": (evaluated, Rejected, "logits"),
     "sanitizer": (sanitizer, Rejected, "heap-buffer-overflow|out of bounds|use-after-poison"),
 }
 
@@ -190,6 +206,13 @@ class Mistake:
     old: str
     new: str
     network: str = "small"
+    training: dict[str, object] = field(default_factory=dict)
+    """Settings of a Setup that the check is made with."""
+
+    @property
+    def of_right_kernels(self):
+        """The check that right kernels must pass."""
+        return "-".join([self.stage, self.network, self.rejected_by, *self.training])
 
     def apply(self, folder):
         path = folder / self.file
@@ -209,7 +232,8 @@ MISTAKES = [
 
 def run_check(mistake):
     check, _, _ = CHECKS[mistake.rejected_by]
-    check(find_stage(mistake.stage, mistake.name), NETWORKS[mistake.network])
+    stage = find_stage(mistake.stage, mistake.name)
+    check(stage, NETWORKS[mistake.network], **mistake.training)
 
 
 def skip_without_sanitizer():
@@ -232,10 +256,10 @@ def test_wrong_kernels_are_rejected(mistake, tmp_path, monkeypatch):
         run_check(mistake)
 
 
-RIGHT = {(m.stage, m.network, m.rejected_by): m for m in MISTAKES}
+RIGHT = {mistake.of_right_kernels: mistake for mistake in MISTAKES}
 
 
-@pytest.mark.parametrize("mistake", RIGHT.values(), ids=["-".join(key) for key in RIGHT])
+@pytest.mark.parametrize("mistake", RIGHT.values(), ids=list(RIGHT))
 def test_right_kernels_pass_the_same_check(mistake):
     if mistake.rejected_by == "sanitizer":
         skip_without_sanitizer()
