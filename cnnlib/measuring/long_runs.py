@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cnnlib.config import Config
 from cnnlib.engine import Order
+from cnnlib.measuring.cards import card_of
 from cnnlib.measuring.runs import Run, digest
 from cnnlib.paths import KERNELS, PACKAGE
 from cnnlib.training.checkpoint import State
@@ -45,6 +46,7 @@ def checkpoint_file(config: Config, run: Run, folder: Path) -> Path:
     content = hashlib.sha256(digest(config).encode())
     for path in sorted([*PACKAGE.glob("**/*.py"), *KERNELS.glob("**/*.cuh")]):
         content.update(path.read_bytes())
+    content.update(card_of(run.stage, "a run").digest.encode())
     return folder / run.folder / f"{content.hexdigest()[:16]}.npz"
 
 

@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from cnnlib.measuring import schema
+from cnnlib.measuring.cards import card_of
+from cnnlib.measuring.long_runs import checkpoint_file
+from cnnlib.measuring.runs import Run
 from cnnlib.paths import ROOT
 from tests.support.command_line import Home
 from tests.support.own_stages import HEAD, SOUND, Write, forgetful, writer
@@ -147,3 +150,20 @@ def test_only_what_is_edited_is_measured_again(
     assert swept() == ["mine"]
     write(OTHER.replace("Another", "Yet another"), "other.py")
     assert swept() == ["other"]
+
+
+def test_a_checkpoint_of_an_edited_stage_is_not_resumed(
+    mine: Home, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = toy_config(measuring={"full": True}), Path("checkpoints")
+
+    def file() -> Path:
+        forgetful(monkeypatch)
+        name = card_of("./mine.py", "--stage").name
+        return checkpoint_file(config, Run("toy", "small", name, 8, 1), folder)
+
+    write(SOUND)
+    before = file()
+    assert file() == before
+    write(SOUND + "# edited\n")
+    assert file() != before
