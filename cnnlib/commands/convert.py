@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlib.commands.loading import Data
-from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one
+from cnnlib.commands.options import PerhapsConfigFiles, at_least_one
 from cnnlib.commands.reading_weights import (
     ENDINGS,
     Asked,
     DeviationOption,
     MeanOption,
-    level,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ class Input(StrEnum):
 def convert(
     source: Annotated[Path, typer.Argument(help=f"A file of weights: {ENDINGS}.")],
     target: Annotated[Path, typer.Argument(help="The file to write; its ending says the format.")],
-    config: ConfigFiles = CONFIG,
+    config: PerhapsConfigFiles = None,
     network: Annotated[
         str | None,
         typer.Option(help="A network of the config, for a file that does not say its own."),
@@ -74,7 +72,6 @@ def convert(
 
     The exit code is 1 if --check finds that another program computes other logits.
     """
-    from cnnlib.config import load_config
     from cnnlib.errors import ConfigError
     from cnnlib.exchange import onnx_export
     from cnnlib.exchange.formats import format_of
@@ -86,14 +83,10 @@ def convert(
     if opset is not None and opset not in opsets:
         raise ConfigError(f"--opset is one of {opsets[0]} to {opsets[-1]}, not {opset}")
     check_writable(target)
-    settings = load_config(config)
-    levels = level(mean, "--mean"), level(deviation, "--deviation")
-    known_data = None if dataset is None else Data(settings, dataset, data)
-    weights = Asked(settings, network, dataset, *levels).read(
-        source, None if known_data is None else known_data.levels
-    )
-    if known_data is not None and not weights.class_names:
-        weights = dataclasses.replace(weights, class_names=known_data.loaded.class_names)
+    asked = Asked(config, network, dataset, data, mean, deviation)
+    weights = asked.read(source)
+    if dataset is not None and not weights.class_names:
+        weights = dataclasses.replace(weights, class_names=asked.class_names())
     with write_whole(target) as temporary:
         if target.suffix.lower() == ".onnx":
             onnx_export.write(temporary, weights, takes.value, opset)
@@ -102,8 +95,8 @@ def convert(
         if check:
             pixels = (
                 noise(weights.network.input_shape, images)
-                if known_data is None
-                else known_data.loaded.test_images[:images]
+                if dataset is None
+                else asked.images.test_images[:images]
             )
             report(differences([source, temporary], weights, pixels))
     typer.echo(

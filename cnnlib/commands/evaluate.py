@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from cnnlib.commands.loading import Data
 from cnnlib.commands.options import CONFIG, ConfigFiles, columns, first, stage_of
-from cnnlib.commands.reading_weights import (
-    ENDINGS,
-    Asked,
-    DeviationOption,
-    MeanOption,
-    level,
-)
+from cnnlib.commands.reading_weights import ENDINGS, Asked, DeviationOption, MeanOption
 
 if TYPE_CHECKING:
     from cnnlib.engine import Bytes, Stage
@@ -86,26 +79,25 @@ def evaluate(
 
     settings = load_config(config)
     chosen = None if stage is None else stage_of(settings, stage)
-    levels = level(mean, "--mean"), level(deviation, "--deviation")
     if images is None:
-        name = first(dataset, settings.sweep.datasets)
-        known = Data(settings, name, data)
-        # A data set that is fetched or made says so, which is no JSON.
-        with contextlib.redirect_stdout(sys.stderr):
-            read = Asked(settings, network, name, *levels).read(weights, known.levels)
-            loaded = known.loaded
-        pixels, labels, names = loaded.test_images, loaded.test_labels, loaded.class_names
-        where = f"test images of {name}"
-    else:
-        read = Asked(settings, network, dataset, *levels).read(weights)
-        pixels, labels = labelled(images, read)
-        names, where = (), f"images of {images}"
+        dataset = first(dataset, settings.sweep.datasets)
+    asked = Asked(config, network, dataset, data, mean, deviation)
+    # A data set that is fetched or made says so, which is no JSON.
+    with contextlib.redirect_stdout(sys.stderr):
+        read = asked.read(weights)
+        names = read.class_names or (() if dataset is None else asked.class_names())
+        if images is None:
+            pixels, labels = asked.images.test_images, asked.images.test_labels
+            where = f"test images of {dataset}"
+        else:
+            pixels, labels = labelled(images, read)
+            where = f"images of {images}"
     chosen = chosen or cpu_stage(read.network)
     logits = logits_by(chosen, read, pixels, settings.sweep.device)
     if not np.isfinite(logits).all():
         typer.echo(f"diverged: {weights} computes logits that are not finite", err=True)
         raise typer.Exit(1)
-    result = evaluated(logits, labels, read.class_names or names)
+    result = evaluated(logits, labels, names)
     if as_json:
         about = {"weights": str(weights), "on": where, "stage": chosen.name}
         typer.echo(json.dumps(about | result, indent=2))

@@ -1,7 +1,5 @@
 """How commands get the images of a data set."""
 
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +8,6 @@ import typer
 if TYPE_CHECKING:
     from cnnlib.config import Config
     from cnnlib.datasets import Dataset
-    from cnnlib.levels import Level
 
 
 def load_data(settings: "Config", name: str, path: Path | None) -> "Dataset":
@@ -33,21 +30,3 @@ def load_data(settings: "Config", name: str, path: Path | None) -> "Dataset":
             datasets.download(name, spec, folder / name)
             datasets.prepare(name, spec, folder / name, path)
     return datasets.load(name, path, spec)
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set that is read when something of it is needed."""
-
-    settings: "Config"
-    name: str
-    path: Path | None
-
-    @cached_property
-    def loaded(self) -> "Dataset":
-        """Its images, from `path` or from where the workflow puts them."""
-        return load_data(self.settings, self.name, self.path)
-
-    def levels(self) -> "tuple[Level, Level]":
-        """The mean and the deviation of its bytes."""
-        return self.loaded.mean, self.loaded.deviation

@@ -16,7 +16,7 @@ USUAL = Path("config.yaml")
 """The config file where none is given, if there is one in the working folder."""
 
 
-def _given_or_usual(files: list[Path]) -> list[Path]:
+def given_or_usual(files: list[Path]) -> list[Path]:
     """The files given, or config.yaml of the working folder, or the one that cnnlib ships.
 
     The last choice is reported, because a user may have meant another folder.
@@ -35,9 +35,16 @@ ConfigFiles = Annotated[
     list[Path],
     typer.Option(
         "--config",
-        callback=_given_or_usual,
+        callback=given_or_usual,
         show_default=f"{USUAL}, or the shipped one where there is none",
         help="A config file; can be repeated, later files override earlier.",
+    ),
+]
+# For commands that look at the config only if another option asks for it.
+PerhapsConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config", help="Config files with the networks and data sets that options name."
     ),
 ]
 # Typer wants a list as the default of an option that can be repeated. It is never modified.

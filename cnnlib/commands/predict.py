@@ -1,12 +1,15 @@
 """The command that recognises what is on pictures by trained weights."""
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypedDict
 
 import typer
 
-from cnnlib.commands.reading_weights import ENDINGS, DeviationOption, MeanOption, level
+from cnnlib.commands.options import PerhapsConfigFiles
+from cnnlib.commands.reading_weights import ENDINGS, Asked, DeviationOption, MeanOption
 
 BAR_WIDTH = 40
 """Characters of the bar of a class that is certain."""
@@ -54,6 +57,18 @@ def predict(
             help=f"The file written by `train`, or another one that says its network: {ENDINGS}."
         ),
     ] = Path("results/weights.npz"),
+    config: PerhapsConfigFiles = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="A network of the config, for a file that does not say its own."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="A data set of the config, which says what the file does not: how images are "
+            "normalised and what classes are called."
+        ),
+    ] = None,
     mean: MeanOption = None,
     deviation: DeviationOption = None,
     class_names: Annotated[
@@ -85,7 +100,6 @@ def predict(
     from cnnlib.engine import Setup
     from cnnlib.errors import ConfigError, DataError
     from cnnlib.exchange.agreement import cpu_stage
-    from cnnlib.exchange.formats import load_weights
     from cnnlib.layers import softmax
     from cnnlib.photos.image import picture_format, read_image
 
@@ -94,9 +108,12 @@ def predict(
             f"--weights {weights} is a {kind} picture: the option takes the file that `train` "
             f"wrote; pictures are given without an option"
         )
-    levels = level(mean, "--mean"), level(deviation, "--deviation")
-    loaded = load_weights(weights, None, *levels)
-    names = loaded.class_names if class_names is None else tuple(class_names.split(","))
+    asked = Asked(config, network, dataset, None, mean, deviation)
+    with contextlib.redirect_stdout(sys.stderr):  # where a data set has to be fetched or made
+        loaded = asked.read(weights)
+        names = loaded.class_names or (() if dataset is None else asked.class_names())
+    if class_names is not None:
+        names = tuple(class_names.split(","))
     if len(names) not in (0, loaded.network.classes):
         raise ConfigError(
             f"--class-names has {len(names)} names for {loaded.network.classes} classes"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from cnnlib.commands.loading import Data
+from cnnlib.commands.loading import load_data
 from cnnlib.commands.options import (
     CONFIG,
     ConfigFiles,
@@ -92,19 +92,18 @@ def train(
     settings.dataset(dataset, "--dataset")
     batch_size = first(batch_size, sweep.batch_sizes)
     at_least_one(batch_size=batch_size)
-    known = Data(settings, dataset, data)
     weights = None
     if begin is None:
         built = settings.network(first(network, sweep.networks), dataset, "--network")
     else:
-        weights = Asked(settings, network, dataset).read(begin, known.levels)
+        weights = Asked(config, network, dataset, data).read(begin)
         built = weights.network
     chosen = stage_of(settings, stage or home_stage(sweep.stages))
     out = out or Path(settings.results) / "weights.npz"
     format_of(out)
     written = [out] if checkpoint is None else [out, checkpoint]
     check_writable(*written)
-    loaded = known.loaded
+    loaded = load_data(settings, dataset, data)
     setup = setup_of(settings, built, loaded, batch_size)
     if weights is not None:
         setup = dataclasses.replace(setup, mean=weights.mean, deviation=weights.deviation)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 3e-5
 """Share of the largest logit by which logits may differ. Sums of float32 numbers in another order
-differ by a tenth of it in the networks that are shipped; a wrong attribute costs thousands of times
-as much.
+differ by less than a tenth of it in the networks that are shipped; a wrong attribute costs
+thousands of times as much.
 """
 CHUNK = 250
 """Images that a program gets at a time."""

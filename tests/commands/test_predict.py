@@ -102,6 +102,12 @@ def test_names_of_classes(home: Home) -> None:
     said = home("predict", "--weights", "w.npz", "one.png")
     assert said.startswith(f"one.png: {found['name']}")
     assert [line.split()[0] for line in said.splitlines()[1:]] == ["ant", "bee", "cow"]
+    home("convert", "w.npz", "w.onnx", "--input", "float32")
+    model = onnx.load("w.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, "foreign.onnx")
+    again = home("predict", "--weights", "foreign.onnx", "--dataset", "toy", "one.png")
+    assert again == said
     said = home("predict", "--weights", "w.npz", "--class-names", "x,y,zebra", "one.png")
     assert [line.split()[0] for line in said.splitlines()[1:]] == ["x", "y", "zebra"]
     said = home.fails("predict", "--weights", "w.npz", "--class-names", "x,y", "one.png")
