@@ -37,6 +37,7 @@ from cnnlib.system.machine import usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import device as TorchDevice
     from torch.cuda import CUDAGraph
 
 WARM_STEPS = 3
@@ -111,7 +112,22 @@ def dropout(
     return torch.mul(source, parameters[0]) if parameters else source
 
 
-def mask(torch: ModuleType, planned: Planned, images: int, step: Tensor, seed: int) -> Tensor:
+def counts(torch: ModuleType, planned: Planned, images: int, where: TorchDevice) -> list[Tensor]:
+    """The first two words of each counter: (1, blocks) and (images, 1), int64.
+
+    They are made once. Within a compiled function PyTorch takes such numbers for indices of 32
+    bits, in which products with them do not fit.
+    """
+    blocks = ceil_div(math.prod(planned.source_shape), 4)
+    return [
+        torch.arange(blocks, device=where)[None, :],
+        torch.arange(images, device=where)[:, None],
+    ]
+
+
+def mask(
+    torch: ModuleType, planned: Planned, words: Sequence[Tensor], step: Tensor, seed: int
+) -> Tensor:
     """The mask of dropout, (images, *shape), for the first images of a batch; step () int64."""
     layer, shape = planned.layer(Dropout), planned.source_shape
     size = math.prod(shape)
@@ -122,14 +138,11 @@ def mask(torch: ModuleType, planned: Planned, images: int, step: Tensor, seed: i
         product = words * number
         return (product >> 32) & word, product & word
 
-    blocks = torch.arange(ceil_div(size, 4), device=step.device)[None, :]
-    places = torch.arange(images, device=step.device)[:, None]
-    counter = torch.broadcast_tensors(
-        blocks, places, step & word, torch.full_like(step, planned.start)
-    )
+    layer_word = torch.full_like(step, planned.start)
+    counter = torch.broadcast_tensors(*words, step & word, layer_word)
     drawn = torch.stack(random_words(multiply, torch.bitwise_xor, counter, seed), dim=-1)
-    kept = drawn.reshape(images, -1)[:, :size] >= layer.threshold
-    return (kept * layer.scale).to(torch.float32).reshape(images, *shape)
+    kept = drawn.reshape(len(words[1]), -1)[:, :size] >= layer.threshold
+    return (kept * layer.scale).to(torch.float32).reshape(-1, *shape)
 
 
 def function_of(planned: Planned[TorchOperator]) -> str:
@@ -204,6 +217,11 @@ class TorchEngine(Engine[TorchOperator]):
         ]
         # A graph counts its steps by itself, so that each of them draws masks of its own.
         self._number = torch.zeros((), dtype=torch.int64, device=self.where)
+        self._counts = {
+            p.start: counts(torch, p, setup.batch_size, self.where)
+            for p in self.plan
+            if isinstance(p.layers[0], Dropout)
+        }
         self._mask_of = self._compiled_masks() if self._drops_out else mask
         momentum = setup.momentum
         # A rate that changes must be a tensor, or a graph keeps the first; `fused` accepts one.
@@ -248,10 +266,10 @@ class TorchEngine(Engine[TorchOperator]):
         if self.compiled:
             return mask  # it becomes a part of the whole
         compiled: Callable[..., Tensor] = self.torch.compile(mask, dynamic=False)
-        dropouts = [p for p in self.plan if isinstance(p.layers[0], Dropout)]
         try:
-            for planned in dropouts:
-                compiled(self.torch, planned, self.setup.batch_size, self._number, self.setup.seed)
+            for planned in self.plan:
+                if words := self._counts.get(planned.start):
+                    compiled(self.torch, planned, words, self._number, self.setup.seed)
         except Exception:  # no compiler, or one that fails: the calls are right, too
             return mask
         return compiled
@@ -266,7 +284,9 @@ class TorchEngine(Engine[TorchOperator]):
             given = views[planned.start]
             if step is not None and isinstance(planned.layers[0], Dropout):
                 count, seed = len(values), self.setup.seed
-                given = [self._mask_of(self.torch, planned, count, step, seed)]
+                blocks, places = self._counts[planned.start]
+                words = blocks, places[:count]
+                given = [self._mask_of(self.torch, planned, words, step, seed)]
             values = planned.operator(self.torch, planned, values, given)
         return values.flatten(1)
 

@@ -42,6 +42,8 @@ LOUD = 6
 """Images of a batch that contribute to its gradient in `check_steps`."""
 POOL = 64
 """Training images among which `check_steps` chooses: the first, the last and others."""
+MOST_DIFFERENT = 512
+"""Images of a batch that the reference takes one by one where dropout makes all of them differ."""
 SURE = 15.0
 """Shift of the last layer's biases, which reduces a silent image's error to about e^-30."""
 QUIET = 1e-3
@@ -73,7 +75,7 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
         began = engine.steps
         trial = _Trial(engine, referee, (images, labels), random, steps)
         batches = [trial.step(0)]
-        while len(batches) < steps and trial.tame:
+        while len(batches) < steps and trial.tame and trial.affordable:
             batches.append(trial.step(len(batches)))
     if not _representable(trial.parameters, engine):
         return 0.0  # the training will be found to diverge
@@ -210,26 +212,33 @@ class _Trial:
         inner = self._random.choice(batch, min(LOUD, batch), replace=False)
         positions = np.unique([0, batch - 1, *inner])
         order[positions] = np.resize(self._random.permutation(loud), len(positions))
+        quiet = quiet and not number and setup.loss == DEFAULT_LOSS
         self._descend(self._distinct(order, positions, quiet), number, clean=bool(len(clean)))
         return order
 
     def _distinct(self, order: Order, loud: Array, quiet: bool) -> "_Distinct":
         """The images of a batch that differ, and how many there are of each.
 
-        Dropout makes copies of an image differ. Those at the positions `loud` are then told apart;
-        all others are, too, unless they are `quiet`, that is, hardly contribute.
+        Dropout makes copies of an image differ. Those at the positions `loud` then count one by
+        one, and all others do so, too, unless they are `quiet`, that is, hardly contribute: as they
+        do for a network that is sure of them, before its first step.
         """
         batch = len(order)
         if not self._drops_out:
             chosen, first, counts = np.unique(order, return_index=True, return_counts=True)
             return _Distinct(chosen, first, counts / batch)
-        if not quiet or self._setup.loss != DEFAULT_LOSS:
+        if not quiet:
             return _Distinct(order, np.arange(batch), np.full(batch, 1 / batch))
         others = np.setdiff1d(np.arange(batch), loud)
         _, first, counts = np.unique(order[others], return_index=True, return_counts=True)
         positions = np.concatenate([loud, others[first]])
         weights = np.concatenate([np.ones(len(loud)), counts]) / batch
         return _Distinct(order[positions], positions, weights)
+
+    @property
+    def affordable(self) -> bool:
+        """Whether the reference can take all images of a further batch one by one, if it has to."""
+        return not self._drops_out or self._setup.batch_size <= MOST_DIFFERENT
 
     @property
     def tame(self) -> bool:
@@ -254,10 +263,15 @@ class _Trial:
             self._begin_moving(gradient)
         self.velocity = setup.momentum * self.velocity + gradient
         rate = self.rates[number]
-        if not clean:
+        if self._drops_out or not clean:
+            detector = self._referee.detector
+            tied = np.arange(len(images))
+            if self._drops_out:  # the masks of these positions were not known before
+                tied = np.flatnonzero(detector.has_near_tie(images, positions))
             self._velocity_ambiguity *= setup.momentum
-            bound = self._referee.detector.ambiguity_bound(images, error, positions)
-            self._velocity_ambiguity += bound
+            self._velocity_ambiguity += detector.ambiguity_bound(
+                images[tied], error[tied], positions[tied]
+            )
             self.ambiguity += rate * self._velocity_ambiguity
         self.parameters = self.parameters - rate * self.velocity
         for p in setup.network.parameters:

@@ -74,3 +74,13 @@ def test_another_objective_is_found(setting: str, value: object) -> None:
                 wrong._update = other
             with pytest.raises(ValidationFailed):
                 check_steps(wrong, images, labels)
+
+
+def test_steps_with_dropout_are_judged_where_weights_move_far() -> None:
+    """After a long first step a network is no longer sure of the images that were silent."""
+    (stage,) = (stage for stage in LADDER if stage.name == "gemm")
+    images, labels = pictures(NETWORK, 400)
+    for size in (64, 600):
+        with open_engine(stage, NETWORK, size, learning_rate=3.0) as engine:
+            engine.load(images, labels)
+            check_steps(engine, images, labels)
