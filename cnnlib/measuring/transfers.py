@@ -56,11 +56,14 @@ def measure_transfers(config: Config, run: Run, dataset: Dataset, out: Path) -> 
 
     Where all images would take too long, fewer are used. A stage that cannot run here gives one row
     with the reason, as in cnnlib.measuring.run. Raises ConfigError for a stage that does not run on
-    a GPU: it loads nothing.
+    a GPU: it loads nothing; Unsupported for an author's engine that loads images in its own way.
     """
     stage = find_stage(run.stage, "--stage")
     if not issubclass(stage.engine, DeviceEngine):
-        raise ConfigError(f"stage '{run.stage}' loads nothing onto a GPU")
+        why = f"stage '{run.stage}' loads nothing onto a GPU"
+        if stage.runs_on == "cuda":
+            raise Unsupported(f"{why} in a way that could be timed: its engine is no DeviceEngine")
+        raise ConfigError(why)
     network = config.network(run.network, run.dataset, "--network")
     check_batch(dataset, run.batch_size)
     setup = setup_of(config, network, dataset, run.batch_size, seed_of(config, run.repeat))

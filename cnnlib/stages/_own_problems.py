@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from cnnlib import patterns
+from cnnlib.engine import OwnLoop, Stage
 from cnnlib.stages._loading import fault
 
 
@@ -54,6 +55,13 @@ def problem_of_record(stage: object, file: Path) -> str:
         name = str(getattr(stage, "name", ""))
         if not re.fullmatch(patterns.NAME, name) or len(name) > patterns.LONGEST_NAME:
             why = f".name is {name!r}, not a name of {patterns.WORDS[patterns.NAME]}"
+    if not why and isinstance(stage, Stage):
+        loop = issubclass(stage.engine, OwnLoop)
+        if loop and stage.runs_on == "cuda":
+            why = (
+                ".runs_on is 'cuda', which is for engines of cnnlib's kernels; a loop that takes a "
+                "GPU where there is one says 'any'"
+            )
     if not why:
         return ""
     line = _line_of_record(file)

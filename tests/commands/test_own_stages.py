@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cnnlib.__main__ import main
 from cnnlib.measuring import schema
 from cnnlib.measuring.cards import card_of
 from cnnlib.measuring.long_runs import checkpoint_file
@@ -167,3 +168,21 @@ def test_a_checkpoint_of_an_edited_stage_is_not_resumed(
     assert file() == before
     write(SOUND + "# edited\n")
     assert file() != before
+
+
+def test_stages_lists_those_of_installed_packages(
+    mine: Home, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(mine.folder))
+    write(SOUND, "theirs.py")
+    write("1 / 0\n", "broken_too.py")
+    write("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n", "theirs-1.dist-info/METADATA")
+    points = "[cnnlib.stages]\nmine = theirs\nbroken = broken_too:STAGE\n"
+    write(points, "theirs-1.dist-info/entry_points.txt")
+    assert re.search(r"(?m)^mine +cpu +", mine("stages"))
+    main(["stages"])
+    warning = (
+        "warning: stage entry point broken = 'broken_too:STAGE' in an installed package cannot"
+    )
+    assert warning in mine.capture.readouterr().err
+    assert "stage mine" in mine("plan", "--stage", "mine")

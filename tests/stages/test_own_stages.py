@@ -8,14 +8,18 @@ import pytest
 
 from cnnlib.device import Limits
 from cnnlib.device.architecture import H100
+from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine import Setup, Stage
 from cnnlib.errors import BrokenStage, ConfigError, Unsupported
 from cnnlib.measuring import cards
 from cnnlib.measuring.cards import card_of
+from cnnlib.measuring.runs import Run
+from cnnlib.measuring.transfers import measure_transfers
 from cnnlib.stages import find_stage, gemm, gemm_cuda, own_of
 from cnnlib.stages._own_files import digest_of, own_files
 from tests.support.networks import build
 from tests.support.own_stages import HEAD, SOUND, Write, forgetful, writer
+from tests.support.toys import toy_config, toy_data
 
 
 @pytest.fixture
@@ -80,6 +84,12 @@ def test_a_card_does_not_import_the_file_here(write: Write) -> None:
         (HEAD + "STAGE = replace(gemm.STAGE, name='x', slack=0)\n", r"line 3: STAGE.slack is 0"),
         (HEAD + "STAGE = replace(gemm.STAGE, name='-x')\n", r"STAGE.name is '-x', not a name of "),
         (HEAD + "STAGE = gemm.STAGE\n", r"name, .gemm., .* of \S+/gemm/__init__\.py; rename one$"),
+        (
+            "from cnnlib.engine import OwnLoop, Stage\nclass Loop(OwnLoop):\n"
+            "    prepare = step = forward = None\n"
+            "STAGE = Stage('x', 'x', 'x', runs_on='cuda', engine=Loop)\n",
+            r"line 4: STAGE.runs_on is 'cuda', .* a loop .* says 'any'$",
+        ),
         ("from cnnlib.stages import find_stage\nfind_stage('./mine.py', '-')\n", "asks for itself"),
     ],
 )
@@ -193,6 +203,17 @@ def source_of(stage: Stage, limits: Limits) -> str:
     return stage.engine.source_on(stage, Setup(network, 4, 0.1), limits)
 
 
+def test_an_edit_of_a_kernel_beside_a_file_is_compiled_again(write: Write) -> None:
+    write('#include "layers.cuh"\n#include "more.h"\n', "my_relu.cuh")
+    write("", "more.h")
+    source = f'#include "{Path("my_relu.cuh").absolute()}"\n'
+    names = [path.name for path in included_files(source)]
+    assert {"my_relu.cuh", "more.h", "layers.cuh", "portable.cuh"} <= set(names)
+    before = content_key([source], included_files(source))
+    write("// edited\n", "more.h")
+    assert content_key([source], included_files(source)) != before
+
+
 def test_the_digest_changes_with_each_file(write: Write) -> None:
     write("X = 1\n", "my_helper.py")
     path = write(SOUND + "import my_helper\n")
@@ -286,3 +307,18 @@ def test_an_entry_point_that_lacks_a_library(installed: Write) -> None:
 def test_an_entry_point_of_a_module_that_is_not_there(installed: Write) -> None:
     installed("", "mine = another_package")
     assert "needs another_package, which is not installed" in find_stage("mine", "--stage").change
+
+
+def test_an_entry_point_with_the_name_of_a_shipped_stage(installed: Write) -> None:
+    installed(SOUND.replace("mine", "gemm"), "gemm = their_package")
+    both = r"cnnlib/stages/gemm\S*\.py has it, and so has entry point gemm = 'their_package'"
+    with pytest.raises(BrokenStage, match=both):
+        find_stage("gemm", "sweep.stages")
+    assert find_stage("ring", "sweep.stages").name == "ring"
+
+
+def test_an_engine_of_ones_own_for_a_gpu_has_no_transfers(write: Write, tmp_path: Path) -> None:
+    data = toy_data(tmp_path)[1]
+    find_stage(write(SOUND.replace("name=", "runs_on='cuda', name=")), "--stage")
+    with pytest.raises(Unsupported, match="'mine' loads nothing onto a GPU in a way"):
+        measure_transfers(toy_config(), Run("toy", "small", "mine", 8, 1), data, tmp_path / "t.csv")
