@@ -13,6 +13,7 @@ from cnnlib.engine import Stage
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import SUM_THREADS, THREADS, GpuOperator, Launch, mask_constants
 from cnnlib.engine.source import Constant
+from cnnlib.engine.upload import MAX_ELEMENTS
 from cnnlib.layers import Activation, Conv, Dense, Dropout, Subsample, enumerator_of
 from cnnlib.layers.pairs import Pair
 
@@ -104,9 +105,14 @@ class GemmConv(GpuOperator):
     def check(self) -> None:
         self.maps, rows, columns = self.planned.target_shape
         self.area = rows * columns
-        self.terms = self.planned.layer(Conv).fan_in(self.planned.source_shape)
+        layer = self.planned.layer(Conv)
+        self.terms = layer.fan_in(self.planned.source_shape)
         self.map_tile, self.term_tile = tile_of(self.maps), tile_of(self.terms)
         self.slice_size = self.maps * self.terms + self.maps
+        _, *source = self.planned.source_shape
+        padded = [length + 2 * p for length, p in zip(source, layer.padding, strict=True)]
+        if max(self.slice_size, *padded) > MAX_ELEMENTS:
+            raise self.unsupported("its weights or its padded map are beyond 32-bit indices")
 
     def allocate(self, batch_size: int) -> None:
         size = (self.terms, batch_size * self.area)

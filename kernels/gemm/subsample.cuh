@@ -55,7 +55,9 @@ struct Subsample {
   }
 
   // The share of a window's error that each of its elements gets for the mean; padding counts as zeros.
-  static __device__ __forceinline__ float share(float error) { return error / float(WINDOW_ROWS * WINDOW_COLUMNS); }
+  static __device__ __forceinline__ float share(float error) {
+    return error / (float(WINDOW_ROWS) * float(WINDOW_COLUMNS));
+  }
 
   static __device__ __forceinline__ void forward(const float* __restrict__ source, float* __restrict__ target,
                                                  int count) {

@@ -36,6 +36,17 @@ def test_a_size_and_its_value_stay_in_one_line() -> None:
     assert sum(len(re.findall(r"\b\w+ = \d+", line)) for line in lines) == 100
 
 
+@pytest.mark.quick
+def test_numbers_have_a_declaration_of_their_own() -> None:
+    constants = {"SIZE": 3, "SCALE": 4 / 3, "RATE": 1e-5, "THRESHOLD": -(2**31)}
+    assert KernelSource("dropout1", "gemm/dropout.cuh", constants).struct == (
+        "struct dropout1 {\n"
+        "  static constexpr int SIZE = 3, THRESHOLD = -2147483648;\n"
+        "  static constexpr float SCALE = 1.3333333333333333f, RATE = 1e-05f;\n"
+        "};"
+    )
+
+
 @functools.cache
 def messages(source: str) -> str:
     """What the compiler says about a unit."""
@@ -52,6 +63,9 @@ def messages(source: str) -> str:
         (gemm_cuda.STAGE, "PARAMETERS", -1, "a slice has a gradient of each weight"),
         (gemm_cuda.STAGE, "SUM_THREADS", 1, "32 neighbouring weights"),
         (gemm_cuda.STAGE, "N_TILE", 1, "threads share out the results"),
+        (gemm_cuda.STAGE, "WINDOW_ROWS", 1, "windows lie side by side"),
+        (gemm_cuda.STAGE, "ROW_PADDING", 1, "no window reaches beyond the map"),
+        (gemm_cuda.STAGE, "WIDTH", 1, "windows fill the map"),
         (fused.STAGE, "FORWARD_BYTES", -4, "weights and images"),
         (fused.STAGE, "BACKWARD_BYTES", -16, "arrays of the backward pass"),
         (fused.STAGE, "M_TILES", -1, "every row has a block"),

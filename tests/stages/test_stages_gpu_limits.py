@@ -11,7 +11,7 @@ from cnnlib.engine import Setup, plan
 from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Dense, Layer
 from cnnlib.network import Network
-from cnnlib.stages import fused, ring
+from cnnlib.stages import fused, gemm_cuda, ring
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import each_gpu_stage, each_of, on, open_engine, pictures
@@ -240,6 +240,15 @@ def test_loads_that_do_not_fit_are_refused(stage):
 def test_batches_beyond_the_kernels_indices_are_refused(stage, device):
     with pytest.raises(DoesNotFit, match=r"beyond 32-bit indices"):
         open_engine(stage, lenet5(), 2**23, device)
+
+
+def test_padding_beyond_the_kernels_indices_is_refused(device):
+    network = build(
+        "far", (1, 6, 6), 2, [{"conv": {"maps": 1, "kernel": 1, "padding": 2**30}}, {"dense": 2}]
+    )
+    planned = plan(gemm_cuda.STAGE, network)[0]
+    with pytest.raises(Unsupported, match=r"conv1 of network 'far': .* beyond 32-bit indices"):
+        planned.operator(planned, gemm_cuda.STAGE, device)
 
 
 @each_gpu_stage
