@@ -28,6 +28,13 @@ def judge(
         list[str] | None,
         typer.Option(help="A further stage or file to be timed in turn; can be repeated."),
     ] = None,
+    rivals: Annotated[
+        bool, typer.Option(help="Look for the best shipped stage and the best peer to time beside.")
+    ] = True,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="A part of the judgement; can be repeated; default: all of them."),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="The data set's .npz file; default: in results/data.")
     ] = None,
@@ -55,7 +62,7 @@ def judge(
     from cnnlib.config import load_config
     from cnnlib.errors import ConfigError
     from cnnlib.judging import page, record
-    from cnnlib.judging.judgement import Judgement, Wanted
+    from cnnlib.judging.judgement import PARTS, Judgement, Wanted
     from cnnlib.measuring.runs import usual_batch_size
     from cnnlib.stages import file_of, find_stage, is_path
     from cnnlib.training.target import check_batch
@@ -67,8 +74,11 @@ def judge(
     at_least_one(batch=batch_size, repeats=repeats, images=1 if images is None else images)
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed must not be negative: {seed}")
-    rivals = tuple(against or ())
-    for where, entry in (("judge", stage), *(("--against", each) for each in rivals)):
+    for each in part or ():
+        if each not in PARTS:
+            raise ConfigError(f"unknown part {each!r} in --part; known: {', '.join(PARTS)}")
+    beside = tuple(against or ())
+    for where, entry in (("judge", stage), *(("--against", each) for each in beside)):
         if is_path(entry):
             file_of(entry, where)
         elif where == "--against":
@@ -88,7 +98,9 @@ def judge(
     if record.clear(folder):
         typer.echo(f"{folder}: the earlier judgement there is removed", err=True)
     used = secrets.randbits(32) if seed is None else seed
-    wanted = Wanted(stage, name, built, batch_size, repeats, images, used, rivals)
+    wanted = Wanted(
+        stage, name, built, batch_size, repeats, images, used, beside, rivals, tuple(part or ())
+    )
     findings = Judgement(settings, wanted, loaded, folder, typer.echo).make()
     typer.echo(f"{findings.stage}: {findings.verdict}")
     typer.echo(f"page: {folder / record.PAGE}")

@@ -11,7 +11,6 @@ import numpy as np
 from cnnlib.config import Config
 from cnnlib.datasets import Dataset, noise
 from cnnlib.device import KernelError
-from cnnlib.device.driver import gpu_present
 from cnnlib.engine import ImageByImage
 from cnnlib.errors import DeviceError, UserError, WorkerDied, one_line
 from cnnlib.judging import emulation, page, record, rivals, roofline, tools, tricks
@@ -44,6 +43,10 @@ class Wanted:
     seed: int
     against: tuple[str, ...] = ()
     """Further stages or files that are timed in turn."""
+    rivals: bool = True
+    """Whether the best shipped stage and the best peer are looked for."""
+    parts: tuple[str, ...] = ()
+    """Names of PARTS that are made; empty: all."""
 
 
 class Judgement:
@@ -67,7 +70,8 @@ class Judgement:
         """Judge the stage. Raises UserError where the stage cannot be judged here at all."""
         self.open()
         for name, part in PARTS.items():
-            self._make(name, part)
+            if name in (self.wanted.parts or PARTS):
+                self._make(name, part)
         self.findings.finished = True
         self._write()
         return self.findings
@@ -206,10 +210,9 @@ class Judgement:
 
     def compute_sanitizer(self) -> tuple[Word, str, list[str]]:
         """NVIDIA's checker on a GPU."""
-        if not gpu_present():
-            return "not done", "there is no GPU here", []
+        # The driver is not asked: CUDA must not be initialised in this process, which forks.
         if self.findings.device_kind != "cuda":
-            return "not done", "the stage does not run on the GPU here", []
+            return "not done", f"it runs on no GPU here, but on {self.findings.device}", []
         tool = tools.find_tool("compute-sanitizer")
         if tool is None:
             return "not done", "compute-sanitizer is neither on PATH nor in the CUDA toolkit", []
@@ -223,18 +226,15 @@ class Judgement:
         if self.findings.rejected:
             return "not done", "the times of a stage that a check did not accept mean nothing", []
         findings, wanted = self.findings, self.wanted
-        judged = Arm(wanted.stage, "judged", self._device)
+        judged = Arm(wanted.stage, "judged", self._device, findings.stage)
         course = self._course(judged)
         findings.images = course.count
         if not self._by_image:
             self._check_course(course, judged)
         kind = findings.device_kind
-        others, out = rivals.quickest(
-            course,
-            rivals.candidates(kind, {findings.stage, *wanted.against}),
-            self.seed(),
-            self.say,
-        )
+        known = {findings.stage, *wanted.against}
+        possible = rivals.candidates(kind, known) if wanted.rivals else []
+        others, out = rivals.quickest(course, possible, self.seed(), self.say)
         others += [Arm(name, "stage", self._device) for name in wanted.against]
         race = Race(findings.timings, findings.profile, {})
         rivals.run(course, [judged, *others], wanted.repeats, self.seed, race, self.say)
@@ -251,9 +251,9 @@ class Judgement:
             text += "; emulated: no guide to a GPU's speed"
         left = [f"no rival: {', '.join(names)}: {why}" for why, names in out.items()]
         left += [f"dropped out: {name}: {why}" for name, why in race.failures.items()]
-        if not any(other.role == "stage" for other in others):
+        if wanted.rivals and not any(other.role == "stage" for other in others):
             left.append("no other shipped stage trains this on such a device")
-        if not any(other.role == "peer" for other in others):
+        if wanted.rivals and not any(other.role == "peer" for other in others):
             left.append("no peer is comparable here" if kind == "emulated" else "no peer runs here")
         return "measured", text, left
 
@@ -324,8 +324,7 @@ class Judgement:
         setup = setup_of(self.config, wanted.network, self.dataset, wanted.batch_size)
         for arm in record.arms(findings):
             each = statistics.median(t.seconds / t.images for t in findings.timings if t.arm == arm)
-            name = findings.stage if arm.role == "judged" else arm.name
-            findings.points.append(roofline.point(name, wanted.network, setup, each))
+            findings.points.append(roofline.point(str(arm), wanted.network, setup, each))
         own = findings.points[0]
         text = f"{own.intensity:.3g} operations per byte, {_rate(own.rate)}"
         if findings.device_kind == "emulated":

@@ -58,13 +58,12 @@ def ratio_rows(findings: Findings) -> list[tuple[str, ...]]:
     for arm in arms(findings):
         times = [timing.seconds for timing in findings.timings if timing.arm == arm]
         spread = f"{1e3 * min(times):.4g} to {1e3 * max(times):.4g}"
-        name = findings.stage if arm.role == "judged" else arm.name
         factor = interval = ""
         if found := ratios.get(arm):
             factor = f"{found.factor:.3g}"
             interval = f"{found.low:.3g} to {found.high:.3g}" if found.low == found.low else ""
         median = f"{1e3 * statistics.median(times):.4g}"
-        rows.append((name, arm.role, median, spread, str(len(times)), factor, interval))
+        rows.append((str(arm), arm.role, median, spread, str(len(times)), factor, interval))
     return rows
 
 
@@ -111,7 +110,7 @@ def _times(findings: Findings) -> "Figure":
         color = (findings.color if own else "") or COLORS[arm.role]
         axes.barh(place, statistics.median(times), height=0.55, color=color, alpha=0.35)
         axes.plot(times, [place] * len(times), "o", color=color, markersize=4)
-    axes.set_yticks(range(len(timed)), [_label(findings, arm.role, arm.name) for arm in timed])
+    axes.set_yticks(range(len(timed)), [f"{arm} ({arm.role})" for arm in timed])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel(f"milliseconds for an epoch of {findings.images} images")
@@ -143,10 +142,6 @@ def _roofline(findings: Findings) -> "Figure":
     axes.set_ylabel("operations per second")
     _plain(axes)
     return figure
-
-
-def _label(findings: Findings, role: str, name: str) -> str:
-    return f"{findings.stage} (judged)" if role == "judged" else f"{name} ({role})"
 
 
 def _plain(axes: object) -> None:

@@ -120,7 +120,7 @@ def write(folder: Path, findings: Findings) -> None:
             folder / TIMES,
             head,
             [
-                (t.arm.name, t.arm.role, t.repeat, t.images, t.seconds, t.loss, t.device)
+                (str(t.arm), t.arm.role, t.repeat, t.images, t.seconds, t.loss, t.device)
                 for t in findings.timings
             ],
         )

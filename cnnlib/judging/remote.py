@@ -95,6 +95,7 @@ class Worker:
         said = self._opened.enter_context(self.log.open("wb"))
         self._before = children()
         command = [*self._under, sys.executable, "-m", "cnnlib.judging.worker", str(path)]
+        command += ["under-a-tool"] if self._under else []
         paths = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
             command,

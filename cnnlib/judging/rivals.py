@@ -50,6 +50,11 @@ class Arm:
     role: Role
     device: str
     """The choice of sweep.device for it."""
+    shown: str = ""
+    """What tables and messages call it, where that is not `name`."""
+
+    def __str__(self) -> str:
+        return self.shown or self.name
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,7 @@ def run(
                 race.failures[arm.name] = one_line(error)
                 continue
             race.timings.append(timing)
-            said.append(f"{arm.name} {1e3 * timing.seconds:.4g} ms")
+            said.append(f"{arm} {1e3 * timing.seconds:.4g} ms")
         say(f"  repeat {repeat} of {repeats}: {', '.join(said)}")
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnlib.datasets import noise
+from cnnlib.device.toolkit import find_toolkit
 from cnnlib.engine import Setup
 from cnnlib.errors import DeviceError
 from cnnlib.judging.emulation import trained
@@ -57,6 +58,9 @@ def find_tool(name: str) -> str | None:
     """The path of one of NVIDIA's tools, on PATH or where the toolkit's installers put it."""
     if found := shutil.which(name):
         return found
+    toolkit = find_toolkit()
+    if toolkit is not None and (beside := Path(toolkit.nvcc).parent / name).is_file():
+        return str(beside)
     for place in PLACES:
         root, _, pattern = place.partition("*")
         folders = (

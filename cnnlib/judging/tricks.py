@@ -404,21 +404,24 @@ def check_clock(engine: Engine) -> None:
     """Compare the clocks of the stage's process with this one's. Raises ValidationFailed."""
     worker = cast(RemoteEngine, engine).worker
 
-    def read() -> tuple[float, list[float]]:
+    def read() -> tuple[float, list[float], float]:
+        before = time.perf_counter()
         clocks = cast(list[float], worker.ask("clocks").head["clocks"])
-        return time.perf_counter(), clocks
+        return before, clocks, time.perf_counter()
 
-    began, first = read()
+    first = read()
     time.sleep(CLOCK_SECONDS)
-    ended, second = read()
-    for name, before, after in zip(
-        ("time.perf_counter", "time.monotonic", "time.time"), first, second, strict=True
-    ):
-        rate = (after - before) / (ended - began)
-        if abs(rate - 1) > CLOCK:
+    second = read()
+    # The clocks were read somewhere between the judge's readings before and after.
+    least, most = second[0] - first[2], second[2] - first[0]
+    names = ("time.perf_counter", "time.monotonic", "time.time")
+    for name, began, ended in zip(names, first[1], second[1], strict=True):
+        passed = ended - began
+        if not least * (1 - CLOCK) <= passed <= most * (1 + CLOCK):
             raise failure(
                 engine,
-                f"in its process {name} runs {rate:.3g} times as fast as the judge's clock",
+                f"in its process {name} runs {passed / least:.2g} times as fast as the judge's "
+                "clock",
             )
 
 

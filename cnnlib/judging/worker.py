@@ -219,9 +219,10 @@ def _plain(values: dict[str, object]) -> dict[str, object]:
     return plain
 
 
-def main(path: str) -> None:
+def main(path: str, *, under_a_tool: bool) -> None:
     """Answer the judge at this socket until it goes away."""
-    die_with_parent()
+    if not under_a_tool:  # whose thread that has started this process may end before it
+        die_with_parent()
     judge = socket.socket(socket.AF_UNIX)
     judge.connect(path)
     with ExitStack() as opened, judge:
@@ -242,4 +243,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], under_a_tool=sys.argv[2:] == ["under-a-tool"])

@@ -30,9 +30,10 @@ KERNEL = """
       target[i] = activate<layer::FUNCTION>(source[i]); \\
   } \\
   ENTRY_POINT(layer, activate_backward) \\
-  (const float* target, const float* target_errors, float* source_errors, int count) { \\
+  (const float* source, const float* target, const float* target_errors, float* source_errors, \\
+   int count) { \\
     for (int i : grid_range(count * layer::SIZE)) \\
-      source_errors[i] = target_errors[i] * slope<layer::FUNCTION>(target[i]); \\
+      source_errors[i] = target_errors[i] * slope<layer::FUNCTION>(source[i], target[i]); \\
   }
 """
 
@@ -85,7 +86,7 @@ def test_a_stage_of_ones_own(home: Home, folder: Path) -> None:
     with open(folder / "out/times.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {(row["stage"], row["repeat"]) for row in rows} == {
-        (stage, repeat) for stage in ("./mine.py", "gemm") for repeat in ("1", "2")
+        (stage, repeat) for stage in ("mine", "gemm") for repeat in ("1", "2")
     }
     (ratio,) = facts(folder)["ratios"]  # type: ignore[misc]
     assert ratio["low"] <= ratio["factor"] <= ratio["high"]
@@ -145,10 +146,25 @@ def test_bad_input(home: Home, folder: Path) -> None:
     (folder / "broken.py").write_text("import nothing_of_that_name\n")
     assert "./broken.py" in home.fails("judge", "./broken.py", *JUDGE)
     assert "--images must be from 16" in home.fails("judge", "gemm", *JUDGE, "--images", "3")
+    assert "known: check, tricks" in home.fails("judge", "gemm", *JUDGE, "--part", "chck")
+    assert "unknown stage 'gem' in --against" in home.fails(
+        "judge", "gemm", *JUDGE, "--against", "gem"
+    )
     assert "--repeats must be at least 1" in home.fails("judge", "gemm", "--repeats", "0")
     assert "unknown network" in home.fails("judge", "gemm", *JUDGE, "--network", "large")
     assert "none.npz" in home.fails("judge", "gemm", "--data", "none.npz")
     assert not (folder / "out/page.html").exists()
+
+
+def test_chosen_parts_and_rivals(home: Home, folder: Path) -> None:
+    (folder / "mine.py").write_text(MINE)
+    (folder / "other.py").write_text(MINE.replace('"mine"', '"other"'))
+    chosen = ("--part", "check", "--part", "times", "--no-rivals", "--against", "./other.py")
+    home("judge", "./mine.py", *JUDGE, *chosen)
+    assert words(folder) == {"check": "right", "times": "measured"}
+    (ratio,) = facts(folder)["ratios"]  # type: ignore[misc]
+    assert ratio["other"]["name"] == "./other.py"
+    assert "peer" not in json.dumps(facts(folder)["parts"][1])  # type: ignore[index]
 
 
 def test_an_interrupted_judgement_keeps_what_is_finished(start: Start, folder: Path) -> None:
