@@ -66,7 +66,8 @@ def edited(run: Run, folder: Path) -> str:
     card = card_of(run.stage, "sweep.stages")
     if card.digest == read_facts(folder).get("stage_digest", ""):
         return ""
-    return f"{folder} was measured with another version of {card.file or 'the stage'}"
+    stage = card.file or f"stage '{run.stage}'"
+    return f"{folder} was measured with another version of {stage} or of what it uses"
 
 
 def is_sound(folder: Path) -> bool:

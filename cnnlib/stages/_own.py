@@ -26,7 +26,7 @@ from cnnlib.stages._own_problems import (
     problem_of_import,
     problem_of_record,
 )
-from cnnlib.stages._unusable import unusable
+from cnnlib.stages._unusable import Unusable, unusable
 from cnnlib.system import traces
 
 GROUP = "cnnlib.stages"
@@ -48,8 +48,14 @@ class Own:
 
     @classmethod
     def of(cls, stage: Stage, source: str, file: Path, files: tuple[Path, ...]) -> "Own":
-        """The stage of a file that is made of `files`."""
-        return cls(stage, source, file, files, digest_of(files, file.parent))
+        """The stage of a file that is made of `files`.
+
+        One that lacks a library has another digest than once that is installed.
+        """
+        digest = digest_of(files, file.parent)
+        if issubclass(stage.engine, Unusable):
+            digest = hashlib.sha256(f"{digest} {stage.change}".encode()).hexdigest()
+        return cls(stage, source, file, files, digest)
 
 
 _loaded: dict[str, Own] = {}

@@ -1,5 +1,6 @@
 """Stages outside the repository in every command that takes one."""
 
+import importlib
 import json
 import re
 import shutil
@@ -95,6 +96,22 @@ def test_a_missing_library_is_an_unavailable_row(mine: Home, write: Write) -> No
     assert said.startswith(f"mine, batch 8: unavailable: {why}")
     assert why in mine("plan", "--stage", path)
     assert mine("check", "--stage", path, code=1) == f"{why}\n"
+
+
+def test_a_library_that_is_installed_later_is_noticed(
+    mine: Home, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mine.folder / "results/data").mkdir(parents=True)
+    shutil.copy("toy.npz", "results/data/toy.npz")
+    monkeypatch.syspath_prepend(str(mine.folder / "site"))
+    write("", "site/other_library.py")
+    listing(mine, write(SOUND + "import new_library\n"))
+    assert "unavailable" in mine("sweep")
+    assert mine("sweep") == ""
+    write("", "site/new_library.py")
+    importlib.invalidate_caches()
+    forgetful(monkeypatch)
+    assert "mine, batch 8: ok" in mine("sweep")
 
 
 def test_train(mine: Home, write: Write) -> None:
