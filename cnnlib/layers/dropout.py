@@ -2,6 +2,8 @@
 JMLR 2014), with masks that every stage computes alike.
 """
 
+import math
+
 import numpy as np
 from pydantic import Field
 
@@ -11,6 +13,8 @@ from cnnlib.layers.philox import philox
 
 MASK = "mask"
 """The key under which a layer finds its mask beside its parameters, in training only."""
+CHUNK = 2**13
+"""Counters whose random words are drawn together: so many that they stay in a core's cache."""
 
 
 class Dropout(Layer):
@@ -44,16 +48,18 @@ class Dropout(Layer):
         in C order, u. The random word is word u % 4 of Philox's output for the counter
         (u // 4, image, step, layer) and the key (seed mod 2^32, seed div 2^32).
         """
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         images = np.atleast_1d(np.asarray(image))
-        blocks = np.arange(ceil_div(size, 4))
-        words = philox(
-            (blocks[None, :], images[:, None], step % 2**32, layer),
-            (seed % 2**32, (seed >> 32) % 2**32),
-        )
-        drawn = words.transpose(1, 2, 0).reshape(len(images), -1)[:, :size]
-        kept: Array = (drawn >= self.threshold).reshape(len(images), *shape)
-        return kept if np.ndim(image) else kept[0]
+        key = seed % 2**32, (seed >> 32) % 2**32
+        blocks = np.arange(ceil_div(size, 4))[:, None]
+        kept = np.empty((len(blocks), 4, len(images)), bool)
+        chunk = ceil_div(CHUNK, len(images))
+        for start in range(0, len(blocks), chunk):
+            part = slice(start, start + chunk)
+            words = philox((blocks[part], images, step % 2**32, layer), key)
+            np.greater_equal(words.swapaxes(0, 1), self.threshold, out=kept[part])
+        found = kept.reshape(-1, len(images))[:size].T.reshape(-1, *shape)
+        return found if np.ndim(image) else found[0]
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape

@@ -18,17 +18,17 @@ _HIGH = np.uint64(32)
 
 
 def philox(counter: Sequence[Array | int], key: tuple[int, int]) -> Array:
-    """Four random words for each counter, as (4, n) uint32.
+    """Four random words for each counter, as (4, *shape) uint32.
 
-    `counter` has four words, each an array (n,) of numbers below 2^32 or one for all; `key` has
-    two.
+    `counter` has four words, arrays of numbers below 2^32 or one number for all, which are
+    broadcast to the shape of the counters; `key` has two. Words that many counters have in common
+    are better given broadcast: the first rounds then compute with few numbers.
     """
-    shape = np.broadcast_shapes(*(np.shape(word) for word in counter))
-    a, b, c, d = (np.array(np.broadcast_to(np.asarray(w, np.uint64), shape)) for w in counter)
+    a, b, c, d = (np.asarray(word, np.uint64) for word in counter)
     for round_ in range(ROUNDS):
         steps = zip(key, KEY_STEPS, strict=True)
         low, high = (np.uint64((word + round_ * step) % 2**32) for word, step in steps)
         first, second = np.uint64(MULTIPLIERS[0]) * a, np.uint64(MULTIPLIERS[1]) * c
-        a, c = (second >> _HIGH) ^ b ^ low, (first >> _HIGH) ^ d ^ high
+        a, c = (second >> _HIGH) ^ (b ^ low), (first >> _HIGH) ^ (d ^ high)
         b, d = second & _WORD, first & _WORD
-    return np.stack([a, b, c, d]).astype(np.uint32)
+    return np.stack(np.broadcast_arrays(a, b, c, d)).astype(np.uint32)

@@ -8,6 +8,11 @@ from cnnlib.engine.cpu import MicroBatchOperator
 from cnnlib.layers import Array, Conv
 from cnnlib.stages.gemm.windows import Windows
 
+PAGE = 4096
+"""Bytes from one number to another that caches keep in the same few places."""
+SPARE = 64
+"""Bytes that are left free behind rows of that length."""
+
 
 class MatrixConv(MicroBatchOperator):
     """Convolution as products of matrices, one for each row of outputs.
@@ -31,7 +36,7 @@ class MatrixConv(MicroBatchOperator):
         seen = (rows - 1) * s + i
         # Of the rows seen, the source's own; those before and behind them are padding.
         self._begin, self._end = min(p, seen), min(p + height, seen)
-        columns = self.buffer(seen, channels, j, across, images)
+        columns = self._apart(seen, channels, j, across, images)
         if p or q:
             columns.fill(0)  # padding stays zero: only the source's elements are ever written
         self._seen = stacks(columns.reshape(seen, channels * j, across * images), i, s, rows)
@@ -42,7 +47,7 @@ class MatrixConv(MicroBatchOperator):
         self._padded_error.fill(0)
         self._error = self._padded_error[self._above : self._above + rows]
         self.target_error = self._error
-        self._columns_error = self.buffer(self._end - self._begin, channels, j, across, images)
+        self._columns_error = self._apart(self._end - self._begin, channels, j, across, images)
         self._meetings = Windows(width, j, t, q, across).meetings
         own = columns[self._begin : self._end]
         self._copies = self._pairs(own, self.source)
@@ -52,6 +57,13 @@ class MatrixConv(MicroBatchOperator):
         self._products = self.buffer(rows, i * channels * j, maps)
         self._sums = self.buffer(rows, maps)
         self._ones = np.ones(across * images, self.source.dtype)
+
+    def _apart(self, *shape: int) -> Array:
+        """A buffer whose rows (W, N) do not begin a multiple of PAGE bytes apart."""
+        *before, width, images = shape
+        run, size = width * images, self.source.dtype.itemsize
+        spare = SPARE // size if run * size % PAGE == 0 else 0
+        return self.buffer(*before, run + spare)[..., :run].reshape(shape)
 
     def _pairs(self, columns: Array, maps: Array) -> list[tuple[Array, Array]]:
         """For each kernel column, the part of `columns` and the elements of `maps` that it has."""

@@ -44,10 +44,9 @@ class MaskedDropout(MicroBatchOperator):
                 np.copyto(self.target, self.source)
             return
         step, positions = self.moment
-        kept = self.setup.mask(self.planned.start, step, positions)
+        kept = np.moveaxis(self.setup.mask(self.planned.start, step, positions), 0, -1)
         # A short micro-batch is filled up with copies of an image, whose errors are 0.
-        mask = in_c_order(self._mask)[..., : len(positions)]
-        np.multiply(kept.transpose(*range(1, kept.ndim), 0), self._scale, out=mask)
+        np.multiply(kept, self._scale, out=in_c_order(self._mask)[..., : len(positions)])
         np.multiply(self.source, self._mask, out=self.target)
 
     def backward(self) -> None:
