@@ -1,5 +1,7 @@
 """Convolution as products of matrices (im2col and BLAS)."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
@@ -9,9 +11,25 @@ from cnnlib.layers import Array, Conv
 from cnnlib.stages.gemm.windows import Windows
 
 PAGE = 4096
-"""Bytes from one number to another that caches keep in the same few places."""
+"""Numbers this many bytes apart share few places of a core's cache."""
 SPARE = 64
-"""Bytes that are left free behind rows of that length."""
+"""Bytes that are left free behind rows that would begin a multiple of PAGE apart."""
+GROUP = 2**19
+"""Bytes of columns' errors that are computed together, to be added up while a core's cache has
+them."""
+
+
+class Pass(NamedTuple):
+    """How the errors of some rows of the source are computed, by views of the buffers."""
+
+    kernel_row: int
+    """The first kernel row that these rows meet; the others follow by the stride."""
+    error: Array
+    """(count, rows met M, W' N) The errors of the outputs that each row was seen by."""
+    columns: Array
+    """(count, C J, W' N) Their product with the weights: the errors of the rows' columns."""
+    sums: list[tuple[Array, Array]]
+    """Parts of `columns` and the elements of the source's error that they are added to."""
 
 
 class MatrixConv(MicroBatchOperator):
@@ -47,13 +65,10 @@ class MatrixConv(MicroBatchOperator):
         self._padded_error.fill(0)
         self._error = self._padded_error[self._above : self._above + rows]
         self.target_error = self._error
-        self._columns_error = self._apart(self._end - self._begin, channels, j, across, images)
         self._meetings = Windows(width, j, t, q, across).meetings
         own = columns[self._begin : self._end]
         self._copies = self._pairs(own, self.source)
-        self._sums_of_copies = []
-        if self.source_error is not None:
-            self._sums_of_copies = self._pairs(self._columns_error, self.source_error)
+        self._passes = [] if self.source_error is None else self._plan_errors(self.source_error)
         self._products = self.buffer(rows, i * channels * j, maps)
         self._sums = self.buffer(rows, maps)
         self._ones = np.ones(across * images, self.source.dtype)
@@ -93,31 +108,43 @@ class MatrixConv(MicroBatchOperator):
         if self.source_error is not None:
             self._backward_data(self.source_error)
 
-    def _backward_data(self, source_error: Array) -> None:
-        """Write the source's errors: the columns' errors, added up where the columns came from.
+    def _plan_errors(self, source_error: Array) -> list[Pass]:
+        """Passes for all rows of the source that a window sees.
 
         Row y = q s + r of the padded source met kernel rows i = r, r + s, ... for output rows q,
         q - 1, ...: so for each r, the errors of consecutive output rows make one product.
         """
-        s = self.stride
-        maps, _, channels, j = self._weight.shape
-        padded = row_matrices(self._padded_error)
-        columns_error = self._columns_error
-        flat_error = columns_error.reshape(len(columns_error), channels * j, -1)
-        for r in range(s):
-            first = max(0, ceil_div(self._begin - r, s))  # the q of the first such row
-            result = flat_error[first * s + r - self._begin :: s]
-            weight = self._weight[:, r::s][:, ::-1]  # the last kernel row met the first output row
-            met = weight.shape[1]
-            if met and len(result):
-                seen = stacks(padded[self._above + first - (met - 1) :], met, 1, len(result))
-                flat = weight.transpose(2, 3, 1, 0).reshape(channels * j, met * maps)
-                np.matmul(flat, seen, out=result)
-            else:
-                result.fill(0)  # stride beyond the kernel: no window has this row
+        _, i, channels, j = self._weight.shape
+        _, _, across, images = self.target.shape
+        s, padded = self.stride, row_matrices(self._padded_error)
+        most = GROUP // (channels * j * across * images * padded.itemsize)
+        most = max(1, min(most, self._end - self._begin))
+        buffer = self._apart(most, channels, j, across, images)
+        passes = []
+        for r in range(min(s, i)):
+            met = ceil_div(i - r, s)
+            first, end = (max(0, ceil_div(y - r, s)) for y in (self._begin, self._end))  # of q
+            for q in range(first, end, most):
+                columns = buffer[: min(most, end - q)]
+                sums = self._pairs(columns, source_error[q * s + r - self._begin :: s])
+                above = padded[self._above + q - (met - 1) :]
+                error = stacks(above, met, 1, len(columns))
+                passes.append(Pass(r, error, columns.reshape(len(columns), channels * j, -1), sums))
+        return passes
+
+    def _backward_data(self, source_error: Array) -> None:
+        """Write the source's errors: the columns' errors, added up where the columns came from."""
+        _, _, channels, j = self._weight.shape
+        weights = []
+        for r in range(self.stride):
+            met = self._weight[:, r :: self.stride]
+            # the last kernel row met the first output row
+            weights.append(met[:, ::-1].transpose(2, 3, 1, 0).reshape(channels * j, -1))
         source_error.fill(0)
-        for columns, elements in self._sums_of_copies:
-            np.add(elements, columns, out=elements)
+        for r, error, columns, sums in self._passes:
+            np.matmul(weights[r], error, out=columns)
+            for part, elements in sums:
+                np.add(elements, part, out=elements)
 
 
 def row_matrices(maps: Array) -> Array:

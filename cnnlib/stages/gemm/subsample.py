@@ -64,9 +64,12 @@ class Place(NamedTuple):
     element: Array
     element_error: Array
     result: Array
+    """What the windows yield; this and what follows has an element for each of them."""
     result_error: Array
     won: Array
+    """bool: the windows whose element here is the winner."""
     passed: Array
+    """The error that the element here receives."""
 
 
 class Along:
@@ -104,18 +107,37 @@ class Along:
             combine(place.result, place.element, out=place.result)
 
     def backward(self) -> None:
-        """Compute the source's errors from `target_error`, which is overwritten."""
-        if not self._windows.cover:
+        """Compute the source's errors from `target_error`, which may be overwritten."""
+        if self._windows.cover:
+            backward = self._copy_errors if self._method == "mean" else self._move_errors
+        else:
             self._source_error.fill(0)
+            backward = self._add_errors
+        backward()
+
+    def _copy_errors(self) -> None:
+        for place in self.places:
+            np.copyto(place.element_error, place.result_error)
+
+    def _move_errors(self) -> None:
+        """Move each error to the first element that won; later ones get what is left: nothing."""
+        *others, last = self.places
+        left = last.result_error
+        for place in others:
+            np.equal(place.element, place.result, out=place.won)
+            np.multiply(left, place.won, out=place.element_error)
+            rest = last.element_error if place is others[-1] else left
+            np.subtract(left, place.element_error, out=rest)
+        if not others:
+            np.copyto(last.element_error, left)
+
+    def _add_errors(self) -> None:
+        """The same where an element may be in several windows, or in none."""
         for place in self.places:
             passed = place.result_error
-            if self._method == "max" and not (self._windows.cover and place is self.places[-1]):
-                # The first winner takes the error; later places get what is left, which is nothing.
-                passed = place.passed if self._windows.overlap else place.element_error
+            if self._method == "max":
+                passed = place.passed
                 np.equal(place.element, place.result, out=place.won)
                 np.multiply(place.result_error, place.won, out=passed)
                 np.subtract(place.result_error, passed, out=place.result_error)
-            if self._windows.overlap:
-                np.add(place.element_error, passed, out=place.element_error)
-            elif passed is not place.element_error:
-                np.copyto(place.element_error, passed)
+            np.add(place.element_error, passed, out=place.element_error)

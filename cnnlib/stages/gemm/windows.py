@@ -32,11 +32,6 @@ class Windows:
         return found
 
     @property
-    def overlap(self) -> bool:
-        """Whether an element may be in several windows."""
-        return self.stride < self.size
-
-    @property
     def cover(self) -> bool:
         """Whether every element of the map is in exactly one window, and no padding in any."""
         return self.stride == self.size and not self.padding and self.length % self.size == 0
