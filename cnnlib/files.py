@@ -12,6 +12,7 @@ import stat
 import struct
 import tempfile
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -192,6 +193,7 @@ def arrays_in(
         SyntaxError,
         OverflowError,
         struct.error,
+        tokenize.TokenError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
