@@ -121,12 +121,12 @@ def train(
         vectors = 1 if checkpoint is None else 4
         check_writable(*written, size=4 * vectors * built.parameter_count + PROBE_BYTES)
         start(engine, seed)
-        if weights is not None:
+        if checkpoint is not None and checkpoint.exists():
+            typer.echo(f"resuming from {checkpoint}")
+        elif weights is not None:
             engine.parameters, engine.steps = weights.parameters, weights.steps
             after = f", trained for {weights.steps:,} steps before" if weights.steps else ""
             typer.echo(f"from {begin}{after}")
-        if checkpoint is not None and checkpoint.exists():
-            typer.echo(f"resuming from {checkpoint}")
         right = None
         with Progress(total) as progress, report_interrupt(checkpoint), asked_to_stop() as stop:
             for done in train_epochs(

@@ -130,7 +130,7 @@ def with_pytorch(weights: Weights, images: Bytes) -> Difference:
     """How far the logits of `Network.to_torch` are; MissingLibrary without PyTorch."""
     from cnnlib.torch_modules.build import torch_module
 
-    torch = torch_module()
+    torch = torch_module("the check by PyTorch")
     module = weights.network.to_torch(weights.parameters, (weights.mean, weights.deviation))
     with torch.no_grad():
         parts = [

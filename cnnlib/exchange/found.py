@@ -44,7 +44,8 @@ class Found:
         target = network or self.network
         if target is None:
             raise DataError(
-                f"{self.what} holds tensors, but does not say of what network: give one"
+                f"{self.what} holds tensors, but does not say of what network: give one (on the "
+                "command line --network)"
             )
         mean = mean if self.mean is None else self.mean
         deviation = deviation if self.deviation is None else self.deviation

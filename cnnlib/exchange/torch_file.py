@@ -17,7 +17,7 @@ NESTED = ("state_dict", "model_state_dict", "model")
 
 def write(path: Path, weights: Weights) -> None:
     """Write the state_dict of `Network.to_torch`; MissingLibrary without PyTorch."""
-    torch = torch_module()
+    torch = torch_module("a file of torch.save")
     torch.save(state_dict(weights.tensors), path)
 
 
@@ -27,8 +27,8 @@ def read(path: Path) -> Found:
     A checkpoint is read that has it under one of the keys NESTED. Raises DataError naming the file
     when it is missing, damaged or holds anything but tensors, MissingLibrary without PyTorch.
     """
-    torch = torch_module()
     what = f"weights file {path}"
+    torch = torch_module(what)
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < SAFE:
         raise MissingLibrary(

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def torch_module() -> ModuleType:
-    """The module torch; MissingLibrary where it is not installed."""
+def torch_module(what: str = "this") -> ModuleType:
+    """The module torch; MissingLibrary, saying what needs it, where it is not installed."""
     try:
         import torch
     except ImportError:
         raise MissingLibrary(
-            "this needs PyTorch, which is not installed (pip install torch)"
+            f"{what} needs PyTorch, which is not installed (pip install torch)"
         ) from None
     module: ModuleType = torch
     return module
@@ -42,7 +42,7 @@ def sequential(
     there is a module `normalize` at the beginning. Raises MissingLibrary without PyTorch, and
     Unsupported for a kind of layer that has no module.
     """
-    torch = torch_module()
+    torch = torch_module("a network as a module")
     modules: dict[str, nn.Module] = {}
     if normalize is not None:
         from cnnlib.torch_modules.modules import Normalize
@@ -66,7 +66,7 @@ def sequential(
 
 def state_dict(tensors: Mapping[str, Array]) -> "dict[str, Tensor]":
     """The same arrays as tensors of PyTorch on the CPU, copied; MissingLibrary without PyTorch."""
-    torch = torch_module()
+    torch = torch_module("a state_dict")
     return {
         name: torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
         for name, array in tensors.items()

@@ -120,9 +120,11 @@ def test_without_the_libraries(trained: Home, monkeypatch: pytest.MonkeyPatch) -
     """They are optional: one line names the one that is missing, and nothing is written."""
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     said = trained.fails("convert", "w.npz", "w.pt")
-    assert "needs PyTorch, which is not installed (pip install torch)" in said
+    assert "a file of torch.save needs PyTorch, which is not installed (pip install" in said
     said = trained.fails("convert", "w.npz", "w.safetensors", "--check")
-    assert "needs PyTorch, which is not installed" in said
+    assert "the check by PyTorch needs PyTorch, which is not installed" in said
+    said = trained.fails("evaluate", "--weights", "w.pt", "--network", "small")
+    assert "weights file w.pt needs PyTorch, which is not installed" in said
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     assert "package onnx, which is not" in trained.fails("convert", "w.npz", "w.onnx")
     assert trained.names() == ["config.yaml", "toy.npz", "w.npz"]
