@@ -6,15 +6,17 @@ the step that is timed is the one that is compared with the reference.
 """
 
 import math
+import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from cnnlib.device import Device, Limits
 from cnnlib.engine.base import Engine
-from cnnlib.engine.stage import Bytes, Order, Planned, Setup, Stage, plan
+from cnnlib.engine.profile import PROFILED_SECONDS, KernelTime
+from cnnlib.engine.stage import Bytes, Order, Part, Planned, Setup, Stage, plan
 from cnnlib.errors import Unsupported
 from cnnlib.layers import DEFAULT_LOSS, Array
 from cnnlib.levels import for_maps
@@ -22,6 +24,9 @@ from cnnlib.levels import for_maps
 PROBE = 2.0**20
 """The learning rate of the step that a gradient is read off: so large that rounding the new weights
 takes nothing from the gradient, and a power of two, so that the product is exact."""
+
+PROFILED_CALLS = 4
+"""Calls of a profile between two waits for the device."""
 
 
 class OwnLoop(Engine[Any]):
@@ -184,6 +189,42 @@ class OwnLoop(Engine[Any]):
             part = self.place(np.ascontiguousarray(images[start : start + size]))
             found[start : start + size] = self.read(self.forward(self.normalised(part)))
         return found
+
+    def profile(self) -> list[KernelTime]:
+        """The way forward, and as `backward` all the rest of a step: errors, loss and update.
+
+        Both are means over the same batch. An engine that knows more of its parts overrides this;
+        one that overrides `load` alone has no profile.
+        """
+        if not hasattr(self, "_images"):
+            return []
+        size, network = self.setup.batch_size, self.network
+        images, labels = self.normalised(self._images[:size]), self._labels[:size]
+        saved = self.parameters, self.velocity
+        forward = self._mean_seconds(lambda: self.forward(images))
+        step = self._mean_seconds(lambda: self.step(images, labels, 0.0))
+        self.parameters, self.velocity = saved
+        whole = Planned(self, network, 0, len(network.layers))
+        times: tuple[tuple[Part, float], ...] = (
+            ("forward", forward),
+            ("backward", max(step - forward, 0.0)),
+        )
+        return [
+            KernelTime("network", part, "network", part, *whole.arithmetic(part, size), 0, 1, each)
+            for part, each in times
+        ]
+
+    def _mean_seconds(self, call: Callable[[], object]) -> float:
+        """Seconds of a call, once the first of them has done what only the first one does."""
+        call()
+        self.wait()
+        count, began = 0, time.perf_counter()
+        while not count or time.perf_counter() - began < PROFILED_SECONDS / 2:
+            for _ in range(PROFILED_CALLS):
+                call()
+            self.wait()
+            count += PROFILED_CALLS
+        return (time.perf_counter() - began) / count
 
     def _flat(self, arrays: Sequence[Any]) -> Array:
         parts = [self.read(array).reshape(-1) for array in arrays]

@@ -196,3 +196,22 @@ def test_a_loss_or_a_decay_that_a_loop_does_not_know() -> None:
         Softmax(stage, Setup(NETWORK, 4, 0.1, loss="mean_squared_error"))
     with pytest.raises(Unsupported, match="stage 'loop' has no weight decay"):
         Softmax.operators_on(stage, Setup(NETWORK, 4, 0.1, weight_decay=0.1), None)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_the_profile_has_two_parts_and_leaves_no_trace(momentum: float) -> None:
+    stage = stage_of(Softmax)
+    images = noise("noise", NETWORK.input_shape, NETWORK.classes, 2 * BATCH)
+    with open_target(stage) as target:
+        setup = Setup(NETWORK, BATCH, 0.1, momentum)
+        with open_engine(stage, setup, target, images) as engine:
+            engine.parameters = NETWORK.initial_parameters(1)
+            before = engine.parameters, engine.velocity, engine.steps
+            forward, rest = engine.profile()
+            after = engine.parameters, engine.velocity, engine.steps
+    assert all(np.array_equal(old, new) for old, new in zip(before, after, strict=True))
+    assert [forward.part, rest.part] == ["forward", "backward"]
+    assert forward.layers == rest.layers == "network"
+    assert forward.flops == BATCH * sum(NETWORK.forward_flops)
+    assert forward.seconds > 0
+    assert rest.seconds >= 0
