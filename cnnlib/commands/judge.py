@@ -61,6 +61,7 @@ def judge(
     from cnnlib import datasets
     from cnnlib.config import load_config
     from cnnlib.errors import ConfigError
+    from cnnlib.files import check_writable
     from cnnlib.judging import page, record
     from cnnlib.judging.judgement import PARTS, Judgement, Wanted
     from cnnlib.measuring.runs import usual_batch_size
@@ -95,13 +96,16 @@ def judge(
             f"training images of '{name}'; not {images}"
         )
     folder = Path(settings.results, "judge", Path(stage).stem) if out is None else out
-    if record.clear(folder):
-        typer.echo(f"{folder}: the earlier judgement there is removed", err=True)
+    check_writable(*record.files(folder))
     used = secrets.randbits(32) if seed is None else seed
     wanted = Wanted(
         stage, name, built, batch_size, repeats, images, used, beside, rivals, tuple(part or ())
     )
-    findings = Judgement(settings, wanted, loaded, folder, typer.echo).make()
+    judgement = Judgement(settings, wanted, loaded, folder, typer.echo)
+    judgement.open()  # what cannot be judged at all leaves an earlier judgement as it is
+    if record.clear(folder):
+        typer.echo(f"{folder}: the earlier judgement there is removed", err=True)
+    findings = judgement.make()
     typer.echo(f"{findings.stage}: {findings.verdict}")
     typer.echo(f"page: {folder / record.PAGE}")
     if findings.rejected:

@@ -67,8 +67,7 @@ class Judgement:
         self._limit = config.measuring.limit_seconds
 
     def make(self) -> Findings:
-        """Judge the stage. Raises UserError where the stage cannot be judged here at all."""
-        self.open()
+        """Make all parts, once the judgement is open."""
         for name, part in PARTS.items():
             if name in (self.wanted.parts or PARTS):
                 self._make(name, part)

@@ -177,9 +177,14 @@ class Worker:
         return text[-most:] or "it printed nothing"
 
     def busy_seconds(self) -> float:
-        """Processor time that the process and its threads have used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Processor time that the process, and all of its session, have used."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, IndexError, ValueError):  # one that has just ended
+                fields = stat.read_text().rpartition(")")[2].split()
+                if int(fields[3]) == self.process.pid:
+                    ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def finish(self, seconds: float = 60.0) -> int:
         """Close the connection and wait for the process to end by itself; returns its exit code.

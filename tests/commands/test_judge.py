@@ -97,9 +97,8 @@ def test_a_stage_of_ones_own(home: Home, folder: Path) -> None:
 
     # Judged again, nothing is reused: a part that is no longer made has left nothing behind.
     (folder / "mine.py").write_text(MINE.replace("threads=1", "threads=1, slack=1e6"))
-    assert home("judge", "./mine.py", *JUDGE, code=1).splitlines() == [
-        "out: the earlier judgement there is removed"
-    ]
+    said = home("judge", "./mine.py", *JUDGE, code=1)
+    assert "out: the earlier judgement there is removed" in said
     assert words(folder)["tricks"] == "REJECTED"
     assert not (folder / "out/times.csv").exists()
 
@@ -153,7 +152,11 @@ def test_bad_input(home: Home, folder: Path) -> None:
     assert "--repeats must be at least 1" in home.fails("judge", "gemm", "--repeats", "0")
     assert "unknown network" in home.fails("judge", "gemm", *JUDGE, "--network", "large")
     assert "none.npz" in home.fails("judge", "gemm", "--data", "none.npz")
-    assert not (folder / "out/page.html").exists()
+    assert not (folder / "out").exists()
+    (folder / "out").mkdir()
+    (folder / "out/page.html").write_text("an earlier one")
+    home.fails("judge", "./broken.py", *JUDGE)
+    assert (folder / "out/page.html").read_text() == "an earlier one"
 
 
 def test_chosen_parts_and_rivals(home: Home, folder: Path) -> None:

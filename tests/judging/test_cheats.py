@@ -28,6 +28,7 @@ EXPECTED = {
     "skips_late_steps": ("tricks", "this step alone matters"),
     "slows_the_clock": ("tricks", "in its process time.perf_counter runs 0."),
     "works_ahead": ("tricks", "cores busy"),
+    "works_ahead_in_a_process": ("tricks", "cores busy"),
     "wrong_losses": ("check", "mean loss of 3 steps"),
 }
 

@@ -11,7 +11,7 @@ from cnnlib.engine import Setup
 from cnnlib.errors import BrokenStage, ConfigError
 from cnnlib.judging.messages import receive, send
 from cnnlib.judging.remote import StageFailed, Worker
-from cnnlib.judging.tools import read_counters
+from cnnlib.judging.tools import first_report, read_counters
 from cnnlib.stages import gemm
 from cnnlib.training.target import open_engine
 from tests.support.command_line import alive, wait_for
@@ -147,6 +147,24 @@ NCU = """==PROF== Connected to process 7
 "1","update(float *)","gpu__time_duration.sum","usecond","3"
 "1","update(float *)","something.else","","1"
 """
+
+
+SANITIZED = """========= COMPUTE-SANITIZER
+========= Invalid __global__ read of size 4 bytes
+=========     at void conv1_forward(const float *)+0x50 in mine.cuh:12
+=========     by thread (0,0,0) in block (0,0,0)
+========= ERROR SUMMARY: 1 error
+"""
+
+
+def test_reports_of_compute_sanitizer_are_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a print of the stage\n" + SANITIZED)
+    assert first_report(tmp_path / "log") == (
+        "Invalid __global__ read of size 4 bytes "
+        "at void conv1_forward(const float *)+0x50 in mine.cuh:12"
+    )
+    (tmp_path / "log").write_text("========= ERROR SUMMARY: 0 errors\nInvalid\n")
+    assert first_report(tmp_path / "log") == ""
 
 
 def test_counters_are_read(tmp_path: Path) -> None:
