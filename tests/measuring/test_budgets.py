@@ -133,7 +133,9 @@ def test_scaled_times_are_right(
 ) -> None:
     """Timed on 4 images, 16 images take four times as long, except for the single update."""
     install(dataclasses.replace(naive.STAGE, engine=Steady))
-    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: Steady.now))
+    clock = SimpleNamespace(perf_counter=lambda: Steady.now)
+    monkeypatch.setattr(measuring, "time", clock)
+    monkeypatch.setattr(measuring, "_CLOCK", clock.perf_counter)
     config = toy_config(training={"epochs": 1000}, measuring={"budget_seconds": 0.05})
     measure(config, run(batch_size=16), data, folder)
     epochs, steps, _ = tables(folder)

@@ -20,6 +20,7 @@ from tests.workflow.figures.test_learning import (
     texts,
 )
 from workflow.glue import modules
+from workflow.plotting import ladder
 
 PUBLISHED = ROOT / "results/reference/nvidia-h100/tables"
 PARTING = modules.load("figures", "parting")
@@ -105,8 +106,10 @@ def test_only_the_same_training_in_float32_is_compared() -> None:
                 rows["test_accuracy"] = 0.01
             tables[name] = pd.concat([tables[name], rows], ignore_index=True)
         assert lines_of(tables) == expected, stage
-    rough = {stage for stage in PARTING.COARSE if "tf32" in stage}
-    assert rough == PARTING.COARSE
+    assert {stage.name for stage in ladder.known() if stage.rounding is not None} == {
+        "jax_tf32",
+        "torch_compile_tf32",
+    }
 
 
 def test_where_only_peers_were_trained_those_in_float32_are_compared() -> None:
