@@ -73,7 +73,7 @@ def find_tool(name: str) -> str | None:
 
 
 def check_compute_sanitizer(
-    tool: str, name: str, network: Network, folder: Path, limit: float
+    tool: str, name: str, network: Network, folder: Path, limit: float, device: str = "cuda"
 ) -> None:
     """Run a few steps under memcheck and racecheck; ValidationFailed with the first report."""
     for check in SANITIZER_TOOLS:
@@ -82,7 +82,7 @@ def check_compute_sanitizer(
         under = [tool, "--tool", check, "--report-api-errors", "no", "--target-processes", "all"]
         under += ["--error-exitcode", str(SANITIZER_EXIT)]
         try:
-            with Worker(name, "cuda", under=under, log=log, limit=limit) as worker:
+            with Worker(name, device, under=under, log=log, limit=limit) as worker:
                 list(trained(worker, network))
                 code = worker.finish()
         except StageFailed:
@@ -107,7 +107,13 @@ def first_report(log: Path) -> str:
 
 
 def count(
-    tool: str, name: str, network: Network, batch_size: int, log: Path, limit: float
+    tool: str,
+    name: str,
+    network: Network,
+    batch_size: int,
+    log: Path,
+    limit: float,
+    device: str = "cuda",
 ) -> list[Counter]:
     """Counters of the kernels of two training steps, by ncu; DeviceError if it gives none."""
     table = log.with_suffix(".csv")
@@ -116,7 +122,7 @@ def count(
     images = 2 * batch_size
     data = noise("noise", network.input_shape, network.classes, images)
     setup = Setup(network, batch_size, 0.05, mean=data.mean, deviation=data.deviation)
-    with Worker(name, "cuda", under=under, log=log, limit=limit) as worker:
+    with Worker(name, device, under=under, log=log, limit=limit) as worker:
         with open_engine(worker.stage, setup, worker.target, data) as engine:
             start(engine, 1)
             engine.train(np.arange(images))

@@ -1,6 +1,7 @@
 """A stage in another process: what it raises, how it ends, and what it leaves behind."""
 
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +9,18 @@ import numpy as np
 import pytest
 
 from cnnlib.engine import Setup
-from cnnlib.errors import BrokenStage, ConfigError
+from cnnlib.errors import BrokenStage, ConfigError, DeviceError
 from cnnlib.judging.messages import receive, send
 from cnnlib.judging.remote import StageFailed, Worker
-from cnnlib.judging.tools import first_report, read_counters
+from cnnlib.judging.tools import (
+    check_compute_sanitizer,
+    count,
+    first_report,
+    read_counters,
+)
 from cnnlib.stages import gemm
 from cnnlib.training.target import open_engine
+from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.command_line import alive, wait_for
 from tests.support.engines import pictures
 from tests.support.networks import small
@@ -178,3 +185,41 @@ def test_counters_are_read(tmp_path: Path) -> None:
 def test_an_unknown_stage_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="unknown stage 'gem' in judge"):
         Worker("gem", "emulated").__enter__()
+
+
+TOOL = """#!/bin/sh
+# Options come first, then Python's own command line.
+while [ "$1" != {python} ]; do
+  [ "$1" = --log-file ] && table=$2
+  shift
+done
+"$@" || exit 1
+{afterwards}
+"""
+
+
+def tool(folder: Path, afterwards: str) -> str:
+    """A stand-in for one of NVIDIA's tools, which runs a program and then does something."""
+    script = folder / "tool"
+    script.write_text(TOOL.format(python=sys.executable, afterwards=afterwards))
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_process_under_compute_sanitizer(tmp_path: Path) -> None:
+    quiet = tool(tmp_path, "echo '========= ERROR SUMMARY: 0 errors'")
+    check_compute_sanitizer(quiet, "gemm", small(), tmp_path, 60, "emulated")
+    assert "0 errors" in (tmp_path / "compute-sanitizer-racecheck.log").read_text()
+    loud = tool(tmp_path, "echo '========= Error: Race reported'; exit 97")
+    with pytest.raises(ValidationFailed, match="under memcheck: Error: Race reported"):
+        check_compute_sanitizer(loud, "gemm", small(), tmp_path, 60, "emulated")
+
+
+def test_a_process_under_ncu(tmp_path: Path) -> None:
+    (tmp_path / "given.csv").write_text(NCU)
+    counting = tool(tmp_path, f"cp {tmp_path}/given.csv $table")
+    found = count(counting, "gemm", small(), 4, tmp_path / "ncu.log", 60, "emulated")
+    assert [counter.kernel for counter in found] == ["conv1_forward", "update"]
+    (tmp_path / "given.csv").write_text("==ERROR== ERR_NVGPUCTRPERM\n")
+    with pytest.raises(DeviceError, match="ncu gives no counters: ==ERROR== ERR_NVGPUCTRPERM"):
+        count(counting, "gemm", small(), 4, tmp_path / "ncu.log", 60, "emulated")
