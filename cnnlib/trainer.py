@@ -12,7 +12,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cnnlib.datasets import mean_and_deviation
 from cnnlib.engine import Bytes, Setup, Stage
 from cnnlib.errors import ConfigError, Diverged, NotFitted
 from cnnlib.exchange.formats import load_weights, save_weights
@@ -21,7 +20,7 @@ from cnnlib.layers import DEFAULT_LOSS, softmax
 from cnnlib.levels import Level
 from cnnlib.network import DEFAULT_SCHEME, Network
 from cnnlib.training import arguments
-from cnnlib.training.arrays import as_images, as_labels, as_parameters
+from cnnlib.training.arrays import as_images, as_labels, as_parameters, normalisation_of
 from cnnlib.training.checkpoint import State
 from cnnlib.training.fit import Fit
 from cnnlib.training.records import EpochRecord, Evaluation, Progress
@@ -98,7 +97,7 @@ class Trainer:
             mean: What is subtracted from each byte, in units of bytes, 0 to 255: one number, or one
                 of each channel.
             deviation: What the difference is divided by, likewise. Where neither is given they are
-                those of all pixels of the first images that are fitted.
+                those of each channel of the first images that are fitted.
             class_names: What the classes are called, in their order; `save` keeps them.
             autotune: Whether a stage that has several ways to train on a GPU measures once which
                 is fastest.
@@ -185,10 +184,7 @@ class Trainer:
         if validation_data is not None:
             held_back = self._validation_pair(validation_data)
         if self._normalisation is None:
-            mean, deviation = mean_and_deviation(given)
-            if deviation == 0:
-                raise ConfigError(f"images cannot be learnt: all their pixels are {mean:g}")
-            self._normalisation = mean, deviation
+            self._normalisation = normalisation_of(given)
         return Fit(self._epochs(given, classes, count, held_back, callback), count)
 
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> Evaluation:

@@ -16,9 +16,9 @@ for picture, word in zip(pictures, words, strict=True):
 images = pictures.transpose(0, 3, 1, 2)
 classes, labels = np.unique(words, return_inverse=True)
 
-# Floating-point images are rounded to the 256 levels of a byte. Here each channel is normalised by
-# a mean and a deviation of its own, in units of bytes; without them all pixels count together.
-mean, deviation = 255 * images.mean(axis=(0, 2, 3)), 255 * images.std(axis=(0, 2, 3))
+# Floating-point images are rounded to the 256 levels of a byte. These numbers, in units of bytes,
+# normalise all channels alike; without them each channel has a mean and a deviation of its own.
+mean, deviation = 255 * images.mean(), 255 * images.std()
 
 network = cnnlib.Network.from_layers(
     (3, 16, 16),

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cnnlib.config_errors import short
+from cnnlib.datasets import mean_and_deviation
 from cnnlib.engine import Bytes
 from cnnlib.errors import ConfigError
 from cnnlib.layers import Array, Shape
+from cnnlib.levels import Level
 
 BYTE = 255
 """The largest level of a pixel."""
@@ -131,3 +133,22 @@ def _advice(given: tuple[int, ...], shape: Shape, name: str) -> str:
     if len(given) == 2 and given[1] == math.prod(shape):
         return f": {name}.reshape(-1, {', '.join(map(str, shape))}) makes images of rows"
     return ""
+
+
+def normalisation_of(images: Bytes) -> tuple[Level, Level]:
+    """(mean, deviation) of images (N, C, H, W): numbers of one channel, or tuples of several.
+
+    Raises ConfigError where all pixels of a channel are the same, so that it has no deviation.
+    """
+    levels = [mean_and_deviation(images[:, channel]) for channel in range(images.shape[1])]
+    for channel, (mean, deviation) in enumerate(levels):
+        if deviation == 0:
+            where = f" of channel {channel}" if len(levels) > 1 else ""
+            raise ConfigError(
+                f"images cannot be learnt: all their pixels{where} are {mean:g}"
+                + ("; give mean and deviation" if len(levels) > 1 else "")
+            )
+    if len(levels) == 1:
+        return levels[0]
+    means, deviations = zip(*levels, strict=True)
+    return means, deviations

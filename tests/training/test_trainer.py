@@ -564,3 +564,18 @@ def test_two_trainers_share_a_gpu(data: Dataset, make: Callable[..., Trainer]) -
     pair[1].close()
     assert np.array_equal(pair[0].parameters, learned)
     assert np.allclose(pair[0].logits(images), reference.logits(images), atol=1e-3)
+
+
+def test_each_channel_is_normalised_by_itself() -> None:
+    """As in data sets of a config; a channel without contrast is named."""
+    images = np.random.default_rng(0).integers(0, 50, (40, 3, 8, 8), dtype=np.uint8)
+    images[:, 1] *= 5
+    network = Network.from_layers((3, 8, 8), 2, [{"dense": 2}])
+    with Trainer(network, stage="gemm", batch_size=8, learning_rate=0.01) as trainer:
+        list(trainer.fit(images, np.arange(40) % 2))
+        assert trainer.mean == pytest.approx(images.mean(axis=(0, 2, 3)))
+        assert trainer.deviation == pytest.approx(images.std(axis=(0, 2, 3)))
+    images[:, 2] = 9
+    with Trainer(network, stage="gemm", batch_size=8, learning_rate=0.01) as trainer:
+        with pytest.raises(ConfigError, match="all their pixels of channel 2 are 9; give mean and"):
+            list(trainer.fit(images, np.arange(40) % 2))
