@@ -1,6 +1,8 @@
 """Random networks come back from every format as they were, and other programs agree on them."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -45,10 +47,19 @@ def test_onnxruntime_agrees(folder: Path, images: onnx_export.Images, saved: Wei
     assert load_weights(path).mean == saved.mean
 
 
+@pytest.fixture
+def torch() -> Iterator[ModuleType]:
+    """PyTorch on one thread: two would wait for each other at every layer of a busy machine."""
+    found = pytest.importorskip("torch", reason="PyTorch is not installed")
+    threads = found.get_num_threads()
+    found.set_num_threads(1)
+    yield found
+    found.set_num_threads(threads)
+
+
 @inputs(40)
 @given(saved=weights())
-def test_pytorch_agrees(saved: Weights) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+def test_pytorch_agrees(torch: ModuleType, saved: Weights) -> None:
     network, images = saved.network, pictures(saved)
     module = network.to_torch(saved.parameters, (saved.mean, saved.deviation))
     theirs = module(torch.from_numpy(images)).detach().numpy()
