@@ -362,3 +362,37 @@ def test_a_profile_counts_every_operator_and_changes_nothing(stage, size, moment
     assert all((row.kernel, row.grid, row.launches) == ("numpy", 0, 1) for row in rows)
     assert all(row.seconds > 0 for row in rows)
     assert sum(row.seconds for row in rows) <= took
+
+
+def test_an_update_that_lanes_share_is_the_same_to_the_bit(monkeypatch):
+    network = awkward()
+    images, labels = pictures(network, 96)
+    found = []
+    for least in (1, 2**60):
+        monkeypatch.setattr("cnnlib.engine.cpu.UPDATED_ALONE", least)
+        stage = dataclasses.replace(gemm.STAGE, threads=3)
+        with open_engine(stage, network, 48, momentum=0.9, weight_decay=0.01) as engine:
+            engine.load(images, labels)
+            engine.train(np.arange(96))
+            found.append((engine.parameters, engine.velocity))
+            five_steps(engine, images, labels)
+    assert np.array_equal(found[0], found[1])
+
+
+def test_larger_networks_have_more_lanes():
+    few = {"conv": {"maps": 2, "kernel": 3, "padding": 1}}
+    many = {"conv": {"maps": 64, "kernel": 3, "padding": 1}}
+    stage = dataclasses.replace(gemm.STAGE, threads=8)
+    for layer, lanes in ((few, 2), (many, 8)):
+        network = build("lanes", (16, 16, 16), 4, [layer, {"dense": 4}])
+        with open_engine(stage, network, 32) as engine:
+            assert engine.lane_count == lanes
+            validate(engine, *pictures(network, 32))
+
+
+def test_no_lane_is_left_without_images():
+    with open_engine(dataclasses.replace(gemm.STAGE, threads=8), lenet5(), 100) as engine:
+        assert engine.lane_count == 6
+    network = build("wide", (16, 20, 20), 4, [{"conv": {"maps": 64, "kernel": 5}}, {"dense": 4}])
+    with open_engine(dataclasses.replace(gemm.STAGE, threads=8), network, 33) as engine:
+        assert engine.lane_count == 7
