@@ -102,10 +102,14 @@ class OwnLoop(Engine[Any]):
                 array = getattr(array, method)()
         return np.array(array)
 
-    def write(self, array: Any, values: Array) -> None:
-        """Put `values`, of the same shape, into one of the author's arrays."""
+    def write(self, array: Any, values: Array) -> Any:
+        """Put `values`, of the same shape, into one of the author's arrays, and return that.
+
+        For a library whose arrays do not change, such as JAX, return a new array of the values.
+        """
         target = array.detach() if hasattr(array, "detach") else array
         target[...] = self.place(values)
+        return array
 
     # What is derived from that
 
@@ -230,11 +234,11 @@ class OwnLoop(Engine[Any]):
         parts = [self.read(array).reshape(-1) for array in arrays]
         return np.concatenate(parts).astype(self.stage.dtype)
 
-    def _fill(self, arrays: Sequence[Any], vector: Array) -> None:
-        for parameter, array in zip(self.network.parameters, arrays, strict=True):
+    def _fill(self, arrays: list[Any], vector: Array) -> None:
+        for number, parameter in enumerate(self.network.parameters):
             part = vector[parameter.offset : parameter.offset + parameter.size]
             values = np.ascontiguousarray(part, dtype=self.stage.dtype).reshape(parameter.shape)
-            self.write(array, values)
+            arrays[number] = self.write(arrays[number], values)
 
     @property
     def parameters(self) -> Array:

@@ -215,3 +215,33 @@ def test_the_profile_has_two_parts_and_leaves_no_trace(momentum: float) -> None:
     assert forward.flops == BATCH * sum(NETWORK.forward_flops)
     assert forward.seconds > 0
     assert rest.seconds >= 0
+
+
+def test_a_library_whose_arrays_do_not_change() -> None:
+    """As in JAX, a step makes new weights, and new values are a new array."""
+
+    class Frozen(Softmax):
+        def prepare(self) -> None:
+            super().prepare()
+            for array in (*self.weights, *self.velocities):
+                array.flags.writeable = False
+
+        def write(self, array: Array, values: Array) -> Array:
+            values = values.copy()
+            values.flags.writeable = False
+            return values
+
+        def step(self, images: Array, labels: Array, rate: float) -> Any:
+            loss, gradients = self.gradients(images, labels)
+            momentum = np.float32(self.setup.momentum)
+            self.velocities = [
+                momentum * velocity + gradient
+                for velocity, gradient in zip(self.velocities, gradients, strict=True)
+            ]
+            self.weights = [
+                weight - np.float32(rate) * velocity
+                for weight, velocity in zip(self.weights, self.velocities, strict=True)
+            ]
+            return loss
+
+    assert check(Frozen) < 0.5
