@@ -15,51 +15,55 @@ struct ConvArrays {
   float* partials;               // (groups, weight gradient and then bias gradient)
 };
 
-// Convolution sums of one window of WINDOW x WINDOW target positions, for MAPS_EACH neighbouring maps:
-// sum[y][x][m] += sum over c, i, j of weight[term][m] source[c, y STRIDE + i, x STRIDE + j].
+// Convolution sums of one window of WINDOW_ROWS x WINDOW_COLUMNS positions, for MAPS_EACH neighbouring maps, all of them
+// sizes of the layer:
+// sum[y][x][m] += sum over c, i, j of weight[term][m] source[c, y STRIDE_ROWS + i, x STRIDE_COLUMNS + j].
 // row(c, a) points at the first element seen by the window in source row a of channel c.
 // weights: (TERMS, MAPS) in shared memory, at the first of the maps; all threads of a warp that share maps read
 // the same address, which the hardware broadcasts.
-template <int CHANNELS, int KERNEL, int STRIDE, int WINDOW, int MAPS, int MAPS_EACH, class Row>
-__device__ __forceinline__ void convolve_window(float (&sum)[WINDOW][WINDOW][MAPS_EACH], Row row,
+template <class Layer, int MAPS, int WINDOW_ROWS, int WINDOW_COLUMNS, int MAPS_EACH, class Row>
+__device__ __forceinline__ void convolve_window(float (&sum)[WINDOW_ROWS][WINDOW_COLUMNS][MAPS_EACH], Row row,
                                                 const float* weights) {
-  constexpr int SPAN = (WINDOW - 1) * STRIDE + KERNEL;
-  for (int c = 0; c < CHANNELS; c++) {
-    float patch[SPAN][SPAN];
-    UNROLL_FOR(int a = 0; a < SPAN; a++) {
+  constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
+  constexpr int STRIDE_ROWS = Layer::STRIDE_ROWS, STRIDE_COLUMNS = Layer::STRIDE_COLUMNS;
+  constexpr int HIGH = (WINDOW_ROWS - 1) * STRIDE_ROWS + KERNEL_ROWS;
+  constexpr int WIDE = (WINDOW_COLUMNS - 1) * STRIDE_COLUMNS + KERNEL_COLUMNS;
+  for (int c = 0; c < Layer::CHANNELS; c++) {
+    float patch[HIGH][WIDE];
+    UNROLL_FOR(int a = 0; a < HIGH; a++) {
       const float* values = row(c, a);
-      UNROLL_FOR(int b = 0; b < SPAN; b++) patch[a][b] = values[b];
+      UNROLL_FOR(int b = 0; b < WIDE; b++) patch[a][b] = values[b];
     }
-    UNROLL_FOR(int i = 0; i < KERNEL; i++)
-      UNROLL_FOR(int j = 0; j < KERNEL; j++) {
-        const float* weight = weights + ((c * KERNEL + i) * KERNEL + j) * MAPS;
+    UNROLL_FOR(int i = 0; i < KERNEL_ROWS; i++)
+      UNROLL_FOR(int j = 0; j < KERNEL_COLUMNS; j++) {
+        const float* weight = weights + ((c * KERNEL_ROWS + i) * KERNEL_COLUMNS + j) * MAPS;
         UNROLL_FOR(int m = 0; m < MAPS_EACH; m++)
-          UNROLL_FOR(int y = 0; y < WINDOW; y++)
-            UNROLL_FOR(int x = 0; x < WINDOW; x++)
-              sum[y][x][m] = fmaf(patch[y * STRIDE + i][x * STRIDE + j], weight[m], sum[y][x][m]);
+          UNROLL_FOR(int y = 0; y < WINDOW_ROWS; y++)
+            UNROLL_FOR(int x = 0; x < WINDOW_COLUMNS; x++)
+              sum[y][x][m] = fmaf(patch[y * STRIDE_ROWS + i][x * STRIDE_COLUMNS + j], weight[m], sum[y][x][m]);
       }
   }
 }
 
 // The maximum of a window's activated values (and *winner, which of them it is: the first of equals), or their mean.
-template <int WINDOW, int METHOD>
-__device__ __forceinline__ float subsample_window(const float (&value)[WINDOW][WINDOW], int* winner) {
+template <int METHOD, int WINDOW_ROWS, int WINDOW_COLUMNS>
+__device__ __forceinline__ float subsample_window(const float (&value)[WINDOW_ROWS][WINDOW_COLUMNS], int* winner) {
   float result = value[0][0];
   *winner = 0;
   if (METHOD == MAX) {
-    UNROLL_FOR(int y = 0; y < WINDOW; y++)
-      UNROLL_FOR(int x = 0; x < WINDOW; x++)
+    UNROLL_FOR(int y = 0; y < WINDOW_ROWS; y++)
+      UNROLL_FOR(int x = 0; x < WINDOW_COLUMNS; x++)
         // a NaN wins and stays: otherwise a diverged run would hide behind its neighbours
         if (value[y][x] > result || (value[y][x] != value[y][x] && result == result)) {
           result = value[y][x];
-          *winner = y * WINDOW + x;
+          *winner = y * WINDOW_COLUMNS + x;
         }
     return result;
   }
   result = 0.0f;
-  UNROLL_FOR(int y = 0; y < WINDOW; y++)
-    UNROLL_FOR(int x = 0; x < WINDOW; x++) result += value[y][x];
-  return result / float(WINDOW * WINDOW);
+  UNROLL_FOR(int y = 0; y < WINDOW_ROWS; y++)
+    UNROLL_FOR(int x = 0; x < WINDOW_COLUMNS; x++) result += value[y][x];
+  return result / float(WINDOW_ROWS * WINDOW_COLUMNS);
 }
 
 // Adds one row of positions to the gradient of KERNEL neighbouring weights: sum[j] += delta[x] values[x STRIDE + j]
@@ -78,26 +82,26 @@ __device__ __forceinline__ void add_row_gradient(float (&sum)[KERNEL + 1], const
   }
 }
 
-// A row of the weight gradient is (map, channel, i): KERNEL neighbouring weights. Thread t owns rows
+// A row of the weight gradient is (map, channel, i), i a row of the kernel: KERNEL_COLUMNS neighbouring weights, whose
+// number is KERNEL below. PER_MAP of these rows belong to a map. Thread t owns rows
 // row0 + owned * (THREADS / SPLIT_K); SPLIT_K threads next to each other share one row, and the first adds up what
 // the others found, in order, and writes it: partial = weight gradient (MAPS, TERMS), then bias gradient (MAPS,).
-// scratch: THREADS * ROWS_EACH * (KERNEL + 1) shared floats if SPLIT_K > 1. All threads must call it together.
-template <int THREADS, int ROWS_EACH, int SPLIT_K, int KERNEL, int CHANNELS, int MAPS>
-__device__ __forceinline__ void write_gradient_rows(float (&sum)[ROWS_EACH][KERNEL + 1], int row0, float* scratch,
+// scratch: THREADS * ROWS_EACH * ENTRIES shared floats if SPLIT_K > 1. All threads must call it together.
+template <int THREADS, int SPLIT_K, int PER_MAP, int MAPS, int ROWS_EACH, int ENTRIES>
+__device__ __forceinline__ void write_gradient_rows(float (&sum)[ROWS_EACH][ENTRIES], int row0, float* scratch,
                                                     float* __restrict__ partial) {
-  constexpr int PER_MAP = CHANNELS * KERNEL;
+  constexpr int KERNEL = ENTRIES - 1;  // the last entry is the bias gradient's
   const int split = threadIdx.x % SPLIT_K;
   if (SPLIT_K > 1) {
     __syncthreads();
     UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++)
-      UNROLL_FOR(int j = 0; j <= KERNEL; j++)
-        scratch[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x] = sum[owned][j];
+      UNROLL_FOR(int j = 0; j < ENTRIES; j++) scratch[(owned * ENTRIES + j) * THREADS + threadIdx.x] = sum[owned][j];
     __syncthreads();
     if (split == 0)
       UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++)
-        UNROLL_FOR(int j = 0; j <= KERNEL; j++)
+        UNROLL_FOR(int j = 0; j < ENTRIES; j++)
           for (int other = 1; other < SPLIT_K; other++)
-            sum[owned][j] += scratch[(owned * (KERNEL + 1) + j) * THREADS + threadIdx.x + other];
+            sum[owned][j] += scratch[(owned * ENTRIES + j) * THREADS + threadIdx.x + other];
     __syncthreads();
   }
   if (split != 0) return;

@@ -7,7 +7,7 @@ activation along.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -18,8 +18,8 @@ from cnnlib.device import Argument, Limits
 from cnnlib.engine import Planned, Stage, options_of
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import THREADS, GpuOperator, GpuOptions, Launch
-from cnnlib.engine.plain_windows import declining, other_than_square
-from cnnlib.layers import Activation, Conv, Dense, Subsample, enumerator_of
+from cnnlib.engine.plain_windows import declining
+from cnnlib.layers import FUNCTIONS, Activation, Conv, Dense, Layer, Shape, Subsample, enumerator_of
 from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile_count, tile_of
 
 PLAIN_SHARED_BYTES = 48 * 1024
@@ -30,6 +30,8 @@ COMPARED = ("push_errors", "pull_errors")
 """Kernels that send errors back and do nothing else, one for each way of doing it."""
 MOST_BLOCKS = 4
 """Blocks of a multiprocessor that sum weight gradients: each leaves a partial sum to be added."""
+MOST_WINDOW = 256
+"""Elements of a window, of which a byte names the winner. A thread has all of them in registers."""
 IMAGES_PER_GROUP = 128
 """Images over which one block sums a dense layer's weight gradient."""
 
@@ -39,7 +41,30 @@ def largest_divisor(number: int, limit: int, good: Callable[[int], bool]) -> int
     return next((n for n in range(limit, 1, -1) if number % n == 0 and good(n)), 1)
 
 
-@declining(other_than_square)
+def by_direction(name: str, pair: tuple[int, int]) -> dict[str, int]:
+    """The constants NAME_ROWS and NAME_COLUMNS."""
+    return {f"{name}_ROWS": pair[0], f"{name}_COLUMNS": pair[1]}
+
+
+def cannot_fuse(layers: Sequence[Layer], source_shape: Shape) -> str:
+    """Why the layers cannot be one kernel, which begin with maps of `source_shape`; "" if they can.
+
+    A window that shares elements with its neighbours would compute them again.
+    """
+    for layer in layers:
+        if isinstance(layer, Activation) and not FUNCTIONS[layer.function].from_target:
+            return f"the derivative of {layer.function} needs its source, which is not kept"
+        if isinstance(layer, Subsample):
+            if any(layer.padding):
+                return "its windows have padding"
+            if layer.strides != layer.size:
+                return "its windows do not lie side by side"
+            if math.prod(layer.size) > MOST_WINDOW:
+                return f"a window has more than {MOST_WINDOW} elements"
+    return ""
+
+
+@declining(cannot_fuse)
 class FusedConv(GpuOperator):
     """A convolution with the activation and the subsampling that follow it, if they do."""
 
@@ -49,33 +74,48 @@ class FusedConv(GpuOperator):
     def __init__(self, planned: Planned, stage: Stage, limits: Limits) -> None:
         conv = planned.layer(Conv)
         self.channels, self.height, self.width = planned.source_shape
-        self.maps, self.rows, self.columns = conv.output_shape(planned.source_shape)
-        self.kernel, self.stride = conv.kernel[0], conv.stride[0]
+        self.maps = conv.maps
         self.conv, self.terms = conv, conv.fan_in(planned.source_shape)
+        self.padded_height = self.height + 2 * conv.padding[0]
+        self.padded_width = self.width + 2 * conv.padding[1]
         subsample = planned.find(Subsample)
-        self.window = subsample.size[0] if subsample else 1
+        self.window = subsample.size if subsample else (1, 1)
         self.method = subsample.method if subsample else "max"
         self.function = enumerator_of(planned.layers)
+        subsampled = math.prod(self.window) > 1
         # A mean over a curved activation needs the slope at every value: it alone recomputes.
-        self.recompute = self.window > 1 and self.method == "mean" and self.function != "IDENTITY"
-        self.keeps_winners = self.window > 1 and self.method == "max"
-        self.out_columns = self.columns // self.window
-        self.out_area = self.rows // self.window * self.out_columns
+        self.recompute = subsampled and self.method == "mean" and self.function != "IDENTITY"
+        self.keeps_winners = subsampled and self.method == "max"
+        self.out_rows, self.out_columns = planned.target_shape[1:]
+        self.out_area = self.out_rows * self.out_columns
+        # Positions that no window covers are not computed: their errors are zero.
+        self.rows = self.out_rows * self.window[0]
+        self.columns = self.out_columns * self.window[1]
         self.maps_each = largest_divisor(
             self.maps, 4, lambda each: self.maps // each * self.out_area >= 128
         )
-        self.gradient_rows = self.maps * self.channels * self.kernel
+        self.gradient_rows = self.maps * self.channels * conv.kernel[0]
         self.choose(planned, limits)
         super().__init__(planned, stage, limits)
 
     def choose(self, planned: Planned, limits: Limits) -> None:
         """Choose the sizes that are free, so that shared memory suffices and threads have work."""
-        size = self.channels * self.height * self.width
+        size = self.padded_size
         items = self.maps // self.maps_each * self.out_area
         # A block takes several small images, but needs no more memory than it has without asking.
         fits = PLAIN_SHARED_BYTES // 4 - self.maps * self.terms
         self.images = max(1, min(THREADS // items, fits // size))
         self.own_rows(most_split_k=self.rows)
+
+    @property
+    def padded_size(self) -> int:
+        """Floats of a source image with its padding."""
+        return self.channels * self.padded_height * self.padded_width
+
+    @property
+    def split_floats(self) -> int:
+        """Floats in which the threads that share a row of the weight gradient add up its parts."""
+        return THREADS * self.rows_each * (self.conv.kernel[1] + 1) * (self.split_k > 1)
 
     def own_rows(self, most_split_k: int) -> None:
         """Share the rows of the weight gradient out to threads (see kernels/conv.cuh)."""
@@ -87,16 +127,15 @@ class FusedConv(GpuOperator):
 
     def check(self) -> None:
         # The arrays of the kernels in shared memory; kernels/fused/conv.cuh asserts that they fit.
-        size = self.channels * self.height * self.width
+        size = self.padded_size
         weights, maps = self.maps * self.terms, self.maps * self.rows * self.columns
         gradient = size + maps + self.recompute * weights
         errors = 0
         if not self.planned.is_first:
             held = self.terms * ceil_div(self.maps, 4) * 4
             errors = held + size + maps + self.recompute * (size + weights)
-        sums = THREADS * self.rows_each * (self.kernel + 1) * (self.split_k > 1)
         self.forward_bytes = 4 * (weights + self.images * size)
-        self.backward_bytes = 16 * ceil_div(max(gradient, errors, sums), 4)
+        self.backward_bytes = 16 * ceil_div(max(gradient, errors, self.split_floats), 4)
         wanted = max(self.forward_bytes, self.backward_bytes)
         if wanted > self.limits.shared_bytes:
             raise self.unsupported(
@@ -122,12 +161,13 @@ class FusedConv(GpuOperator):
             "HEIGHT": self.height,
             "WIDTH": self.width,
             "MAPS": self.maps,
-            "KERNEL": self.kernel,
-            "STRIDE": self.stride,
+            **by_direction("KERNEL", self.conv.kernel),
+            **by_direction("STRIDE", self.conv.stride),
+            **by_direction("PADDING", self.conv.padding),
             "ROWS": self.rows,
             "COLUMNS": self.columns,
             "FUNCTION": self.function,
-            "WINDOW": self.window,
+            **by_direction("WINDOW", self.window),
             "METHOD": self.method.upper(),
             "FIRST": int(self.planned.is_first),
             "RECOMPUTE": int(self.recompute),
@@ -190,7 +230,7 @@ SMALL_TILE = tile_of(16)
 """Few rows: a dense layer is little work, and only many blocks reach all of the GPU."""
 
 
-@declining(other_than_square)
+@declining(cannot_fuse)
 class FusedDense(GpuOperator):
     """A fully connected layer with the activation that follows it, if one does."""
 

@@ -6,6 +6,7 @@ Shared memory is bounded by the window, not by the map. Device buffers for error
 ring of two slots, so their memory does not grow with depth.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import ClassVar
@@ -48,8 +49,7 @@ class RingConv(FusedConv):
     kernels: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
     def choose(self, planned: Planned, limits: Limits) -> None:
-        self.out_rows = self.rows // self.window
-        self.taps = self.kernel**2 * ceil_div(self.maps, 4) * 4
+        self.taps = math.prod(self.conv.kernel) * ceil_div(self.maps, 4) * 4
         # A tile as wide as the map means that each row is fetched once.
         self.tile = halve_until(
             self.out_columns, lambda tile: self._window(tile, 1) + self._deltas(tile, 1) <= FLOATS
@@ -64,12 +64,13 @@ class RingConv(FusedConv):
         items = self.chunk_maps // self.maps_each * self.tile * self.forward_band
         left = FLOATS - self.chunk_maps * self.terms
         self.units = max(1, min(MOST_UNITS, THREADS // items, left // window))
-        self.own_rows(most_split_k=self.band * self.window)
+        self.own_rows(most_split_k=self.band * self.window[0])
 
         self.error_tile = halve_until(
-            self.width, lambda tile: self._errors(tile, 1, self.channels) <= FLOATS - self.taps
+            self.padded_width,
+            lambda tile: self._errors(tile, 1, self.channels) <= FLOATS - self.taps,
         )
-        self.error_tiles = ceil_div(self.width, self.error_tile)
+        self.error_tiles = ceil_div(self.padded_width, self.error_tile)
         self.error_band = self._highest(lambda n: self._errors(self.error_tile, n, self.channels))
         self.chunk_channels = self.channels
         while self.chunk_channels > 1 and self._error_arena() > FLOATS:
@@ -86,18 +87,18 @@ class RingConv(FusedConv):
         even = ceil_div(self.out_rows, ceil_div(self.out_rows, most))
         return even if size(even) <= FEW_FLOATS else most
 
-    # Sizes in shared memory, in rows or in floats of one unit. The kernel gets those of the plan
-    # as constants, and asserts that they are enough.
+    # Sizes in shared memory, where a source has its padding around it, in rows or in floats of one
+    # unit. The kernel gets those of the plan as constants, and asserts that they are enough.
 
     def _ring_rows(self, band: int) -> int:
         """Source rows in use and those on their way, for a step of `band` target rows."""
-        rows, stride = band * self.window, self.stride
-        span = (rows - 1) * stride + self.kernel
+        rows, stride = band * self.window[0], self.conv.stride[0]
+        span = (rows - 1) * stride + self.conv.kernel[0]
         return span + (rows * stride if band < self.out_rows else 0)
 
     def _row_pitch(self, tile: int) -> int:
         """Floats from one source row to the next, for a tile of `tile` target columns."""
-        return pitch((tile * self.window - 1) * self.stride + self.kernel)
+        return pitch((tile * self.window[1] - 1) * self.conv.stride[1] + self.conv.kernel[1])
 
     def _window(self, tile: int, band: int) -> int:
         """Floats of the source rows of a unit."""
@@ -105,25 +106,25 @@ class RingConv(FusedConv):
 
     def _deltas(self, tile: int, band: int) -> int:
         """The convolution's errors of a step, and of the next where there is one."""
-        rows = self.maps * band * self.window * (1 + (band < self.out_rows))
-        return rows * pitch(tile * self.window)
+        rows = self.maps * band * self.window[0] * (1 + (band < self.out_rows))
+        return rows * pitch(tile * self.window[1])
 
     def _error_ring_rows(self, band: int) -> int:
         """Rows of source errors that a step of `band` target rows reaches."""
         if band == self.out_rows:
-            return self.height
-        return (band * self.window - 1) * self.stride + self.kernel
+            return self.padded_height
+        return (band * self.window[0] - 1) * self.conv.stride[0] + self.conv.kernel[0]
 
     def _error_columns(self, tile: int) -> int:
         """Columns of the convolution that reach a tile of `tile` source columns."""
-        if tile == self.width:
+        if tile == self.padded_width:
             return self.columns
-        stride, kernel = self.stride, self.kernel
+        stride, kernel = self.conv.stride[1], self.conv.kernel[1]
         return (tile - 1) // stride + 1 + (kernel - 1) // stride + 1
 
     def _errors(self, tile: int, band: int, channels: int) -> int:
         """Rows of source errors, and the convolution's errors of a step."""
-        deltas = self.maps * band * self.window * self._error_columns(tile)
+        deltas = self.maps * band * self.window[0] * self._error_columns(tile)
         return channels * self._error_ring_rows(band) * tile + deltas
 
     def _error_arena(self) -> int:
@@ -135,7 +136,7 @@ class RingConv(FusedConv):
         forward = self.chunk_maps * self.terms + self.units * window
         backward = max(
             self._window(self.tile, self.band) + self._deltas(self.tile, self.band),
-            THREADS * self.rows_each * (self.kernel + 1) * (self.split_k > 1),
+            self.split_floats,
             0 if self.planned.is_first else self._error_arena(),
         )
         self.backward_bytes = 4 * backward
@@ -159,7 +160,7 @@ class RingConv(FusedConv):
             "MAP_CHUNKS": self.map_chunks,
             "BAND": self.band,
             "RING": self._ring_rows(self.band),
-            "DELTA_PITCH": pitch(self.tile * self.window),
+            "DELTA_PITCH": pitch(self.tile * self.window[1]),
             "ERROR_TILE": self.error_tile,
             "ERROR_TILES": self.error_tiles,
             "ERROR_BAND": self.error_band,

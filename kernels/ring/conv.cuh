@@ -1,7 +1,7 @@
 // Stage ring: as fused, but only a sliding window of rows is on chip, in a circular buffer in shared memory.
 //
 // Forward and the weight gradient slide over the source maps, the source errors over the rows of the error maps; each
-// row is fetched once, used by all KERNEL kernel rows, and its slot given to a row to come. So shared memory is
+// row is fetched once, used by all rows of the kernel, and its slot given to a row to come. So shared memory is
 // bounded by the window, not by the map. Maps too wide for it are cut into tiles of columns.
 //
 // A unit of work is one image's tile of columns, all of its rows; a step of it makes a band of rows. While a step is
@@ -20,9 +20,11 @@ struct Conv {
   static constexpr int THREADS = Layer::THREADS;                                                  // of every block
   static constexpr int CHANNELS = Layer::CHANNELS, HEIGHT = Layer::HEIGHT, WIDTH = Layer::WIDTH;  // of the source
   static constexpr int MAPS = Layer::MAPS, ROWS = Layer::ROWS, COLUMNS = Layer::COLUMNS;          // of the convolution
-  static constexpr int KERNEL = Layer::KERNEL, STRIDE = Layer::STRIDE;
+  static constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
+  static constexpr int STRIDE_ROWS = Layer::STRIDE_ROWS, STRIDE_COLUMNS = Layer::STRIDE_COLUMNS;
+  static constexpr int PADDING_ROWS = Layer::PADDING_ROWS, PADDING_COLUMNS = Layer::PADDING_COLUMNS;
   static constexpr int FUNCTION = Layer::FUNCTION;  // IDENTITY without activation
-  static constexpr int WINDOW = Layer::WINDOW;      // 1 without subsampling
+  static constexpr int WINDOW_ROWS = Layer::WINDOW_ROWS, WINDOW_COLUMNS = Layer::WINDOW_COLUMNS;  // 1 if not subsampled
   static constexpr int METHOD = Layer::METHOD;
   static constexpr bool FIRST = Layer::FIRST;             // the network's first layer needs no source errors
   static constexpr bool RECOMPUTE = Layer::RECOMPUTE;     // backward needs the activated values again
@@ -49,24 +51,34 @@ struct Conv {
   static constexpr int CHANNEL_CHUNKS = Layer::CHANNEL_CHUNKS;
   static constexpr int ARENA_FLOATS = Layer::ARENA_FLOATS;  // shared memory of the backward pass
 
-  static constexpr int TERMS = CHANNELS * KERNEL * KERNEL;
+  static constexpr int TAPS = KERNEL_ROWS * KERNEL_COLUMNS, TERMS = CHANNELS * TAPS;
   static constexpr int SOURCE_SIZE = CHANNELS * HEIGHT * WIDTH;
-  static constexpr int OUT_ROWS = ROWS / WINDOW, OUT_COLUMNS = COLUMNS / WINDOW;
+  // Rows and columns of a source map are counted from its padding on: the windows slide over zeros as over elements,
+  // and errors of the padding are dropped when their row goes out.
+  static constexpr int PADDED_HEIGHT = HEIGHT + 2 * PADDING_ROWS, PADDED_WIDTH = WIDTH + 2 * PADDING_COLUMNS;
+  static constexpr int WINDOW_SIZE = WINDOW_ROWS * WINDOW_COLUMNS;
+  static constexpr bool SUBSAMPLED = WINDOW_SIZE > 1;
+  static constexpr int OUT_ROWS = ROWS / WINDOW_ROWS, OUT_COLUMNS = COLUMNS / WINDOW_COLUMNS;
+  static_assert(OUT_ROWS * WINDOW_ROWS == ROWS && OUT_COLUMNS * WINDOW_COLUMNS == COLUMNS,
+                "positions that no window covers are not computed: their errors are zero");
+  static_assert((ROWS - 1) * STRIDE_ROWS + KERNEL_ROWS <= PADDED_HEIGHT &&
+                    (COLUMNS - 1) * STRIDE_COLUMNS + KERNEL_COLUMNS <= PADDED_WIDTH,
+                "every position sees elements of the padded source alone");
   static constexpr int OUT_AREA = OUT_ROWS * OUT_COLUMNS, TARGET_SIZE = MAPS * OUT_AREA;
-  static constexpr int TILE_WIDTH = (TILE * WINDOW - 1) * STRIDE + KERNEL;
+  static constexpr int TILE_WIDTH = (TILE * WINDOW_COLUMNS - 1) * STRIDE_COLUMNS + KERNEL_COLUMNS;
   static_assert(TILES * TILE >= OUT_COLUMNS && MAP_CHUNKS * CHUNK_MAPS >= MAPS, "every column and map has a unit");
   static_assert(CHUNK_MAPS % MAPS_EACH == 0 && MAPS % MAPS_EACH == 0, "a thread's maps lie in one chunk");
   // An odd number of float4s: the rows that the threads of a warp read at once then lie in different banks. (Rows of 96
   // floats would all begin in the same one.)
   static_assert(PITCH >= TILE_WIDTH && PITCH % 8 == 4, "source rows without bank conflicts");
-  static_assert(DELTA_PITCH >= TILE * WINDOW && DELTA_PITCH % 8 == 4, "rows of errors without bank conflicts");
+  static_assert(DELTA_PITCH >= TILE * WINDOW_COLUMNS && DELTA_PITCH % 8 == 4, "rows of errors without bank conflicts");
 
   // A sliding window over source rows that moves on by STEP_ROWS target rows a step.
   template <int STEP_ROWS, int RING_ROWS>
   struct Window {
     static constexpr int STEPS = ceil_div(OUT_ROWS, STEP_ROWS);
-    static constexpr int ADVANCE = STEP_ROWS * WINDOW * STRIDE;  // source rows that a step moves on
-    static constexpr int SPAN = (STEP_ROWS * WINDOW - 1) * STRIDE + KERNEL;
+    static constexpr int ADVANCE = STEP_ROWS * WINDOW_ROWS * STRIDE_ROWS;  // source rows that a step moves on
+    static constexpr int SPAN = (STEP_ROWS * WINDOW_ROWS - 1) * STRIDE_ROWS + KERNEL_ROWS;
     static constexpr int SIZE = CHANNELS * RING_ROWS * PITCH;  // floats of one unit
     static_assert(RING_ROWS >= (STEPS > 1 ? SPAN + ADVANCE : SPAN), "room for the rows in use and those on their way");
 
@@ -86,11 +98,13 @@ struct Conv {
   }
 
   // Start fetching source rows [row, row + ROWS_FETCHED) of `here` units from number `first` on into their rings.
-  // Columns and rows beyond the map become zeros: their products with the zero errors there must not be NaN.
+  // Columns and rows of the padding become zeros, and so do those beyond it, which some tiles and bands reach: their
+  // products with the zero errors there must not be NaN.
   template <class W, int ROWS_FETCHED>
   static __device__ __forceinline__ void fetch_rows(float* rings, const float* __restrict__ source, int first, int here,
                                                     int row) {
-    if constexpr (TILES == 1 && TILE_WIDTH == WIDTH && WIDTH % 4 == 0) {  // whole rows, four floats at a time
+    if constexpr (TILES == 1 && TILE_WIDTH == WIDTH && WIDTH % 4 == 0 && PADDING_ROWS == 0 &&
+                  PADDING_COLUMNS == 0) {  // whole rows, four floats at a time
       constexpr int ROW_FLOAT4S = WIDTH / 4, EACH_UNIT = CHANNELS * ROWS_FETCHED * ROW_FLOAT4S;
       for (int i = threadIdx.x; i < here * EACH_UNIT; i += THREADS) {
         const int x = i % ROW_FLOAT4S, y = row + i / ROW_FLOAT4S % ROWS_FETCHED;
@@ -109,10 +123,11 @@ struct Conv {
       const int x = i % TILE_WIDTH, y = row + i / TILE_WIDTH % ROWS_FETCHED;
       const int channel = i / (TILE_WIDTH * ROWS_FETCHED) % CHANNELS, unit = i / EACH_UNIT;
       const Unit u = unit_of<TILES, TILE>(first + unit);
-      const int column = u.column * WINDOW * STRIDE + x;
+      const int column = u.column * WINDOW_COLUMNS * STRIDE_COLUMNS + x - PADDING_COLUMNS, map_row = y - PADDING_ROWS;
       float* slot = rings + unit * W::SIZE + W::at(channel, y) + x;
-      if (column < WIDTH && y < HEIGHT)
-        copy_async(slot, source + ((u.image * CHANNELS + channel) * HEIGHT + y) * WIDTH + column);
+      if (column < WIDTH && map_row < HEIGHT && (PADDING_COLUMNS == 0 || column >= 0) &&
+          (PADDING_ROWS == 0 || map_row >= 0))
+        copy_async(slot, source + ((u.image * CHANNELS + channel) * HEIGHT + map_row) * WIDTH + column);
       else
         *slot = 0.0f;
     }
@@ -144,21 +159,21 @@ struct Conv {
           const int map = i % items / (TILE * FORWARD_BAND) * MAPS_EACH;
           const Unit u = unit_of<TILES, TILE>(first + unit);
           if (u.column + x >= OUT_COLUMNS || y >= OUT_ROWS) continue;
-          const float* ring = rings + unit * W::SIZE + x * WINDOW * STRIDE;
-          float sum[WINDOW][WINDOW][MAPS_EACH];
+          const float* ring = rings + unit * W::SIZE + x * WINDOW_COLUMNS * STRIDE_COLUMNS;
+          float sum[WINDOW_ROWS][WINDOW_COLUMNS][MAPS_EACH];
           UNROLL_FOR(int m = 0; m < MAPS_EACH; m++)
-            UNROLL_FOR(int a = 0; a < WINDOW; a++)
-              UNROLL_FOR(int b = 0; b < WINDOW; b++) sum[a][b][m] = bias[map0 + map + m];
-          convolve_window<CHANNELS, KERNEL, STRIDE, WINDOW, CHUNK_MAPS, MAPS_EACH>(
-              sum, [&](int c, int a) { return ring + W::at(c, y * WINDOW * STRIDE + a); }, weights + map);
+            UNROLL_FOR(int a = 0; a < WINDOW_ROWS; a++)
+              UNROLL_FOR(int b = 0; b < WINDOW_COLUMNS; b++) sum[a][b][m] = bias[map0 + map + m];
+          convolve_window<Layer, CHUNK_MAPS>(
+              sum, [&](int c, int a) { return ring + W::at(c, y * WINDOW_ROWS * STRIDE_ROWS + a); }, weights + map);
           UNROLL_FOR(int m = 0; m < MAPS_EACH; m++) {
-            float value[WINDOW][WINDOW];
-            UNROLL_FOR(int a = 0; a < WINDOW; a++)
-              UNROLL_FOR(int b = 0; b < WINDOW; b++) value[a][b] = activate<FUNCTION>(sum[a][b][m]);
+            float value[WINDOW_ROWS][WINDOW_COLUMNS];
+            UNROLL_FOR(int a = 0; a < WINDOW_ROWS; a++)
+              UNROLL_FOR(int b = 0; b < WINDOW_COLUMNS; b++) value[a][b] = activate<FUNCTION>(sum[a][b][m]);
             int winner;
             const int at = u.image * TARGET_SIZE + (map0 + map + m) * OUT_AREA + y * OUT_COLUMNS + u.column + x;
-            target[at] = subsample_window<WINDOW, METHOD>(value, &winner);
-            if (WINDOW > 1 && METHOD == MAX) winners[at] = (unsigned char)winner;
+            target[at] = subsample_window<METHOD>(value, &winner);
+            if (SUBSAMPLED && METHOD == MAX) winners[at] = (unsigned char)winner;
           }
         }
         wait_for_copies();
@@ -172,58 +187,63 @@ struct Conv {
   static __device__ __forceinline__ float activated_at(const ConvArrays& arrays, int n, int map, int y, int x) {
     float sum = arrays.bias[map];
     for (int c = 0; c < CHANNELS; c++)
-      for (int i = 0; i < KERNEL; i++)
-        for (int j = 0; j < KERNEL; j++)
-          sum = fmaf(arrays.source[((n * CHANNELS + c) * HEIGHT + y * STRIDE + i) * WIDTH + x * STRIDE + j],
-                     arrays.weight[map * TERMS + (c * KERNEL + i) * KERNEL + j], sum);
+      for (int i = 0; i < KERNEL_ROWS; i++)
+        for (int j = 0; j < KERNEL_COLUMNS; j++) {
+          const int row = y * STRIDE_ROWS + i - PADDING_ROWS, column = x * STRIDE_COLUMNS + j - PADDING_COLUMNS;
+          if (PADDING_ROWS > 0 && (row < 0 || row >= HEIGHT)) continue;
+          if (PADDING_COLUMNS > 0 && (column < 0 || column >= WIDTH)) continue;
+          sum = fmaf(arrays.source[((n * CHANNELS + c) * HEIGHT + row) * WIDTH + column],
+                     arrays.weight[map * TERMS + (c * KERNEL_ROWS + i) * KERNEL_COLUMNS + j], sum);
+        }
     return activate<FUNCTION>(sum);
   }
 
   // Derivatives of the loss by the convolution's sums of one target window (map, y, x) of image n: unpooled[a][b].
   static __device__ __forceinline__ void unpool(const ConvArrays& arrays, int n, int map, int y, int x,
-                                                float (&unpooled)[WINDOW][WINDOW]) {
+                                                float (&unpooled)[WINDOW_ROWS][WINDOW_COLUMNS]) {
     const int at = (n * MAPS + map) * OUT_AREA + y * OUT_COLUMNS + x;
-    const float error = arrays.target_errors[at], share = error / float(WINDOW * WINDOW);
+    const float error = arrays.target_errors[at], share = error / float(WINDOW_SIZE);
     const float winning = RECOMPUTE ? 0.0f : error * slope<FUNCTION>(arrays.target[at]);
-    const int winner = WINDOW > 1 && METHOD == MAX ? arrays.winners[at] : 0;
-    UNROLL_FOR(int a = 0; a < WINDOW; a++)
-      UNROLL_FOR(int b = 0; b < WINDOW; b++) {
+    const int winner = SUBSAMPLED && METHOD == MAX ? arrays.winners[at] : 0;
+    UNROLL_FOR(int a = 0; a < WINDOW_ROWS; a++)
+      UNROLL_FOR(int b = 0; b < WINDOW_COLUMNS; b++) {
         if (RECOMPUTE)
-          unpooled[a][b] = share * slope<FUNCTION>(activated_at(arrays, n, map, y * WINDOW + a, x * WINDOW + b));
-        else if (WINDOW > 1 && METHOD == MEAN)  // without activation the slope is 1 everywhere
+          unpooled[a][b] =
+              share * slope<FUNCTION>(activated_at(arrays, n, map, y * WINDOW_ROWS + a, x * WINDOW_COLUMNS + b));
+        else if (SUBSAMPLED && METHOD == MEAN)  // without activation the slope is 1 everywhere
           unpooled[a][b] = share;
         else
-          unpooled[a][b] = a * WINDOW + b == winner ? winning : 0.0f;
+          unpooled[a][b] = a * WINDOW_COLUMNS + b == winner ? winning : 0.0f;
       }
   }
 
   // Weight gradient: ROWS_EACH rows a thread, SPLIT_K threads a row, each taking every SPLIT_K-th row of positions.
-  static constexpr int GRADIENT_ROWS = MAPS * CHANNELS * KERNEL;
+  static constexpr int GRADIENT_ROWS = MAPS * CHANNELS * KERNEL_ROWS;
   static constexpr int M_TILE = ROWS_EACH * THREADS / SPLIT_K;  // rows a block owns
   static_assert(M_TILES * M_TILE >= GRADIENT_ROWS, "every row has a block");
   static_assert(PARTIAL_SIZE == MAPS * TERMS + MAPS, "a partial sum has a gradient of each weight and each bias");
-  static constexpr int SPLIT_FLOATS = SPLIT_K > 1 ? THREADS * ROWS_EACH * (KERNEL + 1) : 0;
+  static constexpr int SPLIT_FLOATS = SPLIT_K > 1 ? THREADS * ROWS_EACH * (KERNEL_COLUMNS + 1) : 0;
   static_assert(ARENA_FLOATS >= SPLIT_FLOATS, "room to add up the split sums");
-  static constexpr int BAND_ROWS = BAND * WINDOW;  // of the convolution
-  static constexpr int DELTA_COLUMNS = TILE * WINDOW;
+  static constexpr int BAND_ROWS = BAND * WINDOW_ROWS;  // of the convolution
+  static constexpr int DELTA_COLUMNS = TILE * WINDOW_COLUMNS;
   static constexpr int DELTA_SIZE = MAPS * BAND_ROWS * DELTA_PITCH;  // the errors of one step of one unit
 
   // Source errors: the circular buffer holds rows of them. A step brings ERROR_BAND target rows' worth of the
   // convolution's errors, which push their share to the rows they saw; the rows that no later step reaches then go
   // out, and their slots begin again at zero.
-  static constexpr int ERROR_ROWS = ERROR_BAND * WINDOW;  // of the convolution, a step
+  static constexpr int ERROR_ROWS = ERROR_BAND * WINDOW_ROWS;  // of the convolution, a step
   static constexpr int ERROR_STEPS = ceil_div(OUT_ROWS, ERROR_BAND);
-  static constexpr int ERROR_ADVANCE = ERROR_ROWS * STRIDE;
+  static constexpr int ERROR_ADVANCE = ERROR_ROWS * STRIDE_ROWS;
   // Weights are held as (channel, i, j, map), maps filled up to whole float4s.
   static constexpr int MAP_FLOAT4S = ceil_div(MAPS, 4);
-  static constexpr int HELD_WEIGHTS = CHUNK_CHANNELS * KERNEL * KERNEL * MAP_FLOAT4S * 4;
+  static constexpr int HELD_WEIGHTS = CHUNK_CHANNELS * TAPS * MAP_FLOAT4S * 4;
   static constexpr int ERROR_RING_SIZE = CHUNK_CHANNELS * ERROR_RING * ERROR_TILE;
-  static_assert(ERROR_TILES * ERROR_TILE >= WIDTH && CHANNEL_CHUNKS * CHUNK_CHANNELS >= CHANNELS,
+  static_assert(ERROR_TILES * ERROR_TILE >= PADDED_WIDTH && CHANNEL_CHUNKS * CHUNK_CHANNELS >= CHANNELS,
                 "every source column and channel has a unit");
-  static_assert(ERROR_RING >= (ERROR_STEPS > 1 ? (ERROR_ROWS - 1) * STRIDE + KERNEL : HEIGHT),
+  static_assert(ERROR_RING >= (ERROR_STEPS > 1 ? (ERROR_ROWS - 1) * STRIDE_ROWS + KERNEL_ROWS : PADDED_HEIGHT),
                 "room for the rows of a step");
-  static_assert(ERROR_COLUMNS ==
-                    (ERROR_TILES > 1 ? (ERROR_TILE - 1) / STRIDE + 1 + (KERNEL - 1) / STRIDE + 1 : COLUMNS),
+  static constexpr int COLUMNS_LEFT = (KERNEL_COLUMNS - 1) / STRIDE_COLUMNS + 1;  // of a tile, that may reach it
+  static_assert(ERROR_COLUMNS == (ERROR_TILES > 1 ? (ERROR_TILE - 1) / STRIDE_COLUMNS + 1 + COLUMNS_LEFT : COLUMNS),
                 "the columns that reach a tile; where there is one tile, all");
   static_assert(FIRST || ARENA_FLOATS >= HELD_WEIGHTS + ERROR_RING_SIZE + MAPS * ERROR_ROWS * ERROR_COLUMNS,
                 "room for weights, the ring of source errors and a step of the convolution's");
@@ -237,9 +257,9 @@ struct Conv {
     float* deltas = arena + W::SIZE;  // two sets: one in use, one being made
     const int split = threadIdx.x % SPLIT_K;
     const int row0 = tile * M_TILE + threadIdx.x / SPLIT_K;
-    float sum[ROWS_EACH][KERNEL + 1];
+    float sum[ROWS_EACH][KERNEL_COLUMNS + 1];
     UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++)
-      UNROLL_FOR(int j = 0; j <= KERNEL; j++) sum[owned][j] = 0.0f;
+      UNROLL_FOR(int j = 0; j <= KERNEL_COLUMNS; j++) sum[owned][j] = 0.0f;
 
     for (int unit = group; unit < count * TILES; unit += groups) {
       const Unit u = unit_of<TILES, TILE>(unit);
@@ -247,12 +267,12 @@ struct Conv {
         float* made = deltas + step % 2 * DELTA_SIZE;
         for (int i = threadIdx.x; i < MAPS * BAND * TILE; i += THREADS) {
           const int x = i % TILE, y = i / TILE % BAND, map = i / (TILE * BAND);
-          float unpooled[WINDOW][WINDOW] = {};
+          float unpooled[WINDOW_ROWS][WINDOW_COLUMNS] = {};
           if (step * BAND + y < OUT_ROWS && u.column + x < OUT_COLUMNS)
             unpool(arrays, u.image, map, step * BAND + y, u.column + x, unpooled);
-          UNROLL_FOR(int a = 0; a < WINDOW; a++)
-            UNROLL_FOR(int b = 0; b < WINDOW; b++)
-              made[(map * BAND_ROWS + y * WINDOW + a) * DELTA_PITCH + x * WINDOW + b] = unpooled[a][b];
+          UNROLL_FOR(int a = 0; a < WINDOW_ROWS; a++)
+            UNROLL_FOR(int b = 0; b < WINDOW_COLUMNS; b++)
+              made[(map * BAND_ROWS + y * WINDOW_ROWS + a) * DELTA_PITCH + x * WINDOW_COLUMNS + b] = unpooled[a][b];
         }
       };
       __syncthreads();
@@ -265,12 +285,12 @@ struct Conv {
         UNROLL_FOR(int owned = 0; owned < ROWS_EACH; owned++) {
           const int row = row0 + owned * (THREADS / SPLIT_K);
           if (row >= GRADIENT_ROWS) break;
-          const int map = row / (CHANNELS * KERNEL), channel = row / KERNEL % CHANNELS;
+          const int map = row / (CHANNELS * KERNEL_ROWS), channel = row / KERNEL_ROWS % CHANNELS;
           const float* delta = deltas + step % 2 * DELTA_SIZE + map * BAND_ROWS * DELTA_PITCH;
           for (int a = split; a < BAND_ROWS; a += SPLIT_K) {
-            const int source_row = step * W::ADVANCE + a * STRIDE + row % KERNEL;
-            add_row_gradient<KERNEL, STRIDE>(sum[owned], delta + a * DELTA_PITCH, ring + W::at(channel, source_row),
-                                             DELTA_COLUMNS);
+            const int source_row = step * W::ADVANCE + a * STRIDE_ROWS + row % KERNEL_ROWS;
+            add_row_gradient<KERNEL_COLUMNS, STRIDE_COLUMNS>(sum[owned], delta + a * DELTA_PITCH,
+                                                             ring + W::at(channel, source_row), DELTA_COLUMNS);
           }
         }
         if (step + 1 < W::STEPS) make_deltas(step + 1);
@@ -278,20 +298,19 @@ struct Conv {
         __syncthreads();
       }
     }
-    write_gradient_rows<THREADS, ROWS_EACH, SPLIT_K, KERNEL, CHANNELS, MAPS>(sum, row0, arena,
-                                                                             arrays.partials + group * PARTIAL_SIZE);
+    write_gradient_rows<THREADS, SPLIT_K, CHANNELS * KERNEL_ROWS, MAPS>(sum, row0, arena,
+                                                                        arrays.partials + group * PARTIAL_SIZE);
   }
 
   // The source errors of one unit, for the channels of one chunk.
   static __device__ __forceinline__ void backward_data(const ConvArrays& arrays, float* arena, int unit, int chunk) {
-    constexpr int TAPS = KERNEL * KERNEL;
     float* weights = arena;
     float* errors = arena + HELD_WEIGHTS;  // (CHUNK_CHANNELS, ERROR_RING, ERROR_TILE), the circular buffer
     float* deltas = errors + ERROR_RING_SIZE;
     const int channel0 = chunk * CHUNK_CHANNELS, channels = min(CHUNK_CHANNELS, CHANNELS - channel0);
     const Unit u = unit_of<ERROR_TILES, ERROR_TILE>(unit);
     // The first column of the convolution that reaches the tile; it may lie left of the map.
-    const int column0 = ERROR_TILES > 1 ? (u.column + STRIDE - 1) / STRIDE - (KERNEL - 1) / STRIDE - 1 : 0;
+    const int column0 = ERROR_TILES > 1 ? (u.column + STRIDE_COLUMNS - 1) / STRIDE_COLUMNS - COLUMNS_LEFT : 0;
     for (int i = threadIdx.x; i < channels * TAPS * MAP_FLOAT4S * 4; i += THREADS) {
       const int map = i % (MAP_FLOAT4S * 4), term = channel0 * TAPS + i / (MAP_FLOAT4S * 4);
       weights[i] = map < MAPS ? arrays.weight[map * TERMS + term] : 0.0f;
@@ -300,18 +319,19 @@ struct Conv {
     const auto slot = [](int row) { return ERROR_STEPS > 1 ? row % ERROR_RING : row; };
     for (int step = 0; step < ERROR_STEPS; step++) {
       // the windows that overlap the tile's columns, as far as there are any
-      constexpr int ACROSS = ERROR_TILES > 1 ? ceil_div(ERROR_COLUMNS, WINDOW) + 1 : OUT_COLUMNS;
-      const int across0 = ERROR_TILES > 1 ? (column0 + KERNEL * WINDOW) / WINDOW - KERNEL : 0;
+      constexpr int ACROSS = ERROR_TILES > 1 ? ceil_div(ERROR_COLUMNS, WINDOW_COLUMNS) + 1 : OUT_COLUMNS;
+      const int across0 =
+          ERROR_TILES > 1 ? (column0 + KERNEL_COLUMNS * WINDOW_COLUMNS) / WINDOW_COLUMNS - KERNEL_COLUMNS : 0;
       for (int i = threadIdx.x; i < MAPS * ERROR_BAND * ACROSS; i += THREADS) {
         const int x = across0 + i % ACROSS, map = i / (ACROSS * ERROR_BAND);
         const int band = i / ACROSS % ERROR_BAND, y = step * ERROR_BAND + band;
-        float unpooled[WINDOW][WINDOW] = {};
+        float unpooled[WINDOW_ROWS][WINDOW_COLUMNS] = {};
         if (y < OUT_ROWS && x >= 0 && x < OUT_COLUMNS) unpool(arrays, u.image, map, y, x, unpooled);
-        UNROLL_FOR(int a = 0; a < WINDOW; a++)
-          UNROLL_FOR(int b = 0; b < WINDOW; b++) {
-            const int column = x * WINDOW + b - column0;
+        UNROLL_FOR(int a = 0; a < WINDOW_ROWS; a++)
+          UNROLL_FOR(int b = 0; b < WINDOW_COLUMNS; b++) {
+            const int column = x * WINDOW_COLUMNS + b - column0;
             if (ERROR_TILES > 1 && (column < 0 || column >= ERROR_COLUMNS)) continue;
-            deltas[(map * ERROR_ROWS + band * WINDOW + a) * ERROR_COLUMNS + column] = unpooled[a][b];
+            deltas[(map * ERROR_ROWS + band * WINDOW_ROWS + a) * ERROR_COLUMNS + column] = unpooled[a][b];
           }
       }
       __syncthreads();
@@ -320,19 +340,19 @@ struct Conv {
       for (int first = 0; first < channels * STEP_AREA; first += THREADS) {
         const int position = first + threadIdx.x, channel = position / STEP_AREA;
         const int y = position % STEP_AREA / ERROR_COLUMNS, x = position % ERROR_COLUMNS;
-        const int row = step * ERROR_ADVANCE + y * STRIDE, left = (column0 + x) * STRIDE - u.column;
-        const bool exists = channel < channels && row + KERNEL <= HEIGHT;
+        const int row = step * ERROR_ADVANCE + y * STRIDE_ROWS, left = (column0 + x) * STRIDE_COLUMNS - u.column;
+        const bool exists = channel < channels && row + KERNEL_ROWS <= PADDED_HEIGHT;
         for (int first4 = 0; first4 < MAP_FLOAT4S; first4 += HELD) {
           float delta[HELD * 4];
           UNROLL_FOR(int m = 0; m < HELD * 4; m++)
             delta[m] =
                 exists && first4 * 4 + m < MAPS ? deltas[(first4 * 4 + m) * STEP_AREA + position % STEP_AREA] : 0.0f;
-          for (int i = 0; i < KERNEL; i++)
-            for (int j = 0; j < KERNEL; j++) {
+          for (int i = 0; i < KERNEL_ROWS; i++)
+            for (int j = 0; j < KERNEL_COLUMNS; j++) {
               const bool inside = ERROR_TILES == 1 || (left + j >= 0 && left + j < ERROR_TILE);
               if (exists && inside) {
-                const Float4* held =
-                    reinterpret_cast<const Float4*>(weights) + (channel * TAPS + i * KERNEL + j) * MAP_FLOAT4S + first4;
+                const Float4* held = reinterpret_cast<const Float4*>(weights) +
+                                     (channel * TAPS + i * KERNEL_COLUMNS + j) * MAP_FLOAT4S + first4;
                 float sum = 0.0f;
                 UNROLL_FOR(int m4 = 0; m4 < HELD; m4++) {
                   if (first4 + m4 >= MAP_FLOAT4S) break;
@@ -347,16 +367,18 @@ struct Conv {
         }
       }
       const int row0 = step * ERROR_ADVANCE;
-      const int rows = step + 1 < ERROR_STEPS ? ERROR_ADVANCE : HEIGHT - row0;
+      const int rows = step + 1 < ERROR_STEPS ? ERROR_ADVANCE : PADDED_HEIGHT - row0;
       const bool last = step + 1 == ERROR_STEPS;
       for (int i = threadIdx.x; i < channels * rows * ERROR_TILE; i += THREADS) {
         const int x = i % ERROR_TILE, row = row0 + i / ERROR_TILE % rows, channel = i / (ERROR_TILE * rows);
-        if (u.column + x >= WIDTH) continue;
+        const int map_row = row - PADDING_ROWS, column = u.column + x - PADDING_COLUMNS;
+        if (column >= WIDTH || (PADDING_COLUMNS > 0 && column < 0)) continue;
         float* error = errors + (channel * ERROR_RING + slot(row)) * ERROR_TILE + x;
         // a row that no window saw (between two, or below the last) has no slot of its own
-        const bool seen = last ? row < (ROWS - 1) * STRIDE + KERNEL : row - row0 < ERROR_RING;
-        arrays.source_errors[u.image * SOURCE_SIZE + ((channel0 + channel) * HEIGHT + row) * WIDTH + u.column + x] =
-            seen ? *error : 0.0f;
+        const bool seen = last ? row < (ROWS - 1) * STRIDE_ROWS + KERNEL_ROWS : row - row0 < ERROR_RING;
+        if (PADDING_ROWS == 0 || (map_row >= 0 && map_row < HEIGHT))  // the padding's errors are dropped
+          arrays.source_errors[u.image * SOURCE_SIZE + ((channel0 + channel) * HEIGHT + map_row) * WIDTH + column] =
+              seen ? *error : 0.0f;
         if (seen && !last) *error = 0.0f;
       }
       __syncthreads();
