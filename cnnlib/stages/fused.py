@@ -19,8 +19,18 @@ from cnnlib.engine import Planned, Stage, options_of
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import THREADS, GpuOperator, GpuOptions, Launch
 from cnnlib.engine.plain_windows import declining
-from cnnlib.layers import FUNCTIONS, Activation, Conv, Dense, Layer, Shape, Subsample, enumerator_of
-from cnnlib.stages.gemm_cuda import GemmActivation, GemmSubsample, tile_count, tile_of
+from cnnlib.layers import (
+    FUNCTIONS,
+    Activation,
+    Conv,
+    Dense,
+    Dropout,
+    Layer,
+    Shape,
+    Subsample,
+    enumerator_of,
+)
+from cnnlib.stages.gemm_cuda import GemmActivation, GemmDropout, GemmSubsample, tile_count, tile_of
 
 PLAIN_SHARED_BYTES = 48 * 1024
 """Shared memory that every CUDA device gives a block without being asked for more."""
@@ -296,6 +306,7 @@ STAGE = Stage(
         (Dense,): FusedDense,
         (Activation,): GemmActivation,
         (Subsample,): GemmSubsample,
+        (Dropout,): GemmDropout,
     },
     options=GpuOptions(errors="push"),
 )

@@ -50,13 +50,18 @@ class RingConv(FusedConv):
 
     def choose(self, planned: Planned, limits: Limits) -> None:
         self.taps = math.prod(self.conv.kernel) * ceil_div(self.maps, 4) * 4
+        least = self.maps_each * self.terms  # the weights of a thread's maps
         # A tile as wide as the map means that each row is fetched once.
         self.tile = halve_until(
-            self.out_columns, lambda tile: self._window(tile, 1) + self._deltas(tile, 1) <= FLOATS
+            self.out_columns,
+            lambda tile: self._window(tile, 1) + max(self._deltas(tile, 1), least) <= FLOATS,
         )
         self.tiles = ceil_div(self.out_columns, self.tile)
         self.band = self._highest(lambda n: self._window(self.tile, n) + self._deltas(self.tile, n))
         self.forward_band = self._highest(lambda n: self._window(self.tile, n))
+        if self._window(self.tile, self.forward_band) + least > FLOATS:
+            few = FLOATS - least
+            self.forward_band = self._highest(lambda n: self._window(self.tile, n), few)
         window = self._window(self.tile, self.forward_band)
         fits = (FLOATS - window) // self.terms // self.maps_each * self.maps_each
         self.chunk_maps = min(self.maps, max(self.maps_each, fits))
@@ -77,15 +82,17 @@ class RingConv(FusedConv):
             self.chunk_channels = ceil_div(self.chunk_channels, 2)
         self.channel_chunks = ceil_div(self.channels, self.chunk_channels)
 
-    def _highest(self, size: Callable[[int], int]) -> int:
-        """Target rows that a step makes: as many as FEW_FLOATS allow, since a step costs barriers.
+    def _highest(self, size: Callable[[int], int], few: int | None = None) -> int:
+        """Target rows that a step makes: as many as `few` floats allow, which are FEW_FLOATS if not
+        given, since a step costs barriers.
 
         Among the bands that need as few steps it is the lowest; a higher one would only leave rows
         of the last step idle. The search goes downwards: all rows at once need no second buffer.
         """
-        most = next((n for n in range(self.out_rows, 1, -1) if size(n) <= FEW_FLOATS), 1)
+        few = FEW_FLOATS if few is None else few
+        most = next((n for n in range(self.out_rows, 1, -1) if size(n) <= few), 1)
         even = ceil_div(self.out_rows, ceil_div(self.out_rows, most))
-        return even if size(even) <= FEW_FLOATS else most
+        return even if size(even) <= few else most
 
     # Sizes in shared memory, where a source has its padding around it, in rows or in floats of one
     # unit. The kernel gets those of the plan as constants, and asserts that they are enough.

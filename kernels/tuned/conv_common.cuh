@@ -169,7 +169,7 @@ struct ConvCommon : LayerDefaults {
         if (KEEPS_ACTIVATED) full[map * FULL_PITCH + corner + i / WINDOW * COLUMNS + i % WINDOW] = own;
       }
       int winner;
-      target[at] = subsample_window<WINDOW, METHOD>(value, &winner);
+      target[at] = subsample_window<METHOD>(value, &winner);
     }
   }
 

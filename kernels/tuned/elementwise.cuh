@@ -59,7 +59,7 @@ struct Elementwise : LayerDefaults {
       UNROLL_FOR(int a = 0; a < WINDOW; a++)
         UNROLL_FOR(int b = 0; b < WINDOW; b++) value[a][b] = activate<FUNCTION>(source[corner_of(at) + a * WIDTH + b]);
       int winner;
-      target[at] = subsample_window<WINDOW, METHOD>(value, &winner);
+      target[at] = subsample_window<METHOD>(value, &winner);
       if (WINDOW > 1 && METHOD == MAX) winners[at] = (unsigned char)winner;
     }
   }

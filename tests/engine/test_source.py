@@ -12,7 +12,7 @@ from cnnlib.engine import Setup, Stage
 from cnnlib.engine.source import WIDTH, KernelSource, translation_unit
 from cnnlib.paths import KERNELS
 from cnnlib.stages import fused, gemm_cuda, ring
-from tests.support.networks import lenet5
+from tests.support.networks import fused_padding, lenet5
 
 
 @pytest.mark.quick
@@ -87,4 +87,24 @@ def test_kernels_refuse_a_size_that_is_off(
     assert messages(source) == ""
     wrong = re.sub(rf"\b{size} = (\d+)", lambda found: f"{size} = {int(found[1]) + change}", source)
     assert wrong != source
+    assert message in messages(wrong)
+
+
+@pytest.mark.parametrize("stage", [fused.STAGE, ring.STAGE], ids=lambda stage: stage.name)
+@pytest.mark.parametrize(
+    ("size", "change", "message"),
+    [
+        ("PADDING_ROWS", -1, "every position sees elements of the padded source alone"),
+        ("PADDING_COLUMNS", -1, "every position sees elements of the padded source alone"),
+        ("ROWS", 1, "positions that no window covers are not computed"),
+        ("COLUMNS", 1, "positions that no window covers are not computed"),
+    ],
+)
+def test_kernels_refuse_positions_that_are_off(
+    stage: Stage, size: str, change: int, message: str
+) -> None:
+    setup = Setup(fused_padding(), 16, learning_rate=0.1)
+    source = stage.engine.source_on(stage, setup, H100.limits)
+    assert messages(source) == ""
+    wrong = re.sub(rf"\b{size} = (\d+)", lambda found: f"{size} = {int(found[1]) + change}", source)
     assert message in messages(wrong)

@@ -29,7 +29,7 @@ from tests.support.engines import (
     pictures,
     skip_if_declined,
 )
-from tests.support.networks import GENERAL, awkward, build, lenet5
+from tests.support.networks import GENERAL, awkward, build, fused_padding, lenet5
 
 SANITIZED = {
     network.name: network
@@ -49,6 +49,7 @@ SANITIZED = {
             ],
         ),
         *GENERAL.values(),
+        fused_padding(),
     )
 }
 

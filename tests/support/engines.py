@@ -19,7 +19,7 @@ Limited = Callable[..., Device]
 GPU_STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "cuda"]
 
 
-SERVE_ALL = {"naive", "gemm", "gemm_cuda"}
+SERVE_ALL = {"naive", "gemm", "gemm_cuda", "fused", "fused_pull", "ring"}
 """Stages with an operator for every layer here. Others may decline one, by name and with a reason;
 docs/stages/layers.md says which."""
 

@@ -316,3 +316,79 @@ def large_padding() -> Network:
 
 GENERAL_LINEAR = {network.name: network for network in (padded_linear(), large_padding())}
 """LINEAR networks that not every stage serves."""
+
+
+def fused_padding() -> Network:
+    """Padding and rectangles that can be fused, and windows that leave rows and columns over."""
+    return build(
+        "fused_padding",
+        (2, 13, 11),
+        3,
+        [
+            {"conv": {"maps": 4, "kernel": 3, "padding": 1}},
+            {"activation": "relu"},
+            {"subsample": 2},
+            {"conv": {"maps": 5, "kernel": [3, 2], "stride": [1, 2], "padding": [2, 1]}},
+            {"activation": "tanh"},
+            {"subsample": [3, 2]},
+            {"dense": 3},
+        ],
+    )
+
+
+def fused_means() -> Network:
+    """Means of rectangles over curved activations, and more padding above than left."""
+    return build(
+        "fused_means",
+        (3, 23, 17),
+        4,
+        [
+            {"conv": {"maps": 6, "kernel": [2, 5], "stride": [2, 1], "padding": [3, 2]}},
+            {"activation": "sigmoid"},
+            {"subsample": {"size": [2, 3], "method": "mean"}},
+            {"conv": {"maps": 8, "kernel": [4, 3], "padding": [2, 1]}},
+            {"activation": "scaled_tanh"},
+            {"subsample": {"size": [3, 2], "method": "mean"}},
+            {"dense": 4},
+        ],
+    )
+
+
+def fused_tall() -> Network:
+    """Padded maps of which only some rows are on chip at once in stage ring."""
+    return build(
+        "fused_tall",
+        (2, 90, 23),
+        3,
+        [
+            {"conv": {"maps": 4, "kernel": 3, "padding": 1}},
+            {"activation": "leaky_relu"},
+            {"conv": {"maps": 4, "kernel": [5, 3], "stride": [1, 3], "padding": [2, 1]}},
+            {"subsample": {"size": [4, 1]}},
+            {"dense": 3},
+        ],
+    )
+
+
+FUSED_WINDOWS = {n.name: n for n in (fused_padding(), fused_means(), fused_tall())}
+"""Networks whose convolutions stages fused and ring serve with all that follows them."""
+
+
+def fused_linear() -> Network:
+    """Padding, rectangles and rows left over, without activations."""
+    return build(
+        "fused_linear",
+        (2, 21, 18),
+        4,
+        [
+            {"conv": {"maps": 5, "kernel": [2, 3], "stride": [2, 1], "padding": [1, 2]}},
+            {"subsample": [2, 3]},
+            {"conv": {"maps": 7, "kernel": 3, "padding": 1}},
+            {"subsample": {"size": [2, 4], "method": "mean"}},
+            {"conv": {"maps": 3, "kernel": 1, "stride": 2, "padding": 3}},
+            {"dense": 4},
+        ],
+    )
+
+
+FUSED_LINEAR = {network.name: network for network in (fused_linear(),)}

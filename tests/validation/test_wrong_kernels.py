@@ -28,7 +28,14 @@ from cnnlib.validation.spot_checks import exact, five_steps
 from cnnlib.validation.trajectory import check_training
 from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import open_engine, pictures
-from tests.support.networks import build, dropped, overlapping, padded
+from tests.support.networks import (
+    build,
+    dropped,
+    fused_padding,
+    fused_tall,
+    overlapping,
+    padded,
+)
 from tests.support.toys import toy_config
 
 NETWORKS = {
@@ -73,6 +80,8 @@ NETWORKS = {
         padded(),
         overlapping(),
         dropped(),
+        fused_padding(),
+        fused_tall(),
     )
 }
 
