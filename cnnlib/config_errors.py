@@ -52,6 +52,8 @@ def _in_words(problem: ErrorDetails) -> str:
     match problem["type"]:
         case "value_error" if isinstance(problem["input"], Mapping):
             return str(problem["ctx"]["error"])
+        case "value_error":
+            return f"{problem['ctx']['error']}, not {given}"
         case "missing":
             return f"{message[0].lower()}{message[1:]}"
         case "string_pattern_mismatch":

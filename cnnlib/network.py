@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -93,7 +93,9 @@ class Network:
                 f"input_shape is {short(input_shape)}, not (channels, height, width) from 1 on"
             )
         sizes = tuple(int(n) for n in shape)
-        return cls(name, sizes, int(classes), parse_layers(name, list(layers), "layers"))
+        several = isinstance(layers, Iterable) and not isinstance(layers, str | Mapping)
+        given = list(layers) if several else layers
+        return cls(name, sizes, int(classes), parse_layers(name, given, "layers"))
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
@@ -141,7 +143,16 @@ class Network:
         return views
 
     def named(self, vector: Array) -> dict[str, Array]:
-        """Each parameter by its name, as a view (not a copy) of the flat `vector`."""
+        """Each parameter by its name, as a view (not a copy) of the flat `vector`.
+
+        Raises ConfigError for a vector of another length.
+        """
+        shape = np.shape(vector)
+        if shape != (self.parameter_count,):
+            raise ConfigError(
+                f"parameters have shape {shape}, but network '{self.name}' has "
+                f"{self.parameter_count} of them: expected ({self.parameter_count},)"
+            )
         return {
             p.name: vector[p.offset : p.offset + p.size].reshape(p.shape) for p in self.parameters
         }

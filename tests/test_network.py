@@ -272,3 +272,53 @@ def test_plan_names_stage_layer_and_choices():
         r"it knows: conv\+activation, dense",
     ):
         plan(stage, lenet5())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Conv(6, 5), "Conv takes its settings by name: maps, kernel, stride, padding"),
+        (lambda: Conv(maps=0, kernel=3), "Conv.maps: input should be greater than 0, not 0"),
+        (lambda: Conv(maps=1, kernel=(3, 0)), "Conv.kernel: must be greater than 0, not (3, 0)"),
+        (
+            lambda: Conv(map=1, kernel=3),
+            "unknown key 'map' in Conv; known: maps, kernel, stride, padding",
+        ),
+        (
+            lambda: Subsample(size=2, padding=2),
+            "Subsample: a padding of 2x2 is more than half of a 2x2 window",
+        ),
+    ],
+)
+def test_a_wrong_layer_is_one_line(make, message):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_settings_of_a_config_say_where_they_are():
+    entry = {"conv": {"maps": 1, "kernel": [0, "a"]}}
+    with pytest.raises(ConfigError) as caught:
+        parse_layers("mine", [entry])
+    wanted = (
+        "networks.mine[0].conv.kernel: must be a whole number, or [rows, columns], not [0, 'a']"
+    )
+    assert str(caught.value) == wanted
+
+
+@pytest.mark.parametrize("layers", ["conv", 3, {"dense": 2}, []])
+def test_layers_that_are_no_list(layers):
+    with pytest.raises(ConfigError, match="^layers must be a list of layers, not "):
+        Network.from_layers((1, 4, 4), 2, layers)
+
+
+def test_layers_may_come_from_a_generator():
+    network = Network.from_layers((1, 4, 4), 2, (Dense(units=n) for n in (3, 2)))
+    assert network.layer_names == ("dense1", "dense2")
+
+
+@pytest.mark.parametrize("shape", [(33,), (35,), (2, 17)])
+def test_names_are_for_vectors_of_the_right_length(shape):
+    network = Network.from_layers((1, 4, 4), 2, [{"dense": 2}])
+    with pytest.raises(ConfigError, match=r"has 34 of them: expected \(34,\)"):
+        network.named(np.zeros(shape, np.float32))

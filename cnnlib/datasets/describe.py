@@ -83,6 +83,8 @@ def _files(found: dict[str, bytearray], sums: bool) -> Entry:
             return name
         return {"name": Path(name).name, "sha256": hashlib.sha256(found[name]).hexdigest()}
 
+    if empty := next((name for name, data in found.items() if not data), ""):
+        raise DataError(f"{empty} is empty")
     plain = {name: _plain(name, data) for name, data in found.items()}
     if all(data.startswith(IDX) for data in plain.values()):
         return _idx(plain, file)
@@ -238,7 +240,8 @@ def _common(kind: str, shape: Iterable[int], labels: Sequence[NDArray[Any]]) -> 
     """Kind, shape, classes and the first label."""
     values = np.concatenate([array.reshape(-1) for array in labels])
     if not values.size or values.dtype.kind not in "ui":
-        raise UserError(f"the labels are {values.dtype}, not whole numbers")
+        what = values.dtype if values.size else "none"
+        raise UserError(f"the labels are {what}, not whole numbers")
     first = int(values.min())
     entry: Entry = {"kind": kind, "shape": [int(size) for size in shape]}
     entry["classes"] = int(values.max()) - first + 1

@@ -1,18 +1,42 @@
 """What every kind of layer defines."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cnnlib.config_errors import first_problem
+from cnnlib.errors import ConfigError
+
+if TYPE_CHECKING:
+    Checked = type
+else:
+
+    class Checked(type(BaseModel)):
+        """Makes a call such as Conv(maps=0, kernel=3) raise ConfigError of one line.
+
+        A metaclass does it because settings of a config file are read by `model_validate`, which
+        makes no such call and whose errors say where in the file they are.
+        """
+
+        def __call__(cls, *values: object, **settings: object) -> "Layer":
+            known = ", ".join(cls.model_fields)
+            if values:
+                raise ConfigError(f"{cls.__name__} takes its settings by name: {known}")
+            try:
+                return super().__call__(**settings)
+            except ValidationError as error:
+                raise ConfigError(first_problem(error, cls.__name__, cls)) from None
+
 
 Shape = tuple[int, ...]
 Array = NDArray[Any]
 Views = dict[str, Array]
 
 
-class Layer(BaseModel, ABC):
+class Layer(BaseModel, ABC, metaclass=Checked):
     """One layer of a network: its formula as plain loops over one image, and its shapes.
 
     The loops are stage `naive` and, in float64, the reference every other stage is compared with,

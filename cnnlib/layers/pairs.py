@@ -16,9 +16,9 @@ def _both(least: int, value: Any) -> Pair:
         raise ValueError("must be a whole number, or [rows, columns]")
     if min(numbers) < least:
         bound = f"greater than {least - 1}" if least else "0 or greater"
-        raise ValueError(f"must be {bound}, not {min(numbers)}")
+        raise ValueError(f"must be {bound}")
     if max(numbers) >= _MOST:
-        raise ValueError(f"must be less than {_MOST}, not {max(numbers)}")
+        raise ValueError(f"must be less than {_MOST}")
     return numbers[0], numbers[1]
 
 

@@ -97,6 +97,7 @@ def written(**content: bytes) -> Callable[[Path], list[Path]]:
     [
         (written(letter=b"hello"), r"letter is no IDX file, no \.npz and no \.bin"),
         (written(), "no file is given"),
+        (written(letter=b""), "letter is empty"),
         (lambda folder: [folder / "none"], "cannot read .*none: No such file"),
         (
             lambda folder: [write_files(folder) / NAMES[0]],
