@@ -67,12 +67,16 @@ def test_integers_are_exact(layer: Layer, batch_size: int) -> None:
         exact(engine, images, 8 * generator.integers(-2, 3, (batch_size, 4)))
 
 
+@pytest.mark.parametrize("small", [False, True], ids=["whole products", "small products"])
 @pytest.mark.parametrize("layer", [each for each in layers() if isinstance(each, Conv)], ids=name)
-def test_integers_are_exact_when_errors_go_down_row_by_row(
-    layer: Layer, monkeypatch: pytest.MonkeyPatch
+def test_integers_are_exact_row_by_row(
+    layer: Layer, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As they do where a row is large."""
+    """Large rows are taken one by one, and products are cut to make them small."""
     monkeypatch.setattr("cnnlib.stages.gemm.conv.GROUP", 1)
+    if small:
+        monkeypatch.setattr("cnnlib.stages.gemm.conv.SHORTEST", 1)
+        monkeypatch.setattr("cnnlib.stages.gemm.conv.SMALL", 200)
     test_integers_are_exact(layer, 7)
 
 

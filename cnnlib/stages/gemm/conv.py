@@ -14,9 +14,25 @@ PAGE = 4096
 """Numbers this many bytes apart share few places of a core's cache."""
 SPARE = 64
 """Bytes that are left free behind rows that would begin a multiple of PAGE apart."""
-GROUP = 2**19
-"""Bytes of columns' errors that are computed together, to be added up while a core's cache has
+GROUP = 2**20
+"""Bytes of columns, or of their errors, that are made together, to be used while a core's cache has
 them."""
+SMALL = 10**6
+"""Multiplications up to which OpenBLAS takes a product's factors as they lie, without copying parts
+of them: with few maps and channels that is twice as fast (interface/gemm.c, for AVX-512)."""
+SHORTEST = 256
+"""Columns that a product has at least, if rows are cut to make it small."""
+
+
+class Step(NamedTuple):
+    """How some rows of the target are computed, by views of the buffers."""
+
+    copies: list[tuple[Array, Array]]
+    """Parts of the columns and the elements of the source that they are copies of."""
+    seen: Array
+    """(count, pieces, I C J, W' N / pieces) The columns that each row sees."""
+    target: Array
+    """(count, pieces, M, W' N / pieces)"""
 
 
 class Pass(NamedTuple):
@@ -57,7 +73,9 @@ class MatrixConv(MicroBatchOperator):
         columns = self._apart(seen, channels, j, across, images)
         if p or q:
             columns.fill(0)  # padding stays zero: only the source's elements are ever written
-        self._seen = stacks(columns.reshape(seen, channels * j, across * images), i, s, rows)
+        flat = columns.reshape(seen, channels * j, across * images)
+        self._pieces = pieces_of(maps * i * channels * j, across * images)
+        self._seen = self._cut(stacks(flat, i, s, rows))
         # Zero rows above and below, so that every source row meets equally many rows of errors.
         self._above = (i - 1) // s
         below = max(0, (self._end - 1) // s - (rows - 1))
@@ -66,10 +84,9 @@ class MatrixConv(MicroBatchOperator):
         self._error = self._padded_error[self._above : self._above + rows]
         self.target_error = self._error
         self._meetings = Windows(width, j, t, q, across).meetings
-        own = columns[self._begin : self._end]
-        self._copies = self._pairs(own, self.source)
+        self._steps = self._plan_rows(columns)
         self._passes = [] if self.source_error is None else self._plan_errors(self.source_error)
-        self._products = self.buffer(rows, i * channels * j, maps)
+        self._products = self.buffer(rows, self._pieces, i * channels * j, maps)
         self._sums = self.buffer(rows, maps)
         self._ones = np.ones(across * images, self.source.dtype)
 
@@ -87,21 +104,42 @@ class MatrixConv(MicroBatchOperator):
             for j, (met, elements) in enumerate(self._meetings)
         ]
 
+    def _cut(self, matrices: Array) -> Array:
+        """A view (count, pieces, R, L / pieces) of matrices (count, R, L), cut between columns."""
+        count, rows, _ = matrices.shape
+        return matrices.reshape(count, rows, self._pieces, -1).swapaxes(1, 2)
+
+    def _plan_rows(self, columns: Array) -> list[Step]:
+        """Steps for all rows of the target, in turn."""
+        s, target = self.stride, self._cut(row_matrices(self.target))
+        kernel_rows = self._weight.shape[1]
+        most = max(1, GROUP // (s * columns[0].nbytes))
+        steps, copied = [], self._begin
+        for row in range(0, len(target), most):
+            part = slice(row, row + most)
+            last = min(len(target), part.stop) - 1
+            end = max(copied, min(self._end, last * s + kernel_rows))
+            source = self.source[copied - self._begin :]
+            copies = self._pairs(columns[copied:end], source)
+            steps.append(Step(copies, self._seen[part], target[part]))
+            copied = end
+        return steps
+
     def forward(self) -> None:
-        for columns, elements in self._copies:
-            np.copyto(columns, elements)
         np.copyto(self._weight, self.parameters["weight"].swapaxes(1, 2))
-        weight = self._weight.reshape(len(self._weight), -1)
-        target = row_matrices(self.target)
-        np.matmul(weight, self._seen, out=target)
-        np.add(target, self.parameters["bias"][:, None], out=target)
+        weight, bias = self._weight.reshape(len(self._weight), -1), self.parameters["bias"]
+        for copies, seen, target in self._steps:
+            for columns, elements in copies:
+                np.copyto(columns, elements)
+            np.matmul(weight, seen, out=target)
+            np.add(target, bias[:, None], out=target)
 
     def backward(self) -> None:
         error = row_matrices(self._error)
         # The transpose of what is wanted: BLAS takes half the time where there are few maps.
-        np.matmul(self._seen, error.transpose(0, 2, 1), out=self._products)
+        np.matmul(self._seen, self._cut(error).swapaxes(2, 3), out=self._products)
         maps, i, channels, j = self._weight.shape
-        gradient = self._products.sum(axis=0).reshape(i, channels, j, maps)
+        gradient = self._products.sum(axis=(0, 1)).reshape(i, channels, j, maps)
         self.gradients["weight"] += gradient.transpose(3, 1, 0, 2)
         np.matmul(error, self._ones, out=self._sums)  # a product with ones is faster than a sum
         self.gradients["bias"] += self._sums.sum(axis=0)
@@ -145,6 +183,13 @@ class MatrixConv(MicroBatchOperator):
             np.matmul(weights[r], error, out=columns)
             for part, elements in sums:
                 np.add(elements, part, out=elements)
+
+
+def pieces_of(terms: int, columns: int) -> int:
+    """Into how many pieces the columns of a product are cut, if `terms` meet each column."""
+    whole = range(1, columns // SHORTEST + 1)
+    few = (n for n in whole if columns % n == 0 and terms * columns // n <= SMALL)
+    return next(few, 1)
 
 
 def row_matrices(maps: Array) -> Array:
