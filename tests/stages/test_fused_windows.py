@@ -50,6 +50,8 @@ def test_integers_are_exact(stage, network, batch_size, device):
         engine.parameters = generator.integers(-2, 3, network.parameter_count)
         error = generator.integers(-3, 4, (batch_size, network.classes))
         exact(engine, images, error)
+        gradient = engine.backward(images, error)
+        assert all(gradient[p.offset : p.offset + p.size].any() for p in network.parameters)
 
 
 # What is fused

@@ -19,6 +19,10 @@ from tests.support.networks import (
     awkward,
     build,
     curved,
+    fused_linear,
+    fused_means,
+    fused_padding,
+    fused_tall,
     lenet5,
     many_maps,
     small,
@@ -109,7 +113,10 @@ def test_ring_needs_shared_memory_for_a_window_not_for_the_map(size, device):
             planned.operator(planned, fused.STAGE, device)
 
 
-SHORT_OF_MEMORY = (awkward(), strides(), windows(), many_maps(), curved())
+SHORT_OF_MEMORY = (
+    *(awkward(), strides(), windows(), many_maps(), curved()),
+    *(fused_padding(), fused_means(), fused_tall(), fused_linear()),
+)
 CUTS = ("tiles", "map_chunks", "error_tiles", "channel_chunks")
 
 

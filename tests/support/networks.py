@@ -36,7 +36,7 @@ def lenet5(method: str = "max", function: str = "relu") -> Network:
 def shipped(name: str) -> Network:
     """A network of config.yaml, for images of the shape that it is made for, or for digits."""
     spec = load_config([ROOT / "config.yaml"]).networks[name]
-    return build(name, spec.input_shape or (1, 28, 28), 10, spec.layers)
+    return build(name, tuple(spec.input_shape or (1, 28, 28)), 10, spec.layers)
 
 
 def small() -> Network:
@@ -385,7 +385,7 @@ def fused_linear() -> Network:
             {"subsample": [2, 3]},
             {"conv": {"maps": 7, "kernel": 3, "padding": 1}},
             {"subsample": {"size": [2, 4], "method": "mean"}},
-            {"conv": {"maps": 3, "kernel": 1, "stride": 2, "padding": 3}},
+            {"conv": {"maps": 3, "kernel": 2, "stride": 2, "padding": 3}},
             {"dense": 4},
         ],
     )
