@@ -23,10 +23,11 @@ FOLDABLE = (
 """Operators that are computed at once where all they read is constant."""
 
 
-def load_model(path: Path) -> "ModelProto":
+def load_model(path: Path, known: Iterable[str]) -> "ModelProto":
     """The model in a file, with tensors that lie in files beside it.
 
-    Raises DataError naming the file when it is missing, damaged or no model.
+    Raises DataError naming the file when it is missing, damaged or no model, and one that names the
+    node and the operators `known` to the caller for an operator that ONNX does not have.
     """
     onnx_parts()
     import onnx
@@ -35,6 +36,12 @@ def load_model(path: Path) -> "ModelProto":
     what = f"weights file {path}"
     try:
         model = onnx.load(path)
+        for node in model.graph.node:
+            if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+                raise DataError(
+                    f"{what}: node '{node.name or node.output[0]}' ({node.op_type}) is no operator "
+                    f"of ONNX; known here: {', '.join(sorted(known))}"
+                )
         onnx.checker.check_model(model)
     except OSError as error:
         beside = f": {error.filename}" if error.filename not in (None, str(path), path) else ""

@@ -14,7 +14,7 @@ from cnnlib.errors import ConfigError, DataError
 from cnnlib.exchange.found import Found, described
 from cnnlib.exchange.onnx_export import KEY
 from cnnlib.exchange.onnx_graph import load_model
-from cnnlib.exchange.onnx_nodes import layers_of
+from cnnlib.exchange.onnx_nodes import KNOWN, layers_of
 from cnnlib.exchange.weights import read_description
 from cnnlib.network import Network
 
@@ -27,7 +27,7 @@ def read(path: Path) -> Found:
 
     How images are normalised is known where the model takes bytes, and where this library wrote it.
     """
-    return found_in(load_model(path), f"weights file {path}", path.stem)
+    return found_in(load_model(path, KNOWN), f"weights file {path}", path.stem)
 
 
 def found_in(model: "ModelProto", what: str, name: str) -> Found:

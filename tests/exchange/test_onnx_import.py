@@ -364,6 +364,11 @@ POOL = {"kernel_shape": [2, 2]}
             {},
             "node 'mine' (Relu) is no layer here",
         ),
+        (
+            [helper.make_node("Swoosh", ["x"], ["out"], "last")],
+            {},
+            "node 'last' (Swoosh) is no operator of ONNX; known here: Add, AveragePool, Cast, ",
+        ),
     ],
 )
 def test_models_that_are_refused(
