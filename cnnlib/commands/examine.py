@@ -8,9 +8,11 @@ import typer
 from cnnlib.commands.options import (
     CONFIG,
     OF_YOUR_OWN,
+    USUAL_DATASET,
     ConfigFiles,
     at_least_one,
     columns,
+    dataset_for,
     first,
     report_death,
     run_of,
@@ -52,7 +54,7 @@ def cpu_profile(
 
 def profile(
     stage: Annotated[str, typer.Option(help=OF_YOUR_OWN)],
-    dataset: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=USUAL_DATASET)] = None,
     network: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default: the sweep's first.")] = None,
     config: ConfigFiles = CONFIG,
@@ -68,7 +70,8 @@ def profile(
 
     settings = load_config(config)
     sweep = settings.sweep
-    dataset, network = first(dataset, sweep.datasets), first(network, sweep.networks)
+    dataset = dataset_for(settings, dataset, network)
+    network = first(network, sweep.networks)
     settings.network(network, dataset, "--network")
     size = first(batch_size, sweep.batch_sizes)
     at_least_one(batch_size=size)

@@ -5,14 +5,20 @@ from typing import Annotated
 
 import typer
 
-from cnnlib.commands.options import CONFIG, ConfigFiles, at_least_one, first
+from cnnlib.commands.loading import load_data
+from cnnlib.commands.options import (
+    CONFIG,
+    USUAL_DATASET,
+    ConfigFiles,
+    at_least_one,
+    dataset_for,
+    first,
+)
 
 
 def judge(
     stage: Annotated[str, typer.Argument(help="A stage's name, or a file such as ./my_stage.py.")],
-    dataset: Annotated[
-        str | None, typer.Option(help="A data set of the config; default: the sweep's first.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Option(help=USUAL_DATASET)] = None,
     network: Annotated[
         str | None, typer.Option(help="A network of the config; default: the sweep's first.")
     ] = None,
@@ -58,7 +64,6 @@ def judge(
     """
     import secrets
 
-    from cnnlib import datasets
     from cnnlib.config import load_config
     from cnnlib.errors import ConfigError
     from cnnlib.files import check_writable
@@ -84,11 +89,10 @@ def judge(
             file_of(entry, where)
         elif where == "--against":
             find_stage(entry, where)
-    name = first(dataset, sweep.datasets)
-    spec = settings.dataset(name, "--dataset")
+    name = dataset_for(settings, dataset, network)
+    settings.dataset(name, "--dataset")
     built = settings.network(first(network, sweep.networks), name, "--network")
-    file = Path(settings.results, "data", f"{name}.npz") if data is None else data
-    loaded = datasets.load(name, file, spec)
+    loaded = load_data(settings, name, data)
     check_batch(loaded, batch_size)
     if images is not None and not batch_size <= images <= len(loaded.train_labels):
         raise ConfigError(

@@ -53,12 +53,34 @@ CONFIG: list[Path] = []
 OF_YOUR_OWN = "A stage's name, or the path of a Python file with one of your own."
 """Help of the option --stage."""
 
+USUAL_DATASET = "Default: the first with the images that the network is made for, or the sweep's."
+"""Help of the option --dataset."""
+
 T = TypeVar("T")
 
 
 def first(given: T | None, otherwise: Sequence[T]) -> T:
     """The value given, or else the first of the sweep's."""
     return otherwise[0] if given is None else given
+
+
+def dataset_for(settings: "Config", dataset: str | None, network: str | None) -> str:
+    """The data set given, or else the sweep's first.
+
+    A network that says which images it is made for gets the first data set of such images instead:
+    the sweep's, or any of the config.
+    """
+    sweep = settings.sweep
+    name = first(dataset, sweep.datasets)
+    spec = settings.networks.get(first(network, sweep.networks))
+    if dataset is not None or spec is None or spec.input_shape is None:
+        return name
+    suitable = (
+        each
+        for each in (*sweep.datasets, *settings.datasets)
+        if each in settings.datasets and list(settings.datasets[each].shape) == spec.input_shape
+    )
+    return next(suitable, name)
 
 
 def at_least_one(**options: int) -> None:

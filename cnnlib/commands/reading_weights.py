@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnlib.commands.loading import load_data
-from cnnlib.commands.options import first, given_or_usual
+from cnnlib.commands.options import dataset_for, given_or_usual
 
 if TYPE_CHECKING:
     from cnnlib.config import Config
@@ -76,12 +76,14 @@ class Asked:
     def images(self) -> "Dataset":
         """The data set's images, of the sweep's first data set if no option names one."""
         return load_data(
-            self.settings, first(self.dataset, self.settings.sweep.datasets), self.data
+            self.settings, dataset_for(self.settings, self.dataset, self.network), self.data
         )
 
     def class_names(self) -> tuple[str, ...]:
         """What the data set's classes are called; empty where they have no names."""
-        spec = self.settings.dataset(first(self.dataset, self.settings.sweep.datasets), "--dataset")
+        spec = self.settings.dataset(
+            dataset_for(self.settings, self.dataset, self.network), "--dataset"
+        )
         return tuple(spec.class_names) or self.images.class_names
 
     def read(self, path: Path) -> "Weights":
@@ -115,7 +117,7 @@ class Asked:
         from cnnlib.errors import ConfigError
 
         if self.network is not None:
-            dataset = first(self.dataset, self.settings.sweep.datasets)
+            dataset = dataset_for(self.settings, self.dataset, self.network)
             return self.settings.network(self.network, dataset, "--network")
         own = found.network
         if own is None:

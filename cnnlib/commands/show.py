@@ -8,9 +8,11 @@ import typer
 
 from cnnlib.commands.options import (
     CONFIG,
+    USUAL_DATASET,
     ConfigFiles,
     at_least_one,
     columns,
+    dataset_for,
     first,
     stage_of,
 )
@@ -45,7 +47,7 @@ def stages() -> None:
 
 def plan(
     config: ConfigFiles = CONFIG,
-    dataset: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=USUAL_DATASET)] = None,
     network: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
     stage: Annotated[
         list[str] | None, typer.Option(help="Can be repeated; default: all stages of the ladder.")
@@ -63,7 +65,7 @@ def plan(
     settings = load_config(config)
     built = settings.network(
         first(network, settings.sweep.networks),
-        first(dataset, settings.sweep.datasets),
+        dataset_for(settings, dataset, network),
         "--network",
     )
     chosen = [stage_of(settings, name) for name in stage] if stage else LADDER
@@ -118,7 +120,7 @@ def show_source(
     config: ConfigFiles = CONFIG,
     stage: Annotated[str, typer.Option(help="A stage that runs on a GPU.")] = "tuned",
     network: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=USUAL_DATASET)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default: the sweep's first.")] = None,
     gpu: Annotated[str, typer.Option(help="The GPU whose limits decide on the sizes.")] = "h100",
 ) -> None:
@@ -135,7 +137,7 @@ def show_source(
     settings = load_config(config)
     built = settings.network(
         first(network, settings.sweep.networks),
-        first(dataset, settings.sweep.datasets),
+        dataset_for(settings, dataset, network),
         "--network",
     )
     size = first(batch_size, settings.sweep.batch_sizes)

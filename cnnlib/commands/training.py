@@ -13,8 +13,10 @@ import typer
 from cnnlib.commands.loading import load_data
 from cnnlib.commands.options import (
     CONFIG,
+    USUAL_DATASET,
     ConfigFiles,
     at_least_one,
+    dataset_for,
     first,
     report_interrupt,
     stage_of,
@@ -33,7 +35,7 @@ LINE_SECONDS = 10.0
 
 def train(
     config: ConfigFiles = CONFIG,
-    dataset: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=USUAL_DATASET)] = None,
     network: Annotated[str | None, typer.Option(help="Default: the sweep's first.")] = None,
     stage: Annotated[
         str | None,
@@ -88,7 +90,7 @@ def train(
     changes = {"epochs": epochs, "seed": seed}
     settings = with_training(settings, {k: v for k, v in changes.items() if v is not None})
     sweep = settings.sweep
-    dataset = first(dataset, sweep.datasets)
+    dataset = dataset_for(settings, dataset, network)
     settings.dataset(dataset, "--dataset")
     batch_size = first(batch_size, sweep.batch_sizes)
     at_least_one(batch_size=batch_size)

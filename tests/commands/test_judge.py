@@ -139,6 +139,15 @@ def test_wrong_kernels(home: Home, folder: Path, old: str, new: str, why: str) -
         emulation.check_emulated("./kernel.py", [network], folder, 60)
 
 
+def test_images_are_made_where_there_are_none(home: Home, folder: Path) -> None:
+    (folder / "mine.py").write_text(MINE)
+    home("judge", "./mine.py", "--no-rivals", "--part", "check", "--out", "out")
+    assert words(folder)["check"] == "right"
+    config = load_config([folder / "config.yaml"])
+    (dataset,) = config.sweep.datasets
+    assert (folder / config.results / "data" / f"{dataset}.npz").exists()
+
+
 def test_bad_input(home: Home, folder: Path) -> None:
     assert "there is no file" in home.fails("judge", "./none.py", *JUDGE)
     assert "unknown stage 'gem'" in home.fails("judge", "gem", *JUDGE)

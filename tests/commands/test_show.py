@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from cnnlib import stages
 from cnnlib.device.emulated import EmulatedDevice
@@ -105,3 +106,24 @@ def test_plan_says_what_run_json_would_say(
                 with stage.engine(stage, Setup(network, 8, 0.1), place) as engine:
                     pairs = [line.split()[::-1] for line in said[name][stage.name] if line]
                     assert engine.served == [": ".join(pair) for pair in pairs], stage.name
+
+
+def test_a_network_is_shown_for_the_images_that_it_is_made_for(home: Home) -> None:
+    more = {
+        "datasets": {
+            "wide": {
+                "kind": "synthetic",
+                "shape": [3, 9, 9],
+                "classes": 3,
+                "train_images": 64,
+                "test_images": 16,
+            }
+        },
+        "networks": {"colour": {"input_shape": [3, 9, 9], "layers": [{"dense": 3}]}},
+    }
+    (home.folder / "more.yaml").write_text(yaml.safe_dump(more))
+    files = ("--config", "config.yaml", "--config", "more.yaml")
+    chosen = (*files, "--stage", "gemm", "--network", "colour")
+    assert home("plan", *chosen).startswith("network colour, source 3x9x9\n")
+    assert home("plan", *chosen, "--dataset", "toy").startswith("network colour, source 1x8x8\n")
+    assert home("plan", *files, "--stage", "gemm").startswith("network small, source 1x8x8\n")
