@@ -68,6 +68,9 @@ SPOTLIGHTS = 4
 POOL = 256
 """Images at most among which those are looked for that have no near-ties of relu or max."""
 FRESH_CALLS = 3
+CALL_SECONDS = 1.0
+LEAST_STEPS = 8
+"""Steps of the longest call that is timed, whatever it takes."""
 REMEMBERED = 0.5
 """Share of a new training's time below which one that was done before counts as remembered."""
 REMEMBERED_SECONDS = 5e-4
@@ -288,12 +291,17 @@ def check_outputs(
 
 
 class Trials:
-    """Calls of an engine that are timed by this process's clock."""
+    """Calls of an engine that are timed by this process's clock.
+
+    The longest has all steps of an epoch, or fewer where these take longer than CALL_SECONDS.
+    """
 
     def __init__(self, engine: Engine, count: int, seed: int) -> None:
-        self.engine, self._random = engine, np.random.default_rng(seed)
-        size = engine.setup.batch_size
-        self.steps, self.count = count // size, count
+        self.engine, self._random, self.count = engine, np.random.default_rng(seed), count
+        few = self.new(2)
+        few()
+        most = max(LEAST_STEPS, int(CALL_SECONDS / (few() / 2)))
+        self.steps = min(count // engine.setup.batch_size, most)
 
     def new(self, steps: int) -> Callable[[], float]:
         """A call on images in an order and from weights that are new; it returns its seconds."""
