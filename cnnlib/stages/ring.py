@@ -15,6 +15,7 @@ from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Limits
 from cnnlib.engine import Planned
 from cnnlib.engine.gpu_operator import THREADS, GpuOptions, Launch
+from cnnlib.engine.upload import MAX_ELEMENTS
 from cnnlib.layers import Activation, Conv, Subsample
 from cnnlib.stages import fused
 from cnnlib.stages.fused import PLAIN_SHARED_BYTES, FusedConv
@@ -90,7 +91,8 @@ class RingConv(FusedConv):
         of the last step idle. The search goes downwards: all rows at once need no second buffer.
         """
         few = FEW_FLOATS if few is None else few
-        most = next((n for n in range(self.out_rows, 1, -1) if size(n) <= few), 1)
+        rows = min(self.out_rows, few)  # a row has one float at least
+        most = next((n for n in range(rows, 1, -1) if size(n) <= few), 1)
         even = ceil_div(self.out_rows, ceil_div(self.out_rows, most))
         return even if size(even) <= few else most
 
@@ -139,6 +141,8 @@ class RingConv(FusedConv):
         return self.chunk_channels * self.taps + errors
 
     def check(self) -> None:
+        if max(self.padded_height, self.padded_width) > MAX_ELEMENTS:
+            raise self.unsupported("its padded map is beyond 32-bit indices")
         window = self._window(self.tile, self.forward_band)
         forward = self.chunk_maps * self.terms + self.units * window
         backward = max(

@@ -249,13 +249,14 @@ def test_batches_beyond_the_kernels_indices_are_refused(stage, device):
         open_engine(stage, lenet5(), 2**23, device)
 
 
-def test_padding_beyond_the_kernels_indices_is_refused(device):
+@each_of([gemm_cuda.STAGE, ring.STAGE])
+def test_padding_beyond_the_kernels_indices_is_refused(stage, device):
     network = build(
         "far", (1, 6, 6), 2, [{"conv": {"maps": 1, "kernel": 1, "padding": 2**30}}, {"dense": 2}]
     )
-    planned = plan(gemm_cuda.STAGE, network)[0]
+    planned = plan(stage, network)[0]
     with pytest.raises(Unsupported, match=r"conv1 of network 'far': .* beyond 32-bit indices"):
-        planned.operator(planned, gemm_cuda.STAGE, device)
+        planned.operator(planned, stage, device)
 
 
 @each_gpu_stage
