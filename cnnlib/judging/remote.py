@@ -345,7 +345,7 @@ class RemoteImages(RemoteEngine, ImageByImage):
 
 
 class RemoteLoop(RemoteEngine, OwnLoop):
-    """The same for an author's loop, of which the checks ask something else."""
+    """The same for an author's loop, whose checks ask for something else."""
 
     def prepare(self) -> None:
         raise NotImplementedError("the loop is prepared in its own process")

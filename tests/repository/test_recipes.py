@@ -15,7 +15,7 @@ from matplotlib import pyplot
 
 from cnnlib import datasets
 from cnnlib.__main__ import main
-from cnnlib.config import check_dataset
+from cnnlib.config import check_dataset, load_config
 from cnnlib.device import Device
 from cnnlib.engine.stage import plan
 from cnnlib.layers import FUNCTIONS, KINDS, Activation, activation
@@ -176,9 +176,15 @@ def test_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     pyplot.close("all")
 
 
-def test_a_network() -> None:
-    (network,) = map(yaml.safe_load, examples("network", "yaml"))
-    assert parse_layers("small", network["networks"]["small"])
+def test_a_network(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    made_for = []
+    for text in examples("network", "yaml"):
+        mine.write_text(text)
+        config = load_config([ROOT / "config.yaml", mine])
+        assert config.network("small", "mnist", "the page").classes == 10
+        made_for.append(config.networks["small"].input_shape)
+    assert made_for == [None, [1, 28, 28]]
 
 
 MADE: dict[str, tuple[str, Callable[[Path], object]]] = {

@@ -1,4 +1,4 @@
-"""Work left behind: an epoch is put off until somebody asks for the weights."""
+"""Work left behind: an epoch is put off until the weights are asked for."""
 
 from dataclasses import replace
 
