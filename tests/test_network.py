@@ -274,6 +274,22 @@ def test_plan_names_stage_layer_and_choices():
         plan(stage, lenet5())
 
 
+def test_plan_says_a_reason_once():
+    class Narrow:
+        @staticmethod
+        def declines(layers, source_shape):
+            return "it has padding" if len(layers) < 3 else "it is long"
+
+    runs = [(Conv,), (Conv, Activation), (Conv, Activation, Subsample)]
+    stage = Stage("half", "half", "nothing", "cpu", naive.OneByOne, dict.fromkeys(runs, Narrow))
+    with pytest.raises(Unsupported) as caught:
+        plan(stage, lenet5())
+    assert str(caught.value) == (
+        "stage 'half' has no operator for conv1 of network 'lenet5_max_relu'; "
+        "conv1+activation1+subsample1: it is long; conv1: it has padding"
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

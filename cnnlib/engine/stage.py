@@ -235,18 +235,21 @@ def plan(stage: Stage[Op], network: Network) -> tuple[Planned[Op], ...]:
 def _longest(
     stage: Stage[Op], network: Network, start: int
 ) -> tuple[Planned[Op] | None, list[str]]:
-    """The longest run from layer `start` on that an operator serves, and why others do not."""
+    """The longest run from layer `start` on that an operator serves, and why others do not.
+
+    A reason that several runs share is given once, for the shortest of them.
+    """
     kinds = tuple(type(layer) for layer in network.layers[start:])
     runs = [key for key in stage.operators if kinds[: len(key)] == key]
-    reasons = []
+    reasons: dict[str, str] = {}
     for run in sorted(runs, key=len, reverse=True):
         found = Planned(stage.operators[run], network, start, start + len(run))
         declines = getattr(found.operator, "declines", None)
         why = declines(found.layers, found.source_shape) if declines else ""
         if not why:
             return found, []
-        reasons.append(f"{found.name}: {why}")
-    return None, reasons
+        reasons[why] = found.name
+    return None, [f"{name}: {why}" for why, name in reasons.items()]
 
 
 def batch_arithmetic(setup: Setup, part: Part) -> Arithmetic:

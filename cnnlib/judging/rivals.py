@@ -21,7 +21,7 @@ from cnnlib.engine import Engine, KernelTime, Stage
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.errors import DeviceError, Unsupported, UserError, one_line
 from cnnlib.judging.remote import StageFailed, Worker
-from cnnlib.judging.tricks import JudgedRecording
+from cnnlib.judging.tricks import JudgedRecording, seconds_of
 from cnnlib.network import Network
 from cnnlib.peers import PEERS
 from cnnlib.stages import LADDER
@@ -201,8 +201,8 @@ def _one(course: Course, arm: Arm, repeat: int, seed: int, race: Race) -> Timing
         shuffle = Shuffle(course.count, seed, 1)
         steps = course.count // course.batch_size
         rates = engine.setup.schedule.rates(1, 1, steps)
-        empty = statistics.median(_timed(lambda: worker.ask("nothing")) for _ in range(PINGS))
-        usual = min(_timed(lambda: engine.parameters) for _ in range(3))
+        empty = statistics.median(seconds_of(lambda: worker.ask("nothing")) for _ in range(PINGS))
+        usual = min(seconds_of(lambda: engine.parameters) for _ in range(3))
         recording = JudgedRecording(engine)
         recording.begin()
         began = time.perf_counter()
@@ -243,9 +243,3 @@ def ratio(race: Race, judged: Arm, other: Arm, seed: int = 1) -> Ratio | None:
     if len(both) == 1:
         low = high = np.nan
     return Ratio(other, float(np.median(factors)), float(low), float(high))
-
-
-def _timed(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began

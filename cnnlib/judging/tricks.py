@@ -140,10 +140,10 @@ class JudgedRecording(Recording):
         delays, shares = [], []
         for _ in range(LATE_TRIES):
             call.before.put_into(self.engine)
-            usual = _timed(lambda: EngineState.of(self.engine))
+            usual = seconds_of(lambda: EngineState.of(self.engine))
             call.before.put_into(self.engine)
-            called = _timed(again)
-            delays.append(_timed(lambda: EngineState.of(self.engine)) - usual)
+            called = seconds_of(again)
+            delays.append(seconds_of(lambda: EngineState.of(self.engine)) - usual)
             shares.append(delays[-1] / (delays[-1] + called))
         share = min(shares)
         if share > LATE and min(delays) > SHORTEST:
@@ -396,11 +396,11 @@ def check_at_rest(engine: Engine, count: int, seed: int) -> None:
 
 def _check_gpu_at_rest(engine: RemoteEngine, count: int, seed: int, usual: float) -> None:
     """Wait for the GPU after `train` has returned: an honest stage has waited already."""
-    idle = min(_timed(engine.synchronize) for _ in range(3))
+    idle = min(seconds_of(engine.synchronize) for _ in range(3))
     waits = []
     for epoch in range(1, 4):
         engine.train_epoch(Shuffle(count, seed, epoch))
-        waits.append(_timed(engine.synchronize) - idle)
+        waits.append(seconds_of(engine.synchronize) - idle)
     if (waited := min(waits)) > max(GPU_LEFT, 0.25 * usual):
         raise failure(
             engine,
@@ -433,7 +433,8 @@ def check_clock(engine: Engine) -> None:
             )
 
 
-def _timed(call: Callable[[], object]) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
