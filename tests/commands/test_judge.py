@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cnnlib.__main__ import main
 from cnnlib.config import load_config
 from cnnlib.device import sanitizer_environment
 from cnnlib.errors import DeviceError
@@ -110,7 +111,7 @@ def test_kernels_of_ones_own(home: Home, folder: Path, monkeypatch: pytest.Monke
         pytest.skip("there are no sanitizers here")
     (folder / "kernel.py").write_text(OPERATOR)
     (folder / "mine.cuh").write_text(KERNEL)
-    home("judge", "./kernel.py", *JUDGE)
+    assert main(["judge", "./kernel.py", *JUDGE]) == 0, facts(folder)["verdict"]
     assert words(folder)["emulation"] == "right"
     assert words(folder)["times"] == "measured"
     assert "no peer is comparable here" in json.dumps(facts(folder))
