@@ -307,6 +307,15 @@ def test_an_error_of_the_callback_leaves_the_steps_before_it(
     assert trainer.epochs == 1
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a program started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("stage", ["naive", "gemm"])
 def test_after_ctrl_c_the_trainer_can_go_on(
     data: Dataset, make: Callable[..., Trainer], stage: str
@@ -330,6 +339,7 @@ def test_after_ctrl_c_the_trainer_can_go_on(
     assert trainer.epochs == before + 2
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_goes_back_to_the_last_epoch(
     data: Dataset, make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
