@@ -1,12 +1,14 @@
 """Numbers of the published measurements, computed from results/reference, never typed.
 
-The directive `{published-ladder}` puts the table of README.md in a page. As a program it prints it:
+The directive `{published-ladder}` puts the table of README.md in a page, and
+`{published-networks}` that of all shipped networks. As a program it prints the first:
 
     python docs/_extensions/published.py
 """
 
 import csv
 import functools
+import statistics
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +113,34 @@ def ladder() -> str:
     return wording.markdown_table(table)
 
 
+NETWORKS = MACHINE / "networks/epochs.csv"
+"""Raw epochs of the shipped networks at one batch size, by GPU stages and libraries."""
+
+
+def networks() -> str:
+    """Each shipped network's epoch by every GPU stage and library, and the best of both compared.
+
+    Medians over all epochs measured; a dash where a stage does not serve the network.
+    """
+    epochs: dict[str, dict[str, list[float]]] = {}
+    with NETWORKS.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            own = epochs.setdefault(line["network"], {}).setdefault(line["stage"], [])
+            if line["status"] == "ok" and line["validated"] == "true":
+                own.append(float(line["epoch_seconds"]))
+    known = {stage for own in epochs.values() for stage in own}
+    stages = [stage.name for stage in LADDER if stage.name in known]
+    peers = [stage.name for stage in PEERS if stage.name in known]
+    head = ["network", *map(wording.title, stages + peers), "best library / best stage"]
+    table = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for network in load_config([ROOT / "config.yaml"]).networks:
+        seconds = {stage: statistics.median(t) for stage, t in epochs[network].items() if t}
+        cells = [wording.duration(seconds[s]) if s in seconds else "–" for s in stages + peers]
+        best, rival = (min(seconds[s] for s in names if s in seconds) for names in (stages, peers))
+        table.append([f"`{network}`", *cells, wording.digits(rival / best, 2)])
+    return wording.markdown_table(table)
+
+
 def whole_speedup() -> str:
     """How many times as fast as the first stage the last one is at LIMITED_AT."""
     line = next(
@@ -165,6 +195,17 @@ def setup(app: object) -> dict[str, bool]:
     from sphinx.application import Sphinx
     from sphinx.util.docutils import SphinxDirective
 
+    class PublishedNetworks(SphinxDirective):
+        """The table of all shipped networks."""
+
+        def run(self) -> list[nodes.Node]:
+            self.env.note_dependency(str(NETWORKS))
+            container = nodes.container()
+            self.state.nested_parse(
+                StringList(networks().splitlines(), "results/reference"), 0, container
+            )
+            return container.children
+
     class PublishedLadder(SphinxDirective):
         """The table of README.md."""
 
@@ -178,6 +219,7 @@ def setup(app: object) -> dict[str, bool]:
 
     assert isinstance(app, Sphinx)
     app.add_directive("published-ladder", PublishedLadder)
+    app.add_directive("published-networks", PublishedNetworks)
     return {"parallel_read_safe": True}
 
 
