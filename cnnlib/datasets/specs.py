@@ -111,7 +111,7 @@ class CifarSpec(FileSpec):
     files: CifarFiles
     """The files with records."""
     label_bytes: PositiveInt = 1
-    """Bytes of labels before each image, of which the last one counts: 2 for CIFAR-100."""
+    """Bytes of labels before each image; the last one counts. CIFAR-100 has 2."""
 
     def each(self) -> list[DataFile]:
         return [*self.files.train, *self.files.test]

@@ -41,7 +41,7 @@ COMPARED = ("push_errors", "pull_errors")
 MOST_BLOCKS = 4
 """Blocks of a multiprocessor that sum weight gradients: each leaves a partial sum to be added."""
 MOST_WINDOW = 256
-"""Elements of a window, of which a byte names the winner. A thread has all of them in registers."""
+"""Most elements of a window: a byte names the winner, and a thread has all of them in registers."""
 IMAGES_PER_GROUP = 128
 """Images over which one block sums a dense layer's weight gradient."""
 

@@ -75,7 +75,7 @@ def validate(engine: Engine, images: Bytes, labels: Bytes) -> float:
 
 
 def compare_logits(engine: Engine, images: Bytes) -> None:
-    """Compare the logits of `images`, of which a test accuracy is made, at the engine's parameters.
+    """Compare the logits of `images`, which give a test accuracy, at the engine's parameters.
 
     For engines that go forward by another way than their steps. Raises ValidationFailed.
     """

@@ -17,8 +17,8 @@ struct Subsample {
   static_assert(!TILED || (ROW_PADDING == 0 && COLUMN_PADDING == 0), "no window reaches beyond the map");
   static_assert(!TILED || (HEIGHT == ROWS * WINDOW_ROWS && WIDTH == COLUMNS * WINDOW_COLUMNS), "windows fill the map");
 
-  // The part of a window that lies in the source: `rows` rows of `columns` elements, of which element `start` of all
-  // source maps is the first.
+  // The part of a window that lies in the source: `rows` rows of `columns` elements; the first is element `start` of all
+  // source maps.
   struct Window {
     int start, rows, columns;
   };

@@ -70,6 +70,16 @@ struct Context {
   int first;
 };
 
+// A call for one image or, behind a dense layer, for all IMAGES that a block takes together.
+template <int IMAGES, class Call>
+__device__ __forceinline__ void for_images(int slot, Call call) {
+  if constexpr (IMAGES == 0) {
+    call(slot);
+  } else {
+    for (int image = 0; image < IMAGES; image++) call(image);
+  }
+}
+
 // Every function of a layer, for those that have nothing to do in it. Functions for one image are called by all threads
 // of a team, the others by all threads of a block; barriers stand between two calls.
 struct LayerDefaults {

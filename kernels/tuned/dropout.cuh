@@ -14,7 +14,7 @@ struct Dropout : LayerDefaults {
 
   template <class Context>
   static __device__ __forceinline__ void forward(Context& c, int slot) {
-    for_images(slot, [&](int image) {
+    for_images<Layer::IMAGES>(slot, [&](int image) {
       mask(c, image, Layer::Source::image(c.shared, image), Layer::Target::image(c.shared, image));
     });
   }
@@ -22,19 +22,9 @@ struct Dropout : LayerDefaults {
   template <class Context>
   static __device__ __forceinline__ void backward(Context& c, int slot, Accumulators&) {
     if constexpr (exists<typename Layer::SourceErrors>) {
-      for_images(slot, [&](int image) {
+      for_images<Layer::IMAGES>(slot, [&](int image) {
         mask(c, image, Layer::TargetErrors::image(c.shared, image), Layer::SourceErrors::image(c.shared, image));
       });
-    }
-  }
-
-  // A call for one image or, behind a dense layer, for all of a block's.
-  template <class Call>
-  static __device__ __forceinline__ void for_images(int slot, Call call) {
-    if constexpr (Layer::IMAGES == 0) {
-      call(slot);
-    } else {
-      for (int image = 0; image < Layer::IMAGES; image++) call(image);
     }
   }
 

@@ -16,20 +16,10 @@ struct Elementwise : LayerDefaults {
   static constexpr int OUT_ROWS = HEIGHT / WINDOW, OUT_COLUMNS = WIDTH / WINDOW;
   static constexpr int TARGET_SIZE = CHANNELS * OUT_ROWS * OUT_COLUMNS;
 
-  // A call for one image or, behind a dense layer, for all of a block's.
-  template <class Call>
-  static __device__ __forceinline__ void for_images(int slot, Call call) {
-    if constexpr (Layer::IMAGES == 0) {
-      call(slot);
-    } else {
-      for (int image = 0; image < Layer::IMAGES; image++) call(image);
-    }
-  }
-
   template <class Context>
   static __device__ __forceinline__ void forward(Context& c, int slot) {
     float* const shared = c.shared;
-    for_images(slot, [=](int image) {
+    for_images<Layer::IMAGES>(slot, [=](int image) {
       forward_image(Layer::Source::image(shared, image), Layer::Target::image(shared, image),
                     reinterpret_cast<unsigned char*>(Layer::Winners::image(shared, image)));
     });
@@ -39,7 +29,7 @@ struct Elementwise : LayerDefaults {
   static __device__ __forceinline__ void backward(Context& c, int slot, Accumulators&) {
     if constexpr (exists<typename Layer::SourceErrors>) {
       float* const shared = c.shared;
-      for_images(slot, [=](int image) {
+      for_images<Layer::IMAGES>(slot, [=](int image) {
         backward_data(Layer::Target::image(shared, image),
                       reinterpret_cast<unsigned char*>(Layer::Winners::image(shared, image)),
                       Layer::TargetErrors::image(shared, image), Layer::SourceErrors::image(shared, image));

@@ -41,7 +41,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Dataset]:
 
 @pytest.fixture
 def judgement(course: tuple[Config, Dataset], tmp_path: Path) -> Callable[[str], Judgement]:
-    """A judgement of a stage, of which no part is made yet."""
+    """A judgement of a stage that has not begun."""
     config, data = course
     network = config.network("small", "toy", "test")
 

@@ -63,7 +63,7 @@ def test_integers_are_exact(layer: Layer, batch_size: int) -> None:
     images = generator.integers(0, 3, (batch_size, 2, 10, 9), dtype=np.uint8)
     with open_engine(gemm.STAGE, network, batch_size, mean=1, deviation=1) as engine:
         engine.parameters = generator.integers(-1, 2, network.parameter_count)
-        # a multiple of 8, of which means of 8 are integers
+        # multiples of 8, whose means of 8 are integers
         exact(engine, images, 8 * generator.integers(-2, 3, (batch_size, 4)))
 
 

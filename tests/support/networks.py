@@ -355,7 +355,7 @@ def fused_means() -> Network:
 
 
 def fused_tall() -> Network:
-    """Padded maps of which only some rows are on chip at once in stage ring."""
+    """Padded maps; stage ring has only some of their rows on chip at once."""
     return build(
         "fused_tall",
         (2, 90, 23),
