@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from cnnlib.config_errors import first_problem, short
 from cnnlib.errors import ConfigError
-from cnnlib.layers import KINDS, Array, Layer, Shape, Views
+from cnnlib.layers import KINDS, Array, Dropout, Layer, Shape, Views
 from cnnlib.levels import Level
 from cnnlib.named_tensors import gather
 from cnnlib.torch_modules.build import arrays_of, sequential, state_dict
@@ -134,6 +134,11 @@ class Network:
     @cached_property
     def parameter_count(self) -> int:
         return sum(parameter.size for parameter in self.parameters)
+
+    @cached_property
+    def drops_out(self) -> bool:
+        """Whether what becomes of an image in training depends on its place in its batch."""
+        return any(isinstance(layer, Dropout) for layer in self.layers)
 
     def views(self, vector: Array) -> list[Views]:
         """For each layer its parameters as views (not copies) of the flat `vector`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # Sphinx then shows ArrayLike by its name
 
+import dataclasses
 import math
 import warnings
 import weakref
@@ -25,6 +26,7 @@ from cnnlib.training.checkpoint import State
 from cnnlib.training.fit import Fit
 from cnnlib.training.records import EpochRecord, Evaluation, Progress
 from cnnlib.training.session import open_session
+from cnnlib.training.target import setup_for
 
 Labelled = tuple[ArrayLike, ArrayLike]
 """(images, labels)."""
@@ -394,21 +396,8 @@ class Trainer:
         return self._setup(*self._known_normalisation())
 
     def _setup(self, mean: Level, deviation: Level) -> Setup:
-        training = self._training
-        return Setup(
-            network=self._network,
-            batch_size=self._batch_size,
-            learning_rate=training.learning_rate,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            loss=training.loss,
-            initial_weights=training.initial_weights,
-            seed=training.seed,
-            warmup=training.warmup if training.schedule == "one_cycle" else None,
-            mean=mean,
-            deviation=deviation,
-            tune=self._autotune,
-        )
+        setup = setup_for(self._training, self._network, self._batch_size, (mean, deviation))
+        return dataclasses.replace(setup, tune=self._autotune)
 
     def _known_normalisation(self) -> tuple[Level, Level]:
         if self._normalisation is None:

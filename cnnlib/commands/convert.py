@@ -13,6 +13,7 @@ from cnnlib.commands.reading_weights import (
     Asked,
     DeviationOption,
     MeanOption,
+    NamelessNetworkOption,
 )
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ def convert(
     source: Annotated[Path, typer.Argument(help=f"A file of weights: {ENDINGS}.")],
     target: Annotated[Path, typer.Argument(help="The file to write; its ending says the format.")],
     config: PerhapsConfigFiles = None,
-    network: Annotated[
-        str | None,
-        typer.Option(help="A network of the config, for a file that does not say its own."),
-    ] = None,
+    network: NamelessNetworkOption = None,
     dataset: Annotated[
         str | None,
         typer.Option(

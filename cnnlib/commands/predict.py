@@ -9,7 +9,13 @@ from typing import Annotated, TypedDict
 import typer
 
 from cnnlib.commands.options import PerhapsConfigFiles
-from cnnlib.commands.reading_weights import ENDINGS, Asked, DeviationOption, MeanOption
+from cnnlib.commands.reading_weights import (
+    ENDINGS,
+    Asked,
+    DeviationOption,
+    MeanOption,
+    NamelessNetworkOption,
+)
 
 BAR_WIDTH = 40
 """Characters of the bar of a class that is certain."""
@@ -58,10 +64,7 @@ def predict(
         ),
     ] = Path("results/weights.npz"),
     config: PerhapsConfigFiles = None,
-    network: Annotated[
-        str | None,
-        typer.Option(help="A network of the config, for a file that does not say its own."),
-    ] = None,
+    network: NamelessNetworkOption = None,
     dataset: Annotated[
         str | None,
         typer.Option(

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from cnnlib.network import Network
 
 ENDINGS = ".safetensors, .npz, .onnx, .pt or .pth"
+NamelessNetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--network", help="A network of the config, for a file that does not say its own."
+    ),
+]
 MeanOption = Annotated[
     str | None,
     typer.Option(

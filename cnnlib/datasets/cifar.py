@@ -1,7 +1,7 @@
 """The binary format of CIFAR: records of a label and an image, channel by channel, row by row.
 
-The format is described on Alex Krizhevsky's page on CIFAR-10 and CIFAR-100; the latter has two
-labels before each image, the coarse one and the fine one.
+Alex Krizhevsky's page on CIFAR-10 and CIFAR-100 describes the format. Records of CIFAR-100 begin
+with two labels, the coarse one and the fine one.
 """
 
 import numpy as np

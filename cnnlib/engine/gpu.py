@@ -39,7 +39,7 @@ from cnnlib.engine.stage import (
 )
 from cnnlib.engine.upload import LoadTimer, ResidentImages
 from cnnlib.errors import Unsupported
-from cnnlib.layers import Array, Dropout
+from cnnlib.layers import Array
 from cnnlib.levels import channels_of
 
 LOSS_KERNELS = {
@@ -127,7 +127,6 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         self._first, self._logits, self._output_errors = maps[0], maps[-1], target_errors[-1]
         source_errors = [None, *target_errors]
         partials = self._allocate_partials()
-        self._drops = any(isinstance(layer, Dropout) for layer in self.network.layers)
         self._moment = self.array((2,), np.int32)
         seed = self.setup.seed
         self._draws = Draws(signed_word(seed), signed_word(seed >> 32), self._moment)
@@ -260,11 +259,11 @@ class GpuEngine(DeviceEngine[GpuFactory]):
 
     def _count_step(self) -> list[Launch]:
         """Make the number of the step, by which dropout's masks are drawn, that of the next one."""
-        return [self._launch("count_step", 1, self._moment)] if self._drops else []
+        return [self._launch("count_step", 1, self._moment)] if self.network.drops_out else []
 
     def _set_moment(self, training: bool) -> None:
         """Copy the number of steps to the device, and whether images are trained on."""
-        if self._drops:
+        if self.network.drops_out:
             self._moment.set(np.array([signed_word(self.steps), training], np.int32))
 
     def _run(self, launches: Sequence[Launch]) -> None:

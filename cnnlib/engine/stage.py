@@ -4,7 +4,7 @@ A Stage is a frozen record of choices, so that the differences between stages re
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
@@ -33,6 +33,9 @@ operators. Every engine says which, so that a record that pairs the wrong ones i
 """
 L = TypeVar("L", bound=Layer)
 Own = TypeVar("Own", bound="Options")
+Factory = TypeVar("Factory")
+Why = Callable[[Sequence[Layer], Shape], str]
+"""Says of a run of layers, whose source has this shape, why an operator declines it; "" if not."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,16 @@ class Planned(Generic[Op]):
     def is_first(self) -> bool:
         """Whether the operator's source is the images, whose derivative is not needed."""
         return self.start == 0
+
+
+def declining(why: Why) -> Callable[[Factory], Factory]:
+    """A decorator: the operator declines layers for which `why` gives a reason."""
+
+    def mark(operator: Factory) -> Factory:
+        setattr(operator, "declines", staticmethod(why) if isinstance(operator, type) else why)  # noqa: B010
+        return operator
+
+    return mark
 
 
 def plan(stage: Stage[Op], network: Network) -> tuple[Planned[Op], ...]:

@@ -17,6 +17,7 @@ from cnnlib.judging import emulation, page, record, rivals, roofline, tools, tri
 from cnnlib.judging.record import Findings, Part, Word
 from cnnlib.judging.remote import StageFailed, Worker
 from cnnlib.judging.rivals import Arm, Course, Race, Say
+from cnnlib.measuring.run import warm_up
 from cnnlib.measuring.stage_check import CHECKED_IMAGES, CHECKED_STEPS, LEAST_STEPS
 from cnnlib.network import Network
 from cnnlib.system.machine import provenance
@@ -280,7 +281,7 @@ class Judgement:
             return Course(self.config, wanted.network, first(wanted.images), wanted.batch_size)
         with whole.worker(judged) as worker, whole.open(worker, worker.stage) as engine:
             start(engine, self.seed())
-            each = rivals.seconds_per_image(whole, engine, self.seed())
+            each = warm_up(whole.config, engine, whole.dataset, self.seed())
         count = max(rivals.EPOCH_SECONDS / each, rivals.LEAST_STEPS * wanted.batch_size)
         return Course(
             self.config, wanted.network, first(min(len(order), int(count))), wanted.batch_size

@@ -22,6 +22,7 @@ from cnnlib.engine.shuffle import Shuffle
 from cnnlib.errors import DeviceError, Unsupported, UserError, one_line
 from cnnlib.judging.remote import StageFailed, Worker
 from cnnlib.judging.tricks import JudgedRecording, seconds_of
+from cnnlib.measuring.run import warm_up
 from cnnlib.network import Network
 from cnnlib.peers import PEERS
 from cnnlib.stages import LADDER
@@ -99,21 +100,6 @@ class Course:
         return open_engine(stage, setup, worker.target, self.dataset)
 
 
-def seconds_per_image(course: Course, engine: Engine, seed: int) -> float:
-    """Train for measuring.warmup_seconds, at least one step; the last call's time per image."""
-    size = course.batch_size
-    order = Shuffle(course.count, seed, 0).indices()
-    ends = time.perf_counter() + course.config.measuring.warmup_seconds
-    steps = 1
-    while True:
-        began = time.perf_counter()
-        engine.train(order[: steps * size])
-        now = time.perf_counter()
-        if now >= ends:
-            return (now - began) / (steps * size)
-        steps = min(2 * steps, len(order) // size)
-
-
 def candidates(kind: str, known: Collection[str]) -> list[Arm]:
     """Shipped stages and peers on the same kind of device as the judged stage, but for `known`.
 
@@ -137,7 +123,7 @@ def quickest(
         try:
             with course.worker(arm) as worker, course.open(worker, worker.stage) as engine:
                 start(engine, seed)
-                each = seconds_per_image(course, engine, seed)
+                each = warm_up(course.config, engine, course.dataset, seed)
         except (Unsupported, DeviceError, StageFailed) as error:
             why = one_line(error).removeprefix(f"stage '{arm.name}' ")
             out.setdefault(why, []).append(arm.name)
@@ -196,7 +182,7 @@ def _one(course: Course, arm: Arm, repeat: int, seed: int, race: Race) -> Timing
             data = course.dataset
             check_before(engine, data.train_images, data.train_labels, seed)
             start(engine, seed)
-        seconds_per_image(course, engine, seed)
+        warm_up(course.config, engine, course.dataset, seed)
         start(engine, seed)
         shuffle = Shuffle(course.count, seed, 1)
         steps = course.count // course.batch_size

@@ -222,7 +222,7 @@ class TorchEngine(Engine[TorchOperator]):
             for p in self.plan
             if isinstance(p.layers[0], Dropout)
         }
-        self._mask_of = self._compiled_masks() if self._drops_out else mask
+        self._mask_of = self._compiled_masks() if self.network.drops_out else mask
         momentum = setup.momentum
         # A rate that changes must be a tensor, or a graph keeps the first; `fused` accepts one.
         self._changing = setup.warmup is not None
@@ -254,10 +254,6 @@ class TorchEngine(Engine[TorchOperator]):
     ) -> list[str]:
         usable(stage, setup)
         return [function_of(planned) for planned in plan(stage, setup.network)]
-
-    @property
-    def _drops_out(self) -> bool:
-        return any(isinstance(layer, Dropout) for layer in self.network.layers)
 
     def _compiled_masks(self) -> Callable[..., Tensor]:
         """`mask` in one kernel, where PyTorch can compile: its hundred calls would take longer than

@@ -18,7 +18,7 @@ from cnnlib.device import Argument, Limits
 from cnnlib.engine import Planned, Stage, options_of
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.gpu_operator import THREADS, GpuOperator, GpuOptions, Launch
-from cnnlib.engine.plain_windows import declining
+from cnnlib.engine.stage import declining
 from cnnlib.layers import (
     FUNCTIONS,
     Activation,

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from threadpoolctl import threadpool_limits
 
-from cnnlib.config import Config
+from cnnlib.config import Config, Training
 from cnnlib.datasets import Dataset
 from cnnlib.device import Device, open_device
 from cnnlib.device.driver import gpu_identity, gpu_present
 from cnnlib.engine import Engine, Setup, Stage
 from cnnlib.errors import ConfigError
+from cnnlib.levels import Level
 from cnnlib.network import Network
 from cnnlib.system.machine import cpu_description, usable_cores
 from cnnlib.system.supervisor import note
@@ -68,22 +69,33 @@ def setup_of(
     config: Config, network: Network, dataset: Dataset, batch_size: int, seed: int | None = None
 ) -> Setup:
     """What the config asks for, for training `network` on `dataset`; `seed` is that of a repeat."""
-    training, measuring = config.training, config.measuring
+    setup = setup_for(config.training, network, batch_size, (dataset.mean, dataset.deviation))
+    return dataclasses.replace(
+        setup,
+        resident_images=config.measuring.resident_images,
+        tune=config.measuring.autotune,
+        seed=setup.seed if seed is None else seed,
+        labels=hashlib.sha256(dataset.train_labels.tobytes()).hexdigest(),
+    )
+
+
+def setup_for(
+    training: Training, network: Network, batch_size: int, normalisation: tuple[Level, Level]
+) -> Setup:
+    """What a section `training` asks for; `normalisation` is the images' mean and deviation."""
+    mean, deviation = normalisation
     return Setup(
         network=network,
         batch_size=batch_size,
         learning_rate=training.learning_rate,
         momentum=training.momentum,
         warmup=training.warmup if training.schedule == "one_cycle" else None,
-        mean=dataset.mean,
-        deviation=dataset.deviation,
-        resident_images=measuring.resident_images,
-        tune=measuring.autotune,
+        mean=mean,
+        deviation=deviation,
         loss=training.loss,
         weight_decay=training.weight_decay,
         initial_weights=training.initial_weights,
-        seed=training.seed if seed is None else seed,
-        labels=hashlib.sha256(dataset.train_labels.tobytes()).hexdigest(),
+        seed=training.seed,
     )
 
 

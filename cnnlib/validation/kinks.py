@@ -37,7 +37,7 @@ from threadpoolctl import ThreadpoolController
 
 from cnnlib.engine import Bytes, Setup
 from cnnlib.engine.cpu import MICRO_BATCH, Lane, MicroBatchEngine, MicroBatchOperator, Moment
-from cnnlib.layers import Array, Dropout, Layer, Subsample, Views
+from cnnlib.layers import Array, Layer, Subsample, Views
 from cnnlib.levels import for_maps
 from cnnlib.network import Network
 from cnnlib.validation.loops import reference_stage
@@ -106,11 +106,6 @@ class KinkDetector:
     def steps(self, count: int) -> None:
         self._engine.steps = count
 
-    @property
-    def _drops_out(self) -> bool:
-        """Whether what becomes of an image depends on its position in a batch."""
-        return any(isinstance(layer, Dropout) for layer in self._setup.network.layers)
-
     def _moment(self, positions: Array) -> Moment:
         return Moment(self.steps, positions)
 
@@ -163,7 +158,9 @@ class KinkDetector:
         if len(tied) <= few and len(self._alive) == len(self._relus):
             images, left = _without(images, tied)
             # a copy has other masks than the image that it replaces
-            return images, np.flatnonzero(self.has_near_tie(images)) if self._drops_out else left
+            return images, np.flatnonzero(
+                self.has_near_tie(images)
+            ) if self._setup.network.drops_out else left
         generator = np.random.default_rng(0)
         parameters, fewest = self.parameters, len(images) + 1
         best = images, parameters
@@ -200,7 +197,7 @@ class KinkDetector:
                 maps, tied = self._through(operator, maps)
                 replaced |= tied
                 others = np.flatnonzero(~tied)
-                if len(others) and not self._drops_out:
+                if len(others) and not self._setup.network.drops_out:
                     donors = np.resize(others, tied.sum())
                     maps[..., tied], taken[tied] = maps[..., donors], taken[donors]
         self.parameters = parameters

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnlib.engine import Bytes, Engine, ImageByImage, Order
-from cnnlib.layers import DEFAULT_LOSS, Array, Dropout
+from cnnlib.layers import DEFAULT_LOSS, Array
 from cnnlib.network import Parameter
 from cnnlib.validation.reference import Referee
 from cnnlib.validation.tolerances import (
@@ -149,7 +149,6 @@ class _Trial:
     ) -> None:
         self._referee, self._random, self._setup = referee, random, engine.setup
         self._began = engine.steps
-        self._drops_out = any(isinstance(layer, Dropout) for layer in engine.network.layers)
         self._images, self._labels = training_set
         dtype = engine.stage.dtype
         count = len(self._labels)
@@ -224,7 +223,7 @@ class _Trial:
         do for a network that is sure of them, before its first step.
         """
         batch = len(order)
-        if not self._drops_out:
+        if not self._setup.network.drops_out:
             chosen, first, counts = np.unique(order, return_index=True, return_counts=True)
             return _Distinct(chosen, first, counts / batch)
         if not quiet:
@@ -238,7 +237,7 @@ class _Trial:
     @property
     def affordable(self) -> bool:
         """Whether the reference can take all images of a further batch one by one, if it has to."""
-        return not self._drops_out or self._setup.batch_size <= MOST_DIFFERENT
+        return not self._setup.network.drops_out or self._setup.batch_size <= MOST_DIFFERENT
 
     @property
     def tame(self) -> bool:
@@ -263,10 +262,10 @@ class _Trial:
             self._begin_moving(gradient)
         self.velocity = setup.momentum * self.velocity + gradient
         rate = self.rates[number]
-        if self._drops_out or not clean:
+        if self._setup.network.drops_out or not clean:
             detector = self._referee.detector
             tied = np.arange(len(images))
-            if self._drops_out:  # the masks of these positions were not known before
+            if self._setup.network.drops_out:  # the masks of these positions were not known before
                 tied = np.flatnonzero(detector.has_near_tie(images, positions))
             self._velocity_ambiguity *= setup.momentum
             self._velocity_ambiguity += detector.ambiguity_bound(

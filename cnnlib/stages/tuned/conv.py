@@ -2,8 +2,9 @@
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Planned, Stage
-from cnnlib.engine.plain_windows import declining, other_than_square
+from cnnlib.engine.stage import declining
 from cnnlib.layers import Conv, enumerator_of
+from cnnlib.stages.tuned.declined import other_than_square
 from cnnlib.stages.tuned.layout import (
     ALIGNMENT,
     Needs,

@@ -3,8 +3,9 @@ kernels/tuned/elementwise.cuh.
 """
 
 from cnnlib.engine import Planned, Stage
-from cnnlib.engine.plain_windows import declining, other_than_square
+from cnnlib.engine.stage import declining
 from cnnlib.layers import enumerator_of
+from cnnlib.stages.tuned.declined import other_than_square
 from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Threads
 from cnnlib.stages.tuned.operator import (
     Position,

@@ -1,26 +1,12 @@
-"""Reasons of operators that serve only some of the layers of a kind."""
+"""Layers that the stage does not take: windows other than plain ones, and gelu."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from cnnlib.layers import FUNCTIONS, Activation, Conv, Layer, Shape, Subsample
 
-Factory = TypeVar("Factory")
-Why = Callable[[Sequence[Layer], Shape], str]
-
-
-def declining(why: Why) -> Callable[[Factory], Factory]:
-    """A decorator: the operator declines layers for which `why` gives a reason."""
-
-    def mark(operator: Factory) -> Factory:
-        setattr(operator, "declines", staticmethod(why) if isinstance(operator, type) else why)  # noqa: B010
-        return operator
-
-    return mark
-
 
 def other_than_square(layers: Sequence[Layer], source_shape: Shape) -> str:
-    """Why such an operator cannot serve the layers, which begin with maps of `source_shape`.
+    """Why an operator cannot serve the layers, which begin with maps of `source_shape`.
 
     "" if it can.
     """
