@@ -60,6 +60,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("; ".join(missing))
 
 
+@pytest.fixture(autouse=True)
+def same_folder() -> Iterator[None]:
+    """No test leaves the process in another working directory, where later tests would fail."""
+    before = Path.cwd()
+    yield
+    after = Path.cwd()
+    os.chdir(before)
+    assert after == before, "use monkeypatch.chdir, which goes back"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def ahead(request: pytest.FixtureRequest) -> Ahead:
     """The long programs that the chosen tests wait for; they have begun."""

@@ -139,7 +139,9 @@ def refused(*paths: Path, size: int = 1) -> str:
     return str(raised.value)
 
 
-def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+def test_what_can_be_written_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "old.csv").write_text("old")
     (tmp_path / "link.csv").symlink_to("old.csv")
     before = (tmp_path / "old.csv").stat()
@@ -147,7 +149,7 @@ def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     check_writable(*paths, size=3 << 20)
     assert left_in(tmp_path) == ["link.csv", "old.csv"]
     assert (tmp_path / "old.csv").stat() == before
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     check_writable(Path("new.csv"), Path("deep/new.csv"))
     assert left_in(tmp_path) == ["link.csv", "old.csv"]
 
