@@ -43,6 +43,30 @@ __device__ __forceinline__ float load_l2(const float* at) {
 // UNROLL_FOR (int i = 0; i < n; i++) is a loop that both compilers are asked to unroll.
 #define UNROLL_FOR UNROLL for
 
+// Programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"): a
+// kernel that is launched so may begin while the one before it in the stream still runs. Each of its threads calls
+// wait_for_previous_kernel() once, before it reads or writes anything in device memory: from there on the one before has
+// ended, with all kernels before it, and what they wrote is seen. What comes earlier may prepare shared memory and
+// registers from the kernel's arguments alone. let_next_kernel_start() is a hint: when every block has called it or has
+// ended, the next kernel may begin in the room that is left. A source that is not launched so does not define
+// PROGRAMMATIC_LAUNCH, and both compile to nothing; so they do for a GPU before compute capability 9.0. The emulated
+// device runs kernels one after another and checks that all threads of such a kernel have waited once.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#ifdef PROGRAMMATIC_LAUNCH
+#ifndef __CUDACC__
+  emulated_wait_for_previous_kernel();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_start() {
+#if defined(PROGRAMMATIC_LAUNCH) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // A clock of the multiprocessor (or of the machine), for differences only.
 __device__ __forceinline__ unsigned long long ticks() {
 #ifdef __CUDACC__

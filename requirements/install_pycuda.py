@@ -1,4 +1,4 @@
-"""Install PyCUDA into this environment if there are a CUDA toolkit and a driver.
+"""Install PyCUDA and cuda-bindings into this environment if there are a CUDA toolkit and a driver.
 
 PyCUDA comes as source only and is built against both. Its build finds neither a toolkit whose nvcc
 on PATH is a wrapper elsewhere nor a driver without developer files, so it gets their folders. Says
@@ -53,40 +53,50 @@ def build(cuda: Path, include: Path, libcuda: Path, home: Path) -> bool:
         done = subprocess.run(
             command, env={**os.environ, "HOME": str(home)}, stdout=log, stderr=subprocess.STDOUT
         )
-    if done.returncode == 0 and works():
+    if done.returncode == 0 and not missing():
         return True
     shutil.copy(home / "log", LOG)
     return False
 
 
-def works() -> bool:
-    """Return whether the extension modules of PyCUDA load."""
-    command = [sys.executable, "-c", "import pycuda.driver"]
-    return subprocess.run(command, capture_output=True).returncode == 0
+def missing() -> list[str]:
+    """Return which of the libraries do not load their extension modules."""
+    modules = {"PyCUDA": "pycuda.driver", "cuda-bindings": "cuda.bindings.driver"}
+    commands = {
+        name: [sys.executable, "-c", f"import {module}"] for name, module in modules.items()
+    }
+    return [
+        name
+        for name, command in commands.items()
+        if subprocess.run(command, capture_output=True).returncode
+    ]
 
 
 def main() -> None:
-    """Build PyCUDA if it is missing and this machine could use it."""
+    """Install what is missing of both if this machine could use it."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from cnnlib.device.toolkit import find_toolkit, toolkit_problem
 
     libcuda = driver()
     if libcuda is None:
         return
-    installed = works()
-    if problem := toolkit_problem(headers=not installed):
+    wanted = " and ".join(missing())
+    if problem := toolkit_problem(headers="PyCUDA" in wanted):
         print(f"There is an NVIDIA driver, but {problem}; continuing without the GPU")
         return
     toolkit = find_toolkit()
-    if installed or toolkit is None or toolkit.include is None:
+    if not wanted or toolkit is None:
         return
+    include = toolkit.include or toolkit.root / "include"
+    # Without cuda-bindings only what is launched as CUDA graphs is unavailable.
+    effect = "continuing without " + ("the GPU" if "PyCUDA" in wanted else "CUDA graphs")
     if LOG.exists():
-        print(f"PyCUDA did not build here: continuing without the GPU (delete {LOG} to try again)")
+        print(f"{wanted} did not install here: {effect} (delete {LOG} to try again)")
         return
-    print(f"Building PyCUDA against {toolkit.root} (a minute or two)", flush=True)
+    print(f"Installing {wanted} for {toolkit.root} (PyCUDA takes a minute or two)", flush=True)
     with tempfile.TemporaryDirectory() as home:
-        if not build(toolkit.root, toolkit.include, libcuda, Path(home)):
-            print(f"PyCUDA did not build: continuing without the GPU; see {LOG}")
+        if not build(toolkit.root, include, libcuda, Path(home)):
+            print(f"{wanted} did not install: {effect}; see {LOG}")
 
 
 if __name__ == "__main__":

@@ -75,12 +75,19 @@ class Kernel(Protocol):
         """
 
     def bind(
-        self, grid: Extent, block: Extent, *args: Argument, shared_bytes: int = 0
+        self,
+        grid: Extent,
+        block: Extent,
+        *args: Argument,
+        shared_bytes: int = 0,
+        programmatic: bool = False,
     ) -> Callable[[], None]:
         """A launch with everything checked and packed beforehand, to be made many times.
 
         `shared_bytes` is the size of the kernel's SHARED_LARGE array, if it has one. The arrays
-        are kept for as long as the launch is.
+        are kept for as long as the launch is. A `programmatic` launch may begin before the launch
+        before it has ended, on a GPU that can do so; its kernel waits by itself
+        (wait_for_previous_kernel of kernels/portable.cuh).
         """
 
     def resources(self) -> Resources | None:
@@ -93,6 +100,16 @@ class Module(Protocol):
     name: str
 
     def kernel(self, name: str) -> Kernel: ...
+
+
+class Graph(Protocol):
+    """Launches that a device has captured, to be made together many times."""
+
+    launches: int
+    """How many kernels one `launch` launches."""
+
+    def launch(self) -> None:
+        """Launch all of them in the order in which they were captured, with the same arguments."""
 
 
 class Event(Protocol):
@@ -161,6 +178,17 @@ class Device(Limits, Protocol):
 
     def event(self) -> Event: ...
 
+    def capture_problem(self) -> str:
+        """What keeps `capture` from working here, in words; "" when nothing does."""
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Call `work` and keep what it launches, which does not run now, as a graph.
+
+        Raises DeviceError, and forgets what was captured, where `work` does anything else with the
+        device: copies, fills, makes an array, records an event, waits or captures. Raises it too
+        where `capture_problem` says why.
+        """
+
     def free_bytes(self) -> int:
         """Bytes that arrays may still take."""
 
@@ -181,6 +209,12 @@ def extent(value: Extent, what: str) -> tuple[int, int, int]:
         raise KernelError(f"{what} {value!r}: expected one to three positive ints")
     x, y, z = (*(int(size) for size in sizes), 1, 1)[:3]
     return x, y, z
+
+
+def check_not_capturing(capturing: object, what: str) -> None:
+    """Raise DeviceError if a device's launches are being captured, which `what` cannot be."""
+    if capturing is not None:
+        raise DeviceError(f"{what} while launches are captured: a graph holds launches alone")
 
 
 class _Addressed(Protocol):

@@ -25,6 +25,7 @@ from cnnlib.device.api import (
     KernelError,
     Resources,
     check_copy,
+    check_not_capturing,
     check_part,
     extent,
     plain_arguments,
@@ -32,6 +33,7 @@ from cnnlib.device.api import (
 )
 from cnnlib.device.cache import cached, content_key, content_of, included_files, kernels_folder
 from cnnlib.device.compiler import run_compiler
+from cnnlib.device.cuda_graphs import PROGRAMMATIC, CudaGraph, DriverCalls, bindings_problem
 from cnnlib.device.driver import driver_cuda_version, driver_problem, gpu_architecture
 from cnnlib.device.toolkit import find_toolkit, nvcc_version, toolkit_problem
 from cnnlib.errors import DeviceError, DoesNotFit
@@ -131,16 +133,19 @@ class CudaArray:
     def check_alive(self) -> None:
         self._device()
 
-    def _device(self) -> "CudaDevice":
+    def _device(self, doing: str = "") -> "CudaDevice":
+        """The array's device, which must not be capturing where something is done by it."""
         device = self._memory.device
         if device is None:
             raise DeviceError(f"use of a freed device array {self.dtype}{list(self.shape)}")
         if not device.is_open:
             raise DeviceError(f"device array {self.dtype}{list(self.shape)}: its device is closed")
+        if doing:
+            check_not_capturing(device.captured, doing)
         return device
 
     def set(self, source: np.ndarray) -> None:
-        device = self._device()
+        device = self._device("a copy to the device")
         check_copy("set", self.shape, self.dtype, source)
         if self.nbytes:
             # pageable memory is staged by the driver before the call returns
@@ -151,7 +156,7 @@ class CudaArray:
                 raise device.failure(f"copying {self.nbytes} bytes to the GPU", error) from error
 
     def get(self, out: np.ndarray | None = None) -> np.ndarray:
-        device = self._device()
+        device = self._device("a copy from the device")
         if out is None:
             out = np.empty(self.shape, self.dtype)
         check_copy("get", self.shape, self.dtype, out)
@@ -175,7 +180,7 @@ class CudaArray:
         )
 
     def fill_bytes(self, value: int = 0xFF) -> None:
-        device = self._device()
+        device = self._device("a fill")
         if self.nbytes:
             try:
                 device.driver.memset_d8_async(self.address, value, self.nbytes, device.stream)
@@ -207,10 +212,13 @@ class _Memory:
 class CudaKernel:
     """A kernel on the GPU (see api.Kernel). The first launch decides the kinds of its arguments."""
 
-    def __init__(self, device: "CudaDevice", name: str, function: Any) -> None:
+    def __init__(
+        self, device: "CudaDevice", name: str, function: Any, module: "CudaModule"
+    ) -> None:
         self.name = name
         self._device = device
         self._function = function
+        self._module = module
         self._kinds: str | None = None
         self._sizes: tuple[Extent, Extent] | None = None
         self._grid: tuple[int, int, int] = (1, 1, 1)
@@ -229,17 +237,25 @@ class CudaKernel:
             self._function.prepared_async_call(
                 self._grid, self._block, self._device.stream, *values
             )
+            self._device.note_launch(args)
         except (driver.Error, self._device.packing_error) as error:
             what = f"kernel {self.name}, grid {self._grid}, block {self._block}"
             raise self._device.failure(what, error) from error
 
     def bind(
-        self, grid: Extent, block: Extent, *args: Argument, shared_bytes: int = 0
+        self,
+        grid: Extent,
+        block: Extent,
+        *args: Argument,
+        shared_bytes: int = 0,
+        programmatic: bool = False,
     ) -> Callable[[], None]:
         blocks = extent(grid, f"kernel {self.name}: grid")
         threads = extent(block, f"kernel {self.name}: block")
-        driver, stream = self._device.driver, self._device.stream
+        driver, stream, device = self._device.driver, self._device.stream, self._device
         values = self._values(args)
+        if programmatic and device.launches_programmatically:
+            return self._bind_programmatic(blocks, threads, values, args, shared_bytes)
         try:
             packed = self._device.pack(self._function.arg_format, *values)
             if shared_bytes > self._shared_bytes:
@@ -258,6 +274,33 @@ class CudaKernel:
             except driver.Error as error:
                 what = f"kernel {self.name}, grid {blocks}, block {threads}"
                 raise self._device.failure(what, error) from error
+            device.note_launch(_kept)
+
+        return launch
+
+    def _bind_programmatic(
+        self,
+        blocks: tuple[int, int, int],
+        threads: tuple[int, int, int],
+        values: Sequence[int | float],
+        args: Sequence[Argument],
+        shared_bytes: int,
+    ) -> Callable[[], None]:
+        device, calls = self._device, self._device.driver_calls()
+        function = self._module.handle(self.name, shared_bytes)
+        launch_kernel = calls.programmatic_launch(
+            function,
+            blocks,
+            threads,
+            shared_bytes,
+            int(device.stream.handle),
+            self._kinds or "",
+            values,
+        )
+
+        def launch() -> None:
+            launch_kernel()
+            device.note_launch(args)
 
         return launch
 
@@ -282,10 +325,12 @@ class CudaKernel:
 class CudaModule:
     """A cubin on the GPU (see api.Module)."""
 
-    def __init__(self, device: "CudaDevice", name: str, module: Any) -> None:
+    def __init__(self, device: "CudaDevice", name: str, module: Any, cubin: bytes) -> None:
         self.name = name
         self._device = device
         self._module = module
+        self._cubin = cubin
+        self._handle: Any = None
         self._kernels: dict[str, CudaKernel] = {}
 
     def kernel(self, name: str) -> CudaKernel:
@@ -294,8 +339,15 @@ class CudaModule:
                 function = self._module.get_function(name)
             except self._device.driver.Error as error:
                 raise DeviceError(f"module {self.name} has no kernel {name}: {error}") from error
-            self._kernels[name] = CudaKernel(self._device, name, function)
+            self._kernels[name] = CudaKernel(self._device, name, function, self)
         return self._kernels[name]
+
+    def handle(self, name: str, shared_bytes: int) -> Any:
+        """A kernel as cuda-bindings knows it."""
+        calls = self._device.driver_calls()
+        if self._handle is None:
+            self._handle = calls.load_module(self._cubin)
+        return calls.function(self._handle, name, shared_bytes)
 
 
 class CudaEvent:
@@ -310,6 +362,7 @@ class CudaEvent:
         self._recorded = False
 
     def record(self) -> None:
+        check_not_capturing(self._device.captured, "an event")
         try:
             self._event.record(self._device.stream)
         except self._device.driver.Error as error:
@@ -350,6 +403,9 @@ class CudaDevice:
         packing: Any = importlib.import_module("pycuda._pvt_struct")
         self.pack, self.packing_error = packing.pack, packing.error
         self.is_open = False
+        self.captured: list[object] | None = None
+        """What the launches need that `capture` has got so far, while it works."""
+        self._driver_calls: DriverCalls | None = None
         try:
             driver.init()
             gpu = driver.Device(0)
@@ -368,6 +424,7 @@ class CudaDevice:
             self.multiprocessors, self.shared_bytes = limits.multiprocessors, limits.shared_bytes
         major, minor = gpu.compute_capability()
         self.architecture = f"sm_{major}{minor}"
+        self.launches_programmatically = (major, minor) >= PROGRAMMATIC
         self.built = f"nvcc -arch={self.architecture}"
         self.stream: Any = driver.Stream()
         self._taken = 0
@@ -384,6 +441,7 @@ class CudaDevice:
         self._at_exit = atexit.register(close_at_exit)
 
     def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> CudaArray:
+        check_not_capturing(self.captured, "a new array")
         sizes, kind = shape_tuple(shape), np.dtype(dtype)
         memory = _Memory(self, prod(sizes) * kind.itemsize)
         result = CudaArray(memory, memory.address, sizes, kind)
@@ -408,7 +466,7 @@ class CudaDevice:
         if key not in self._modules:
             cubin = compile_cubin(source, name, self.architecture, flags)
             try:
-                module = CudaModule(self, name, self.driver.module_from_buffer(cubin))
+                module = CudaModule(self, name, self.driver.module_from_buffer(cubin), cubin)
             except self.driver.Error as error:
                 raise DeviceError(
                     f"module {name} does not load on {self.name}: {error}{newer_toolkit()}"
@@ -427,8 +485,39 @@ class CudaDevice:
     def synchronize(self) -> None:
         self.wait_for(self.stream)
 
+    def driver_calls(self) -> DriverCalls:
+        """The calls that PyCUDA lacks. Raises DeviceError where cuda-bindings is missing."""
+        if self._driver_calls is None:
+            self._driver_calls = DriverCalls()
+        return self._driver_calls
+
+    def capture_problem(self) -> str:
+        return bindings_problem()
+
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
+        check_not_capturing(self.captured, "a capture")
+        calls, stream = self.driver_calls(), int(self.stream.handle)
+        calls.begin_capture(stream)
+        captured: list[object] = []
+        self.captured = captured
+        try:
+            work()
+        except BaseException:
+            with contextlib.suppress(DeviceError):  # the first error says what is wrong
+                calls.end_capture(stream)
+            raise
+        finally:
+            self.captured = None
+        return CudaGraph(self, calls.instantiate(calls.end_capture(stream)), captured)
+
+    def note_launch(self, needs: object) -> None:
+        """Keep what a launch needs for as long as the graph that it is captured in."""
+        if self.captured is not None:
+            self.captured.append(needs)
+
     def wait_for(self, thing: Any) -> None:
         """Synchronise with a stream or an event; what failed since is raised as by `failure`."""
+        check_not_capturing(self.captured, "waiting for the device")
         try:
             thing.synchronize()
         except self.driver.Error as error:

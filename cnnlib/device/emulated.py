@@ -36,6 +36,7 @@ from cnnlib.device.api import (
     KernelError,
     Resources,
     check_copy,
+    check_not_capturing,
     check_part,
     extent,
     plain_arguments,
@@ -90,6 +91,7 @@ class _Launch(ctypes.Structure):
         ("workers", ctypes.c_int),
         ("message", ctypes.c_void_p),
         ("shared_bytes", ctypes.c_size_t),
+        ("programmatic", ctypes.c_int),
     )
 
 
@@ -151,16 +153,24 @@ class EmulatedArray:
         self._values: np.ndarray = np.ndarray(shape, dtype, buffer=memoryview(buffer))
 
     def check_alive(self) -> None:
-        if self._memory.device is None:
+        self._device()
+
+    def _device(self, doing: str = "") -> "EmulatedDevice":
+        """The array's device, which must not be capturing where something is done by it."""
+        device = self._memory.device
+        if device is None:
             raise DeviceError(f"use of a freed device array {self.dtype}{list(self.shape)}")
+        if doing:
+            check_not_capturing(device.captured, doing)
+        return device
 
     def set(self, source: np.ndarray) -> None:
-        self.check_alive()
+        self._device("a copy to the device")
         check_copy("set", self.shape, self.dtype, source)
         np.copyto(self._values, source)
 
     def get(self, out: np.ndarray | None = None) -> np.ndarray:
-        self.check_alive()
+        self._device("a copy from the device")
         if out is None:
             return self._values.copy()
         check_copy("get", self.shape, self.dtype, out)
@@ -176,7 +186,7 @@ class EmulatedArray:
         )
 
     def fill_bytes(self, value: int = 0xFF) -> None:
-        self.check_alive()
+        self._device("a fill")
         ctypes.memset(self.address, value, self.nbytes)
 
     def free(self) -> None:
@@ -198,6 +208,9 @@ class EmulatedKernel:
         self._packers: dict[str, tuple[struct.Struct, bytes]] = {}
 
     def __call__(self, grid: Extent, block: Extent, *args: Argument) -> None:
+        if self._device.captured is not None:
+            self.bind(grid, block, *args)()
+            return
         packed, letters = self._pack(args)
         with self._lock:  # the launch gives the interpreter free, and another thread may come
             if self._sizes != (grid, block):
@@ -209,16 +222,23 @@ class EmulatedKernel:
                 raise KernelError(self._message.value.decode(errors="replace"))
 
     def bind(
-        self, grid: Extent, block: Extent, *args: Argument, shared_bytes: int = 0
+        self,
+        grid: Extent,
+        block: Extent,
+        *args: Argument,
+        shared_bytes: int = 0,
+        programmatic: bool = False,
     ) -> Callable[[], None]:
         packed, letters = self._pack(args)
         launch = self._new_launch()
         launch.grid = extent(grid, f"kernel {self.name}: grid")
         launch.block = extent(block, f"kernel {self.name}: block")
         launch.shared_bytes = shared_bytes
+        launch.programmatic = programmatic
         launch.arguments = packed
         arrays = [argument for argument in args if isinstance(argument, EmulatedArray)]
         function, pointer, lock = self._function, ctypes.byref(launch), self._lock
+        device = self._device
 
         def run() -> None:
             for array in arrays:
@@ -227,7 +247,13 @@ class EmulatedKernel:
                 if function(pointer, letters):
                     raise KernelError(self._message.value.decode(errors="replace"))
 
-        return run
+        def run_or_capture() -> None:
+            if device.captured is None:
+                run()
+            else:
+                device.captured.append(run)
+
+        return run_or_capture
 
     def _new_launch(self) -> _Launch:
         return _Launch(
@@ -277,13 +303,28 @@ class EmulatedModule:
         return self._kernels[name]
 
 
+class EmulatedGraph:
+    """Bound launches, made again one after another (see api.Graph)."""
+
+    def __init__(self, device: "EmulatedDevice", launches: Sequence[Callable[[], None]]) -> None:
+        self.launches = len(launches)
+        self._device, self._launches = device, tuple(launches)
+
+    def launch(self) -> None:
+        check_not_capturing(self._device.captured, "a graph")
+        for launch in self._launches:
+            launch()
+
+
 class EmulatedEvent:
     """A moment of the monotonic clock (see api.Event)."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: "EmulatedDevice") -> None:
+        self._device = device
         self._nanoseconds: int | None = None
 
     def record(self) -> None:
+        check_not_capturing(self._device.captured, "an event")
         self._nanoseconds = time.perf_counter_ns()
 
     def seconds_since(self, earlier: Event) -> float:
@@ -340,11 +381,14 @@ class EmulatedDevice:
         _check_sanitizer_loaded(self._sanitize)
         self.built = " ".join([self._compiler.label, *self._flags])
         self.taken = 0
+        self.captured: list[Callable[[], None]] | None = None
+        """What `capture` has got so far, while it works."""
         self.name = f"{cpu_name()} (kernels built by {self._compiler.label})"
         self._modules: dict[str, EmulatedModule] = {}
         self.runtime = self._load_runtime()
 
     def array(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> EmulatedArray:
+        check_not_capturing(self.captured, "a new array")
         sizes, kind = shape_tuple(shape), np.dtype(dtype)
         nbytes = prod(sizes) * kind.itemsize
         if nbytes > self.free_bytes():
@@ -378,10 +422,23 @@ class EmulatedDevice:
             list(pool.map(lambda source: self.compile(source, name, kernels), sources))
 
     def synchronize(self) -> None:
-        pass
+        check_not_capturing(self.captured, "waiting for the device")
 
     def event(self) -> EmulatedEvent:
-        return EmulatedEvent()
+        return EmulatedEvent(self)
+
+    def capture_problem(self) -> str:
+        return ""
+
+    def capture(self, work: Callable[[], None]) -> EmulatedGraph:
+        check_not_capturing(self.captured, "a capture")
+        captured: list[Callable[[], None]] = []
+        self.captured = captured
+        try:
+            work()
+        finally:
+            self.captured = None
+        return EmulatedGraph(self, captured)
 
     def free_bytes(self) -> int:
         return max(0, self.memory - self.taken)

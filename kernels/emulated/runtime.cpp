@@ -205,6 +205,7 @@ struct Launch {
   uint64_t chunk;
   std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
+  std::atomic<uint64_t> waits{0};  // of threads for the kernel before
   std::mutex message_lock;
 };
 
@@ -217,6 +218,7 @@ struct Worker {
   int alive;    // threads that have not ended
   int arrived;  // at the block's barrier
   int votes, result;
+  uint64_t waits = 0;  // of threads for the kernel before, not yet counted in the launch
   bool reverse, abandoned;
   const EmulatedSite* site;  // of the barrier, while arrived > 0
   uint32_t last_warp;        // its lanes that exist
@@ -494,6 +496,7 @@ struct Worker {
       for (uint64_t i = from; i < to && !with.failed.load(std::memory_order_relaxed); ++i)
         run_block(reverse ? with.blocks - 1 - i : i);
     }
+    if (waits) with.waits += waits, waits = 0;
   }
 
   // ---- shared memory
@@ -783,6 +786,7 @@ extern "C" {
 void* emulated_shared(const void* site, size_t bytes, size_t alignment, int large, const char* name) {
   return this_worker->shared(site, bytes, alignment, large != 0, name);
 }
+void emulated_wait_for_previous_kernel() { this_worker->waits++; }
 int emulated_barrier_count(int predicate, const EmulatedSite* site) { return this_worker->barrier(predicate, site); }
 void emulated_ballot(unsigned mask, int predicate, const EmulatedSite* site) {
   this_worker->ballot(mask, predicate, site);
@@ -865,7 +869,17 @@ int emulated_run(const EmulatedLaunch* wanted) {
   const uint64_t chunk = launch.blocks / (workers * 16);
   launch.chunk = chunk < 1 ? 1 : chunk > 64 ? 64 : chunk;
   pool().run(launch, workers);
-  return launch.failed ? 1 : 0;
+  if (launch.failed) return 1;
+  const uint64_t all = launch.blocks * threads, waits = launch.waits;
+  if (wanted->programmatic && waits != all) {
+    snprintf(
+        wanted->message, EMULATED_MESSAGE_BYTES,
+        "kernel %s: launched programmatically, so each of its %llu threads must wait once for the kernel before it; "
+        "they waited %llu times",
+        wanted->kernel, static_cast<unsigned long long>(all), static_cast<unsigned long long>(waits));
+    return 1;
+  }
+  return 0;
 }
 
 // Memory of device arrays, one allocation each, so that AddressSanitizer sees their ends. Null on failure.

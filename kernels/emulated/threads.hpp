@@ -84,6 +84,8 @@ EMULATED_EXPORT int emulated_barrier_count(int predicate, const EmulatedSite* si
 EMULATED_EXPORT void emulated_exchange(unsigned mask, int source, uint64_t value, const EmulatedSite* site);
 // Waits for the lanes of `mask`. The thread's result is the mask of lanes whose `predicate` is true.
 EMULATED_EXPORT void emulated_ballot(unsigned mask, int predicate, const EmulatedSite* site);
+// A thread has waited for the kernel launched before its own.
+EMULATED_EXPORT void emulated_wait_for_previous_kernel();
 
 struct EmulatedLaunch {
   const char* kernel;
@@ -94,6 +96,7 @@ struct EmulatedLaunch {
   int workers;          // OS threads to use, this one included
   char* message;        // room for EMULATED_MESSAGE_BYTES
   size_t shared_bytes;  // of the SHARED_LARGE array
+  int programmatic;     // every thread must wait once for the kernel before
 };
 enum { EMULATED_MESSAGE_BYTES = 512 };
 // Runs every block and returns 0, or 1 with a reason in `message`.

@@ -1,4 +1,5 @@
 // Kernels that try out what a device promises; on the emulated device and on a GPU.
+#define PROGRAMMATIC_LAUNCH
 #include "portable.cuh"
 
 constexpr unsigned FULL = 0xffffffffu;
@@ -168,4 +169,11 @@ ENTRY_POINT(probe, phases)(float* out, int rounds) {
     board[t] = 0.5f * (board[t] + left);
   }
   out[blockIdx.x * blockDim.x + t] = board[t];
+}
+
+// values (n,): each becomes its left neighbour's, twice, plus one; next (n,)
+ENTRY_POINT(probe, step_of_a_chain)(const float* values, float* next, int n) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  for (int i : grid_range(n)) next[i] = 2.0f * values[i == 0 ? n - 1 : i - 1] + 1.0f;
 }

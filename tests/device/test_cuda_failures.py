@@ -1,9 +1,10 @@
 """What PyCUDA raises, as errors of ours, with a driver that is none: a GPU that is lost, no memory.
 
-Here calls of PyCUDA only take note of what they are given; tests/device/test_device.py has a GPU do
-them.
+So are the failures of cuda-bindings. Here calls of both only take note of what they are given;
+tests/device/test_device.py and test_graphs.py have a GPU do them.
 """
 
+import ctypes
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnnlib.device import KernelError, cuda
+from cnnlib.device import KernelError, cuda, cuda_graphs
 from cnnlib.errors import DeviceError, DoesNotFit
 
 LOST = "GPU is lost"
@@ -56,6 +57,7 @@ class Thing:
     """Whatever a call gave, with methods that are calls again: `Stream.synchronize`."""
 
     arg_format = "P"
+    handle = 7
 
     def __init__(self, driver: Driver, name: str) -> None:
         self._driver, self._name = driver, name
@@ -210,3 +212,116 @@ def test_code_that_the_driver_refuses(
         DeviceError, match="some.cu does not load on .*: invalid image; nvcc is newer"
     ):
         kernel(device)
+
+
+class Bindings(ModuleType):
+    """Replaces cuda.bindings.driver: a call gives a status and what it makes, and is recorded."""
+
+    CUlaunchConfig = CUlaunchAttribute = staticmethod(
+        lambda: SimpleNamespace(value=SimpleNamespace())
+    )
+    CUstream = int
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
+    CUlaunchAttributeID = SimpleNamespace(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION=6)
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
+
+    def __init__(self) -> None:
+        super().__init__("cuda.bindings.driver")
+        self.broken: dict[str, str] = {}
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: object) -> tuple[Any, ...]:
+            self.calls.append((name, *arguments))
+            error = self.broken.get(name, "")
+            return SimpleNamespace(value=len(error), name=error or "CUDA_SUCCESS"), f"from {name}"
+
+        return call
+
+
+@pytest.fixture
+def bindings(monkeypatch: pytest.MonkeyPatch) -> Bindings:
+    made = Bindings()
+    monkeypatch.setattr(cuda_graphs, "bindings_problem", str)
+    for name, module in (("cuda", ModuleType("cuda")), ("cuda.bindings", ModuleType("bindings"))):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", made)
+    return made
+
+
+def programmatic(device: cuda.CudaDevice) -> Callable[[], None]:
+    return kernel(device).bind(5, (8, 4), device.array(3), shared_bytes=2**17, programmatic=True)
+
+
+# Every call that making and launching a graph of a programmatic launch takes.
+GRAPH_CALLS = (
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuFuncSetAttribute",
+    "cuStreamBeginCapture",
+    "cuLaunchKernelEx",
+    "cuStreamEndCapture",
+    "cuGraphInstantiate",
+    "cuGraphDestroy",
+    "cuGraphUpload",
+    "cuGraphLaunch",
+)
+
+
+def test_a_graph_of_a_programmatic_launch(device: cuda.CudaDevice, bindings: Bindings) -> None:
+    launch = programmatic(device)
+    device.capture(launch).launch()
+    assert tuple(name for name, *_ in bindings.calls[:10]) == GRAPH_CALLS
+    given = {name: arguments for name, *arguments in bindings.calls}
+    assert given["cuStreamBeginCapture"][0] == given["cuGraphLaunch"][1] == 7
+    assert given["cuGraphInstantiate"][0] == given["cuGraphDestroy"][0] == "from cuStreamEndCapture"
+    assert given["cuGraphLaunch"][0] == "from cuGraphInstantiate"
+    config, function, pointers, _ = given["cuLaunchKernelEx"]
+    assert function == "from cuModuleGetFunction"
+    assert (config.gridDimX, config.blockDimX, config.blockDimY, config.hStream) == (5, 8, 4, 7)
+    assert config.sharedMemBytes == given["cuFuncSetAttribute"][2] == 2**17
+    assert config.attrs[0].value.programmaticStreamSerializationAllowed == 1
+    address = ctypes.c_void_p.from_address(pointers).value
+    assert address
+    assert ctypes.c_uint64.from_address(address).value == 4096
+    assert bindings.calls[10:] == [("cuGraphExecDestroy", "from cuGraphInstantiate")]
+
+
+@pytest.mark.parametrize("call", GRAPH_CALLS)
+def test_a_graph_that_fails_leaves_the_device_as_it_was(
+    device: cuda.CudaDevice, bindings: Bindings, call: str
+) -> None:
+    bindings.broken[call] = "CUDA_ERROR_OUT_OF_MEMORY"
+    with pytest.raises(DoesNotFit, match=f"^device cuda: {call} failed: CUDA_ERROR_OUT_OF_MEMORY"):
+        device.capture(programmatic(device)).launch()
+    names = [name for name, *_ in bindings.calls]
+    captured = names.count("cuStreamBeginCapture") - (call == "cuStreamBeginCapture")
+    assert names.count("cuStreamEndCapture") == captured
+    bindings.broken.clear()
+    device.array(3).get()
+    device.capture(programmatic(device)).launch()
+
+
+def test_a_gpu_before_compute_capability_9_launches_as_ever(
+    driver: Driver, bindings: Bindings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Thing, "compute_capability", lambda self: (8, 0))
+    with cuda.CudaDevice() as device:
+        programmatic(device)()
+    assert not bindings.calls
+    assert "module_from_buffer.get_function._launch_kernel" in driver.calls
+
+
+def test_a_graph_without_cuda_bindings(
+    device: cuda.CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    for name in [name for name in sys.modules if name.split(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    missing = r"no cuda-bindings \(pip install cuda-bindings\)"
+    with pytest.raises(DeviceError, match=missing):
+        device.capture(lambda: None)
+    with pytest.raises(DeviceError, match=missing):
+        programmatic(device)
+    assert device.capture_problem() == "no cuda-bindings (pip install cuda-bindings)"

@@ -84,6 +84,16 @@ def test_reports(
     assert (out.get() == 2).all()
 
 
+def test_threads_of_a_programmatic_launch_wait_once(
+    emulated: EmulatedDevice, wrong: Callable[[str], Kernel]
+) -> None:
+    out = emulated.array(64)
+    for kernel, times in (("some_do_not_wait", 63 * 3), ("well_behaved", 0)):
+        with pytest.raises(KernelError, match=f"each of its 192 threads .* waited {times} times"):
+            wrong(kernel).bind(3, 64, out, programmatic=True)()
+    wrong("some_do_not_wait").bind(3, 64, out)()  # what waited before is not counted
+
+
 def test_barriers_at_different_lines(
     emulated: EmulatedDevice, wrong: Callable[[str], Kernel], wrong_source: str
 ) -> None:

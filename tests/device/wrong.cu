@@ -1,4 +1,5 @@
 // Kernels that break a rule in a way that the emulated device reports; never launched on a GPU.
+#define PROGRAMMATIC_LAUNCH
 #include "portable.cuh"
 
 ENTRY_POINT(wrong, some_end)(float* out) {
@@ -92,4 +93,9 @@ ENTRY_POINT(wrong, well_behaved)(float* out) {
   board[threadIdx.x] = 2.0f;
   __syncthreads();
   out[threadIdx.x] = board[63 - threadIdx.x];
+}
+
+ENTRY_POINT(wrong, some_do_not_wait)(float* out) {
+  if (threadIdx.x != 9) wait_for_previous_kernel();
+  out[threadIdx.x] = 1.0f;
 }
