@@ -10,6 +10,8 @@ Settings, all from the environment:
   CNNLIB_FIBER_ORDER       forward or reverse: the order in which blocks and their threads run
   CNNLIB_OPTIMIZE          1 to 3: the compiler's level of optimisation (default: 3)
   CNNLIB_SANITIZE          address,undefined: see `compiler.sanitizer_environment`
+  CNNLIB_WATCH             1: count the bytes that kernels read and write, and look for accesses
+                           outside arrays and for races, on one OS thread
 
 Earlier versions called the second pair CNNLIB_HOST_THREADS and CNNLIB_HOST_MEMORY; both still work.
 """
@@ -54,6 +56,7 @@ from cnnlib.device.compiler import (
     sanitizers,
 )
 from cnnlib.device.source import with_launchers
+from cnnlib.device.watched import Watched, link_flags, note_launch
 from cnnlib.errors import DeviceError, DoesNotFit
 from cnnlib.system.cgroups import memory_left
 from cnnlib.system.machine import cpu_name, usable_cores
@@ -218,8 +221,14 @@ class EmulatedKernel:
                 self._launch.block = extent(block, f"kernel {self.name}: block")
                 self._sizes = (grid, block)
             self._launch.arguments = packed
-            if self._function(self._pointer, letters):
-                raise KernelError(self._message.value.decode(errors="replace"))
+            self._call(self._pointer, letters)
+
+    def _call(self, pointer: Any, letters: bytes) -> None:
+        failed = self._function(pointer, letters)
+        if self._device.watches:
+            note_launch(self._device.runtime, self._device.watched, self.name)
+        if failed:
+            raise KernelError(self._message.value.decode(errors="replace"))
 
     def bind(
         self,
@@ -237,15 +246,14 @@ class EmulatedKernel:
         launch.programmatic = programmatic
         launch.arguments = packed
         arrays = [argument for argument in args if isinstance(argument, EmulatedArray)]
-        function, pointer, lock = self._function, ctypes.byref(launch), self._lock
+        call, pointer, lock = self._call, ctypes.byref(launch), self._lock
         device = self._device
 
         def run() -> None:
             for array in arrays:
                 array.check_alive()
             with lock:
-                if function(pointer, letters):
-                    raise KernelError(self._message.value.decode(errors="replace"))
+                call(pointer, letters)
 
         def run_or_capture() -> None:
             if device.captured is None:
@@ -375,6 +383,9 @@ class EmulatedDevice:
         self.shared_bytes = limits.shared_bytes if limits else _SHARED_BYTES
         self.multiprocessors = limits.multiprocessors if limits else threads or emulated_threads()
         self.memory = memory or _positive("CNNLIB_EMULATED_MEMORY") or available_memory()
+        self.watches = os.environ.get("CNNLIB_WATCH", "") == "1"
+        self.watched: dict[str, Watched] = {}
+        """What each kernel has read and written, where that is watched."""
         self._sanitize = sanitizers()
         self._compiler = find_compiler()
         self._flags = compile_flags(self._compiler, self._sanitize)
@@ -407,6 +418,8 @@ class EmulatedDevice:
         self, source: str, name: str, kernels: Sequence[str], flags: Sequence[str] = ()
     ) -> EmulatedModule:
         text = with_launchers(source, name, kernels)
+        if self.watches:
+            flags = (*flags, *link_flags(self._compiler.is_clang))
         key = self._key(text, flags)
         if key not in self._modules:
 
@@ -479,10 +492,11 @@ class EmulatedDevice:
     def _load_runtime(self) -> ctypes.CDLL:
         check_executable(cache_folder())
         text = '#include "emulated/runtime.cpp"\n'
-        key = self._key(text, ())
+        flags = ["-DEMULATED_WATCH=1"] if self.watches else []
+        key = self._key(text, flags)
 
         def build(path: Path) -> None:
-            self._build(text, "the emulated device's runtime", path, ())
+            self._build(text, "the emulated device's runtime", path, flags)
 
         # its functions and the thread-local context are what every module links to
         runtime = _load(cached(key, ".so", build), ctypes.RTLD_GLOBAL)
@@ -490,6 +504,8 @@ class EmulatedDevice:
         runtime.emulated_allocate.argtypes = (ctypes.c_size_t,)
         runtime.emulated_free.restype = None
         runtime.emulated_free.argtypes = (ctypes.c_void_p,)
+        if self.watches:
+            runtime.emulated_watched.restype = ctypes.c_char_p
         return runtime
 
 

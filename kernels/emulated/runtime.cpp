@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -34,6 +35,11 @@
 #endif
 #ifndef EMULATED_ASAN
 #define EMULATED_ASAN 0
+#endif
+
+// What kernels read and write is watched: see watch.hpp.
+#ifndef EMULATED_WATCH
+#define EMULATED_WATCH 0
 #endif
 
 #if EMULATED_ASAN
@@ -137,6 +143,9 @@ struct Fiber {
 
 struct Worker;
 EMULATED_THREAD_LOCAL Worker* this_worker = nullptr;
+#if EMULATED_WATCH
+void forget_shared_accesses();  // when another block begins
+#endif
 std::atomic<int> fibers_made{0};
 
 void fiber_main();
@@ -197,6 +206,7 @@ struct SharedArray {
   char* at;
   size_t bytes;
   bool large;
+  const char* name;
 };
 
 struct Launch {
@@ -213,15 +223,17 @@ struct Worker {
   // the block that runs
   void (*body)(const void*);
   const void* arguments;
-  Launch* launch;
+  Launch* launch = nullptr;  // while blocks run
   int threads, warps;
   int alive;    // threads that have not ended
   int arrived;  // at the block's barrier
   int votes, result;
   uint64_t waits = 0;  // of threads for the kernel before, not yet counted in the launch
   bool reverse, abandoned;
-  const EmulatedSite* site;  // of the barrier, while arrived > 0
-  uint32_t last_warp;        // its lanes that exist
+  const EmulatedSite* site;           // of the barrier, while arrived > 0
+  unsigned barriers_passed;           // by the block
+  uint32_t last_warp;                 // its lanes that exist
+  unsigned warp_meetings[MAX_WARPS];  // that have ended
   Warp warp[MAX_WARPS];
   EmulatedIndex index[MAX_THREADS];       // threadIdx of each thread
   EmulatedIndex index_of{0, 0, 0};        // the blockDim it was made for
@@ -438,8 +450,13 @@ struct Worker {
     warp[warps - 1].ready = last_warp;
     alive = threads;
     arrived = votes = 0;
+    barriers_passed = 0;
+    memset(warp_meetings, 0, sizeof warp_meetings);
     hint = 0;
     poison_arrays();
+#if EMULATED_WATCH
+    forget_shared_accesses();
+#endif
     abandoned = false;
     const Suspended first = take_fiber()->suspended;
     enter(reverse ? threads - 1 : 0);
@@ -497,6 +514,7 @@ struct Worker {
         run_block(reverse ? with.blocks - 1 - i : i);
     }
     if (waits) with.waits += waits, waits = 0;
+    launch = nullptr;
   }
 
   // ---- shared memory
@@ -538,7 +556,7 @@ struct Worker {
     __asan_unpoison_memory_region(arena + at, bytes);
 #endif
     memset(arena + at, 0xFF, bytes);
-    array[arrays] = {site, arena + at, bytes, large};
+    array[arrays] = {site, arena + at, bytes, large, name};
     hint = ++arrays;
     return arena + at;
   }
@@ -561,6 +579,7 @@ struct Worker {
     }
     result = votes;
     arrived = votes = 0;
+    ++barriers_passed;
     for (int w = 0; w < warps; ++w) warp[w].ready = lanes_of(w);
     const int next = reverse ? threads - 1 : 0;
     if (next != emulated_context.thread) switch_to(next);
@@ -601,6 +620,7 @@ struct Worker {
   void release(Meeting& m) {
     const int me = emulated_context.thread, w = me / WARP;
     m.arrived = 0;
+    ++warp_meetings[w];
     warp[w].open &= ~(1u << (&m - (meeting + w * WARP)));
     warp[w].ready |= m.mask;
     const int next = w * WARP + pick(m.mask);
@@ -781,7 +801,16 @@ Pool& pool() {
 
 }  // namespace
 
+#if EMULATED_WATCH
+#include "watch.hpp"
+#endif
+
 extern "C" {
+
+void emulated_give_up(const char* why) {
+  this_worker->report("%s", why);
+  this_worker->abandon();
+}
 
 void* emulated_shared(const void* site, size_t bytes, size_t alignment, int large, const char* name) {
   return this_worker->shared(site, bytes, alignment, large != 0, name);
@@ -865,7 +894,12 @@ int emulated_run(const EmulatedLaunch* wanted) {
   Launch launch;
   launch.wanted = wanted;
   launch.blocks = uint64_t{grid.x} * grid.y * grid.z;
+#if EMULATED_WATCH
+  const uint64_t workers = 1;
+  forget_accesses();
+#else
   const uint64_t workers = wanted->workers > 0 ? static_cast<uint64_t>(wanted->workers) : 1;
+#endif
   const uint64_t chunk = launch.blocks / (workers * 16);
   launch.chunk = chunk < 1 ? 1 : chunk > 64 ? 64 : chunk;
   pool().run(launch, workers);
@@ -885,8 +919,22 @@ int emulated_run(const EmulatedLaunch* wanted) {
 // Memory of device arrays, one allocation each, so that AddressSanitizer sees their ends. Null on failure.
 EMULATED_EXPORT void* emulated_allocate(size_t bytes) {
   void* at = nullptr;
+#if EMULATED_WATCH
+  if (posix_memalign(&at, 256, bytes + 2 * WATCH_PAD) != 0) return nullptr;
+  at = static_cast<char*>(at) + WATCH_PAD;
+  watch.arrays[reinterpret_cast<uintptr_t>(at)] = bytes;
+  return at;
+#else
   return posix_memalign(&at, 256, bytes) == 0 ? at : nullptr;
+#endif
 }
-EMULATED_EXPORT void emulated_free(void* at) { free(at); }
+EMULATED_EXPORT void emulated_free(void* at) {
+#if EMULATED_WATCH
+  if (!at) return;
+  watch.arrays.erase(reinterpret_cast<uintptr_t>(at));
+  at = static_cast<char*>(at) - WATCH_PAD;
+#endif
+  free(at);
+}
 
 }  // extern "C"

@@ -86,6 +86,8 @@ EMULATED_EXPORT void emulated_exchange(unsigned mask, int source, uint64_t value
 EMULATED_EXPORT void emulated_ballot(unsigned mask, int predicate, const EmulatedSite* site);
 // A thread has waited for the kernel launched before its own.
 EMULATED_EXPORT void emulated_wait_for_previous_kernel();
+// Ends the launch, which fails and says why.
+EMULATED_EXPORT void emulated_give_up(const char* why);
 
 struct EmulatedLaunch {
   const char* kernel;
