@@ -1,4 +1,5 @@
-// Asynchronous copies from device to shared memory, with a plain equivalent for devices without them.
+// Asynchronous copies from device to shared memory, from compute capability 8.0 on; older GPUs and the emulated device
+// copy at once.
 #pragma once
 #include "layers.cuh"
 
@@ -64,9 +65,10 @@ __device__ __forceinline__ void wait_for_copies() {
 
 // Bulk copies, made by the hardware's own copy engine (the Tensor Memory Accelerator) and counted by an mbarrier:
 // CUDA C++ Programming Guide, "Asynchronous Data Copies using the Tensor Memory Accelerator". One thread initialises
-// `arrived`, which lies in shared memory. In each round one thread says how many bytes to expect, any threads begin
-// copies of as many, and all threads wait. The caller needs a barrier between the last use of the target and the
-// round's first copy. GPUs before compute capability 9.0, and the emulated device, copy at once and do not wait.
+// `arrived`, which lies in shared memory. In each round one thread says how many bytes to expect, the threads for which
+// begins_bulk_copies() holds begin copies of as many, and all threads wait. The caller needs a barrier between the last
+// use of the target and the round's first copy, and one between waiting and using it. GPUs before compute capability 9.0
+// and the emulated device have no such engine: there all threads copy, each its share, as the functions above do.
 struct BulkCopyBarrier {
   unsigned long long* arrived;
   unsigned round;
@@ -83,6 +85,8 @@ __device__ __forceinline__ void init_bulk_copies(unsigned long long* arrived) {
   asm volatile("mbarrier.init.shared.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(shared_address(arrived))
                : "memory");
 }
+
+__device__ __forceinline__ bool begins_bulk_copies() { return threadIdx.x == 0; }
 
 // By each thread that copies, before it does: what was written before, here or (after a barrier) by other blocks, is
 // what the engine will see.
@@ -118,11 +122,15 @@ __device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier& of) {
 #else
 
 __device__ __forceinline__ void init_bulk_copies(unsigned long long*) {}
+__device__ __forceinline__ bool begins_bulk_copies() { return true; }
 __device__ __forceinline__ void fence_async_proxy() {}
 __device__ __forceinline__ void expect_bytes(BulkCopyBarrier&, int) {}
 __device__ __forceinline__ void copy_bulk(float* target, const float* source, int floats, BulkCopyBarrier&) {
-  for (int i = 0; i < floats; i++) target[i] = source[i];
+  copy_float4s(target, source, floats / 4);
 }
-__device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier&) {}
+__device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier& of) {
+  if (of.pending) wait_for_copies();
+  of.pending = false;
+}
 
 #endif

@@ -1,11 +1,13 @@
-// Products of small matrices by one warp, 16 rows by 8 columns, with float32 accuracy. On a GPU tensor cores multiply:
+// Products of small matrices by one warp, 16 rows by 8 columns, with float32 accuracy. On a GPU of compute capability 8.0
+// or more tensor cores multiply:
 //   3xTF32: two matrices of floats as TF32 (11 significant bits). Every float is split into two of them, and of the
 //   four products the three largest are summed, which leaves a relative error of about 2^-21 a product. The method is
 //   that of CUTLASS's example 27 (27_ampere_3xtf32_fast_accurate_tensorop_gemm; 28 for convolutions) and of H. Ootomo
 //   and R. Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak
 //   performance", IJHPCA 36 (2022), without their correction of how tensor cores round sums; bytes by floats as BF16 (8
 //   significant bits): a byte is one of them, a float exactly the sum of three.
-// An emulated device uses plain arithmetic. A layer takes one of the policies below as a template argument.
+// Older GPUs and an emulated device use plain multiply-adds, by the same text. A layer takes one of the policies below as
+// a template argument.
 #pragma once
 #include "portable.cuh"
 
@@ -60,6 +62,23 @@ __device__ __forceinline__ void mma_bf16(Fragment& sum, const unsigned (&left)[4
 
 #endif
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 800
+
+// sum[m][n] += the products of a lane's two rows of left m and two columns of right n, in one pair of terms: by plain
+// multiply-adds in float32, where there are no tensor cores that take TF32 and BF16.
+template <bool PER_ROW_B, int M_TILES, int N_TILES, int SIDES>
+__device__ __forceinline__ void add_products(Fragment (&sum)[M_TILES][N_TILES], const Pair (&left)[M_TILES][2],
+                                             const Pair (&right)[SIDES][N_TILES][2]) {
+  UNROLL_FOR(int m = 0; m < M_TILES; m++)
+    UNROLL_FOR(int n = 0; n < N_TILES; n++)
+      UNROLL_FOR(int i = 0; i < 4; i++) {
+        const Pair a = left[m][i / 2], b = right[PER_ROW_B ? m : 0][n][i % 2];
+        sum[m][n].at[i] = fmaf(a.x, b.x, fmaf(a.y, b.y, sum[m][n].at[i]));
+      }
+}
+
+#endif
+
 // The three BF16 that two floats are the sum of: words[part] has the first's in its lower half, the second's above.
 __device__ __forceinline__ void split_bf16x3(Pair two, unsigned (&words)[3]) {
   UNROLL_FOR(int part = 0; part < 3; part++) {
@@ -77,8 +96,8 @@ __device__ __forceinline__ void split_bf16x3(Pair two, unsigned (&words)[3]) {
 // finite wherever the other side is 0 for want of something to multiply.
 template <bool PER_ROW_B, int M_TILES, int N_TILES, class Left, class Right>
 __device__ __forceinline__ void mma_3xtf32(Fragment (&sum)[M_TILES][N_TILES], Left left, Right right) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   constexpr int SIDES = PER_ROW_B ? M_TILES : 1;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
   Pair upper[M_TILES], lower[M_TILES], column[SIDES][N_TILES];
   // all loads before the first product, and products that wait for each other as far apart as can be
@@ -103,13 +122,15 @@ __device__ __forceinline__ void mma_3xtf32(Fragment (&sum)[M_TILES][N_TILES], Le
         mma_tf32(sum[m][n], product == 0 ? rest[m] : whole[m],
                  product == 1 ? small[PER_ROW_B ? m : 0][n] : large[PER_ROW_B ? m : 0][n]);
 #else
-  for (int m = 0; m < M_TILES; m++)
-    for (int n = 0; n < N_TILES; n++)
-      for (int i = 0; i < 4; i++)
-        for (int pair = 0; pair < 4; pair++) {
-          const Pair a = left(m, tile_row(i), pair), b = right(m, n, pair, tile_column(i));
-          sum[m][n].at[i] = fmaf(a.x, b.x, fmaf(a.y, b.y, sum[m][n].at[i]));
-        }
+  for (int pair = 0; pair < 4; pair++) {
+    Pair a[M_TILES][2], b[SIDES][N_TILES][2];
+    UNROLL_FOR(int m = 0; m < M_TILES; m++)
+      UNROLL_FOR(int half = 0; half < 2; half++) a[m][half] = left(m, tile_row(half * 2), pair);
+    UNROLL_FOR(int m = 0; m < SIDES; m++)
+      UNROLL_FOR(int n = 0; n < N_TILES; n++)
+        UNROLL_FOR(int half = 0; half < 2; half++) b[m][n][half] = right(m, n, pair, tile_column(half));
+    add_products<PER_ROW_B>(sum, a, b);
+  }
 #endif
 }
 
@@ -132,17 +153,26 @@ __device__ __forceinline__ void mma_bf16x3(Fragment (&sum)[M_TILES][N_TILES], Le
       }
 #else
   const auto value = [](unsigned half) { return __int_as_float(static_cast<int>(half << 16)); };
-  for (int m = 0; m < M_TILES; m++)
-    for (int n = 0; n < N_TILES; n++)
-      for (int i = 0; i < 4; i++)
-        for (int pair = 0; pair < 8; pair++) {
-          const unsigned a = left(m, tile_row(i), pair);
-          unsigned words[3];
-          right(n, pair, tile_column(i), words);
-          for (unsigned word : words)
-            sum[m][n].at[i] = fmaf(value(a & 0xffffu), value(word & 0xffffu),
-                                   fmaf(value(a >> 16), value(word >> 16), sum[m][n].at[i]));
+  for (int pair = 0; pair < 8; pair++) {
+    Pair a[M_TILES][2], b[1][N_TILES][2];
+    UNROLL_FOR(int m = 0; m < M_TILES; m++)
+      UNROLL_FOR(int half = 0; half < 2; half++) {
+        const unsigned word = left(m, tile_row(half * 2), pair);
+        a[m][half] = {value(word & 0xffffu), value(word >> 16)};
+      }
+    UNROLL_FOR(int n = 0; n < N_TILES; n++)
+      UNROLL_FOR(int half = 0; half < 2; half++) {
+        unsigned words[3];
+        right(n, pair, tile_column(half), words);
+        b[0][n][half] = {0.0f, 0.0f};
+        // the smallest first: each sum is exact
+        UNROLL_FOR(int part = 2; part >= 0; part--) {
+          b[0][n][half].x += value(words[part] & 0xffffu);
+          b[0][n][half].y += value(words[part] >> 16);
         }
+      }
+    add_products<false>(sum, a, b);
+  }
 #endif
 }
 

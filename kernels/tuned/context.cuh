@@ -98,8 +98,8 @@ struct LayerDefaults {
   static __device__ __forceinline__ void copy_weights(Context&) {}
   template <class Context>
   static __device__ __forceinline__ void convert_weights(Context&) {}
-  // ...and a second one, which arrives while images go through the layers before: by one thread, so many bytes as a
-  // bulk copy; then by all threads.
+  // ...and a second one, which arrives while images go through the layers before: so many bytes as a bulk copy, by the
+  // threads for which begins_bulk_copies() holds; then by all threads.
   static constexpr bool STREAMS = false;
   static constexpr int BULK_BYTES = 0;
   template <class Context>

@@ -32,7 +32,7 @@ namespace tuned {
 
 // The larger, or NaN if one is.
 __device__ __forceinline__ float max_or_nan(float a, float b) {
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float result;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;

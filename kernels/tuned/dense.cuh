@@ -205,7 +205,12 @@ struct Dense : LayerDefaults {
   }
 
   // Weights in device memory: one Float4 (two pairs of terms) a lane, prefetched while those before are multiplied.
+  // Only tensor cores ask each lane for its own numbers alone.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  static constexpr bool PREFETCHES = false;
+#else
   static constexpr bool PREFETCHES = WEIGHTS_IN_GLOBAL && ALIGNED && K_STEPS > 1;
+#endif
 
   // sum += a share of the products of 16 units, from unit0 on, and all images.
   static __device__ __forceinline__ void multiply_prefetched(const float* source, const float* weights, int unit0,

@@ -228,7 +228,7 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     if constexpr ((Together::STREAMS || ... || false)) {
       constexpr int BYTES = (Together::BULK_BYTES + ... + 0);
       c.bulk_copies.pending = BYTES > 0;
-      if (c.bulk_copies.pending && threadIdx.x == 0) {
+      if (c.bulk_copies.pending && begins_bulk_copies()) {
         fence_async_proxy();
         expect_bytes(c.bulk_copies, BYTES);
         (Together::copy_weights_in_bulk(c), ...);
