@@ -170,7 +170,11 @@ def table_digests(folder: Path) -> dict[str, str]:
 
 def read_facts(folder: Path) -> RunFacts:
     """The run.json in `folder`; DataError if it is missing, damaged or not of a run."""
-    path = folder / FACTS
+    return read_facts_file(folder / FACTS)
+
+
+def read_facts_file(path: Path) -> RunFacts:
+    """The same of a file of any name: published provenance has one for each stage."""
     try:
         facts: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 from cnnlib.paths import INSTALLED, PACKAGE, ROOT
 from cnnlib.system import cgroups
 
+DRIVER = Path("/sys/module/nvidia/version")
 LIBRARIES = ("numpy", "pandas", "pycuda", "nvidia-ml-py", "snakemake", "torch", "jax")
 
 
@@ -73,8 +74,19 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def driver_version() -> str | None:
+    """The version of the NVIDIA driver's kernel module, such as 580.95.05; None where none is seen.
+
+    From a file, because a driver that hangs would not answer.
+    """
+    try:
+        return DRIVER.read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None
+
+
 def provenance() -> dict[str, Any]:
-    """Commit, versions of Python and the libraries that are installed, processor and system."""
+    """Commit, versions of Python, libraries and the driver, processor and system."""
     libraries = {}
     for name in LIBRARIES:
         try:
@@ -85,6 +97,7 @@ def provenance() -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "libraries": libraries,
+        "driver": driver_version(),
         "cpu": cpu_name(),
         "cores": usable_cores(),
         # cores' worth of time that a container or a scheduler gives; None: no limit

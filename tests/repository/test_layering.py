@@ -15,6 +15,7 @@ PACKAGE = ROOT / "cnnlib"
 ORDER = [
     "errors",
     "arithmetic",
+    "wording",
     "paths",
     "patterns",
     "config_errors",

@@ -7,13 +7,12 @@ else has the status `disturbed`. The speedup is over the first stage of the ladd
 at the same batch size.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
+from cnnlib.measuring.intervals import interval
 from workflow.plotting import frames, ladder
 
 TABLES = ("epochs", "steps")
@@ -53,8 +52,6 @@ COLUMNS = {
 KEY = ["dataset", "network", "stage", "device", "device_kind", "batch_size"]
 Key = tuple[str, str, str, str, str, int]
 Cell = tuple[str, str, int]
-RESAMPLES = 2000
-SEED = 20171
 
 
 def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -163,43 +160,3 @@ def speedup(group: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any
         (1.0, 1.0) if group is baseline else interval(repeats, base)
     )
     return line
-
-
-def interval(repeats: list[np.ndarray], base: list[np.ndarray] | None) -> tuple[float, float]:
-    """95 % interval of the median of `repeats`, or of the median of `base` over it.
-
-    Whole repeats are drawn with replacement; epochs within a repeat are not independent. The
-    percentile method, with a fixed seed, so that the same rows give the same table.
-    """
-    samples = [repeats] if base is None else [base, repeats]
-    if any(len(sample) < 2 for sample in samples):
-        return np.nan, np.nan
-    padded = [pad(sample) for sample in samples]
-    # np.median gives the same where nothing is missing, and is several times faster
-    median: Callable[..., np.ndarray]
-    median = np.nanmedian if any(np.isnan(rows).any() for rows in padded) else np.median
-
-    def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        medians = [
-            median(rows[which].reshape(*which.shape[:-1], -1), axis=-1)
-            for rows, which in zip(padded, drawn, strict=True)
-        ]
-        found: np.ndarray = medians[0] if base is None else medians[0] / medians[1]
-        return found
-
-    found = bootstrap(
-        [np.arange(len(sample)) for sample in samples],
-        statistic,
-        vectorized=True,
-        axis=-1,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    )
-    return found.confidence_interval.low, found.confidence_interval.high
-
-
-def pad(sample: list[np.ndarray]) -> np.ndarray:
-    """Rows of unequal length as one array, filled up with nan."""
-    width = max(len(row) for row in sample)
-    return np.array([np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in sample])
