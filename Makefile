@@ -21,6 +21,11 @@ PROFILES := $(notdir $(wildcard workflow/profiles/*))
 ifneq ($(filter-out $(PROFILES),$(PROFILE)),)
 $(error unknown profile in PROFILE=$(PROFILE); known: $(PROFILES))
 endif
+ifneq ($(filter compare,$(MAKECMDGOALS)),)
+ifeq ($(and $(A),$(B)),)
+$(error make compare: name two folders of results: make compare A=results/reference/nvidia-h100 B=results)
+endif
+endif
 # The stamp of a profile's own dependencies, if it has a lock.
 EXTRA := $(if $(wildcard requirements/$(PROFILE).txt),$(ENV)/$(PROFILE))
 # A profile says how many cores, unless CORES does. A timed run has all of them to itself; with two cores,
@@ -67,6 +72,9 @@ report: $(ENV)/base $(EXTRA)  ## everything on one page: report.html in the resu
 
 poster: $(ENV)/base $(EXTRA)  ## an A1 poster: poster.pdf in the results (needs Chromium)
 	$(SNAKEMAKE) poster $(ARGS)
+
+compare: $(ENV)/base  ## is one folder of results slower than another? make compare A=FOLDER B=FOLDER
+	@$(ENV)/bin/python -m cnnlib compare "$(A)" "$(B)" $(ARGS)
 
 test: $(ENV)/dev $(ENV)/cluster-generic  ## run the tests, in three processes
 	$(PYTEST) $(ARGS)
@@ -137,5 +145,5 @@ $(ENV)/base: requirements/base.txt requirements/cuda.txt
 $(ENV)/%: requirements/%.txt $(ENV)/base
 	@$(PIP) -r $< && { $(COMPILE); } && touch $@
 
-.PHONY: help run figures report poster test quick smoke docs lint format sanitize profile wheelhouse lock \
+.PHONY: help run figures report poster compare test quick smoke docs lint format sanitize profile wheelhouse lock \
 	clean distclean

@@ -15,6 +15,7 @@ from types import FrameType
 import typer
 
 from cnnlib.commands import (
+    compare,
     convert,
     data,
     evaluate,
@@ -59,6 +60,7 @@ for command in (
     examine.pictures,
     measuring.check,
     judge.judge,
+    compare.compare,
     new_stage.new_stage,
     data.combine,
     show.ladder,

@@ -40,6 +40,7 @@ ORDER = [
     "validation",
     "measuring",
     "probes",
+    "comparing",
     "judging",
     "photos",
     "commands",
