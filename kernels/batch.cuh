@@ -11,14 +11,18 @@ struct Batch {
   static constexpr float WEIGHT_DECAY = Network::WEIGHT_DECAY;
   static_assert(32 * SUM_THREADS == THREADS, "a block has 32 neighbouring weights");
 
+  // (byte - mean) / deviation, for a pixel of an image.
+  static __device__ __forceinline__ float number_of(unsigned char byte, int pixel, const Levels& levels) {
+    const int channel = pixel / (IMAGE_SIZE / CHANNELS);
+    return (float(byte) - levels.mean_of<CHANNELS>(channel)) / levels.deviation_of<CHANNELS>(channel);
+  }
+
   // target[i] = (bytes[i] - mean) / deviation over a whole batch of images. (count, IMAGE_SIZE)
   static __device__ __forceinline__ void normalize_images(const unsigned char* __restrict__ bytes,
                                                           float* __restrict__ target, const Levels& levels, int count) {
-    const int total = count * IMAGE_SIZE;
-    for (int i : grid_range(total)) {
-      const int channel = i % IMAGE_SIZE / (IMAGE_SIZE / CHANNELS);
-      target[i] = (float(bytes[i]) - levels.mean_of<CHANNELS>(channel)) / levels.deviation_of<CHANNELS>(channel);
-    }
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    for (int i : grid_range(count * IMAGE_SIZE)) target[i] = number_of(bytes[i], i % IMAGE_SIZE, levels);
   }
 
   // Softmax and cross-entropy, one image a thread. logits (count, CLASSES), labels (count,).
@@ -28,6 +32,8 @@ struct Batch {
                                                                const unsigned char* __restrict__ labels,
                                                                float* __restrict__ errors, float* __restrict__ losses,
                                                                int count) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     for (int image = blockIdx.x * blockDim.x + threadIdx.x; image < count; image += gridDim.x * blockDim.x) {
       const float* row = logits + image * CLASSES;
       const int label = labels[image];
@@ -49,6 +55,8 @@ struct Batch {
                                                             const unsigned char* __restrict__ labels,
                                                             float* __restrict__ errors, float* __restrict__ losses,
                                                             int count) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     for (int image = blockIdx.x * blockDim.x + threadIdx.x; image < count; image += gridDim.x * blockDim.x) {
       const int label = labels[image];
       float sum = 0.0f;
@@ -71,6 +79,8 @@ struct Batch {
                                                            const float* __restrict__ gradient,
                                                            const float* __restrict__ learning_rate, float momentum,
                                                            int count) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     for (int i : grid_range(count))
       descend(parameters[i], velocity[i], gradient[i], *learning_rate, momentum, WEIGHT_DECAY);
   }
@@ -87,6 +97,8 @@ struct Batch {
                                                         const float* __restrict__ learning_rate, float momentum,
                                                         int apply, int threads_each, int count) {
     SHARED(float, sums, THREADS);
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     // Sum of every threads_each-th partial of weight i; *partial becomes whether it has any.
     const auto sum_partials = [&](int i, int share, bool* partial) {
       float sum = 0.0f;

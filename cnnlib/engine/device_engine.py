@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from cnnlib.device import Device, DeviceArray, Limits
 from cnnlib.engine.base import Engine
+from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import Bytes, Op, Order, Setup, Stage
 from cnnlib.engine.upload import LoadTimer, LoadTimes, device_array, resident_limit
 from cnnlib.errors import Unsupported
@@ -108,11 +109,16 @@ class DeviceEngine(Engine[Op]):
             count *= 4
 
     @abstractmethod
-    def _train(self, order: Order, rates: Array, timer: LoadTimer | None) -> float:
+    def _train(self, order: Order | Shuffle, rates: Array, timer: LoadTimer | None) -> float:
         """Train on the batches of `order` at `rates`, one a step; returns the mean loss.
 
-        With `timer`, the moments of every piece of the images are recorded.
+        A Shuffle, which is given where `_draws_order` says so, is drawn by the device. With
+        `timer`, the moments of every piece of the images are recorded.
         """
+
+    def _draws_order(self, shuffle: Shuffle) -> bool:
+        """Whether the device itself draws the order of such an epoch."""
+        return False
 
     @abstractmethod
     def _run_batch(self, count: int, way: Pass) -> None:
@@ -153,6 +159,14 @@ class DeviceEngine(Engine[Op]):
     def train(self, order: Order, rates: Array | None = None) -> float:
         steps = len(order) // self.setup.batch_size
         loss = self._train(order, self.rates_of(steps, rates), None)
+        self.steps += steps
+        return loss
+
+    def train_epoch(self, shuffle: Shuffle, rates: Array | None = None) -> float:
+        if not self._draws_order(shuffle):
+            return super().train_epoch(shuffle, rates)
+        steps = len(shuffle) // self.setup.batch_size
+        loss = self._train(shuffle, self.rates_of(steps, rates), None)
         self.steps += steps
         return loss
 

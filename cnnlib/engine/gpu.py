@@ -1,7 +1,7 @@
 """The engine of the GPU stages: device buffers, generated source, and a step as a list of launches.
 
 Everything happens on the device: forward, loss, backward, update. Images go up as bytes, one loss
-an epoch comes down. Stages differ in their operators alone.
+an epoch comes down. Stages differ in their operators, and in how a step is launched (gpu_steps.py).
 """
 
 import math
@@ -24,8 +24,11 @@ from cnnlib.engine.gpu_operator import (
     bound_launch,
     signed_word,
 )
+from cnnlib.engine.gpu_steps import CountedSteps, FixedSteps
+from cnnlib.engine.ordered_images import OrderedImages
 from cnnlib.engine.profile import KernelTime
-from cnnlib.engine.source import KernelSource, translation_unit
+from cnnlib.engine.shuffle import ROUNDS, Shuffle
+from cnnlib.engine.source import Constant, KernelSource, translation_unit
 from cnnlib.engine.stage import (
     Bytes,
     Order,
@@ -37,7 +40,7 @@ from cnnlib.engine.stage import (
     options_of,
     plan,
 )
-from cnnlib.engine.upload import LoadTimer, ResidentImages
+from cnnlib.engine.upload import LoadTimer
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
 from cnnlib.levels import channels_of
@@ -63,17 +66,25 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         "update_parameters",
         "sum_and_update",
     )
+    COUNTED_KERNELS = (
+        "shuffle_images",
+        "gather_images",
+        "update_and_count",
+        "sum_update_and_count",
+    )
 
     options_class = GpuOptions
 
     def __init__(self, stage: Stage[GpuFactory], setup: Setup, device: Device) -> None:
         super().__init__(stage, setup, device)
         self.device = device
+        self._options = options_of(stage, GpuOptions)
         self.operators: list[GpuOperator] = self.operators_on(stage, setup, device)
+        if self._options.launch != "each" and (problem := device.capture_problem()):
+            raise Unsupported(f"stage '{stage.name}' launches its steps as CUDA graphs: {problem}")
         self.module = self._compile()
         self._allocate()
-        self._step_launches: dict[int, list[Launch]] = {}
-        self._images: ResidentImages | None = None
+        self._steps_on_device: FixedSteps | CountedSteps | None = None
 
     # Building
 
@@ -89,21 +100,24 @@ class GpuEngine(DeviceEngine[GpuFactory]):
 
     @classmethod
     def source_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> str:
-        return cls._source(setup, cls.operators_on(stage, setup, limits))
+        operators = cls.operators_on(stage, setup, limits)
+        return cls._source(setup, operators, options_of(stage, GpuOptions))
 
     @classmethod
     def kernels_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> list[str]:
-        return cls._kernels(cls.operators_on(stage, setup, limits))
+        operators = cls.operators_on(stage, setup, limits)
+        return cls._kernels(operators, options_of(stage, GpuOptions))
 
     @classmethod
-    def _kernels(cls, operators: Sequence[GpuOperator]) -> list[str]:
-        names = [f"{cls.BATCH}_{kernel}" for kernel in cls.BATCH_KERNELS]
+    def _kernels(cls, operators: Sequence[GpuOperator], options: GpuOptions) -> list[str]:
+        own = cls.BATCH_KERNELS + (cls.COUNTED_KERNELS if options.counted else ())
+        names = [f"{cls.BATCH}_{kernel}" for kernel in own]
         return [*names, *(name for operator in operators for name in operator.entry_points())]
 
     @classmethod
-    def _source(cls, setup: Setup, operators: Sequence[GpuOperator]) -> str:
+    def _source(cls, setup: Setup, operators: Sequence[GpuOperator], options: GpuOptions) -> str:
         """The translation unit: the kernels of a batch, then those of every operator."""
-        constants = {
+        constants: dict[str, Constant] = {
             "THREADS": THREADS,
             "IMAGE_SIZE": math.prod(setup.network.input_shape),
             "CHANNELS": channels_of(setup.network.input_shape),
@@ -111,11 +125,16 @@ class GpuEngine(DeviceEngine[GpuFactory]):
             "SUM_THREADS": SUM_THREADS,
             "WEIGHT_DECAY": float(setup.weight_decay),
         }
-        batch = KernelSource(cls.BATCH, "batch.cuh", constants)
-        return translation_unit([batch, *(operator.source() for operator in operators)])
+        file = "batch.cuh"
+        if options.counted:
+            file, constants["SHUFFLE_ROUNDS"] = "counted_batch.cuh", ROUNDS
+        batch = KernelSource(cls.BATCH, file, constants)
+        parts = [batch, *(operator.source() for operator in operators)]
+        return translation_unit(parts, options.launch == "programmatic")
 
     def _compile(self) -> Module:
-        source, kernels = self._source(self.setup, self.operators), self._kernels(self.operators)
+        source = self._source(self.setup, self.operators, self._options)
+        kernels = self._kernels(self.operators, self._options)
         return self.device.compile(source, f"{self.stage.name}_{self.network.name}", kernels)
 
     def _allocate(self) -> None:
@@ -191,11 +210,32 @@ class GpuEngine(DeviceEngine[GpuFactory]):
 
     def _launch(self, kernel: str, elements: int, *args: Argument) -> Launch:
         blocks = ceil_div(elements, THREADS)
-        return bound_launch(self.device, self.module, self.BATCH, kernel, blocks, args)
+        programmatic = self._options.launch == "programmatic"
+        return bound_launch(
+            self.device, self.module, self.BATCH, kernel, blocks, args, programmatic=programmatic
+        )
 
-    def _normalize(self, images: DeviceArray, count: int) -> Launch:
+    def normalize(self, images: DeviceArray, count: int) -> Launch:
         elements = count * math.prod(self.network.input_shape)
         return self._launch("normalize_images", elements, images, self._first, *self._levels, count)
+
+    def gather(
+        self, images: OrderedImages, position: DeviceArray, labels: DeviceArray, rate: DeviceArray
+    ) -> Launch:
+        """The beginning of a step that finds its images and its rate by `position`."""
+        batch = self.setup.batch_size
+        pixels = batch * math.prod(self.network.input_shape)
+        return self._launch(
+            "gather_images",
+            ceil_div(pixels, 4),
+            *(images.images, images.labels, images.order, self._rates, position),
+            *(self._first, labels, rate, *self._levels, batch),
+        )
+
+    def passes(self, labels: DeviceArray) -> list[Launch]:
+        """Forward, loss and backward of a whole batch; the operators' launches are made once."""
+        forward, backward = self._whole_batch
+        return [*forward, self._loss(labels, self.setup.batch_size), *backward]
 
     def _loss(self, labels: DeviceArray, count: int) -> Launch:
         return self._launch(
@@ -216,48 +256,34 @@ class GpuEngine(DeviceEngine[GpuFactory]):
             launch for operator in reversed(self.operators) for launch in operator.backward(count)
         ]
 
-    def _update(self, step: int | None) -> list[Launch]:
+    def update(self, step: int | None) -> list[Launch]:
         """Sum the partial gradients and take one step, at the rate of this step of the load.
 
         None: only sum, and leave the parameters as they are.
         """
-        count, momentum = self.network.parameter_count, float(self.setup.momentum)
-        rate, apply = self._rates.part(step or 0, (1,)), step is not None
-        if self._segment_count:
-            threads_each = SUM_THREADS if self._most_groups > FEW_GROUPS else 1
-            return [
-                self._launch(
-                    "sum_and_update",
-                    count * threads_each,
-                    self._parameters,
-                    self._velocity,
-                    self._gradient,
-                    self._partials,
-                    self._segments,
-                    self._segment_count,
-                    rate,
-                    momentum,
-                    int(apply),
-                    threads_each,
-                    count,
-                )
-            ]
-        if not apply:
+        if step is None and not self._segment_count:
             return []
-        return [
-            self._launch(
-                "update_parameters",
-                count,
-                self._parameters,
-                self._velocity,
-                self._gradient,
-                rate,
-                momentum,
-                count,
-            )
-        ]
+        return [self._update(self._rates.part(step or 0, (1,)), apply=step is not None)]
 
-    def _count_step(self) -> list[Launch]:
+    def update_at(self, rate: DeviceArray, *position: Argument) -> list[Launch]:
+        """Sum and take one step at `rate`, and count the step."""
+        return [self._update(rate, True, self._moment, *position)]
+
+    def _update(self, rate: DeviceArray, apply: bool, *counters: Argument) -> Launch:
+        count, momentum = self.network.parameter_count, float(self.setup.momentum)
+        state = self._parameters, self._velocity, self._gradient
+        if not self._segment_count:
+            kernel = "update_and_count" if counters else "update_parameters"
+            return self._launch(kernel, count, *state, rate, momentum, count, *counters)
+        threads_each = SUM_THREADS if self._most_groups > FEW_GROUPS else 1
+        return self._launch(
+            "sum_update_and_count" if counters else "sum_and_update",
+            count * threads_each,
+            *(*state, self._partials, self._segments, self._segment_count),
+            *(rate, momentum, int(apply), threads_each, count, *counters),
+        )
+
+    def count_step(self) -> list[Launch]:
         """Make the number of the step, by which dropout's masks are drawn, that of the next one."""
         return [self._launch("count_step", 1, self._moment)] if self.network.drops_out else []
 
@@ -273,72 +299,57 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     # Engine
 
     def load(self, images: Bytes, labels: Bytes) -> None:
+        self.close()
+        limit, options = self._resident_limit(), self._options
+        steps = (
+            CountedSteps(self, images, labels, limit, options)
+            if options.counted
+            else FixedSteps(self, images, labels, limit)
+        )
+        self._steps_on_device, self.resident = steps, steps.count
         batch = self.setup.batch_size
-        self._drop_images()
-        limit = self._resident_limit()
-        self._images = ResidentImages(self.device, images, labels, batch, limit)
-        self.resident = count = self._images.count
-        self._allocate_rates(count // batch)
-        for first in range(0, count, batch):
-            self._step(first)  # its arguments are packed now, outside the time measured
+        self._whole_batch = self._forward(batch), self._backward(batch)
+        self._allocate_rates(steps.count // batch)
+        steps.prepare()
 
-    def _loaded(self) -> ResidentImages:
-        if self._images is None:
+    def _loaded(self) -> FixedSteps | CountedSteps:
+        if self._steps_on_device is None:
             raise RuntimeError("no training set is loaded")
-        return self._images
+        return self._steps_on_device
 
-    def _drop_images(self) -> None:
-        """Release the training set loaded before, and the launches that read it."""
-        self._step_launches.clear()
-        if self._images is not None:
-            self._images.close()
-        self._images = None
+    def close(self) -> None:
+        """Release the training set, and the launches that read it."""
+        if self._steps_on_device is not None:
+            self._steps_on_device.close()
+        self._steps_on_device = None
 
-    def _train(self, order: Order, rates: Array, timer: LoadTimer | None) -> float:
-        batch, images = self.setup.batch_size, self._loaded()
+    def _draws_order(self, shuffle: Shuffle) -> bool:
+        return self._loaded().draws(shuffle)
+
+    def _train(self, order: Order | Shuffle, rates: Array, timer: LoadTimer | None) -> float:
+        batch, steps = self.setup.batch_size, self._loaded()
         count = len(order) // batch * batch
         self._losses.set(np.zeros(batch, np.float32))
         self._set_moment(training=True)
         began, ended = self.device.event(), self.device.event()
         began.record()
-        for load in images.loads(count):
+        for load in steps.loads(count):
             self._upload_rates(rates[load.start // batch : load.stop // batch])
-            for piece in images.load(order[load], timer):
-                for first in range(piece.start, piece.stop, batch):
-                    self._run(self._step(first))
+            for piece in steps.load(order, load, timer):
+                steps.run(piece)
         ended.record()
         losses = self._losses.get()
         self.device.synchronize()
         self.event_seconds = ended.seconds_since(began)
         return float(losses.sum(dtype=np.float64) / count)
 
-    def _step(self, first: int) -> list[Launch]:
-        """The launches of one training step on the batch that begins at resident image `first`."""
-        if first not in self._step_launches:
-            batch, shape = self.setup.batch_size, self.network.input_shape
-            resident = self._loaded()
-            if not self._step_launches:
-                self._forward_pass = self._forward(batch)
-                self._backward_pass = self._backward(batch)
-            images = resident.images.part(first * math.prod(shape), (batch, *shape))
-            labels = resident.labels.part(first, (batch,))
-            self._step_launches[first] = [
-                self._normalize(images, batch),
-                *self._forward_pass,
-                self._loss(labels, batch),
-                *self._backward_pass,
-                *self._update(first // batch),
-                *self._count_step(),
-            ]
-        return self._step_launches[first]
-
     def _run_batch(self, count: int, way: Pass) -> None:
-        launches = [self._normalize(self._batch_images, count), *self._forward(count)]
+        launches = [self.normalize(self._batch_images, count), *self._forward(count)]
         self._set_moment(training=way is not Pass.ONLY_FORWARD)
         if way is Pass.TRAIN:
             launches.append(self._loss(self._batch_labels, count))
         if way is not Pass.ONLY_FORWARD:
-            launches += [*self._backward(count), *self._update(None)]
+            launches += [*self._backward(count), *self.update(None)]
         self._run(launches)
 
     def profile(self) -> list[KernelTime]:
@@ -368,13 +379,14 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     def _work(self) -> Iterator[tuple[Part, Planned | None, list[Launch]]]:
         """The launches of each part of a step, and those that are only compared with them."""
         batch = self.setup.batch_size
-        yield "input", None, self._step(0)[:1]
+        first, labels, last = self._loaded().ends()
+        yield "input", None, first
         for operator in self.operators:
             yield "forward", operator.planned, operator.forward(batch)
-        yield "loss", None, [self._loss(self._loaded().labels.part(0, (batch,)), batch)]
+        yield "loss", None, [self._loss(labels, batch)]
         for operator in reversed(self.operators):
             yield "backward", operator.planned, operator.backward(batch)
-        yield "update", None, [*self._update(0), *self._count_step()]
+        yield "update", None, last
         for operator in self.operators:
             yield "compared", operator.planned, operator.compared(batch)
 
@@ -385,6 +397,3 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         if planned is None:
             return batch_arithmetic(self.setup, part)
         return planned.arithmetic(part, self.setup.batch_size)
-
-    def close(self) -> None:
-        self._drop_images()

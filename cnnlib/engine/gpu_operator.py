@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Device, DeviceArray, Limits, Module
 from cnnlib.engine.source import Constant, KernelSource
-from cnnlib.engine.stage import Options, Planned, Stage
+from cnnlib.engine.stage import Options, Planned, Stage, options_of
 from cnnlib.engine.upload import device_array
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Dropout
@@ -47,6 +47,22 @@ class GpuOptions(Options):
     """Buffers of error maps, used in turn, each as large as its largest map. None: as many as
     there are operators.
     """
+    launch: Literal["each", "graph", "programmatic"] = "each"
+    """How the kernels of a step are launched: each by a call of the host's; many steps by one call,
+    captured as a CUDA graph; or such a graph whose kernels may begin before the one before has
+    ended (programmatic dependent launch), where they wait for it themselves.
+    """
+    gather: Literal["host", "device"] = "host"
+    """Who brings the images of a batch together: the host, before they are copied; or a kernel, out
+    of the training set that lies on the device as a whole, if it fits.
+    """
+
+    @property
+    def counted(self) -> bool:
+        """Whether a step finds its images and its rate by a counter on the device, and not by its
+        launches' arguments.
+        """
+        return self.launch != "each" or self.gather == "device"
 
 
 class Draws(NamedTuple):
@@ -95,6 +111,10 @@ class GpuOperator(ABC):
 
     file: ClassVar[str]
     kernels: ClassVar[tuple[str, ...]]
+    waits: ClassVar[bool] = False
+    """Whether each of the kernels calls wait_for_previous_kernel (kernels/portable.cuh), so that it
+    can be launched programmatically.
+    """
 
     device: Device
     """Where the operator's kernels run, once it is bound."""
@@ -167,8 +187,9 @@ class GpuOperator(ABC):
         self, kernel: str, blocks: int, *args: Argument, shared_bytes: int = 0
     ) -> Launch:
         """Launch of `kernel` with `blocks` blocks, or a full device: kernels stride over more."""
+        programmatic = self.waits and options_of(self.stage, GpuOptions).launch == "programmatic"
         return bound_launch(
-            self.device, self.module, self.label, kernel, blocks, args, shared_bytes
+            self.device, self.module, self.label, kernel, blocks, args, shared_bytes, programmatic
         )
 
     def compared(self, count: int) -> list[Launch]:
@@ -212,8 +233,11 @@ def bound_launch(
     blocks: int,
     args: Sequence[Argument],
     shared_bytes: int = 0,
+    programmatic: bool = False,
 ) -> Launch:
     """A launch of up to `blocks` blocks of THREADS threads, never more than fill the device."""
     grid = max(1, min(blocks, device.multiprocessors * BLOCKS_PER_MULTIPROCESSOR))
-    bound = module.kernel(f"{layer}_{kernel}").bind(grid, THREADS, *args, shared_bytes=shared_bytes)
+    bound = module.kernel(f"{layer}_{kernel}").bind(
+        grid, THREADS, *args, shared_bytes=shared_bytes, programmatic=programmatic
+    )
     return Launch(layer, kernel, grid, bound)

@@ -63,9 +63,10 @@ def declaration(kind: str, constants: Mapping[str, Constant]) -> str:
     return text.replace("~", " ")
 
 
-def translation_unit(parts: Sequence[KernelSource]) -> str:
-    """The source of all these kernels."""
+def translation_unit(parts: Sequence[KernelSource], programmatic: bool = False) -> str:
+    """The source of all these kernels, which may be such as are launched programmatically."""
     files = dict.fromkeys(part.file for part in parts)
-    texts = ["\n".join(f'#include "{file}"' for file in files)]
+    head = ["#define PROGRAMMATIC_LAUNCH"] * programmatic
+    texts = ["\n".join([*head, *(f'#include "{file}"' for file in files)])]
     texts += [f"{part.struct}\n{part.entry_points}" for part in parts]
     return "\n\n".join(texts) + "\n"

@@ -62,7 +62,7 @@ def test_a_device_draws_the_same(count: int, device) -> None:
             shuffle = Shuffle(count, 5, 2)
             if drawn_there:
                 loss = engine.train_epoch(shuffle)
-                order = engine._order.get()[:count]
+                order = engine._set.order.get()[:count]
                 np.testing.assert_array_equal(order, shuffle.indices())
             else:
                 loss = engine.train(shuffle.indices())

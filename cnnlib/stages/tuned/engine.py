@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Device, DeviceArray, Limits
 from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.device_engine import DeviceEngine, Pass
-from cnnlib.engine.gpu_operator import THREADS, signed_word
+from cnnlib.engine.gpu_operator import signed_word
+from cnnlib.engine.ordered_images import OrderedImages
 from cnnlib.engine.profile import KernelTime
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import (
@@ -29,7 +29,7 @@ from cnnlib.engine.stage import (
     batch_arithmetic,
     plan,
 )
-from cnnlib.engine.upload import LoadTimer, ResidentImages
+from cnnlib.engine.upload import LoadTimer
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
 from cnnlib.stages.tuned.operator import TunedFactory, TunedOperator
@@ -53,8 +53,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         self.device = device
         self.grid = device.multiprocessors
         self.whole = device.kind == "cuda"
-        self._streamed: ResidentImages | None = None
-        """The training set, where only a part of it fits onto the device."""
+        self._set: OrderedImages | None = None
         self._number = 0
         given = stage, self.plan, setup.batch_size, device, Objective.of(setup)
         plans = candidates(*given) if setup.tune else [choose(*given)]
@@ -244,19 +243,19 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
 
     def _train_steps(self, order: DeviceArray, steps: int) -> None:
         """`steps` steps on the batches of `order`, which index the resident images."""
-        batch = self.setup.batch_size
+        batch, given = self.setup.batch_size, self._loaded()
         if not self.whole:
             for step in range(steps):
                 part = order.part(step * batch, (batch,))
-                self._forward_backward(self._images, self._labels, part, batch, Pass.TRAIN)()
+                self._forward_backward(given.images, given.labels, part, batch, Pass.TRAIN)()
                 self._update(batch, step)()
                 self._number += 1
             return
         self._signals.fill_bytes(0)
         self._bind_images(
             "train",
-            self._images,
-            self._labels,
+            given.images,
+            given.labels,
             order,
             batch,
             self._velocity,
@@ -278,94 +277,44 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
     # Engine
 
     def load(self, images: Bytes, labels: Bytes) -> None:
-        batch, limit, count = self.setup.batch_size, self._resident_limit(), len(labels)
-        self._drop_streamed()
-        if limit >= count:
-            self._images = self.array((count, *self.network.input_shape), np.uint8)
-            self._labels = self.array((count,), np.uint8)
-            self._images.set(np.ascontiguousarray(images))
-            self._labels.set(np.ascontiguousarray(labels))
-        else:
-            self._streamed = ResidentImages(self.device, images, labels, batch, limit, math.inf)
-            self._images, self._labels = self._streamed.images, self._streamed.labels
-            count = self._streamed.count
-        self._count = self.resident = count
-        self._order = self.array((max(count, len(labels)),), np.int32)
-        self._order.set(np.arange(self._order.size, dtype=np.int32))
-        self._tables = self.array((1, 1), np.uint16)
-        self._allocate_rates(self._order.size // batch)
+        batch, limit = self.setup.batch_size, self._resident_limit()
+        self.close()
+        shuffle_images = self.module.kernel("step_shuffle_images")
+        self._set = OrderedImages(
+            self.device, images, labels, batch, limit, shuffle_images, piece_bytes=math.inf
+        )
+        self.resident = self._set.count
+        self._allocate_rates(self._set.order.size // batch)
 
-    def _drop_streamed(self) -> None:
-        if self._streamed is not None:
-            self._streamed.close()
-        self._streamed = None
+    def _loaded(self) -> OrderedImages:
+        if self._set is None:
+            raise RuntimeError("no training set is loaded")
+        return self._set
 
     def close(self) -> None:
-        self._drop_streamed()
+        if self._set is not None:
+            self._set.close()
+        self._set = None
 
-    def train_epoch(self, shuffle: Shuffle, rates: Array | None = None) -> float:
-        """Where all images are on the device, their order is drawn there."""
-        if self._streamed is not None or len(shuffle) != self._count:
-            return super().train_epoch(shuffle, rates)
-        steps = len(shuffle) // self.setup.batch_size
-        loss = self._train(shuffle, self.rates_of(steps, rates), None)
-        self.steps += steps
-        return loss
+    def _draws_order(self, shuffle: Shuffle) -> bool:
+        return self._loaded().draws(shuffle)
 
     def _train(self, order: Order | Shuffle, rates: Array, timer: LoadTimer | None) -> float:
-        batch = self.setup.batch_size
+        batch, training_set = self.setup.batch_size, self._loaded()
         images = len(order) // batch * batch
         self._number = self.steps
         self._losses.fill_bytes(0)
         began, ended = self.device.event(), self.device.event()
         began.record()
-        if self._streamed is None:
-            self._train_resident(order, images, rates, timer)
-        else:
-            indices = order.indices() if isinstance(order, Shuffle) else order
-            for load in self._streamed.loads(images):
-                self._upload_rates(rates[load.start // batch : load.stop // batch])
-                for piece in self._streamed.load(indices[load], timer):
-                    self._train_steps(self._order, (piece.stop - piece.start) // batch)
+        for load in training_set.loads(images):
+            self._upload_rates(rates[load.start // batch : load.stop // batch])
+            for piece in training_set.load(order, load, timer):
+                self._train_steps(training_set.order, (piece.stop - piece.start) // batch)
         ended.record()
         losses = self._losses.get()
         self._check_signals()
         self.event_seconds = ended.seconds_since(began)
         return float(losses.sum(dtype=np.float64) / images)
-
-    def _train_resident(
-        self, order: Order | Shuffle, images: int, rates: Array, timer: LoadTimer | None
-    ) -> None:
-        """Where all images are on the device, only their order goes up, or is drawn there."""
-        if timer:
-            timer.begin()
-        if isinstance(order, Shuffle):
-            self._draw(order)
-        if timer:
-            timer.gathered()
-        if not isinstance(order, Shuffle):
-            wanted = np.ascontiguousarray(order[:images], dtype=np.int32)
-            self._order.part(0, (images,)).set(wanted)
-        self._upload_rates(rates)
-        if timer:
-            timer.uploaded()
-        self._train_steps(self._order, images // self.setup.batch_size)
-        if timer:
-            timer.trained()
-
-    def _draw(self, shuffle: Shuffle) -> None:
-        """The order of an epoch of all images, by the device."""
-        if self._tables.shape != shuffle.tables.shape:
-            self._tables = self.array(shuffle.tables.shape, np.uint16)
-        self._tables.set(shuffle.tables)
-        self.module.kernel("step_shuffle_images").bind(
-            ceil_div(len(shuffle), THREADS),
-            THREADS,
-            self._tables,
-            self._order,
-            shuffle.half,
-            len(shuffle),
-        )()
 
     def _run_batch(self, count: int, way: Pass) -> None:
         self._number = self.steps
@@ -382,7 +331,8 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         timed as launches in a row are.
         """
         saved = self.parameters, self.velocity
-        args = self._images, self._labels, self._batch_order, self.setup.batch_size
+        given = self._loaded()
+        args = given.images, given.labels, self._batch_order, self.setup.batch_size
         forward_backward = self._forward_backward(*args, Pass.TRAIN)
         forward_backward()  # a first launch finds nothing where it will be
         phase = self.time_launch(forward_backward)

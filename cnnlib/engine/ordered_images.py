@@ -1,0 +1,108 @@
+"""A training set on a device, whose kernels find each image by an order in device memory."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from cnnlib.arithmetic import ceil_div
+from cnnlib.device import Device, Kernel
+from cnnlib.engine.shuffle import Shuffle
+from cnnlib.engine.stage import Bytes, Order
+from cnnlib.engine.upload import GATHER_BYTES, LoadTimer, ResidentImages, device_array
+
+DRAWING_THREADS = 256
+"""Threads of a block of the kernel that draws an order."""
+
+
+class OrderedImages:
+    """Images (N, C, H, W) and labels (N,) as bytes on a device, `count` of them at a time.
+
+    Where all of them may be there (`gathered_there`, and N within `limit`), they lie as they are
+    given, and `order` says which image comes when. Otherwise the host gathers each load in the
+    order of the training (ResidentImages), and `order` counts from 0. Raises DoesNotFit where the
+    device has no room for a batch.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        images: Bytes,
+        labels: Bytes,
+        batch: int,
+        limit: int,
+        shuffle_images: Kernel,
+        piece_bytes: float = GATHER_BYTES,
+        gathered_there: bool = True,
+    ) -> None:
+        """`shuffle_images` is the kernel of kernels/shuffle.cuh, `piece_bytes` that of
+        ResidentImages.
+        """
+        self._device, self._shuffle_images = device, shuffle_images
+        self._streamed: ResidentImages | None = None
+        if gathered_there and limit >= len(labels):
+            self.count = len(labels)
+            self.images = device_array(device, images.shape, np.uint8)
+            """(count, C, H, W) on the device."""
+            self.labels = device_array(device, labels.shape, np.uint8)
+            """(count,) on the device."""
+            self.images.set(np.ascontiguousarray(images))
+            self.labels.set(np.ascontiguousarray(labels))
+        else:
+            self._streamed = ResidentImages(device, images, labels, batch, limit, piece_bytes)
+            self.count = self._streamed.count
+            self.images, self.labels = self._streamed.images, self._streamed.labels
+        self.order = device_array(device, (max(self.count, len(labels)),), np.int32)
+        """(N,) on the device: the element of `images` that comes next, and so on."""
+        self.order.set(np.arange(self.order.size, dtype=np.int32))
+        self._tables = device_array(device, (1, 1), np.uint16)
+
+    def draws(self, shuffle: Shuffle) -> bool:
+        """Whether the device itself draws this order."""
+        return self._streamed is None and len(shuffle) == self.count
+
+    def loads(self, count: int) -> Iterator[slice]:
+        """The parts of an order of `count` images that are on the device together."""
+        if self._streamed is None:
+            yield slice(0, count)
+        else:
+            yield from self._streamed.loads(count)
+
+    def load(
+        self, order: Order | Shuffle, load: slice, timer: LoadTimer | None = None
+    ) -> Iterator[slice]:
+        """Bring the images of a load of `order` to the device, and their order, piece by piece.
+
+        Yields each piece's range in `self.order` as soon as its copies have been asked for; kernels
+        launched on it then follow them. With `timer`, the moments of each piece are recorded.
+        """
+        if self._streamed is not None:
+            indices = order.indices() if isinstance(order, Shuffle) else order
+            yield from self._streamed.load(indices[load], timer)
+            return
+        if timer:
+            timer.begin()
+        if isinstance(order, Shuffle):
+            self._draw(order)
+        if timer:
+            timer.gathered()
+        if not isinstance(order, Shuffle):
+            wanted = np.ascontiguousarray(order[load], dtype=np.int32)
+            self.order.part(0, wanted.shape).set(wanted)
+        if timer:
+            timer.uploaded()
+        yield slice(0, load.stop - load.start)
+        if timer:
+            timer.trained()
+
+    def _draw(self, shuffle: Shuffle) -> None:
+        """The order of all images, by the device."""
+        if self._tables.shape != shuffle.tables.shape:
+            self._tables = device_array(self._device, shuffle.tables.shape, np.uint16)
+        self._tables.set(shuffle.tables)
+        blocks, count = ceil_div(len(shuffle), DRAWING_THREADS), len(shuffle)
+        self._shuffle_images(blocks, DRAWING_THREADS, self._tables, self.order, shuffle.half, count)
+
+    def close(self) -> None:
+        """End the gathering threads, if there are any."""
+        if self._streamed is not None:
+            self._streamed.close()
