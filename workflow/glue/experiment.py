@@ -24,6 +24,7 @@ from workflow.glue import integrity, modules, overrides
 from workflow.glue.integrity import MADE, Made
 from workflow.glue.sources import stage_sources
 from workflow.plotting import ladder
+from workflow.report import PAGE_TABLES, PUBLISHED, WEIGHTS
 
 __all__ = ["BESIDE", "RUN_TABLES", "Experiment", "put_this_python_first"]
 
@@ -152,6 +153,28 @@ class Experiment:
         if self.tables_are_given:
             return "<results>/provenance/run.json"
         return f"<results>/{self.runs[len(self.config.sweep.stages) - 1].folder}/run.json"
+
+    @property
+    def page_tables(self) -> list[str]:
+        """Names of the files of the tables that the report explains, as far as there are any."""
+        folder = Path(self.results, "tables")
+        raw = [name for name in PAGE_TABLES if name in schema.TABLES]
+        lacking = [
+            name for name in raw if self.tables_are_given and not schema.find(folder, name).exists()
+        ]
+        return self.file_names(name for name in PAGE_TABLES if name not in lacking)
+
+    @property
+    def published(self) -> list[str]:
+        """Published files that the report shows: trained weights and, for a machine without a
+        GPU, the tables of one with it.
+        """
+        files = [Path(PUBLISHED, WEIGHTS)]
+        if self.results != PUBLISHED:
+            folder = Path(PUBLISHED, "tables")
+            files += [schema.find(folder, name) for name in PAGE_TABLES]
+            files += sorted(Path(PUBLISHED, "provenance").glob("*.json"))
+        return [str(path) for path in files if path.exists()]
 
     @property
     def poster_figures(self) -> list[str]:

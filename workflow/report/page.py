@@ -1,24 +1,38 @@
 """The report: one HTML file with everything in it, that opens without a network.
 
-python -m workflow.report.page --figures FILE.svg... --tables FILE.md...
-    --provenance run.json --out FILE
+python -m workflow.report.page --figures FILE.svg... --tables FILE.md... --data FILE.csv...
+    --provenance run.json --published FOLDER --out FILE
+
+All of it can be read without JavaScript; with it, batch sizes can be changed, the timeline zoomed,
+and digits drawn.
 """
 
 import argparse
 import base64
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from cnnlib.errors import DataError
 from cnnlib.files import write_whole
 from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
+from workflow.plotting.ladder import take_in
+from workflow.report import explain, glossary, timeline
+from workflow.report.fair_play import TRIED
+from workflow.report.lessons import Lesson
 
 TITLE = "How much faster does training a CNN get, step by step, on the way to the GPU, and why?"
-TEMPLATE = modules.FOLDER / "report" / "templates" / "page.html.j2"
+TEMPLATES = modules.FOLDER / "report" / "templates"
+ASSETS = modules.FOLDER / "report" / "assets"
+STYLES = ("page.css", "parts.css", "narrow.css", "print.css")
+SCRIPTS = ("page.js", "timeline.js", "network.js", "draw.js", "recognition.js")
+PARTS_OF_A_LESSON = ("before", "idea", "gain", "left")
 # Figures that come first; all others follow by name.
 FIRST = (
     "speedup",
@@ -45,21 +59,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workflow.report.page", description=__doc__)
     parser.add_argument("--figures", type=Path, nargs="+", required=True, help="files .svg")
     parser.add_argument("--tables", type=Path, nargs="+", required=True, help="files .md")
+    parser.add_argument("--data", type=Path, nargs="*", default=[], help="files .csv")
     parser.add_argument("--provenance", type=Path, required=True, help="a run.json")
+    parser.add_argument("--published", type=Path, help="results to show where no GPU was measured")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    page = render(given.figures, given.tables, given.provenance)
+    take_in(given.data)
+    page = render(given.figures, given.tables, given.provenance, given.data, given.published)
     with write_whole(given.out) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    print(f"Report:  {given.out.resolve()}")
 
 
-def render(figures: list[Path], tables: list[Path], provenance: Path) -> str:
-    """The page. Raises DataError naming a file that cannot be read."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+def render(
+    figures: Sequence[Path],
+    tables: Sequence[Path],
+    provenance: Path,
+    data: Sequence[Path] = (),
+    published: Path | None = None,
+) -> str:
+    """The page. Raises DataError naming a file that cannot be read.
+
+    Without `data` it has figures and tables alone. `published` is a folder of published results,
+    whose GPU is shown where `data` has none.
+    """
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        term=glossary.term,
+        code_of=explain.code_of,
+        micro=timeline.micro,
+        colours=timeline.COLOURS,
+        share_names=timeline.PARTS,
+    )
     contents = {path.stem: blocks(text(path)) for path in tables}
-    return environment.from_string(text(TEMPLATE)).render(
+    found = explain.explain(explain.read(list(data)), published, provenance)
+    return environment.get_template("page.html.j2").render(
         title=TITLE,
         ladder=contents.pop(LADDER, []),
+        explained=found,
+        lesson_texts=[lesson_text(environment, each) for each in found.lessons] if found else [],
+        tried=blocks(text(TRIED)) if TRIED.exists() else [],
+        words=glossary.in_order(),
+        styles=[asset(name) for name in STYLES],
+        scripts=[asset(name) for name in SCRIPTS],
         figures=[
             {
                 "name": path.stem,
@@ -72,6 +120,20 @@ def render(figures: list[Path], tables: list[Path], provenance: Path) -> str:
         provenance=facts(provenance),
         tables=sorted(contents.items()),
     )
+
+
+def lesson_text(environment: jinja2.Environment, lesson: Lesson) -> dict[str, Markup]:
+    """The paragraphs of a lesson by the names of their parts."""
+    template = environment.get_template(f"lessons/{lesson.stage}.html.j2")
+    context = template.new_context({"f": lesson.facts})
+    parts = {name: Markup("".join(template.blocks[name](context))) for name in PARTS_OF_A_LESSON}
+    sketch = re.sub(r"^<\?xml.*?\?>", "", lesson.sketch)
+    return parts | {"sketch": Markup(sketch)}
+
+
+def asset(name: str) -> Markup:
+    """A style sheet or script of the page, to stand within its element."""
+    return Markup(text(ASSETS / name))
 
 
 def text(path: Path) -> str:

@@ -12,6 +12,7 @@ from workflow.glue.integrity import lines, make_again, written_by
 from workflow.glue.program import exit_on_user_error
 from workflow.glue.recovery import recover
 from workflow.glue.sources import code_of
+from workflow.report import PUBLISHED, page_parts
 
 # A WorkflowError would name a line of this file, which says nothing about the mistake.
 with exit_on_user_error():

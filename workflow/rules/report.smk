@@ -48,9 +48,15 @@ rule page:
             "<results>/figures/{figure}.svg", figure=EXPERIMENT.wanted_figures
         ),
         tables=collect("<results>/tables/{table}.md", table=EXPERIMENT.wanted_tables),
+        data=collect("<results>/tables/{table}.csv", table=EXPERIMENT.page_tables),
+        published=EXPERIMENT.published,
         provenance=EXPERIMENT.provenance,
-        code=code_of("workflow/report/page.py"),
-        template="workflow/report/templates/page.html.j2",
+        code=code_of(
+            "workflow/report/page.py",
+            "workflow/tables/limits.py",
+            "workflow/tables/hotspots.py",
+        ),
+        parts=page_parts(),
     output:
         update("<results>/report.html"),
     log:
@@ -59,9 +65,12 @@ rule page:
         "../envs/cnn.yaml"
     params:
         captions=EXPERIMENT.captions,
+        own_stages=EXPERIMENT.own_stages,
+        published=PUBLISHED,
     shell:
         "python -m workflow.report.page --figures {input.figures} --tables {input.tables}"
-        " --provenance {input.provenance} --out {output} 2>&1 | tee {log}"
+        " --data {input.data} --provenance {input.provenance} --published {params.published}"
+        " --out {output} 2>&1 | tee {log}"
 
 
 rule poster:

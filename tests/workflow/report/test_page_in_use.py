@@ -1,0 +1,286 @@
+"""The report in a browser, used as a reader uses it: with a mouse, on a phone, without scripts."""
+
+import html
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnlib.errors import DataError
+from cnnlib.exchange.formats import load_weights, save_weights
+from cnnlib.layers import Array
+from cnnlib.network import Network
+from cnnlib.paths import ROOT
+from workflow.plotting import wording
+from workflow.plotting.ladder import NAMES_OF_PEERS
+from workflow.report import PUBLISHED, WEIGHTS, browser, excerpts, explain, live, page
+from workflow.report.explain import Explained
+
+REFERENCE = ROOT / PUBLISHED
+BROWSER = next(filter(None, map(shutil.which, browser.BROWSERS)), "")
+NOTES_PROBLEMS = """<script>
+window.problems = [];
+addEventListener("error", event => problems.push(String(event.message || event.type)), true);
+const say = console.error;
+console.error = (...words) => { problems.push(words.join(" ")); say(...words); };
+</script>"""
+FRAMES = """<!doctype html><meta charset="utf-8"><pre></pre>
+<iframe id="wide" src="report.html" style="width:1280px;height:900px"></iframe>
+<iframe id="narrow" src="report.html" style="width:390px;height:800px"></iframe>
+<iframe id="plain" src="report.html" sandbox="allow-same-origin" style="width:390px;height:800px">
+</iframe><script>{script}</script>"""
+
+
+@pytest.fixture(scope="module")
+def explained() -> Explained:
+    tables = explain.read(sorted((REFERENCE / "tables").glob("*.csv")))
+    found = explain.explain(tables, REFERENCE, REFERENCE / "provenance/run.json")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return page.render(
+        sorted((REFERENCE / "figures").glob("*.svg")),
+        sorted((REFERENCE / "tables").glob("*.md")),
+        REFERENCE / "provenance/run.json",
+        sorted((REFERENCE / "tables").glob("*.csv")),
+        REFERENCE,
+    )
+
+
+@pytest.fixture(scope="module")
+def seen(text: str) -> dict[str, Any]:
+    """What tests/workflow/report/use_page.js saw; the page is opened once for all tests."""
+    if not BROWSER:
+        pytest.skip("no browser here: install Chromium")
+    script = Path(__file__).with_name("use_page.js").read_text(encoding="utf-8")
+    with browser.scratch(BROWSER) as folder:
+        (folder / "report.html").write_text(text.replace("<head>", "<head>" + NOTES_PROBLEMS))
+        (folder / "frames.html").write_text(FRAMES.replace("{script}", script))
+        out, errors = browser.run(
+            BROWSER,
+            folder,
+            [
+                "--allow-file-access-from-files",
+                "--virtual-time-budget=20000",
+                "--dump-dom",
+                (folder / "frames.html").as_uri(),
+            ],
+        )
+    found = re.search(r"<pre>(\{.*\})</pre>", out)
+    assert found, out[-500:] + errors[-500:]
+    answer: dict[str, Any] = json.loads(html.unescape(found[1]))
+    assert "error" not in answer, answer["error"]
+    return answer
+
+
+def test_nothing_goes_wrong_and_nothing_is_fetched(seen: dict[str, Any]) -> None:
+    for name in ("wide", "narrow"):
+        assert seen[name]["problems"] == []
+        assert seen[name]["outside"] == []
+    count = len(list((REFERENCE / "figures").glob("*.svg")))
+    assert seen["images"] == {"there": count, "shown": count}
+
+
+@pytest.mark.parametrize("name", ["wide", "narrow", "plain"])
+def test_it_fits_its_window_and_can_be_read(seen: dict[str, Any], name: str) -> None:
+    assert seen[name]["scroll"] <= seen[name]["client"]
+    assert seen[name]["pale"] == []
+
+
+def test_on_a_phone_the_ladder_is_cards(seen: dict[str, Any]) -> None:
+    assert seen["cards"] == "block"
+
+
+def test_without_scripts_all_is_there_but_what_needs_one(
+    seen: dict[str, Any], explained: Explained
+) -> None:
+    plain = seen["plain"]
+    assert plain["controls"] == 0
+    for rung in explained.opened.rungs:
+        assert rung.epoch in plain["text"]
+        assert rung.title in plain["text"]
+    for lesson in explained.lessons:
+        assert lesson.exercise in plain["text"]
+    assert "Drawing a digit needs JavaScript" in plain["text"]
+
+
+def test_the_slider_changes_the_ladder(seen: dict[str, Any], explained: Explained) -> None:
+    used = seen["use"]
+    assert used["now"] == ["1024"] * 3
+    for at, size in ((used["opened"], 64), (used["moved"], 1024)):
+        rungs = next(each for each in explained.sizes if each.size == size).rungs
+        right = {
+            rung.title: [rung.epoch, rung.gain, rung.library, rung.share, rung.accuracy]
+            for rung in rungs
+        }
+        assert at == right
+    assert used["lanes"] == 4
+
+
+def test_the_timeline_is_zoomed_and_leads_to_the_code(seen: dict[str, Any]) -> None:
+    assert seen["use"]["zoomed"] > 10
+    assert "wait_for_grid" in seen["use"]["code"]
+    assert "red.release" in seen["use"]["code"]
+
+
+def test_every_block_leads_to_code_that_is_there(explained: Explained) -> None:
+    for at in explained.sizes:
+        for lane in at.lanes:
+            for block in lane.blocks:
+                assert explain.code_of(lane, block) or block.kind == "waiting"
+    for entry in excerpts.entries():
+        piece = excerpts.excerpt(entry)
+        lines = piece.text.splitlines()
+        assert 3 < len(lines) <= excerpts.LINES + excerpts.COMMENT
+        assert entry.start in lines[0] if entry.start else f"{entry.function}(" in piece.text
+        source = (ROOT / entry.file).read_text(encoding="utf-8").splitlines()
+        assert source[piece.line - 1].strip() == lines[0].strip()
+
+
+def test_a_function_that_is_gone_is_named() -> None:
+    entry = excerpts.entries()[0]
+    with pytest.raises(DataError, match=r"kernels/batch\.cuh has no function gone"):
+        excerpts.excerpt(replace(entry, function="gone"))
+    with pytest.raises(DataError, match=r"no line with 'not there'"):
+        excerpts.excerpt(replace(entry, start="not there"))
+
+
+def test_the_parts_of_a_step_are_the_step(explained: Explained) -> None:
+    for at in explained.sizes:
+        assert len(at.shares) == 4
+        for share in at.shares:
+            assert sum(value for _, value, _ in share.parts) == pytest.approx(share.step, rel=1e-2)
+
+
+def test_digits_light_up(seen: dict[str, Any]) -> None:
+    began, ended = seen["use"]["race"]
+    assert began < ended
+    assert ended > 0.8 * 16 * 12
+    assert seen["use"]["clock"].endswith(" h")
+
+
+def test_words_are_explained_and_figures_enlarged(seen: dict[str, Any]) -> None:
+    assert "runs on the GPU" in seen["use"]["tip"]
+    assert seen["use"]["full"]
+
+
+def test_a_drawn_digit_is_recognised(seen: dict[str, Any], explained: Explained) -> None:
+    assert seen["use"]["drawn"] == [0, 1]
+    assert seen["use"]["layers"] == 11
+    digits, _ = live.recognition(explained.shown)
+    labels = [digit["label"] for digit in digits["digits"]]  # type: ignore[attr-defined]
+    assert seen["use"]["samples"][:10] == labels[:10]
+
+
+def test_the_network_of_the_page_computes_what_cnnlib_does(
+    seen: dict[str, Any], explained: Explained
+) -> None:
+    digits, _ = live.recognition(explained.shown)
+    pixels = [bytes.fromhex(digit["pixels"]) for digit in digits["digits"]]  # type: ignore[attr-defined]
+    images = np.array([np.frombuffer(each, np.uint8).reshape(1, 28, 28) for each in pixels])
+    right = logits(images)
+    assert np.abs(np.array(seen["use"]["logits"]) - right).max() < 1e-4 * np.abs(right).max()
+
+
+def logits(images: Array) -> Array:
+    """What the layers of cnnlib make of the images, with the weights rounded as the page's are."""
+    weights = load_weights(REFERENCE / WEIGHTS)
+    network = weights.network
+    rounded = weights.parameters.astype(np.float16).astype(np.float64)
+    views = network.views(rounded)
+    found = []
+    for image in images:
+        maps = (image - weights.mean) / weights.deviation
+        for layer, given in zip(network.layers, views, strict=True):
+            maps = layer.forward(given, maps)
+        found.append(maps.reshape(-1))
+    return np.array(found)
+
+
+def test_its_numbers_are_those_of_the_tables(text: str, explained: Explained) -> None:
+    """The published ladder, the README and the page say the same wherever they say it."""
+    table = next(
+        content
+        for kind, content in page.blocks(page.text(REFERENCE / "tables/ladder.md"))
+        if kind == "table"
+    )
+    head = table[0]
+    by_size = {each.size: {rung.title: rung for rung in each.rungs} for each in explained.sizes}
+    compared = 0
+    for row in table[1:]:
+        for column, cell in zip(head, row, strict=True):
+            if not column.startswith("epoch, batch "):
+                continue
+            rung = by_size[int(column.removeprefix("epoch, batch "))].get(row[0])
+            if rung is not None:
+                assert rung.epoch == cell
+                compared += 1
+    assert compared > 30
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for rung in by_size[1024].values():
+        if not rung.peer:
+            line = next(
+                line for line in readme.splitlines() if line.startswith(f"| {rung.title} |")
+            )
+            assert line.endswith(f"| {rung.share} |")
+    assert wording.duration(explained.shown.step_seconds("tuned", 64)) in text
+
+
+def test_without_a_gpu_it_opens_with_published_results(tmp_path: Path) -> None:
+    tables = explain.read(sorted((REFERENCE / "tables").glob("*.csv")))
+    summary = tables["summary"].copy()
+    summary = summary[~summary["stage"].isin(["ring", *NAMES_OF_PEERS])]
+    on_gpu = summary["device_kind"] == "cuda"
+    summary.loc[on_gpu, "device_kind"] = "emulated"
+    own = {"summary": summary}
+    found = explain.explain(own, REFERENCE, tmp_path / "run.json")
+    assert found is not None
+    assert found.published
+    assert found.yours == {"naive": "86.7 min *", "gemm": "2.16 s *"}
+    assert found.your_notes == [
+        "Checked here by emulation, no times: 2 gemm_cuda, 3 fused, 5 tuned.",
+        "Not measured on your machine: 4 ring.",
+    ]
+    assert [peer.version for peer in found.peers][:2] == ["PyTorch 2.11.0"] * 2
+    # nothing published, nothing measured: the page has its figures and tables alone
+    assert explain.explain({}, None, tmp_path / "run.json") is None
+    alone = explain.explain(own, None, tmp_path / "run.json")
+    assert alone is not None
+    assert alone.shown.own_stages == ["naive", "gemm"]
+    assert not alone.opened.lanes
+
+
+def test_printed_it_is_slides(text: str, explained: Explained) -> None:
+    if not BROWSER:
+        pytest.skip("no browser here: install Chromium")
+    without_figures = re.sub(r"<figure.*?</figure>", "", text, flags=re.DOTALL)
+    printed = browser.print_page(BROWSER, without_figures)
+    pages = re.findall(rb"/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)\]", printed)
+    assert len(pages) == 1 + len(explained.lessons)
+    assert {(round(float(wide)), round(float(high))) for wide, high in pages} == {(960, 540)}
+
+
+def test_weights_that_the_page_cannot_compute_are_named(tmp_path: Path) -> None:
+    weights = load_weights(REFERENCE / WEIGHTS)
+    layers = [{"conv": {"maps": 2, "kernel": 5, "stride": 2}}, {"dense": 10}]
+    network = Network.from_layers((1, 28, 28), 10, layers)
+    other = replace(weights, network=network, parameters=network.initial_parameters(1))
+    save_weights(tmp_path / "other.npz", other)
+    with pytest.raises(DataError, match=r"other\.npz: .* a convolution with strides"):
+        live.network(tmp_path / "other.npz")
+
+
+def test_nothing_of_a_table_ends_the_script() -> None:
+    assert "</script" not in explain.as_script({"stage": "</script><script>1"})
+
+
+def test_it_stays_small(text: str) -> None:
+    assert len(text.encode()) < 6_000_000

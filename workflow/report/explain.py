@@ -1,0 +1,203 @@
+"""Everything that the page explains, made from the tables: what its template and its script get."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from cnnlib.errors import DataError
+from cnnlib.measuring.schema import current_name
+from workflow.glue import modules
+from workflow.plotting import wording
+from workflow.report import PAGE_TABLES, WEIGHTS, excerpts, fair_play, live, timeline
+from workflow.report.lessons import Lesson, lessons
+from workflow.report.rungs import Rung, beside, flops_per_image, ratios, rungs
+from workflow.report.shown import Shown, Tables, choose
+
+MADE = {"limits": "probes", "hotspots": "cpu_profile"}
+"""Tables that workflow/tables makes of one of PAGE_TABLES."""
+INLINED = (
+    *("stage", "device", "batch_size", "repeats", "n", "epoch_seconds", "epoch_seconds_low"),
+    *("epoch_seconds_high", "test_accuracy", "speedup", "extrapolated", "validated"),
+)
+"""Columns of the summary that the page carries as numbers, for whoever wants to compute with it."""
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """What changes with the batch size."""
+
+    size: int
+    learns: bool
+    rungs: list[Rung]
+    lanes: list[timeline.Lane]
+    shares: list[timeline.Shares]
+    axis: float
+    """Where the longest lane ends, in microseconds."""
+    ticks: list[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """All parts of the page that need tables."""
+
+    shown: Shown
+    devices: list[str]
+    sizes: list[AtSize]
+    yours: dict[str, str]
+    your_notes: list[str]
+    lessons: list[Lesson]
+    excerpts: list[excerpts.Excerpt]
+    moments: list[live.Moment]
+    looks: list[int]
+    """Images seen at the looks of `moments`."""
+    peers: list[fair_play.Peer]
+    ratios: list[dict[str, str]]
+    fastest: str
+    weights_origin: str
+    data: Markup
+    """JSON for the script."""
+
+    @property
+    def published(self) -> bool:
+        """Whether what is shown was published and not measured by the reader."""
+        return self.shown.own is not None
+
+    @property
+    def opened(self) -> AtSize:
+        """What is shown first."""
+        return next(each for each in self.sizes if each.size == self.shown.size)
+
+
+def read(paths: list[Path]) -> dict[str, pd.DataFrame]:
+    """The tables of files, by name; those that the page does not explain are left out."""
+    found = modules.read_tables(path for path in paths if current(path) in PAGE_TABLES)
+    made = {
+        name: modules.load("tables", name).make({raw: found[raw]})
+        for name, raw in MADE.items()
+        if raw in found
+    }
+    return found | made
+
+
+def current(path: Path) -> str:
+    """The name of the table in a file."""
+    return current_name(path.stem)
+
+
+def read_folder(folder: Path) -> Tables | None:
+    """The tables of published results; None where the folder has no summary."""
+    found = sorted((folder / "tables").glob("*.csv"))
+    tables = read(found)
+    return tables if "summary" in tables else None
+
+
+def explain(tables: Tables, published: Path | None, provenance: Path) -> Explained | None:
+    """All parts of the page; None where nothing was measured."""
+    need = published is not None and not len(gpu_lines(tables))
+    others = read_folder(published) if need and published is not None else None
+    shown = choose(tables, others)
+    if shown is None:
+        return None
+    origin = provenance
+    if shown.own is not None and published is not None:
+        origin = published / "provenance/run.json"
+    looks, moments = live.recognition(shown)
+    weights = trained(published)
+    names = [name for name in shown.own_stages if name in measured_on(shown, "cuda")]
+    fastest = names[-1] if names else shown.own_stages[-1]
+    yours, notes = beside(shown, shown.own_stages)
+    at = [at_size(shown, size) for size in shown.sizes]
+    return Explained(
+        shown=shown,
+        devices=list(dict.fromkeys(map(wording.device, shown.lines["device"]))),
+        sizes=at,
+        yours=yours,
+        your_notes=notes,
+        lessons=lessons(shown),
+        excerpts=used(at),
+        moments=moments,
+        looks=columns if isinstance(columns := looks.get("columns"), list) else [],
+        peers=fair_play.peers(shown, fair_play.runs(origin)),
+        ratios=ratios(shown, fastest),
+        fastest=wording.title(fastest),
+        weights_origin=origin_of(weights),
+        data=as_script({"summary": numbers(shown), "recognition": looks, "network": weights}),
+    )
+
+
+def gpu_lines(tables: Tables) -> pd.DataFrame:
+    """The summary's lines that were measured on a GPU."""
+    summary = tables.get("summary")
+    return summary[summary["device_kind"] == "cuda"] if summary is not None else pd.DataFrame()
+
+
+def measured_on(shown: Shown, kind: str) -> set[str]:
+    """Stages measured on such a device."""
+    return set(shown.lines.loc[shown.lines["device_kind"] == kind, "stage"])
+
+
+def at_size(shown: Shown, size: int) -> AtSize:
+    """All that is shown at a batch size."""
+    lanes = timeline.lanes(shown, size)
+    axis = max((lane.end for lane in lanes), default=0.0)
+    return AtSize(
+        size,
+        shown.learns(size),
+        rungs(shown, size),
+        lanes,
+        timeline.shares(shown, lanes, flops_per_image(shown), size),
+        axis,
+        timeline.ticks(axis) if axis else [],
+    )
+
+
+def used(sizes: list[AtSize]) -> list[excerpts.Excerpt]:
+    """The excerpts that some block leads to, each once."""
+    found = {}
+    for at in sizes:
+        for lane in at.lanes:
+            for block in lane.blocks:
+                if entry := excerpts.entry_of(lane.stage, block.layers, block.kernel):
+                    found[entry.key] = entry
+    return [excerpts.excerpt(entry) for entry in found.values()]
+
+
+def code_of(lane: timeline.Lane, block: timeline.Block) -> str:
+    """The key of the excerpt for a block, or ""."""
+    entry = excerpts.entry_of(lane.stage, block.layers, block.kernel)
+    return entry.key if entry else ""
+
+
+def trained(published: Path | None) -> live.Json:
+    """The published network, if there is one that the page can compute."""
+    if published is None or not (published / WEIGHTS).exists():
+        return {}
+    return live.network(published / WEIGHTS)
+
+
+def origin_of(weights: live.Json) -> str:
+    """How the weights were trained, in one line."""
+    origin = weights.get("origin")
+    if not isinstance(origin, Mapping):
+        return ""
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in origin.items())
+
+
+def numbers(shown: Shown) -> list[live.Json]:
+    """The summary's lines as plain numbers."""
+    text = shown.lines[[name for name in INLINED if name in shown.lines]].to_json(orient="records")
+    found: list[live.Json] = json.loads(text)
+    return found
+
+
+def as_script(data: live.Json) -> Markup:
+    """JSON that may stand within a script element: nothing in it can end the element."""
+    try:
+        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise DataError(f"a number of the tables cannot be written as JSON: {error}") from None
+    return Markup(text.replace("<", "\\u003c"))

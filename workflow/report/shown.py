@@ -1,0 +1,141 @@
+"""Which measurements the page explains: one data set and network, of one machine.
+
+The page is about the first network of the tables that a GPU stage was measured on. Where nothing
+was measured on a GPU, it shows published measurements, and the reader's own beside them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from cnnlib.measuring.runs import usual_size
+from workflow.plotting import ladder, wording
+
+WITHIN = 0.01
+"""A batch size learns enough if its accuracy is so close to the best of the stage."""
+Tables = Mapping[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Tables of one data set and network; `own` are the reader's where `tables` are published."""
+
+    dataset: str
+    network: str
+    tables: Tables
+    own: Tables | None = None
+    """None where `tables` are the reader's own."""
+
+    @property
+    def what(self) -> str:
+        """`LeNet-5 on MNIST`."""
+        return wording.what(self.dataset, self.network)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table's rows of this data set and network, or an empty one if it was not given."""
+        return of_network(self.tables, name, self.dataset, self.network)
+
+    @property
+    def lines(self) -> pd.DataFrame:
+        """The summary's lines that were measured: emulated stages have no times."""
+        summary = self.table("summary")
+        return summary[(summary["device_kind"] != "emulated") & summary["epoch_seconds"].notna()]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The batch sizes, ascending."""
+        return sorted(set(self.lines["batch_size"]))
+
+    @property
+    def size(self) -> int:
+        """The batch size that the page opens with."""
+        return usual_size(self.sizes)
+
+    @property
+    def own_stages(self) -> list[str]:
+        """The stages that were measured and are no libraries, in the ladder's order."""
+        return [name for name in self.stages if name not in ladder.NAMES_OF_PEERS]
+
+    @property
+    def stages(self) -> list[str]:
+        """All stages and libraries that were measured, in the ladder's order."""
+        return ladder.ordered(self.lines["stage"])
+
+    def line(self, stage: str, size: int) -> pd.Series | None:
+        """The summary's line of a stage at a batch size."""
+        lines = self.lines
+        found = lines[(lines["stage"] == stage) & (lines["batch_size"] == size)]
+        return None if found.empty else found.iloc[0]
+
+    def epoch_images(self, size: int) -> int:
+        """Images of an epoch: whole batches alone; 0 where no epoch was timed in full."""
+        epochs = self.table("epochs")
+        if epochs.empty:
+            return 0
+        whole = epochs[~epochs["extrapolated"] & (epochs["batch_size"] == size)]
+        return int(whole["images"].max()) if len(whole) else 0
+
+    def step_seconds(self, stage: str, size: int) -> float:
+        """Seconds of a training step: those of an epoch over its steps; nan if not measured."""
+        line, images = self.line(stage, size), self.epoch_images(size)
+        return float("nan") if line is None or not images else line["epoch_seconds"] * size / images
+
+    def limit(self, probe: str) -> float:
+        """The median of a probe at its smallest size, in its unit; nan if it was not measured."""
+        limits = self.tables.get("limits")
+        found = (
+            None if limits is None else limits[limits["probe"] == probe].sort_values("size_bytes")
+        )
+        return float("nan") if found is None or found.empty else float(found.iloc[0]["median"])
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that a training took."""
+        return int(self.lines["epochs_trained"].max())
+
+    def learns(self, size: int) -> bool:
+        """Whether a training at this batch size ends near the best accuracy of any size."""
+        lines = self.lines
+        best = lines.groupby("batch_size")["test_accuracy"].max()
+        return bool(pd.isna(best.get(size)) or best[size] >= best.max() - WITHIN)
+
+
+def of_network(tables: Tables, name: str, dataset: str, network: str) -> pd.DataFrame:
+    """The rows of a table that are of this data set and network."""
+    table = tables.get(name)
+    if table is None:
+        return pd.DataFrame()
+    found = table[table["dataset"] == dataset]
+    return found[found["network"] == network] if "network" in found else found
+
+
+def measured_on_gpu(tables: Tables) -> pd.DataFrame:
+    """The lines of the summary that were measured on a GPU."""
+    summary = tables["summary"]
+    return summary[(summary["device_kind"] == "cuda") & summary["epoch_seconds"].notna()]
+
+
+def choose(tables: Tables, published: Tables | None) -> Shown | None:
+    """What the page shows; None where there is nothing with a time.
+
+    Stage by stage the reader's own measurements come first if a GPU is among them; otherwise the
+    published ones, if there are any.
+    """
+    own = "summary" in tables
+    if own and len(found := measured_on_gpu(tables)):
+        return shown_of(found, tables)
+    if published is not None and len(found := measured_on_gpu(published)):
+        return shown_of(found, published, tables if own else None)
+    if own:
+        found = tables["summary"]
+        found = found[(found["device_kind"] != "emulated") & found["epoch_seconds"].notna()]
+        if len(found):
+            return shown_of(found, tables)
+    return None
+
+
+def shown_of(lines: pd.DataFrame, tables: Tables, own: Tables | None = None) -> Shown:
+    """What is shown of the data set and network of the first of `lines`."""
+    first = lines.iloc[0]
+    return Shown(str(first["dataset"]), str(first["network"]), tables, own)
