@@ -96,7 +96,10 @@ class GpuEngine(DeviceEngine[GpuFactory]):
             raise ValueError(f"stage '{stage.name}' is laid out for the limits of a device")
         if setup.loss not in LOSS_KERNELS:
             raise Unsupported(f"stage '{stage.name}' has no kernel for the loss {setup.loss}")
-        return [p.operator(p, stage, limits) for p in plan(stage, setup.network)]
+        operators = [p.operator(p, stage, limits) for p in plan(stage, setup.network)]
+        for operator in operators:
+            operator.prepare(setup.batch_size)
+        return operators
 
     @classmethod
     def source_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> str:

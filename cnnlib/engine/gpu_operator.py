@@ -129,6 +129,9 @@ class GpuOperator(ABC):
     def check(self) -> None:
         """Raise Unsupported, naming layer and limit, for sizes this operator cannot take."""
 
+    def prepare(self, batch_size: int) -> None:
+        """Choose what depends on the size of batches; called once, before `constants`."""
+
     @abstractmethod
     def constants(self) -> Mapping[str, Constant]:
         """Name -> value of each constant of the kernel file; strings are enumerators."""

@@ -1,0 +1,28 @@
+"""Plan `graph` of stage tuned: layer by layer, each of its products one kernel.
+
+A convolution or a fully connected layer takes along the activation and the subsampling that follow
+it, forward and backward; the errors of its sums are made of those of its target when a kernel needs
+them. What none of these operators takes is served by those of stage gemm_cuda.
+  tiles.py      which part of a product a block makes
+  options.py    the arithmetic of the products
+  operators.py  the launches
+"""
+
+from cnnlib.layers import Activation, Conv, Dense, Dropout, Subsample
+from cnnlib.stages.gemm_cuda import GemmActivation, GemmDropout, GemmSubsample
+from cnnlib.stages.tuned.graph.operators import GraphConv, GraphDense
+from cnnlib.stages.tuned.graph.options import ProductOptions
+
+OPERATORS = {
+    (Conv, Activation, Subsample): GraphConv,
+    (Conv, Subsample): GraphConv,
+    (Conv, Activation): GraphConv,
+    (Conv,): GraphConv,
+    (Dense, Activation): GraphDense,
+    (Dense,): GraphDense,
+    (Activation,): GemmActivation,
+    (Subsample,): GemmSubsample,
+    (Dropout,): GemmDropout,
+}
+
+__all__ = ["OPERATORS", "GraphConv", "GraphDense", "ProductOptions"]

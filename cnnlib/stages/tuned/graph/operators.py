@@ -1,0 +1,203 @@
+"""Operators of plan `graph`: a layer with weights, with what follows it, is three products."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cnnlib.engine.gpu_operator import THREADS, GpuOperator, Launch
+from cnnlib.engine.source import Constant
+from cnnlib.engine.stage import declining
+from cnnlib.errors import Unsupported
+from cnnlib.layers import Conv, Dense, Layer, Shape, Subsample, enumerator_of
+from cnnlib.layers.pairs import Pair
+from cnnlib.stages.fused import by_direction, cannot_fuse
+from cnnlib.stages.tuned.graph.options import VECTOR_BYTES, product_options
+from cnnlib.stages.tuned.graph.tiles import (
+    GradientTile,
+    ProductTile,
+    Windows,
+    gradient_tile,
+    product_tile,
+)
+
+MOST_WINDOW = 16
+"""Most elements of a window that is subsampled at the end of a product."""
+
+
+def cannot_follow(layers: Sequence[Layer], source_shape: Shape) -> str:
+    """Why the layers cannot be one product with its end; "" if they can."""
+    if why := cannot_fuse(layers, source_shape):
+        return why
+    subsample = next((layer for layer in layers if isinstance(layer, Subsample)), None)
+    if subsample is None:
+        return ""
+    if math.prod(subsample.size) > MOST_WINDOW:
+        return f"a window has more than {MOST_WINDOW} elements"
+    if subsample.method == "mean" and enumerator_of(layers) != "IDENTITY":
+        return "a mean over activations needs the slope at each of them, which is not kept"
+    return ""
+
+
+@declining(cannot_follow)
+class GraphConv(GpuOperator):
+    """A convolution with the activation and the subsampling that follow it, if they do."""
+
+    file = "tuned/graph/layer.cuh"
+    kernels = ("forward", "find_peak", "sum_gradient", "send_errors")
+
+    forward_tile: ProductTile
+    gradient_tile: GradientTile
+    errors_tile: ProductTile | None
+
+    def check(self) -> None:
+        self.arithmetic = product_options(self.stage).arithmetic
+        self.maps, self.kernel, self.stride, self.padding = self.sizes()
+        subsample = self.planned.find(Subsample)
+        self.window: Pair = subsample.size if subsample else (1, 1)
+        self.method = subsample.method if subsample else "max"
+        self.source_map, self.target_map = (
+            (shape[0], shape[1], shape[2]) if len(shape) == 3 else (shape[0], 1, 1)
+            for shape in (self._source_shape(), self._target_shape())
+        )
+        self.size = self.maps * (self.source_map[0] * math.prod(self.kernel) + 1)
+
+    def sizes(self) -> tuple[int, Pair, Pair, Pair]:
+        """Maps, and the kernel's size, stride and padding."""
+        layer = self.planned.layer(Conv)
+        return layer.maps, layer.kernel, layer.stride, layer.padding
+
+    def _source_shape(self) -> Shape:
+        return self.planned.source_shape
+
+    def _target_shape(self) -> Shape:
+        return self.planned.target_shape
+
+    @property
+    def keeps_winners(self) -> bool:
+        return math.prod(self.window) > 1 and self.method == "max"
+
+    @property
+    def windows(self) -> Windows:
+        """The product forward, whose positions are also the terms of the gradient's sum."""
+        channels, *source = self.source_map
+        rows, columns = (s + 2 * p for s, p in zip(source, self.padding, strict=True))
+        cells = self.target_map[1], self.target_map[2]
+        return Windows(channels, self.kernel, self.stride, (rows, columns), cells, self.window)
+
+    @property
+    def windows_back(self) -> Windows:
+        """The product backward: the kernel turned around goes over the errors."""
+        _, height, width = self.source_map
+        rows, columns = height + self.kernel[0] - 1, width + self.kernel[1] - 1
+        places = height, width
+        return Windows(self.maps, self.kernel, (1, 1), (rows, columns), places, (1, 1))
+
+    def prepare(self, batch_size: int) -> None:
+        options, limits = product_options(self.stage), self.limits
+        room = VECTOR_BYTES[self.arithmetic]
+        rest = batch_size, limits, room
+        forward = product_tile(self.windows, self.maps, *rest, options.small_tiles)
+        channels = self.source_map[0]
+        back = product_tile(self.windows_back, channels, *rest, options.small_tiles)
+        gradient = gradient_tile(self.windows, self.maps, *rest)
+        if forward is None or gradient is None or back is None:
+            raise self.too_large()
+        self.forward_tile, self.gradient_tile = forward, gradient
+        self.errors_tile = None if self.planned.is_first else back
+
+    def too_large(self) -> Unsupported:
+        return self.unsupported(
+            f"no tile of its products fits {self.limits.shared_bytes} bytes of shared memory"
+        )
+
+    def constants(self) -> Mapping[str, Constant]:
+        parameters = self.planned.network.parameters
+        own = next(p for p in parameters if p.layer == self.planned.start)
+        errors = self.errors_tile.constants("ERRORS") if self.errors_tile else {}
+        return {
+            "THREADS": THREADS,
+            "ARITHMETIC": self.arithmetic.upper(),
+            "FIRST": int(self.planned.is_first),
+            "CHANNELS": self.source_map[0],
+            "HEIGHT": self.source_map[1],
+            "WIDTH": self.source_map[2],
+            "MAPS": self.maps,
+            **by_direction("KERNEL", self.kernel),
+            **by_direction("STRIDE", self.stride),
+            **by_direction("PADDING", self.padding),
+            **by_direction("WINDOW", self.window),
+            **by_direction("OUT", (self.target_map[1], self.target_map[2])),
+            "FUNCTION": enumerator_of(self.planned.layers),
+            "METHOD": self.method.upper(),
+            "PARAMETERS": self.size,
+            "WEIGHT_OFFSET": own.offset % 4,
+            **self.forward_tile.constants("FORWARD"),
+            **errors,
+            **self.gradient_tile.constants(),
+        }
+
+    def partial_groups(self, batch_size: int) -> int:
+        return self.gradient_tile.partial_sums
+
+    def allocate(self, batch_size: int) -> None:
+        # Kernels take all of these arrays, and those that are not needed have one element.
+        shape = (batch_size, *self.target_map) if self.keeps_winners else (1,)
+        self.winners = self.array(shape, np.uint8)
+        self.peak = self.array((1,), np.uint32)
+        self.peak.fill_bytes(0)
+        tiles = [tile for tile in (self.forward_tile, self.errors_tile) if tile]
+        self.partials = self.array((max(tile.partial_size for tile in tiles),))
+        self.tickets = self.array((max(tile.tiles for tile in tiles),), np.uint32)
+        self.tickets.fill_bytes(0)
+
+    def forward(self, count: int) -> list[Launch]:
+        b, views, tile = self.buffers, self.buffers.parameters[0], self.forward_tile
+        maps = (b.source, views["weight"], views["bias"], b.target, self.winners)
+        scratch = (self.partials, self.tickets, self.peak)
+        return [
+            self.launch_blocks(
+                "forward", tile.jobs, *maps, *scratch, count, shared_bytes=tile.shared_bytes
+            )
+        ]
+
+    def backward(self, count: int) -> list[Launch]:
+        b, views = self.buffers, self.buffers.parameters[0]
+        errors = (b.target_errors, b.target, self.winners)
+        launches = []
+        if self.arithmetic == "f16x3":
+            elements = count * math.prod(self.target_map)
+            launches.append(self.launch("find_peak", elements, b.target_errors, self.peak, count))
+        if self.errors_tile and b.source_errors is not None:
+            scratch = (self.partials, self.tickets, self.peak)
+            launches.append(
+                self.launch_blocks(
+                    "send_errors",
+                    self.errors_tile.jobs,
+                    *(*errors, views["weight"], b.source_errors, *scratch, count),
+                    shared_bytes=self.errors_tile.shared_bytes,
+                )
+            )
+        groups = self.gradient_tile.partial_sums
+        launches.append(
+            self.launch_blocks(
+                "sum_gradient",
+                groups * self.gradient_tile.tiles,
+                *(*errors, b.source, b.partial_sums, self.peak, count, groups),
+                shared_bytes=self.gradient_tile.shared_bytes,
+            )
+        )
+        return launches
+
+
+class GraphDense(GraphConv):
+    """A fully connected layer with the activation that follows it, if one does.
+
+    It is a convolution of maps of one place: each of its inputs is a channel, each unit a map.
+    """
+
+    def sizes(self) -> tuple[int, Pair, Pair, Pair]:
+        return self.planned.layer(Dense).units, (1, 1), (1, 1), (0, 0)
+
+    def _source_shape(self) -> Shape:
+        return (math.prod(self.planned.source_shape),)

@@ -1,0 +1,266 @@
+"""Which part of a product one block makes, by the sizes of a layer, of a batch and of a device.
+
+The kernels (kernels/tuned/graph/) take these numbers as constants, and assert that they fit.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cnnlib.arithmetic import ceil_div
+from cnnlib.device import Limits
+from cnnlib.layers.pairs import Pair
+
+WARPS = 8
+"""Warps of a block."""
+EIGHT = 8
+"""Numbers of a vector: neighbouring channels, maps or terms."""
+SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {
+    8: ((128, 8, 8),),
+    16: ((128, 16, 8), (64, 16, 4)),
+    32: ((256, 32, 8), (128, 32, 4), (64, 32, 4), (32, 32, 2)),
+    64: ((128, 64, 4), (64, 64, 2), (64, 32, 4), (32, 32, 2)),
+}
+"""Columns that a tile has at most -> its (rows, columns, warps along the rows), largest first.
+
+Each warp makes 32x32, 32x16, 16x16, 16x8 or 32x64: the larger, the fewer loads for a product.
+"""
+MOST_SPLITS = 16
+"""Blocks that share one tile's terms at most: the last one to come adds as many sums."""
+TAPS_AT_ONCE = 9
+"""Taps of a kernel whose weights are staged together at most; else those of one of its rows."""
+UNFOLDING = 1.5
+"""How many times as many products as terms a layer may cost before it is unfolded instead."""
+TWO_BLOCKS = 100 * 1024
+"""Shared memory from which on two blocks are to fit a multiprocessor, one staging for the other."""
+GRADIENT_POSITIONS = (128, 64, 32, 16)
+"""Positions that a chunk of a gradient's sum has; the first that fit are taken."""
+GRADIENT_WAVES = 2
+"""Blocks for each multiprocessor that sum a gradient, if there is so much to sum."""
+MOST_PARTIAL_BYTES = 8 * 2**20
+"""Partial sums of a gradient that a layer may leave, beyond one: all are written and read again."""
+
+
+class Windows(NamedTuple):
+    """A convolution as its products see it: what its positions are, and what each of them sees."""
+
+    channels: int
+    kernel: Pair
+    step: Pair
+    """Rows and columns of the map from one position to the next."""
+    map: Pair
+    """Rows and columns, padding included."""
+    cells: Pair
+    """Windows of the subsampling."""
+    window: Pair
+    """Positions of such a window."""
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+    @property
+    def positions(self) -> int:
+        """Positions of an image."""
+        return math.prod(self.cells) * math.prod(self.window)
+
+    def used(self, rows: int) -> int:
+        """Positions that a tile of `rows` rows has: whole windows."""
+        area = math.prod(self.window)
+        return rows // area * area
+
+    def patch_rows(self, rows: int) -> int:
+        """Rows of the map that the positions of any tile see, from the first to the last.
+
+        Images lie below each other, and a tile may reach from one into the next.
+        """
+        cells, each = math.prod(self.cells), self.used(rows) // math.prod(self.window)
+        reach = (self.window[0] - 1) * self.step[0] + self.kernel[0]
+        starts = range(0, cells, math.gcd(each, cells))
+        return max(self._top(start + each - 1) - self._top(start) for start in starts) + reach
+
+    def _top(self, cell: int) -> int:
+        """The row, over all images, where a window begins."""
+        image, own = divmod(cell, math.prod(self.cells))
+        return image * self.map[0] + own // self.cells[1] * self.window[0] * self.step[0]
+
+    def unfolded(self) -> "Windows":
+        """The same product with a kernel of 1x1, whose channels are the terms."""
+        return self._replace(channels=self.channels * self.taps, kernel=(1, 1))
+
+    @property
+    def groups(self) -> int:
+        """Groups of eight channels."""
+        return ceil_div(self.channels, EIGHT)
+
+    @property
+    def costs_too_much(self) -> bool:
+        """Whether the channels that fill up vectors cost more products than unfolding saves."""
+        even = ceil_div(self.channels, 2 * EIGHT) * self.taps
+        terms = ceil_div(self.channels * self.taps, 2 * EIGHT)
+        return even > UNFOLDING * terms
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """A tile of the product forward or of the product backward."""
+
+    rows: int
+    columns: int
+    warps_high: int
+    chunk: int
+    """Groups of channels that are staged at a time."""
+    tap_rows: int
+    """Rows of the kernel whose weights are staged at a time."""
+    unfold: bool
+    patch_rows: int
+    splits: int
+    """Blocks that share the terms of one tile."""
+    tiles: int
+    """Tiles of a whole batch."""
+    shared_bytes: int
+
+    def constants(self, product: str) -> dict[str, int]:
+        """The constants of the kernels, whose names begin with the product's."""
+        return {
+            f"{product}_M": self.rows,
+            f"{product}_N": self.columns,
+            f"{product}_WARPS_M": self.warps_high,
+            f"{product}_CHUNK": self.chunk,
+            f"{product}_TAP_ROWS": self.tap_rows,
+            f"{product}_UNFOLD": int(self.unfold),
+            f"{product}_PATCH_ROWS": self.patch_rows,
+            f"{product}_SPLITS": self.splits,
+            f"{product}_BYTES": self.shared_bytes,
+        }
+
+    @property
+    def jobs(self) -> int:
+        """Blocks that have work at once."""
+        return self.tiles * self.splits
+
+    @property
+    def partial_size(self) -> int:
+        """Floats of the sums that blocks leave for each other."""
+        return self.jobs * self.rows * self.columns if self.splits > 1 else 1
+
+
+def product_tile(
+    windows: Windows, columns: int, batch: int, limits: Limits, vector_bytes: int, smallest: bool
+) -> ProductTile | None:
+    """The largest tile of which there are enough for all multiprocessors; None if none fits.
+
+    Where even the smallest are too few, blocks share the terms of one.
+    """
+    widest = next((width for width in SHAPES if columns <= width), max(SHAPES))
+    chosen: ProductTile | None = None
+    for shape in SHAPES[widest]:
+        if windows.used(shape[0]) == 0:
+            continue
+        fitting = (
+            tile
+            for tile in _tiles(windows, shape, columns, batch, vector_bytes)
+            if tile.shared_bytes <= _room(limits)
+        )
+        chosen = next(fitting, chosen)
+        if chosen and chosen.tiles >= limits.multiprocessors and not smallest:
+            return chosen
+    if chosen is None:
+        return None
+    chunks = ceil_div((windows.unfolded() if chosen.unfold else windows).groups, chosen.chunk)
+    splits = max(1, min(MOST_SPLITS, chunks, limits.multiprocessors // chosen.tiles))
+    # the same number of chunks for each of them, but for the last one
+    splits = ceil_div(chunks, ceil_div(chunks, splits))
+    return ProductTile(**{**vars(chosen), "splits": splits})
+
+
+def _room(limits: Limits) -> int:
+    """Shared memory that a block may take."""
+    return limits.shared_bytes // (2 if limits.shared_bytes >= TWO_BLOCKS else 1)
+
+
+def _tiles(
+    windows: Windows, shape: tuple[int, int, int], columns: int, batch: int, vector_bytes: int
+) -> Iterator[ProductTile]:
+    """Ways to make tiles of a shape, the better ones first; the last one needs little memory."""
+    rows, width, warps_high = shape
+    tiles = ceil_div(batch * windows.positions, windows.used(rows)) * ceil_div(columns, width)
+    whole = windows.kernel[0] if windows.taps <= TAPS_AT_ONCE else 1
+    ways = [(True, 1)] if windows.costs_too_much else [(False, whole), (False, 1), (True, 1)]
+    for unfold, tap_rows in ways:
+        seen = windows.unfolded() if unfold else windows
+        most = 8 if seen.taps == 1 else 2
+        chunk = min(most, ceil_div(seen.groups, 2) * 2)
+        patch_rows = 0 if unfold else windows.patch_rows(rows)
+        pixels = (rows if unfold else patch_rows * windows.map[1]) | 1
+        vectors = chunk * pixels + tap_rows * seen.kernel[1] * chunk * (width + 1)
+        shared = rows * 4 + max(vectors * vector_bytes, width * (rows + 4) * 4)
+        yield ProductTile(
+            rows, width, warps_high, chunk, tap_rows, unfold, patch_rows, 1, tiles, shared
+        )
+
+
+@dataclass(frozen=True)
+class GradientTile:
+    """A tile of the weight gradient, and how the sum over positions is cut."""
+
+    maps: int
+    warps_high: int
+    groups: int
+    """Groups of eight channels."""
+    positions: int
+    """Terms that are staged at a time."""
+    unfold: bool
+    patch_rows: int
+    tiles: int
+    """Tiles of the whole gradient."""
+    partial_sums: int
+    shared_bytes: int
+
+    def constants(self) -> dict[str, int]:
+        """The constants of the kernel."""
+        return {
+            "GRADIENT_M": self.maps,
+            "GRADIENT_WARPS_M": self.warps_high,
+            "GRADIENT_GROUPS": self.groups,
+            "GRADIENT_POSITIONS": self.positions,
+            "GRADIENT_UNFOLD": int(self.unfold),
+            "GRADIENT_PATCH_ROWS": self.patch_rows,
+            "GRADIENT_BYTES": self.shared_bytes,
+        }
+
+
+def gradient_tile(
+    windows: Windows, maps: int, batch: int, limits: Limits, vector_bytes: int
+) -> GradientTile | None:
+    """The tile of a layer's weight gradient; None if none fits."""
+    height = 64 if maps > 32 else 32 if maps > 16 else 16
+    warps_high = 1 if height == 16 else 2
+    # Tiles of 16x8 that a warp sums: twice 40 registers in two arithmetics.
+    most = WARPS // warps_high * (5 if height != 32 else 10)
+    unfold_first = windows.costs_too_much or windows.taps + 1 > most
+    for unfold in [True] if unfold_first else [False, True]:
+        seen = windows.unfolded() if unfold else windows
+        groups = min(seen.groups, (most - 1) // seen.taps)
+        wide = ceil_div(seen.groups, groups)
+        groups = ceil_div(seen.groups, wide)
+        for positions in GRADIENT_POSITIONS:
+            if windows.used(positions) == 0 or positions >= 2 * max(16, batch * windows.positions):
+                continue
+            patch_rows = 0 if unfold else windows.patch_rows(positions)
+            pixels = (positions if unfold else patch_rows * windows.map[1]) | 1
+            vectors = height // EIGHT * (positions + 1) + (groups + 1) * pixels
+            shared = positions * 4 + vectors * vector_bytes
+            if shared > _room(limits):
+                continue
+            tiles = wide * ceil_div(maps, height)
+            chunks = ceil_div(batch * windows.positions, windows.used(positions))
+            size = 4 * maps * (windows.channels * windows.taps + 1)
+            sums = max(1, GRADIENT_WAVES * limits.multiprocessors // tiles)
+            sums = max(1, min(chunks, sums, MOST_PARTIAL_BYTES // size))
+            sums = ceil_div(chunks, ceil_div(chunks, sums))
+            return GradientTile(
+                height, warps_high, groups, positions, unfold, patch_rows, tiles, sums, shared
+            )
+    return None

@@ -1,0 +1,87 @@
+// The rows of a product: positions of maps, each of which sees a window of a map, and how they lie in shared memory.
+//
+// A tile has M positions. Those of a window of the subsampling are neighbours, so that one tile has all of it:
+// position = (image * CELLS + cell) * WINDOW + element. What its positions see are rows of the maps, which a block stages
+// once, as vectors of eight channels: a term of the product is then a vector some pixels further, and nothing is computed
+// for it (im2col without the copy). Images lie below each other, so a patch may reach from one into the next.
+// UNFOLD: a pixel has the terms of one position instead of channels, as if the kernel were 1x1. That costs as many copies
+// as there are terms, and saves the channels that fill up a vector: it is for layers of few channels.
+#pragma once
+#include "../../arithmetic.cuh"
+#include "maps.cuh"
+
+namespace graph {
+
+// `Spec` has the sizes below; `Map` is one of maps.cuh.
+template <class Spec>
+struct Patch {
+  using Map = typename Spec::Map;
+  static constexpr int KERNEL_AREA = Spec::KERNEL_ROWS * Spec::KERNEL_COLUMNS;
+  static constexpr int WINDOW = Spec::WINDOW_ROWS * Spec::WINDOW_COLUMNS;
+  static constexpr int CELLS = Spec::CELL_ROWS * Spec::CELL_COLUMNS;
+  static constexpr int USED = Spec::M / WINDOW * WINDOW;  // positions of a tile: whole windows
+  static constexpr int CHANNELS = Map::CHANNELS * (Spec::UNFOLD ? KERNEL_AREA : 1);
+  static constexpr int TAP_ROWS = Spec::UNFOLD ? 1 : Spec::KERNEL_ROWS;
+  static constexpr int TAP_COLUMNS = Spec::UNFOLD ? 1 : Spec::KERNEL_COLUMNS;
+  static constexpr int TAPS = TAP_ROWS * TAP_COLUMNS;
+  static constexpr int GROUPS = (CHANNELS + EIGHT - 1) / EIGHT;  // of eight channels
+  static constexpr int ROW = Spec::UNFOLD ? 0 : Map::COLUMNS;    // pixels from a row to the next
+  static constexpr int PIXELS = Spec::UNFOLD ? Spec::M : Spec::PATCH_ROWS * Map::COLUMNS;
+  static constexpr int PITCH = PIXELS | 1;  // vectors from a group to the next: odd, so that they begin in other banks
+  static constexpr bool ONE_PLACE = Map::ROWS == 1 && Map::COLUMNS == 1;  // channels are neighbours in memory
+
+  // Where a position's window begins in the map, padding included.
+  struct Place {
+    int image, y, x;
+  };
+
+  static __device__ __forceinline__ Place place_of(int position) {
+    const int cell = position / WINDOW, element = position % WINDOW;
+    const int y = cell % CELLS / Spec::CELL_COLUMNS * Spec::WINDOW_ROWS + element / Spec::WINDOW_COLUMNS;
+    const int x = cell % Spec::CELL_COLUMNS * Spec::WINDOW_COLUMNS + element % Spec::WINDOW_COLUMNS;
+    return {cell / CELLS, y * Spec::STEP_ROWS, x * Spec::STEP_COLUMNS};
+  }
+
+  // The first row of the patch of the tile that begins at position `first`, over all images.
+  static __device__ __forceinline__ int first_row(int first) {
+    const Place place = place_of(first);
+    return place.image * Map::ROWS + place.y;
+  }
+
+  // The pixel where position `first` + `row` begins. Rows beyond the last window see any pixel: nothing becomes of them.
+  static __device__ __forceinline__ int pixel_of(int first, int row) {
+    if (Spec::UNFOLD) return row;
+    if (row >= USED) return 0;
+    const Place place = place_of(first + row);
+    return (place.image * Map::ROWS + place.y - first_row(first)) * Map::COLUMNS + place.x;
+  }
+
+  // Vectors (STAGED, PITCH) of channels 8 group, ... of the patch, in a region of ROOM of such rows. All threads of the
+  // block call it together.
+  template <int ARITHMETIC, int STAGED, int ROOM = STAGED>
+  static __device__ __forceinline__ void stage(char* region, const Map& map, int first, int group, float factor) {
+    for (int i : block_range(STAGED * PIXELS)) {
+      const int pixel = ONE_PLACE ? i / STAGED : i % PIXELS, staged = ONE_PLACE ? i % STAGED : i / PIXELS;
+      const int channel = (group + staged) * EIGHT;
+      Eight eight;
+      if constexpr (Spec::UNFOLD) {
+        eight = eight_zeros();
+        if (pixel < USED) {
+          const Place place = place_of(first + pixel);
+          UNROLL_FOR(int e = 0; e < EIGHT; e++) {
+            const int term = channel + e, tap = term % KERNEL_AREA;
+            if (term < CHANNELS)
+              eight.at[e] = map.load_one(place.image, place.y + tap / Spec::KERNEL_COLUMNS,
+                                         place.x + tap % Spec::KERNEL_COLUMNS, term / KERNEL_AREA);
+          }
+        }
+      } else {
+        const int row = first_row(first) + pixel / Map::COLUMNS;
+        eight = map.load(row / Map::ROWS, row % Map::ROWS, pixel % Map::COLUMNS, channel);
+      }
+      Planes<ARITHMETIC>::store(region, ROOM * PITCH, staged * PITCH + pixel, eight, factor);
+    }
+  }
+};
+
+}  // namespace graph

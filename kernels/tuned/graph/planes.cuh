@@ -1,0 +1,302 @@
+// Products of matrices out of shared memory with float32 accuracy, in one of four arithmetics.
+//
+// What is multiplied lies in shared memory as vectors of eight neighbouring numbers. Tensor cores multiply numbers of 8
+// (BF16) or 11 (F16) significant bits, so a float is split, once, when it is staged: a plane of vectors has the floats
+// rounded to such numbers, and the next one what the rounding left (H. Ootomo and R. Yokota, "Recovering single precision
+// accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance", IJHPCA 36, 2022).
+//   FFMA    floats, multiplied by the ordinary units; what every device can do
+//   TF32X3  floats, split by mma_3xtf32 whenever they are used
+//   BF16X6  three planes, which hold all 24 bits at a float's whole range; the six largest of nine products
+//   F16X3   two planes, the second one 2^11 times as large as what it stands for, and the three largest of four products.
+//           F16 ends at 65504, and its numbers below 2^-14 lose bits. Hence the factors of Range below: what is larger than
+//           they allow becomes infinite, and so NaN in the sums, which is seen; what is 2^-26 of the largest number still
+//           has 22 bits, and what is smaller loses one with each power of two.
+// An infinity leaves NaN in a second plane, and NaN stays NaN: nothing that went wrong is hidden.
+#pragma once
+#include "../../layers.cuh"
+#include "../../tensor.cuh"
+#if defined(EMULATED_TENSOR_CORES) && !defined(__CUDACC__)
+#include "../../emulated/tensor_cores.hpp"
+#endif
+
+enum Arithmetic { FFMA, TF32X3, BF16X6, F16X3 };
+
+namespace graph {
+
+constexpr int WARP = 32;
+constexpr int EIGHT = 8;          // numbers of a vector
+constexpr int K_STEP = 16;        // terms of one step of a product: two vectors
+constexpr float LATER = 2048.0f;  // the factor of F16X3's second plane
+
+// The arithmetic that takes the place of `wanted` where a device lacks it: BF16 and TF32 came with compute capability 8.0,
+// F16 with 7.5 (in products of eight terms). An emulated device multiplies floats.
+constexpr int made_of(int wanted) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return wanted;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+  return wanted == F16X3 ? F16X3 : FFMA;
+#elif defined(EMULATED_TENSOR_CORES)
+  return wanted;
+#else
+  return wanted == FFMA ? wanted : FFMA;
+#endif
+}
+
+struct Eight {
+  float at[EIGHT];
+};
+
+struct alignas(16) Words4 {
+  unsigned at[4];
+};
+
+// Powers of two that bring numbers into the range of F16, and back. Weights up to 2^12 and maps up to 2^22 in absolute
+// value are taken; errors have a factor by their own largest one, which peak_factor gives.
+struct Range {
+  static constexpr float WEIGHTS = 16.0f, MAPS = 1.0f / 64.0f;
+};
+
+// The power of two that brings the largest of some errors to [2^12, 2^13): slopes of up to 1.15 and factors of dropout up
+// to 4 may still come. `bits` are those of the largest absolute value (which sort as the values do). Without any error, or
+// where one is infinite or NaN, it is 1.
+__device__ __forceinline__ float peak_factor(unsigned bits) {
+  const int exponent = static_cast<int>(bits >> 23);
+  if (exponent == 0 || exponent == 255) return 1.0f;
+  return __int_as_float(min(254, max(1, 127 + 12 + 127 - exponent)) << 23);
+}
+
+__device__ __forceinline__ unsigned absolute_bits(float x) {
+  return static_cast<unsigned>(__float_as_int(x)) & 0x7fffffffu;
+}
+
+// How the numbers of an arithmetic lie in shared memory.
+template <int ARITHMETIC>
+struct Planes {
+  static constexpr bool SPLIT = ARITHMETIC == BF16X6 || ARITHMETIC == F16X3;
+  static constexpr int COUNT = ARITHMETIC == BF16X6 ? 3 : ARITHMETIC == F16X3 ? 2 : 1;
+  static constexpr int VECTOR_BYTES = SPLIT ? 16 : 32;
+
+  // Vector `index` of a region of `vectors` becomes `factor` (a power of two, used by F16X3 alone) times these numbers.
+  static __device__ __forceinline__ void store(char* region, int vectors, int index, const Eight& numbers,
+                                               float factor);
+};
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+
+using SharedAddress = unsigned;
+
+__device__ __forceinline__ SharedAddress address_of(const void* at) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(at));
+}
+
+// Two floats rounded to F16, the first one in the lower half.
+__device__ __forceinline__ unsigned to_f16(float x, float y) {
+  unsigned both;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(both) : "f"(x), "f"(y));
+#else
+  asm("{.reg .f16 a, b;\ncvt.rn.f16.f32 a, %1;\ncvt.rn.f16.f32 b, %2;\nmov.b32 %0, {a, b};}"
+      : "=r"(both)
+      : "f"(x), "f"(y));
+#endif
+  return both;
+}
+
+__device__ __forceinline__ Pair from_f16(unsigned both) {
+  Pair two;
+  asm("{.reg .f16 a, b;\nmov.b32 {a, b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;}"
+      : "=f"(two.x), "=f"(two.y)
+      : "r"(both));
+  return two;
+}
+
+__device__ __forceinline__ void mma_f16(Fragment& sum, const unsigned (&left)[4], const unsigned (&right)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(sum.at[0]), "+f"(sum.at[1]), "+f"(sum.at[2]), "+f"(sum.at[3])
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+#else
+  UNROLL_FOR(int half = 0; half < 2; half++)
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(sum.at[0]), "+f"(sum.at[1]), "+f"(sum.at[2]), "+f"(sum.at[3])
+        : "r"(left[half * 2]), "r"(left[half * 2 + 1]), "r"(right[half]));
+#endif
+}
+
+// Matrices of 8 x 8 halves, whose rows are vectors: each lane names a row, and gets two neighbours of a row of each matrix
+// (TRANSPOSED: of a column). `address` is one of shared memory.
+template <bool TRANSPOSED>
+__device__ __forceinline__ void load_matrices(unsigned (&words)[4], unsigned address) {
+  if (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address));
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address));
+}
+
+template <bool TRANSPOSED>
+__device__ __forceinline__ void load_matrices(unsigned (&words)[2], unsigned address) {
+  if (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(words[0]), "=r"(words[1])
+                 : "r"(address));
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(words[0]), "=r"(words[1])
+                 : "r"(address));
+}
+
+#elif defined(EMULATED_TENSOR_CORES)
+
+using SharedAddress = unsigned long long;
+
+inline SharedAddress address_of(const void* at) { return reinterpret_cast<SharedAddress>(at); }
+
+inline unsigned to_f16(float x, float y) {
+  return emulated::float_to_half(x) | static_cast<unsigned>(emulated::float_to_half(y)) << 16;
+}
+
+inline Pair from_f16(unsigned both) {
+  return {emulated::half_to_float(both & 0xffffu), emulated::half_to_float(both >> 16)};
+}
+
+inline void mma_f16(Fragment& sum, const unsigned (&left)[4], const unsigned (&right)[2]) {
+  emulated::multiply_matrices(sum.at, left, right, emulated::half_to_float);
+}
+
+inline void mma_bf16(Fragment& sum, const unsigned (&left)[4], const unsigned (&right)[2]) {
+  emulated::multiply_matrices(sum.at, left, right, emulated::bf16_to_float);
+}
+
+template <bool TRANSPOSED, int N>
+inline void load_matrices(unsigned (&words)[N], SharedAddress address) {
+  emulated::load_matrices<TRANSPOSED>(words, address);
+}
+
+#endif
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750 || defined(EMULATED_TENSOR_CORES)
+#define HAS_PLANES 1
+
+__device__ __forceinline__ void split_f16x2(Pair two, unsigned (&words)[2]) {
+  words[0] = to_f16(two.x, two.y);
+  const Pair large = from_f16(words[0]);
+  words[1] = to_f16((two.x - large.x) * LATER, (two.y - large.y) * LATER);
+}
+
+#endif
+
+template <int ARITHMETIC>
+__device__ __forceinline__ void Planes<ARITHMETIC>::store(char* region, int vectors, int index, const Eight& numbers,
+                                                          float factor) {
+  if constexpr (!SPLIT) {
+    UNROLL_FOR(int half = 0; half < 2; half++)
+      *(reinterpret_cast<Float4*>(region + index * VECTOR_BYTES) +
+        half) = {{numbers.at[half * 4], numbers.at[half * 4 + 1], numbers.at[half * 4 + 2], numbers.at[half * 4 + 3]}};
+  } else {
+    Words4 plane[COUNT];
+    UNROLL_FOR(int n = 0; n < EIGHT / 2; n++) {
+      const Pair two = {numbers.at[n * 2], numbers.at[n * 2 + 1]};
+      unsigned words[COUNT];
+#if HAS_PLANES
+      if constexpr (ARITHMETIC == F16X3) split_f16x2({two.x * factor, two.y * factor}, words);
+#endif
+      if constexpr (ARITHMETIC == BF16X6) split_bf16x3(two, words);
+      UNROLL_FOR(int p = 0; p < COUNT; p++) plane[p].at[n] = words[p];
+    }
+    UNROLL_FOR(int p = 0; p < COUNT; p++)
+      *reinterpret_cast<Words4*>(region + (p * vectors + index) * VECTOR_BYTES) = plane[p];
+  }
+}
+
+// A warp's sums: M_TILES x N_TILES tiles of 16 x 8. The products of second and third planes are summed apart.
+template <int ARITHMETIC, int M_TILES, int N_TILES>
+struct Sums {
+  Fragment large[M_TILES][N_TILES], small[M_TILES][N_TILES];
+
+  __device__ __forceinline__ void set_zero() {
+    clear(large);
+    clear(small);
+  }
+
+  // Element i of a tile; `factor` undoes those of both sides.
+  __device__ __forceinline__ float result(int m, int n, int i, float factor) const {
+    if (ARITHMETIC == F16X3) return fmaf(small[m][n].at[i], 1.0f / LATER, large[m][n].at[i]) * factor;
+    return ARITHMETIC == BF16X6 ? large[m][n].at[i] + small[m][n].at[i] : large[m][n].at[i];
+  }
+};
+
+#if HAS_PLANES
+
+// sums += left x right over K_STEP terms, out of planes. left[m] and right[pair of tiles] are the addresses of this lane's
+// rows in the first plane; *_plane are the bytes from one plane to the next, *_offset those that all lanes go further.
+// TRANSPOSED: a vector has neighbours of M or N, not of the terms.
+template <bool TRANSPOSED, int ARITHMETIC, int M_TILES, int N_TILES>
+__device__ __forceinline__ void multiply_planes(Sums<ARITHMETIC, M_TILES, N_TILES>& sums,
+                                                const SharedAddress (&left)[M_TILES], int left_offset, int left_plane,
+                                                const SharedAddress (&right)[(N_TILES + 1) / 2], int right_offset,
+                                                int right_plane) {
+  constexpr int COUNT = Planes<ARITHMETIC>::COUNT;
+  unsigned rows[COUNT][M_TILES][4], columns[COUNT][N_TILES][2];
+  UNROLL_FOR(int p = 0; p < COUNT; p++) {
+    UNROLL_FOR(int m = 0; m < M_TILES; m++)
+      load_matrices<TRANSPOSED>(rows[p][m], left[m] + left_offset + p * left_plane);
+    UNROLL_FOR(int n = 0; n + 1 < N_TILES; n += 2) {
+      unsigned two[4];
+      load_matrices<TRANSPOSED>(two, right[n / 2] + right_offset + p * right_plane);
+      columns[p][n][0] = two[0], columns[p][n][1] = two[1];
+      columns[p][n + 1][0] = two[2], columns[p][n + 1][1] = two[3];
+    }
+    if (N_TILES % 2)
+      load_matrices<TRANSPOSED>(columns[p][N_TILES - 1], right[N_TILES / 2] + right_offset + p * right_plane);
+  }
+  // the smallest products first; those that wait for each other are as far apart as can be
+  UNROLL_FOR(int order = 2 * COUNT - 2; order >= 0; order--) {
+    if (order >= COUNT) continue;
+    UNROLL_FOR(int p = 0; p <= order; p++)
+      UNROLL_FOR(int m = 0; m < M_TILES; m++)
+        UNROLL_FOR(int n = 0; n < N_TILES; n++) {
+          Fragment& sum = order == 0 ? sums.large[m][n] : sums.small[m][n];
+          if constexpr (ARITHMETIC == BF16X6)
+            mma_bf16(sum, rows[p][m], columns[order - p][n]);
+          else
+            mma_f16(sum, rows[p][m], columns[order - p][n]);
+        }
+  }
+}
+
+#endif
+
+// The same for floats: left(m, row, k) and right(n, column, k) are numbers of a tile, k < K_STEP.
+template <int ARITHMETIC, int M_TILES, int N_TILES, class Left, class Right>
+__device__ __forceinline__ void multiply_floats(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, Left left, Right right) {
+  if constexpr (ARITHMETIC == TF32X3) {
+    UNROLL_FOR(int k = 0; k < K_STEP; k += Split3xTF32::K)
+      mma_3xtf32<false>(
+          sums.large,
+          [&](int m, int row, int pair) -> Pair {
+            return {left(m, row, k + pair * 2), left(m, row, k + pair * 2 + 1)};
+          },
+          [&](int, int n, int pair, int column) -> Pair {
+            return {right(n, column, k + pair * 2), right(n, column, k + pair * 2 + 1)};
+          });
+  } else {
+    for (int k = 0; k < K_STEP; k++) {
+      float rows[M_TILES][2], columns[N_TILES][2];
+      UNROLL_FOR(int m = 0; m < M_TILES; m++)
+        UNROLL_FOR(int half = 0; half < 2; half++) rows[m][half] = left(m, tile_row(half * 2), k);
+      UNROLL_FOR(int n = 0; n < N_TILES; n++)
+        UNROLL_FOR(int half = 0; half < 2; half++) columns[n][half] = right(n, tile_column(half), k);
+      UNROLL_FOR(int m = 0; m < M_TILES; m++)
+        UNROLL_FOR(int n = 0; n < N_TILES; n++)
+          UNROLL_FOR(int i = 0; i < 4; i++)
+            sums.large[m][n].at[i] = fmaf(rows[m][i / 2], columns[n][i % 2], sums.large[m][n].at[i]);
+    }
+  }
+}
+
+}  // namespace graph

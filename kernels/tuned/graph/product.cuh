@@ -1,0 +1,297 @@
+// Plan `graph` of stage tuned, convolutions and fully connected layers: three products of matrices, each one kernel.
+//
+//   forward   target = source x weights, with bias, activation and subsampling at its end
+//   errors    source errors = target errors x weights turned around: a convolution too
+//   gradient  weight gradient = target errors x source, summed over positions in as many groups as there are partial sums
+//
+// A fully connected layer is a convolution of maps of one place. Nothing is unfolded in device memory (implicit GEMM: Chetlur
+// et al., "cuDNN: Efficient primitives for deep learning", 2014); patch.cuh and planes.cuh explain what lies in shared memory.
+// A block has one tile of a product at a time. It stages a chunk of channels and their weights, then multiplies; other
+// blocks of the multiprocessor multiply while it waits for what it stages. Where there are too few tiles for a device,
+// blocks share a tile's channels, and the last one to come adds their sums, always in the same order (split-K).
+#pragma once
+#include "../../conv.cuh"
+#include "patch.cuh"
+
+namespace graph {
+
+// The product forward: a row is a position of the target's maps before subsampling, a column is a map.
+template <class Layer>
+struct ForwardSpec {
+  using Map = PaddedSource<Layer>;
+  static constexpr int M = Layer::FORWARD_M, N = Layer::FORWARD_N, WARPS_M = Layer::FORWARD_WARPS_M;
+  static constexpr int CHUNK = Layer::FORWARD_CHUNK, TAP_ROWS = Layer::FORWARD_TAP_ROWS;
+  static constexpr int PATCH_ROWS = Layer::FORWARD_PATCH_ROWS, SPLITS = Layer::FORWARD_SPLITS;
+  static constexpr bool UNFOLD = Layer::FORWARD_UNFOLD;
+  static constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
+  static constexpr int STEP_ROWS = Layer::STRIDE_ROWS, STEP_COLUMNS = Layer::STRIDE_COLUMNS;
+  static constexpr int WINDOW_ROWS = Layer::WINDOW_ROWS, WINDOW_COLUMNS = Layer::WINDOW_COLUMNS;
+  static constexpr int CELL_ROWS = Layer::OUT_ROWS, CELL_COLUMNS = Layer::OUT_COLUMNS;
+  static constexpr int COLUMNS = Layer::MAPS;
+  static constexpr bool COLUMNS_FIRST = false;  // in memory: weights of a map are neighbours
+
+  // Weights of eight channels (or terms) for a map and a tap.
+  static __device__ __forceinline__ Eight weights(const float* __restrict__ weight, int map, int channel, int tap) {
+    constexpr int AREA = KERNEL_ROWS * KERNEL_COLUMNS, TERMS = Map::CHANNELS * AREA;
+    if (map >= COLUMNS) return eight_zeros();
+    constexpr bool NEIGHBOURS = UNFOLD || AREA == 1;
+    return load_eight < NEIGHBOURS ? 1 : AREA,
+           NEIGHBOURS && TERMS % 4 == 0 &&
+               Layer::WEIGHT_OFFSET % 4 == 0 > (weight + map * TERMS + (NEIGHBOURS ? channel : channel * AREA + tap),
+                                                (NEIGHBOURS ? TERMS : Map::CHANNELS) - channel);
+  }
+};
+
+// The product backward: a row is a place of the source, a column one of its channels.
+template <class Layer>
+struct ErrorsSpec {
+  using Map = SpreadErrors<Layer>;
+  static constexpr int M = Layer::ERRORS_M, N = Layer::ERRORS_N, WARPS_M = Layer::ERRORS_WARPS_M;
+  static constexpr int CHUNK = Layer::ERRORS_CHUNK, TAP_ROWS = Layer::ERRORS_TAP_ROWS;
+  static constexpr int PATCH_ROWS = Layer::ERRORS_PATCH_ROWS, SPLITS = Layer::ERRORS_SPLITS;
+  static constexpr bool UNFOLD = Layer::ERRORS_UNFOLD;
+  static constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
+  static constexpr int STEP_ROWS = 1, STEP_COLUMNS = 1, WINDOW_ROWS = 1, WINDOW_COLUMNS = 1;
+  static constexpr int CELL_ROWS = Layer::HEIGHT, CELL_COLUMNS = Layer::WIDTH;
+  static constexpr int COLUMNS = Layer::CHANNELS;
+  static constexpr bool COLUMNS_FIRST = true;  // in memory: weights of neighbouring channels are neighbours
+
+  // Weights of eight maps (or terms) for a channel and a tap of the kernel turned around.
+  static __device__ __forceinline__ Eight weights(const float* __restrict__ weight, int channel, int map, int tap) {
+    constexpr int AREA = KERNEL_ROWS * KERNEL_COLUMNS, TERMS = COLUMNS * AREA;
+    if (channel >= COLUMNS) return eight_zeros();
+    if (!UNFOLD)
+      return load_eight<TERMS, false>(weight + map * TERMS + channel * AREA + AREA - 1 - tap, Map::CHANNELS - map);
+    Eight eight = eight_zeros();
+    UNROLL_FOR(int e = 0; e < EIGHT; e++) {
+      const int term = map + e;
+      if (term < Map::CHANNELS * AREA)
+        eight.at[e] = weight[term / AREA * TERMS + channel * AREA + AREA - 1 - term % AREA];
+    }
+    return eight;
+  }
+};
+
+// One of these two products.
+template <class Layer, class Spec>
+struct Convolution {
+  static constexpr int ARITHMETIC = made_of(Layer::ARITHMETIC), THREADS = Layer::THREADS;
+  using P = Planes<ARITHMETIC>;
+  using Left = Patch<Spec>;
+  static constexpr int M = Spec::M, N = Spec::N, WARPS_M = Spec::WARPS_M;
+  static constexpr int WARPS_N = smaller_of(THREADS / WARP / WARPS_M, N / EIGHT);
+  static constexpr int M_TILES = M / 16 / WARPS_M, N_TILES = N / EIGHT / WARPS_N;
+  static_assert(M_TILES * 16 * WARPS_M == M && N_TILES * EIGHT * WARPS_N == N, "warps share out a tile");
+  static constexpr int CHUNK = Spec::CHUNK;  // groups of channels staged at a time
+  static_assert(CHUNK % 2 == 0, "a step multiplies two groups");
+  static constexpr int CHUNKS = ceil_div(Left::GROUPS, CHUNK), SPLITS = Spec::SPLITS;
+  static constexpr int TAP_ROWS = Spec::TAP_ROWS;  // rows of the kernel whose weights are staged at a time
+  static_assert(Left::TAP_ROWS % TAP_ROWS == 0, "rows of the kernel are staged in equal parts");
+  static constexpr int TAPS = TAP_ROWS * Left::TAP_COLUMNS;
+
+  // Shared memory: the pixel of each row, then the patch and the weights, and after them the sums in their place.
+  static constexpr int N_PITCH = N + 1;  // vectors from a group of weights to the next
+  static constexpr int LEFT_VECTORS = CHUNK * Left::PITCH, RIGHT_VECTORS = TAPS * CHUNK * N_PITCH;
+  static constexpr int LEFT_BYTES = LEFT_VECTORS * P::COUNT * P::VECTOR_BYTES;
+  static constexpr int RIGHT_BYTES = RIGHT_VECTORS * P::COUNT * P::VECTOR_BYTES;
+  static constexpr int SUM_PITCH = M + 4;  // floats from a column of sums to the next: fragments meet no bank twice
+  static constexpr int BYTES = M * 4 + larger_of(LEFT_BYTES + RIGHT_BYTES, N * SUM_PITCH * 4);
+
+  static constexpr int WIDE = ceil_div(Spec::COLUMNS, N);
+
+  static __device__ __forceinline__ int tiles(int count) {
+    return ceil_div(count * Left::CELLS * Left::WINDOW, Left::USED) * WIDE;
+  }
+
+  // Calls finish(first position, first column, sums) for every tile of this block; sums[column * SUM_PITCH + row] is
+  // already multiplied by `back`. partials (tiles, SPLITS, M * N), tickets (tiles,) all 0: for sums of several blocks.
+  template <class Finish>
+  static __device__ __forceinline__ void multiply(char* memory, const typename Spec::Map& map,
+                                                  const float* __restrict__ weight, float left_factor,
+                                                  float right_factor, int count, float* __restrict__ partials,
+                                                  unsigned* __restrict__ tickets, Finish finish) {
+    int* pixels = reinterpret_cast<int*>(memory);
+    char* left = memory + M * 4;
+    char* right = left + LEFT_BYTES;
+    float* results = reinterpret_cast<float*>(left);
+    const float back = ARITHMETIC == F16X3 ? 1.0f / left_factor / right_factor : 1.0f;
+    const int warp = threadIdx.x / WARP;
+    const bool active = warp < WARPS_M * WARPS_N;
+    const int row0 = warp % WARPS_M * M_TILES * 16, column0 = warp / WARPS_M * N_TILES * EIGHT;
+
+    for (int job = blockIdx.x; job < tiles(count) * SPLITS; job += gridDim.x) {
+      const int tile = job / SPLITS, split = job % SPLITS;
+      const int first = tile / WIDE * Left::USED, first_column = tile % WIDE * N;
+      for (int row : block_range(M)) pixels[row] = Left::pixel_of(first, row);
+      Sums<ARITHMETIC, M_TILES, N_TILES> sums;
+      sums.set_zero();
+      const int last = min(CHUNKS, (split + 1) * ceil_div(CHUNKS, SPLITS));
+      for (int chunk = split * ceil_div(CHUNKS, SPLITS); chunk < last; chunk++)
+        for (int tap_row = 0; tap_row < Left::TAP_ROWS; tap_row += TAP_ROWS) {
+          __syncthreads();
+          if (tap_row == 0) Left::template stage<ARITHMETIC, CHUNK>(left, map, first, chunk * CHUNK, left_factor);
+          stage_weights(right, weight, first_column, chunk * CHUNK, tap_row, right_factor);
+          __syncthreads();
+          if (active) multiply_chunk(sums, pixels, left, right, tap_row, row0, column0);
+        }
+      __syncthreads();
+      if (active)
+        UNROLL_FOR(int m = 0; m < M_TILES; m++)
+          UNROLL_FOR(int n = 0; n < N_TILES; n++)
+            UNROLL_FOR(int i = 0; i < 4; i++)
+              results[(column0 + n * EIGHT + tile_column(i)) * SUM_PITCH + row0 + m * 16 + tile_row(i)] =
+                  sums.result(m, n, i, back);
+      __syncthreads();
+      if (SPLITS == 1 || add_splits(results, partials, tickets, tile, split)) finish(first, first_column, results);
+      __syncthreads();
+    }
+  }
+
+  // Vectors (TAPS, CHUNK, N_PITCH) of the weights of some rows of the kernel.
+  static __device__ __forceinline__ void stage_weights(char* region, const float* __restrict__ weight, int column,
+                                                       int group, int tap_row, float factor) {
+    for (int i : block_range(TAPS * CHUNK * N)) {
+      const int tap = i % TAPS, rest = i / TAPS;
+      const int n = Spec::COLUMNS_FIRST ? rest % N : rest / CHUNK,
+                staged = Spec::COLUMNS_FIRST ? rest / N : rest % CHUNK;
+      const Eight eight =
+          Spec::weights(weight, column + n, (group + staged) * EIGHT, tap_row * Left::TAP_COLUMNS + tap);
+      P::store(region, RIGHT_VECTORS, (tap * CHUNK + staged) * N_PITCH + n, eight, factor);
+    }
+  }
+
+  static __device__ __forceinline__ void multiply_chunk(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, const int* pixels,
+                                                        char* left, char* right, int tap_row, int row0, int column0) {
+    if constexpr (P::SPLIT) {
+#if HAS_PLANES
+      // Which row of a matrix each lane names: rows of 16 positions and two groups; two tiles of columns and two groups.
+      const int lane = threadIdx.x % WARP;
+      SharedAddress rows[M_TILES], columns[(N_TILES + 1) / 2];
+      const SharedAddress at_left = address_of(left), at_right = address_of(right);
+      UNROLL_FOR(int m = 0; m < M_TILES; m++)
+        rows[m] = at_left + (pixels[row0 + m * 16 + lane % 16] + lane / 16 * Left::PITCH + tap_row * Left::ROW) * 16;
+      UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++) {
+        const int column = column0 + n * 16 + lane % EIGHT + (n * 2 + 1 < N_TILES ? lane / 16 * EIGHT : 0);
+        columns[n] = at_right + (lane / EIGHT % 2 * N_PITCH + column) * 16;
+      }
+      UNROLL_FOR(int i = 0; i < TAP_ROWS; i++)
+        UNROLL_FOR(int j = 0; j < Left::TAP_COLUMNS; j++)
+          UNROLL_FOR(int pair = 0; pair < CHUNK; pair += 2)
+            multiply_planes<false>(sums, rows, (i * Left::ROW + j + pair * Left::PITCH) * 16, LEFT_VECTORS * 16,
+                                   columns, ((i * Left::TAP_COLUMNS + j) * CHUNK + pair) * N_PITCH * 16,
+                                   RIGHT_VECTORS * 16);
+#endif
+    } else {
+      const float* at_left = reinterpret_cast<const float*>(left);
+      const float* at_right = reinterpret_cast<const float*>(right);
+      for (int i = 0; i < TAP_ROWS; i++)
+        for (int j = 0; j < Left::TAP_COLUMNS; j++)
+          for (int pair = 0; pair < CHUNK; pair += 2) {
+            const int pixel = (tap_row + i) * Left::ROW + j + pair * Left::PITCH;
+            const int vector = ((i * Left::TAP_COLUMNS + j) * CHUNK + pair) * N_PITCH + column0;
+            multiply_floats(
+                sums,
+                [&](int m, int row, int k) {
+                  return at_left[(pixels[row0 + m * 16 + row] + pixel + k / EIGHT * Left::PITCH) * EIGHT + k % EIGHT];
+                },
+                [&](int n, int column, int k) {
+                  return at_right[(vector + k / EIGHT * N_PITCH + n * EIGHT + column) * EIGHT + k % EIGHT];
+                });
+          }
+    }
+  }
+
+  // Leaves this block's sums of a tile with those of the others. The last block to come gets the sum of all, and true.
+  static __device__ __forceinline__ bool add_splits(float* results, float* __restrict__ partials,
+                                                    unsigned* __restrict__ tickets, int tile, int split) {
+    float* all = partials + tile * SPLITS * M * N;
+    for (int i : block_range(M * N)) all[split * M * N + i] = results[i / M * SUM_PITCH + i % M];
+    __threadfence();
+    __syncthreads();
+    int is_last = 0;
+    if (threadIdx.x == 0) is_last = atomicAdd(tickets + tile, 1u) == SPLITS - 1;
+    if (!__syncthreads_or(is_last)) return false;
+    if (threadIdx.x == 0) tickets[tile] = 0;  // for the next launch
+    __threadfence();
+    for (int i : block_range(M * N)) {
+      float sum = 0.0f;
+      for (int other = 0; other < SPLITS; other++) sum += load_l2(all + other * M * N + i);
+      results[i / M * SUM_PITCH + i % M] = sum;
+    }
+    __syncthreads();
+    return true;
+  }
+};
+
+// target (count, MAPS, OUT_ROWS, OUT_COLUMNS), winners likewise where a maximum is taken.
+template <class Layer>
+struct Forward {
+  using Spec = ForwardSpec<Layer>;
+  using Product = Convolution<Layer, Spec>;
+  using Rows = Patch<Spec>;
+  static constexpr int BYTES = Product::BYTES;
+  static_assert(BYTES <= Layer::FORWARD_BYTES, "the launch asks for enough shared memory");
+
+  static __device__ __forceinline__ void run(const float* __restrict__ source, const float* __restrict__ weight,
+                                             const float* __restrict__ bias, float* __restrict__ target,
+                                             unsigned char* __restrict__ winners, float* __restrict__ partials,
+                                             unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int count) {
+    SHARED_LARGE(char, memory, Layer::FORWARD_BYTES);
+    if (blockIdx.x == 0 && threadIdx.x == 0) *peak = 0;  // of the errors that come back later
+    Product::multiply(memory, {source, count}, weight, Range::MAPS, Range::WEIGHTS, count, partials, tickets,
+                      [&](int first, int first_map, const float* sums) {
+                        finish(first, first_map, sums, bias, target, winners, count);
+                      });
+  }
+
+  static __device__ __forceinline__ void finish(int first, int first_map, const float* sums,
+                                                const float* __restrict__ bias, float* __restrict__ target,
+                                                unsigned char* __restrict__ winners, int count) {
+    constexpr int CELLS = Rows::USED / Rows::WINDOW;  // of a tile
+    for (int i : block_range(CELLS * Spec::N)) {
+      const int n = Rows::CELLS == 1 ? i % Spec::N : i / CELLS, own = Rows::CELLS == 1 ? i / Spec::N : i % CELLS;
+      const int map = first_map + n, cell = first / Rows::WINDOW + own, image = cell / Rows::CELLS;
+      if (map >= Layer::MAPS || image >= count) continue;
+      const float base = bias[map];
+      float value[Spec::WINDOW_ROWS][Spec::WINDOW_COLUMNS];
+      UNROLL_FOR(int y = 0; y < Spec::WINDOW_ROWS; y++)
+        UNROLL_FOR(int x = 0; x < Spec::WINDOW_COLUMNS; x++)
+          value[y][x] = activate<Layer::FUNCTION>(
+              sums[n * Product::SUM_PITCH + own * Rows::WINDOW + y * Spec::WINDOW_COLUMNS + x] + base);
+      int winner;
+      const int at = (image * Layer::MAPS + map) * Rows::CELLS + cell % Rows::CELLS;
+      target[at] = subsample_window<Layer::METHOD>(value, &winner);
+      if (SumErrors<Layer>::HAS_WINNERS) winners[at] = static_cast<unsigned char>(winner);
+    }
+  }
+};
+
+// source_errors (count, CHANNELS, HEIGHT, WIDTH).
+template <class Layer>
+struct Errors {
+  using Spec = ErrorsSpec<Layer>;
+  using Product = Convolution<Layer, Spec>;
+  using Rows = Patch<Spec>;
+  static_assert(Product::BYTES <= Layer::ERRORS_BYTES, "the launch asks for enough shared memory");
+
+  static __device__ __forceinline__ void run(const SumErrors<Layer>& errors, const float* __restrict__ weight,
+                                             float* __restrict__ source_errors, float* __restrict__ partials,
+                                             unsigned* __restrict__ tickets, const unsigned* __restrict__ peak,
+                                             int count) {
+    SHARED_LARGE(char, memory, Layer::ERRORS_BYTES);
+    Product::multiply(
+        memory, {errors}, weight, peak_factor(*peak), Range::WEIGHTS, count, partials, tickets,
+        [&](int first, int first_channel, const float* sums) {
+          for (int i : block_range(Spec::M * Spec::N)) {
+            const int n = Rows::CELLS == 1 ? i % Spec::N : i / Spec::M;
+            const int row = Rows::CELLS == 1 ? i / Spec::N : i % Spec::M;
+            const int channel = first_channel + n, image = (first + row) / Rows::CELLS;
+            if (channel < Layer::CHANNELS && image < count)
+              source_errors[(image * Layer::CHANNELS + channel) * Rows::CELLS + (first + row) % Rows::CELLS] =
+                  sums[n * Product::SUM_PITCH + row];
+          }
+        });
+  }
+};
+
+}  // namespace graph

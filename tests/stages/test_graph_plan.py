@@ -1,0 +1,139 @@
+"""Plan `graph` of stage tuned: products by tensor cores in software, their range, and tiles."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cnnlib.device import Device
+from cnnlib.device.architecture import H100
+from cnnlib.engine import Engine, Planned, Stage, gpu
+from cnnlib.engine.gpu import GpuEngine
+from cnnlib.network import Network
+from cnnlib.stages.tuned.graph import OPERATORS, GraphConv, ProductOptions
+from cnnlib.stages.tuned.graph.tiles import Windows, product_tile
+from cnnlib.validation.parity import validate
+from cnnlib.validation.spot_checks import five_steps
+from tests.support.engines import Limited, open_engine, pictures
+from tests.support.networks import build, shipped
+
+STAGE = Stage(
+    name="graph",
+    title="graph",
+    change="layer by layer",
+    runs_on="cuda",
+    engine=GpuEngine,
+    operators=OPERATORS,
+    after="ring",
+)
+
+
+def products() -> Network:
+    """Every way in which a product lies in shared memory, in few layers.
+
+    The convolutions are unfolded; read from patches, by stripes of two images; with strides that
+    spread the errors; and with a mean. The first dense layer has terms for several blocks.
+    """
+    return build(
+        "products",
+        (2, 14, 13),
+        4,
+        [
+            {"conv": {"maps": 18, "kernel": 3, "padding": 1}},
+            {"activation": "relu"},
+            {"subsample": [2, 3]},
+            {"conv": {"maps": 33, "kernel": [3, 2], "stride": [1, 2], "padding": [2, 1]}},
+            {"activation": "tanh"},
+            {"conv": {"maps": 20, "kernel": 2}},
+            {"subsample": {"size": 2, "method": "mean"}},
+            {"dense": 40},
+            {"activation": "relu"},
+            {"dense": 4},
+        ],
+    )
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+    """Kernels that are emulated multiply as tensor cores do, and not by floats."""
+    unit = gpu.translation_unit
+    if device.kind == "emulated":
+        head = "#define EMULATED_TENSOR_CORES\n"
+        monkeypatch.setattr(gpu, "translation_unit", lambda *parts: head + unit(*parts))
+
+
+def opened(arithmetic: str, device: Device, batch: int = 5) -> Engine:
+    stage = replace(STAGE, options=ProductOptions(arithmetic=arithmetic))  # type: ignore[arg-type]
+    return open_engine(stage, products(), batch, device)
+
+
+@pytest.mark.usefixtures("tensor_cores")
+@pytest.mark.parametrize("arithmetic", ["f16x3", "bf16x6"])
+def test_products_of_planes_are_as_exact_as_float32(arithmetic: str, device: Device) -> None:
+    with opened(arithmetic, device) as engine:
+        images, labels = pictures(products(), 5)
+        validate(engine, images, labels)
+        validate(engine, *pictures(products(), 3, seed=1))  # leaves of the batch before stay there
+        # A power of two is only an exponent more in everything that errors become.
+        errors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+        gradient = engine.backward(images, errors)
+        for power in (-60, -20, 20, 60):
+            scaled = engine.backward(images, errors * np.float32(2.0**power))
+            assert np.array_equal(scaled, gradient * np.float32(2.0**power)), power
+        errors[2, 1] = np.inf
+        assert not np.isfinite(engine.backward(images, errors)).all()
+
+
+def test_blocks_that_share_a_tile_add_in_one_order(limited: Limited) -> None:
+    """More multiprocessors than tiles: small tiles, and sums of several blocks."""
+    device = limited(multiprocessors=16)
+    network = products()
+    with open_engine(STAGE, network, 5, device, momentum=0.5) as engine:
+        dense = next(o for o in engine.operators if o.label == "dense1")  # type: ignore[attr-defined]
+        assert dense.forward_tile.splits > 1
+        five_steps(engine, *pictures(network, 15))
+        found = [engine.gradient(*pictures(network, 5)) for _ in range(2)]
+        assert found[0][0] == found[1][0]
+        assert np.array_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.quick
+def test_a_patch_has_the_rows_of_every_tile() -> None:
+    windows = Windows(16, (3, 2), (2, 1), (11, 7), (2, 3), (2, 2))
+    for rows in (16, 64, 256):
+        seen = []
+        for first in range(0, 40 * windows.positions, windows.used(rows)):
+            places = []
+            for position in range(first, first + windows.used(rows)):
+                cell, element = divmod(position, 4)
+                image, own = divmod(cell, 6)
+                places.append(image * 11 + (own // 3 * 2 + element // 2) * 2)
+            seen.append(max(places) - min(places) + 3)
+        assert windows.patch_rows(rows) == max(seen)
+
+
+@pytest.mark.quick
+def test_small_batches_have_small_tiles() -> None:
+    """Of pytorch/examples' second convolution on an H100: work for every multiprocessor."""
+    network = shipped("pytorch_examples")
+    planned = Planned(GraphConv, network, 2, 5)
+    rows = []
+    for batch in (16, 64, 1024):
+        operator = GraphConv(planned, STAGE, H100.limits)
+        operator.prepare(batch)
+        tile = operator.forward_tile
+        assert tile.tiles >= H100.multiprocessors
+        assert 2 * tile.shared_bytes <= H100.shared_bytes
+        rows.append(tile.rows * tile.columns)
+    assert rows == sorted(rows)
+    assert rows[0] < rows[-1]
+
+
+@pytest.mark.quick
+def test_a_tile_that_fits_nowhere_is_none() -> None:
+    wide = Windows(16, (3, 3), (1, 1), (9, 9000), (7, 8998), (1, 1))
+    limits = H100.limits._replace(shared_bytes=32 * 1024)
+    tile = product_tile(wide, 64, 1, limits, 32, smallest=False)
+    assert tile is not None
+    assert tile.unfold
+    assert product_tile(wide, 64, 1, limits._replace(shared_bytes=64), 32, smallest=False) is None
