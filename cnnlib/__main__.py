@@ -26,6 +26,7 @@ from cnnlib.commands import (
     predict,
     probe,
     show,
+    submit,
     training,
 )
 from cnnlib.errors import UserError, one_line
@@ -61,6 +62,7 @@ for command in (
     measuring.check,
     judge.judge,
     compare.compare,
+    submit.submit,
     new_stage.new_stage,
     data.combine,
     show.ladder,

@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.autodoc",
     # local, in _extensions/
     "config_reference",
+    "machines",
     "published",
     "plain_docstrings",
     "shared_memory",

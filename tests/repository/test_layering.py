@@ -41,6 +41,7 @@ ORDER = [
     "measuring",
     "probes",
     "comparing",
+    "publishing",
     "judging",
     "photos",
     "commands",

@@ -14,7 +14,8 @@ MACHINES = sorted(path.parent for path in (ROOT / "results/reference").glob("*/t
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: digest(path) for path in sorted(folder.iterdir())}
+    """Of a submission, which has no figures yet, none."""
+    return {path.name: digest(path) for path in sorted(folder.glob("*"))}
 
 
 def require_all_published(published: Path, made: Path) -> None:

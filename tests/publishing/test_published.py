@@ -1,0 +1,87 @@
+"""Published machines are whole, have nothing private in them, and are listed."""
+
+import importlib
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cnnlib.errors import DataError
+from cnnlib.measuring import schema
+from cnnlib.paths import ROOT
+from cnnlib.publishing.contents import Table, thinned
+from cnnlib.publishing.published import check, machines
+from workflow.glue import modules
+from workflow.plotting import wording
+
+REFERENCE = ROOT / "results/reference"
+
+
+@pytest.mark.parametrize("folder", sorted(REFERENCE.iterdir()), ids=lambda folder: folder.name)
+def test_every_published_folder_is_whole(folder: Path) -> None:
+    check(folder)
+
+
+def test_the_table_of_machines_has_the_published_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs/_extensions")
+    table = importlib.import_module("machines").table()
+    (line,) = (line for line in table.splitlines() if line.startswith("| nvidia-h100 |"))
+    assert " NVIDIA H100 80GB HBM3 | Intel Xeon | naive, gemm, gemm_cuda, fused," in line
+    summary = pd.read_csv(REFERENCE / "nvidia-h100/tables/summary.csv")
+    for size in (64, 1024):
+        best = summary[(summary["batch_size"] == size)].nsmallest(1, "epoch_seconds").iloc[0]
+        assert f" {wording.duration(best['epoch_seconds'])} ({best['stage']}) |" in line
+    assert "| 2026-11-24 | a179ea8, 0ea8200 |" in line
+    assert len(table.splitlines()) == 2 + len(machines(REFERENCE))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "named"),
+    [
+        ("provenance/run.json", None, "has no provenance/run.json"),
+        ("provenance/run.json", "{", "is damaged: it is not JSON"),
+        ("tables/epochs.csv", None, "has no epochs.csv"),
+        ("tables/epochs.csv", "a,b\n", "is not a epochs table"),
+        ("tables/epochs.csv", ",true,false\n", "is ok but not validated"),
+        ("provenance/run.json", '{"status": "ok", "at": "/data/x/y"}', "holds a path of this"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(
+    tmp_path: Path, file: str, text: str | None, named: str
+) -> None:
+    folder = tmp_path / "machine"
+    (folder / "tables").mkdir(parents=True)
+    (folder / "provenance").mkdir()
+    published = REFERENCE / "nvidia-h100"
+    shutil.copy(published / "provenance/run.json", folder / "provenance")
+    rows = (published / "tables/epochs.csv").read_text().splitlines(keepends=True)[:9]
+    (folder / "tables/epochs.csv").write_text("".join(rows))
+    check(folder)
+    if text is None:
+        (folder / file).unlink()
+    elif text.startswith(","):
+        damaged = "".join(rows).replace(",true,false\n", ",false,false\n")
+        (folder / file).write_text(damaged.replace(",true,true\n", ",false,true\n"))
+    else:
+        (folder / file).write_text(text)
+    with pytest.raises(DataError, match=named):
+        check(folder)
+
+
+def test_memory_is_drawn_alike_from_the_samples_that_are_kept(tmp_path: Path) -> None:
+    columns = schema.read_columns(REFERENCE / "nvidia-h100/tables/samples.csv", "samples")
+    table = thinned(Table("samples", columns))
+    whole, kept = (pd.DataFrame(each) for each in (columns, table.columns))
+    assert len(kept) < len(whole) / 4
+    memory = modules.load("figures", "memory")
+    drawn = []
+    for rows in (whole, kept):
+        samples, _ = memory.choose(rows[rows["phase"] != "close"])
+        peaks = samples.groupby(memory.RUN, sort=False)["memory"].max().reset_index()
+        shown = samples[samples["batch_size"] == memory.common_batch(peaks)]
+        first = shown[shown["repeat"] == 1]
+        drawn.append((peaks, first[["stage", "phase", "time_seconds", "memory"]].values.tolist()))
+        assert len(first) > 1000
+    pd.testing.assert_frame_equal(drawn[0][0], drawn[1][0])
+    assert drawn[0][1] == drawn[1][1]
