@@ -23,6 +23,7 @@ from cnnlib.commands import (
     judge,
     measuring,
     new_stage,
+    plan,
     predict,
     probe,
     show,
@@ -67,7 +68,7 @@ for command in (
     data.combine,
     show.ladder,
     show.stages,
-    show.plan,
+    plan.plan,
     show.show_source,
 ):
     app.command()(command)

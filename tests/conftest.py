@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from cnnlib.device import Device, DeviceLimits, open_device
+from cnnlib.device import Device, limits_from, open_device
 from cnnlib.measuring import telemetry
 from tests.support.ahead import Ahead, stop_all
 
@@ -87,6 +87,6 @@ def device() -> Iterator[Device]:
 @pytest.fixture
 def limited(device: Device) -> Iterator[Callable[..., Device]]:
     """A function that opens such a device with other limits: `limited(shared_bytes=90_000)`."""
-    own = DeviceLimits(device.kind, device.multiprocessors, device.shared_bytes)
+    own = limits_from(device)
     with ExitStack() as opened:
         yield lambda **sizes: opened.enter_context(open_device(device.kind, own._replace(**sizes)))

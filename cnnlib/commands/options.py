@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from cnnlib.config import Config
+    from cnnlib.device.architecture import Architecture
     from cnnlib.engine import Stage
     from cnnlib.measuring.runs import Run
 
@@ -90,6 +91,15 @@ def at_least_one(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+def architecture_named(name: str) -> "Architecture":
+    """The record that --gpu asks for, however its name is spelt; ConfigError with the choices."""
+    from cnnlib.config import lookup
+    from cnnlib.device.architecture import ARCHITECTURES
+
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    return lookup(ARCHITECTURES, plain if plain in ARCHITECTURES else name, "GPU", "--gpu")
 
 
 def stage_of(settings: "Config", entry: str) -> "Stage":

@@ -33,6 +33,7 @@ __all__ = [
     "Limits",
     "Module",
     "Resources",
+    "limits_from",
     "limits_of",
     "open_device",
     "sanitizer_environment",
@@ -69,6 +70,11 @@ def open_device(choice: str = "auto", limits: DeviceLimits | None = None) -> Dev
     return emulated.EmulatedDevice(limits=limits)
 
 
+def limits_from(device: Limits) -> DeviceLimits:
+    """A device's limits, which may outlive it."""
+    return DeviceLimits(device.kind, device.multiprocessors, device.shared_bytes, device.capability)
+
+
 def limits_of(choice: str = "auto") -> DeviceLimits | None:
     """The limits of the device that open_device would open, or None for a GPU that is not here."""
     if choice in ("auto", "cuda"):
@@ -76,7 +82,7 @@ def limits_of(choice: str = "auto") -> DeviceLimits | None:
 
         if not cuda.missing_parts():
             with cuda.CudaDevice() as gpu:
-                return DeviceLimits(gpu.kind, gpu.multiprocessors, gpu.shared_bytes)
+                return limits_from(gpu)
         if choice == "cuda":
             return None
     from cnnlib.device import emulated

@@ -121,6 +121,10 @@ class Event(Protocol):
         """Seconds between two recorded events; waits until the device has passed both."""
 
 
+Capability = tuple[int, int]
+"""A compute capability, major and minor: (9, 0) of an H100."""
+
+
 class Limits(Protocol):
     """The sizes of a device that decide how a network is laid out on it, and whether it fits.
 
@@ -139,6 +143,10 @@ class Limits(Protocol):
     def shared_bytes(self) -> int:
         """Shared memory that a block may have, SHARED_LARGE included."""
 
+    @property
+    def capability(self) -> Capability:
+        """The compute capability by which plans estimate what products cost."""
+
 
 class DeviceLimits(NamedTuple):
     """The limits of a device that is not open, or those that an open one is to keep to."""
@@ -146,6 +154,7 @@ class DeviceLimits(NamedTuple):
     kind: str
     multiprocessors: int
     shared_bytes: int
+    capability: Capability
 
 
 class Device(Limits, Protocol):

@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device.api import (
     Argument,
+    Capability,
     DeviceLimits,
     Event,
     Extent,
@@ -31,9 +32,10 @@ from cnnlib.device.api import (
     plain_arguments,
     shape_tuple,
 )
+from cnnlib.device.architecture import PROGRAMMATIC_LAUNCHES
 from cnnlib.device.cache import cached, content_key, content_of, included_files, kernels_folder
 from cnnlib.device.compiler import run_compiler
-from cnnlib.device.cuda_graphs import PROGRAMMATIC, CudaGraph, DriverCalls, bindings_problem
+from cnnlib.device.cuda_graphs import CudaGraph, DriverCalls, bindings_problem
 from cnnlib.device.driver import driver_cuda_version, driver_problem, gpu_architecture
 from cnnlib.device.toolkit import find_toolkit, nvcc_version, toolkit_problem
 from cnnlib.errors import DeviceError, DoesNotFit
@@ -420,11 +422,12 @@ class CudaDevice:
         self.shared_bytes: int = gpu.get_attribute(
             driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         )
-        if limits is not None:
-            self.multiprocessors, self.shared_bytes = limits.multiprocessors, limits.shared_bytes
         major, minor = gpu.compute_capability()
         self.architecture = f"sm_{major}{minor}"
-        self.launches_programmatically = (major, minor) >= PROGRAMMATIC
+        self.launches_programmatically = (major, minor) >= PROGRAMMATIC_LAUNCHES.since
+        self.capability: Capability = (major, minor)
+        if limits is not None:
+            _, self.multiprocessors, self.shared_bytes, self.capability = limits
         self.built = f"nvcc -arch={self.architecture}"
         self.stream: Any = driver.Stream()
         self._taken = 0

@@ -18,8 +18,6 @@ from cnnlib.errors import DeviceError, DoesNotFit
 if TYPE_CHECKING:
     from cnnlib.device.cuda import CudaDevice
 
-PROGRAMMATIC = (9, 0)
-"""The first compute capability that can launch kernels programmatically."""
 _KINDS: dict[str, Any] = {"P": ctypes.c_void_p, "i": ctypes.c_int, "f": ctypes.c_float}
 
 

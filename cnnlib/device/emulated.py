@@ -350,7 +350,7 @@ def emulated_threads() -> int:
 
 def emulated_limits() -> DeviceLimits:
     """The limits of an EmulatedDevice, known without a compiler."""
-    return DeviceLimits("emulated", emulated_threads(), _SHARED_BYTES)
+    return DeviceLimits("emulated", emulated_threads(), _SHARED_BYTES, H100.capability)
 
 
 class EmulatedDevice:
@@ -382,6 +382,7 @@ class EmulatedDevice:
         self.pci_bus_id: str | None = None
         self.shared_bytes = limits.shared_bytes if limits else _SHARED_BYTES
         self.multiprocessors = limits.multiprocessors if limits else threads or emulated_threads()
+        self.capability = limits.capability if limits else H100.capability
         self.memory = memory or _positive("CNNLIB_EMULATED_MEMORY") or available_memory()
         self.watches = os.environ.get("CNNLIB_WATCH", "") == "1"
         self.watched: dict[str, Watched] = {}

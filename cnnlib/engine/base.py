@@ -11,6 +11,7 @@ from cnnlib.device import Device, Limits
 from cnnlib.engine.profile import KernelTime
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import Bytes, Op, Options, Order, Setup, Stage, name_of, plan
+from cnnlib.engine.step_plan import StepPlan
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
 
@@ -59,6 +60,15 @@ class Engine(ABC, Generic[Op]):
         for a stage that generates none.
         """
         raise Unsupported(f"stage '{stage.name}' has no generated source")
+
+    @classmethod
+    def plans_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> Sequence[StepPlan]:
+        """The ways in which an engine of these arguments could train a step, the preferred first.
+
+        Those that decline the network are among them. None for an engine that has only one way,
+        of which operators_on says everything.
+        """
+        return ()
 
     @property
     def served(self) -> list[str]:

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from cnnlib.device import Device
+from cnnlib.device.architecture import TENSOR_CORES
 from cnnlib.errors import DeviceError
 from cnnlib.probes.chase import THREADS, Probes
 from cnnlib.probes.log import ProbeLog, Step
@@ -137,6 +138,9 @@ def probe_tensor_cores(log: ProbeLog, probes: Probes) -> None:
     Hopper's wgmma, by which four warps multiply operands in shared memory, is faster.
     """
     device = probes.device
+    if device.capability < TENSOR_CORES.since:
+        major, minor = device.capability
+        raise DeviceError(f"a GPU of compute capability {major}.{minor} has no {TENSOR_CORES.name}")
     blocks = device.multiprocessors * 8
     sums = device.array((blocks * THREADS,))
     run = probes.kernels["multiply_matrices"].bind(blocks, THREADS, sums, ROUNDS)

@@ -23,7 +23,9 @@ from cnnlib.stages.fused import PLAIN_SHARED_BYTES, FusedConv
 FLOATS = PLAIN_SHARED_BYTES // 4
 """Shared memory that a block may have."""
 FEW_FLOATS = 11_000
-"""A window of so many leaves a multiprocessor of 227 KB room for five blocks."""
+"""The largest window, chosen by measuring on an H100 (docs/tuning/ring.md), whose multiprocessor
+has room for five of them; a block of any GPU may have as much.
+"""
 MOST_UNITS = 4
 """Units (an image's tile of columns each) that a block takes through the steps together."""
 

@@ -17,7 +17,6 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from cnnlib.config import load_config
-from cnnlib.device import DeviceLimits
 from cnnlib.device.architecture import H100
 from cnnlib.engine import Setup
 from cnnlib.network import FLOAT
@@ -59,9 +58,8 @@ def layout_for(batch_size: int) -> SharedLayout:
     """The layout of LeNet-5's blocks on an H100."""
     config = load_config([ROOT / "config.yaml"])
     network = config.network("lenet5", "mnist", "sweep.networks")
-    limits = DeviceLimits("cuda", H100.multiprocessors, H100.shared_bytes)
     setup = Setup(network, batch_size, learning_rate=0.1)
-    return tuned.PersistentEngine.plan_on(tuned.STAGE, setup, limits).layout
+    return tuned.PersistentEngine.plan_on(tuned.STAGE, setup, H100.limits).layout
 
 
 def kind_of(name: str) -> str:

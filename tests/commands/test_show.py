@@ -1,5 +1,6 @@
 """Commands that only show something."""
 
+import json
 import re
 from typing import Any
 
@@ -29,7 +30,9 @@ def test_stages_and_plan(home: Home) -> None:
     said = home("plan")
     assert re.search(r"^conv1 +2x6x6 +20 +1,296$", said, re.M)
     assert said.count("\nstage ") == len(stages.LADDER)
+    assert said.startswith("GPU ")
     said = home("plan", "--stage", "naive", "--network", "small", "--dataset", "toy")
+    assert said.startswith("network small")
     assert said.count("\nstage ") == 1
     assert re.search(r"^  Loops +dense1$", said, re.M)
     plan = home("plan", "--stage", "tuned")
@@ -52,7 +55,9 @@ def test_source_needs_neither_gpu_nor_compiler(
 
 def test_source_that_there_is_not(home: Home) -> None:
     assert "stage 'naive' has no generated source" in home.fails("show-source", "--stage", "naive")
-    assert "unknown GPU 'x' in --gpu; known: h100" in home.fails("show-source", "--gpu", "x")
+    assert "unknown GPU 'x' in --gpu; known: t4, a100, rtx4090, h100, b200" in home.fails(
+        "show-source", "--gpu", "x"
+    )
     assert "--batch-size must be at least 1" in home.fails("show-source", "--batch-size", "0")
     assert "unknown network 'x' in --network" in home.fails("show-source", "--network", "x")
 
@@ -83,19 +88,16 @@ def test_plan_says_what_run_json_would_say(
     with monkeypatch.context() as without:
         without.setenv("CXX", "/nowhere/g++")
         without.setattr("cnnlib.device.cuda.missing_parts", lambda: ["no driver"])
-        printed = {name: home("plan", "--network", name, *given) for name in networks}
+        printed = json.loads(home("plan", *given, "--json"))
     said = {
-        name: {
-            block.split(maxsplit=1)[0].rstrip(","): block.splitlines()[1:]
-            for block in text.split("\nstage ")[1:]
-        }
-        for name, text in printed.items()
+        each["network"]: {facts["stage"]: facts for facts in each["stages"]}
+        for each in printed["networks"]
     }
-    assert said["wide"]["tuned"][0].startswith(
-        "  unavailable: stage 'tuned' cannot take conv2 of network 'wide': the gradient of its "
-        "36,928 weights is summed"
+    assert said["wide"]["tuned"]["unavailable"].startswith(
+        "stage 'tuned' cannot take conv2 of network 'wide': the gradient of its 36,928 weights is "
+        "summed"
     )
-    assert printed["fits"].count("its sizes are not checked") == (5 if device == "cuda" else 0)
+    assert printed["gpu"]["limits"].startswith("by its record, as there is no GPU to use here")
     with NoKernels() as emulated:
         for name in networks:
             network = home.config.network(name, "toy", "here")
@@ -104,8 +106,9 @@ def test_plan_says_what_run_json_would_say(
                     continue
                 place = emulated if stage.runs_on == "cuda" else None
                 with stage.engine(stage, Setup(network, 8, 0.1), place) as engine:
-                    pairs = [line.split()[::-1] for line in said[name][stage.name] if line]
-                    assert engine.served == [": ".join(pair) for pair in pairs], stage.name
+                    operators = said[name][stage.name]["operators"]
+                    pairs = [f"{each['layers']}: {each['operator']}" for each in operators]
+                    assert engine.served == pairs, stage.name
 
 
 def test_a_network_is_shown_for_the_images_that_it_is_made_for(home: Home) -> None:

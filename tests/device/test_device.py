@@ -32,7 +32,7 @@ def test_describes_itself(device: Device) -> None:
 
 
 def test_keeps_to_the_limits_it_is_given(device: Device) -> None:
-    with open_device(device.kind, DeviceLimits(device.kind, 1, 50_000)) as small:
+    with open_device(device.kind, DeviceLimits(device.kind, 1, 50_000, (7, 5))) as small:
         assert (small.kind, small.multiprocessors, small.shared_bytes) == (device.kind, 1, 50_000)
     assert device.shared_bytes >= 100_000
 

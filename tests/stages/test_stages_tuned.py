@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cnnlib.device import Device, DeviceLimits
+from cnnlib.device import Device
+from cnnlib.device.architecture import H100
 from cnnlib.engine import Setup, plan
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.errors import Unsupported
@@ -55,15 +56,6 @@ def test_the_largest_layer_gives_way_first() -> None:
         block_plan(lenet5(), 40_000)
 
 
-@pytest.mark.parametrize("shared_bytes", [60_000, 110_000, 200_000])
-def test_weights_may_lie_anywhere(limited: Limited, shared_bytes: int) -> None:
-    device = limited(shared_bytes=shared_bytes)
-    network = lenet5()
-    with open_engine(STAGE, network, 5, device) as engine:
-        assert isinstance(engine, PersistentEngine)
-        validate(engine, *pictures(network, 5))
-
-
 def test_a_network_that_does_not_fit_is_refused_and_ring_takes_it(limited: Limited) -> None:
     device = limited(shared_bytes=48 * 1024)
     network = build(
@@ -102,7 +94,7 @@ def test_a_network_that_does_not_fit_is_refused_and_ring_takes_it(limited: Limit
 @pytest.mark.parametrize("blocks", [2, 132])
 def test_weights_that_do_not_fit_a_block_are_named(network, message, batch_size, blocks) -> None:
     """Before anything is compiled, whatever the batch and the device."""
-    device = DeviceLimits("cuda", blocks, H100_SHARED_BYTES)
+    device = H100.limits._replace(multiprocessors=blocks)
     setup = Setup(network, batch_size, 0.1)
     with pytest.raises(Unsupported, match=f"^{re.escape(message)}$"):
         STAGE.engine.operators_on(STAGE, setup, device)

@@ -34,7 +34,6 @@ class TunedConv(TunedOperator):
     """A convolution whose source is another layer's floats, or an image with a stride."""
 
     template = "Conv"
-    cost = ConvCost()
 
     def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
         super().__init__(planned, stage, threads, images)
@@ -54,7 +53,7 @@ class TunedConv(TunedOperator):
         self.gradient_limit = gradient_limit(self.shape, threads.block, threads.team_warps)
         self._check()
         self.schedule = ConvSchedule.cheapest(
-            self.shape, threads.team_warps, self.gradient_limit, self.cost
+            self.shape, threads.team_warps, self.gradient_limit, ConvCost(threads.gpu)
         )
         self.partials = self.parameters
         self.needs = self._needs()

@@ -29,7 +29,9 @@ from cnnlib.engine.stage import (
     batch_arithmetic,
     plan,
 )
+from cnnlib.engine.step_plan import StepPlan
 from cnnlib.engine.upload import LoadTimer
+from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
 from cnnlib.network import FLOAT, Arithmetic
 from cnnlib.stages.tuned.operator import TunedFactory, TunedOperator
@@ -79,6 +81,20 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         kernels = ["forward_backward", "time_sections", "update", "shuffle_images"]
         kernels += ["train"] * (limits.kind == "cuda")
         return [f"step_{kernel}" for kernel in kernels]
+
+    @classmethod
+    def plans_on(
+        cls, stage: Stage[TunedFactory], setup: Setup, limits: Limits
+    ) -> Sequence[StepPlan]:
+        """The plan of plan_on; `others_timed` counts those that are timed beside it on a GPU."""
+        try:
+            planned = plan(stage, setup.network)
+            first, *others = candidates(
+                stage, planned, setup.batch_size, limits, Objective.of(setup)
+            )
+        except Unsupported as error:
+            return [StepPlan("persistent", declined=str(error))]
+        return [StepPlan("persistent", first.facts | {"others_timed": len(others)})]
 
     @staticmethod
     def plan_on(stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> BlockPlan:
@@ -147,22 +163,13 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
     def choices(self) -> Mapping[str, object]:
         """The plan, and what the others took where it was chosen by measuring."""
 
-        def facts(plan: BlockPlan) -> dict[str, object]:
-            block = plan.threads
-            return {
-                "images_a_block": plan.images,
-                "threads": block.block,
-                "teams": block.teams,
-                "weights_on_chip": plan.weights_in_shared,
-            }
-
         tried = [
-            facts(plan) | {"step_seconds": seconds}
+            plan.facts | {"step_seconds": seconds}
             for plan, seconds in zip(self._tried, self._times, strict=False)
         ]
         found: dict[str, object] = {
             **super().choices,
-            "chosen": facts(self.block),
+            "chosen": self.block.facts,
         }
         if tried:
             found["tried"] = tried

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.device.architecture import H100
+from cnnlib.device.architecture import H100, LANES, SECTOR_FLOATS, Architecture
 from cnnlib.network import FLOAT
 
 ALIGNMENT = 4
@@ -32,6 +32,8 @@ class Threads:
     block: int
     teams: int = 1
     """Teams of equal size; each takes images of its own through the convolutions."""
+    gpu: Architecture = H100
+    """Whose cores the threads share; by default the one on which their numbers were chosen."""
 
     @property
     def team(self) -> int:
@@ -40,11 +42,11 @@ class Threads:
 
     @property
     def team_warps(self) -> int:
-        return self.team // H100.lanes
+        return self.team // LANES
 
     @property
     def block_warps(self) -> int:
-        return self.block // H100.lanes
+        return self.block // LANES
 
 
 def aligned(floats: int) -> int:
@@ -54,7 +56,7 @@ def aligned(floats: int) -> int:
 
 def sectors(floats: int) -> int:
     """The next multiple of what device memory moves at once."""
-    return ceil_div(floats, H100.sector_floats) * H100.sector_floats
+    return ceil_div(floats, SECTOR_FLOATS) * SECTOR_FLOATS
 
 
 def row_pitch(floats: int) -> int:

@@ -7,11 +7,12 @@ layers' templates. The program is kernels/tuned/step.cuh.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Limits
+from cnnlib.device.architecture import architecture_of
 from cnnlib.engine import Options, Planned, Setup, Stage, options_of
 from cnnlib.engine.shuffle import ROUNDS
 from cnnlib.engine.source import Constant, declaration
@@ -83,7 +84,7 @@ class BlockPlan:
         self.network = network = planned[0].network
         dense = any(isinstance(layer, Dense) for layer in network.layers)
         self.images = images if dense else 1
-        self.threads = threads if self.images % threads.teams == 0 else Threads(threads.block)
+        self.threads = threads if self.images % threads.teams == 0 else replace(threads, teams=1)
         self.operators: list[TunedOperator] = [
             p.operator(p, stage, self.threads, self.images) for p in planned
         ]
@@ -116,6 +117,17 @@ class BlockPlan:
     def weights_in_shared(self) -> list[str]:
         """Labels of the operators whose weights are in shared memory."""
         return [o.label for o in self.operators if o.label in self.layout.weights]
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Its sizes, as run.json names them."""
+        return {
+            "images_a_block": self.images,
+            "threads": self.threads.block,
+            "teams": self.threads.teams,
+            "shared_bytes": self.layout.bytes,
+            "weights_on_chip": self.weights_in_shared,
+        }
 
     def source(self) -> str:
         """The translation unit."""
@@ -227,6 +239,7 @@ def choose(
     images = min(options.max_images, 2 ** math.ceil(math.log2(own)))
     while True:
         threads = TWO_TEAMS if images > 2 and options.two_teams else ONE_TEAM
+        threads = replace(threads, gpu=architecture_of(device))
         try:
             return BlockPlan(stage, planned, device.shared_bytes, images, threads, objective)
         except Unsupported:
@@ -248,7 +261,8 @@ def candidates(
     first = choose(stage, planned, batch_size, device, objective)
     found = {(first.images, first.threads): first}
     for images in (first.images, first.images // 2):
-        for threads in TRIED:
+        for tried in TRIED:
+            threads = replace(tried, gpu=first.threads.gpu)
             if images and images % threads.teams == 0 and (images, threads) not in found:
                 with suppress(Unsupported):
                     other = BlockPlan(

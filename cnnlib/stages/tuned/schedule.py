@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.device.architecture import H100, Architecture
+from cnnlib.device.architecture import H100, LANES, TENSOR_CORES, Architecture
 
 MAX_SUMS = 32
 """Registers that a thread may spend on its share of a gradient, and on sums forward.
@@ -111,23 +111,36 @@ class ConvCost:
     """
 
     architecture: Architecture = H100
-    row_instructions: int = 20
-    """Instructions of a warp for a tile of the left side. Sixteen are counted in mma_3xtf32 of
-    kernels/tensor.cuh: four loads, and four numbers that are split by three instructions each. Four
-    for addresses are an estimate.
-    """
-    column_instructions: int = 8
-    """Instructions for a tile of the right side, counted likewise: two loads, and two numbers that
-    are split by three instructions each.
-    """
-    pair_instructions: int = 3
-    """Instructions for each pair of tiles: the three products of 3xTF32."""
     split_cycles: int = 20
     """Cycles for each warp that shares the positions of a gradient and so stages sums that have to
     be added. Set by eye, so that no split is taken which saves no round of products.
     """
     share_cycles: float = 1 / 16
     """Cycles for each thread that shares a row's maps. Set by eye: of equals, fewer threads win."""
+
+    @property
+    def row_instructions(self) -> int:
+        """Instructions of a warp for a tile of the left side.
+
+        Sixteen are counted in mma_3xtf32 of kernels/tensor.cuh: four loads, and four numbers that
+        are split by three instructions each. Without tensor cores there are eight loads. Four for
+        addresses are an estimate.
+        """
+        return 20 if self.architecture.has(TENSOR_CORES) else 12
+
+    @property
+    def column_instructions(self) -> int:
+        """Instructions for a tile of the right side, counted likewise: two loads, and two numbers
+        that are split by three instructions each; or eight loads.
+        """
+        return 8
+
+    @property
+    def pair_instructions(self) -> int:
+        """Instructions for each pair of tiles: the three products of 3xTF32, or a multiply-add of
+        each lane for four numbers and eight terms.
+        """
+        return 3 if self.architecture.has(TENSOR_CORES) else 32
 
     def product(self, warps: int, m_tiles: int, n_tiles: int) -> int:
         """A product of `m_tiles` by `n_tiles` tiles by each of `warps`: as long as a scheduler
@@ -156,7 +169,7 @@ class ConvCost:
         if conv.takes_bytes:
             return cycles
         # every lane of the multiprocessor adds up one share of a sum a cycle
-        lanes = self.architecture.schedulers * self.architecture.lanes
+        lanes = self.architecture.schedulers * LANES
         return cycles + split_k * conv.maps * conv.area / lanes
 
     def weights(self, conv: ConvShape, limit: int, warps: int, split_k: int) -> float:
@@ -176,7 +189,7 @@ class ConvCost:
         short = conv.columns <= SHORT_ROW and conv.width <= SHORT_ROW
         if not short or split_k * data_pitch(conv) > MAX_SCRATCH:
             return split_k * 1e9
-        warps = conv.height * ceil_div(conv.channels * split_k, self.architecture.lanes)
+        warps = conv.height * ceil_div(conv.channels * split_k, LANES)
         rounds = ceil_div(warps, self.architecture.schedulers) * ceil_div(conv.maps, split_k)
         return rounds + split_k * self.share_cycles
 

@@ -1,0 +1,70 @@
+"""Emulated with the limits of the GPUs that have a record, every GPU stage trains right.
+
+Those of an H100 are the usual ones of an emulated device, so that all other tests are of them.
+"""
+
+import pytest
+
+from cnnlib.device import Device
+from cnnlib.device.architecture import A100, RTX_4090, T4, Architecture
+from cnnlib.engine import Setup
+from cnnlib.errors import Unsupported
+from cnnlib.stages import LADDER, ring
+from cnnlib.stages.tuned import STAGE
+from cnnlib.stages.tuned.engine import PersistentEngine
+from cnnlib.validation.parity import validate
+from cnnlib.validation.spot_checks import five_steps
+from tests.support.engines import Limited, each_of, open_engine, pictures
+from tests.support.networks import awkward, lenet5, simard
+
+
+def emulated(limited: Limited, gpu: Architecture) -> Device:
+    """A device that plans as such a GPU would."""
+    return limited(
+        multiprocessors=gpu.multiprocessors,
+        shared_bytes=gpu.shared_bytes,
+        capability=gpu.capability,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "on_chip"),
+    [(T4, ["dense3"]), (A100, ["dense2", "dense3"]), (RTX_4090, ["dense2", "dense3"])],
+    ids=["t4", "a100", "rtx4090"],
+)
+def test_weights_that_do_not_fit_stay_in_device_memory(
+    limited: Limited, gpu: Architecture, on_chip: list[str]
+) -> None:
+    network, device = lenet5(), emulated(limited, gpu)
+    with open_engine(STAGE, network, 5, device) as engine:
+        assert isinstance(engine, PersistentEngine)
+        assert engine.grid == gpu.multiprocessors
+        assert engine.block.weights_in_shared == ["conv1", "conv2", *on_chip]
+        (planned,) = engine.plans_on(STAGE, engine.setup, gpu.limits)
+        assert planned.facts.items() >= engine.block.facts.items()
+        validate(engine, *pictures(network, 5))
+        five_steps(engine, *pictures(network, 15))
+
+
+@each_of(stage for stage in LADDER if stage.runs_on == "cuda")
+def test_a_t4_trains_alike(limited: Limited, stage) -> None:
+    """More images than it has multiprocessors, so that blocks of tuned take two together."""
+    network, count = awkward(), 50
+    with open_engine(stage, network, count, emulated(limited, T4)) as engine:
+        validate(engine, *pictures(network, count))
+        five_steps(engine, *pictures(network, 2 * count))
+
+
+def test_what_a_t4_has_no_room_for_is_refused_by_name(limited: Limited) -> None:
+    """Simard's network, which an A100 and an RTX 4090 hold; ring takes it on a T4."""
+    network, device = simard(), emulated(limited, T4)
+    message = (
+        r"network 'simard' .* need 68,544 bytes, and a block may have 65,536; use stage 'ring'$"
+    )
+    with pytest.raises(Unsupported, match=message):
+        open_engine(STAGE, network, 4, device)
+    for gpu in (RTX_4090, A100):
+        (planned,) = STAGE.engine.plans_on(STAGE, Setup(network, 4, 0.1), gpu.limits)
+        assert not planned.declined
+    with open_engine(ring.STAGE, network, 4, device) as engine:
+        validate(engine, *pictures(network, 4))
