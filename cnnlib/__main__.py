@@ -28,6 +28,7 @@ from cnnlib.commands import (
     probe,
     show,
     submit,
+    timeline,
     training,
 )
 from cnnlib.errors import UserError, one_line
@@ -58,6 +59,7 @@ for command in (
     probe.probe,
     examine.cpu_profile,
     examine.profile,
+    timeline.timeline,
     examine.features,
     examine.pictures,
     measuring.check,

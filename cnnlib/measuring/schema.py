@@ -210,6 +210,19 @@ TABLES: dict[str, dict[str, type]] = {
         "unit": str,
         "status": str,
     },
+    # One row per section of a step in which one block of a persistent kernel was, by the clocks
+    # that the blocks read themselves; seconds since the first of them began. It is recorded on its
+    # own, by `cnnlib timeline`, and is no part of a run.
+    "timeline": {
+        **IDENTITY,
+        "step": int,
+        "block": int,
+        "section": str,
+        "part": str,
+        "begin_seconds": float,
+        "end_seconds": float,
+        **STANDING,
+    },
     # One row per training step timed on its own, from choosing the batch to the visible update.
     "steps": {**IDENTITY, "step": int, "step_seconds": float, **STANDING},
 }

@@ -8,6 +8,7 @@ PAGE_TABLES = (
     "summary",
     "epochs",
     "kernels",
+    "timeline",
     "probes",
     "energy",
     "cpu_profile",

@@ -127,6 +127,6 @@ def indent(line: str) -> int:
 
 
 def dedent(lines: list[str]) -> list[str]:
-    """The lines without the spaces that all of them begin with."""
-    least = min((indent(line) for line in lines if line.strip()), default=0)
-    return [line[least:] for line in lines]
+    """The lines without the spaces that all of them begin with, but for those of a preprocessor."""
+    least = min((indent(line) for line in lines if line.strip() and line[0] != "#"), default=0)
+    return [line[min(least, indent(line)) :] for line in lines]

@@ -35,6 +35,7 @@ class AtSize:
     rungs: list[Rung]
     lanes: list[timeline.Lane]
     shares: list[timeline.Shares]
+    clocks: list[timeline.Clocks]
     axis: float
     """Where the longest lane ends, in microseconds."""
     ticks: list[tuple[float, str]]
@@ -150,6 +151,7 @@ def at_size(shown: Shown, size: int) -> AtSize:
         rungs(shown, size),
         lanes,
         timeline.shares(shown, lanes, flops_per_image(shown), size),
+        timeline.clocks(shown, size),
         axis,
         timeline.ticks(axis) if axis else [],
     )

@@ -93,6 +93,67 @@ class Shares:
     step: float
 
 
+@dataclass(frozen=True)
+class Section:
+    """Where one block was during a part of a step; microseconds since the step began."""
+
+    block: int
+    start: float
+    length: float
+    color: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """One step of a stage by the clocks of all its blocks."""
+
+    title: str
+    color: str
+    step: int
+    blocks: int
+    length: float
+    """Microseconds of the step, from the first mark to the last."""
+    sections: tuple[Section, ...]
+
+
+def clocks(shown: Shown, size: int) -> list[Clocks]:
+    """Of each stage whose blocks recorded their clocks on a GPU, the step of median length."""
+    rows = shown.table("timeline")
+    if rows.empty:
+        return []
+    rows = rows[
+        (rows["device_kind"] == "cuda") & (rows["status"] == "ok") & (rows["batch_size"] == size)
+    ]
+    found = []
+    for stage in ladder.ordered(rows["stage"]):
+        own = rows[rows["stage"] == stage]
+        spans = own.groupby("step").agg(begin=("begin_seconds", "min"), end=("end_seconds", "max"))
+        lengths = (spans["end"] - spans["begin"]).sort_values(kind="stable")
+        step = int(lengths.index[len(lengths) // 2])
+        zero = float(spans["begin"][step])
+        of_step = own[own["step"] == step]
+        found.append(
+            Clocks(
+                wording.title(stage),
+                style.mark(stage).color,
+                step,
+                own["block"].nunique(),
+                1e6 * float(lengths[step]),
+                tuple(section(row, zero) for _, row in of_step.iterrows()),
+            )
+        )
+    return found
+
+
+def section(row: pd.Series, zero: float) -> Section:
+    """The section of a row of the table `timeline`."""
+    length = 1e6 * (row["end_seconds"] - row["begin_seconds"])
+    color = COLOURS["waiting" if row["part"] == "wait" else row["part"]]
+    hint = f"block {row['block']}, {row['section']}: {micro(length)}"
+    return Section(int(row["block"]), 1e6 * (row["begin_seconds"] - zero), length, color, hint)
+
+
 def lanes(shown: Shown, size: int) -> list[Lane]:
     """The lanes at one batch size, of all GPU stages that were profiled at it."""
     kernels = shown.table("kernels")

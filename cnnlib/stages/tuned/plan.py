@@ -129,8 +129,8 @@ class BlockPlan:
             "weights_on_chip": self.weights_in_shared,
         }
 
-    def source(self) -> str:
-        """The translation unit."""
+    def source(self, timeline: bool = False) -> str:
+        """The translation unit; with `timeline`, that of kernels whose blocks read the clock."""
         layout, network = self.layout, self.network
         config: dict[str, Constant] = {
             "IMAGES": self.images,
@@ -158,7 +158,7 @@ class BlockPlan:
         threads = f"::Threads<{self.threads.block}, {self.threads.teams}>"
         text = [
             f"// Network {network.name}, {self.images} images a block.",
-            '#include "tuned/step.cuh"',
+            '#include "tuned/timeline.cuh"' if timeline else '#include "tuned/step.cuh"',
             "",
             *struct("plan", config, buffers, [f"using Threads = {threads};"]),
         ]
@@ -175,7 +175,7 @@ class BlockPlan:
             f"using PerImage = tuned::PerImage<{templates(self.operators[:first])}>;",
             f"using PerBatch = tuned::PerBatch<{templates(per_batch)}>;",
             "using Net = tuned::Network<plan, PerImage, PerBatch>;",
-            "TUNED_ENTRY_POINTS(Net)",
+            "TUNED_TIMELINE_ENTRY_POINTS(Net)" if timeline else "TUNED_ENTRY_POINTS(Net)",
             "",
         ]
         return "\n".join(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cnnlib.errors import DataError
@@ -18,7 +19,7 @@ from cnnlib.network import Network
 from cnnlib.paths import ROOT
 from workflow.plotting import wording
 from workflow.plotting.ladder import NAMES_OF_PEERS
-from workflow.report import PUBLISHED, WEIGHTS, browser, excerpts, explain, live, page
+from workflow.report import PUBLISHED, WEIGHTS, browser, excerpts, explain, live, page, timeline
 from workflow.report.explain import Explained
 
 REFERENCE = ROOT / PUBLISHED
@@ -151,6 +152,30 @@ def test_a_function_that_is_gone_is_named() -> None:
         excerpts.excerpt(replace(entry, function="gone"))
     with pytest.raises(DataError, match=r"no line with 'not there'"):
         excerpts.excerpt(replace(entry, start="not there"))
+
+
+def test_clocks_of_blocks_are_drawn_where_there_are_any(explained: Explained) -> None:
+    assert not explained.opened.clocks
+    columns = {"device_kind": "cuda", "status": "ok", "batch_size": 64, "stage": "tuned"}
+    place = columns | {"dataset": "mnist", "network": "lenet5"}
+    rows = [
+        place
+        | {"step": step, "block": block, "section": name, "part": part}
+        | {"begin_seconds": 1e-5 * step + begin, "end_seconds": 1e-5 * step + end}
+        for step, late in ((1, 0.0), (2, 5e-6), (3, 1e-6))
+        for block in (0, 1)
+        for name, part, begin, end in (
+            ("conv1 forward", "forward", 0.0, 3e-6),
+            ("wait for all blocks", "wait", 3e-6, 4e-6 + late),
+        )
+    ]
+    tables = {**explained.shown.tables, "timeline": pd.DataFrame(rows)}
+    (own,) = timeline.clocks(replace(explained.shown, tables=tables), 64)
+    assert (own.step, own.blocks, len(own.sections)) == (3, 2, 4)
+    assert own.length == pytest.approx(5.0)
+    assert [s.start for s in own.sections] == pytest.approx([0.0, 3.0, 0.0, 3.0])
+    assert own.sections[1].color == timeline.COLOURS["waiting"]
+    assert own.sections[2].hint == "block 1, conv1 forward: 3.00 µs"
 
 
 def test_the_parts_of_a_step_are_the_step(explained: Explained) -> None:
