@@ -20,6 +20,7 @@ from cnnlib.commands import (
     data,
     evaluate,
     examine,
+    exercise,
     judge,
     measuring,
     new_stage,
@@ -74,6 +75,7 @@ for command in (
     show.show_source,
 ):
     app.command()(command)
+app.add_typer(exercise.app, name="exercise")
 app.command("functions", hidden=True)(examine.cpu_profile)  # its name in earlier versions
 
 

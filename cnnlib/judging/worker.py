@@ -14,13 +14,14 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
+from cnnlib.device.emulated import EmulatedDevice
 from cnnlib.engine import Engine, ImageByImage, OwnLoop, Setup, Stage
 from cnnlib.engine.device_engine import DeviceEngine
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.errors import UserError, one_line
 from cnnlib.judging.messages import AnyArray, Head, Message, receive, send
 from cnnlib.network import Network, parse_layers
-from cnnlib.stages import find_stage
+from cnnlib.stages import find_stage, forget
 from cnnlib.system.processes import die_with_parent
 from cnnlib.training.target import Target, open_engine, open_target
 
@@ -155,6 +156,19 @@ class Worker:
     def do_clocks(self, head: Head, arrays: list[AnyArray]) -> Answer:
         clocks = (time.perf_counter(), time.monotonic(), time.time())
         return {"clocks": [float(clock) for clock in clocks]}, []
+
+    def do_forget(self, head: Head, arrays: list[AnyArray]) -> Answer:
+        """Forget the stage, so that another version of its file can be described."""
+        forget()
+        return {}, []
+
+    def do_watched(self, head: Head, arrays: list[AnyArray]) -> Answer:
+        """What the kernels of a watched device have done since this was last asked."""
+        device = self._target.device
+        watched = device.watched if isinstance(device, EmulatedDevice) else {}
+        kernels = {name: dataclasses.asdict(each) for name, each in watched.items()}
+        watched.clear()
+        return {"kernels": kernels}, []
 
     def do_nothing(self, head: Head, arrays: list[AnyArray]) -> Answer:
         return {}, []

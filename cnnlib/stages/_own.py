@@ -200,6 +200,11 @@ def loaded() -> tuple[Own, ...]:
     return tuple(_loaded.values())
 
 
+def forget() -> None:
+    """Forget the stages that this process has loaded, so that their files are imported again."""
+    _loaded.clear()
+
+
 def _once(key: str, source: str, where: str, load: Callable[[], Own]) -> Own:
     """What `load` returns, at the first call for this key; later ones return the same."""
     if key in _loaded:

@@ -72,8 +72,8 @@ constexpr size_t SHARED_LIMIT = 48 * 1024;  // CUDA's limit for arrays of fixed 
 constexpr size_t LARGE_LIMIT = 227 * 1024;  // with SHARED_LARGE: what a block of an H100 may have
 constexpr size_t STACK = (EMULATED_ASAN ? 512 : 128) * 1024;
 constexpr size_t PAGE = 4096;
-constexpr size_t RED_ZONE = EMULATED_ASAN ? 64 : 0;  // between SHARED arrays
-constexpr int GUARDED_FIBERS = 16384;                // a guard page each would use up the kernel's limit of mappings
+constexpr size_t RED_ZONE = EMULATED_WATCH ? 4096 : EMULATED_ASAN ? 64 : 0;  // between SHARED arrays
+constexpr int GUARDED_FIBERS = 16384;  // a guard page each would use up the kernel's limit of mappings
 constexpr int MAX_SHARED_ARRAYS = 64;
 
 // ---- switching stacks -----------------------------------------------------------------------------------

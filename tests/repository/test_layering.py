@@ -43,6 +43,7 @@ ORDER = [
     "comparing",
     "publishing",
     "judging",
+    "exercises",
     "photos",
     "commands",
     "__main__",
