@@ -14,6 +14,8 @@
   extern __shared__ __align__(16) char shared_large[]; \
   type* const name = reinterpret_cast<type*>(shared_large)
 #define UNROLL _Pragma("unroll")
+#define UNROLL_ONCE _Pragma("unroll 1")
+#define UNROLL_TWICE _Pragma("unroll 2")
 
 #else
 
@@ -27,6 +29,8 @@
   static char name##_site;          \
   type* const name = static_cast<type*>(::emulated_shared(&name##_site, sizeof(type) * (n), alignof(type), 1, #name))
 #define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL_ONCE
+#define UNROLL_TWICE
 
 #endif
 
@@ -42,6 +46,10 @@ __device__ __forceinline__ float load_l2(const float* at) {
 
 // UNROLL_FOR (int i = 0; i < n; i++) is a loop that both compilers are asked to unroll.
 #define UNROLL_FOR UNROLL for
+// ROLLED_FOR and PAIRED_FOR are loops that nvcc is to leave as they are, or to unroll by two: unrolled as a whole they
+// would take more registers than a thread has.
+#define ROLLED_FOR UNROLL_ONCE for
+#define PAIRED_FOR UNROLL_TWICE for
 
 // Programmatic dependent launch (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"): a
 // kernel that is launched so may begin while the one before it in the stream still runs. Each of its threads calls
@@ -82,6 +90,9 @@ __device__ __forceinline__ unsigned long long ticks() {
 #define ENTRY_POINT(layer, name) extern "C" __global__ void layer##_##name
 // ENTRY_POINT_BOUNDED also names the largest number of threads of a block, by which the compiler gives out registers.
 #define ENTRY_POINT_BOUNDED(layer, name, threads) extern "C" __global__ void __launch_bounds__(threads) layer##_##name
+// ENTRY_POINT_RESIDENT also names how many such blocks a multiprocessor is to have registers for.
+#define ENTRY_POINT_RESIDENT(layer, name, threads, blocks) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) layer##_##name
 
 // for (int i : grid_range(n)): each i in [0, n) once over all threads of a one-dimensional grid of any size.
 // for (int i : block_range(n)): likewise over the threads of a block (of any number of dimensions).

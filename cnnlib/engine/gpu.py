@@ -97,8 +97,8 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         if setup.loss not in LOSS_KERNELS:
             raise Unsupported(f"stage '{stage.name}' has no kernel for the loss {setup.loss}")
         operators = [p.operator(p, stage, limits) for p in plan(stage, setup.network)]
-        for operator in operators:
-            operator.prepare(setup.batch_size)
+        for before, operator in zip([None, *operators], operators, strict=False):
+            operator.prepare(setup.batch_size, before)
         return operators
 
     @classmethod

@@ -129,8 +129,11 @@ class GpuOperator(ABC):
     def check(self) -> None:
         """Raise Unsupported, naming layer and limit, for sizes this operator cannot take."""
 
-    def prepare(self, batch_size: int) -> None:
-        """Choose what depends on the size of batches; called once, before `constants`."""
+    def prepare(self, batch_size: int, before: "GpuOperator | None") -> None:
+        """Choose what depends on the size of batches, and on the operator before this one.
+
+        Called once, before `constants`, for all operators in the order of their layers.
+        """
 
     @abstractmethod
     def constants(self) -> Mapping[str, Constant]:

@@ -10,7 +10,7 @@ from cnnlib.device.architecture import H100
 from cnnlib.engine import Engine, Planned, Stage, gpu
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.network import Network
-from cnnlib.stages.tuned.graph import OPERATORS, GraphConv, ProductOptions
+from cnnlib.stages.tuned.graph import OPERATORS, GraphConv, GraphDense, ProductOptions
 from cnnlib.stages.tuned.graph.tiles import Windows, product_tile
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
@@ -88,7 +88,8 @@ def test_blocks_that_share_a_tile_add_in_one_order(limited: Limited) -> None:
     """More multiprocessors than tiles: small tiles, and sums of several blocks."""
     device = limited(multiprocessors=16)
     network = products()
-    with open_engine(STAGE, network, 5, device, momentum=0.5) as engine:
+    stage = replace(STAGE, options=ProductOptions(small_tiles=True))
+    with open_engine(stage, network, 5, device, momentum=0.5) as engine:
         dense = next(o for o in engine.operators if o.label == "dense1")  # type: ignore[attr-defined]
         assert dense.forward_tile.splits > 1
         five_steps(engine, *pictures(network, 15))
@@ -117,16 +118,16 @@ def test_small_batches_have_small_tiles() -> None:
     """Of pytorch/examples' second convolution on an H100: work for every multiprocessor."""
     network = shipped("pytorch_examples")
     planned = Planned(GraphConv, network, 2, 5)
-    rows = []
     for batch in (16, 64, 1024):
         operator = GraphConv(planned, STAGE, H100.limits)
-        operator.prepare(batch)
+        operator.prepare(batch, None)
         tile = operator.forward_tile
-        assert tile.tiles >= H100.multiprocessors
-        assert 2 * tile.shared_bytes <= H100.shared_bytes
-        rows.append(tile.rows * tile.columns)
-    assert rows == sorted(rows)
-    assert rows[0] < rows[-1]
+        assert tile.jobs >= H100.multiprocessors // 2
+        assert 2 * operator.backward_bytes <= H100.shared_bytes
+    dense = GraphDense(Planned(GraphDense, network, 6, 8), STAGE, H100.limits)
+    dense.prepare(64, None)
+    assert dense.forward_tile.splits > 1
+    assert dense.forward_tile.jobs >= H100.multiprocessors // 2
 
 
 @pytest.mark.quick

@@ -43,28 +43,27 @@ struct Gradient {
   static constexpr int RIGHT_VECTORS = (GROUPS + 1) * Right::PITCH;
   static constexpr int LEFT_BYTES = LEFT_VECTORS * P::COUNT * P::VECTOR_BYTES;
   static constexpr int BYTES = POSITIONS * 4 + LEFT_BYTES + RIGHT_VECTORS * P::COUNT * P::VECTOR_BYTES;
-  static_assert(BYTES <= Layer::GRADIENT_BYTES, "the launch asks for enough shared memory");
 
   static constexpr int WIDE = ceil_div(Right::GROUPS, GROUPS), HIGH = ceil_div(MAPS, M);
 
-  // partials (groups, PARAMETERS)
-  static __device__ __forceinline__ void run(const SumErrors<Layer>& errors, const float* __restrict__ source,
-                                             float* __restrict__ partials, const unsigned* __restrict__ peak, int count,
-                                             int groups) {
-    SHARED_LARGE(char, memory, Layer::GRADIENT_BYTES);
+  // partials (groups, PARAMETERS). A block begins with job `first_job`.
+  static __device__ __forceinline__ void run(char* memory, const SumErrors<Layer>& errors,
+                                             const float* __restrict__ source, float* __restrict__ partials,
+                                             float factor, int first_job, int count, int groups) {
     int* pixels = reinterpret_cast<int*>(memory);
     char* left = memory + POSITIONS * 4;
     char* right = left + LEFT_BYTES;
     const PaddedSource<Layer> map = {source, count};
-    const float factor = peak_factor(*peak), back = ARITHMETIC == F16X3 ? 1.0f / factor / Range::MAPS : 1.0f;
+    const float back = ARITHMETIC == F16X3 ? 1.0f / factor / Range::MAPS : 1.0f;
     const int warp = threadIdx.x / WARP, tile0 = warp / WARPS_M * N_TILES, row0 = warp % WARPS_M * M_TILES * 16;
-    const int chunks = ceil_div(count * Right::CELLS * Right::WINDOW, Right::USED), each = ceil_div(chunks, groups);
+    const int chunks = ceil_div(count * Right::CELLS * Right::WINDOW, Right::USED);
     stage_ones(right);
-    for (int job = blockIdx.x; job < groups * WIDE * HIGH; job += gridDim.x) {
+    for (int job = first_job; job < groups * WIDE * HIGH; job += gridDim.x) {
       const int group = job / (WIDE * HIGH), map0 = job / WIDE % HIGH * M, channel_group = job % WIDE * GROUPS;
       Sums<ARITHMETIC, M_TILES, N_TILES> sums;
       sums.set_zero();
-      for (int chunk = group * each; chunk < min(chunks, (group + 1) * each); chunk++) {
+      for (int chunk = start_of_group(group, groups, chunks); chunk < start_of_group(group + 1, groups, chunks);
+           chunk++) {
         const int first = chunk * Right::USED;
         __syncthreads();
         for (int row : block_range(POSITIONS)) pixels[row] = Right::pixel_of(first, row);
@@ -79,6 +78,11 @@ struct Gradient {
             write(partials + group * PARAMETERS, map0 + row0 + m * 16 + tile_row(i), tile0 + n, tile_column(i),
                   channel_group, sums.result(m, n, i, back));
     }
+  }
+
+  // The first of a group's chunks: groups differ by one at most.
+  static __device__ __forceinline__ int start_of_group(int group, int groups, int chunks) {
+    return group * (chunks / groups) + smaller_of(group, chunks % groups);
   }
 
   // The first vector of each pixel of the last group has a 1: the column of the biases.
@@ -135,7 +139,7 @@ struct Gradient {
                   (((row0 + m * 16) / EIGHT + lane / EIGHT % 2) * LEFT_PITCH + lane % EIGHT + lane / 16 * EIGHT) * 16;
       UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++)
         starts[n] = at_right + start_of(tile0 + n * 2 + (n * 2 + 1 < N_TILES ? lane / 16 : 0)) * 16;
-      for (int k = 0; k < POSITIONS; k += K_STEP) {
+      PAIRED_FOR(int k = 0; k < POSITIONS; k += K_STEP) {
         const int pixel = pixels[k + lane % 16] * 16;
         SharedAddress columns[(N_TILES + 1) / 2];
         UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++) columns[n] = starts[n] + pixel;

@@ -3,39 +3,63 @@
 // Needs: THREADS, ARITHMETIC, FIRST (whether the source is the images); CHANNELS, HEIGHT, WIDTH, MAPS, KERNEL_ROWS,
 // KERNEL_COLUMNS, STRIDE_*, PADDING_*, WINDOW_*, OUT_ROWS, OUT_COLUMNS, FUNCTION, METHOD; PARAMETERS, WEIGHT_OFFSET (of the
 // weights in the vector of all parameters); and the sizes of the three products' tiles, which
-// cnnlib/stages/tuned/graph/tiles.py chooses and explains: FORWARD_*, ERRORS_*, GRADIENT_*.
+// cnnlib/stages/tuned/graph/tiles.py chooses and explains: FORWARD_*, ERRORS_*, GRADIENT_*, BACKWARD_BYTES. FINDS_PEAK: each
+// block looks for the largest error itself. LEAVES_PEAK: the layer before wants to know its largest error.
 #pragma once
 #include "gradient.cuh"
 
 namespace graph {
 
-// *peak becomes the bits of the largest absolute value of `errors`, if that is larger. The order of atomics is not seen.
+// The bits of the largest absolute value among some of `values`, in all threads of the block. largest: one shared number.
+__device__ __forceinline__ unsigned largest_of(unsigned* largest, const float* __restrict__ values, IndexRange range) {
+  if (threadIdx.x == 0) *largest = 0;
+  __syncthreads();
+  unsigned own = 0;
+  for (int i : range) own = max(own, absolute_bits(values[i]));
+  atomicMax(largest, own);
+  __syncthreads();
+  return *largest;
+}
+
+// *peak becomes the bits of the largest absolute value of `errors`, if that is larger.
 template <class Layer>
 __device__ __forceinline__ void find_peak(const float* __restrict__ errors, unsigned* __restrict__ peak, int count) {
   SHARED(unsigned, largest, 1);
-  if (threadIdx.x == 0) largest[0] = 0;
-  __syncthreads();
-  unsigned own = 0;
-  for (int i : grid_range(count * Layer::MAPS * Layer::OUT_ROWS * Layer::OUT_COLUMNS))
-    own = max(own, absolute_bits(errors[i]));
-  atomicMax(&largest[0], own);
-  __syncthreads();
-  if (threadIdx.x == 0) atomicMax(peak, largest[0]);
+  wait_for_previous_kernel();
+  const unsigned found = largest_of(largest, errors, grid_range(count * SumErrors<Layer>::SIZE));
+  if (threadIdx.x == 0 && found > 0) atomicMax(peak, found);
 }
 
-// A layer that sees the images sends no errors back, and has no tiles for it.
+// Both products of the backward pass in one launch: blocks have tiles of the errors first, those that have none begin with
+// the gradient. A layer that sees the images sends no errors back.
 template <class Layer>
-__device__ __forceinline__ void send_errors(const SumErrors<Layer>& errors, const float* __restrict__ weight,
-                                            float* __restrict__ source_errors, float* __restrict__ partials,
-                                            unsigned* __restrict__ tickets, const unsigned* __restrict__ peak,
-                                            int count) {
-  if constexpr (!Layer::FIRST) Errors<Layer>::run(errors, weight, source_errors, partials, tickets, peak, count);
+__device__ __forceinline__ void backward(const SumErrors<Layer>& errors, const float* __restrict__ source,
+                                         const float* __restrict__ weight, float* __restrict__ source_errors,
+                                         unsigned* __restrict__ source_peak, float* __restrict__ sums,
+                                         float* __restrict__ partials, unsigned* __restrict__ tickets,
+                                         const unsigned* __restrict__ peak, int count, int groups) {
+  SHARED_LARGE(char, memory, Layer::BACKWARD_BYTES);
+  SHARED(unsigned, largest, 1);
+  wait_for_previous_kernel();
+  unsigned bits = 0;
+  if constexpr (Layer::ARITHMETIC == F16X3)
+    bits = Layer::FINDS_PEAK ? largest_of(largest, errors.errors, block_range(count * SumErrors<Layer>::SIZE)) : *peak;
+  const float factor = peak_factor(bits);
+  int first_job = blockIdx.x;
+  if constexpr (!Layer::FIRST) {
+    static_assert(Errors<Layer>::BYTES <= Layer::BACKWARD_BYTES, "the launch asks for enough shared memory");
+    Errors<Layer>::run(memory, errors, weight, source_errors, source_peak, partials, tickets, factor, count);
+    const int blocks = gridDim.x;
+    first_job = (first_job + blocks - Errors<Layer>::jobs(count) % blocks) % blocks;
+  }
+  static_assert(Gradient<Layer>::BYTES <= Layer::BACKWARD_BYTES, "the launch asks for enough shared memory");
+  Gradient<Layer>::run(memory, errors, source, sums, factor, first_job, count, groups);
 }
 
 }  // namespace graph
 
 #define TUNED_GRAPH_LAYER_KERNELS(layer)                                                                          \
-  ENTRY_POINT_BOUNDED(layer, forward, layer::THREADS)                                                             \
+  ENTRY_POINT_RESIDENT(layer, forward, layer::THREADS, 2)                                                         \
   (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,            \
    float* __restrict__ target, unsigned char* __restrict__ winners, float* __restrict__ partials,                 \
    unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int count) {                                      \
@@ -45,16 +69,11 @@ __device__ __forceinline__ void send_errors(const SumErrors<Layer>& errors, cons
   (const float* __restrict__ errors, unsigned* __restrict__ peak, int count) {                                    \
     graph::find_peak<layer>(errors, peak, count);                                                                 \
   }                                                                                                               \
-  ENTRY_POINT_BOUNDED(layer, sum_gradient, layer::THREADS)                                                        \
+  ENTRY_POINT_RESIDENT(layer, backward, layer::THREADS, 2)                                                        \
   (const float* __restrict__ errors, const float* __restrict__ target, const unsigned char* __restrict__ winners, \
-   const float* __restrict__ source, float* __restrict__ partials, const unsigned* __restrict__ peak, int count,  \
-   int groups) {                                                                                                  \
-    graph::Gradient<layer>::run({errors, target, winners, count}, source, partials, peak, count, groups);         \
-  }                                                                                                               \
-  ENTRY_POINT_BOUNDED(layer, send_errors, layer::THREADS)                                                         \
-  (const float* __restrict__ errors, const float* __restrict__ target, const unsigned char* __restrict__ winners, \
-   const float* __restrict__ weight, float* __restrict__ source_errors, float* __restrict__ partials,             \
-   unsigned* __restrict__ tickets, const unsigned* __restrict__ peak, int count) {                                \
-    graph::send_errors<layer>({errors, target, winners, count}, weight, source_errors, partials, tickets, peak,   \
-                              count);                                                                             \
+   const float* __restrict__ source, const float* __restrict__ weight, float* __restrict__ source_errors,         \
+   unsigned* __restrict__ source_peak, float* __restrict__ sums, float* __restrict__ partials,                    \
+   unsigned* __restrict__ tickets, const unsigned* __restrict__ peak, int count, int groups) {                    \
+    graph::backward<layer>({errors, target, winners, count}, source, weight, source_errors, source_peak, sums,    \
+                           partials, tickets, peak, count, groups);                                               \
   }

@@ -67,6 +67,7 @@ struct SumErrors {
   static constexpr int WINDOW_ROWS = Layer::WINDOW_ROWS, WINDOW_COLUMNS = Layer::WINDOW_COLUMNS;
   static constexpr int WINDOW = WINDOW_ROWS * WINDOW_COLUMNS, CELLS = CELL_ROWS * CELL_COLUMNS;
   static constexpr int ROWS = CELL_ROWS * WINDOW_ROWS, COLUMNS = CELL_COLUMNS * WINDOW_COLUMNS;
+  static constexpr int SIZE = MAPS * CELLS;  // of an image's target
   static constexpr bool HAS_WINNERS = WINDOW > 1 && Layer::METHOD == MAX;
   static constexpr bool VECTORS = CELLS == 1 && MAPS % 4 == 0;
 

@@ -104,7 +104,7 @@ struct Convolution {
   }
 
   // Calls finish(first position, first column, sums) for every tile of this block; sums[column * SUM_PITCH + row] is
-  // already multiplied by `back`. partials (tiles, SPLITS, M * N), tickets (tiles,) all 0: for sums of several blocks.
+  // already multiplied back by both factors. partials (tiles, SPLITS, M * N), tickets (tiles,) all 0: for sums of several blocks.
   template <class Finish>
   static __device__ __forceinline__ void multiply(char* memory, const typename Spec::Map& map,
                                                   const float* __restrict__ weight, float left_factor,
@@ -174,9 +174,9 @@ struct Convolution {
         const int column = column0 + n * 16 + lane % EIGHT + (n * 2 + 1 < N_TILES ? lane / 16 * EIGHT : 0);
         columns[n] = at_right + (lane / EIGHT % 2 * N_PITCH + column) * 16;
       }
-      UNROLL_FOR(int i = 0; i < TAP_ROWS; i++)
+      ROLLED_FOR(int i = 0; i < TAP_ROWS; i++)
         UNROLL_FOR(int j = 0; j < Left::TAP_COLUMNS; j++)
-          UNROLL_FOR(int pair = 0; pair < CHUNK; pair += 2)
+          PAIRED_FOR(int pair = 0; pair < CHUNK; pair += 2)
             multiply_planes<false>(sums, rows, (i * Left::ROW + j + pair * Left::PITCH) * 16, LEFT_VECTORS * 16,
                                    columns, ((i * Left::TAP_COLUMNS + j) * CHUNK + pair) * N_PITCH * 16,
                                    RIGHT_VECTORS * 16);
@@ -215,7 +215,7 @@ struct Convolution {
     __threadfence();
     for (int i : block_range(M * N)) {
       float sum = 0.0f;
-      for (int other = 0; other < SPLITS; other++) sum += load_l2(all + other * M * N + i);
+      UNROLL_FOR(int other = 0; other < SPLITS; other++) sum += load_l2(all + other * M * N + i);
       results[i / M * SUM_PITCH + i % M] = sum;
     }
     __syncthreads();
@@ -237,6 +237,7 @@ struct Forward {
                                              unsigned char* __restrict__ winners, float* __restrict__ partials,
                                              unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int count) {
     SHARED_LARGE(char, memory, Layer::FORWARD_BYTES);
+    wait_for_previous_kernel();
     if (blockIdx.x == 0 && threadIdx.x == 0) *peak = 0;  // of the errors that come back later
     Product::multiply(memory, {source, count}, weight, Range::MAPS, Range::WEIGHTS, count, partials, tickets,
                       [&](int first, int first_map, const float* sums) {
@@ -266,31 +267,41 @@ struct Forward {
   }
 };
 
-// source_errors (count, CHANNELS, HEIGHT, WIDTH).
+// source_errors (count, CHANNELS, HEIGHT, WIDTH). The bits of their largest absolute value go to *source_peak, if that is
+// larger than what it has.
 template <class Layer>
 struct Errors {
   using Spec = ErrorsSpec<Layer>;
   using Product = Convolution<Layer, Spec>;
   using Rows = Patch<Spec>;
-  static_assert(Product::BYTES <= Layer::ERRORS_BYTES, "the launch asks for enough shared memory");
+  static constexpr int BYTES = Product::BYTES;
 
-  static __device__ __forceinline__ void run(const SumErrors<Layer>& errors, const float* __restrict__ weight,
-                                             float* __restrict__ source_errors, float* __restrict__ partials,
-                                             unsigned* __restrict__ tickets, const unsigned* __restrict__ peak,
-                                             int count) {
-    SHARED_LARGE(char, memory, Layer::ERRORS_BYTES);
-    Product::multiply(
-        memory, {errors}, weight, peak_factor(*peak), Range::WEIGHTS, count, partials, tickets,
-        [&](int first, int first_channel, const float* sums) {
-          for (int i : block_range(Spec::M * Spec::N)) {
-            const int n = Rows::CELLS == 1 ? i % Spec::N : i / Spec::M;
-            const int row = Rows::CELLS == 1 ? i / Spec::N : i % Spec::M;
-            const int channel = first_channel + n, image = (first + row) / Rows::CELLS;
-            if (channel < Layer::CHANNELS && image < count)
-              source_errors[(image * Layer::CHANNELS + channel) * Rows::CELLS + (first + row) % Rows::CELLS] =
-                  sums[n * Product::SUM_PITCH + row];
-          }
-        });
+  static __device__ __forceinline__ int jobs(int count) { return Product::tiles(count) * Spec::SPLITS; }
+
+  static __device__ __forceinline__ void run(char* memory, const SumErrors<Layer>& errors,
+                                             const float* __restrict__ weight, float* __restrict__ source_errors,
+                                             unsigned* __restrict__ source_peak, float* __restrict__ partials,
+                                             unsigned* __restrict__ tickets, float factor, int count) {
+    unsigned largest = 0;
+    Product::multiply(memory, {errors}, weight, factor, Range::WEIGHTS, count, partials, tickets,
+                      [&](int first, int first_channel, const float* sums) {
+                        for (int i : block_range(Spec::M * Spec::N)) {
+                          const int n = Rows::CELLS == 1 ? i % Spec::N : i / Spec::M;
+                          const int row = Rows::CELLS == 1 ? i / Spec::N : i % Spec::M;
+                          const int channel = first_channel + n, image = (first + row) / Rows::CELLS;
+                          if (channel >= Layer::CHANNELS || image >= count) continue;
+                          const float error = sums[n * Product::SUM_PITCH + row];
+                          const int place = (first + row) % Rows::CELLS;
+                          source_errors[(image * Layer::CHANNELS + channel) * Rows::CELLS + place] = error;
+                          if (Layer::LEAVES_PEAK) largest = max(largest, absolute_bits(error));
+                        }
+                      });
+    // The order of atomics is not seen in a maximum.
+    if (Layer::LEAVES_PEAK) {
+      UNROLL_FOR(int lanes = WARP / 2; lanes > 0; lanes /= 2)
+        largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
+      if (threadIdx.x % WARP == 0 && largest > 0) atomicMax(source_peak, largest);
+    }
   }
 };
 

@@ -21,6 +21,8 @@ from cnnlib.stages.tuned.graph.tiles import (
     product_tile,
 )
 
+FEW_ERRORS = 64
+"""Errors of an image that every block reads to find the largest, which a launch would cost more."""
 MOST_WINDOW = 16
 """Most elements of a window that is subsampled at the end of a product."""
 
@@ -44,11 +46,16 @@ class GraphConv(GpuOperator):
     """A convolution with the activation and the subsampling that follow it, if they do."""
 
     file = "tuned/graph/layer.cuh"
-    kernels = ("forward", "find_peak", "sum_gradient", "send_errors")
+    kernels = ("forward", "find_peak", "backward")
+    waits = True
 
     forward_tile: ProductTile
     gradient_tile: GradientTile
     errors_tile: ProductTile | None
+    before: "GraphConv | None"
+    """The operator of the same kind whose target is the source, if there is one."""
+    peak_is_sought: bool
+    """Whether the largest of the target's errors has to be looked for, as nothing leaves it."""
 
     def check(self) -> None:
         self.arithmetic = product_options(self.stage).arithmetic
@@ -93,7 +100,12 @@ class GraphConv(GpuOperator):
         places = height, width
         return Windows(self.maps, self.kernel, (1, 1), (rows, columns), places, (1, 1))
 
-    def prepare(self, batch_size: int) -> None:
+    def prepare(self, batch_size: int, before: GpuOperator | None) -> None:
+        splits = self.arithmetic == "f16x3"
+        self.peak_is_sought = splits
+        self.before = before if splits and isinstance(before, GraphConv) else None
+        if self.before:
+            self.before.peak_is_sought = False
         options, limits = product_options(self.stage), self.limits
         room = VECTOR_BYTES[self.arithmetic]
         rest = batch_size, limits, room
@@ -105,6 +117,17 @@ class GraphConv(GpuOperator):
             raise self.too_large()
         self.forward_tile, self.gradient_tile = forward, gradient
         self.errors_tile = None if self.planned.is_first else back
+
+    @property
+    def finds_peak(self) -> bool:
+        """Whether each block of the backward pass looks for the largest error itself."""
+        return self.peak_is_sought and math.prod(self.target_map) <= FEW_ERRORS
+
+    @property
+    def backward_bytes(self) -> int:
+        """Shared memory of the backward pass, whose blocks have tiles of both products."""
+        errors = self.errors_tile.shared_bytes if self.errors_tile else 0
+        return max(errors, self.gradient_tile.shared_bytes)
 
     def too_large(self) -> Unsupported:
         return self.unsupported(
@@ -135,6 +158,10 @@ class GraphConv(GpuOperator):
             **self.forward_tile.constants("FORWARD"),
             **errors,
             **self.gradient_tile.constants(),
+            "FORWARD_BYTES": self.forward_tile.shared_bytes,
+            "BACKWARD_BYTES": self.backward_bytes,
+            "FINDS_PEAK": int(self.finds_peak),
+            "LEAVES_PEAK": int(self.before is not None),
         }
 
     def partial_groups(self, batch_size: int) -> int:
@@ -162,32 +189,29 @@ class GraphConv(GpuOperator):
         ]
 
     def backward(self, count: int) -> list[Launch]:
-        b, views = self.buffers, self.buffers.parameters[0]
-        errors = (b.target_errors, b.target, self.winners)
+        b, weight = self.buffers, self.buffers.parameters[0]["weight"]
         launches = []
-        if self.arithmetic == "f16x3":
+        if self.peak_is_sought and not self.finds_peak:
             elements = count * math.prod(self.target_map)
             launches.append(self.launch("find_peak", elements, b.target_errors, self.peak, count))
-        if self.errors_tile and b.source_errors is not None:
-            scratch = (self.partials, self.tickets, self.peak)
-            launches.append(
-                self.launch_blocks(
-                    "send_errors",
-                    self.errors_tile.jobs,
-                    *(*errors, views["weight"], b.source_errors, *scratch, count),
-                    shared_bytes=self.errors_tile.shared_bytes,
-                )
-            )
+        # The first operator has no source errors, and its kernel does not touch the array it gets.
+        source_errors = b.target_errors if b.source_errors is None else b.source_errors
+        source_peak = self.peak if self.before is None else self.before.peak
         groups = self.gradient_tile.partial_sums
-        launches.append(
-            self.launch_blocks(
-                "sum_gradient",
-                groups * self.gradient_tile.tiles,
-                *(*errors, b.source, b.partial_sums, self.peak, count, groups),
-                shared_bytes=self.gradient_tile.shared_bytes,
-            )
+        jobs = groups * self.gradient_tile.tiles + (
+            self.errors_tile.jobs if self.errors_tile else 0
         )
-        return launches
+        return [
+            *launches,
+            self.launch_blocks(
+                "backward",
+                jobs,
+                *(b.target_errors, b.target, self.winners, b.source, weight),
+                *(source_errors, source_peak, b.partial_sums),
+                *(self.partials, self.tickets, self.peak, count, groups),
+                shared_bytes=self.backward_bytes,
+            ),
+        ]
 
 
 class GraphDense(GraphConv):

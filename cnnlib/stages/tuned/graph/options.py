@@ -19,7 +19,9 @@ class ProductOptions(GpuOptions):
 
     arithmetic: Arithmetic = "f16x3"
     small_tiles: bool = False
-    """Whether products have the smallest of their tiles, as they have where a batch is small."""
+    """Whether products have the smallest of their tiles, and as many blocks for each as can be, as
+    small batches have them.
+    """
 
 
 def product_options(stage: Stage) -> ProductOptions:

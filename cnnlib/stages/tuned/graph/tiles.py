@@ -5,7 +5,7 @@ The kernels (kernels/tuned/graph/) take these numbers as constants, and assert t
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cnnlib.arithmetic import ceil_div
@@ -18,22 +18,36 @@ EIGHT = 8
 """Numbers of a vector: neighbouring channels, maps or terms."""
 SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {
     8: ((128, 8, 8),),
-    16: ((128, 16, 8), (64, 16, 4)),
-    32: ((256, 32, 8), (128, 32, 4), (64, 32, 4), (32, 32, 2)),
+    16: ((128, 16, 8), (64, 16, 4), (32, 16, 2), (16, 16, 1)),
+    32: ((256, 32, 8), (128, 32, 4), (64, 32, 4), (32, 32, 2), (16, 32, 1)),
     64: ((128, 64, 4), (64, 64, 2), (64, 32, 4), (32, 32, 2)),
 }
 """Columns that a tile has at most -> its (rows, columns, warps along the rows), largest first.
 
 Each warp makes 32x32, 32x16, 16x16, 16x8 or 32x64: the larger, the fewer loads for a product.
 """
-MOST_SPLITS = 16
-"""Blocks that share one tile's terms at most: the last one to come adds as many sums."""
+SPLITS = (1, 2, 4, 8, 16, 32)
+"""Blocks that may share one tile's terms; the last one to come adds as many sums."""
+PRODUCTS = 8 * 3 / 1365
+"""Cycles of a group of channels for each element: three products at what mma.sync was measured to
+make on an H100, of all warps."""
+STAGING = 0.8
+"""Cycles of a vector that is staged: some 100 instructions of a warp for 32 of them, on four
+schedulers. A count of the compiled kernels."""
+ENDING = 0.25
+"""Cycles of an element at the end of a tile: some 30 instructions, counted likewise."""
+ADDING = 4 / 60
+"""Cycles of a float out of the second-level cache, as one block was measured to read it."""
+LATENCY = 1000
+"""Cycles for which a block waits for what it stages, and again at the end. An estimate."""
 TAPS_AT_ONCE = 9
 """Taps of a kernel whose weights are staged together at most; else those of one of its rows."""
 UNFOLDING = 1.5
 """How many times as many products as terms a layer may cost before it is unfolded instead."""
 TWO_BLOCKS = 100 * 1024
 """Shared memory from which on two blocks are to fit a multiprocessor, one staging for the other."""
+RESERVED = 1024
+"""Shared memory that the hardware takes of each block's."""
 GRADIENT_POSITIONS = (128, 64, 32, 16)
 """Positions that a chunk of a gradient's sum has; the first that fit are taken."""
 GRADIENT_WAVES = 2
@@ -132,8 +146,11 @@ class ProductTile:
             f"{product}_UNFOLD": int(self.unfold),
             f"{product}_PATCH_ROWS": self.patch_rows,
             f"{product}_SPLITS": self.splits,
-            f"{product}_BYTES": self.shared_bytes,
         }
+
+    def chunks(self, windows: Windows) -> int:
+        """Parts in which all channels are staged."""
+        return ceil_div((windows.unfolded() if self.unfold else windows).groups, self.chunk)
 
     @property
     def jobs(self) -> int:
@@ -149,12 +166,9 @@ class ProductTile:
 def product_tile(
     windows: Windows, columns: int, batch: int, limits: Limits, vector_bytes: int, smallest: bool
 ) -> ProductTile | None:
-    """The largest tile of which there are enough for all multiprocessors; None if none fits.
-
-    Where even the smallest are too few, blocks share the terms of one.
-    """
+    """The tile with which the busiest multiprocessor has least to do; None if none fits."""
     widest = next((width for width in SHAPES if columns <= width), max(SHAPES))
-    chosen: ProductTile | None = None
+    found: list[ProductTile] = []
     for shape in SHAPES[widest]:
         if windows.used(shape[0]) == 0:
             continue
@@ -163,21 +177,49 @@ def product_tile(
             for tile in _tiles(windows, shape, columns, batch, vector_bytes)
             if tile.shared_bytes <= _room(limits)
         )
-        chosen = next(fitting, chosen)
-        if chosen and chosen.tiles >= limits.multiprocessors and not smallest:
-            return chosen
-    if chosen is None:
+        if (tile := next(fitting, None)) is not None:
+            found += _split(tile, windows, limits)
+    if not found:
         return None
-    chunks = ceil_div((windows.unfolded() if chosen.unfold else windows).groups, chosen.chunk)
-    splits = max(1, min(MOST_SPLITS, chunks, limits.multiprocessors // chosen.tiles))
-    # the same number of chunks for each of them, but for the last one
-    splits = ceil_div(chunks, ceil_div(chunks, splits))
-    return ProductTile(**{**vars(chosen), "splits": splits})
+    if smallest:
+        return min(found, key=lambda tile: (tile.rows * tile.columns, -tile.splits))
+    return min(found, key=lambda tile: _cycles(tile, windows, limits))
+
+
+def _split(tile: ProductTile, windows: Windows, limits: Limits) -> Iterator[ProductTile]:
+    """The tile with its terms for one block, and for more where there are multiprocessors left."""
+    chunks = tile.chunks(windows)
+    for wanted in SPLITS:
+        # the same number of chunks for each of them, but for the last one
+        splits = ceil_div(chunks, ceil_div(chunks, wanted))
+        if wanted == 1 or (splits == wanted and tile.tiles * splits <= 2 * limits.multiprocessors):
+            yield replace(tile, splits=splits)
+
+
+def _cycles(tile: ProductTile, windows: Windows, limits: Limits) -> float:
+    """A rough count of the cycles that the busiest multiprocessor takes for its tiles.
+
+    Tensor cores multiply while other warps stage what comes next; a block alone does one after the
+    other.
+    """
+    seen = windows.unfolded() if tile.unfold else windows
+    chunks = ceil_div(tile.chunks(windows), tile.splits)
+    pixels = tile.rows if tile.unfold else tile.patch_rows * windows.map[1]
+    products = PRODUCTS * tile.chunk * seen.taps * tile.rows * tile.columns
+    staging = STAGING * tile.chunk * (pixels + seen.taps * tile.columns)
+    each = chunks * (products + staging + LATENCY) + ENDING * tile.rows * tile.columns + LATENCY
+    if tile.splits > 1:
+        each += 2 * LATENCY + ADDING * tile.splits * tile.rows * tile.columns
+    waiting = chunks * (staging + LATENCY) / 2
+    blocks = ceil_div(tile.jobs, limits.multiprocessors)
+    return each + (blocks - 1) * (each - waiting)
 
 
 def _room(limits: Limits) -> int:
     """Shared memory that a block may take."""
-    return limits.shared_bytes // (2 if limits.shared_bytes >= TWO_BLOCKS else 1)
+    if limits.shared_bytes < TWO_BLOCKS:
+        return limits.shared_bytes
+    return limits.shared_bytes // 2 - RESERVED
 
 
 def _tiles(
@@ -227,7 +269,6 @@ class GradientTile:
             "GRADIENT_POSITIONS": self.positions,
             "GRADIENT_UNFOLD": int(self.unfold),
             "GRADIENT_PATCH_ROWS": self.patch_rows,
-            "GRADIENT_BYTES": self.shared_bytes,
         }
 
 
@@ -259,7 +300,6 @@ def gradient_tile(
             size = 4 * maps * (windows.channels * windows.taps + 1)
             sums = max(1, GRADIENT_WAVES * limits.multiprocessors // tiles)
             sums = max(1, min(chunks, sums, MOST_PARTIAL_BYTES // size))
-            sums = ceil_div(chunks, ceil_div(chunks, sums))
             return GradientTile(
                 height, warps_high, groups, positions, unfold, patch_rows, tiles, sums, shared
             )
