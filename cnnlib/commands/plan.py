@@ -249,9 +249,13 @@ def plan_in_words(
     """A table of one plan's sizes by batch size, and why it declines the others."""
     lines, serving = [], [each for each in plans if not each["unavailable"]]
     if serving:
-        keys = [key for key in serving[0] if key not in ("plan", "unavailable")]
-        rows = [[cell(key, each[key], gpu) for key in keys] for each in serving]
-        head = [key.replace("_", " ") for key in keys]
+        keys = [key for key in serving[0] if key not in ("plan", "unavailable", "batch_size")]
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for each in serving:
+            row = tuple(cell(key, each[key], gpu) for key in keys)
+            alike.setdefault(row, []).append(str(each["batch_size"]))
+        rows = [[", ".join(sizes), *row] for row, sizes in alike.items()]
+        head = ["batch size", *(key.replace("_", " ") for key in keys)]
         lines = [f"  plan {name}", *(f"    {line}" for line in columns([head, *rows]).splitlines())]
     reasons: dict[str, list[str]] = {}
     for each in plans:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Device, DeviceArray, Limits, Module
+from cnnlib.device.null import NullDevice
 from cnnlib.engine.device_engine import DeviceEngine, Pass
 from cnnlib.engine.gpu_operator import (
     SUM_THREADS,
@@ -40,6 +41,7 @@ from cnnlib.engine.stage import (
     options_of,
     plan,
 )
+from cnnlib.engine.step_plan import StepPlan
 from cnnlib.engine.upload import LoadTimer
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
@@ -100,6 +102,20 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         for before, operator in zip([None, *operators], operators, strict=False):
             operator.prepare(setup.batch_size, before)
         return operators
+
+    @classmethod
+    def plans_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> Sequence[StepPlan]:
+        """One plan, with the kernels that a step launches, counted on a device without memory."""
+        batch, device = setup.batch_size, NullDevice(limits)
+        try:
+            with cls(stage, setup, device) as engine:
+                images = np.zeros((batch, *setup.network.input_shape), np.uint8)
+                engine.load(images, np.zeros(batch, np.uint8))
+                before = device.launches
+                engine.train(np.arange(batch))
+        except Unsupported as error:
+            return [StepPlan("layers", declined=str(error))]
+        return [StepPlan("layers", {"kernels_a_step": device.launches - before})]
 
     @classmethod
     def source_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> str:

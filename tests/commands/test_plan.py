@@ -58,14 +58,15 @@ def test_what_does_not_fit_says_how_much_it_lacks(home: Home) -> None:
 
 
 def test_the_text_says_what_the_gpu_lacks_and_what_was_never_measured(home: Home) -> None:
-    said = home("plan", *TUNED, "--gpu", "RTX 4090", "--batch-size", "1024")
+    asked = (*TUNED, "--batch-size", "16", "--batch-size", "1024", "--batch-size", "4096")
+    said = home("plan", *asked, "--gpu", "RTX 4090")
     head, table = said.split("\n\n")[0], said.split("stage tuned")[1]
     assert head.startswith("GPU RTX 4090, by its record\n  compute capability 8.9, 128 multip")
     assert "no bulk copies with an mbarrier: copies by all threads of a block" in head
     assert "no asynchronous copies" not in head
     assert "never measured: the published times are those of an H100" in head
     assert re.search(r"^    batch size +images a block", table, re.M)
-    assert re.search(r"^    1,024 .* [\d,]+ of 101,376 +conv1 conv2 dense", table, re.M)
+    assert re.search(r"^    1024, 4096 .* [\d,]+ of 101,376 +conv1 conv2 dense", table, re.M)
     said = home("plan", *TUNED)
     assert said.startswith(
         "GPU H100, by its record, as there is no GPU to use here (--gpu: t4, a100, rtx4090, h100, "
