@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 from cnnlib.comparing.differences import Difference, differences
 from cnnlib.comparing.results import Key, Measured, Results, read
-from cnnlib.comparing.verdicts import FLOOR, Effect, LineEffect, RunEffect, effects, line_of
+from cnnlib.comparing.verdicts import FLOOR, LineEffect, RunEffect, effects, line_of
 from cnnlib.errors import DataError
 from cnnlib.stages import ALL
 
 BROKEN = ("failed", "diverged")
 """Statuses of a run that has stopped working, where it worked before."""
+TRUSTED = 3
+"""Repeats in A and in B from which on a single run that is slower is a regression. Of two repeats
+it happens too often by chance that one side is above the other.
+"""
 WORDS = ("slower", "faster", "same", "unsure")
 
 
@@ -36,12 +40,20 @@ class Comparison:
     runs: list[RunEffect]
     lines: list[LineEffect]
     left_out: list[LeftOut]
+    undescribed: list[str]
+    """A or B or both, where the folder has no run.json."""
 
     @property
     def regressions(self) -> list[str]:
-        """What is slower in B beyond its threshold, or works no longer, in words."""
-        lines = [f"{name_of_line(each)}: slower" for each in self.lines if is_slower(each.effect)]
-        runs = [f"{name_of_run(each.key)}: slower" for each in self.runs if is_slower(each.effect)]
+        """What is slower in B beyond its threshold, or works no longer, in words.
+
+        Single runs count where both folders have TRUSTED repeats.
+        """
+        slow = [each for each in self.runs if each.effect.word == "slower"]
+        runs = [f"{name_of_run(each.key)}: slower" for each in slow if is_trusted(each)]
+        lines = [
+            f"{name_of_line(each)}: slower" for each in self.lines if each.effect.word == "slower"
+        ]
         broken = [f"{name_of_run(each.key)}: {each.why}" for each in self.left_out if each.broken]
         return [*lines, *runs, *broken]
 
@@ -50,9 +62,9 @@ class Comparison:
         return {word: sum(run.effect.word == word for run in self.runs) for word in WORDS}
 
 
-def is_slower(effect: Effect) -> bool:
-    """Whether an effect is a regression."""
-    return effect.word == "slower"
+def is_trusted(run: RunEffect) -> bool:
+    """Whether the run was repeated often enough to be a regression by itself."""
+    return min(len(run.a.seconds), len(run.b.seconds)) >= TRUSTED
 
 
 def compare(a: Path, b: Path, floor: float = FLOOR) -> Comparison:
@@ -84,7 +96,8 @@ def compare_results(a: Results, b: Results, floor: float = FLOOR) -> Comparison:
     for key in in_order(a.runs.keys() ^ b.runs.keys()):
         left_out.append(LeftOut(key, f"only in {'A' if key in a.runs else 'B'}"))
     runs, lines = effects(pairs, floor)
-    return Comparison(a.folder, b.folder, differences(a, b), runs, lines, left_out)
+    undescribed = [side for side, each in (("A", a), ("B", b)) if not each.facts]
+    return Comparison(a.folder, b.folder, differences(a, b), runs, lines, left_out, undescribed)
 
 
 def incomparable(a: Measured, b: Measured) -> str:

@@ -45,11 +45,8 @@ SAME = 0.1
 """Runs are not called the same if they may differ by more, however noisy they are."""
 LEAST_PAIRS = 6
 """Pairs that a threshold is taken from at least, those of three repeats in A and three in B. Where
-a stage and network have fewer, all of the same kind of device are taken.
-"""
-LEAST_PAIRS_TOGETHER, LEAST_BATCH_SIZES = 4, 3
-"""The same for all batch sizes together, if there are so many; otherwise the threshold of single
-runs is taken, which is larger.
+a stage and network have fewer, all of the same kind of device are taken; for all batch sizes
+together it is then the threshold of single runs, which is larger.
 """
 
 Word = Literal["faster", "slower", "same", "unsure"]
@@ -149,8 +146,7 @@ def together(
     ratio = math.exp(float(np.median([math.log(b.median / a.median) for a, b in pairs.values()])))
     own = [draws[key] for key in pairs if key in draws]
     between = spread_together(pairs)
-    few = len(between) < LEAST_PAIRS_TOGETHER or len(pairs) < LEAST_BATCH_SIZES
-    limit = otherwise if few else threshold(between, floor)
+    limit = threshold(between, floor) if len(between) >= LEAST_PAIRS else otherwise
     return judged(ratio, np.median(own, axis=0) if own else None, limit)
 
 

@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cnnlib.comparing.comparison import Comparison, LeftOut, name_of_stage
+from cnnlib.comparing.comparison import (
+    TRUSTED,
+    Comparison,
+    LeftOut,
+    is_trusted,
+    name_of_stage,
+)
 from cnnlib.comparing.differences import UNKNOWN
 from cnnlib.comparing.verdicts import Effect, Line, LineEffect, RunEffect, line_of
 from cnnlib.files import write_whole
@@ -19,24 +25,24 @@ Cells = list[str]
 LONGEST = 200
 """Letters of the reason why something is not compared."""
 DIFFERENCE_HEADS = ["what differs", "", "A", "B"]
-EFFECT_HEADS = ["B / A", "95 % interval", "threshold", "verdict"]
-LINE_HEADS = ["stage", "batch sizes", *EFFECT_HEADS]
-RUN_HEADS = ["stage", "batch", "epoch, A", "epoch, B", "repeats", *EFFECT_HEADS, "accuracy, A, B"]
+EFFECT_HEADS = ["verdict", "B / A", "95 % interval", "threshold"]
+LINE_HEADS = ["stage", *EFFECT_HEADS, "batch sizes"]
+RUN_HEADS = ["stage", "batch", *EFFECT_HEADS, "epoch, A", "epoch, B", "repeats", "accuracy, A, B"]
 
 
 def effect_cells(effect: Effect) -> Cells:
-    """Ratio, interval, threshold, verdict; what is unknown is a dash."""
+    """The cells under EFFECT_HEADS; what is unknown is a dash."""
     interval = "–"
     if not math.isnan(effect.low):
         interval = f"{digits(effect.low, 4)} to {digits(effect.high, 4)}"
     threshold = "–" if math.isnan(effect.threshold) else f"{100 * effect.threshold:.1f} %"
-    return [digits(effect.ratio, 4), interval, threshold, effect.word]
+    return [effect.word, digits(effect.ratio, 4), interval, threshold]
 
 
 def line_cells(line: LineEffect) -> Cells:
     """The cells under LINE_HEADS."""
     sizes = f"{len(line.batch_sizes)}, {min(line.batch_sizes)} to {max(line.batch_sizes)}"
-    return [name_of_stage(line.line), sizes, *effect_cells(line.effect)]
+    return [name_of_stage(line.line), *effect_cells(line.effect), sizes]
 
 
 def run_cells(run: RunEffect) -> Cells:
@@ -48,7 +54,7 @@ def run_cells(run: RunEffect) -> Cells:
     accuracy = ", ".join(percent(each.accuracy) for each in sides)
     effect = effect_cells(run.effect)
     stage = name_of_stage(line_of(run.key))
-    return [stage, str(run.key.batch_size), *times, repeats, *effect, accuracy]
+    return [stage, str(run.key.batch_size), *effect, *times, repeats, accuracy]
 
 
 def percent(share: float) -> str:
@@ -102,6 +108,13 @@ def notes(comparison: Comparison) -> list[str]:
         said.append("*: timed on a part of an epoch and scaled.")
     if any(each.key.device_kind == "emulated" for each in comparison.runs):
         said.append("Emulated kernels ran on the CPU: their times say nothing about a GPU.")
+    if any(each.effect.word == "slower" and not is_trusted(each) for each in comparison.runs):
+        said.append(
+            f"A run that was repeated fewer than {TRUSTED} times is no regression by itself."
+        )
+    if comparison.undescribed:
+        sides = " and ".join(comparison.undescribed)
+        said.append(f"{sides} without run.json: by what it was measured is not known.")
     if any(UNKNOWN in (each.a, each.b) for each in comparison.differences):
         said.append("Unknown: that folder does not say it, so it may differ or not.")
     return said

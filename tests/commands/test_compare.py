@@ -156,7 +156,9 @@ def test_few_repeats_are_unsure_unless_others_say_how_far_repeats_differ(write: 
         write(f"more{time}", *several("gemm", time, repeats=2), *several("naive", time))
         for time in (1.0, 1.5)
     ]
-    assert words(compare_folders(*more)) == {("gemm", 8): "slower", ("naive", 8): "slower"}
+    found = compare_folders(*more)
+    assert words(found) == {("gemm", 8): "slower", ("naive", 8): "slower"}
+    assert found.regressions == ["naive (tiny on blobs), batch 8: slower"]
 
 
 @pytest.mark.parametrize(

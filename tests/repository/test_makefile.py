@@ -101,6 +101,13 @@ def test_python_that_will_not_do(machine: Machine, change: str, said: str) -> No
     assert said in machine.make("run")
 
 
+@pytest.mark.parametrize("folders", [[], ["A=results"], ["B=results"]])
+def test_a_comparison_of_fewer_than_two_folders(machine: Machine, folders: list[str]) -> None:
+    assert "make compare A=results/reference/nvidia-h100 B=results" in machine.make(
+        "compare", *folders
+    )
+
+
 def test_python_named_that_is_old(machine: Machine) -> None:
     machine.has("g++", COMPILER)
     machine.has("python3", Path(sys.executable))
