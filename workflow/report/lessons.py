@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from cnnlib.exercises.catalogue import NAMES, Exercise, find_exercise
 from cnnlib.paths import ROOT
 from workflow.plotting import style, wording
 from workflow.report.rungs import Rung, flops_per_image, rungs, text
@@ -16,8 +17,6 @@ from workflow.report.timeline import Lane, lanes, micro
 
 TEXTS = ROOT / "workflow/report/templates/lessons"
 SKETCHES = ROOT / "workflow/report/sketches"
-EXERCISES = ("naive", "gemm", "gemm_cuda", "fused", "ring")
-"""The stages that `cnnlib exercise` has an exercise for."""
 AN_EMPTY_ONE = 1.1
 """A kernel that takes at most so many times an empty launch is as short as one can be measured."""
 MOST_BARS = 8
@@ -58,7 +57,7 @@ class Lesson:
     rung: Rung
     chart: Chart | None
     facts: "Facts"
-    exercise: str = ""
+    exercise: Exercise | None = None
     sketch: str = ""
 
 
@@ -119,7 +118,7 @@ def lessons(shown: Shown) -> list[Lesson]:
                 known.rungs[stage],
                 CHARTS[stage](shown, known) if stage in CHARTS else None,
                 known,
-                f"cnnlib exercise {stage}" if stage in EXERCISES else "",
+                find_exercise(stage) if stage in NAMES else None,
                 sketch.read_text(encoding="utf-8") if sketch.exists() else "",
             )
         )

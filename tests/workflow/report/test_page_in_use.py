@@ -14,6 +14,7 @@ import pytest
 
 from cnnlib.errors import DataError
 from cnnlib.exchange.formats import load_weights, save_weights
+from cnnlib.exercises.catalogue import NAMES
 from cnnlib.layers import Array
 from cnnlib.network import Network
 from cnnlib.paths import ROOT
@@ -108,8 +109,10 @@ def test_without_scripts_all_is_there_but_what_needs_one(
     for rung in explained.opened.rungs:
         assert rung.epoch in plain["text"]
         assert rung.title in plain["text"]
-    for lesson in explained.lessons:
-        assert lesson.exercise in plain["text"]
+    with_exercise = [lesson.stage for lesson in explained.lessons if lesson.exercise]
+    assert with_exercise == list(NAMES)
+    for stage in with_exercise:
+        assert f"cnnlib exercise start {stage}" in plain["text"]
     assert "Drawing a digit needs JavaScript" in plain["text"]
 
 
