@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cnnlib.comparing.results import SETTINGS, run_folders
+from cnnlib.comparing.results import SETTINGS, measured, run_folders, tables
+from cnnlib.comparing.verdicts import is_copy
 from cnnlib.config import Config, load_config
 from cnnlib.errors import DataError
 from cnnlib.measuring import schema
@@ -17,6 +18,8 @@ Columns = dict[str, list[Any]]
 
 WITHOUT_VALUE = ("failed", "disturbed")
 """Statuses of runs that have to be measured again before they are published."""
+BESIDE = ("transfers", "cpu_profile", "features", "pictures", "probes")
+"""Raw tables that the workflow measures beside the runs. Any other one is optional."""
 FREE = {"device", "reason", "function", "class_name"}
 """Columns whose texts come from the machine or the user; all others are chosen by the code."""
 IDENTITY = tuple(schema.IDENTITY)
@@ -46,18 +49,20 @@ def settings_of(folder: Path) -> Config:
 
 
 def read_tables(folder: Path, config: Config) -> list[Table]:
-    """The raw tables in `folder`/tables that figures are drawn from, each checked.
+    """The raw tables in `folder`/tables, each checked.
 
     Raises DataError naming those that are missing, or the one that is damaged.
     """
-    tables = folder / "tables"
+    place = folder / "tables"
     # Where no stage runs on a GPU, or none on the CPU, the workflow writes a table without rows.
-    wanted = [name for name in schema.TABLES if name != "race" or config.race is not None]
-    missing = [name for name in wanted if not schema.find(tables, name).exists()]
+    required = {*RUN_TABLES, *BESIDE} | ({"race"} if config.race is not None else set())
+    there = {name for name in schema.TABLES if schema.find(place, name).exists()}
+    wanted = [name for name in schema.TABLES if name in required | there]
+    missing = [name for name in wanted if name not in there]
     if missing:
         names = ", ".join(f"{name}.csv" for name in missing)
-        raise DataError(f"{tables} lacks {names}: these results are not finished; run `make run`")
-    return [Table(name, schema.read_columns(schema.find(tables, name), name)) for name in wanted]
+        raise DataError(f"{place} lacks {names}: these results are not finished; run `make run`")
+    return [Table(name, schema.read_columns(schema.find(place, name), name)) for name in wanted]
 
 
 def check_complete(folder: Path, config: Config, epochs: Table) -> None:
@@ -74,6 +79,19 @@ def check_complete(folder: Path, config: Config, epochs: Table) -> None:
     for path in run_folders(folder):
         if why := damage(path):
             raise DataError(f"{path}: {why}; measure this run again")
+    check_combined(folder)
+
+
+def check_combined(folder: Path) -> None:
+    """DataError naming a run that was measured again after its rows were put into the table."""
+    combined = schema.find(folder / "tables", "epochs")
+    of_runs = measured(tables(folder, "epochs"))  # each run's own file, where there are any
+    for key, run in measured([combined]).items():
+        if key not in of_runs or not is_copy(run, of_runs[key]):
+            raise DataError(
+                f"{combined} has other times of {key.stage}, batch {key.batch_size}, than "
+                f"{folder}/runs: run `make run`, which combines the tables anew"
+            )
 
 
 def refuse(folder: Path, wrong: Sequence[tuple[Run, str]]) -> None:

@@ -144,6 +144,7 @@ def test_a_folder_that_is_dropped_in_is_listed_and_the_same(home: Home, finished
         ("damaged", "epochs.csv, row 8: 10 cells, not 18: cut off?"),
         ("settings", "config.yaml is not there"),
         ("facts", "has no run.json"),
+        ("again", "epochs.csv has other times of naive, batch 8, than results/runs"),
         ("name", "the network 'ann-net' has the user name in its name"),
         ("machine", "--machine 'my/box' must be made of letters"),
         ("folder", "elsewhere is no folder of results"),
@@ -178,6 +179,11 @@ def test_half_and_wrong_results_are_refused_by_name(
         path.write_text(path.read_text()[:800].rpartition(",")[0])
     elif wrong == "settings":
         (finished.folder / "config.yaml").unlink()
+    elif wrong == "again":
+        folder = finished.folder / runs(finished.config)[0].folder
+        for name in schema.RUN_TABLES:
+            schema.write(folder / f"{name}.csv", name, [])
+        (folder / "run.json").write_text(json.dumps(FACTS))
     elif wrong == "facts":
         for path in (finished.folder / "provenance").iterdir():
             path.unlink()
