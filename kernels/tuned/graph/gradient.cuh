@@ -13,7 +13,7 @@ template <class Layer>
 struct GradientSpec {
   using Map = PaddedSource<Layer>;
   static constexpr int M = Layer::GRADIENT_POSITIONS;  // of a chunk; the rows of a patch
-  static constexpr int PATCH_ROWS = Layer::GRADIENT_PATCH_ROWS;
+  static constexpr int PATCH_ROWS = Layer::GRADIENT_PATCH_ROWS, PATCH_COLUMNS = Layer::GRADIENT_PATCH_COLUMNS;
   static constexpr bool UNFOLD = Layer::GRADIENT_UNFOLD;
   static constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
   static constexpr int STEP_ROWS = Layer::STRIDE_ROWS, STEP_COLUMNS = Layer::STRIDE_COLUMNS;
@@ -68,7 +68,7 @@ struct Gradient {
         __syncthreads();
         for (int row : block_range(POSITIONS)) pixels[row] = Right::pixel_of(first, row);
         stage_errors(left, errors, first, map0, factor);
-        Right::template stage<ARITHMETIC, GROUPS, GROUPS + 1>(right, map, first, channel_group, Range::MAPS);
+        Right::template stage<ARITHMETIC, THREADS, GROUPS, GROUPS + 1>(right, map, first, channel_group, Range::MAPS);
         __syncthreads();
         multiply_chunk(sums, pixels, left, right, row0, tile0);
       }

@@ -26,6 +26,7 @@ template <class Layer>
 __device__ __forceinline__ void find_peak(const float* __restrict__ errors, unsigned* __restrict__ peak, int count) {
   SHARED(unsigned, largest, 1);
   wait_for_previous_kernel();
+  let_next_kernel_start();
   const unsigned found = largest_of(largest, errors, grid_range(count * SumErrors<Layer>::SIZE));
   if (threadIdx.x == 0 && found > 0) atomicMax(peak, found);
 }
@@ -41,6 +42,7 @@ __device__ __forceinline__ void backward(const SumErrors<Layer>& errors, const f
   SHARED_LARGE(char, memory, Layer::BACKWARD_BYTES);
   SHARED(unsigned, largest, 1);
   wait_for_previous_kernel();
+  let_next_kernel_start();
   unsigned bits = 0;
   if constexpr (Layer::ARITHMETIC == F16X3)
     bits = Layer::FINDS_PEAK ? largest_of(largest, errors.errors, block_range(count * SumErrors<Layer>::SIZE)) : *peak;

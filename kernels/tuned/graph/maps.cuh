@@ -101,9 +101,9 @@ struct SumErrors {
 
   // What element `element` of these windows gets of their errors.
   static __device__ __forceinline__ Eight share(const Eight& cells, const int (&winner)[EIGHT], int element) {
-    if constexpr (!HAS_WINNERS) return cells;
-    Eight eight;
-    UNROLL_FOR(int e = 0; e < EIGHT; e++) eight.at[e] = winner[e] == element ? cells.at[e] : 0.0f;
+    Eight eight = cells;
+    if constexpr (HAS_WINNERS)
+      UNROLL_FOR(int e = 0; e < EIGHT; e++) eight.at[e] = winner[e] == element ? cells.at[e] : 0.0f;
     return eight;
   }
 

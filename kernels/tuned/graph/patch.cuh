@@ -12,6 +12,22 @@
 
 namespace graph {
 
+// Calls store(i, load(i)) for every i < COUNT, shared out to the threads of a block. A thread has two loads in flight.
+template <int THREADS, int COUNT, class Load, class Store>
+__device__ __forceinline__ void for_eights(Load load, Store store) {
+#ifdef __CUDACC__
+  for (int begin = threadIdx.x; begin < COUNT; begin += 2 * THREADS) {
+    Eight first = load(begin), second = eight_zeros();
+    const bool both = begin + THREADS < COUNT;
+    if (both) second = load(begin + THREADS);
+    store(begin, first);
+    if (both) store(begin + THREADS, second);
+  }
+#else
+  for (int i : block_range(COUNT)) store(i, load(i));
+#endif
+}
+
 // `Spec` has the sizes below; `Map` is one of maps.cuh.
 template <class Spec>
 struct Patch {
@@ -24,9 +40,10 @@ struct Patch {
   static constexpr int TAP_ROWS = Spec::UNFOLD ? 1 : Spec::KERNEL_ROWS;
   static constexpr int TAP_COLUMNS = Spec::UNFOLD ? 1 : Spec::KERNEL_COLUMNS;
   static constexpr int TAPS = TAP_ROWS * TAP_COLUMNS;
-  static constexpr int GROUPS = (CHANNELS + EIGHT - 1) / EIGHT;  // of eight channels
-  static constexpr int ROW = Spec::UNFOLD ? 0 : Map::COLUMNS;    // pixels from a row to the next
-  static constexpr int PIXELS = Spec::UNFOLD ? Spec::M : Spec::PATCH_ROWS * Map::COLUMNS;
+  static constexpr int GROUPS = (CHANNELS + EIGHT - 1) / EIGHT;       // of eight channels
+  static constexpr int ROW = Spec::UNFOLD ? 0 : Spec::PATCH_COLUMNS;  // pixels from a row to the next
+  static constexpr int PIXELS = Spec::UNFOLD ? Spec::M : Spec::PATCH_ROWS * Spec::PATCH_COLUMNS;
+  static constexpr int STAGED_PIXELS = Spec::UNFOLD ? Spec::M : Spec::PATCH_ROWS * Map::COLUMNS;
   static constexpr int PITCH = PIXELS | 1;  // vectors from a group to the next: odd, so that they begin in other banks
   static constexpr bool ONE_PLACE = Map::ROWS == 1 && Map::COLUMNS == 1;  // channels are neighbours in memory
 
@@ -53,34 +70,37 @@ struct Patch {
     if (Spec::UNFOLD) return row;
     if (row >= USED) return 0;
     const Place place = place_of(first + row);
-    return (place.image * Map::ROWS + place.y - first_row(first)) * Map::COLUMNS + place.x;
+    return (place.image * Map::ROWS + place.y - first_row(first)) * ROW + place.x;
   }
 
   // Vectors (STAGED, PITCH) of channels 8 group, ... of the patch, in a region of ROOM of such rows. All threads of the
   // block call it together.
-  template <int ARITHMETIC, int STAGED, int ROOM = STAGED>
+  template <int ARITHMETIC, int THREADS, int STAGED, int ROOM = STAGED>
   static __device__ __forceinline__ void stage(char* region, const Map& map, int first, int group, float factor) {
-    for (int i : block_range(STAGED * PIXELS)) {
-      const int pixel = ONE_PLACE ? i / STAGED : i % PIXELS, staged = ONE_PLACE ? i % STAGED : i / PIXELS;
+    const auto load = [&](int i) {
+      const int pixel = ONE_PLACE ? i / STAGED : i % STAGED_PIXELS, staged = ONE_PLACE ? i % STAGED : i / STAGED_PIXELS;
       const int channel = (group + staged) * EIGHT;
-      Eight eight;
       if constexpr (Spec::UNFOLD) {
-        eight = eight_zeros();
-        if (pixel < USED) {
-          const Place place = place_of(first + pixel);
-          UNROLL_FOR(int e = 0; e < EIGHT; e++) {
-            const int term = channel + e, tap = term % KERNEL_AREA;
-            if (term < CHANNELS)
-              eight.at[e] = map.load_one(place.image, place.y + tap / Spec::KERNEL_COLUMNS,
-                                         place.x + tap % Spec::KERNEL_COLUMNS, term / KERNEL_AREA);
-          }
+        Eight eight = eight_zeros();
+        if (pixel >= USED) return eight;
+        const Place place = place_of(first + pixel);
+        UNROLL_FOR(int e = 0; e < EIGHT; e++) {
+          const int term = channel + e, tap = term % KERNEL_AREA;
+          if (term < CHANNELS)
+            eight.at[e] = map.load_one(place.image, place.y + tap / Spec::KERNEL_COLUMNS,
+                                       place.x + tap % Spec::KERNEL_COLUMNS, term / KERNEL_AREA);
         }
+        return eight;
       } else {
         const int row = first_row(first) + pixel / Map::COLUMNS;
-        eight = map.load(row / Map::ROWS, row % Map::ROWS, pixel % Map::COLUMNS, channel);
+        return map.load(row / Map::ROWS, row % Map::ROWS, pixel % Map::COLUMNS, channel);
       }
-      Planes<ARITHMETIC>::store(region, ROOM * PITCH, staged * PITCH + pixel, eight, factor);
-    }
+    };
+    for_eights<THREADS, STAGED * STAGED_PIXELS>(load, [&](int i, const Eight& eight) {
+      const int pixel = ONE_PLACE ? i / STAGED : i % STAGED_PIXELS, staged = ONE_PLACE ? i % STAGED : i / STAGED_PIXELS;
+      const int at = Spec::UNFOLD ? pixel : pixel / Map::COLUMNS * ROW + pixel % Map::COLUMNS;
+      Planes<ARITHMETIC>::store(region, ROOM * PITCH, staged * PITCH + at, eight, factor);
+    });
   }
 };
 

@@ -21,7 +21,8 @@ struct ForwardSpec {
   using Map = PaddedSource<Layer>;
   static constexpr int M = Layer::FORWARD_M, N = Layer::FORWARD_N, WARPS_M = Layer::FORWARD_WARPS_M;
   static constexpr int CHUNK = Layer::FORWARD_CHUNK, TAP_ROWS = Layer::FORWARD_TAP_ROWS;
-  static constexpr int PATCH_ROWS = Layer::FORWARD_PATCH_ROWS, SPLITS = Layer::FORWARD_SPLITS;
+  static constexpr int PATCH_ROWS = Layer::FORWARD_PATCH_ROWS, PATCH_COLUMNS = Layer::FORWARD_PATCH_COLUMNS;
+  static constexpr int SPLITS = Layer::FORWARD_SPLITS;
   static constexpr bool UNFOLD = Layer::FORWARD_UNFOLD;
   static constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
   static constexpr int STEP_ROWS = Layer::STRIDE_ROWS, STEP_COLUMNS = Layer::STRIDE_COLUMNS;
@@ -48,7 +49,8 @@ struct ErrorsSpec {
   using Map = SpreadErrors<Layer>;
   static constexpr int M = Layer::ERRORS_M, N = Layer::ERRORS_N, WARPS_M = Layer::ERRORS_WARPS_M;
   static constexpr int CHUNK = Layer::ERRORS_CHUNK, TAP_ROWS = Layer::ERRORS_TAP_ROWS;
-  static constexpr int PATCH_ROWS = Layer::ERRORS_PATCH_ROWS, SPLITS = Layer::ERRORS_SPLITS;
+  static constexpr int PATCH_ROWS = Layer::ERRORS_PATCH_ROWS, PATCH_COLUMNS = Layer::ERRORS_PATCH_COLUMNS;
+  static constexpr int SPLITS = Layer::ERRORS_SPLITS;
   static constexpr bool UNFOLD = Layer::ERRORS_UNFOLD;
   static constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
   static constexpr int STEP_ROWS = 1, STEP_COLUMNS = 1, WINDOW_ROWS = 1, WINDOW_COLUMNS = 1;
@@ -129,7 +131,8 @@ struct Convolution {
       for (int chunk = split * ceil_div(CHUNKS, SPLITS); chunk < last; chunk++)
         for (int tap_row = 0; tap_row < Left::TAP_ROWS; tap_row += TAP_ROWS) {
           __syncthreads();
-          if (tap_row == 0) Left::template stage<ARITHMETIC, CHUNK>(left, map, first, chunk * CHUNK, left_factor);
+          if (tap_row == 0)
+            Left::template stage<ARITHMETIC, THREADS, CHUNK>(left, map, first, chunk * CHUNK, left_factor);
           stage_weights(right, weight, first_column, chunk * CHUNK, tap_row, right_factor);
           __syncthreads();
           if (active) multiply_chunk(sums, pixels, left, right, tap_row, row0, column0);
@@ -150,14 +153,23 @@ struct Convolution {
   // Vectors (TAPS, CHUNK, N_PITCH) of the weights of some rows of the kernel.
   static __device__ __forceinline__ void stage_weights(char* region, const float* __restrict__ weight, int column,
                                                        int group, int tap_row, float factor) {
-    for (int i : block_range(TAPS * CHUNK * N)) {
-      const int tap = i % TAPS, rest = i / TAPS;
-      const int n = Spec::COLUMNS_FIRST ? rest % N : rest / CHUNK,
-                staged = Spec::COLUMNS_FIRST ? rest / N : rest % CHUNK;
-      const Eight eight =
-          Spec::weights(weight, column + n, (group + staged) * EIGHT, tap_row * Left::TAP_COLUMNS + tap);
-      P::store(region, RIGHT_VECTORS, (tap * CHUNK + staged) * N_PITCH + n, eight, factor);
-    }
+    struct Item {
+      int tap, n, staged;
+    };
+    const auto item = [](int i) -> Item {
+      const int rest = i / TAPS;
+      return {i % TAPS, Spec::COLUMNS_FIRST ? rest % N : rest / CHUNK, Spec::COLUMNS_FIRST ? rest / N : rest % CHUNK};
+    };
+    for_eights<THREADS, TAPS * CHUNK * N>(
+        [&](int i) {
+          const Item own = item(i);
+          return Spec::weights(weight, column + own.n, (group + own.staged) * EIGHT,
+                               tap_row * Left::TAP_COLUMNS + own.tap);
+        },
+        [&](int i, const Eight& eight) {
+          const Item own = item(i);
+          P::store(region, RIGHT_VECTORS, (own.tap * CHUNK + own.staged) * N_PITCH + own.n, eight, factor);
+        });
   }
 
   static __device__ __forceinline__ void multiply_chunk(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, const int* pixels,
@@ -238,6 +250,7 @@ struct Forward {
                                              unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int count) {
     SHARED_LARGE(char, memory, Layer::FORWARD_BYTES);
     wait_for_previous_kernel();
+    let_next_kernel_start();
     if (blockIdx.x == 0 && threadIdx.x == 0) *peak = 0;  // of the errors that come back later
     Product::multiply(memory, {source, count}, weight, Range::MAPS, Range::WEIGHTS, count, partials, tickets,
                       [&](int first, int first_map, const float* sums) {

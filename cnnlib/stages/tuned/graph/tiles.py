@@ -48,6 +48,8 @@ TWO_BLOCKS = 100 * 1024
 """Shared memory from which on two blocks are to fit a multiprocessor, one staging for the other."""
 RESERVED = 1024
 """Shared memory that the hardware takes of each block's."""
+BANK_ROWS = 64
+"""Rows of a tile by which the distance of a patch's rows is chosen."""
 GRADIENT_POSITIONS = (128, 64, 32, 16)
 """Positions that a chunk of a gradient's sum has; the first that fit are taken."""
 GRADIENT_WAVES = 2
@@ -84,6 +86,10 @@ class Windows(NamedTuple):
         area = math.prod(self.window)
         return rows // area * area
 
+    def patch(self, rows: int) -> Pair:
+        """Rows and columns of what the positions of a tile see."""
+        return self.patch_rows(rows), self.patch_columns(rows)
+
     def patch_rows(self, rows: int) -> int:
         """Rows of the map that the positions of any tile see, from the first to the last.
 
@@ -93,6 +99,30 @@ class Windows(NamedTuple):
         reach = (self.window[0] - 1) * self.step[0] + self.kernel[0]
         starts = range(0, cells, math.gcd(each, cells))
         return max(self._top(start + each - 1) - self._top(start) for start in starts) + reach
+
+    def patch_columns(self, rows: int) -> int:
+        """Pixels from a row of a patch to the next, so that few loads meet in a bank.
+
+        Eight neighbouring rows of a product are loaded together, of 16 bytes each: they take one
+        turn if their pixels differ modulo eight.
+        """
+        used = self.used(min(rows, BANK_ROWS))
+        places = [self._place(position) for position in range(used // EIGHT * EIGHT)]
+
+        def turns(pitch: int) -> int:
+            banks = [(row * pitch + column) % EIGHT for row, column in places]
+            eights = (banks[i : i + EIGHT] for i in range(0, len(banks), EIGHT))
+            return sum(max(map(eight.count, eight)) for eight in eights)
+
+        width = self.map[1]
+        return min(range(width, width + EIGHT), key=turns)
+
+    def _place(self, position: int) -> Pair:
+        """The row, over all images, and the column where a position's window of the map begins."""
+        cell, element = divmod(position, math.prod(self.window))
+        row, column = divmod(element, self.window[1])
+        left = cell % self.cells[1] * self.window[1] + column
+        return self._top(cell) + row * self.step[0], left * self.step[1]
 
     def _top(self, cell: int) -> int:
         """The row, over all images, where a window begins."""
@@ -128,7 +158,8 @@ class ProductTile:
     tap_rows: int
     """Rows of the kernel whose weights are staged at a time."""
     unfold: bool
-    patch_rows: int
+    patch: Pair
+    """Rows and columns of what the positions see; (0, 0) where they are unfolded."""
     splits: int
     """Blocks that share the terms of one tile."""
     tiles: int
@@ -144,7 +175,8 @@ class ProductTile:
             f"{product}_CHUNK": self.chunk,
             f"{product}_TAP_ROWS": self.tap_rows,
             f"{product}_UNFOLD": int(self.unfold),
-            f"{product}_PATCH_ROWS": self.patch_rows,
+            f"{product}_PATCH_ROWS": self.patch[0],
+            f"{product}_PATCH_COLUMNS": self.patch[1],
             f"{product}_SPLITS": self.splits,
         }
 
@@ -204,7 +236,7 @@ def _cycles(tile: ProductTile, windows: Windows, limits: Limits) -> float:
     """
     seen = windows.unfolded() if tile.unfold else windows
     chunks = ceil_div(tile.chunks(windows), tile.splits)
-    pixels = tile.rows if tile.unfold else tile.patch_rows * windows.map[1]
+    pixels = tile.rows if tile.unfold else math.prod(tile.patch)
     products = PRODUCTS * tile.chunk * seen.taps * tile.rows * tile.columns
     staging = STAGING * tile.chunk * (pixels + seen.taps * tile.columns)
     each = chunks * (products + staging + LATENCY) + ENDING * tile.rows * tile.columns + LATENCY
@@ -234,13 +266,11 @@ def _tiles(
         seen = windows.unfolded() if unfold else windows
         most = 8 if seen.taps == 1 else 2
         chunk = min(most, ceil_div(seen.groups, 2) * 2)
-        patch_rows = 0 if unfold else windows.patch_rows(rows)
-        pixels = (rows if unfold else patch_rows * windows.map[1]) | 1
+        patch = (0, 0) if unfold else windows.patch(rows)
+        pixels = (rows if unfold else math.prod(patch)) | 1
         vectors = chunk * pixels + tap_rows * seen.kernel[1] * chunk * (width + 1)
         shared = rows * 4 + max(vectors * vector_bytes, width * (rows + 4) * 4)
-        yield ProductTile(
-            rows, width, warps_high, chunk, tap_rows, unfold, patch_rows, 1, tiles, shared
-        )
+        yield ProductTile(rows, width, warps_high, chunk, tap_rows, unfold, patch, 1, tiles, shared)
 
 
 @dataclass(frozen=True)
@@ -254,7 +284,8 @@ class GradientTile:
     positions: int
     """Terms that are staged at a time."""
     unfold: bool
-    patch_rows: int
+    patch: Pair
+    """Rows and columns of what the positions see; (0, 0) where they are unfolded."""
     tiles: int
     """Tiles of the whole gradient."""
     partial_sums: int
@@ -268,7 +299,8 @@ class GradientTile:
             "GRADIENT_GROUPS": self.groups,
             "GRADIENT_POSITIONS": self.positions,
             "GRADIENT_UNFOLD": int(self.unfold),
-            "GRADIENT_PATCH_ROWS": self.patch_rows,
+            "GRADIENT_PATCH_ROWS": self.patch[0],
+            "GRADIENT_PATCH_COLUMNS": self.patch[1],
         }
 
 
@@ -289,8 +321,8 @@ def gradient_tile(
         for positions in GRADIENT_POSITIONS:
             if windows.used(positions) == 0 or positions >= 2 * max(16, batch * windows.positions):
                 continue
-            patch_rows = 0 if unfold else windows.patch_rows(positions)
-            pixels = (positions if unfold else patch_rows * windows.map[1]) | 1
+            patch = (0, 0) if unfold else windows.patch(positions)
+            pixels = (positions if unfold else math.prod(patch)) | 1
             vectors = height // EIGHT * (positions + 1) + (groups + 1) * pixels
             shared = positions * 4 + vectors * vector_bytes
             if shared > _room(limits):
@@ -301,6 +333,6 @@ def gradient_tile(
             sums = max(1, GRADIENT_WAVES * limits.multiprocessors // tiles)
             sums = max(1, min(chunks, sums, MOST_PARTIAL_BYTES // size))
             return GradientTile(
-                height, warps_high, groups, positions, unfold, patch_rows, tiles, sums, shared
+                height, warps_high, groups, positions, unfold, patch, tiles, sums, shared
             )
     return None
