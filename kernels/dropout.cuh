@@ -31,12 +31,17 @@ struct Mask {
 
   static __device__ __forceinline__ bool keeps(unsigned word) { return word >= THRESHOLD; }
 
-  // value * mask for one element; elsewhere than in training the value itself.
-  static __device__ __forceinline__ float apply(float value, const Moment& moment, int image, int element) {
-    if (!moment.training) return value;
+  // Whether an element of an image's map is kept in training.
+  static __device__ __forceinline__ bool is_kept(const Moment& moment, int image, int element) {
     const Words four = words(moment, image, element / 4);
     // Selected without an index, which would put the four words into memory.
     const unsigned first = element & 1 ? four.at[1] : four.at[0], second = element & 1 ? four.at[3] : four.at[2];
-    return keeps(element & 2 ? second : first) ? value * SCALE : 0.0f;
+    return keeps(element & 2 ? second : first);
+  }
+
+  // value * mask for one element; elsewhere than in training the value itself.
+  static __device__ __forceinline__ float apply(float value, const Moment& moment, int image, int element) {
+    if (!moment.training) return value;
+    return is_kept(moment, image, element) ? value * SCALE : 0.0f;
   }
 };

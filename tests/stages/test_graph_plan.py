@@ -32,7 +32,8 @@ def products() -> Network:
     """Every way in which a product lies in shared memory, in few layers.
 
     The convolutions are unfolded; read from patches, by stripes of two images; with strides that
-    spread the errors; and with a mean. The first dense layer has terms for several blocks.
+    spread the errors; and with a mean. The first dense layer drops units, and has terms for several
+    blocks.
     """
     return build(
         "products",
@@ -44,10 +45,11 @@ def products() -> Network:
             {"subsample": [2, 3]},
             {"conv": {"maps": 33, "kernel": [3, 2], "stride": [1, 2], "padding": [2, 1]}},
             {"activation": "tanh"},
-            {"conv": {"maps": 20, "kernel": 2}},
+            {"conv": {"maps": 36, "kernel": 2}},
             {"subsample": {"size": 2, "method": "mean"}},
             {"dense": 40},
-            {"activation": "relu"},
+            {"activation": "scaled_tanh"},
+            {"dropout": 0.6},
             {"dense": 4},
         ],
     )
@@ -62,7 +64,7 @@ def tensor_cores(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
         monkeypatch.setattr(gpu, "translation_unit", lambda *parts: head + unit(*parts))
 
 
-def opened(arithmetic: str, device: Device, batch: int = 5) -> Engine:
+def opened(arithmetic: str, device: Device, batch: int = 3) -> Engine:
     stage = replace(STAGE, options=ProductOptions(arithmetic=arithmetic))  # type: ignore[arg-type]
     return open_engine(stage, products(), batch, device)
 
@@ -71,13 +73,13 @@ def opened(arithmetic: str, device: Device, batch: int = 5) -> Engine:
 @pytest.mark.parametrize("arithmetic", ["f16x3", "bf16x6"])
 def test_products_of_planes_are_as_exact_as_float32(arithmetic: str, device: Device) -> None:
     with opened(arithmetic, device) as engine:
-        images, labels = pictures(products(), 5)
+        images, labels = pictures(products(), 3)
         validate(engine, images, labels)
-        validate(engine, *pictures(products(), 3, seed=1))  # leaves of the batch before stay there
+        validate(engine, *pictures(products(), 2, seed=1))  # leaves of the batch before stay there
         # A power of two is only an exponent more in everything that errors become.
-        errors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+        errors = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
         gradient = engine.backward(images, errors)
-        for power in (-60, -20, 20, 60):
+        for power in (-60, 60):
             scaled = engine.backward(images, errors * np.float32(2.0**power))
             assert np.array_equal(scaled, gradient * np.float32(2.0**power)), power
         errors[2, 1] = np.inf
@@ -133,7 +135,7 @@ def test_small_batches_have_small_tiles() -> None:
 @pytest.mark.quick
 def test_a_tile_that_fits_nowhere_is_none() -> None:
     wide = Windows(16, (3, 3), (1, 1), (9, 9000), (7, 8998), (1, 1))
-    limits = H100.limits._replace(shared_bytes=32 * 1024)
+    limits = H100.limits._replace(shared_bytes=16 * 1024)
     tile = product_tile(wide, 64, 1, limits, 32, smallest=False)
     assert tile is not None
     assert tile.unfold

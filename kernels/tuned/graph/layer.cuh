@@ -4,7 +4,8 @@
 // KERNEL_COLUMNS, STRIDE_*, PADDING_*, WINDOW_*, OUT_ROWS, OUT_COLUMNS, FUNCTION, METHOD; PARAMETERS, WEIGHT_OFFSET (of the
 // weights in the vector of all parameters); and the sizes of the three products' tiles, which
 // cnnlib/stages/tuned/graph/tiles.py chooses and explains: FORWARD_*, ERRORS_*, GRADIENT_*, BACKWARD_BYTES. FINDS_PEAK: each
-// block looks for the largest error itself. LEAVES_PEAK: the layer before wants to know its largest error.
+// block looks for the largest error itself. LEAVES_PEAK: the layer before wants to know its largest error. DROPS: dropout
+// comes last, with what Mask of kernels/dropout.cuh needs.
 #pragma once
 #include "gradient.cuh"
 
@@ -31,6 +32,15 @@ __device__ __forceinline__ void find_peak(const float* __restrict__ errors, unsi
   if (threadIdx.x == 0 && found > 0) atomicMax(peak, found);
 }
 
+// What dropout multiplies errors with.
+template <class Layer>
+__host__ __device__ constexpr float dropout_scale() {
+  if constexpr (Layer::DROPS)
+    return Layer::SCALE;
+  else
+    return 1.0f;
+}
+
 // Both products of the backward pass in one launch: blocks have tiles of the errors first, those that have none begin with
 // the gradient. A layer that sees the images sends no errors back.
 template <class Layer>
@@ -43,10 +53,11 @@ __device__ __forceinline__ void backward(const SumErrors<Layer>& errors, const f
   SHARED(unsigned, largest, 1);
   wait_for_previous_kernel();
   let_next_kernel_start();
+  constexpr float SPREAD = power_above(dropout_scale<Layer>());
   unsigned bits = 0;
   if constexpr (Layer::ARITHMETIC == F16X3)
     bits = Layer::FINDS_PEAK ? largest_of(largest, errors.errors, block_range(count * SumErrors<Layer>::SIZE)) : *peak;
-  const float factor = peak_factor(bits);
+  const float factor = peak_factor(bits) / SPREAD;
   int first_job = blockIdx.x;
   if constexpr (!Layer::FIRST) {
     static_assert(Errors<Layer>::BYTES <= Layer::BACKWARD_BYTES, "the launch asks for enough shared memory");
@@ -60,22 +71,24 @@ __device__ __forceinline__ void backward(const SumErrors<Layer>& errors, const f
 
 }  // namespace graph
 
-#define TUNED_GRAPH_LAYER_KERNELS(layer)                                                                          \
-  ENTRY_POINT_RESIDENT(layer, forward, layer::THREADS, 2)                                                         \
-  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,            \
-   float* __restrict__ target, unsigned char* __restrict__ winners, float* __restrict__ partials,                 \
-   unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int count) {                                      \
-    graph::Forward<layer>::run(source, weight, bias, target, winners, partials, tickets, peak, count);            \
-  }                                                                                                               \
-  ENTRY_POINT_BOUNDED(layer, find_peak, layer::THREADS)                                                           \
-  (const float* __restrict__ errors, unsigned* __restrict__ peak, int count) {                                    \
-    graph::find_peak<layer>(errors, peak, count);                                                                 \
-  }                                                                                                               \
-  ENTRY_POINT_RESIDENT(layer, backward, layer::THREADS, 2)                                                        \
-  (const float* __restrict__ errors, const float* __restrict__ target, const unsigned char* __restrict__ winners, \
-   const float* __restrict__ source, const float* __restrict__ weight, float* __restrict__ source_errors,         \
-   unsigned* __restrict__ source_peak, float* __restrict__ sums, float* __restrict__ partials,                    \
-   unsigned* __restrict__ tickets, const unsigned* __restrict__ peak, int count, int groups) {                    \
-    graph::backward<layer>({errors, target, winners, count}, source, weight, source_errors, source_peak, sums,    \
-                           partials, tickets, peak, count, groups);                                               \
+#define TUNED_GRAPH_LAYER_KERNELS(layer)                                                                            \
+  ENTRY_POINT_RESIDENT(layer, forward, layer::THREADS, 2)                                                           \
+  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,              \
+   float* __restrict__ target, unsigned char* __restrict__ winners, float* __restrict__ partials,                   \
+   unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int seed_low, int seed_high,                        \
+   const int* __restrict__ moment, int count) {                                                                     \
+    graph::Forward<layer>::run(source, weight, bias, target, winners, partials, tickets, peak, seed_low, seed_high, \
+                               moment, count);                                                                      \
+  }                                                                                                                 \
+  ENTRY_POINT_BOUNDED(layer, find_peak, layer::THREADS)                                                             \
+  (const float* __restrict__ errors, unsigned* __restrict__ peak, int count) {                                      \
+    graph::find_peak<layer>(errors, peak, count);                                                                   \
+  }                                                                                                                 \
+  ENTRY_POINT_RESIDENT(layer, backward, layer::THREADS, 2)                                                          \
+  (const float* __restrict__ errors, const float* __restrict__ target, const unsigned char* __restrict__ winners,   \
+   const float* __restrict__ source, const float* __restrict__ weight, float* __restrict__ source_errors,           \
+   unsigned* __restrict__ source_peak, float* __restrict__ sums, float* __restrict__ partials,                      \
+   unsigned* __restrict__ tickets, const unsigned* __restrict__ peak, int count, int groups) {                      \
+    graph::backward<layer>({errors, target, winners, count}, source, weight, source_errors, source_peak, sums,      \
+                           partials, tickets, peak, count, groups);                                                 \
   }

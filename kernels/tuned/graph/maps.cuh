@@ -60,7 +60,7 @@ struct PaddedSource {
 
 // Errors of the convolution's sums at the positions that a window covers; at all others they are zero. They are made of
 // those of the subsampled target whenever they are needed: an error times the slope of the activation goes to its window's
-// winner, or in equal shares to all of a mean.
+// winner, or in equal shares to all of a mean, and nowhere if dropout dropped the window's value.
 template <class Layer>
 struct SumErrors {
   static constexpr int MAPS = Layer::MAPS, CELL_ROWS = Layer::OUT_ROWS, CELL_COLUMNS = Layer::OUT_COLUMNS;
@@ -68,12 +68,14 @@ struct SumErrors {
   static constexpr int WINDOW = WINDOW_ROWS * WINDOW_COLUMNS, CELLS = CELL_ROWS * CELL_COLUMNS;
   static constexpr int ROWS = CELL_ROWS * WINDOW_ROWS, COLUMNS = CELL_COLUMNS * WINDOW_COLUMNS;
   static constexpr int SIZE = MAPS * CELLS;  // of an image's target
-  static constexpr bool HAS_WINNERS = WINDOW > 1 && Layer::METHOD == MAX;
+  static constexpr bool MAXIMUM = WINDOW > 1 && Layer::METHOD == MAX, DROPS = Layer::DROPS;
+  static constexpr bool HAS_WINNERS = MAXIMUM || DROPS;
+  static constexpr int DROPPED = 255;  // in place of a winner: dropout made the window's value 0
   static constexpr bool VECTORS = CELLS == 1 && MAPS % 4 == 0;
 
   const float* errors;           // (count, MAPS, CELL_ROWS, CELL_COLUMNS), of the target
   const float* target;           // likewise; used where there is an activation
-  const unsigned char* winners;  // likewise; used for a maximum over windows
+  const unsigned char* winners;  // likewise; used for a maximum over windows, and where there is dropout
   int count;
 
   // The index of a window (a cell of the target) in a map.
@@ -86,8 +88,10 @@ struct SumErrors {
     Eight eight = load_eight<CELLS, VECTORS>(errors + at, MAPS - map);
     if constexpr (Layer::FUNCTION != IDENTITY) {
       const Eight values = load_eight<CELLS, VECTORS>(target + at, MAPS - map);
-      UNROLL_FOR(int e = 0; e < EIGHT; e++) eight.at[e] *= slope<Layer::FUNCTION>(values.at[e]);
+      UNROLL_FOR(int e = 0; e < EIGHT; e++) eight.at[e] *= slope_of(values.at[e]);
     }
+    if constexpr (DROPS)
+      UNROLL_FOR(int e = 0; e < EIGHT; e++) eight.at[e] *= Layer::SCALE;
     if constexpr (WINDOW > 1 && Layer::METHOD == MEAN)
       UNROLL_FOR(int e = 0; e < EIGHT; e++) eight.at[e] /= float(WINDOW);
     return eight;
@@ -103,8 +107,18 @@ struct SumErrors {
   static __device__ __forceinline__ Eight share(const Eight& cells, const int (&winner)[EIGHT], int element) {
     Eight eight = cells;
     if constexpr (HAS_WINNERS)
-      UNROLL_FOR(int e = 0; e < EIGHT; e++) eight.at[e] = winner[e] == element ? cells.at[e] : 0.0f;
+      UNROLL_FOR(int e = 0; e < EIGHT; e++) eight.at[e] = gets(winner[e], element) ? cells.at[e] : 0.0f;
     return eight;
+  }
+
+  static __device__ __forceinline__ bool gets(int winner, int element) {
+    return MAXIMUM ? winner == element : winner != DROPPED;
+  }
+
+  // The slope of the activation where the target is `value`: what dropout kept has become larger after it.
+  static __device__ __forceinline__ float slope_of(float value) {
+    if constexpr (DROPS) value *= 1.0f / Layer::SCALE;
+    return slope<Layer::FUNCTION>(value);
   }
 
   // Of maps `map`, ..., `map` + 7 at position (y, x), both below ROWS and COLUMNS.
@@ -118,9 +132,10 @@ struct SumErrors {
   __device__ __forceinline__ float load_one(int image, int y, int x, int map) const {
     const int at = cell(image, map, y / WINDOW_ROWS, x / WINDOW_COLUMNS);
     if constexpr (HAS_WINNERS)
-      if (winners[at] != y % WINDOW_ROWS * WINDOW_COLUMNS + x % WINDOW_COLUMNS) return 0.0f;
+      if (!gets(winners[at], y % WINDOW_ROWS * WINDOW_COLUMNS + x % WINDOW_COLUMNS)) return 0.0f;
     float error = errors[at];
-    if constexpr (Layer::FUNCTION != IDENTITY) error *= slope<Layer::FUNCTION>(target[at]);
+    if constexpr (Layer::FUNCTION != IDENTITY) error *= slope_of(target[at]);
+    if constexpr (DROPS) error *= Layer::SCALE;
     return WINDOW > 1 && Layer::METHOD == MEAN ? error / float(WINDOW) : error;
   }
 };

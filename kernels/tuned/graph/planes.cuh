@@ -56,8 +56,14 @@ struct Range {
   static constexpr float WEIGHTS = 16.0f, MAPS = 1.0f / 64.0f;
 };
 
-// The power of two that brings the largest of some errors to [2^12, 2^13): slopes of up to 1.15 and factors of dropout up
-// to 4 may still come. `bits` are those of the largest absolute value (which sort as the values do). Without any error, or
+// The least power of two that is not below x.
+__host__ __device__ constexpr float power_above(float x) {
+  float power = 1.0f;
+  while (power < x) power *= 2.0f;
+  return power;
+}
+
+// The power of two that brings the largest of some errors to [2^12, 2^13): slopes of up to 1.15 may still come. `bits` are those of the largest absolute value (which sort as the values do). Without any error, or
 // where one is infinite or NaN, it is 1.
 __device__ __forceinline__ float peak_factor(unsigned bits) {
   const int exponent = static_cast<int>(bits >> 23);

@@ -11,6 +11,7 @@
 // blocks share a tile's channels, and the last one to come adds their sums, always in the same order (split-K).
 #pragma once
 #include "../../conv.cuh"
+#include "../../dropout.cuh"
 #include "patch.cuh"
 
 namespace graph {
@@ -247,20 +248,23 @@ struct Forward {
   static __device__ __forceinline__ void run(const float* __restrict__ source, const float* __restrict__ weight,
                                              const float* __restrict__ bias, float* __restrict__ target,
                                              unsigned char* __restrict__ winners, float* __restrict__ partials,
-                                             unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int count) {
+                                             unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int seed_low,
+                                             int seed_high, const int* __restrict__ now, int count) {
     SHARED_LARGE(char, memory, Layer::FORWARD_BYTES);
     wait_for_previous_kernel();
     let_next_kernel_start();
     if (blockIdx.x == 0 && threadIdx.x == 0) *peak = 0;  // of the errors that come back later
+    Moment moment(seed_low, seed_high, 0, false);
+    if constexpr (Layer::DROPS) moment = Moment(seed_low, seed_high, now);
     Product::multiply(memory, {source, count}, weight, Range::MAPS, Range::WEIGHTS, count, partials, tickets,
                       [&](int first, int first_map, const float* sums) {
-                        finish(first, first_map, sums, bias, target, winners, count);
+                        finish(first, first_map, sums, bias, target, winners, moment, count);
                       });
   }
 
   static __device__ __forceinline__ void finish(int first, int first_map, const float* sums,
                                                 const float* __restrict__ bias, float* __restrict__ target,
-                                                unsigned char* __restrict__ winners, int count) {
+                                                unsigned char* __restrict__ winners, const Moment& moment, int count) {
     constexpr int CELLS = Rows::USED / Rows::WINDOW;  // of a tile
     for (int i : block_range(CELLS * Spec::N)) {
       const int n = Rows::CELLS == 1 ? i % Spec::N : i / CELLS, own = Rows::CELLS == 1 ? i / Spec::N : i % CELLS;
@@ -273,8 +277,15 @@ struct Forward {
           value[y][x] = activate<Layer::FUNCTION>(
               sums[n * Product::SUM_PITCH + own * Rows::WINDOW + y * Spec::WINDOW_COLUMNS + x] + base);
       int winner;
-      const int at = (image * Layer::MAPS + map) * Rows::CELLS + cell % Rows::CELLS;
-      target[at] = subsample_window<Layer::METHOD>(value, &winner);
+      const int element = map * Rows::CELLS + cell % Rows::CELLS, at = image * Layer::MAPS * Rows::CELLS + element;
+      float result = subsample_window<Layer::METHOD>(value, &winner);
+      if constexpr (Layer::DROPS)
+        if (moment.training) {
+          const bool kept = Mask<Layer>::is_kept(moment, image, element);
+          result = kept ? result * Layer::SCALE : 0.0f;
+          if (!kept) winner = SumErrors<Layer>::DROPPED;
+        }
+      target[at] = result;
       if (SumErrors<Layer>::HAS_WINNERS) winners[at] = static_cast<unsigned char>(winner);
     }
   }

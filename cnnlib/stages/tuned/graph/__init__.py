@@ -1,8 +1,8 @@
 """Plan `graph` of stage tuned: layer by layer, each of its products one kernel.
 
-A convolution or a fully connected layer takes along the activation and the subsampling that follow
-it, forward and backward; the errors of its sums are made of those of its target when a kernel needs
-them. What none of these operators takes is served by those of stage gemm_cuda.
+A convolution or a fully connected layer takes along the activation, subsampling and dropout that
+follow it, forward and backward; the errors of its sums are made of those of its target when a
+kernel needs them. What none of these operators takes is served by those of stage gemm_cuda.
   tiles.py      which part of a product a block makes
   options.py    the arithmetic of the products
   operators.py  the launches
@@ -14,12 +14,18 @@ from cnnlib.stages.tuned.graph.operators import GraphConv, GraphDense
 from cnnlib.stages.tuned.graph.options import ProductOptions
 
 OPERATORS = {
-    (Conv, Activation, Subsample): GraphConv,
-    (Conv, Subsample): GraphConv,
-    (Conv, Activation): GraphConv,
-    (Conv,): GraphConv,
-    (Dense, Activation): GraphDense,
-    (Dense,): GraphDense,
+    **{
+        (*run, *last): GraphDense if Dense in run else GraphConv
+        for run in (
+            (Conv, Activation, Subsample),
+            (Conv, Subsample),
+            (Conv, Activation),
+            (Conv,),
+            (Dense, Activation),
+            (Dense,),
+        )
+        for last in ((Dropout,), ())
+    },
     (Activation,): GemmActivation,
     (Subsample,): GemmSubsample,
     (Dropout,): GemmDropout,

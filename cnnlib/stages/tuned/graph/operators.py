@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cnnlib.engine.gpu_operator import THREADS, GpuOperator, Launch
+from cnnlib.engine.gpu_operator import THREADS, GpuOperator, Launch, mask_constants
 from cnnlib.engine.source import Constant
 from cnnlib.engine.stage import declining
 from cnnlib.errors import Unsupported
-from cnnlib.layers import Conv, Dense, Layer, Shape, Subsample, enumerator_of
+from cnnlib.layers import Conv, Dense, Dropout, Layer, Shape, Subsample, enumerator_of
 from cnnlib.layers.pairs import Pair
 from cnnlib.stages.fused import by_direction, cannot_fuse
 from cnnlib.stages.tuned.graph.options import VECTOR_BYTES, product_options
@@ -43,7 +43,7 @@ def cannot_follow(layers: Sequence[Layer], source_shape: Shape) -> str:
 
 @declining(cannot_follow)
 class GraphConv(GpuOperator):
-    """A convolution with the activation and the subsampling that follow it, if they do."""
+    """A convolution with the activation, subsampling and dropout that follow it, if they do."""
 
     file = "tuned/graph/layer.cuh"
     kernels = ("forward", "find_peak", "backward")
@@ -82,7 +82,12 @@ class GraphConv(GpuOperator):
 
     @property
     def keeps_winners(self) -> bool:
-        return math.prod(self.window) > 1 and self.method == "max"
+        """Whether elements of the target have bytes: their windows' winners, or that they are 0."""
+        return self.drops or (math.prod(self.window) > 1 and self.method == "max")
+
+    @property
+    def drops(self) -> bool:
+        return self.planned.find(Dropout) is not None
 
     @property
     def windows(self) -> Windows:
@@ -153,6 +158,8 @@ class GraphConv(GpuOperator):
             **by_direction("OUT", (self.target_map[1], self.target_map[2])),
             "FUNCTION": enumerator_of(self.planned.layers),
             "METHOD": self.method.upper(),
+            "DROPS": int(self.drops),
+            **(mask_constants(self.planned) if self.drops else {}),
             "PARAMETERS": self.size,
             "WEIGHT_OFFSET": own.offset % 4,
             **self.forward_tile.constants("FORWARD"),
@@ -184,7 +191,10 @@ class GraphConv(GpuOperator):
         scratch = (self.partials, self.tickets, self.peak)
         return [
             self.launch_blocks(
-                "forward", tile.jobs, *maps, *scratch, count, shared_bytes=tile.shared_bytes
+                "forward",
+                tile.jobs,
+                *(*maps, *scratch, *b.draws, count),
+                shared_bytes=tile.shared_bytes,
             )
         ]
 
@@ -215,7 +225,7 @@ class GraphConv(GpuOperator):
 
 
 class GraphDense(GraphConv):
-    """A fully connected layer with the activation that follows it, if one does.
+    """A fully connected layer with the activation and the dropout that follow it, if they do.
 
     It is a convolution of maps of one place: each of its inputs is a channel, each unit a map.
     """

@@ -44,6 +44,8 @@ TAPS_AT_ONCE = 9
 """Taps of a kernel whose weights are staged together at most; else those of one of its rows."""
 UNFOLDING = 1.5
 """How many times as many products as terms a layer may cost before it is unfolded instead."""
+FEW_VECTORS = 96
+"""Rows and columns up to which twice as many channels are staged at a time."""
 TWO_BLOCKS = 100 * 1024
 """Shared memory from which on two blocks are to fit a multiprocessor, one staging for the other."""
 RESERVED = 1024
@@ -221,10 +223,9 @@ def product_tile(
 def _split(tile: ProductTile, windows: Windows, limits: Limits) -> Iterator[ProductTile]:
     """The tile with its terms for one block, and for more where there are multiprocessors left."""
     chunks = tile.chunks(windows)
-    for wanted in SPLITS:
-        # the same number of chunks for each of them, but for the last one
-        splits = ceil_div(chunks, ceil_div(chunks, wanted))
-        if wanted == 1 or (splits == wanted and tile.tiles * splits <= 2 * limits.multiprocessors):
+    # the same number of chunks for each of them, but for the last one
+    for splits in sorted({ceil_div(chunks, ceil_div(chunks, wanted)) for wanted in SPLITS}):
+        if splits == 1 or tile.tiles * splits <= 2 * limits.multiprocessors:
             yield replace(tile, splits=splits)
 
 
@@ -261,10 +262,12 @@ def _tiles(
     rows, width, warps_high = shape
     tiles = ceil_div(batch * windows.positions, windows.used(rows)) * ceil_div(columns, width)
     whole = windows.kernel[0] if windows.taps <= TAPS_AT_ONCE else 1
-    ways = [(True, 1)] if windows.costs_too_much else [(False, whole), (False, 1), (True, 1)]
-    for unfold, tap_rows in ways:
+    many = 8 if rows + width > FEW_VECTORS else 16
+    unfolded = [(True, 1, many), (True, 1, 2)]
+    few = many if windows.taps == 1 else 2
+    ways = [(False, whole, few), (False, 1, few), *unfolded]
+    for unfold, tap_rows, most in unfolded if windows.costs_too_much else ways:
         seen = windows.unfolded() if unfold else windows
-        most = 8 if seen.taps == 1 else 2
         chunk = min(most, ceil_div(seen.groups, 2) * 2)
         patch = (0, 0) if unfold else windows.patch(rows)
         pixels = (rows if unfold else math.prod(patch)) | 1
