@@ -3,19 +3,21 @@
 Those of an H100 are the usual ones of an emulated device, so that all other tests are of them.
 """
 
+import re
+
 import pytest
 
 from cnnlib.device import Device
 from cnnlib.device.architecture import A100, RTX_4090, T4, Architecture
 from cnnlib.engine import Setup
 from cnnlib.errors import Unsupported
-from cnnlib.stages import LADDER, ring
+from cnnlib.stages import LADDER
 from cnnlib.stages.tuned import STAGE
 from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import Limited, each_of, open_engine, pictures
-from tests.support.networks import awkward, lenet5, simard
+from tests.support.networks import awkward, lenet5, shipped, simard
 
 
 def emulated(limited: Limited, gpu: Architecture) -> Device:
@@ -55,16 +57,25 @@ def test_a_t4_trains_alike(limited: Limited, stage) -> None:
         five_steps(engine, *pictures(network, 2 * count))
 
 
-def test_what_a_t4_has_no_room_for_is_refused_by_name(limited: Limited) -> None:
-    """Simard's network, which an A100 and an RTX 4090 hold; ring takes it on a T4."""
-    network, device = simard(), emulated(limited, T4)
-    message = (
-        r"network 'simard' .* need 68,544 bytes, and a block may have 65,536; use stage 'ring'$"
-    )
-    with pytest.raises(Unsupported, match=message):
-        open_engine(STAGE, network, 4, device)
-    for gpu in (RTX_4090, A100):
-        (planned,) = STAGE.engine.plans_on(STAGE, Setup(network, 4, 0.1), gpu.limits)
-        assert not planned.declined
-    with open_engine(ring.STAGE, network, 4, device) as engine:
+def test_a_t4_has_just_room_for_simards_network(limited: Limited) -> None:
+    """Where parameters that are used as they come have no second place."""
+    network = simard()
+    with open_engine(STAGE, network, 4, emulated(limited, T4)) as engine:
+        assert isinstance(engine, PersistentEngine)
+        assert engine.block.weights_in_shared == ["conv1", "conv2"]
+        assert 64_000 < engine.block.layout.bytes <= T4.shared_bytes
         validate(engine, *pictures(network, 4))
+        five_steps(engine, *pictures(network, 12))
+
+
+@pytest.mark.parametrize("gpu", [T4, RTX_4090], ids=["t4", "rtx4090"])
+def test_what_does_not_fit_is_refused_by_name(gpu: Architecture) -> None:
+    """Other than on an A100, which has room for it."""
+    setup = Setup(shipped("train_mnist_fast"), 16, 0.1)
+    (planned,) = STAGE.engine.plans_on(STAGE, setup, gpu.limits)
+    limit = f"{gpu.shared_bytes:,}"
+    said = rf"network 'train_mnist_fast' .* need [\d,]+ bytes, and a block may have {limit}"
+    assert re.search(said, planned.declined)
+    with pytest.raises(Unsupported, match=said):
+        STAGE.engine.operators_on(STAGE, setup, gpu.limits)
+    assert STAGE.engine.operators_on(STAGE, setup, A100.limits)

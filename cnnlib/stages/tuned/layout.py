@@ -188,15 +188,17 @@ def lay_out(
     """The layout of a block that takes `images` together and may have `shared_bytes`.
 
     sizes: floats of the source of each operator, and of the target of the last. As many weights
-    are in shared memory as fit; the largest layers give way first. If it does not fit even so, the
-    layout is returned all the same, and its `bytes` say how much it lacks.
+    are in shared memory as fit; the largest layers give way first and then, for one image, room in
+    scratch for parameters that are used where they come. If it does not fit even so, the layout is
+    returned all the same, and its `bytes` say how much it lacks.
     """
-    first, *others = _give_ways(needs)
-    layout = _lay_out(needs, sizes, threads, images, shared_bytes, first)
-    for in_global in others:
+    ways = [(in_global, False) for in_global in _give_ways(needs)]
+    if images == 1:
+        ways.append((ways[-1][0], True))
+    for in_global, tight in ways:
+        layout = _lay_out(needs, sizes, threads, images, shared_bytes, in_global, tight)
         if layout.bytes <= shared_bytes:
             break
-        layout = _lay_out(needs, sizes, threads, images, shared_bytes, in_global)
     return layout
 
 
@@ -218,6 +220,7 @@ def _lay_out(
     images: int,
     shared_bytes: int,
     in_global: frozenset[str],
+    tight: bool,
 ) -> SharedLayout:
     arena, teams = SharedArena("images"), threads.teams
     first = next((i for i, n in enumerate(needs) if n.per_batch), len(needs))
@@ -270,12 +273,12 @@ def _lay_out(
             weights[n.label] = arena.take(f"{n.label} weights", lead + n.weights) + lead
 
     image_scratch = aligned(max((n.scratch for n in needs[:first]), default=0))
-    batch_scratch = max(
-        sum(n.raw for n in needs), image_scratch * teams, *(n.scratch for n in needs)
-    )
-    scratch = arena.take("scratch", batch_scratch)
     # Parameters that are converted arrive there too, before any image does.
     converted = [n for n in needs if n.raw and not n.raw_is_used]
+    # The others need no room there, and have it only in the layouts that were measured with it.
+    arriving = sum(n.raw for n in (converted if tight else needs))
+    batch_scratch = max(arriving, image_scratch * teams, *(n.scratch for n in needs))
+    scratch = arena.take("scratch", batch_scratch)
     ends = itertools.accumulate((n.raw for n in converted), initial=scratch)
     raw_weights = {n.label: offset + n.lead for n, offset in zip(converted, ends, strict=False)}
 
