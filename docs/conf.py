@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.autodoc",
     # local, in _extensions/
     "config_reference",
+    "exercises",
     "machines",
     "published",
     "plain_docstrings",

@@ -51,9 +51,15 @@ def is_open(exercise: Exercise, part: Part, lines: str) -> bool:
     return not_written(exercise, part) in lines
 
 
+def as_markdown(text: str) -> str:
+    """A task as Markdown, in which its stars, brackets and underscores are themselves."""
+    return re.sub(r"([*<>_\[\]])", r"\\\1", text)
+
+
 def page(exercise: Exercise, folder: str) -> str:
     """The text of README.md in the folder."""
-    return Template((TEXTS / README).read_text(encoding="utf-8")).substitute(
+    text = (TEXTS / README).read_text(encoding="utf-8")
+    return Template(text).substitute(
         name=exercise.name,
         title=exercise.title,
         text=textwrap.fill(exercise.text, 118),
@@ -65,7 +71,8 @@ def page(exercise: Exercise, folder: str) -> str:
             for part in exercise.parts
         ),
         tasks="\n\n".join(
-            f"## {part.name}\n\n{textwrap.fill(part.task, 118)}" for part in exercise.parts
+            f"## {part.name}\n\n{textwrap.fill(as_markdown(part.task), 118)}"
+            for part in exercise.parts
         ),
     )
 

@@ -21,6 +21,8 @@ from cnnlib.datasets.specs import (
     NpzSpec,
     SyntheticSpec,
 )
+from cnnlib.exercises.catalogue import NAMES, find_exercise
+from cnnlib.exercises.diagnosis import WORDS
 from cnnlib.layers import DEFAULT_LOSS, FUNCTIONS, KINDS, LOSSES
 from cnnlib.paths import ROOT
 from tests.support.engines import SERVE_ALL
@@ -152,6 +154,21 @@ def test_the_table_of_layers_has_every_kind_of_layer_and_training(
         refused = {what: why[stage] for what, why in networks.items() if why.get(stage)}
         assert refused.keys() == DO_NOT_FIT.get(stage, set())
         assert all("shared memory, which takes" in why for why in refused.values())
+
+
+def test_the_page_of_the_exercises_has_every_part_and_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(DOCS / "_extensions")
+    exercises = importlib.import_module("exercises")
+    page, words = list(exercises.page()), "\n".join(exercises.words())
+    for name in NAMES:
+        exercise = find_exercise(name)
+        assert f"## {name}: {exercise.title}" in page
+        for part in exercise.parts:
+            assert part.name in page
+    for word, meaning in WORDS.items():
+        assert f"| `{word}` | {meaning} |" in words
 
 
 def test_the_readme_names_the_command_that_ci_calls() -> None:

@@ -15,6 +15,7 @@ from cnnlib.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "notebook.py"
+COURSE = sorted(EXAMPLES.glob("course/*.py"))
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path != NOTEBOOK)
 
 SAID = {
@@ -43,20 +44,51 @@ def test_each_example_runs(script: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert words in printed
 
 
-def test_the_notebook_runs_cell_by_cell(folder: Path) -> None:
-    notebook = jupytext.read(NOTEBOOK)
+def run_cells(path: Path) -> int:
+    """Run a notebook cell by cell; returns the number of its figures."""
+    notebook = jupytext.read(path)
     assert notebook.metadata.kernelspec.language == "python"
     kinds = [cell.cell_type for cell in notebook.cells]
     assert kinds[0] == "markdown"
-    assert kinds.count("code") > 5
+    assert kinds.count("code") > 4
     names: dict[str, object] = {"__name__": "__main__"}
     plt.close("all")
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
-            exec(compile(cell.source, f"notebook.py, cell {number}", "exec"), names)
-    assert len(plt.get_fignums()) == 4
+            exec(compile(cell.source, f"{path.name}, cell {number}", "exec"), names)
+    figures = len(plt.get_fignums())
     plt.close("all")
+    return figures
+
+
+def test_the_notebook_runs_cell_by_cell(folder: Path) -> None:
+    assert run_cells(NOTEBOOK) == 4
     assert [path.name for path in folder.iterdir()] == ["rings.safetensors"]
+
+
+LED = {
+    "naive_to_gemm": (2, ["times as fast", "weights: "]),
+    "on_a_gpu": (1, ["gemm_cuda  loss", "fused      loss", "ring       loss", "tuned      loss"]),
+}
+"""Notebook of the course -> its figures, and what it prints, among others."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", COURSE, ids=lambda path: path.stem)
+def test_the_courses_notebooks_run(
+    notebook: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CNNLIB_OPTIMIZE", "1")
+    figures, words = LED[notebook.stem]
+    assert run_cells(notebook) == figures
+    printed = capsys.readouterr().out
+    for each in words:
+        assert each in printed
+    if "NO GPU" in printed:
+        assert "ms an epoch" not in printed
+        losses = re.findall(r"loss (\d\.\d{4})", printed)
+        assert len(losses) == 4
+        assert len(set(losses)) == 1
 
 
 def test_the_lines_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
