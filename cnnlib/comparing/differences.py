@@ -127,9 +127,10 @@ def settings(a: Results, b: Results) -> Iterable[Difference]:
                 yield Difference("settings", name, first, second)
         return
     digests = [run_digests(each) for each in (a, b)]
-    for name in sorted(digests[0].keys() & digests[1].keys()):
+    common = digests[0].keys() & digests[1].keys()
+    for name in sorted(common):
         yield from unequal("settings", f"digest, {name}", [each[name] for each in digests])
-    if a.settings is not None or b.settings is not None:
+    if not common and (a.settings is None) != (b.settings is None):
         sides = ("config.yaml" if each.settings is not None else UNKNOWN for each in (a, b))
         yield Difference("settings", "all", *sides)
 

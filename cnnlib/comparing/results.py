@@ -89,9 +89,11 @@ def read(folder: Path) -> Results:
         raise DataError(f"{folder} is {what}; it must be a folder of results")
     files = tables(folder, "epochs")
     if not files:
+        inside = sorted(str(path.parents[1]) for path in folder.glob("*/tables/epochs.csv"))
         raise DataError(
             f"{folder} is no folder of results: there is neither {folder}/runs nor "
             f"{folder}/tables/epochs.csv nor {folder}/epochs.csv"
+            + (f"; in it are: {', '.join(inside)}" if inside else "")
         )
     settings = folder / SETTINGS
     return Results(

@@ -167,6 +167,7 @@ def test_few_repeats_are_unsure_unless_others_say_how_far_repeats_differ(write: 
         ("missing", "missing is not there; it must be a folder of results"),
         ("config.yaml", "config.yaml is no folder"),
         ("empty", "empty is no folder of results: there is neither empty/runs nor"),
+        ("machines", "nor machines/epochs.csv; in it are: machines/mine"),
         ("cut", "cut/epochs.csv, row 9: 17 cells, not 18: cut off?"),
         (
             "negative",
@@ -179,6 +180,8 @@ def test_few_repeats_are_unsure_unless_others_say_how_far_repeats_differ(write: 
 )
 def test_bad_folders_are_named(home: Home, tmp_path: Path, what: str, named: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "machines/mine/tables").mkdir(parents=True)
+    shutil.copy(PUBLISHED / "networks/epochs.csv", tmp_path / "machines/mine/tables")
     for name in ("cut", "negative", "other", "facts", "settings"):
         (tmp_path / name).mkdir()
         table = tmp_path / name / "epochs.csv"
