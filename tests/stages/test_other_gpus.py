@@ -4,13 +4,18 @@ Those of an H100 are the usual ones of an emulated device, so that all other tes
 """
 
 import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from cnnlib.device import Device
-from cnnlib.device.architecture import A100, RTX_4090, T4, Architecture
+from cnnlib.device import Device, cuda
+from cnnlib.device.architecture import A100, H100, RTX_4090, T4, Architecture
 from cnnlib.engine import Setup
 from cnnlib.errors import Unsupported
+from cnnlib.paths import KERNELS
 from cnnlib.stages import LADDER
 from cnnlib.stages.tuned import STAGE
 from cnnlib.stages.tuned.engine import PersistentEngine
@@ -18,6 +23,23 @@ from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import Limited, each_of, open_engine, pictures
 from tests.support.networks import awkward, lenet5, shipped, simard
+
+NEWER = ("mma.sync", "cp.async", "max.NaN", "cp.async.bulk", "mbarrier.try_wait")
+"""Instructions of kernels/tuned/ that not all GPUs have."""
+
+
+def ptx(source: str, name: str, architecture: str, flags: Sequence[str] = ()) -> bytes:
+    """Code for a virtual GPU, such as compute_75, which a driver translates for any newer one."""
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "code.ptx"
+        command = [cuda.find_nvcc() or "nvcc", "-ptx", f"-arch={architecture}", "-std=c++17", "-w"]
+        subprocess.run(
+            [*command, *flags, "-I", str(KERNELS), "-x", "cu", "-", "-o", str(target)],
+            input=source,
+            text=True,
+            check=True,
+        )
+        return target.read_bytes() + b"\0"
 
 
 def emulated(limited: Limited, gpu: Architecture) -> Device:
@@ -79,3 +101,32 @@ def test_what_does_not_fit_is_refused_by_name(gpu: Architecture) -> None:
     with pytest.raises(Unsupported, match=said):
         STAGE.engine.operators_on(STAGE, setup, gpu.limits)
     assert STAGE.engine.operators_on(STAGE, setup, A100.limits)
+
+
+@pytest.mark.skipif(cuda.find_nvcc() is None, reason="no nvcc on PATH")
+@pytest.mark.parametrize(
+    ("gpu", "used"),
+    [(T4, []), (A100, ["mma.sync", "cp.async", "max.NaN"]), (H100, list(NEWER))],
+    ids=["t4", "a100", "h100"],
+)
+def test_instructions_are_those_that_the_gpu_has(gpu: Architecture, used: list[str]) -> None:
+    """Not only would others not compile: those that it has are used."""
+    source = STAGE.engine.source_on(STAGE, Setup(lenet5(), 16, 0.1), H100.limits)
+    code = ptx(source, "tuned", gpu.sm.replace("sm", "compute")).decode()
+    assert [name for name in NEWER if re.search(rf"\b{re.escape(name)}\.", code)] == used
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gpu", [T4, A100], ids=["t4", "a100"])
+def test_code_for_older_gpus_trains_on_this_one(
+    limited: Limited, monkeypatch: pytest.MonkeyPatch, gpu: Architecture
+) -> None:
+    """What the preprocessor leaves out of it is what such a GPU lacks."""
+    own = gpu.sm.replace("sm", "compute")
+    monkeypatch.setattr(
+        cuda, "compile_cubin", lambda source, name, _, flags: ptx(source, name, own, flags)
+    )
+    network, count = lenet5(), 100
+    with open_engine(STAGE, network, count, emulated(limited, gpu)) as engine:
+        validate(engine, *pictures(network, count))
+        five_steps(engine, *pictures(network, 3 * count))
