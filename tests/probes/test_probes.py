@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from cnnlib.device import Device, open_device
+from cnnlib.device.architecture import KNOWN, T4, Architecture
 from cnnlib.device.driver import gpu_present
+from cnnlib.device.null import NullDevice
 from cnnlib.errors import DeviceError
 from cnnlib.measuring import schema
 from cnnlib.paths import KERNELS
@@ -213,12 +215,29 @@ def test_what_fails_is_unavailable_and_the_rest_goes_on() -> None:
     assert len(log.rows) == 2 + logs.REPEATS
 
 
+def test_a_gpu_without_tensor_cores_for_tf32_says_so(device: Device) -> None:
+    probes, log = Probes(device), ProbeLog()
+    probes.device = NullDevice(T4.limits)
+    with pytest.raises(DeviceError, match="of compute capability 7.5 has no tensor-core products"):
+        gpu.probe_tensor_cores(log, probes)
+    assert not log.rows
+
+
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc here")
-def test_a_gpu_compiles_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", KNOWN, ids=lambda each: each.sm)
+def test_a_gpu_compiles_them(architecture: Architecture, tmp_path: Path) -> None:
     source = tmp_path / "probes.cu"
     source.write_text('#include "probes.cuh"\n')
     target = tmp_path / "probes.cubin"
-    command = ["nvcc", "-arch=sm_90", "-cubin", f"-I{KERNELS}", "-o", str(target), str(source)]
+    command = [
+        "nvcc",
+        f"-arch={architecture.sm}",
+        "-cubin",
+        f"-I{KERNELS}",
+        "-o",
+        str(target),
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     names = target.read_bytes()
