@@ -56,8 +56,11 @@ GRADIENT_POSITIONS = (128, 64, 32, 16)
 """Positions that a chunk of a gradient's sum has; the first that fit are taken."""
 GRADIENT_WAVES = 2
 """Blocks for each multiprocessor that sum a gradient, if there is so much to sum."""
-MOST_PARTIAL_BYTES = 8 * 2**20
-"""Partial sums of a gradient that a layer may leave, beyond one: all are written and read again."""
+MOST_PARTIAL_BYTES = 4 * 2**20
+"""Partial sums of a gradient, beyond one, that a layer may leave where each is short: all are
+written and read again."""
+LONG = 8
+"""Chunks of a partial sum that is not short."""
 
 
 class Windows(NamedTuple):
@@ -334,7 +337,8 @@ def gradient_tile(
             chunks = ceil_div(batch * windows.positions, windows.used(positions))
             size = 4 * maps * (windows.channels * windows.taps + 1)
             sums = max(1, GRADIENT_WAVES * limits.multiprocessors // tiles)
-            sums = max(1, min(chunks, sums, MOST_PARTIAL_BYTES // size))
+            if chunks < LONG * sums:
+                sums = max(1, min(chunks, sums, MOST_PARTIAL_BYTES // size))
             return GradientTile(
                 height, warps_high, groups, positions, unfold, patch, tiles, sums, shared
             )
