@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnlib.engine import Stage
 from cnnlib.engine.cpu import MicroBatchOperator, in_c_order, micro_batch_shape
-from cnnlib.layers import KINDS, MASK, Dropout, Views
+from cnnlib.layers import KINDS, MASK, Conv, Dropout, Views
 from cnnlib.stages import gemm
 
 
@@ -55,13 +55,18 @@ class LoopOperator(MicroBatchOperator):
 
 
 def reference_stage(name: str) -> Stage:
-    """Stage gemm in float64 on one thread, able to train every kind of layer."""
+    """Stage gemm in float64 on one thread, able to train every kind of layer.
+
+    Its convolutions are the plain products, which the ones with fewer multiplications are
+    compared with like those of any other stage.
+    """
     return dataclasses.replace(
         gemm.STAGE,
         name=name,
         operators={
             **{(kind,): LoopOperator for kind in KINDS.values()},
             **gemm.STAGE.operators,
+            (Conv,): gemm.MatrixConv,
         },
         dtype=np.float64,
         threads=1,

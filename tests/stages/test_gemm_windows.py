@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cnnlib.layers import Conv, Layer, Subsample
+from cnnlib.engine.cpu import MicroBatchEngine
+from cnnlib.layers import Conv, Dense, Layer, Subsample
 from cnnlib.network import Network
 from cnnlib.stages import gemm
 from cnnlib.stages.gemm.windows import Windows
@@ -51,20 +52,24 @@ def name(layer: Layer) -> str:
     return " ".join([layer.kind, *(str(value) for value in layer.settings.values())])
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 65])
-@pytest.mark.parametrize("layer", list(layers()), ids=name)
-def test_integers_are_exact(layer: Layer, batch_size: int) -> None:
+def integers_are_exact(layer: Layer, batch_size: int, height: int) -> None:
     """The convolutions around the layer have gradients that depend on the errors it passes on."""
     network = Network.from_layers(
-        (2, 10, 9), 4, [Conv(maps=2, kernel=(3, 3)), layer, {"dense": 4}], name="windows"
+        (2, height, 9), 4, [Conv(maps=2, kernel=(3, 3)), layer, {"dense": 4}], name="windows"
     )
     generator = np.random.default_rng(3)
     # small numbers, so that windows have ties, negative ones as well
-    images = generator.integers(0, 3, (batch_size, 2, 10, 9), dtype=np.uint8)
+    images = generator.integers(0, 3, (batch_size, 2, height, 9), dtype=np.uint8)
     with open_engine(gemm.STAGE, network, batch_size, mean=1, deviation=1) as engine:
         engine.parameters = generator.integers(-1, 2, network.parameter_count)
         # multiples of 8, whose means of 8 are integers
         exact(engine, images, 8 * generator.integers(-2, 3, (batch_size, 4)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 65])
+@pytest.mark.parametrize("layer", list(layers()), ids=name)
+def test_integers_are_exact(layer: Layer, batch_size: int) -> None:
+    integers_are_exact(layer, batch_size, height=10)
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["whole products", "small products"])
@@ -77,7 +82,43 @@ def test_integers_are_exact_row_by_row(
     if small:
         monkeypatch.setattr("cnnlib.stages.gemm.conv.SHORTEST", 1)
         monkeypatch.setattr("cnnlib.stages.gemm.conv.SMALL", 200)
-    test_integers_are_exact(layer, 7)
+    integers_are_exact(layer, 7, height=10)
+
+
+@pytest.mark.parametrize("batch_size", [1, 65])
+@pytest.mark.parametrize(
+    ("cached", "height"), [(1, 10), (2**20, 10), (2**20, 9)], ids=["pair by pair", "even", "odd"]
+)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        conv((3, 3), padding=(1, 1)),
+        conv((3, 3)),
+        conv((3, 1), padding=(5, 2)),  # pairs of rows that see nothing but padding
+        conv((3, 4), padding=(0, 5)),
+        conv((3, 2), padding=(2, 0)),
+    ],
+    ids=name,
+)
+def test_integers_are_exact_with_fewer_multiplications(
+    layer: Layer, cached: int, height: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halves of small integers are exact, too; the target has an even or an odd number of rows."""
+    monkeypatch.setattr("cnnlib.stages.gemm.winograd.FEWEST", 1)
+    monkeypatch.setattr("cnnlib.stages.gemm.winograd.MOST", np.inf)
+    monkeypatch.setattr("cnnlib.stages.gemm.winograd.CACHED", cached)
+    integers_are_exact(layer, batch_size, height)
+
+
+def test_wide_convolutions_take_fewer_multiplications() -> None:
+    wide = Conv(maps=32, kernel=(3, 3), padding=(1, 1))
+    unpadded = Conv(maps=32, kernel=(3, 3))
+    layers: list[Layer] = [wide, wide, unpadded, Dense(units=4)]
+    network = Network.from_layers((2, 6, 6), 4, layers, name="wide")
+    with open_engine(gemm.STAGE, network, 4) as engine:
+        assert isinstance(engine, MicroBatchEngine)
+        kinds = [type(operator) for operator in engine.lane.operators]
+    assert kinds == [gemm.MatrixConv, gemm.WinogradConv, gemm.MatrixConv, gemm.MatrixDense]
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3])

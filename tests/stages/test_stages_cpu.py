@@ -164,7 +164,7 @@ def test_buffers_are_made_once(monkeypatch):
         def no_more(*arguments, **options):
             raise AssertionError("an operator was made while training")
 
-        for operator in gemm.STAGE.operators.values():
+        for operator in {type(operator) for operator in engine.lane.operators}:
             monkeypatch.setattr(operator, "__init__", no_more)
         buffers = [(id(o.target), id(o.target_error)) for o in engine.lane.operators]
         engine.train(np.arange(128))

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cnnlib.layers import KINDS
+from cnnlib.layers import KINDS, Conv
 from cnnlib.stages import gemm, naive
 from cnnlib.validation.loops import LoopOperator, reference_stage
 from cnnlib.validation.parity import validate
@@ -33,7 +33,7 @@ def test_loops_over_a_block_are_those_of_stage_1() -> None:
 def test_the_reference_takes_every_layer_and_the_fast_operators_first() -> None:
     operators = reference_stage("reference").operators
     assert {(kind,) for kind in KINDS.values()} <= set(operators)
-    for run, operator in gemm.STAGE.operators.items():
+    for run, operator in {**gemm.STAGE.operators, (Conv,): gemm.MatrixConv}.items():
         assert operators[run] is operator
 
 

@@ -3,16 +3,19 @@ allocated once, float32, all cores.
 
 What differs from stage 1 besides the batch is the convolution (conv.py): the windows of a whole row
 of outputs are copied out of the source (im2col), and all maps' outputs of that row are one product
-of matrices. Maps lie in memory as (H, C, W, N), the image innermost: see cnnlib/engine/cpu.py.
+of matrices. Where there are many maps, winograd.py does with fewer multiplications. Maps lie in
+memory as (H, C, W, N), the image innermost: see cnnlib/engine/cpu.py.
 """
 
 from cnnlib.engine import Stage
-from cnnlib.engine.cpu import MicroBatchEngine
-from cnnlib.layers import Activation, Conv, Dense, Dropout, Subsample
+from cnnlib.engine.cpu import MicroBatchEngine, MicroBatchOperator
+from cnnlib.engine.stage import Planned
+from cnnlib.layers import Activation, Array, Conv, Dense, Dropout, Subsample, Views
 from cnnlib.stages.gemm.conv import MatrixConv
 from cnnlib.stages.gemm.dense import MatrixDense
 from cnnlib.stages.gemm.elementwise import MaskedDropout, WholeActivation
 from cnnlib.stages.gemm.subsample import SlicedSubsample
+from cnnlib.stages.gemm.winograd import WinogradConv, pays
 
 __all__ = [
     "STAGE",
@@ -21,7 +24,24 @@ __all__ = [
     "MatrixDense",
     "SlicedSubsample",
     "WholeActivation",
+    "WinogradConv",
+    "convolution",
 ]
+
+
+def convolution(
+    planned: Planned,
+    source: Array,
+    source_error: Array | None,
+    parameters: Views,
+    gradients: Views,
+    may_overwrite: bool,
+) -> MicroBatchOperator:
+    """The operator that takes less time for a convolution."""
+    winograd = pays(planned.layer(Conv), planned.source_shape, planned.target_shape)
+    operator = WinogradConv if winograd else MatrixConv
+    return operator(planned, source, source_error, parameters, gradients, may_overwrite)
+
 
 STAGE = Stage(
     name="gemm",
@@ -34,7 +54,7 @@ STAGE = Stage(
     color="#0072b2",
     marker="s",
     operators={
-        (Conv,): MatrixConv,
+        (Conv,): convolution,
         (Activation,): WholeActivation,
         (Subsample,): SlicedSubsample,
         (Dense,): MatrixDense,

@@ -1,13 +1,15 @@
 """Convolution as products of matrices (im2col and BLAS)."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+from numpy.typing import DTypeLike
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine.cpu import MicroBatchOperator
-from cnnlib.layers import Array, Conv
+from cnnlib.layers import Array, Conv, Shape
 from cnnlib.stages.gemm.windows import Windows
 
 PAGE = 4096
@@ -70,7 +72,7 @@ class MatrixConv(MicroBatchOperator):
         seen = (rows - 1) * s + i
         # Of the rows seen, the source's own; those before and behind them are padding.
         self._begin, self._end = min(p, seen), min(p + height, seen)
-        columns = self._apart(seen, channels, j, across, images)
+        columns = apart((seen, channels, j, across, images), self.source.dtype)
         if p or q:
             columns.fill(0)  # padding stays zero: only the source's elements are ever written
         flat = columns.reshape(seen, channels * j, across * images)
@@ -89,13 +91,6 @@ class MatrixConv(MicroBatchOperator):
         self._products = self.buffer(rows, self._pieces, i * channels * j, maps)
         self._sums = self.buffer(rows, maps)
         self._ones = np.ones(across * images, self.source.dtype)
-
-    def _apart(self, *shape: int) -> Array:
-        """A buffer whose rows (W, N) do not begin a multiple of PAGE bytes apart."""
-        *before, width, images = shape
-        run, size = width * images, self.source.dtype.itemsize
-        spare = SPARE // size if run * size % PAGE == 0 else 0
-        return self.buffer(*before, run + spare)[..., :run].reshape(shape)
 
     def _pairs(self, columns: Array, maps: Array) -> list[tuple[Array, Array]]:
         """For each kernel column, the part of `columns` and the elements of `maps` that it has."""
@@ -157,7 +152,7 @@ class MatrixConv(MicroBatchOperator):
         s, padded = self.stride, row_matrices(self._padded_error)
         most = GROUP // (channels * j * across * images * padded.itemsize)
         most = max(1, min(most, self._end - self._begin))
-        buffer = self._apart(most, channels, j, across, images)
+        buffer = apart((most, channels, j, across, images), padded.dtype)
         passes = []
         for r in range(min(s, i)):
             met = ceil_div(i - r, s)
@@ -183,6 +178,17 @@ class MatrixConv(MicroBatchOperator):
             np.matmul(weights[r], error, out=columns)
             for part, elements in sums:
                 np.add(elements, part, out=elements)
+
+
+def apart(shape: Shape, dtype: DTypeLike, axes: int = 2) -> Array:
+    """A buffer whose rows, of so many last axes, do not begin a multiple of PAGE bytes apart.
+
+    It is full of NaN: reading before writing is noticed.
+    """
+    run, size = math.prod(shape[-axes:]), np.dtype(dtype).itemsize
+    spare = SPARE // size if run * size % PAGE == 0 else 0
+    buffer: Array = np.full((*shape[:-axes], run + spare), np.nan, dtype)
+    return buffer[..., :run].reshape(shape)
 
 
 def pieces_of(terms: int, columns: int) -> int:
