@@ -147,7 +147,7 @@ def effect_row(effect: Effect) -> Row:
     """Verdict, ratio, interval and threshold; None for what is unknown."""
     return {
         "verdict": effect.word,
-        "ratio": effect.ratio,
+        "ratio": known(effect.ratio),
         "low": known(effect.low),
         "high": known(effect.high),
         "threshold": known(effect.threshold),
@@ -155,8 +155,8 @@ def effect_row(effect: Effect) -> Row:
 
 
 def known(value: float) -> float | None:
-    """The value, or None instead of nan, which JSON has not."""
-    return None if math.isnan(value) else value
+    """The value, or None instead of nan and infinity, which JSON has not."""
+    return value if math.isfinite(value) else None
 
 
 def write_json(path: Path, comparison: Comparison) -> None:

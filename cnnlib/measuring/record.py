@@ -21,6 +21,16 @@ from cnnlib.system.machine import provenance
 from cnnlib.training.target import Target
 
 FACTS = "run.json"
+KINDS = {
+    "run": dict,
+    "libraries": dict,
+    "disturbed": list,
+    "failed": str,
+    "settings": str,
+    "started": str,
+    "tables": dict,
+}
+"""What some keys of run.json have to hold, where they are there."""
 
 
 class OtherProcess(TypedDict):
@@ -183,7 +193,7 @@ def read_facts_file(path: Path) -> RunFacts:
         raise DataError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(facts, dict) or facts.get("status") not in schema.CHOICES["status"]:
         raise DataError(f"{path} is damaged: it does not say how a run has ended")
-    for key, kind in (("run", dict), ("disturbed", list), ("failed", str), ("tables", dict)):
+    for key, kind in KINDS.items():
         if not isinstance(facts.get(key, kind()), kind):
             raise DataError(f"{path} is damaged: its {key} is {facts[key]!r:.40}")
     return cast(RunFacts, facts)

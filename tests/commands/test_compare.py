@@ -175,6 +175,7 @@ def test_few_repeats_are_unsure_unless_others_say_how_far_repeats_differ(write: 
         ),
         ("other", "have no run in common: data set mnist"),
         ("facts", "facts/run.json is damaged: it is not JSON"),
+        ("kinds", "kinds/run.json is damaged: its settings is 3"),
         ("settings", "settings/config.yaml is not YAML"),
     ],
 )
@@ -182,7 +183,7 @@ def test_bad_folders_are_named(home: Home, tmp_path: Path, what: str, named: str
     (tmp_path / "empty").mkdir()
     (tmp_path / "machines/mine/tables").mkdir(parents=True)
     shutil.copy(PUBLISHED / "networks/epochs.csv", tmp_path / "machines/mine/tables")
-    for name in ("cut", "negative", "other", "facts", "settings"):
+    for name in ("cut", "negative", "other", "facts", "kinds", "settings"):
         (tmp_path / name).mkdir()
         table = tmp_path / name / "epochs.csv"
         shutil.copy(PUBLISHED / "tables/epochs.csv", table)
@@ -195,6 +196,7 @@ def test_bad_folders_are_named(home: Home, tmp_path: Path, what: str, named: str
             lines = [line.replace("lenet5", "lenet9") for line in lines]
         table.write_text("\n".join(lines) + "\n")
     (tmp_path / "facts/run.json").write_text("{")
+    (tmp_path / "kinds/run.json").write_text('{"status": "ok", "settings": 3}')
     (tmp_path / "settings/config.yaml").write_text("a: [")
     said = home.fails("compare", str(PUBLISHED / "networks"), what, "--out", "page.html")
     assert named in said
