@@ -10,7 +10,8 @@ from cnnlib.engine import Stage, plan
 from cnnlib.errors import ConfigError, Unsupported
 from cnnlib.layers import Activation, Conv, Dense, Subsample
 from cnnlib.network import Network, parse_layers
-from cnnlib.stages import LADDER, naive
+from cnnlib.stages import naive
+from tests.support.engines import STAGES
 from tests.support.networks import ANY_FUNCTION, awkward, build, lenet5, simard
 
 pytestmark = pytest.mark.quick
@@ -237,7 +238,7 @@ def test_malformed_layers(layers, message):
         parse_layers("n", layers)
 
 
-@pytest.mark.parametrize("stage", LADDER, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_every_stage_plans_every_network(stage):
     for network in (lenet5(), lenet5("mean", "tanh"), simard(), awkward()):
         covered = plan(stage, network)

@@ -70,6 +70,14 @@ class Engine(ABC, Generic[Op]):
         """
         return ()
 
+    @classmethod
+    def record_on(cls, stage: Stage[Op], setup: Setup, limits: Limits | None) -> Stage:
+        """The record by which such an engine trains: the stage, or that of one of its plans.
+
+        Raises Unsupported where no plan takes the network.
+        """
+        return stage
+
     @property
     def served(self) -> list[str]:
         """`layers: operator` for every operator that this engine trains with."""

@@ -5,6 +5,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -45,6 +46,8 @@ class DeviceEngine(Engine[Op]):
     """(batch, classes): what Pass.GIVEN_ERRORS reads; it may be the same array."""
     resident: int | None = None
     """Images on the device at a time, once a training set is loaded."""
+    decisions: Mapping[str, object] = MappingProxyType({})
+    """What was decided before the engine was made, for provenance: the plan of its stage."""
 
     @classmethod
     def kernels_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> list[str]:
@@ -53,7 +56,7 @@ class DeviceEngine(Engine[Op]):
 
     @property
     def choices(self) -> Mapping[str, object]:
-        return {"resident_images": self.resident}
+        return {**self.decisions, "resident_images": self.resident}
 
     def _allocate_state(self) -> None:
         """Make arrays for the training's vectors and for a batch's images, labels and losses."""

@@ -59,7 +59,7 @@ def layout_for(batch_size: int) -> SharedLayout:
     config = load_config([ROOT / "config.yaml"])
     network = config.network("lenet5", "mnist", "sweep.networks")
     setup = Setup(network, batch_size, learning_rate=0.1)
-    return tuned.PersistentEngine.plan_on(tuned.STAGE, setup, H100.limits).layout
+    return tuned.PersistentEngine.plan_on(tuned.PERSISTENT, setup, H100.limits).layout
 
 
 def kind_of(name: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from cnnlib.device import Device
 from cnnlib.engine import autotune, plan
 from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
-from cnnlib.stages.tuned import STAGE
+from cnnlib.stages.tuned import PERSISTENT as STAGE
 from cnnlib.stages.tuned import engine as persistent
 from cnnlib.stages.tuned import plan as plans_of_tuned
 from cnnlib.stages.tuned.engine import PersistentEngine

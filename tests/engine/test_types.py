@@ -68,7 +68,7 @@ WRONG = [
     RECORD.format(engine="GpuEngine", operator="naive.Loops"),
     RECORD.format(engine="naive.OneByOne", operator="gemm.MatrixConv"),
     "replace(gemm.STAGE, operators=gemm_cuda.STAGE.operators)",
-    "replace(tuned.STAGE, operators=ring.STAGE.operators)",
+    "replace(tuned.PERSISTENT, operators=ring.STAGE.operators)",
     "replace(ring.STAGE, options={'error_slots': 3})",
     "replace(ring.STAGE, options=GpuOptions(error_slots='three'))",
 ]

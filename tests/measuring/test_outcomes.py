@@ -15,13 +15,14 @@ import pytest
 from cnnlib.datasets import Dataset
 from cnnlib.device import KernelError
 from cnnlib.engine import Stage
+from cnnlib.engine.plans import Plans
 from cnnlib.errors import ConfigError, DoesNotFit, Unsupported
 from cnnlib.measuring import schema
 from cnnlib.measuring.freshness import is_sound
 from cnnlib.measuring.record import summary
 from cnnlib.measuring.run import ValidationFailed, measure
 from cnnlib.measuring.runs import Run
-from cnnlib.stages import naive
+from cnnlib.stages import naive, tuned
 from tests.support.runs import failing, run, tables
 from tests.support.toys import toy_config
 
@@ -85,17 +86,30 @@ WIDE = [
 
 
 @pytest.mark.slow
-def test_no_stage_stands_in_for_another(data: Dataset, folder: Path) -> None:
-    """A network that stage tuned cannot take does not get results of stage ring in its name."""
+def test_no_stage_stands_in_for_another(
+    data: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that a plan cannot take does not get results of another without saying so."""
     config = toy_config(networks={"wide": WIDE}, sweep={"device": "emulated", "networks": ["wide"]})
     for stage in ("ring", "tuned"):
         measure(config, Run("toy", "wide", stage, 8, 1), data, folder / stage)
     epochs, _, facts = tables(folder / "tuned")
+    assert set(epochs.status) == {"ok"}
+    assert (facts["engine"], facts["chosen_plan"]) == ("GpuEngine", "graph")
+    assert "36,928 weights is summed in registers" in facts["plans_declined"]["persistent"]
+    assert facts["plan"][-1] == "dense1: GraphDense"
+    kernels = schema.read(folder / "tuned" / "kernels.csv", "kernels")
+    assert {"gather_images", "sum_gradient", "sum_update_and_count"} <= set(kernels.kernel)
+    with monkeypatch.context() as without:
+        only = Plans({"persistent": tuned.PERSISTENT})
+        without.setitem(vars(tuned.STAGE), "options", only)
+        measure(config, Run("toy", "wide", "tuned", 8, 1), data, folder / "none")
+    epochs, _, facts = tables(folder / "none")
     assert list(epochs.status) == ["unavailable"]
     assert "its 36,928 weights is summed in registers" in epochs.reason[0]
     assert facts["unavailable"] == epochs.reason[0]
     assert "plan" not in facts
-    assert not len(schema.read(folder / "tuned" / "kernels.csv", "kernels"))
+    assert not len(schema.read(folder / "none" / "kernels.csv", "kernels"))
     epochs, _, facts = tables(folder / "ring")
     assert set(epochs.status) == {"ok"}
     assert set(epochs.reason) == {""}

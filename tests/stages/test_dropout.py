@@ -7,8 +7,8 @@ from cnnlib.device import Device
 from cnnlib.engine import Engine, Stage
 from cnnlib.layers import Array, Dropout
 from cnnlib.network import Network
-from cnnlib.stages import LADDER, VARIANTS
 from tests.support.engines import (
+    STAGES,
     each_gpu_stage,
     each_of,
     on,
@@ -57,7 +57,7 @@ def masked(engine: Engine, count: int) -> Array:
     return engine.network.views(gradient)[-1]["weight"][:count]
 
 
-@each_of([*LADDER, *VARIANTS])
+@each_of(STAGES)
 @on(*WHERE)
 @pytest.mark.parametrize("step", [0, 1, 2**31 + 7])
 def test_the_masks_are_those_of_the_reference(
@@ -80,7 +80,7 @@ def test_the_masks_are_those_of_the_reference(
         assert not right.all()
 
 
-@each_of([*LADDER, *VARIANTS])
+@each_of(STAGES)
 @on(dropped())
 def test_nothing_is_dropped_where_nothing_is_trained(
     stage: Stage, network: Network, device: Device

@@ -16,11 +16,11 @@ from cnnlib.engine import Stage
 from cnnlib.errors import ConfigError
 from cnnlib.layers import FUNCTIONS, KINDS, Activation, Layer
 from cnnlib.network import Network
-from cnnlib.stages import LADDER, VARIANTS, naive
+from cnnlib.stages import naive
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import finite_differences
 from cnnlib.validation.verdicts import ValidationFailed
-from tests.support.engines import open_engine, pictures, skip_if_declined
+from tests.support.engines import STAGES, open_engine, pictures, skip_if_declined
 from tests.support.networks import build
 
 QUICK = ("naive", "gemm", "fused")
@@ -124,7 +124,7 @@ def test_a_wrong_derivative_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             id=f"{stage.name}-{name}",
             marks=[pytest.mark.quick] * (stage.name in QUICK),
         )
-        for stage in (*LADDER, *VARIANTS)
+        for stage in STAGES
         for name, (kind, _) in CASES.items()
         if any(kind in run for run in stage.operators)
     ],

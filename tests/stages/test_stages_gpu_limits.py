@@ -70,7 +70,7 @@ KEEP_WHOLE_MAPS = {
     for stage in (fused.STAGE, fused.PULL)
 } | {
     "tuned": r"stage 'tuned' keeps an image's maps .* shared memory: those of network '{}' \(.*\) "
-    r"need [\d,]+ bytes, and a block may have [\d,]+; use stage 'ring'"
+    r"need [\d,]+ bytes, and a block may have [\d,]+$"
 }
 """Stages that refuse such networks, and what they say."""
 

@@ -12,7 +12,7 @@ from cnnlib.engine import Setup, plan
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.errors import Unsupported
 from cnnlib.stages import ring
-from cnnlib.stages.tuned import STAGE
+from cnnlib.stages.tuned import PERSISTENT as STAGE
 from cnnlib.stages.tuned.conv import TunedByteConv
 from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.stages.tuned.layout import Threads, row_pitch
@@ -63,7 +63,7 @@ def test_a_network_that_does_not_fit_is_refused_and_ring_takes_it(limited: Limit
     )
     message = (
         r"network 'wide' \(208 weights, [\d,]+ numbers in its maps\) need [\d,]+ bytes, and a "
-        r"block may have 49,152; use stage 'ring'$"
+        r"block may have 49,152$"
     )
     with pytest.raises(Unsupported, match=message):
         open_engine(STAGE, network, 4, device)
@@ -80,12 +80,12 @@ def test_a_network_that_does_not_fit_is_refused_and_ring_takes_it(limited: Limit
             examples(),
             "stage 'tuned' cannot take conv2+activation2+subsample1 of network 'examples': the "
             "gradient of its 18,496 weights is summed in registers, 96 of each of 256 threads, and "
-            "a thread has room for 64; use stage 'ring'",
+            "a thread has room for 64",
         ),
         (
             build("broad", (1, 6, 6), 3, [{"conv": {"maps": 65, "kernel": 1}}, {"dense": 3}]),
             "stage 'tuned' cannot take conv1 of network 'broad': its 65 maps take 36 registers of "
-            "a thread for the sums of a position, and a thread has room for 32; use stage 'ring'",
+            "a thread for the sums of a position, and a thread has room for 32",
         ),
     ],
     ids=["examples", "broad"],

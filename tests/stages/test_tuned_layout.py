@@ -12,7 +12,7 @@ from cnnlib.device.compiler import find_compiler
 from cnnlib.engine import Setup
 from cnnlib.network import Network
 from cnnlib.paths import KERNELS
-from cnnlib.stages.tuned import STAGE
+from cnnlib.stages.tuned import PERSISTENT as STAGE
 from cnnlib.stages.tuned.conv import TunedConv
 from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.stages.tuned.layout import ALIGNMENT, Region, SharedLayout

@@ -8,7 +8,8 @@ import pytest
 
 from cnnlib.device import Device
 from cnnlib.device.architecture import H100
-from cnnlib.engine import Bytes, Engine, Setup, Stage
+from cnnlib.engine import Bytes, Engine, Setup, Stage, options_of
+from cnnlib.engine.plans import EngineOfPlans, Plans
 from cnnlib.errors import Unsupported
 from cnnlib.network import Network
 from cnnlib.stages import LADDER, VARIANTS
@@ -16,7 +17,15 @@ from cnnlib.stages import LADDER, VARIANTS
 Limited = Callable[..., Device]
 """The type of the fixture `limited`."""
 
-GPU_STAGES = [stage for stage in (*LADDER, *VARIANTS) if stage.runs_on == "cuda"]
+STAGES = [
+    options_of(stage, Plans).plans["persistent"] if stage.engine is EngineOfPlans else stage
+    for stage in (*LADDER, *VARIANTS)
+]
+"""The stages, and of one with plans the first plan.
+
+tests/stages/test_plans.py is about such a stage itself, test_graph_plan.py about its other plan.
+"""
+GPU_STAGES = [stage for stage in STAGES if stage.runs_on == "cuda"]
 
 
 SERVE_ALL = {"naive", "gemm", "gemm_cuda", "fused", "fused_pull", "ring"}

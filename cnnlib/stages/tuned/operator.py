@@ -14,9 +14,6 @@ from cnnlib.errors import Unsupported
 from cnnlib.layers import Layer, Subsample
 from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Threads
 
-INSTEAD = "use stage 'ring'"
-"""What to do with a network that does not fit: that stage keeps only a window of rows on chip."""
-
 
 class Method(IntEnum):
     """enum Method of kernels/layers.cuh."""
@@ -82,7 +79,7 @@ class TunedOperator(ABC):
     def unsupported(self, reason: str) -> Unsupported:
         return Unsupported(
             f"stage '{self.stage.name}' cannot take {self.planned.name} of network "
-            f"'{self.planned.network.name}': {reason}; {INSTEAD}"
+            f"'{self.planned.network.name}': {reason}"
         )
 
 

@@ -20,7 +20,7 @@ from cnnlib.errors import Unsupported
 from cnnlib.layers import DEFAULT_LOSS, Dense
 from cnnlib.levels import channels_of
 from cnnlib.stages.tuned.layout import SharedBuffer, Threads, lay_out, sectors
-from cnnlib.stages.tuned.operator import INSTEAD, Position, TunedFactory, TunedOperator
+from cnnlib.stages.tuned.operator import Position, TunedFactory, TunedOperator
 
 MAX_IMAGES = 16
 """Images that a block takes together, at most: two tiles of a product. More did not make a step
@@ -102,7 +102,7 @@ class BlockPlan:
                 f"stage '{stage.name}' keeps an image's maps and the weights of convolutions in "
                 f"shared memory: those of network '{network.name}' ({convolved:,} weights, "
                 f"{sum(map(math.prod, network.shapes)):,} numbers in its maps) need "
-                f"{self.layout.bytes:,} bytes, and a block may have {shared_bytes:,}; {INSTEAD}"
+                f"{self.layout.bytes:,} bytes, and a block may have {shared_bytes:,}"
             )
         self.positions: list[Position] = []
         self.trace = self.partials = 0

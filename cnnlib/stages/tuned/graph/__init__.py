@@ -8,12 +8,13 @@ kernel needs them. What none of these operators takes is served by those of stag
   operators.py  the launches
 """
 
-from cnnlib.layers import Activation, Conv, Dense, Dropout, Subsample
+from cnnlib.engine.gpu_operator import GpuFactory
+from cnnlib.layers import Activation, Conv, Dense, Dropout, Layer, Subsample
 from cnnlib.stages.gemm_cuda import GemmActivation, GemmDropout, GemmSubsample
 from cnnlib.stages.tuned.graph.operators import GraphConv, GraphDense
 from cnnlib.stages.tuned.graph.options import ProductOptions
 
-OPERATORS = {
+OPERATORS: dict[tuple[type[Layer], ...], GpuFactory] = {
     **{
         (*run, *last): GraphDense if Dense in run else GraphConv
         for run in (

@@ -1,0 +1,180 @@
+"""A stage with two plans: which of them trains, and how that is said."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cnnlib.device import Device
+from cnnlib.device.architecture import H100
+from cnnlib.engine import Setup, Stage, autotune, plans
+from cnnlib.engine.autotune import Unsteady
+from cnnlib.engine.gpu import GpuEngine
+from cnnlib.engine.plans import EngineOfPlans, Plans, answers
+from cnnlib.errors import Unsupported
+from cnnlib.network import Network
+from cnnlib.stages import gemm_cuda, ring, tuned
+from cnnlib.stages.tuned import engine as plans_of_persistent
+from cnnlib.stages.tuned.engine import PersistentEngine
+from cnnlib.stages.tuned.plan import choose
+from cnnlib.validation.parity import validate
+from cnnlib.validation.spot_checks import five_steps
+from tests.support.engines import open_engine, pictures
+from tests.support.networks import awkward, build, shipped
+
+PADDED = build(
+    "padded_little",
+    (2, 7, 6),
+    3,
+    [
+        {"conv": {"maps": 3, "kernel": 3, "padding": 1}},
+        {"activation": "relu"},
+        {"subsample": 2},
+        {"dense": 3},
+    ],
+)
+"""A network that plan persistent declines, for its padding."""
+
+
+def of(*records: tuple[str, Stage], compared: bool = False) -> Stage:
+    return replace(tuned.STAGE, options=Plans(dict(records), compared))
+
+
+BOTH = of(("persistent", tuned.PERSISTENT), ("others", gemm_cuda.STAGE), compared=True)
+"""Two plans that take `awkward`, of which the second needs nothing but launches."""
+
+
+def test_the_first_plan_that_takes_a_network_trains_it(device: Device) -> None:
+    with open_engine(tuned.STAGE, awkward(), 4, device) as engine:
+        assert type(engine) is PersistentEngine
+        assert engine.choices["chosen_plan"] == "persistent"
+        assert engine.choices["plans_declined"] == {}
+        assert "plan_seconds" not in engine.choices
+    if device.capture_problem():
+        pytest.skip(device.capture_problem())
+    with open_engine(tuned.STAGE, PADDED, 4, device, momentum=0.5) as engine:
+        assert type(engine) is GpuEngine
+        assert engine.stage.name == "tuned"
+        assert engine.choices["chosen_plan"] == "graph"
+        assert "windows and strides are not square" not in str(engine.choices)
+        assert "it has padding" in engine.choices["plans_declined"]["persistent"]
+        assert engine.served == [
+            "conv1+activation1+subsample1: GraphConv",
+            "dense1: GraphDense",
+        ]
+        validate(engine, *pictures(PADDED, 4))
+        five_steps(engine, *pictures(PADDED, 12))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("network", [awkward(), PADDED, shipped("pytorch_examples")], ids=str)
+def test_what_is_asked_is_what_would_be_made(network: Network) -> None:
+    setup = Setup(network, 64, 0.1)
+    found = answers(tuned.STAGE, setup, H100.limits)
+    assert list(found) == ["persistent", "graph"]
+    assert not found["graph"].declined
+    name = "persistent" if network.name == "awkward" else "graph"
+    assert bool(found["persistent"].declined) == (name == "graph")
+    chosen, engine = found[name].stage, tuned.STAGE.engine
+    assert engine.record_on(tuned.STAGE, setup, H100.limits) is chosen
+    assert issubclass(engine, EngineOfPlans)
+    assert issubclass(chosen.engine, PersistentEngine if name == "persistent" else GpuEngine)
+    for asked in ("source_on", "kernels_on"):
+        said = getattr(engine, asked)(tuned.STAGE, setup, H100.limits)
+        assert said == getattr(chosen.engine, asked)(chosen, setup, H100.limits)
+    operators = engine.operators_on(tuned.STAGE, setup, H100.limits)
+    assert [type(o) for o in operators] == [type(o) for o in found[name].operators]
+
+
+@pytest.mark.quick
+def test_a_stage_without_plans_answers_for_itself() -> None:
+    setup = Setup(awkward(), 4, 0.1)
+    ((name, answer),) = answers(ring.STAGE, setup, H100.limits).items()
+    assert (name, answer.stage, answer.declined) == ("", ring.STAGE, "")
+    assert ring.STAGE.engine.record_on(ring.STAGE, setup, H100.limits) is ring.STAGE
+
+
+def test_where_no_plan_takes_a_network_all_reasons_are_given(device: Device) -> None:
+    setup = Setup(PADDED, 4, 0.1)
+    small = replace(tuned.PERSISTENT, operators={})
+    stage = of(("persistent", tuned.PERSISTENT), ("none", small))
+    expected = (
+        "stage 'tuned' has no plan for network 'padded_little': plan persistent: stage 'tuned' has "
+        "no operator for conv1 of network 'padded_little'; conv1: it has padding; plan none: stage "
+        "'tuned' has no operator for conv1 of network 'padded_little'; it knows: nothing"
+    )
+    for ask in (stage.engine, stage.engine.operators_on, stage.engine.source_on):
+        with pytest.raises(Unsupported) as caught:
+            ask(stage, setup, device)
+        assert str(caught.value) == expected
+
+
+def test_a_machine_that_cannot_capture_has_the_other_plan_or_a_reason(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(device), "capture_problem", lambda self: "no cuda-bindings")
+    with open_engine(tuned.STAGE, awkward(), 4, device) as engine:
+        assert engine.choices["chosen_plan"] == "persistent"
+    with pytest.raises(Unsupported, match=r"plan graph: .* as CUDA graphs: no cuda-bindings$"):
+        open_engine(tuned.STAGE, PADDED, 4, device)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No choice of before, and times that this machine, which may be busy, can repeat."""
+    monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path))
+    monkeypatch.setattr(plans, "TRIED_STEPS", 2)
+    monkeypatch.setattr(autotune, "STEADY", math.inf)
+    monkeypatch.setattr(plans_of_persistent, "candidates", lambda *given: [choose(*given)])
+    return tmp_path
+
+
+def test_plans_are_compared_once_and_the_choice_is_recorded(device: Device, cache: Path) -> None:
+    made = []
+    for _ in range(2):
+        with open_engine(BOTH, awkward(), 4, device, tune=True) as engine:
+            choices = dict(engine.choices)
+            made.append((type(engine), choices))
+            validate(engine, *pictures(awkward(), 4))  # trials leave nothing behind
+    assert made[0] == made[1]
+    times = list(choices["plan_seconds"].values())
+    assert list(choices["plan_seconds"]) == ["persistent", "others"]
+    assert all(0 < time < 60 for time in times)
+    name = ["persistent", "others"][autotune.fastest(times)]
+    assert choices["chosen_plan"] == name
+    assert made[0][0] is (PersistentEngine if name == "persistent" else GpuEngine)
+    with open_engine(BOTH, awkward(), 4, device) as engine:
+        assert engine.choices["chosen_plan"] == "persistent"
+        assert "plan_seconds" not in engine.choices
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [
+        ({"persistent": 1.0, "others": 0.5}, "others"),
+        ({"persistent": 1.0, "others": 0.99}, "persistent"),  # hardly quicker
+        ({"persistent": math.nan, "others": 2.0}, "others"),
+        ({}, "persistent"),  # times did not repeat
+    ],
+    ids=str,
+)
+def test_the_fastest_plan_is_chosen(
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    cache: Path,
+    times: dict[str, float],
+    chosen: str,
+) -> None:
+    def seconds(plan: Stage, setup: Setup, where: Device) -> float:
+        if not times:
+            raise Unsteady
+        return times["persistent" if plan is tuned.PERSISTENT else "others"]
+
+    monkeypatch.setattr(plans, "_step_seconds", seconds)
+    with open_engine(BOTH, awkward(), 4, device, tune=True) as engine:
+        assert engine.choices["chosen_plan"] == chosen
+        said = {k: None if math.isnan(v) else v for k, v in times.items()}
+        assert engine.choices.get("plan_seconds", {}) == said
+        json.dumps(engine.choices, allow_nan=False)
