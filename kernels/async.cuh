@@ -68,14 +68,15 @@ __device__ __forceinline__ void wait_for_copies() {
 // `arrived`, which lies in shared memory. In each round one thread says how many bytes to expect, the threads for which
 // begins_bulk_copies() holds begin copies of as many, and all threads wait. The caller needs a barrier between the last
 // use of the target and the round's first copy, and one between waiting and using it. GPUs before compute capability 9.0
-// and the emulated device have no such engine: there all threads copy, each its share, as the functions above do.
+// and the emulated device have no such engine: there all threads copy, each its share, as the functions above do. So they do in a source that
+// defines NO_BULK_COPIES, which shows what the engine is worth.
 struct BulkCopyBarrier {
   unsigned long long* arrived;
   unsigned round;
   bool pending;  // the round has begun and has not been waited for
 };
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && !defined(NO_BULK_COPIES)
 
 __device__ __forceinline__ unsigned shared_address(const void* at) {
   return static_cast<unsigned>(__cvta_generic_to_shared(at));

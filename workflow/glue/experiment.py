@@ -72,8 +72,8 @@ class Experiment:
         for name in self.config.figures or []:
             if not self.tables_are_given and self.missing("figures", name):
                 raise ConfigError(f"{name!r} in figures needs the section race, and there is none")
-        self.wanted_figures = [name for name in wanted if not self.missing("figures", name)]
-        self.wanted_tables = [name for name in self.tables if not self.missing("tables", name)]
+        self.wanted_figures = [name for name in wanted if self.can_make("figures", name)]
+        self.wanted_tables = [name for name in self.tables if self.can_make("tables", name)]
         self.made: Made | None = None
 
     # what is there and what is asked for ----------------------------------------------------
@@ -87,6 +87,25 @@ class Experiment:
         """Raw tables without the runs they came from: published results, drawn as they are."""
         made_here = Path(self.results, "runs").exists() or Path(self.results, MADE).exists()
         return Path(self.results, "tables", "epochs.csv").exists() and not made_here
+
+    def can_make(self, folder: str, name: str) -> bool:
+        """Whether there is, or will be, what a figure or table is made from.
+
+        One that is about certain stages alone, its STAGES, needs one of them.
+        """
+        stages = modules.constant(folder, name, "STAGES")
+        if stages and not set(stages) & self.measured_stages:
+            return False
+        return not self.missing(folder, name)
+
+    @functools.cached_property
+    def measured_stages(self) -> set[str]:
+        """Names of the stages that have rows, or will have."""
+        given = Path(self.results, "tables", ladder.OWN_FILE)
+        if self.tables_are_given:
+            own = json.loads(given.read_text("utf-8")) if given.exists() else []
+            return {str(entry["name"]) for entry in own} | set(self.config.sweep.stages)
+        return set(names_of(self.config.sweep.stages, "sweep.stages"))
 
     def missing(self, folder: str, name: str) -> list[str]:
         """Raw tables that a figure or table needs and that given results lack; each is said once.

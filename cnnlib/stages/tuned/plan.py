@@ -46,6 +46,8 @@ class PersistentOptions(Options):
     """Whether blocks with more than two images have two teams."""
     max_images: int = MAX_IMAGES
     """Images that a block takes together, at most; a power of two."""
+    bulk_copies: bool = True
+    """Whether weights arrive by the copy engine of a GPU that has one, and not by all threads."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class BlockPlan:
         objective: Objective = USUAL,
     ) -> None:
         self.objective = objective
+        self.options = options_of(stage, PersistentOptions)
         self.network = network = planned[0].network
         dense = any(isinstance(layer, Dense) for layer in network.layers)
         self.images = images if dense else 1
@@ -158,6 +161,7 @@ class BlockPlan:
         threads = f"::Threads<{self.threads.block}, {self.threads.teams}>"
         text = [
             f"// Network {network.name}, {self.images} images a block.",
+            *["#define NO_BULK_COPIES"] * (not self.options.bulk_copies),
             '#include "tuned/timeline.cuh"' if timeline else '#include "tuned/step.cuh"',
             "",
             *struct("plan", config, buffers, [f"using Threads = {threads};"]),
