@@ -211,9 +211,10 @@ def served(
     setups = [Setup(network, size, rate, device_kind=kind) for size in sizes]
     facts: StageFacts = {"stage": stage.name, "unavailable": "", "operators": [], "plans": []}
     try:
-        operators = stage.engine.operators_on(stage, setups[0], limits)
+        record = stage.engine.record_on(stage, setups[0], limits)
+        operators = record.engine.operators_on(record, setups[0], limits)
         # An engine whose stage names no operators takes the network as a whole.
-        parts = [planned.name for planned in plan_of(stage, network)] if stage.operators else [""]
+        parts = [planned.name for planned in plan_of(record, network)] if record.operators else [""]
         facts["operators"] = [
             {"operator": name_of(operator), "layers": part or "all layers"}
             for part, operator in zip(parts, operators, strict=True)

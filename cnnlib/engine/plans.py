@@ -18,6 +18,7 @@ from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.device_engine import DeviceEngine
 from cnnlib.engine.stage import Options, Setup, Stage, options_of
+from cnnlib.engine.step_plan import StepPlan
 from cnnlib.errors import DoesNotFit, Unsupported
 
 TRIED_STEPS = 64
@@ -72,6 +73,16 @@ class EngineOfPlans(DeviceEngine[Any]):
         return _first(stage, setup, limits).stage
 
     @classmethod
+    def plans_on(cls, stage: Stage, setup: Setup, limits: Limits) -> Sequence[StepPlan]:
+        """What each plan says, with the sizes of those whose engine has some to say."""
+        found = []
+        for name, answer in answers(stage, setup, limits).items():
+            said = answer.stage.engine.plans_on(answer.stage, setup, limits)
+            facts = next((each.facts for each in said if not each.declined), {})
+            found.append(StepPlan(name, facts, answer.declined))
+        return found
+
+    @classmethod
     def source_on(cls, stage: Stage, setup: Setup, limits: Limits) -> str:
         chosen = cls.record_on(stage, setup, limits)
         return chosen.engine.source_on(chosen, setup, limits)
@@ -86,12 +97,16 @@ EngineOfPlans.__abstractmethods__ = frozenset()
 """None is lacking where none is ever called."""
 
 
-def answers(stage: Stage, setup: Setup, limits: Limits | None) -> dict[str, Answer]:
-    """What each plan of the stage says to the network; a stage without plans has one, called ""."""
+def records_of(stage: Stage) -> Mapping[str, Stage]:
+    """The records of the stage's plans by name; a stage without plans has one, called ""."""
     if not issubclass(stage.engine, EngineOfPlans):
-        return {"": _answer(stage, setup, limits)}
-    plans = options_of(stage, Plans).plans
-    return {name: _answer(plan, setup, limits) for name, plan in plans.items()}
+        return {"": stage}
+    return options_of(stage, Plans).plans
+
+
+def answers(stage: Stage, setup: Setup, limits: Limits | None) -> dict[str, Answer]:
+    """What each of the records of the stage says to the network."""
+    return {name: _answer(plan, setup, limits) for name, plan in records_of(stage).items()}
 
 
 def _answer(plan: Stage, setup: Setup, limits: Limits | None) -> Answer:

@@ -12,6 +12,8 @@ import numpy as np
 
 from cnnlib.config import Config
 from cnnlib.datasets import noise
+from cnnlib.engine import Stage
+from cnnlib.engine.plans import records_of
 from cnnlib.errors import ConfigError
 from cnnlib.files import write_whole
 from cnnlib.measuring.rows import RunRows
@@ -31,8 +33,9 @@ def measure_timeline(config: Config, run: Run, steps: int) -> list[Row]:
     kernel, and what opening the engine does.
     """
     stage = find_stage(run.stage, "--stage")
-    if stage.engine is not PersistentEngine:
-        able = ", ".join(each.name for each in ALL if each.engine is PersistentEngine)
+    record = persistent(stage)
+    if record is None:
+        able = ", ".join(each.name for each in ALL if persistent(each))
         raise ConfigError(f"stage '{stage.name}' has no blocks that stay; --stage takes {able}")
     network = config.network(run.network, run.dataset, "--network")
     seed, count = config.training.seed, steps * run.batch_size
@@ -40,13 +43,19 @@ def measure_timeline(config: Config, run: Run, steps: int) -> list[Row]:
     setup = setup_of(config, network, images, run.batch_size, seed)
     with (
         open_target(stage, config.sweep.device) as target,
-        open_engine(replace(stage, engine=MarkedEngine), setup, target, images) as engine,
+        open_engine(replace(record, engine=MarkedEngine), setup, target, images) as engine,
     ):
         assert isinstance(engine, MarkedEngine)
         start(engine, seed)
         engine.train(np.arange(count))  # a first launch finds nothing where it will be
         rows = RunRows(run, seed, target.name, target.kind)
         return [row_of(rows, section) for section in engine.train_marked(np.arange(count))]
+
+
+def persistent(stage: Stage) -> Stage | None:
+    """The record of the stage, or of one of its plans, whose engine is the persistent kernel's."""
+    found = records_of(stage).values()
+    return next((each for each in found if each.engine is PersistentEngine), None)
 
 
 def row_of(rows: RunRows, section: Section) -> Row:

@@ -17,7 +17,7 @@ from cnnlib.engine import Setup
 from cnnlib.errors import Unsupported
 from cnnlib.paths import KERNELS
 from cnnlib.stages import LADDER
-from cnnlib.stages.tuned import STAGE
+from cnnlib.stages.tuned import PERSISTENT as STAGE
 from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps

@@ -22,7 +22,7 @@ from cnnlib.stages.tuned.timeline import HEAD, MarkedEngine, Section, length_of_
 from tests.support.networks import lenet5
 
 STEPS, BATCH = 2, 3
-STAGE = replace(tuned.STAGE, engine=MarkedEngine)
+STAGE = replace(tuned.PERSISTENT, engine=MarkedEngine)
 
 
 @pytest.fixture(scope="module")
