@@ -147,6 +147,9 @@ class Limits(Protocol):
     def capability(self) -> Capability:
         """The compute capability by which plans estimate what products cost."""
 
+    def capture_problem(self) -> str:
+        """What keeps Device.capture from working, in words; "" when nothing does."""
+
 
 class DeviceLimits(NamedTuple):
     """The limits of a device that is not open, or those that an open one is to keep to."""
@@ -155,6 +158,10 @@ class DeviceLimits(NamedTuple):
     multiprocessors: int
     shared_bytes: int
     capability: Capability
+
+    def capture_problem(self) -> str:
+        """Nothing: what an open device of these limits would lack is not known."""
+        return ""
 
 
 class Device(Limits, Protocol):
@@ -186,9 +193,6 @@ class Device(Limits, Protocol):
         """Wait until everything asked for so far is done."""
 
     def event(self) -> Event: ...
-
-    def capture_problem(self) -> str:
-        """What keeps `capture` from working here, in words; "" when nothing does."""
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """Call `work` and keep what it launches, which does not run now, as a graph.

@@ -82,8 +82,6 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         self.device = device
         self._options = options_of(stage, GpuOptions)
         self.operators: list[GpuOperator] = self.operators_on(stage, setup, device)
-        if self._options.launch != "each" and (problem := device.capture_problem()):
-            raise Unsupported(f"stage '{stage.name}' launches its steps as CUDA graphs: {problem}")
         self.module = self._compile()
         self._allocate()
         self._steps_on_device: FixedSteps | CountedSteps | None = None
@@ -98,6 +96,9 @@ class GpuEngine(DeviceEngine[GpuFactory]):
             raise ValueError(f"stage '{stage.name}' is laid out for the limits of a device")
         if setup.loss not in LOSS_KERNELS:
             raise Unsupported(f"stage '{stage.name}' has no kernel for the loss {setup.loss}")
+        graphs = options_of(stage, GpuOptions).launch != "each"
+        if graphs and (problem := limits.capture_problem()):
+            raise Unsupported(f"stage '{stage.name}' launches its steps as CUDA graphs: {problem}")
         operators = [p.operator(p, stage, limits) for p in plan(stage, setup.network)]
         for before, operator in zip([None, *operators], operators, strict=False):
             operator.prepare(setup.batch_size, before)
@@ -348,7 +349,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     def _train(self, order: Order | Shuffle, rates: Array, timer: LoadTimer | None) -> float:
         batch, steps = self.setup.batch_size, self._loaded()
         count = len(order) // batch * batch
-        self._losses.set(np.zeros(batch, np.float32))
+        self._losses.fill_bytes(0)
         self._set_moment(training=True)
         began, ended = self.device.event(), self.device.event()
         began.record()

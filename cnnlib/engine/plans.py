@@ -146,28 +146,21 @@ def engine_of_a_plan(stage: Stage, setup: Setup, device: Device) -> DeviceEngine
     of a step. Raises Unsupported with all reasons where no plan takes the network here.
     """
     options, found = options_of(stage, Plans), answers(stage, setup, device)
-    reasons = {name: answer.declined for name, answer in found.items() if answer.declined}
-    names = [name for name in found if name not in reasons]
-    seconds: list[float] = []
+    declined = {name: answer.declined for name, answer in found.items() if answer.declined}
+    names = [name for name in found if name not in declined]
+    if not names:
+        raise _no_plan(stage, setup, declined)
+    chosen, decisions = names[0], {}
     if options.compared and setup.tune and len(names) > 1:
         seconds = _measured([found[name].stage for name in names], setup, device)
-    decisions: dict[str, object] = {}
-    if seconds:
-        decisions["plan_seconds"] = {
-            name: None if math.isnan(time) else time
-            for name, time in zip(names, seconds, strict=True)
-        }
-        names.insert(0, names.pop(fastest(seconds)))
-    for name in names:
-        chosen = found[name].stage
-        try:
-            engine = _device_engine(chosen)(chosen, setup, device)
-        except Unsupported as error:  # of this machine, such as a library that is missing
-            reasons[name] = str(error)
-            continue
-        engine.decisions = {"chosen_plan": name, "plans_declined": reasons, **decisions}
-        return engine
-    raise _no_plan(stage, setup, reasons)
+        if seconds:
+            chosen = names[fastest(seconds)]
+            known = (None if math.isnan(time) else time for time in seconds)
+            decisions = {"plan_seconds": dict(zip(names, known, strict=True))}
+    record = found[chosen].stage
+    engine = _device_engine(record)(record, setup, device)
+    engine.decisions = {"chosen_plan": chosen, "plans_declined": declined, **decisions}
+    return engine
 
 
 def _measured(plans: Sequence[Stage], setup: Setup, device: Device) -> list[float]:
