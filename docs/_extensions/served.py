@@ -1,7 +1,8 @@
 """The directives `{served-layers}` and `{served-networks}`: what each stage can train.
 
-Both tables ask the stages' own plans, for an H100, when the page is built. What a stage declines is
-listed below the table with the reason that the stage gives.
+Both tables ask the stages, for an H100, when the page is built. What a stage declines is listed
+below the table with the reason that the stage gives. Of a stage with plans the one that serves is
+named.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from cnnlib.config import load_config
 from cnnlib.device.architecture import H100
 from cnnlib.engine import Setup, Stage
+from cnnlib.engine.plans import answers
 from cnnlib.errors import Unsupported
 from cnnlib.network import Network
 from cnnlib.paths import ROOT
@@ -41,10 +43,13 @@ TRAININGS: dict[str, dict[str, Any]] = {
 
 
 class Row(NamedTuple):
-    """One line of a table: what is asked for, and for each stage why it cannot; "" if it can."""
+    """One line of a table: what is asked for, and what each stage says."""
 
     what: str
     reasons: Mapping[str, str]
+    """Why a stage cannot train so; "" if it can."""
+    plans: Mapping[str, str]
+    """The plan by which a stage can; "yes" where it has no plans."""
 
 
 def reason(stage: Stage, setup: Setup) -> str:
@@ -56,10 +61,20 @@ def reason(stage: Stage, setup: Setup) -> str:
     return ""
 
 
+def serving_plan(stage: Stage, setup: Setup) -> str:
+    """The first plan that trains so; "yes" for a stage without plans, "no" for none."""
+    found = answers(stage, setup, H100.limits)
+    return next((name or "yes" for name, each in found.items() if not each.declined), "no")
+
+
 def row(what: str, network: Network, **training: Any) -> Row:
     """What all stages say to the network, trained with these settings."""
     setup = Setup(network, BATCH, learning_rate=0.1, **training)
-    return Row(what, {stage.name: reason(stage, setup) for stage in LADDER})
+    return Row(
+        what,
+        {stage.name: reason(stage, setup) for stage in LADDER},
+        {stage.name: serving_plan(stage, setup) for stage in LADDER},
+    )
 
 
 def layer_rows() -> Iterator[Row]:
@@ -86,7 +101,7 @@ def table(first: str, rows: list[Row]) -> list[str]:
         "|---" * (len(names) + 1) + "|",
     ]
     for each in rows:
-        cells = ["no" if each.reasons[name] else "yes" for name in names]
+        cells = ["no" if each.reasons[name] else each.plans[name] for name in names]
         lines.append("| " + " | ".join([each.what, *cells]) + " |")
     found = dict.fromkeys(why for each in rows for why in each.reasons.values() if why)
     return [*lines, "", *(f"- {why}" for why in found)]

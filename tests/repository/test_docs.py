@@ -149,6 +149,8 @@ def test_the_table_of_layers_has_every_kind_of_layer_and_training(
             assert name.replace("_", " ") in words
     networks = {row.what: row.reasons for row in served.network_rows()}
     assert {"`lenet5`", "`vgg6`"} <= networks.keys()
+    plans = {row.what: row.plans["tuned"] for row in served.network_rows()}
+    assert (plans["`lenet5`"], plans["`vgg6`"]) == ("persistent", "graph")
     for stage in SERVE_ALL:
         assert not any(row.reasons.get(stage) for row in rows)
         refused = {what: why[stage] for what, why in networks.items() if why.get(stage)}

@@ -21,7 +21,7 @@ from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.stages.tuned.plan import choose
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
-from tests.support.engines import open_engine, pictures
+from tests.support.engines import on, open_engine, pictures
 from tests.support.networks import awkward, build, shipped
 
 PADDED = build(
@@ -69,7 +69,7 @@ def test_the_first_plan_that_takes_a_network_trains_it(device: Device) -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("network", [awkward(), PADDED, shipped("pytorch_examples")], ids=str)
+@on(awkward(), PADDED, shipped("pytorch_examples"))
 def test_what_is_asked_is_what_would_be_made(network: Network) -> None:
     setup = Setup(network, 64, 0.1)
     found = answers(tuned.STAGE, setup, H100.limits)
