@@ -1,5 +1,6 @@
 """The command that writes the start of a stage outside the repository."""
 
+import importlib
 import inspect
 from pathlib import Path
 from string import Template
@@ -35,7 +36,7 @@ class MyDense($operator):
 
 
 STAGE = replace(
-    $base.STAGE,
+    $base.$record,
     name="$name",  # in results and on the command line: no other stage may have it
     title="$name",  # in figures and tables
     change="stage $base with fully connected layers of its own",
@@ -44,7 +45,7 @@ STAGE = replace(
     marker="",  # one of Matplotlib's characters; "": one that is free
     # Which operator serves which layers. The longest run counts: fusing is a longer key.
     operators={
-        **$base.STAGE.operators,
+        **$base.$record.operators,
 $entries
     },
 )
@@ -115,7 +116,11 @@ def check_name(name: str) -> None:
 
 
 def start_from(name: str, base: str) -> str:
-    """The text of a stage that replaces the operator of `base` for fully connected layers."""
+    """The text of a stage that replaces the operator of `base` for fully connected layers.
+
+    Of a stage with plans it is that of the first plan.
+    """
+    from cnnlib.engine.plans import records_of
     from cnnlib.errors import ConfigError
     from cnnlib.layers import Dense
     from cnnlib.stages import LADDER
@@ -124,7 +129,8 @@ def start_from(name: str, base: str) -> str:
     if base not in stages:
         known = ", ".join(stages)
         raise ConfigError(f"unknown stage {base!r} in --from; known: {known}")
-    stage = stages[base]
+    stage = next(iter(records_of(stages[base]).values()))
+    module = importlib.import_module(f"cnnlib.stages.{base}")
     keys = [key for key in stage.operators if Dense in key]
     operator = stage.operators[Dense,]
     kinds = sorted({kind.__name__ for key in keys for kind in key})
@@ -132,6 +138,7 @@ def start_from(name: str, base: str) -> str:
     return START.substitute(
         name=name,
         base=base,
+        record=next(name for name, value in vars(module).items() if value is stage),
         kinds=", ".join(kinds),
         module=operator.__module__,
         operator=operator.__name__,

@@ -8,7 +8,7 @@ the fastest.
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -98,10 +98,16 @@ EngineOfPlans.__abstractmethods__ = frozenset()
 
 
 def records_of(stage: Stage) -> Mapping[str, Stage]:
-    """The records of the stage's plans by name; a stage without plans has one, called ""."""
+    """The records of the stage's plans by name; a stage without plans has one, called "".
+
+    They have the stage's own name, also where it was made from another stage by `replace`.
+    """
     if not issubclass(stage.engine, EngineOfPlans):
         return {"": stage}
-    return options_of(stage, Plans).plans
+    return {
+        name: plan if plan.name == stage.name else replace(plan, name=stage.name)
+        for name, plan in options_of(stage, Plans).plans.items()
+    }
 
 
 def answers(stage: Stage, setup: Setup, limits: Limits | None) -> dict[str, Answer]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from cnnlib.engine import Engine, Stage
+from cnnlib.engine.plans import EngineOfPlans
 from cnnlib.layers import Layer
 from cnnlib.stages._ladder import in_order
 
@@ -131,6 +132,11 @@ def fault(stage: object) -> str:
     options = stage.engine.options_class
     if stage.options is not None and not isinstance(stage.options, options):
         return f".options is {_brief(stage.options)}, not {options.__name__}(...) or None"
+    if stage.operators and issubclass(stage.engine, EngineOfPlans):
+        return (
+            ".operators would not be used: its plans have operators of their own; begin with the "
+            "record of a plan, such as tuned.PERSISTENT"
+        )
     return ""
 
 

@@ -12,13 +12,14 @@ from cnnlib.device.architecture import H100
 from cnnlib.engine import Setup, Stage, autotune, plans
 from cnnlib.engine.autotune import Unsteady
 from cnnlib.engine.gpu import GpuEngine
-from cnnlib.engine.plans import EngineOfPlans, Plans, answers
+from cnnlib.engine.plans import EngineOfPlans, Plans, answers, records_of
 from cnnlib.errors import Unsupported
 from cnnlib.network import Network
 from cnnlib.stages import gemm_cuda, ring, tuned
+from cnnlib.stages._loading import fault
 from cnnlib.stages.tuned import engine as plans_of_persistent
 from cnnlib.stages.tuned.engine import PersistentEngine
-from cnnlib.stages.tuned.plan import choose
+from cnnlib.stages.tuned.plan import PersistentOptions, choose
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import on, open_engine, pictures
@@ -86,6 +87,18 @@ def test_what_is_asked_is_what_would_be_made(network: Network) -> None:
         assert said == getattr(chosen.engine, asked)(chosen, setup, H100.limits)
     operators = engine.operators_on(tuned.STAGE, setup, H100.limits)
     assert [type(o) for o in operators] == [type(o) for o in found[name].operators]
+
+
+@pytest.mark.quick
+def test_a_stage_made_from_one_with_plans_is_what_it_says() -> None:
+    mine = replace(tuned.STAGE, name="mine")
+    assert {plan.name for plan in records_of(mine).values()} == {"mine"}
+    assert list(records_of(tuned.STAGE).values()) == [tuned.PERSISTENT, tuned.GRAPH]
+    assert fault(mine) == ""
+    # What would be left out is refused: the stage would train by other operators than it names.
+    wrong = replace(mine, operators=tuned.PERSISTENT.operators)
+    assert "begin with the record of a plan" in fault(wrong)
+    assert ".options is " in fault(replace(mine, options=PersistentOptions()))
 
 
 @pytest.mark.quick
