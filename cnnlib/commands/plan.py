@@ -1,8 +1,8 @@
 """The command `plan`: what would train a network, asked of the stages without running any."""
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, NamedTuple, TypedDict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypedDict, cast
 
 import typer
 
@@ -21,7 +21,8 @@ from cnnlib.commands.options import (
 if TYPE_CHECKING:
     from cnnlib.config import Config
     from cnnlib.device import DeviceLimits
-    from cnnlib.engine import Stage
+    from cnnlib.engine import Setup, Stage
+    from cnnlib.engine.step_plan import StepPlan
     from cnnlib.network import Network
 
 
@@ -223,54 +224,72 @@ def served(
         facts["unavailable"] = str(error)
     if limits is not None:
         facts["plans"] = [
-            {"batch_size": setup.batch_size, "plan": each.name, "unavailable": each.declined}
-            | dict(each.facts)
+            each
             for setup in setups
-            for each in stage.engine.plans_on(stage, setup, limits)
+            for each in facts_of_plans(stage.engine.plans_on(stage, setup, limits), setup)
         ]
     return facts
 
 
+def facts_of_plans(plans: "Sequence[StepPlan]", setup: "Setup") -> Iterator[dict[str, object]]:
+    """What a stage's plans say of one batch size; of several the first that can `trains`."""
+    first = next((each for each in plans if not each.declined), None)
+    for each in plans:
+        about: dict[str, object] = {"batch_size": setup.batch_size, "plan": each.name}
+        about |= {"unavailable": each.declined, "operators": list(each.operators)}
+        if len(plans) > 1:
+            about["trains"] = each is first
+        yield about | dict(each.facts)
+
+
 def stage_in_words(facts: StageFacts, gpu: Gpu | None) -> str:
-    """The same as lines of text, with a table of the plans that serve."""
+    """The same as lines of text, with a table of each plan that serves."""
     lines = [f"stage {facts['stage']}"]
+    own = any(each["operators"] for each in facts["plans"])
     if facts["unavailable"]:
         lines.append(f"  unavailable: {facts['unavailable']}")
-    elif facts["operators"]:
-        rows = [[each["operator"], each["layers"]] for each in facts["operators"]]
-        lines += [f"  {line}" for line in columns(rows).splitlines()]
+    elif not own:
+        pairs = [(each["operator"], each["layers"]) for each in facts["operators"]]
+        lines += [f"  {line}" for line in columns(pairs).splitlines()]
     for name in dict.fromkeys(str(each["plan"]) for each in facts["plans"]):
-        lines += plan_in_words(name, [p for p in facts["plans"] if p["plan"] == name], facts, gpu)
+        plans = [each for each in facts["plans"] if each["plan"] == name]
+        if serving := [each for each in plans if not each["unavailable"]]:
+            lines += [f"  plan {name}", *(f"    {line}" for line in table(serving, gpu))]
+        lines += [f"  plan {name}, {line}" for line in refusals(plans, facts["unavailable"])]
     return "\n".join(lines)
 
 
-def plan_in_words(
-    name: str, plans: Sequence[dict[str, object]], facts: StageFacts, gpu: Gpu | None
-) -> list[str]:
-    """A table of one plan's sizes by batch size, and why it declines the others."""
-    lines, serving = [], [each for each in plans if not each["unavailable"]]
-    if serving:
-        keys = [key for key in serving[0] if key not in ("plan", "unavailable", "batch_size")]
-        alike: dict[tuple[str, ...], list[str]] = {}
-        for each in serving:
-            row = tuple(cell(key, each[key], gpu) for key in keys)
-            alike.setdefault(row, []).append(str(each["batch_size"]))
-        rows = [[", ".join(sizes), *row] for row, sizes in alike.items()]
-        head = ["batch size", *(key.replace("_", " ") for key in keys)]
-        lines = [f"  plan {name}", *(f"    {line}" for line in columns([head, *rows]).splitlines())]
+def table(plans: Sequence[dict[str, object]], gpu: Gpu | None) -> list[str]:
+    """One plan's operators, if it has its own, and its sizes by batch size."""
+    given = [str(each).split(": ") for each in cast(list[str], plans[0]["operators"])]
+    operators = columns([(operator, layers) for layers, operator in given]) if given else ""
+    left_out = ("plan", "unavailable", "batch_size", "operators")
+    keys = [key for key in plans[0] if key not in left_out]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for each in plans:
+        row = tuple(cell(key, each[key], gpu) for key in keys)
+        alike.setdefault(row, []).append(str(each["batch_size"]))
+    head = ["batch size", *(key.replace("_", " ") for key in keys)]
+    rows = [[", ".join(sizes), *row] for row, sizes in alike.items()]
+    return [*operators.splitlines(), *columns([head, *rows]).splitlines()]
+
+
+def refusals(plans: Sequence[dict[str, object]], known: str) -> Iterator[str]:
+    """Each reason why a plan declines, with its batch sizes, except what is `known` of it."""
     reasons: dict[str, list[str]] = {}
     for each in plans:
-        if each["unavailable"] and each["unavailable"] != facts["unavailable"]:
-            reasons.setdefault(str(each["unavailable"]), []).append(str(each["batch_size"]))
+        reasons.setdefault(str(each["unavailable"]), []).append(str(each["batch_size"]))
     for reason, sizes in reasons.items():
-        lines.append(f"  plan {name}, batch size {', '.join(sizes)}: unavailable: {reason}")
-    return lines
+        if reason and reason not in known:
+            yield f"batch size {', '.join(sizes)}: unavailable: {reason}"
 
 
 def cell(key: str, value: object, gpu: Gpu | None) -> str:
     """A fact as a table shows it; shared memory beside what a block may have."""
     if key == "shared_bytes" and gpu:
         return f"{value:,} of {gpu.limits.shared_bytes:,}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -27,10 +27,12 @@ class Feature(NamedTuple):
 
 
 TENSOR_CORES = Feature(
-    "tensor-core products in TF32 and BF16", (8, 0), "float32 multiply-adds by the ordinary cores"
+    "tensor-core products in TF32 and BF16",
+    (8, 0),
+    "float32 multiply-adds or, in plan graph of tuned, tensor-core products in FP16",
 )
 """mma.sync of kernels/tensor.cuh. Turing's tensor cores take FP16 alone, whose range is too small
-for gradients as they are.
+for gradients as they are: kernels/tuned/graph/planes.cuh has factors for it.
 """
 ASYNCHRONOUS_COPIES = Feature("asynchronous copies", (8, 0), "loads through registers")
 """cp.async of kernels/async.cuh."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Device, DeviceArray, Limits, Module
+from cnnlib.device.architecture import PROGRAMMATIC_LAUNCHES
 from cnnlib.device.null import NullDevice
 from cnnlib.engine.device_engine import DeviceEngine, Pass
 from cnnlib.engine.gpu_operator import (
@@ -108,6 +109,11 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     def plans_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> Sequence[StepPlan]:
         """One plan, with the kernels that a step launches, counted on a device without memory."""
         batch, device = setup.batch_size, NullDevice(limits)
+        options, facts = options_of(stage, GpuOptions), dict[str, object]()
+        if options.counted:
+            can = limits.capability >= PROGRAMMATIC_LAUNCHES.since
+            launch = "graph" if options.launch == "programmatic" and not can else options.launch
+            facts = {"launch": launch, "images_gathered_by": options.gather}
         try:
             with cls(stage, setup, device) as engine:
                 images = np.zeros((batch, *setup.network.input_shape), np.uint8)
@@ -116,7 +122,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
                 engine.train(np.arange(batch))
         except Unsupported as error:
             return [StepPlan("layers", declined=str(error))]
-        return [StepPlan("layers", {"kernels_a_step": device.launches - before})]
+        return [StepPlan("layers", {"kernels_a_step": device.launches - before} | facts)]
 
     @classmethod
     def source_on(cls, stage: Stage[GpuFactory], setup: Setup, limits: Limits) -> str:

@@ -17,7 +17,7 @@ from cnnlib.device import Device, Limits
 from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.device_engine import DeviceEngine
-from cnnlib.engine.stage import Options, Setup, Stage, options_of
+from cnnlib.engine.stage import Options, Setup, Stage, name_of, options_of, plan
 from cnnlib.engine.step_plan import StepPlan
 from cnnlib.errors import DoesNotFit, Unsupported
 
@@ -79,7 +79,10 @@ class EngineOfPlans(DeviceEngine[Any]):
         for name, answer in answers(stage, setup, limits).items():
             said = answer.stage.engine.plans_on(answer.stage, setup, limits)
             facts = next((each.facts for each in said if not each.declined), {})
-            found.append(StepPlan(name, facts, answer.declined))
+            parts = () if answer.declined else plan(answer.stage, setup.network)
+            pairs = zip(parts, answer.operators, strict=True)
+            served = tuple(f"{part.name}: {name_of(operator)}" for part, operator in pairs)
+            found.append(StepPlan(name, facts, answer.declined, served))
         return found
 
     @classmethod

@@ -13,3 +13,7 @@ class StepPlan:
     """Its sizes, by the names that run.json has for them: values that JSON can hold."""
     declined: str = ""
     """Why the network cannot be trained so on this device; "" where it can."""
+    operators: tuple[str, ...] = ()
+    """`layers: operator` as Engine.served has them, where a stage's plans have operators of their
+    own.
+    """

@@ -38,6 +38,8 @@ def test_a_smaller_gpu_keeps_fewer_weights_on_chip(home: Home) -> None:
         assert [each["batch_size"] for each in found] == [64, 4096]
         for each in found:
             assert not each["unavailable"]
+            assert each["trains"]
+            assert each["operators"][0] == "conv1+activation1+subsample1: TunedByteConv"
             assert each["shared_bytes"] <= said["gpu"]["shared_bytes"] == gpu.shared_bytes
         kept[name] = found[0]["weights_on_chip"]
     assert kept["t4"] == ["conv1", "conv2", "dense3"]
@@ -53,6 +55,10 @@ def test_what_does_not_fit_says_how_much_it_lacks(home: Home) -> None:
         assert len(reasons) == 2
         assert sum(map(bool, reasons)) == declined
         limit = f"{ARCHITECTURES[gpu].shared_bytes:,}"
+        other = [each for each in plans(said) if each["plan"] == "graph"]
+        assert [each["trains"] for each in other] == [bool(reason) for reason in reasons]
+        assert {each["launch"] for each in other} == {"graph"}
+        assert all(each["kernels_a_step"] > 5 for each in other)
         for reason in filter(None, reasons):
             assert re.search(rf"need [\d,]+ bytes, and a block may have {limit}", reason)
 
@@ -65,7 +71,7 @@ def test_the_text_says_what_the_gpu_lacks_and_what_was_never_measured(home: Home
     assert "no bulk copies with an mbarrier: copies by all threads of a block" in head
     assert "no asynchronous copies" not in head
     assert "never measured: the published times are those of an H100" in head
-    assert re.search(r"^    batch size +images a block", table, re.M)
+    assert re.search(r"^    batch size +trains +images a block", table, re.M)
     assert re.search(r"^    1024, 4096 .* [\d,]+ of 101,376 +conv1 conv2 dense", table, re.M)
     said = home("plan", *TUNED)
     assert said.startswith(

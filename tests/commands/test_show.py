@@ -36,7 +36,7 @@ def test_stages_and_plan(home: Home) -> None:
     assert said.count("\nstage ") == 1
     assert re.search(r"^  Loops +dense1$", said, re.M)
     plan = home("plan", "--stage", "tuned")
-    assert re.search(r"^  TunedByteConv +conv1\+activation1\+subsample1$", plan, re.M)
+    assert re.search(r"^    TunedByteConv +conv1\+activation1\+subsample1$", plan, re.M)
     assert "unknown stage 'x' in --stage" in home.fails("plan", "--stage", "x")
     assert "unknown network 'x' in --network" in home.fails("plan", "--network", "x")
 

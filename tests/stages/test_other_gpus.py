@@ -16,13 +16,13 @@ from cnnlib.device.architecture import A100, H100, RTX_4090, T4, Architecture
 from cnnlib.engine import Setup
 from cnnlib.errors import Unsupported
 from cnnlib.paths import KERNELS
-from cnnlib.stages import LADDER
+from cnnlib.stages import LADDER, tuned
 from cnnlib.stages.tuned import PERSISTENT as STAGE
 from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import Limited, each_of, open_engine, pictures
-from tests.support.networks import awkward, lenet5, shipped, simard
+from tests.support.networks import awkward, build, lenet5, shipped, simard
 
 NEWER = ("mma.sync", "cp.async", "max.NaN", "cp.async.bulk", "mbarrier.try_wait")
 """Instructions of kernels/tuned/ that not all GPUs have."""
@@ -101,6 +101,19 @@ def test_what_does_not_fit_is_refused_by_name(gpu: Architecture) -> None:
     with pytest.raises(Unsupported, match=said):
         STAGE.engine.operators_on(STAGE, setup, gpu.limits)
     assert STAGE.engine.operators_on(STAGE, setup, A100.limits)
+
+
+def test_what_one_plan_has_no_room_for_another_trains(limited: Limited) -> None:
+    """Its maps alone are larger than what a block of a T4 may have."""
+    layers = [{"conv": {"maps": 8, "kernel": 5}}, {"activation": "relu"}, {"dense": 5}]
+    network, device = build("wide", (1, 48, 48), 5, layers), emulated(limited, T4)
+    with open_engine(tuned.STAGE, network, 4, device) as engine:
+        assert engine.choices["chosen_plan"] == "graph"
+        refused, said = tuned.STAGE.engine.plans_on(tuned.STAGE, engine.setup, T4.limits)
+        assert engine.choices["plans_declined"] == {"persistent": refused.declined}
+        assert said.operators == tuple(engine.served)
+        validate(engine, *pictures(network, 4))
+        five_steps(engine, *pictures(network, 12))
 
 
 @pytest.mark.skipif(cuda.find_nvcc() is None, reason="no nvcc on PATH")
