@@ -10,7 +10,7 @@ import numpy as np
 from cnnlib.device import Device, Limits
 from cnnlib.engine.profile import KernelTime
 from cnnlib.engine.shuffle import Shuffle
-from cnnlib.engine.stage import Bytes, Op, Options, Order, Setup, Stage, name_of, plan
+from cnnlib.engine.stage import Bytes, Op, Options, Order, Setup, Stage, chosen_for, name_of, plan
 from cnnlib.engine.step_plan import StepPlan
 from cnnlib.errors import Unsupported
 from cnnlib.layers import Array
@@ -50,7 +50,7 @@ class Engine(ABC, Generic[Op]):
         Nothing is compiled and no memory is taken, so that a user can ask before a sweep. Raises
         Unsupported where the engine would: a stage never hands a network to another one.
         """
-        return [p.operator for p in plan(stage, setup.network)]
+        return [chosen_for(p) for p in plan(stage, setup.network)]
 
     @classmethod
     def source_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> str:

@@ -222,6 +222,22 @@ def declining(why: Why) -> Callable[[Factory], Factory]:
     return mark
 
 
+def choosing(chosen: Callable[[Planned], object]) -> Callable[[Factory], Factory]:
+    """A decorator for a function that makes one of several operators: `chosen` says which."""
+
+    def mark(operator: Factory) -> Factory:
+        setattr(operator, "chosen", chosen)  # noqa: B010
+        return operator
+
+    return mark
+
+
+def chosen_for(planned: Planned) -> object:
+    """The operator's class, where a function that is marked by `choosing` makes it."""
+    chosen = getattr(planned.operator, "chosen", None)
+    return chosen(planned) if chosen else planned.operator
+
+
 def plan(stage: Stage[Op], network: Network) -> tuple[Planned[Op], ...]:
     """Cover the network's layers from the input on, always by the longest run the stage serves.
 

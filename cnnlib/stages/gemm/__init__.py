@@ -9,7 +9,7 @@ memory as (H, C, W, N), the image innermost: see cnnlib/engine/cpu.py.
 
 from cnnlib.engine import Stage
 from cnnlib.engine.cpu import MicroBatchEngine, MicroBatchOperator
-from cnnlib.engine.stage import Planned
+from cnnlib.engine.stage import Planned, choosing
 from cnnlib.layers import Activation, Array, Conv, Dense, Dropout, Subsample, Views
 from cnnlib.stages.gemm.conv import MatrixConv
 from cnnlib.stages.gemm.dense import MatrixDense
@@ -29,6 +29,13 @@ __all__ = [
 ]
 
 
+def faster(planned: Planned) -> type[MatrixConv | WinogradConv]:
+    """The operator that takes less time for a convolution."""
+    winograd = pays(planned.layer(Conv), planned.source_shape, planned.target_shape)
+    return WinogradConv if winograd else MatrixConv
+
+
+@choosing(faster)
 def convolution(
     planned: Planned,
     source: Array,
@@ -37,10 +44,8 @@ def convolution(
     gradients: Views,
     may_overwrite: bool,
 ) -> MicroBatchOperator:
-    """The operator that takes less time for a convolution."""
-    winograd = pays(planned.layer(Conv), planned.source_shape, planned.target_shape)
-    operator = WinogradConv if winograd else MatrixConv
-    return operator(planned, source, source_error, parameters, gradients, may_overwrite)
+    """The faster operator, made."""
+    return faster(planned)(planned, source, source_error, parameters, gradients, may_overwrite)
 
 
 STAGE = Stage(
