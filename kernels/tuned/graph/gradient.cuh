@@ -68,7 +68,11 @@ struct Gradient {
         __syncthreads();
         for (int row : block_range(POSITIONS)) pixels[row] = Right::pixel_of(first, row);
         stage_errors(left, errors, first, map0, factor);
-        Right::template stage<ARITHMETIC, THREADS, GROUPS, GROUPS + 1>(right, map, first, channel_group, Range::MAPS);
+        for_eights<THREADS, Right::template VECTORS<GROUPS>, 2>(
+            [&](int i) { return Right::template load<GROUPS>(map, first, channel_group, i); },
+            [&](int i, const Eight& eight) {
+              Right::template store<ARITHMETIC, GROUPS, GROUPS + 1>(right, i, eight, Range::MAPS);
+            });
         __syncthreads();
         multiply_chunk(sums, pixels, left, right, row0, tile0);
       }

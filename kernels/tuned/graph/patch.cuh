@@ -12,16 +12,17 @@
 
 namespace graph {
 
-// Calls store(i, load(i)) for every i < COUNT, shared out to the threads of a block. A thread has two loads in flight.
-template <int THREADS, int COUNT, class Load, class Store>
+// Calls store(i, load(i)) for every i < COUNT, shared out to the threads of a block. A thread has IN_FLIGHT loads on their
+// way before it stores the first.
+template <int THREADS, int COUNT, int IN_FLIGHT, class Load, class Store>
 __device__ __forceinline__ void for_eights(Load load, Store store) {
 #ifdef __CUDACC__
-  for (int begin = threadIdx.x; begin < COUNT; begin += 2 * THREADS) {
-    Eight first = load(begin), second = eight_zeros();
-    const bool both = begin + THREADS < COUNT;
-    if (both) second = load(begin + THREADS);
-    store(begin, first);
-    if (both) store(begin + THREADS, second);
+  for (int begin = threadIdx.x; begin < COUNT; begin += IN_FLIGHT * THREADS) {
+    Eight eights[IN_FLIGHT];
+    UNROLL_FOR(int n = 0; n < IN_FLIGHT; n++)
+      eights[n] = begin + n * THREADS < COUNT ? load(begin + n * THREADS) : eight_zeros();
+    UNROLL_FOR(int n = 0; n < IN_FLIGHT; n++)
+      if (begin + n * THREADS < COUNT) store(begin + n * THREADS, eights[n]);
   }
 #else
   for (int i : block_range(COUNT)) store(i, load(i));
@@ -73,34 +74,46 @@ struct Patch {
     return (place.image * Map::ROWS + place.y - first_row(first)) * ROW + place.x;
   }
 
-  // Vectors (STAGED, PITCH) of channels 8 group, ... of the patch, in a region of ROOM of such rows. All threads of the
-  // block call it together.
-  template <int ARITHMETIC, int THREADS, int STAGED, int ROOM = STAGED>
-  static __device__ __forceinline__ void stage(char* region, const Map& map, int first, int group, float factor) {
-    const auto load = [&](int i) {
-      const int pixel = ONE_PLACE ? i / STAGED : i % STAGED_PIXELS, staged = ONE_PLACE ? i % STAGED : i / STAGED_PIXELS;
-      const int channel = (group + staged) * EIGHT;
-      if constexpr (Spec::UNFOLD) {
-        Eight eight = eight_zeros();
-        if (pixel >= USED) return eight;
-        const Place place = place_of(first + pixel);
-        UNROLL_FOR(int e = 0; e < EIGHT; e++) {
-          const int term = channel + e, tap = term % KERNEL_AREA;
-          if (term < CHANNELS)
-            eight.at[e] = map.load_one(place.image, place.y + tap / Spec::KERNEL_COLUMNS,
-                                       place.x + tap % Spec::KERNEL_COLUMNS, term / KERNEL_AREA);
-        }
-        return eight;
-      } else {
-        const int row = first_row(first) + pixel / Map::COLUMNS;
-        return map.load(row / Map::ROWS, row % Map::ROWS, pixel % Map::COLUMNS, channel);
+  // A patch is staged in STAGED rows, those of channels 8 group, ...; this is how many vectors that takes.
+  template <int STAGED>
+  static constexpr int VECTORS = STAGED * STAGED_PIXELS;
+
+  // Which pixel and which of the rows vector i is: neighbours in memory are neighbours among the threads.
+  template <int STAGED>
+  static __device__ __forceinline__ int pixel_of_vector(int i) {
+    return ONE_PLACE ? i / STAGED : i % STAGED_PIXELS;
+  }
+  template <int STAGED>
+  static __device__ __forceinline__ int row_of_vector(int i) {
+    return ONE_PLACE ? i % STAGED : i / STAGED_PIXELS;
+  }
+
+  template <int STAGED>
+  static __device__ __forceinline__ Eight load(const Map& map, int first, int group, int i) {
+    const int pixel = pixel_of_vector<STAGED>(i), channel = (group + row_of_vector<STAGED>(i)) * EIGHT;
+    if constexpr (Spec::UNFOLD) {
+      Eight eight = eight_zeros();
+      if (pixel >= USED) return eight;
+      const Place place = place_of(first + pixel);
+      UNROLL_FOR(int e = 0; e < EIGHT; e++) {
+        const int term = channel + e, tap = term % KERNEL_AREA;
+        if (term < CHANNELS)
+          eight.at[e] = map.load_one(place.image, place.y + tap / Spec::KERNEL_COLUMNS,
+                                     place.x + tap % Spec::KERNEL_COLUMNS, term / KERNEL_AREA);
       }
-    };
-    for_eights<THREADS, STAGED * STAGED_PIXELS>(load, [&](int i, const Eight& eight) {
-      const int pixel = ONE_PLACE ? i / STAGED : i % STAGED_PIXELS, staged = ONE_PLACE ? i % STAGED : i / STAGED_PIXELS;
-      const int at = Spec::UNFOLD ? pixel : pixel / Map::COLUMNS * ROW + pixel % Map::COLUMNS;
-      Planes<ARITHMETIC>::store(region, ROOM * PITCH, staged * PITCH + at, eight, factor);
-    });
+      return eight;
+    } else {
+      const int row = first_row(first) + pixel / Map::COLUMNS;
+      return map.load(row / Map::ROWS, row % Map::ROWS, pixel % Map::COLUMNS, channel);
+    }
+  }
+
+  // Writes vector i of a region of ROOM rows (ROOM, PITCH).
+  template <int ARITHMETIC, int STAGED, int ROOM>
+  static __device__ __forceinline__ void store(char* region, int i, const Eight& eight, float factor) {
+    const int pixel = pixel_of_vector<STAGED>(i);
+    const int at = Spec::UNFOLD ? pixel : pixel / Map::COLUMNS * ROW + pixel % Map::COLUMNS;
+    Planes<ARITHMETIC>::store(region, ROOM * PITCH, row_of_vector<STAGED>(i) * PITCH + at, eight, factor);
   }
 };
 

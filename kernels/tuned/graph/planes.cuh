@@ -247,31 +247,35 @@ __device__ __forceinline__ void multiply_planes(Sums<ARITHMETIC, M_TILES, N_TILE
                                                 const SharedAddress (&right)[(N_TILES + 1) / 2], int right_offset,
                                                 int right_plane) {
   constexpr int COUNT = Planes<ARITHMETIC>::COUNT;
-  unsigned rows[COUNT][M_TILES][4], columns[COUNT][N_TILES][2];
-  UNROLL_FOR(int p = 0; p < COUNT; p++) {
+  unsigned rows[COUNT][M_TILES][4];
+  UNROLL_FOR(int p = 0; p < COUNT; p++)
     UNROLL_FOR(int m = 0; m < M_TILES; m++)
       load_matrices<TRANSPOSED>(rows[p][m], left[m] + left_offset + p * left_plane);
-    UNROLL_FOR(int n = 0; n + 1 < N_TILES; n += 2) {
-      unsigned two[4];
-      load_matrices<TRANSPOSED>(two, right[n / 2] + right_offset + p * right_plane);
-      columns[p][n][0] = two[0], columns[p][n][1] = two[1];
-      columns[p][n + 1][0] = two[2], columns[p][n + 1][1] = two[3];
+  // Two tiles of columns at a time: more of them would take registers that the sums need.
+  UNROLL_FOR(int pair = 0; pair < N_TILES; pair += 2) {
+    unsigned columns[COUNT][2][2];
+    UNROLL_FOR(int p = 0; p < COUNT; p++) {
+      const SharedAddress address = right[pair / 2] + right_offset + p * right_plane;
+      if (pair + 1 < N_TILES) {
+        unsigned both[4];
+        load_matrices<TRANSPOSED>(both, address);
+        columns[p][0][0] = both[0], columns[p][0][1] = both[1], columns[p][1][0] = both[2], columns[p][1][1] = both[3];
+      } else {
+        load_matrices<TRANSPOSED>(columns[p][0], address);
+      }
     }
-    if (N_TILES % 2)
-      load_matrices<TRANSPOSED>(columns[p][N_TILES - 1], right[N_TILES / 2] + right_offset + p * right_plane);
-  }
-  // the smallest products first; those that wait for each other are as far apart as can be
-  UNROLL_FOR(int order = 2 * COUNT - 2; order >= 0; order--) {
-    if (order >= COUNT) continue;
-    UNROLL_FOR(int p = 0; p <= order; p++)
-      UNROLL_FOR(int m = 0; m < M_TILES; m++)
-        UNROLL_FOR(int n = 0; n < N_TILES; n++) {
-          Fragment& sum = order == 0 ? sums.large[m][n] : sums.small[m][n];
-          if constexpr (ARITHMETIC == BF16X6)
-            mma_bf16(sum, rows[p][m], columns[order - p][n]);
-          else
-            mma_f16(sum, rows[p][m], columns[order - p][n]);
-        }
+    // the smallest products first; those that wait for each other are as far apart as can be
+    UNROLL_FOR(int order = COUNT - 1; order >= 0; order--)
+      UNROLL_FOR(int p = 0; p <= order; p++)
+        UNROLL_FOR(int m = 0; m < M_TILES; m++)
+          UNROLL_FOR(int n = 0; n < 2; n++) {
+            if (pair + n >= N_TILES) continue;
+            Fragment& sum = order == 0 ? sums.large[m][pair + n] : sums.small[m][pair + n];
+            if constexpr (ARITHMETIC == BF16X6)
+              mma_bf16(sum, rows[p][m], columns[order - p][n]);
+            else
+              mma_f16(sum, rows[p][m], columns[order - p][n]);
+          }
   }
 }
 

@@ -91,6 +91,9 @@ struct Convolution {
   static constexpr int TAP_ROWS = Spec::TAP_ROWS;  // rows of the kernel whose weights are staged at a time
   static_assert(Left::TAP_ROWS % TAP_ROWS == 0, "rows of the kernel are staged in equal parts");
   static constexpr int TAPS = TAP_ROWS * Left::TAP_COLUMNS;
+  static constexpr int LEFT_ITEMS = Left::template VECTORS<CHUNK>, RIGHT_ITEMS = TAPS * CHUNK * N;
+  static constexpr bool FEW =
+      LEFT_ITEMS + RIGHT_ITEMS <= 4 * THREADS && TAP_ROWS == Left::TAP_ROWS && M_TILES * N_TILES <= 2;
 
   // Shared memory: the pixel of each row, then the patch and the weights, and after them the sums in their place.
   static constexpr int N_PITCH = N + 1;  // vectors from a group of weights to the next
@@ -132,9 +135,7 @@ struct Convolution {
       for (int chunk = split * ceil_div(CHUNKS, SPLITS); chunk < last; chunk++)
         for (int tap_row = 0; tap_row < Left::TAP_ROWS; tap_row += TAP_ROWS) {
           __syncthreads();
-          if (tap_row == 0)
-            Left::template stage<ARITHMETIC, THREADS, CHUNK>(left, map, first, chunk * CHUNK, left_factor);
-          stage_weights(right, weight, first_column, chunk * CHUNK, tap_row, right_factor);
+          stage(left, right, map, weight, first, first_column, chunk * CHUNK, tap_row, left_factor, right_factor);
           __syncthreads();
           if (active) multiply_chunk(sums, pixels, left, right, tap_row, row0, column0);
         }
@@ -151,26 +152,50 @@ struct Convolution {
     }
   }
 
-  // Vectors (TAPS, CHUNK, N_PITCH) of the weights of some rows of the kernel.
-  static __device__ __forceinline__ void stage_weights(char* region, const float* __restrict__ weight, int column,
-                                                       int group, int tap_row, float factor) {
-    struct Item {
-      int tap, n, staged;
+  // Stages the patch of a chunk, with the first rows of the kernel, and the weights of some rows.
+  static __device__ __forceinline__ void stage(char* left, char* right, const typename Spec::Map& map,
+                                               const float* __restrict__ weight, int first, int column, int group,
+                                               int tap_row, float left_factor, float right_factor) {
+    const auto load_left = [&](int i) { return Left::template load<CHUNK>(map, first, group, i); };
+    const auto store_left = [&](int i, const Eight& eight) {
+      Left::template store<ARITHMETIC, CHUNK, CHUNK>(left, i, eight, left_factor);
     };
-    const auto item = [](int i) -> Item {
-      const int rest = i / TAPS;
-      return {i % TAPS, Spec::COLUMNS_FIRST ? rest % N : rest / CHUNK, Spec::COLUMNS_FIRST ? rest / N : rest % CHUNK};
-    };
-    for_eights<THREADS, TAPS * CHUNK * N>(
-        [&](int i) {
-          const Item own = item(i);
-          return Spec::weights(weight, column + own.n, (group + own.staged) * EIGHT,
-                               tap_row * Left::TAP_COLUMNS + own.tap);
-        },
-        [&](int i, const Eight& eight) {
-          const Item own = item(i);
-          P::store(region, RIGHT_VECTORS, (own.tap * CHUNK + own.staged) * N_PITCH + own.n, eight, factor);
-        });
+    const auto load_right = [&](int i) { return load_weights(weight, column, group, tap_row, i); };
+    const auto store_right = [&](int i, const Eight& eight) { store_weights(right, i, eight, right_factor); };
+    if constexpr (FEW) {
+      // all loads of a thread before its first store
+      for_eights<THREADS, LEFT_ITEMS + RIGHT_ITEMS, 4>(
+          [&](int i) { return i < LEFT_ITEMS ? load_left(i) : load_right(i - LEFT_ITEMS); },
+          [&](int i, const Eight& eight) {
+            if (i < LEFT_ITEMS)
+              store_left(i, eight);
+            else
+              store_right(i - LEFT_ITEMS, eight);
+          });
+    } else {
+      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, 2>(load_left, store_left);
+      for_eights<THREADS, RIGHT_ITEMS, 2>(load_right, store_right);
+    }
+  }
+
+  // Vector i of the weights (TAPS, CHUNK, N_PITCH) of some rows of the kernel, in the order of memory.
+  struct Item {
+    int tap, n, staged;
+  };
+  static __device__ __forceinline__ Item item(int i) {
+    const int rest = i / TAPS;
+    return {i % TAPS, Spec::COLUMNS_FIRST ? rest % N : rest / CHUNK, Spec::COLUMNS_FIRST ? rest / N : rest % CHUNK};
+  }
+
+  static __device__ __forceinline__ Eight load_weights(const float* __restrict__ weight, int column, int group,
+                                                       int tap_row, int i) {
+    const Item own = item(i);
+    return Spec::weights(weight, column + own.n, (group + own.staged) * EIGHT, tap_row * Left::TAP_COLUMNS + own.tap);
+  }
+
+  static __device__ __forceinline__ void store_weights(char* region, int i, const Eight& eight, float factor) {
+    const Item own = item(i);
+    P::store(region, RIGHT_VECTORS, (own.tap * CHUNK + own.staged) * N_PITCH + own.n, eight, factor);
   }
 
   static __device__ __forceinline__ void multiply_chunk(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, const int* pixels,
