@@ -1,4 +1,4 @@
-"""The machines of results/reference, one a line, computed from their raw tables.
+"""The machines of results/reference, one a line: workflow/report/machines.py makes the table.
 
 The directive `{machines}` puts the table in a page. As a program it prints it:
 
@@ -11,44 +11,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from cnnlib.publishing.published import Machine, machines
-from workflow.plotting import ladder, wording
+from workflow.report.machines import table
 
-ROOT = Path(__file__).resolve().parents[2]
-REFERENCE = ROOT / "results/reference"
-DATASET, NETWORK = "mnist", "lenet5"
-BATCH_SIZES = (64, 1024)
-DIGITS = 7
-"""Digits of a commit that are shown."""
-
-
-def table() -> str:
-    """GPU, processor, stages, the best epoch at two batch sizes, days and commits."""
-    head = ["machine", "GPU", "processor", "stages measured"]
-    head += [f"best epoch, batch {size}" for size in BATCH_SIZES] + ["measured", "commit"]
-    rows = [head, ["---"] * 4 + ["---:"] * len(BATCH_SIZES) + ["---"] * 2]
-    return wording.markdown_table([*rows, *map(line, machines(REFERENCE))])
-
-
-def line(machine: Machine) -> list[str]:
-    """The cells of one machine."""
-    names = {kind: list(map(wording.device, each)) for kind, each in machine.devices.items()}
-    processors = dict.fromkeys(name.partition(", ")[0] for name in names.get("cpu", []))
-    return [
-        machine.name,
-        ", ".join(names.get("cuda", [])) or "–",
-        ", ".join(processors) or "–",
-        ", ".join(ladder.ordered(machine.stages)),
-        *(best(machine, size) for size in BATCH_SIZES),
-        " to ".join(machine.dates) or "–",
-        ", ".join(dict.fromkeys(commit[:DIGITS] for commit in machine.commits)) or "–",
-    ]
-
-
-def best(machine: Machine, batch_size: int) -> str:
-    """`18.0 ms (tuned)`, or a dash where this network was not measured."""
-    found = machine.best(DATASET, NETWORK, batch_size)
-    return f"{wording.duration(found[1])} ({found[0]})" if found else "–"
+REFERENCE = Path(__file__).resolve().parents[2] / "results/reference"
 
 
 def setup(app: object) -> dict[str, bool]:
@@ -65,7 +30,7 @@ def setup(app: object) -> dict[str, bool]:
             for path in REFERENCE.glob("*/tables/epochs.csv"):
                 self.env.note_dependency(str(path))
             container = nodes.container()
-            text = StringList(table().splitlines(), "results/reference")
+            text = StringList(table(REFERENCE).splitlines(), "results/reference")
             self.state.nested_parse(text, 0, container)
             return container.children
 
@@ -75,4 +40,4 @@ def setup(app: object) -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(table())
+    sys.stdout.write(table(REFERENCE))

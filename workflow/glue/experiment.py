@@ -188,15 +188,16 @@ class Experiment:
 
     @property
     def published(self) -> list[str]:
-        """Published files that the report shows: trained weights and, for a machine without a
-        GPU, the tables of one with it.
+        """Published files that the report shows: trained weights, the times of every machine and,
+        for a machine without a GPU, the tables of one with it.
         """
         files = [Path(PUBLISHED, WEIGHTS)]
+        files += sorted(Path(PUBLISHED).parent.glob("*/tables/epochs.csv"))
         if self.results != PUBLISHED:
             folder = Path(PUBLISHED, "tables")
             files += [schema.find(folder, name) for name in PAGE_TABLES]
             files += sorted(Path(PUBLISHED, "provenance").glob("*.json"))
-        return [str(path) for path in files if path.exists()]
+        return [str(path) for path in dict.fromkeys(files) if path.exists()]
 
     @property
     def poster_figures(self) -> list[str]:

@@ -23,7 +23,7 @@ from cnnlib.files import write_whole
 from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
 from workflow.plotting.ladder import take_in
-from workflow.report import explain, glossary, timeline
+from workflow.report import explain, glossary, machines, timeline
 from workflow.report.fair_play import TRIED
 from workflow.report.lessons import Lesson
 
@@ -81,7 +81,7 @@ def render(
     """The page. Raises DataError naming a file that cannot be read.
 
     Without `data` it has figures and tables alone. `published` is a folder of published results,
-    whose GPU is shown where `data` has none.
+    whose GPU is shown where `data` has none, and beside which other machines lie.
     """
     environment = jinja2.Environment(
         autoescape=True,
@@ -118,6 +118,7 @@ def render(
             for path in sorted(figures, key=rank)
         ],
         provenance=facts(provenance),
+        machines=blocks(machines.table(published.parent)) if published else [],
         tables=sorted(contents.items()),
     )
 
