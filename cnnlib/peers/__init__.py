@@ -25,6 +25,9 @@ a plain sum. Seen on an H100 in PyTorch at a batch of 132 and in JAX at 32; in J
 algorithm is as coarse.
 """
 
+GREY = "#919191"
+"""All libraries are grey in figures, which tell them apart by their marks and dashes."""
+
 TORCH = Stage(
     name="torch",
     title="PyTorch",
@@ -36,7 +39,7 @@ TORCH = Stage(
     repeatable=False,
     slack=CHOSEN,
     conv_weight_slack=WINOGRAD,
-    color="#7a7a7a",
+    color=GREY,
     marker="<",
 )
 TORCH_GRAPH = replace(
@@ -45,7 +48,7 @@ TORCH_GRAPH = replace(
     title="PyTorch, graph",
     change="PyTorch with the whole step in one CUDA graph",
     options=pytorch.TorchOptions(graph="always"),
-    color="#8c6bb1",
+    color=GREY,
     marker=">",
 )
 TORCH_COMPILE = replace(
@@ -54,7 +57,7 @@ TORCH_COMPILE = replace(
     title="PyTorch, compiled",
     change="torch.compile, and on a GPU the whole step in one CUDA graph",
     options=pytorch.TorchOptions(compile=True, graph="on a GPU"),
-    color="#5b3a8c",
+    color=GREY,
     marker="p",
 )
 JAX = Stage(
@@ -68,7 +71,7 @@ JAX = Stage(
     repeatable=False,
     slack=CHOSEN,
     conv_weight_slack=WINOGRAD,
-    color="#1b6f8a",
+    color=GREY,
     marker="X",
 )
 PEERS: tuple[Stage, ...] = (
@@ -81,7 +84,7 @@ PEERS: tuple[Stage, ...] = (
         title="PyTorch, compiled, TF32",
         change="the same with products in TF32",
         rounding=TF32,
-        color="#b08fd8",
+        color=GREY,
         marker="h",
     ),
     JAX,
@@ -91,7 +94,7 @@ PEERS: tuple[Stage, ...] = (
         title="JAX, TF32",
         change="the same with products in TF32",
         rounding=TF32,
-        color="#63b7cf",
+        color=GREY,
         marker="d",
     ),
 )

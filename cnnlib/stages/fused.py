@@ -295,7 +295,7 @@ STAGE = Stage(
     runs_on="cuda",
     engine=GpuEngine,
     after="gemm_cuda",
-    color="#d08a00",
+    color="#1857a8",
     marker="D",
     operators={
         (Conv, Activation, Subsample): FusedConv,
@@ -316,7 +316,7 @@ PULL = replace(
     name="fused_pull",
     title="3 fused, pull",
     change="stage fused with errors gathered (pulled) by the lower units",
-    color="#1b1b1b",
+    color="#5b8fd8",
     marker=">",
     options=GpuOptions(errors="pull"),
 )

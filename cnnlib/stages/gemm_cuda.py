@@ -335,7 +335,7 @@ STAGE = Stage(
     runs_on="cuda",
     engine=GpuEngine,
     after="gemm",
-    color="#c264a0",
+    color="#a0529b",
     marker="^",
     operators={
         (Conv,): GemmConv,

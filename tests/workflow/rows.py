@@ -51,6 +51,16 @@ def summarise(*parts: list[dict], steps: list[dict] | None = None) -> pd.DataFra
     return modules.load("tables", "summary").make(tables)
 
 
+def ladder(*parts: list[dict]) -> pd.DataFrame:
+    """The ladder of these lines, without kernels and probes."""
+    summary = summarise(*parts)
+    tables = {
+        name: pd.DataFrame([], columns=list(schema.TABLES[name])) for name in ("kernels", "probes")
+    }
+    epochs = pd.DataFrame(itertools.chain(*parts), columns=list(schema.TABLES["epochs"]))
+    return modules.load("tables", "ladder").make({"summary": summary, "epochs": epochs, **tables})
+
+
 def line(summary: pd.DataFrame, stage: str) -> pd.Series:
     (found,) = (row for _, row in summary[summary["stage"] == stage].iterrows())
     return found

@@ -1,23 +1,26 @@
 """How much energy an epoch costs, and how hard the GPU works for it.
 
 Left: energy of one epoch against the batch size, from the GPU's own counter while it trained
-without a pause; median and quartiles over the repeats. Right: the mean power during that time,
-beside the power of the idle GPU before the run. The host and the rest of the machine are not
-included.
+without a pause; median and quartiles over the repeats. Right: the mean power during that time. The
+band is the power just before the runs, when the GPU was waiting: with a context open it keeps high
+clocks, so that a stage that lets it wait most of the time needs no more. Numbers above the panels
+are test accuracies; batch sizes that learn too little are shaded. The host and the rest of the
+machine are not included.
 """
 
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import ladder, layout, panels, reasons, style, wording
+from workflow.plotting import accuracies, ladder, layout, panels, reasons, shading, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("energy", "epochs")
+
+WAITING = "#bcd4ee"
+"""Colour of the power of a GPU that waits."""
 
 
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
@@ -50,23 +53,33 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=sheet.size(14.0, 5.8), layout="constrained"
     )
+    summary = accuracies.of_epochs(epochs)
     words = layout.headline(
-        figure, sheet, title(energy), subtitle(energy, what), left_out=reasons.left_out(epochs)
+        figure,
+        sheet,
+        title(energy, summary),
+        subtitle(energy, what),
+        " ".join(filter(None, (libraries(energy), shading.note(summary)))),
+        left_out=reasons.left_out(epochs),
     )
     style.quantity_axis(left, "y", energy["epoch_joules"], joules, steps=(1, 2, 5))
     left.set_ylabel("energy of an epoch")
-    idle = energy["idle_watts"].median()
     right.set_ylim(0, energy["watts"].max() * 1.15)
     right.yaxis.set_major_formatter(lambda value, _: f"{value:g} W")
     right.set_ylabel("mean power while training")
+    shown = panels.two_libraries(energy, "epoch_joules")
     waiting = [
-        (left, lines(left, energy, "epoch_joules", joules)),
-        (right, lines(right, energy, "watts", lambda value: f"{value:.0f} W")),
+        (left, lines(left, shown, "epoch_joules", joules)),
+        (right, lines(right, shown, "watts", lambda value: f"{value:.0f} W")),
     ]
-    if np.isfinite(idle):
-        right.axhline(idle, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)))
+    if energy["idle_watts"].notna().any():
+        low, middle, high = energy["idle_watts"].quantile([0.05, 0.5, 0.95])
+        right.axhspan(low, high, color=WAITING, linewidth=0, zorder=1)
         last = energy["batch_size"].max()
-        waiting[1][1].append(style.Label(last, idle, f"idle  {idle:.0f} W", style.INK))
+        text = f"waiting  {low:.0f} to {high:.0f} W"
+        waiting[1][1].append(style.Label(last, middle, text, WAITING))
+    for axes in (left, right):
+        shading.shade(axes, summary[summary["batch_size"].isin(energy["batch_size"])])
     style.end_labels(figure, waiting)
     return Drawing(figure, words)
 
@@ -79,13 +92,14 @@ def lines(
     style.batch_axis(axes, sizes)
     labels = []
     for stage in ladder.ordered(energy["stage"]):
-        mark = style.mark(stage)
         group = energy[energy["stage"] == stage]
-        middle = panels.spread_line(axes, group, "batch_size", value, mark, emulated=False)
+        middle = panels.spread_line(
+            axes, group, "batch_size", value, style.mark(stage), emulated=False
+        )
         text = panels.end_label(
             wording.title(stage), write(middle.iloc[-1]), middle.index[-1], sizes
         )
-        labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
+        labels.append(style.label(sizes[-1], middle.iloc[-1], text, stage))
     return labels
 
 
@@ -96,16 +110,26 @@ def joules(value: float) -> str:
     return f"{wording.digits(value, 2)} J"
 
 
-def title(energy: pd.DataFrame) -> str:
-    """The result in one sentence: the least and the most energy that an epoch takes."""
-    middle = energy.groupby(["stage", "batch_size"])["epoch_joules"].median()
-    least: Any = middle.idxmin()
-    most: Any = middle.idxmax()
-    (stage, size), (worst, at) = least, most
-    text = f"{stage} trains an epoch with {joules(middle.min())} at batch {size}"
-    if len(middle) == 1:
+def title(energy: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """The least and the most energy that an epoch takes, at one batch size that learns."""
+    size = shading.usual(summary[summary["batch_size"].isin(energy["batch_size"])])
+    at = energy[energy["batch_size"] == size]
+    need = at.groupby("stage")["epoch_joules"].median().sort_values(kind="stable")
+    text = f"At batch {size} an epoch takes {wording.said(need.index[0])} {joules(need.iloc[0])}"
+    exact = [stage for stage in need.index if stage in ladder.exact_peers()]
+    best = exact[0] if exact else need.index[-1]
+    if best == need.index[0]:
         return text
-    return f"{text}; {worst} at batch {at} takes {joules(middle.max())}"
+    which = ", the most frugal library," if exact else ""
+    return f"{text}, {wording.said(best)}{which} {joules(need[best])}"
+
+
+def libraries(energy: pd.DataFrame) -> str:
+    """Which of the libraries have a line."""
+    count = energy.loc[energy["stage"].isin(ladder.NAMES_OF_PEERS), "stage"].nunique()
+    if count < 3:
+        return ""
+    return "Grey, with dashes: the libraries in float32 that need least and most."
 
 
 def subtitle(energy: pd.DataFrame, what: str) -> str:

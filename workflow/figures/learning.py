@@ -1,21 +1,19 @@
-"""How soon each stage has learned: test accuracy against seconds of training.
+"""How soon each stage has learned: test accuracy against the time of training.
 
-Above: the share of test images that are recognised at moments of a training, on a logarithmic scale
-of time; evaluating takes no training time. Below: when each stage first reached the accuracy that
-all of them reach. Every stage computes the same up to rounding, so the curves have nearly one shape
-(figure parting shows how nearly), and a quicker stage's curve lies further to the left. Hollow
-marks on a dashed line are extrapolated: the accuracy is that of another stage after as many images,
-and the moment follows from the stage's own measured time per image. There is one training for each
-stage, from the same initial weights.
+Above: the share of test images that are recognised after so many images, at the moment that is the
+number of images times the stage's time per image in whole epochs; looking at the network takes no
+time. Below: what the whole training takes, the same epochs for every stage. Every stage computes
+the same up to rounding, so the curves have nearly one shape (figure parting shows how nearly), and
+a quicker stage's curve lies further to the left. Hollow marks on a dashed line are extrapolated:
+the accuracy is that of another stage after as many images. There is one training for each stage,
+from the same initial weights.
 """
-
-import math
 
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import frames, layout, panels, reasons, recognition, style, wording
+from workflow.plotting import frames, ladder, layout, panels, reasons, recognition, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("learning", "epochs")
@@ -71,15 +69,15 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
 
 
 def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: float) -> None:
-    """Accuracy by time of all stages, with the accuracy that all of them reach."""
+    """Accuracy by time of all stages."""
     style.seconds_axis(axes, seconds, which="x")
     layout.title(axes, panel.title, width, color=style.INK)
     axes.set_ylabel("test accuracy (%)")
     axes.set_ylim(0, 103)
     axes.tick_params(labelbottom=False)
-    axes.axhline(goal(panel), color=style.QUIET, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
     for line in recognition.lines(panel.lines):
-        mark = style.mark(line["stage"].iloc[0])
+        stage = line["stage"].iloc[0]
+        mark, peer = style.mark(stage), stage in ladder.NAMES_OF_PEERS
         percent = 100 * line["test_accuracy"]
         for borrowed, part in frames.groups(line, "borrowed", sort=True):
             own = line[~line["borrowed"]].tail(1) if borrowed else part.iloc[:0]
@@ -89,7 +87,7 @@ def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: floa
                 percent[joined.index],
                 color=mark.color,
                 linewidth=1.8,
-                linestyle=(0, (4, 2)) if borrowed or panel.emulated else "-",
+                linestyle=(0, (4, 2)) if borrowed else style.dashes(stage, panel.emulated),
                 zorder=2,
             )
             axes.plot(
@@ -100,51 +98,39 @@ def draw_curves(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: floa
                 marker=mark.marker,
                 markersize=6,
                 markeredgewidth=1.4,
-                markerfacecolor="white" if borrowed else mark.color,
+                markerfacecolor="white" if borrowed or peer else mark.color,
                 zorder=3,
             )
 
 
 def draw_moments(axes: Axes, panel: panels.Panel, seconds: pd.Series, width: float) -> None:
-    """A row for each stage: when it first reached the accuracy that all of them reach."""
+    """A row for each stage: what the same whole training takes, and what it reaches."""
     style.seconds_axis(axes, seconds, which="x")
     lines = recognition.lines(panel.lines)
     names = [name_of(line, lines) for line in lines]
-    axes.set_yticks(range(len(lines)), names, fontsize=10.5, weight="bold")
+    axes.set_yticks(range(len(lines)), names, fontsize=10.5, color=style.INK)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    what = f"training time until {goal(panel)} % of the test images are recognised"
-    axes.set_xlabel(layout.wrapped(what, 0.7 * width, 11))
-    left, right = axes.get_xlim()
-    for row, (line, text) in enumerate(zip(lines, axes.get_yticklabels(), strict=True)):
-        mark = style.mark(line["stage"].iloc[0])
-        text.set_color(mark.color)
-        first = reached(line, goal(panel))
-        time, borrowed = first["train_seconds"], bool(first["borrowed"])
-        axes.plot([left, time], [row, row], color=mark.color, linewidth=1.4, alpha=0.45)
+    axes.set_xlabel(layout.wrapped(f"time for {whole(panel)}", 0.7 * width, 11))
+    left = axes.get_xlim()[0]
+    for row, line in enumerate(lines):
+        last = line.iloc[-1]
+        time, borrowed = float(last["train_seconds"]), bool(last["borrowed"])
+        own = style.label(time, row, "", last["stage"], panel.emulated, borrowed)
         axes.plot(
-            time,
-            row,
-            marker=mark.marker,
-            markersize=9,
-            color=mark.color,
-            markeredgewidth=1.6,
-            markerfacecolor="white" if borrowed else mark.color,
+            [left, time], [row, row], color=own.color, linewidth=1.6, linestyle=own.dashes, zorder=2
         )
-        # To the left of the marks at the right edge, where there is no room behind them.
-        room = 0.75 if width > 5 else 0.5
-        late = math.log(time / left) > room * math.log(right / left)
+        style.chip(axes, (time, time), row, own)
         axes.annotate(
-            wording.duration(time) + (", extrapolated" if borrowed else ""),
+            wording.duration(time) + (" (extrapolated)" if borrowed else ""),
             (time, row),
-            xytext=(-11 if late else 11, 0),
+            xytext=(9, 0),
             textcoords="offset points",
-            fontsize=10,
-            ha="right" if late else "left",
+            ha="left",
             va="center",
-            color=mark.color,
-            weight="bold",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            fontsize=10,
+            color=style.INK,
+            annotation_clip=False,
         )
 
 
@@ -156,27 +142,26 @@ def name_of(line: pd.DataFrame, lines: list[pd.DataFrame]) -> str:
     return f"{name}, {wording.brief(wording.device(device))}" if twice else name
 
 
-def goal(panel: panels.Panel) -> int:
-    """The accuracy in whole percents that all lines of the panel reach."""
-    # Rounded first: 0.29 * 100 is a little less than 29.
-    lines = recognition.lines(panel.lines)
-    best = [round(100 * float(line["test_accuracy"].max()), 6) for line in lines]
-    return math.floor(min(best))
-
-
-def reached(line: pd.DataFrame, percent: int) -> pd.Series:
-    """The first point of a line with this accuracy or a better one."""
-    return line[round(100 * line["test_accuracy"], 6) >= percent].iloc[0]
+def whole(panel: panels.Panel) -> str:
+    """`the same 119,808 images`: what every line of the panel has been trained on at its end."""
+    ends = sorted({int(line["images"].max()) for line in recognition.lines(panel.lines)})
+    if len(ends) == 1:
+        return f"the same {ends[0]:,} images"
+    return f"{ends[0]:,} to {ends[-1]:,} images"
 
 
 def title(panel: panels.Panel) -> str:
-    """When the quickest and the slowest stage reach the accuracy that all of them reach."""
-    found = [reached(line, goal(panel)) for line in recognition.lines(panel.lines)]
-    found.sort(key=lambda row: row["train_seconds"])
-    what = f"{goal(panel)} % of the test images"
-    text = f"{found[0]['stage']} recognises {what} {recognition.after(found[0])}"
-    if len(found) > 1:
-        text += f", {found[-1]['stage']} {recognition.after(found[-1])}"
+    """What the same training takes by the quickest and the slowest stage, and what it reaches."""
+    last = [line.iloc[-1] for line in recognition.lines(panel.lines)]
+    last.sort(key=lambda row: row["train_seconds"])
+    reached = [100 * float(row["test_accuracy"]) for row in last]
+    low, high = f"{min(reached):.1f}", f"{max(reached):.1f}"
+    percent = f"{low} %" if low == high else f"{low} to {high} %"
+    times = [
+        f"{wording.said(row['stage'])} {recognition.after(row).removeprefix('after ')}"
+        for row in (last[0], *last[1:][-1:])
+    ]
+    text = f"The same training takes {', '.join(times)}, and recognises {percent}"
     return text + (f" ({wording.EMULATED})" if panel.emulated else "")
 
 
@@ -188,5 +173,5 @@ def subtitle(rows: pd.DataFrame) -> str:
         f"{panels.devices(rows)}\n"
         f"batch {', '.join(map(str, sizes))}; accuracy over the first "
         f"{', '.join(f'{count:,}' for count in images)} test images, evaluated after 1, 2, 4, ... "
-        "steps and after each epoch"
+        "steps and after each epoch; time: images seen times the time per image of whole epochs"
     )

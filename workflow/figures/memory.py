@@ -1,45 +1,45 @@
-"""How much memory each stage takes: in the course of a run, and at its peak for each batch size.
+"""How much memory each stage takes at its peak, at the usual and at the largest batch size.
 
-Left: device memory of the GPU stages, read by NVML every ten milliseconds while the run is set up,
-checked, warmed up, timed and profiled. Right: the largest amount that the process held, median over
-the repeats, beside the card's capacity. The amount before the first image (the CUDA context and the
-kernels) is the same for all stages. Without a GPU it is the memory of the process on the host.
+There is one bar for each stage on the GPU: the largest amount that its process held on the device,
+read by NVML every ten milliseconds, median over the repeats. Light grey is the CUDA context, which
+every program has that computes on the card: the least that a stage's process held when it had just
+been set up. What is coloured belongs to the training: the data set, weights, maps, and what a
+library keeps for itself. Without a GPU it is the memory of the process on the host, and there is no
+context.
 """
 
-import matplotlib.patheffects as effects
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from workflow.plotting import frames, ladder, layout, panels, reasons, style, wording
+from cnnlib.measuring.runs import usual_size
+from workflow.plotting import (
+    accuracies,
+    frames,
+    ladder,
+    layout,
+    panels,
+    reasons,
+    shading,
+    style,
+    wording,
+)
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("samples", "epochs")
 
 MIB = 2**20
-PHASES = {
-    "open": "set up",
-    "validate": "check",
-    "warm_up": "warm up",
-    "train": "timed epochs",
-    "evaluate": "timed epochs",
-    "profile": "kernels",
-    "learn": "learning curve",
-    "sustain": "energy",
-}
-SHADES = ("#f4f4f4", "#e9eef4")
 RUN = ["stage", "device", "device_kind", "batch_size", "repeat"]
-PANEL, LETTER, LINE = 6.6, 0.066, 0.115
-"""Inches: a trace's width, a letter's width in its bands and the height of a line there."""
-FRAME = 1.9
-"""Inches of the figure's height that are not the traces'."""
-UPWARD = 0.65
-"""Share of a trace's height that is left for names that are written upward."""
+CONTEXT = "#c9c9c9"
+STARTED = 64
+"""MiB of a process from which on it counts as having a context: before, it only loads libraries."""
 
 
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
-    """Traces at one batch size on the left, peaks against batch size on the right."""
+    """Bars at two batch sizes, side by side; emulated stages below them."""
     cell = panels.first_cell(tables["samples"])
     if cell is None:
         return layout.nothing(
@@ -63,38 +63,69 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
             reasons.left_out(epochs),
         )
     on_gpu = bool((samples["device_kind"] == "cuda").all())
+    context = context_of(samples) if on_gpu else 0.0
     peaks = samples.groupby(RUN, sort=False)["memory"].max().reset_index()
-    size = common_batch(peaks)
-    shown = samples[samples["batch_size"] == size]
-    traced = ladder.ordered(shown["stage"])
-    figure = pyplot.figure(
-        figsize=sheet.size(14.0, max(6.4, FRAME + 1.5 * len(traced))), layout="constrained"
+    sizes = shown(peaks)
+    kinds = [part for _, part in peaks.groupby(peaks["device_kind"] == "emulated")]
+    stages = [ladder.ordered(part["stage"]) for part in kinds]
+    heights = [0.6 + 0.36 * len(rows) for rows in stages]
+    figure, grid = pyplot.subplots(
+        len(kinds),
+        len(sizes),
+        figsize=sheet.size(14.0, 2.4 + sum(heights)),
+        squeeze=False,
+        sharex=True,
+        height_ratios=heights,
+        layout="constrained",
     )
+    capacity = samples["device_memory_total_mib"].max() * MIB if on_gpu else np.nan
     words = layout.headline(
         figure,
         sheet,
-        title(peaks, on_gpu),
-        subtitle(peaks, named, size, what),
-        notes(reasons.without_left_out(epochs), on_gpu),
+        title(peaks, on_gpu, context),
+        subtitle(peaks, named, what),
+        notes(reasons.without_left_out(epochs), on_gpu, context, capacity),
         reasons.left_out(epochs),
     )
-    grid = figure.add_gridspec(1, 2, width_ratios=(1, 1.05))
-    ends, top = shown["time_seconds"].max(), shown["memory"].max()
-    traces = grid[0, 0].subgridspec(len(traced), 1).subplots(sharex=True, squeeze=False)[:, 0]
-    height = UPWARD * (figure.get_figheight() - FRAME) / len(traced)
-    for axes, stage in zip(traces, traced, strict=True):
-        draw_trace(axes, shown[shown["stage"] == stage], stage, ends, top, height)
-    traces[-1].set_xlabel("seconds since the run began")
-    capacity = samples["device_memory_total_mib"].max() * MIB if on_gpu else np.nan
-    kinds = [part for _, part in peaks.groupby(peaks["device_kind"] == "emulated")]
-    drawn = [
-        (axes, draw_peaks(axes, part, capacity))
-        for axes, part in zip(
-            grid[0, 1].subgridspec(len(kinds), 1).subplots(squeeze=False)[:, 0], kinds, strict=True
-        )
-    ]
-    style.end_labels(figure, drawn)
+    accuracy = accuracies.of_epochs(epochs)
+    for row, part, names in zip(grid, kinds, stages, strict=True):
+        for axes, size in zip(row, sizes, strict=True):
+            reached = shading.reached(accuracy[accuracy["batch_size"] == size])
+            draw_bars(axes, part[part["batch_size"] == size], names, context)
+            built = bool((part["device_kind"] == "emulated").all())
+            heading = f"Peak at batch {size}" + (f" ({wording.EMULATED})" if built else "")
+            layout.title(axes, f"{heading}{reached}", 6.2, color=style.INK)
+        for axes in row[1:]:
+            axes.tick_params(labelleft=False)
+    largest = peaks.loc[peaks["batch_size"].isin(sizes), "memory"].max()
+    grid[0, 0].set_xlim(0, 1.18 * largest)
+    for axes in grid.flat:
+        ticks = step_of(largest) * np.arange(6)
+        axes.set_xticks([tick for tick in ticks if tick < 1.12 * largest])
+        axes.xaxis.set_major_formatter(lambda value, _: wording.size(value) if value else "0")
     return Drawing(figure, words)
+
+
+def step_of(largest: float) -> float:
+    """A round number of bytes of which two to five reach up to `largest`."""
+    steps = [2.0**power for power in range(10, 50)]
+    return next(step for step in steps if 5 * step >= largest)
+
+
+def shown(peaks: pd.DataFrame) -> list[int]:
+    """The usual batch size and the largest one, of those that all stages have."""
+    of_stages = [set(group) for _, group in peaks.groupby("stage")["batch_size"]]
+    both = set.intersection(*of_stages) or set.union(*of_stages)
+    return sorted({usual_size(both), common_batch(peaks)})
+
+
+def context_of(samples: pd.DataFrame) -> float:
+    """Bytes that the process of a stage of the ladder has at least, once it has a context."""
+    own = ladder.own_rows(samples)
+    if own["stage"].isin(ladder.NAMES_OF_PEERS).any():
+        return 0.0
+    first = own[own["memory"] >= STARTED * MIB].groupby(RUN, sort=False)["memory"].first()
+    return float(first.min()) if len(first) else 0.0
 
 
 def choose(samples: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -122,120 +153,81 @@ def common_batch(peaks: pd.DataFrame) -> int:
     return int(max(set.intersection(*of_stages) or set.union(*of_stages)))
 
 
-def draw_trace(
-    axes: Axes, rows: pd.DataFrame, stage: str, ends: float, top: float, height: float
-) -> None:
-    """The first repeat's memory against time, its phases as bands; names up to `height` inches."""
-    rows = rows[rows["repeat"] == rows["repeat"].min()]
-    mark, emulated = style.mark(stage), bool((rows["device_kind"] == "emulated").all())
-    name = f"{wording.title(stage)} ({wording.EMULATED})" if emulated else wording.title(stage)
-    axes.set_title(name, loc="left", fontsize=10, color=mark.color)
-    axes.grid(False)
-    axes.set_xlim(0, ends)
-    axes.set_ylim(0, top * 1.15)
-    names = rows["phase"].map(lambda phase: PHASES.get(phase, phase))
-    change = (names != names.shift()).cumsum()
-    starts = [*rows.groupby(change)["time_seconds"].first(), rows["time_seconds"].max()]
-    for i, phase in enumerate(names.groupby(change).first()):
-        axes.axvspan(starts[i], starts[i + 1], color=SHADES[i % 2], linewidth=0, zorder=0)
-        write_phase(axes, phase, starts[i], starts[i + 1], height)
-    axes.plot(
-        rows["time_seconds"],
-        rows["memory"],
-        color=mark.color,
-        linewidth=2,
-        linestyle=(0, (4, 2)) if emulated else "-",
-    )
-    axes.fill_between(rows["time_seconds"], rows["memory"], color=mark.color, alpha=0.15)
-    axes.set_yticks([0, rows["memory"].max()])
-    axes.set_yticklabels(["0", wording.size(rows["memory"].max())])
-
-
-def write_phase(axes: Axes, name: str, began: float, ended: float, height: float) -> None:
-    """The name of a phase in its band, upward in a narrow one; left out where there is no room."""
-    width = (ended - began) / axes.get_xlim()[1] * PANEL
-    along = width > LETTER * (len(name) + 1)
-    if not along and (width < LINE or LETTER * len(name) > height):
-        return
-    text = axes.annotate(
-        name,
-        ((began + ended) / 2, 0.06),
-        xycoords=axes.get_xaxis_transform(),
-        ha="center",
-        va="bottom",
-        fontsize=8,
-        color=style.QUIET,
-        rotation=0 if along else 90,
-        zorder=4,
-    )
-    text.set_path_effects([effects.withStroke(linewidth=2.5, foreground="white", alpha=0.7)])
-
-
-def draw_peaks(axes: Axes, peaks: pd.DataFrame, capacity: float) -> list[style.Label]:
-    """Peaks by batch size, a line a stage, and what the card has; labels for the right edge."""
-    sizes = sorted(set(peaks["batch_size"]))
-    style.batch_axis(axes, sizes)
-    values = [*peaks["memory"], *([capacity] if np.isfinite(capacity) else [])]
-    every = 4 if max(values) / min(values) > 16 else 2
-    style.quantity_axis(
-        axes,
-        "y",
-        values,
-        wording.size,
-        steps=[every**k for k in range(10) if every**k < 1024],
-        base=1024,
-        margin=1.25,
-    )
-    emulated = bool((peaks["device_kind"] == "emulated").all())
-    axes.set_ylabel("peak memory")
-    heading = "Peak against the batch size" + (f" ({wording.EMULATED})" if emulated else "")
-    axes.set_title(heading, fontsize=11, loc="left", color=style.INK)
-    labels = []
-    for stage in ladder.ordered(peaks["stage"]):
-        mark = style.mark(stage)
-        group = peaks[peaks["stage"] == stage]
-        middle = panels.spread_line(axes, group, "batch_size", "memory", mark, emulated)
-        written = wording.size(middle.iloc[-1])
-        text = panels.end_label(wording.title(stage), written, middle.index[-1], sizes)
-        labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
-    if np.isfinite(capacity):
-        axes.axhline(capacity, color=style.INK, linewidth=1.2, linestyle=(0, (1, 2)))
-        labels.append(
-            style.Label(sizes[-1], capacity, f"the card  {wording.size(capacity)}", style.INK)
+def draw_bars(axes: Axes, peaks: pd.DataFrame, stages: list[str], context: float) -> None:
+    """A bar a stage: the context in grey, the rest in the stage's colour, with its size."""
+    axes.set_ylim(len(stages) - 0.45, -0.55)
+    axes.grid(False, axis="y")
+    axes.set_yticks(range(len(stages)), [wording.brief(wording.title(name)) for name in stages])
+    axes.tick_params(axis="y", labelcolor=style.INK, labelsize=10.5)
+    for row, stage in enumerate(stages):
+        own = peaks.loc[peaks["stage"] == stage, "memory"]
+        if not len(own):
+            place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "va": "center"}
+            axes.annotate("not run", (0.01, row), fontsize=9, color=style.QUIET, **place)
+            continue
+        middle = float(own.median())
+        grey = min(context, middle)
+        axes.barh(row, grey, height=0.66, color=CONTEXT, linewidth=0)
+        axes.barh(
+            row, middle - grey, left=grey, height=0.66, color=style.mark(stage).color, linewidth=0
         )
-    return labels
+        low, high = own.quantile(0.25), own.quantile(0.75)
+        axes.plot([low, high], [row, row], color=style.INK, linewidth=1.2)
+        text = wording.size(middle)
+        if grey:
+            text += f"   (+{wording.size(middle - grey)})"
+        axes.annotate(
+            text,
+            (max(middle, high), row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9.5,
+            annotation_clip=False,
+        )
 
 
-def title(peaks: pd.DataFrame, on_gpu: bool) -> str:
-    """The result in one sentence: the least and the most memory at the largest batch size."""
+def title(peaks: pd.DataFrame, on_gpu: bool, context: float) -> str:
+    """The least and the most memory at the largest batch size, without a context that is known."""
     measured = peaks[peaks["device_kind"] != "emulated"]
     built = "" if len(measured) else f" ({wording.EMULATED})"
     peaks = measured if len(measured) else peaks
     size = common_batch(peaks)
     largest = peaks[peaks["batch_size"] == size]
-    need = largest.groupby("stage")["memory"].median().sort_values(kind="stable")
-    where = "" if on_gpu else " on the host"
+    need = largest.groupby("stage")["memory"].median().sort_values(kind="stable") - context
+    where = " beside the context" if context else "" if on_gpu else " on the host"
     least, most = need.index[0], need.index[-1]
-    text = f"{least} needs {wording.size(need.iloc[0])}{where} at batch {size}"
-    return (text if least == most else f"{text}, {most} {wording.size(need.iloc[-1])}") + built
+    text = f"{wording.said(least)} needs {wording.size(need.iloc[0])}{where} at batch {size}"
+    if least != most:
+        text += f", {wording.said(most)} {wording.size(need.iloc[-1])}"
+    return text + built
 
 
-def subtitle(peaks: pd.DataFrame, named: str, size: int, what: str) -> str:
+def subtitle(peaks: pd.DataFrame, named: str, what: str) -> str:
     """Network, devices; what is counted, and how."""
     return (
         f"{named}; {panels.devices(peaks)}\n"
-        f"memory {what}; left: batch {size}, first repeat; right: median of "
-        f"{panels.repeats(peaks)}, bars: quartiles"
+        f"largest memory {what}; median of {panels.repeats(peaks)}, lines: quartiles"
     )
 
 
-def notes(epochs: pd.DataFrame, on_gpu: bool) -> str:
-    """Which stages did not get to train at some batch sizes, and at which."""
+def notes(epochs: pd.DataFrame, on_gpu: bool, context: float, capacity: float) -> str:
+    """What grey is, what the card has, and which stages did not train at some batch sizes."""
     failed = epochs[epochs["status"] != "ok"]
     if on_gpu:
         failed = failed[failed["device_kind"] == "cuda"]
     parts = []
     for (stage, status), group in frames.groups(failed, ["stage", "status"]):
         sizes = ", ".join(map(str, sorted(set(group["batch_size"]))))
-        parts.append(f"{stage} {wording.STATUS.get(status, status)} at batch {sizes}")
-    return f"Left out: {'; '.join(parts)}." if parts else ""
+        parts.append(f"{wording.said(stage)} {wording.STATUS.get(status, status)} at batch {sizes}")
+    said = []
+    if context:
+        what = (
+            f"Light grey: the CUDA context, {wording.size(context)}; in brackets what is beside it."
+        )
+        said.append(what)
+    if np.isfinite(capacity):
+        said.append(f"The card has {wording.size(capacity)}.")
+    if parts:
+        said.append(f"Left out: {'; '.join(parts)}.")
+    return " ".join(said)

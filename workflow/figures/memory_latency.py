@@ -21,13 +21,13 @@ TABLES = ("probes",)
 
 CHASES = {
     "chase_cpu": ("CPU memory", style.Mark("#5c5c5c", "o")),
-    "chase_global": ("GPU memory", style.Mark("#d55e00", "D")),
+    "chase_global": ("GPU memory", style.Mark("#1857a8", "D")),
     "chase_shared": ("GPU shared", style.Mark("#009e73", "v")),
 }
 COPIES = {
     "copy_up_pinned": ("to GPU, pinned", style.Mark("#0072b2", "^")),
     "copy_down_pinned": ("from GPU, pinned", style.Mark("#3a9bd9", "v")),
-    "copy_up_pageable": ("to GPU, pageable", style.Mark("#d08a00", "^")),
+    "copy_up_pageable": ("to GPU, pageable", style.Mark("#b87700", "^")),
     "copy_down_pageable": ("from GPU, pageable", style.Mark("#c264a0", "v")),
     "copy_cpu": ("within CPU memory", style.Mark("#5c5c5c", "o")),
 }
@@ -102,6 +102,7 @@ def lines(
                     middle.iloc[-1],
                     f"{name}  {write(middle.iloc[-1])}",
                     mark.color,
+                    mark.marker,
                 )
             )
     return labels
@@ -135,7 +136,7 @@ def mark_levels(axes: Axes, rows: pd.DataFrame) -> None:
                 textcoords="offset points",
                 ha="center",
                 fontsize=10,
-                color=CHASES[probe][1].color,
+                color=style.INK,
             )
 
 

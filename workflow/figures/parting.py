@@ -224,7 +224,7 @@ def draw_part(axes: Axes, part: Part, marks: Mapping[int, style.Mark]) -> list[s
         )
         last = part.write(line.iloc[-1]) if line.iloc[-1] > part.equal else "the same"
         text = f"batch {size:,}: {last}"
-        labels.append(style.Label(line.index[-1], heights.iloc[-1], text, mark.color))
+        labels.append(style.Label(line.index[-1], heights.iloc[-1], text, mark.color, mark.marker))
     return labels
 
 

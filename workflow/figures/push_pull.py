@@ -17,8 +17,8 @@ from workflow.plotting.layout import Drawing, Sheet
 TABLES = ("kernels", "epochs")
 
 WAYS = {
-    "push_errors": ("push", style.Mark("#d08a00", "D")),
-    "pull_errors": ("pull", style.Mark("#0072b2", "s")),
+    "push_errors": ("push", style.mark("fused")),
+    "pull_errors": ("pull", style.mark("fused_pull")),
 }
 STAGE = "fused"
 PANEL = ["dataset", "network", "layer", "device_kind"]
@@ -100,7 +100,7 @@ def draw_panel(
             capsize=3.5,
         )
         text = f"{name}  {wording.duration(middle.iloc[-1])}"
-        labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color))
+        labels.append(style.Label(sizes[-1], middle.iloc[-1], text, mark.color, mark.marker))
     return labels
 
 

@@ -1,37 +1,50 @@
-"""How close each part of the training comes to the limits of the machine.
+"""How close the training comes to the limits of the machine.
 
-There is one mark for each part of the network and direction, for each stage, at one batch size. Its
-horizontal position is the arithmetic needed per byte that must at least be moved; its vertical
-position is the arithmetic done per second while its kernels ran. The lines are measured limits of
-the machine: copying memory (slanted) and multiply-adds (level). Both counts are those of the
-network, the same for every stage, so a stage that moves or multiplies more than necessary has lower
-marks. Larger marks take more of a step. Marks may lie above the slanted line where data stay in a
-cache. Of a CPU stage on several cores one process is timed while all work: where it waits for
-slower processes, its marks are too high.
+On a GPU there is one mark for each part of the network and direction, for each stage, at the
+largest batch size that learns. Its horizontal position is the arithmetic needed per byte that must
+at least be moved; its vertical position is the arithmetic done per second while its kernels ran. On
+a CPU, where only one of several processes is timed part by part, there is one mark for the whole
+step. The lines are measured limits of the machine: copying memory (slanted) and multiply-adds
+(level), on as many cores as the stage has; how fast all cores copy together was not measured.
+Counts are those of the network, the same for every stage, so a stage that moves or multiplies more
+than necessary has lower marks. Larger marks take more of a step. Marks may lie above the slanted
+line where data stay in a cache.
 """
 
 import numpy as np
 import pandas as pd
-from matplotlib import patheffects as effects
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 
-from workflow.plotting import ladder, layout, panels, reasons, style, wording
+from workflow.plotting import (
+    accuracies,
+    frames,
+    intervals,
+    ladder,
+    layout,
+    limits,
+    panels,
+    reasons,
+    style,
+    wording,
+)
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("kernels", "probes", "epochs")
 
 CEILINGS = {
-    "cuda": (("copy_device", "memory:"), (("peak_fp32", "fp32"), ("peak_tf32", "TF32"))),
-    "cpu": (
-        ("copy_cpu", "memory, one thread:"),
-        (("blas_all", "BLAS, all cores"), ("blas_one", "one core")),
-    ),
+    "cuda": (("copy_device", "memory:"), (("peak_fp32", "float32"), ("peak_tf32", "TF32"))),
+    "cpu": (("", ""), (("blas_all", "BLAS, all cores"),)),
+    "one core": (("copy_cpu", "memory, one thread:"), (("blas_one", "BLAS, one core"),)),
 }
+"""The probes of a panel's limits, and their names: copies, then arithmetic."""
+KINDS = ("one core", "cpu", "emulated", "cuda")
 PART = ["layers", "part"]
-PANEL = 7.0
-"""Inches of a panel's width."""
+PANEL = 7.6
+"""Inches of the width of a panel with many marks."""
+CLOSE = 1.14
+"""Parts whose intensities lie within this factor have one name."""
 
 
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
@@ -50,16 +63,33 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         )
     what = panels.named(cell, kernels)
     kernels = panels.of_cell(kernels, cell)
-    size = max(kernels["batch_size"])
-    marks = of_parts(kernels[kernels["batch_size"] == size])
-    kinds = [kind for kind in ("cpu", "emulated", "cuda") if kind in set(marks["device_kind"])]
-    if sheet.compact:
-        kinds = kinds[-1:]
+    epochs = panels.of_cell(tables["epochs"], cell)
+    size = largest_learned(kernels, epochs)
+    kernels = kernels[kernels["batch_size"] == size]
+    on_cpu = kernels["device_kind"] == "cpu"
+    parts = [
+        part
+        for part in (of_parts(kernels[~on_cpu]), of_steps(kernels[on_cpu], epochs))
+        if len(part)
+    ]
+    if not parts:
+        return layout.nothing(
+            sheet,
+            "There is no roofline to draw",
+            "No whole epoch was timed.",
+            reasons.left_out(epochs),
+        )
+    marks = pd.concat(parts, ignore_index=True)
+    kinds = [kind for kind in KINDS if kind in set(marks["panel"])]
+    if "cuda" in kinds or sheet.compact:
+        kinds = kinds[-1:]  # a mark alone says no more than the notes do
+    wide = [1.0 if kind in ("one core", "cpu") and len(kinds) > 1 else 2.0 for kind in kinds]
     figure, row = pyplot.subplots(
         1,
         len(kinds),
-        figsize=sheet.size(1.2 + PANEL * len(kinds), 6.6),
+        figsize=sheet.size(1.2 + max(9.6, PANEL * sum(wide) / 2), 6.8),
         squeeze=False,
+        width_ratios=wide,
         layout="constrained",
     )
     words = layout.headline(
@@ -67,12 +97,20 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         sheet,
         title(marks, tables["probes"]),
         subtitle(marks, what, size, tables["probes"]),
+        notes(marks[~marks["panel"].isin(kinds)], tables["probes"]),
         left_out=reasons.left_out(tables["epochs"], cell),
     )
-    named = 3 if sheet.compact else 5
-    for axes, kind in zip(row.flat, kinds, strict=True):
-        draw_panel(axes, marks[marks["device_kind"] == kind], tables["probes"], kind, named)
+    for axes, kind, share in zip(row.flat, kinds, wide, strict=True):
+        own = marks[marks["panel"] == kind]
+        draw_panel(axes, own, tables["probes"], kind, PANEL * share / 2 - 0.8)
     return Drawing(figure, words)
+
+
+def largest_learned(kernels: pd.DataFrame, epochs: pd.DataFrame) -> int:
+    """The largest batch size that was profiled and learns."""
+    sizes = set(kernels["batch_size"])
+    learned = accuracies.of_learned(accuracies.of_epochs(epochs))
+    return int(max(sizes & set(learned["batch_size"]) or sizes))
 
 
 def of_parts(kernels: pd.DataFrame) -> pd.DataFrame:
@@ -88,12 +126,44 @@ def of_parts(kernels: pd.DataFrame) -> pd.DataFrame:
         marks["flops"] / marks["bytes"],
     )
     marks["share"] = marks["seconds"] / marks.groupby("stage")["seconds"].transform("sum")
-    return marks
+    return marks.assign(panel=marks["device_kind"])
+
+
+def of_steps(kernels: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
+    """The same for whole steps of stages on a CPU, by their time in whole epochs."""
+    if not len(kernels):
+        return kernels
+    keys = ["stage", "device", "device_kind"]
+    of_part = kernels.groupby([*keys, *PART, "repeat"], sort=False)[["flops", "bytes"]].first()
+    steps = of_part.groupby([*keys, "repeat"], sort=False).sum().groupby(keys, sort=False).median()
+    intensity = steps["flops"] / steps["bytes"]
+    good = epochs[(epochs["status"] == "ok") & epochs["epoch_seconds"].notna()]
+    size = kernels["batch_size"].iloc[0]
+    flops, images = limits.image_flops(kernels), intervals.epoch_images(good)
+    times = intervals.repeats(good, ["dataset", *keys, "batch_size"])
+    found = []
+    for row in frames.rows(intensity.rename("value").reset_index()):
+        stage, device, kind = row.stage, row.device, row.device_kind
+        own = times.get((kernels["dataset"].iloc[0], stage, device, kind, size), [])
+        if not own:
+            continue
+        count = images(kernels["dataset"].iloc[0], size)
+        an_image = float(np.median(np.concatenate(own))) / count
+        one = limits.probe_of(kind, device) == "blas_one"
+        found.append(
+            dict(zip(keys, (stage, device, kind), strict=True))
+            | {"layers": "", "part": "a whole step", "intensity": row.value, "share": 0.5}
+            | {"rate": next(iter(flops.values())) / an_image, "seconds": an_image * size}
+            | {"panel": "one core" if one else "cpu"}
+        )
+    marks = pd.DataFrame(found)
+    return marks[marks["rate"].notna()] if len(marks) else marks
 
 
 def ceilings(probes: pd.DataFrame, kind: str) -> tuple[list[tuple[str, float]], float, str]:
     """[(name, FLOP/s)], bytes/s and its name, as far as they were measured on such a device."""
-    own = probes[(probes["device_kind"] == kind) & (probes["status"] == "ok")]
+    on = "cpu" if kind == "one core" else kind
+    own = probes[(probes["device_kind"] == on) & (probes["status"] == "ok")]
     (copy, name), peaks = CEILINGS.get(kind, (("", ""), ()))
     largest = own[own["probe"] == copy]
     largest = largest[largest["size_bytes"] == largest["size_bytes"].max()]
@@ -103,19 +173,22 @@ def ceilings(probes: pd.DataFrame, kind: str) -> tuple[list[tuple[str, float]], 
 
 
 def draw_panel(
-    axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str, named: int
+    axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str, width: float
 ) -> None:
-    """Ceilings, then the marks of each stage, those that take most named."""
+    """Ceilings, then the marks of each stage, and the names of the parts below them."""
     levels, bandwidth, memory = ceilings(probes, kind)
     across = np.array([marks["intensity"].min() / 3, marks["intensity"].max() * 6])
     rates = [*marks["rate"], *(rate for _, rate in levels)]
     style.quantity_axis(axes, "x", across, lambda value: f"{value:g}", steps=(1, 2, 5), margin=1.0)
     style.quantity_axis(axes, "y", rates, rate_text, margin=2.2)
+    if kind in ("cuda", "emulated"):  # room for the names of the parts
+        low, top = axes.get_ylim()
+        axes.set_ylim(low * (low / top) ** 0.3, top)
     axes.set_xlabel("minimum arithmetic intensity (operations per byte)")
     axes.set_ylabel("operations per second")
     built = f" ({wording.EMULATED})" if kind == "emulated" else ""
     devices = ", ".join(dict.fromkeys(wording.device(name) for name in marks["device"]))
-    layout.title(axes, devices + built, PANEL - 0.8, color=style.INK)
+    layout.title(axes, devices + built, width, color=style.INK)
     highest = max((rate for _, rate in levels), default=np.inf)
     if bandwidth == bandwidth:
         slope = np.minimum(across * bandwidth, highest)
@@ -159,33 +232,44 @@ def draw_panel(
             zorder=3,
             label=wording.title(stage),
         )
-    name_marks(axes, marks, named)
-    legend = axes.legend(loc="lower right", frameon=False, fontsize=9.5)
+    if kind in ("cuda", "emulated"):
+        name_parts(axes, marks)
+    legend = axes.legend(loc="upper left", frameon=False, fontsize=9.5, labelcolor=style.INK)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_sizes([70])
 
 
-def name_marks(axes: Axes, marks: pd.DataFrame, most: int) -> None:
-    """Name the `most` parts that take longest, once each, at the highest of their marks."""
-    marks = marks.assign(name=marks["layers"].str.partition("+")[0] + " " + marks["part"])
-    busiest = marks.groupby("name")["share"].max().nlargest(most).index
-    for name in sorted(busiest):
-        # Forward above its mark and backward below: both have the same intensity in a first layer.
-        upward = name.endswith("forward")
-        top = marks[marks["name"] == name].nlargest(1, "rate").iloc[0]
-        label = axes.annotate(
-            name,
-            (top["intensity"], top["rate"]),
-            xytext=(0, 10 if upward else -12),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if upward else "top",
-            fontsize=9,
-            color=style.INK,
-            zorder=5,
+def name_parts(axes: Axes, marks: pd.DataFrame) -> None:
+    """The names of the last stage's parts at the lower edge, where lines lead to their marks."""
+    last = marks[marks["stage"] == ladder.ordered(marks["stage"])[-1]].sort_values("intensity")
+    groups: list[list[tuple[str, str, float]]] = []
+    for layers, part, at in zip(last["layers"], last["part"], last["intensity"], strict=True):
+        if not groups or at > CLOSE * groups[-1][0][2]:
+            groups.append([])
+        groups[-1].append((str(layers).partition("+")[0], str(part), float(at)))
+    for group in groups:
+        names: dict[str, list[str]] = {}
+        for layer, part, _ in group:
+            names.setdefault(layer, []).append(part)
+        text = ", ".join(
+            layer if len(parts) > 1 else f"{layer} {parts[0]}" for layer, parts in names.items()
         )
-        label.set_path_effects([effects.withStroke(linewidth=2.5, foreground="white", alpha=0.8)])
+        middle = float(np.exp(np.mean([np.log(at) for *_, at in group])))
+        axes.axvline(middle, color=style.GRID, linewidth=1.0, zorder=0)
+        axes.annotate(
+            text,
+            (middle, 0.012),
+            xycoords=axes.get_xaxis_transform(),
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            color=style.INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+            zorder=1,
+        )
+    axes.grid(False, axis="x")
 
 
 def rate_text(value: float) -> str:
@@ -201,25 +285,38 @@ def title(marks: pd.DataFrame, probes: pd.DataFrame) -> str:
     kind = next(k for k in ("cuda", "cpu", "emulated") if k in set(marks["device_kind"]))
     own = marks[marks["device_kind"] == kind]
     best = own.nlargest(1, "rate").iloc[0]
-    name = str(best["layers"]).partition("+")[0]
-    text = f"{best['stage']} reaches {rate_text(best['rate'])} in {name} {best['part']}"
+    place = " ".join(filter(None, (str(best["layers"]).partition("+")[0], str(best["part"]))))
+    text = f"{wording.said(best['stage'])} reaches {rate_text(best['rate'])} in {place}"
     if kind == "emulated":
         text += f" ({wording.EMULATED})"
-    levels, _, _ = ceilings(probes, kind)
+    levels, _, _ = ceilings(probes, str(best["panel"]))
     if not levels:
         return text
     ceiling, rate = levels[0]
     return f"{text}, {100 * best['rate'] / rate:.0f} % of the peak ({ceiling})"
 
 
+def notes(marks: pd.DataFrame, probes: pd.DataFrame) -> str:
+    """In words what stages reach that have no panel here: of each the whole step."""
+    said = []
+    for _, mark in marks.iterrows():
+        levels, _, _ = ceilings(probes, str(mark["panel"]))
+        text = f"{wording.said(mark['stage'])} reaches {rate_text(mark['rate'])}"
+        if levels:
+            name, rate = levels[0]
+            text += f", {wording.digits(100 * mark['rate'] / rate, 2)} % of {name}"
+        said.append(text)
+    return f"On the CPU, over the whole step: {'; '.join(said)}." if said else ""
+
+
 def subtitle(marks: pd.DataFrame, what: str, size: int, probes: pd.DataFrame) -> str:
     """Network, batch; what is counted, and how; whether there is anything to compare with."""
-    kinds = dict.fromkeys(marks["device_kind"])
+    kinds = dict.fromkeys(marks["panel"])
     found = [ceilings(probes, kind) for kind in kinds if kind != "emulated"]
     bare = not any(levels or bandwidth == bandwidth for levels, bandwidth, _ in found)
     note = "; the machine's own limits were not measured" if bare else ""
     return (
         f"{what}, batch {size}; {panels.devices(marks)}\n"
-        "each part of the layers, forward and backward; medians over the repeats; "
+        "each part of the layers, forward and backward, medians over the repeats; "
         f"a mark's area: its share of the stage's time{note}"
     )

@@ -1,14 +1,13 @@
-"""How an epoch's time is divided when only some of the images fit on the GPU at a time.
+"""What an image costs when only some of the images fit on the GPU at a time.
 
-There is one panel for each stage: the time in which the host gathers images, that of the copies to
-the GPU and that of the kernels, as shares of the epoch, against the number of images resident per
-load; above it, the time of the epoch. Host and GPU work side by side, so the shares may add up to
-more than 100 %. Kernels are timed from the first to the last of a load, including the gaps between
-their launches; time that no part fills is waiting at the ends of loads. Where stages were timed on
-different numbers of images, compare shares, not epochs.
+The time of an epoch divided by its images, a line a stage, against the number of images that are
+loaded onto the GPU at a time; so that stages that were timed on different numbers of images can be
+compared. Grey lines are parts of the last stage's time: its kernels, from the first to the last of
+a load, the host gathering the images of a load, and the copies to the GPU. Host and GPU work side
+by side, so the parts overlap and do not add up to the whole; what no part fills is waiting. Medians
+and quartiles over the epochs.
 """
 
-import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
@@ -18,15 +17,16 @@ from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("transfers",)
 
+GREY = "#767676"
 PARTS = {
-    "kernel_seconds": ("kernels", style.Mark("#009e73", "v")),
-    "gather_seconds": ("gathering", style.Mark("#5c5c5c", "o")),
-    "upload_seconds": ("copies", style.Mark("#0072b2", "s")),
+    "kernel_seconds": ("kernels", style.Mark(GREY, "v"), (0, (1.0, 1.4))),
+    "gather_seconds": ("gathering by the host", style.Mark(GREY, "o"), (0, (3.5, 1.6))),
+    "upload_seconds": ("copies to the GPU", style.Mark(GREY, "s"), (0, (7.0, 1.8))),
 }
 
 
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
-    """A panel a stage, side by side."""
+    """One panel of time per image; emulated stages have another."""
     transfers = every = tables["transfers"]
     transfers = transfers[(transfers["status"] == "ok") & (transfers["epoch_seconds"] > 0)]
     cell = panels.first_cell(transfers)
@@ -35,80 +35,97 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         return layout.nothing(sheet, "Transfers were not measured", why, reasons.left_out(every))
     what = panels.named(cell, transfers)
     transfers = panels.of_cell(transfers, cell).copy()
-    for part in PARTS:
-        transfers[part] = 100 * transfers[part] / transfers["epoch_seconds"]
-    stages = ladder.ordered(transfers["stage"])
-    figure, row = pyplot.subplots(
+    for part in ("epoch_seconds", *PARTS):
+        transfers[part] /= transfers["images"]
+    emulated = transfers["device_kind"] == "emulated"
+    parts = [
+        (built, rows)
+        for built, rows in ((False, transfers[~emulated]), (True, transfers[emulated]))
+    ]
+    parts = [(built, rows) for built, rows in parts if len(rows)]
+    figure, column = pyplot.subplots(
+        len(parts),
         1,
-        len(stages),
-        figsize=sheet.size(2.0 + 4.6 * len(stages), 5.6),
+        figsize=sheet.size(10.5, 1.6 + 4.6 * len(parts)),
         squeeze=False,
-        sharey=True,
         layout="constrained",
     )
+    stages = ladder.ordered(parts[0][1]["stage"])
     words = layout.headline(
         figure,
         sheet,
-        title(transfers, stages),
+        title(parts[0][1], stages),
         subtitle(transfers, what),
+        notes(stages),
         left_out=reasons.left_out(every, cell),
     )
     waiting = []
-    for axes, stage in zip(row.flat, stages, strict=True):
-        waiting.append((axes, draw_stage(axes, transfers[transfers["stage"] == stage], stage)))
-    row.flat[0].set_ylabel("share of the epoch")
-    row.flat[0].set_ylim(0, max(105.0, np.nanmax(transfers[list(PARTS)]) * 1.1))
-    row.flat[0].yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    for axes, (built, rows) in zip(column.flat, parts, strict=True):
+        waiting.append((axes, draw_panel(axes, rows, built)))
     style.end_labels(figure, waiting)
     return Drawing(figure, words)
 
 
-def draw_stage(axes: Axes, rows: pd.DataFrame, stage: str) -> list[style.Label]:
-    """Shares by images resident; the labels for the right edge."""
-    emulated = bool((rows["device_kind"] == "emulated").all())
+def draw_panel(axes: Axes, rows: pd.DataFrame, emulated: bool) -> list[style.Label]:
+    """Time per image by images resident; the labels for the right edge."""
     sizes = sorted(set(rows["resident_images"]))
     style.quantity_axis(
-        axes, "x", sizes, lambda value: f"{value:,.0f}", steps=(1, 2, 4, 8), base=16, margin=1.4
+        axes, "x", sizes, lambda value: f"{value:,.0f}", steps=(1, 4), base=16, margin=1.2
     )
-    # The last size but one may lie so near the last that their numbers would overlap.
-    named = [s for s, larger in zip(sizes, [*sizes[1:], np.inf], strict=True) if larger > 2.9 * s]
-    axes.set_xticks(named, [f"{size:,}" for size in named], fontsize=8.5)
-    axes.set_xlabel("images on the GPU per load")
+    stages = ladder.ordered(rows["stage"])
+    last = rows[rows["stage"] == stages[-1]]
+    values = [*rows["epoch_seconds"], *last[list(PARTS)].to_numpy().ravel()]
+    style.seconds_axis(axes, [value for value in values if value > 0], steps=(1, 2, 5))
+    axes.set_xlabel("images on the GPU per load (the last mark: all of them)")
+    axes.set_ylabel("time per image")
     axes.grid(False, axis="x")
-    built = f"\n({wording.EMULATED})" if emulated else ""
-    axes.set_title(wording.title(stage) + built, fontsize=11, loc="left", pad=22)
+    if emulated:
+        axes.set_title(f"({wording.EMULATED})", fontsize=11, loc="left")
     labels = []
-    for part, (name, mark) in PARTS.items():
-        middle = panels.spread_line(axes, rows, "resident_images", part, mark, emulated)
+    for part, (name, mark, dashes) in PARTS.items():
+        middle = last.groupby("resident_images")[part].median()
+        axes.plot(
+            middle.index,
+            middle.where(middle > 0),
+            color=mark.color,
+            linestyle=dashes,
+            linewidth=1.4,
+            marker=mark.marker,
+            markersize=4,
+        )
+        text = f"{wording.said(stages[-1])}: {name}  {wording.duration(middle.iloc[-1])}"
         labels.append(
-            style.Label(sizes[-1], middle.iloc[-1], f"{name} {middle.iloc[-1]:.0f} %", mark.color)
+            style.Label(sizes[-1], middle.iloc[-1], text, mark.color, mark.marker, dashes)
         )
-    epochs = rows.groupby("resident_images")["epoch_seconds"].median()
-    for size, seconds in epochs[named].items():
-        axes.annotate(
-            wording.duration(seconds),
-            (size, 1.02),
-            xycoords=axes.get_xaxis_transform(),
-            ha="center",
-            fontsize=8.5,
-            color=style.QUIET,
+    for stage in stages:
+        own = rows[rows["stage"] == stage]
+        middle = panels.spread_line(
+            axes, own, "resident_images", "epoch_seconds", style.mark(stage), emulated
         )
-    return labels
+        text = f"{wording.title(stage)}  {wording.duration(middle.iloc[-1])}"
+        labels.append(style.label(sizes[-1], middle.iloc[-1], text, stage, emulated))
+    return [label for label in labels if label.y > 0]
 
 
 def title(transfers: pd.DataFrame, stages: list[str]) -> str:
-    """The result in one sentence: how much longer small loads make an epoch of the last stage."""
+    """What an image costs the last stage in small and in large loads, in one sentence."""
     rows = transfers[transfers["stage"] == stages[-1]]
-    epochs = rows.groupby("resident_images")["epoch_seconds"].median()
-    least, most = epochs.index.min(), epochs.index.max()
+    costs = rows.groupby("resident_images")["epoch_seconds"].median()
+    least, most = int(costs.index.min()), int(costs.index.max())
+    name = wording.said(stages[-1])
     if least == most:
-        return f"Where an epoch of {stages[-1]} goes"
-    factor = epochs[least] / epochs[most]
+        return f"An image takes {name} {wording.duration(costs[most])}"
     built = f" ({wording.EMULATED})" if (rows["device_kind"] == "emulated").all() else ""
+    best = min(costs.index, key=lambda size: float(costs[size]))
     return (
-        f"Loads of {least:,} images make an epoch of {stages[-1]} "
-        f"{wording.times(factor)} as long as loads of {most:,}{built}"
+        f"In loads of {least:,} an image takes {name} {wording.duration(costs[least])}, "
+        f"in loads of {best:,} {wording.duration(costs[best])}{built}"
     )
+
+
+def notes(stages: list[str]) -> str:
+    """What the grey lines are."""
+    return f"Grey: parts of the time of {wording.said(stages[-1])}, which overlap."
 
 
 def subtitle(transfers: pd.DataFrame, what: str) -> str:
@@ -119,6 +136,5 @@ def subtitle(transfers: pd.DataFrame, what: str) -> str:
     epochs = transfers.groupby(["stage", "resident_images"]).size().min()
     return (
         f"{what}, batch {transfers['batch_size'].iloc[0]}; {names}\n"
-        f"median of {epochs} epochs of {count} images, bars: quartiles; "
-        "the number above each load: time of the epoch"
+        f"an epoch of {count} images divided by them; median of {epochs} epochs, bars: quartiles"
     )

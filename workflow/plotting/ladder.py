@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from cnnlib.engine import Stage
+from cnnlib.engine import ImageByImage, Stage
 from cnnlib.errors import DataError
 from cnnlib.measuring.cards import Card
 from cnnlib.peers import PEERS
@@ -68,6 +68,30 @@ def ordered(stages: Iterable[str]) -> list[str]:
     names = [stage.name for stage in known()]
     present = set(stages)
     return [name for name in names if name in present] + sorted(present - set(names))
+
+
+def image_by_image() -> set[str]:
+    """Names of the shipped stages whose time per image is the same at every batch size."""
+    return {stage.name for stage in ALL if issubclass(stage.engine, ImageByImage)}
+
+
+def exact_peers() -> list[str]:
+    """Names of the peers that compute in float32, as the stages of the ladder do."""
+    return [stage.name for stage in PEERS if stage.rounding is None]
+
+
+def with_best_library(rows: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
+    """Rows without those of peers but the one in float32 that is quickest in most of `epochs`.
+
+    Where peers are all there is, their rows stay.
+    """
+    exact = epochs[epochs["stage"].isin(exact_peers()) & (epochs["status"] == "ok")]
+    exact = exact[exact["stage"].isin(rows["stage"])]
+    times = exact.groupby(["batch_size", "stage"])["epoch_seconds"].median()
+    if not len(times.dropna()):
+        return own_rows(rows)
+    best = times.dropna().groupby("batch_size").idxmin().map(lambda key: key[1]).mode().iloc[0]
+    return rows[~rows["stage"].isin(NAMES_OF_PEERS - {best})]
 
 
 def own_rows(rows: pd.DataFrame) -> pd.DataFrame:

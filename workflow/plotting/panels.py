@@ -1,14 +1,18 @@
 """Parts that figures share: which lines go into one panel, and the sentences around them."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
+from cnnlib.measuring.runs import usual_size
 from workflow.plotting import frames, layout, style, wording
-from workflow.plotting.ladder import NAMES_OF_PEERS
+from workflow.plotting.ladder import NAMES_OF_PEERS, exact_peers
+
+FEW = 2
+"""Stages, at most, that are named in a list of devices where one runs all others."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,22 @@ class Panel:
     def title(self) -> str:
         name = wording.what(self.dataset, self.network)
         return f"{name}\n({wording.EMULATED})" if self.emulated else name
+
+
+def two_libraries(lines: pd.DataFrame, value: str) -> pd.DataFrame:
+    """The lines without those of most libraries, so that the stages can be seen.
+
+    Of those in float32 the ones with the least and the most of `value` are left, at the batch size
+    that is usual, and those that have failed.
+    """
+    exact = lines[lines["stage"].isin(exact_peers()) & lines[value].notna()]
+    if not len(exact):
+        return lines
+    at = exact[exact["batch_size"] == usual_size(exact["batch_size"])]
+    order = at.groupby("stage")[value].median().sort_values(kind="stable").index
+    failed: list[str] = list(lines.loc[lines["status"] != "ok", "stage"])
+    gone = NAMES_OF_PEERS - {order[0], order[-1], *failed}
+    return lines[~lines["stage"].isin(gone)]
 
 
 def split(summary: pd.DataFrame) -> list[Panel]:
@@ -72,7 +92,7 @@ def draw_line(
 ) -> None:
     """Medians joined by a line, bars from `low` to `high`; hollow marks where scaled.
 
-    Peers have hollow marks too, on dotted lines.
+    Peers have hollow marks too, on lines with dashes.
     """
     mark, peer = style.mark(stage), stage in NAMES_OF_PEERS
     good = group[group[value].notna()]
@@ -80,9 +100,9 @@ def draw_line(
         good["batch_size"],
         good[value],
         color=mark.color,
-        linewidth=2,
-        linestyle=line_style(peer, emulated),
-        zorder=3,
+        linewidth=1.6 if peer else 2,
+        linestyle=style.dashes(stage, emulated),
+        zorder=2.5 if peer else 3,
     )
     spread = good[good[low].notna()]
     axes.errorbar(
@@ -108,11 +128,6 @@ def draw_line(
             markerfacecolor="white" if scaled or peer else mark.color,
             zorder=4,
         )
-
-
-def line_style(peer: bool, emulated: bool) -> Any:
-    """Dotted for a peer, dashed for an emulated stage."""
-    return ":" if peer else (0, (4, 2)) if emulated else "-"
 
 
 def draw_failures(axes: Axes, lines: pd.DataFrame) -> list[style.Label]:
@@ -148,7 +163,7 @@ def draw_failures(axes: Axes, lines: pd.DataFrame) -> list[style.Label]:
         )
         text = f"{wording.title(stage)} {wording.STATUS.get(status, status)}"
         at = bottom * (high / bottom) ** height
-        labels.append(style.Label(lines["batch_size"].max(), at, text, color))
+        labels.append(style.Label(lines["batch_size"].max(), at, text, color, "x", "none"))
     return labels
 
 
@@ -178,11 +193,11 @@ def spread_line(
 ) -> pd.Series:
     """Medians of `value` at each `x`, joined by a line, with quartiles as bars; the medians.
 
-    Peers are hollow and dotted.
+    Peers are hollow, on lines with dashes.
     """
     by_x = group.groupby(x)[value]
     middle = by_x.median()
-    peer = bool(group["stage"].isin(NAMES_OF_PEERS).all())
+    peer = group["stage"].iloc[0] in NAMES_OF_PEERS
     axes.errorbar(
         middle.index,
         middle,
@@ -192,7 +207,7 @@ def spread_line(
         markersize=8,
         linewidth=2,
         markerfacecolor="white" if peer else mark.color,
-        linestyle=line_style(peer, emulated),
+        linestyle=style.dashes(group["stage"].iloc[0], emulated),
         elinewidth=1.3,
         capsize=3.5,
     )
@@ -208,28 +223,49 @@ def end_label(name: str, value: str, at: int, sizes: Sequence[int]) -> str:
 
 
 def devices(summary: pd.DataFrame) -> str:
-    """Every device with the stages that ran on it: `naive on AMD EPYC 7R13, 1 thread`."""
-    parts = []
+    """Every device, with the stages that ran on it unless these are all the others.
+
+    `naive on AMD EPYC 7R13, 1 thread; all others on NVIDIA H100`: each device is said once.
+    """
     if "status" in summary and (ran := summary["status"] != "unavailable").any():
         summary = summary[ran]
+    found: dict[str, list[str]] = {}
     for (name, kind), lines in frames.groups(summary, ["device", "device_kind"]):
-        stages = ", ".join(dict.fromkeys(lines["stage"]))
         built = f" ({wording.EMULATED})" if kind == "emulated" else ""
-        parts.append(f"{stages} on {wording.device(name)}{built}")
-    return "; ".join(parts)
+        found[f"{wording.device(name)}{built}"] = list(dict.fromkeys(lines["stage"]))
+    if len(found) == 1:
+        return next(iter(found))
+    most = max(found, key=lambda name: len(found[name]))
+    alone = sum(map(len, found.values())) == len(set(itertools.chain(*found.values())))
+    if len(found[most]) > FEW and alone:
+        found[most] = []
+    return "; ".join(
+        f"{', '.join(map(wording.said, stages)) or 'all others'} on {name}"
+        for name, stages in sorted(found.items(), key=lambda entry: not entry[1])
+    )
 
 
 def notes(summary: pd.DataFrame) -> str:
     """A note on hollow marks and dotted lines, if there are any."""
     parts = []
     if summary["extrapolated"].any():
-        stages = ", ".join(dict.fromkeys(summary.loc[summary["extrapolated"], "stage"]))
+        scaled = dict.fromkeys(summary.loc[summary["extrapolated"], "stage"])
+        stages = ", ".join(map(wording.said, scaled))
         parts.append(
             f"Hollow marks ({stages}): timed on part of an epoch and scaled to a whole one."
         )
     if summary["stage"].isin(NAMES_OF_PEERS).any():
-        parts.append("Dotted lines: the same training by other libraries, each at its best.")
+        parts.append("Grey, with dashes: the same training by other libraries, each at its best.")
     return " ".join(parts)
+
+
+def with_interval(line: pd.Series) -> str:
+    """`103 min (95 %: 94.6 min to 108 min)`: the time of a line's epoch."""
+    text = wording.duration(line["epoch_seconds"])
+    low, high = line["epoch_seconds_low"], line["epoch_seconds_high"]
+    if low != low:
+        return text
+    return f"{text} (95 %: {wording.duration(low)} to {wording.duration(high)})"
 
 
 def count(summary: pd.DataFrame) -> str:

@@ -1,13 +1,14 @@
 """What the stages know at which moment, completed where a stage was only timed, as a grid.
 
 Every validated stage runs the same training, whose course differs by rounding alone. So what a slow
-stage will know after some number of images is taken from a quick stage, and the moment follows from
-the slow stage's own time per image.
+stage will know after some number of images is taken from a quick stage. The moment of every row is
+the number of images seen, times the stage's time per image in whole timed epochs: a training that
+is stopped to be looked at runs up to 1.7 times as slow, and says nothing about how fast a stage is.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,17 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch, Rectangle
 
 from cnnlib.measuring.runs import usual_size
-from workflow.plotting import frames, ladder, layout, panels, reasons, style, wording
+from workflow.plotting import (
+    contrast,
+    frames,
+    intervals,
+    ladder,
+    layout,
+    panels,
+    reasons,
+    style,
+    wording,
+)
 
 RUN = ["dataset", "network", "batch_size", "seed"]
 LINE = ["stage", "device", "device_kind"]
@@ -36,6 +47,8 @@ BLOCKS = 3
 MOST_LETTERS = 9
 """Letters of a class's name in a cell."""
 CELL_INCHES, CELL_WIDE, GAP_INCHES, PICTURE_INCHES = 0.52, 0.86, 0.40, 1.0
+MARKS, NAMES = -0.018, -0.036
+"""Where the mark and the name of a row are, as shares of the width of the cells."""
 NOT_YET = "#e9e9e9"
 SHADES = {
     right: LinearSegmentedColormap.from_list(name, ["#ffffff", color])
@@ -52,16 +65,14 @@ def paces(epochs: pd.DataFrame) -> pd.DataFrame:
     Runs timed in full show how many images an epoch has; without any the table is empty.
     """
     good = epochs[(epochs["status"] == "ok") & epochs["validated"] & (epochs["epoch_seconds"] > 0)]
-    full = good[~good["extrapolated"]]
-    exactly = full.groupby(["dataset", "batch_size"])["images"].max()
-    about = full.groupby("dataset")["images"].max()
+    images = intervals.epoch_images(good)
     found = []
     place = ["dataset", "network", "batch_size"]
+    times = intervals.repeats(good, [*place, *LINE])
     for key, rows in frames.groups(good, [*place, *LINE]):
-        dataset, _, size = key[:3]
-        if dataset in about:
-            images = exactly.get((dataset, size), about[dataset] // size * size)
-            pace = rows["epoch_seconds"].median() / images
+        count = images(key[0], key[2])
+        if count == count:
+            pace = float(np.median(np.concatenate(times[key]))) / count
             line = dict(zip([*place, *LINE], key, strict=True)) | {"pace": pace}
             found += [line | {"seed": seed} for seed in dict.fromkeys(rows["seed"])]
     return pd.DataFrame(found, columns=[*RUN, *LINE, "pace"])
@@ -70,8 +81,9 @@ def paces(epochs: pd.DataFrame) -> pd.DataFrame:
 def complete(rows: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     """Rows of `learning` or `predictions`, with every line as long as the longest of its run.
 
-    New columns: `borrowed`, where a row is another stage's (its name: `source`), with the time that
-    this one needs; `whole`, where the line ends with the training, not because its time was up.
+    `train_seconds` is the time that the images take by the stage's own timed epochs, as far as
+    there are any. New columns: `borrowed`, where a row is another stage's (its name: `source`);
+    `whole`, where the line ends with the training, not because its time was up.
     """
     rows = rows[(rows["status"] == "ok") & rows["validated"]]
     known = paces(epochs)
@@ -90,12 +102,13 @@ def complete(rows: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
         for key in in_order({*own, *pace}):
             line = own.get(key, longest.iloc[:0])
             seen = line["images"].max() if len(line) else -1
-            spent = line["train_seconds"].max() if len(line) else 0.0
             stays = (*run, *key) not in lost
+            if key in pace:
+                line = line.assign(train_seconds=line["images"] * pace[key])
             parts.append(line.assign(borrowed=False, source="", whole=ended and stays))
             if seen < end and stays and key in pace:
                 rest = longest[longest["images"] > seen]
-                seconds = spent + (rest["images"] - max(seen, 0)) * pace[key]
+                seconds = rest["images"] * pace[key]
                 source = longest["stage"].iloc[0]
                 taken = {"train_seconds": seconds, "borrowed": True, "source": source}
                 parts.append(rest.assign(**dict(zip(LINE, key, strict=True)), **taken, whole=ended))
@@ -229,9 +242,11 @@ def longest(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
-    """(image, difficulty): one recognised soon, one late and one never, as far as there are any.
+    """(image, difficulty): one recognised soon and then late ones, as far as there are any.
 
-    Judged by the line that has seen the most images.
+    Judged by the line that has seen the most images. Of late ones those come first that all lines
+    recognise in the end: there one sees when a stage's prediction tips. One that is never
+    recognised is shown if there is room.
     """
     moments: dict[int, float] = {}
     for index, line in frames.groups(longest(rows), "image_index"):
@@ -242,10 +257,17 @@ def choose(rows: pd.DataFrame) -> list[tuple[int, str]]:
     )
     never = [index for index in moments if moments[index] == math.inf]
     found = [(index, "easy") for index in learned[:1]]
-    late = learned[:0:-1][: BLOCKS - len(found) - bool(never)]
-    found += [(index, "hard") for index in reversed(late)]
+    late = learned[:0:-1]
+    late.sort(key=lambda index: not by_all(rows[rows["image_index"] == index]))
+    late = sorted(late[: BLOCKS - len(found)], key=moments.__getitem__)
+    found += [(index, "hard") for index in late]
     found += [(index, "very hard") for index in never[: BLOCKS - len(found)]]
     return found[:BLOCKS]
+
+
+def by_all(rows: pd.DataFrame) -> bool:
+    """Whether all lines recognise an image in the end, and for good."""
+    return all(known_from(line) is not None for line in lines(rows))
 
 
 def after(row: pd.Series) -> str:
@@ -270,11 +292,12 @@ def notes(rows: pd.DataFrame) -> str:
     taken = rows[rows["borrowed"]]
     if not len(taken):
         return ""
-    stages, sources = (", ".join(ladder.ordered(taken[name])) for name in ("stage", "source"))
+    stages, sources = (
+        ", ".join(map(wording.said, ladder.ordered(taken[name]))) for name in ("stage", "source")
+    )
     return (
         f"Extrapolated ({stages}): timed on a part of the training. What is known after more "
-        f"images is taken from {sources}, since all stages run the same training but for rounding; "
-        "the moment is the images times the stage's own time per image."
+        f"images is taken from {sources}, since all stages run the same training but for rounding."
     )
 
 
@@ -449,10 +472,12 @@ def draw_block(axes: Axes, block: Block, columns: Sequence[str]) -> None:
     axes.tick_params(length=0, pad=2)
     look: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
     for down, row in zip(starts, block.rows, strict=False):
-        name, color = wording.title(row.stage), style.mark(row.stage).color
+        name, own = wording.brief(wording.title(row.stage)), style.label(0, 0, "", row.stage)
         above = down + (0.36 if row.remark else 0.52)
-        axes.text(-0.012, above, name, fontsize=11, weight="bold", color=color, **look)
-        axes.text(-0.012, down + 0.76, row.remark, fontsize=8.5, color=style.QUIET, **look)
+        chip = replace(own, hollow=own.hollow or bool(row.remark))
+        style.chip(axes, (MARKS, MARKS), above, chip, axes.get_yaxis_transform())
+        axes.text(NAMES, above, name, fontsize=11, color=style.INK, **look)
+        axes.text(NAMES, down + 0.76, row.remark, fontsize=8.5, color=style.QUIET, **look)
         for across, cell in enumerate(row.cells):
             draw_cell(axes, across, down, cell)
 
@@ -463,8 +488,9 @@ def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None) -> No
         draw_tile(axes, across, down, 0.03, facecolor=NOT_YET, linewidth=0)
         return
     depth = 0.12 + 0.88 * cell.chance  # an unsure prediction must be visible, too
-    draw_tile(axes, across, down, 0.03, facecolor=SHADES[cell.right](depth), linewidth=0)
-    ink = "white" if depth > (0.62 if cell.right else 0.72) else style.INK
+    shade = SHADES[cell.right](depth)
+    draw_tile(axes, across, down, 0.03, facecolor=shade, linewidth=0)
+    ink = contrast.ink_on(shade)
     if cell.borrowed:
         draw_tile(axes, across, down, 0.075, fill=False, edgecolor=ink, linestyle=(0, (3, 2)))
     texts: list[tuple[float, float, str, dict[str, Any]]] = [

@@ -1,6 +1,6 @@
 """The look of every figure: a colour and mark for each stage, plain axes, the result as title."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -9,60 +9,17 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import Affine2D, ScaledTranslation, Transform
 
 from workflow.plotting import ladder, layout
 from workflow.plotting.layout import GRID as GRID
 from workflow.plotting.layout import INK as INK
 from workflow.plotting.layout import QUIET as QUIET
-
-
-@dataclass(frozen=True)
-class Mark:
-    color: str
-    marker: str
-
-
-OTHERS = [
-    Mark("#56b4e9", "*"),
-    Mark("#a6761d", "X"),
-    Mark("#e31a8c", "H"),
-    Mark("#6b8e00", "*"),
-    Mark("#b22222", "X"),
-]
-"""For stages without a colour or a mark of their own: none is that of a stage of the ladder."""
-
-
-def mark(stage: str) -> Mark:
-    """The colour and mark in the record of `stage`, or ones that its name picks.
-
-    The name also picks them where an earlier stage has the same: a record made from another's by
-    `replace` has its colours, but is not to be taken for it.
-    """
-    found: dict[str, Mark] = {}
-    waiting = []
-    for record in ladder.known():
-        own = Mark(record.color, record.marker)
-        if own.color and own.marker and own not in found.values():
-            found.setdefault(record.name, own)
-        elif record.name not in found:
-            waiting.append(record)
-    for record in sorted(waiting, key=lambda record: record.name):
-        picked = _picked(record.name, found.values())
-        colors = {other.color for other in found.values()}
-        markers = {other.marker for other in found.values()}
-        found[record.name] = Mark(
-            picked.color if record.color in {"", *colors} else record.color,
-            picked.marker if record.marker in {"", *markers} else record.marker,
-        )
-    return found.get(stage) or _picked(stage, found.values())
-
-
-def _picked(name: str, taken: Collection[Mark]) -> Mark:
-    """One of OTHERS: the first that is free, counted from a place that the name gives."""
-    first = sum(name.encode()) % len(OTHERS)
-    in_turn = [*OTHERS[first:], *OTHERS[:first]]
-    return next((each for each in in_turn if each not in taken), in_turn[0])
+from workflow.plotting.marks import OTHERS as OTHERS
+from workflow.plotting.marks import Dashes as Dashes
+from workflow.plotting.marks import Mark as Mark
+from workflow.plotting.marks import dashes as dashes
+from workflow.plotting.marks import mark as mark
 
 
 def apply() -> None:
@@ -184,16 +141,36 @@ def _limits(values: Iterable[float], margin: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Label:
-    """A label at the right end of a line: at data point (x, y), in the line's colour."""
+    """A label at the right end of a line, at data point (x, y): in ink, beside a piece of the line.
+
+    The piece is in the line's colour, with its dashes and its mark, if it has one.
+    """
 
     x: float
     y: float
     text: str
     color: str
+    marker: str = ""
+    dashes: Dashes = "-"
+    hollow: bool = False
+
+
+def label(
+    x: float, y: float, text: str, stage: str, emulated: bool = False, hollow: bool = False
+) -> Label:
+    """The label of a stage's line, which is drawn with the stage's mark; peers' are hollow."""
+    own, peer = mark(stage), stage in ladder.NAMES_OF_PEERS
+    return Label(x, y, text, own.color, own.marker, dashes(stage, emulated), hollow or peer)
 
 
 ONE_BY_ONE = 6
 """Panels, at most, that are laid out again before each of them gets its labels."""
+CHIP = (12.0, 34.0)
+"""Where the piece of a line beside its label begins and ends, in points from the panel's edge."""
+
+
+CHIP_LABEL = "_chip"
+"""By which a chip is known from the lines of a panel; no legend shows it."""
 
 
 def end_labels(figure: Figure, panels: Iterable[tuple[Axes, Sequence[Label]]]) -> None:
@@ -210,7 +187,7 @@ def end_labels(figure: Figure, panels: Iterable[tuple[Axes, Sequence[Label]]]) -
         _label_ends(axes, labels)
 
 
-def _label_ends(axes: Axes, labels: Sequence[Label], gap_points: float = 13.5) -> None:
+def _label_ends(axes: Axes, labels: Sequence[Label], gap_points: float = 14.0) -> None:
     """Write the labels of one panel, as it is laid out now."""
     scale = axes.figure.dpi / 72
     labels = sorted(labels, key=lambda label: label.y)
@@ -219,22 +196,49 @@ def _label_ends(axes: Axes, labels: Sequence[Label], gap_points: float = 13.5) -
     placed = spread(wanted, gap_points, bottom + 4, top - 4)
     x = max(label.x for label in labels)
     for label, at, was in zip(labels, placed, wanted, strict=True):
-        # rounded, for the reason that layout.settle gives
-        offset = ScaledTranslation(
-            9 / 72, layout.rounded((at - was) / 72), axes.figure.dpi_scale_trans
+        # rounded, for the reason that layout.settle gives; in points from the line's end
+        place = (
+            Affine2D().translate(0, 72 * layout.rounded((at - was) / 72)).scale(1 / 72)
+            + axes.figure.dpi_scale_trans
+            + ScaledTranslation(x, label.y, axes.transData)  # type: ignore[arg-type]
         )
+        chip(axes, CHIP, 0, label, place)
         axes.text(
-            x,
-            label.y,
+            CHIP[1] + 5,
+            0,
             label.text,
-            color=label.color,
+            color=INK,
             fontsize=10,
-            weight="bold",
             va="center",
             ha="left",
-            transform=axes.transData + offset,
+            transform=place,
             clip_on=False,
         )
+
+
+def chip(
+    axes: Axes, ends: tuple[float, float], y: float, label: Label, place: Transform | None = None
+) -> None:
+    """A short piece of a line with its mark, from end to end at `y`, by the transform `place`."""
+    axes.plot(
+        [ends[0], (ends[0] + ends[1]) / 2, ends[1]],
+        [y] * 3,
+        color=label.color,
+        linestyle=label.dashes,
+        linewidth=2,
+        marker=label.marker or None,
+        markevery=[1],
+        markersize=7,
+        markeredgecolor=label.color,
+        markeredgewidth=1.5,
+        markerfacecolor="white" if label.hollow else label.color,
+        transform=place or axes.transData,
+        label=CHIP_LABEL,
+        clip_on=False,
+        scalex=False,
+        scaley=False,
+        zorder=6,
+    )
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

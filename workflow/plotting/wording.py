@@ -30,6 +30,15 @@ def title(stage: str) -> str:
     return next((s.title for s in ladder.known() if s.name == stage), stage)
 
 
+def said(stage: str) -> str:
+    """The stage's name within a sentence: `tuned`, `PyTorch (compiled, TF32)`."""
+    name = re.sub(r"^\d+ ", "", title(stage))
+    if stage not in ladder.NAMES_OF_PEERS:
+        return name
+    library, _, how = name.partition(", ")
+    return f"{library} ({how})" if how else library
+
+
 def what(dataset: str, network: str) -> str:
     """`LeNet-5 on MNIST`."""
     return f"{NETWORKS.get(network, network)} on {DATASETS.get(dataset, dataset)}"

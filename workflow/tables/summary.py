@@ -5,6 +5,10 @@ Times are medians over every epoch (or scaled block) of every repeat, with quart
 repeat there is none (nan). Runs that others on their GPU disturbed do not count; a line of nothing
 else has the status `disturbed`. The speedup is over the first stage of the ladder that was measured
 at the same batch size.
+
+A stage that takes one image at a time needs as long for an image at every batch size. So all its
+runs are pooled: each of its lines has the median and the interval of all of them, over the runs,
+times the images of its epoch.
 """
 
 from typing import Any
@@ -14,6 +18,7 @@ import pandas as pd
 
 from cnnlib.measuring.intervals import interval
 from workflow.plotting import frames, ladder
+from workflow.plotting.intervals import interval, repeats, timed
 
 TABLES = ("epochs", "steps")
 
@@ -56,15 +61,16 @@ Cell = tuple[str, str, int]
 
 def make(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The summary of tables["epochs"] and ["steps"], ordered by KEY, stages as on the ladder."""
-    epochs: dict[Key, pd.DataFrame] = dict(frames.groups(undisturbed(tables["epochs"]), KEY))
+    rows = undisturbed(tables["epochs"])
+    epochs: dict[Key, pd.DataFrame] = dict(frames.groups(rows, KEY))
+    times = repeats(rows, KEY)
     timed_steps = tables["steps"][tables["steps"]["status"] == "ok"]
     steps = {key: group["step_seconds"] for key, group in timed_steps.groupby(KEY, sort=False)}
     baselines = find_baselines(epochs)
     lines = []
     for key, group in epochs.items():
-        line = dict(zip(KEY, key, strict=True)) | summarise(group) | latency(steps.get(key))
-        baseline = baselines.get(cell(key))
-        line |= speedup(group, epochs[baseline] if baseline else None)
+        line = dict(zip(KEY, key, strict=True)) | summarise(group, times[key])
+        line |= latency(steps.get(key)) | speedup(key, baselines.get(cell(key)), epochs, times)
         lines.append(line)
     frame = pd.DataFrame(lines)[list(COLUMNS)]
     rank = {name: i for i, name in enumerate(ladder.ordered(frame["stage"]))}
@@ -99,23 +105,16 @@ def find_baselines(epochs: dict[Key, pd.DataFrame]) -> dict[Cell, Key]:
     return {cell(key): key for key in ran if lowest[key[:2]] == key[2]}
 
 
-def timed(group: pd.DataFrame) -> list[np.ndarray]:
-    """The epoch times of each repeat, in seconds."""
-    good = group[(group["status"] == "ok") & group["epoch_seconds"].notna()]
-    return [times.to_numpy() for _, times in good.groupby("repeat")["epoch_seconds"]]
-
-
-def summarise(group: pd.DataFrame) -> dict[str, Any]:
-    """n, median, spread, interval and standing of one line's epochs."""
-    repeats = timed(group)
-    times = np.concatenate(repeats) if repeats else np.array([np.nan])
-    low, high = interval(repeats, None)
+def summarise(group: pd.DataFrame, timings: list[np.ndarray]) -> dict[str, Any]:
+    """n, median, spread, interval and standing of one line's epochs, timed in these repeats."""
+    times = np.concatenate(timings) if timings else np.array([np.nan])
+    low, high = interval(timings, None)
     lower, middle, upper = np.quantile(times, [0.25, 0.5, 0.75])
     last = group.groupby("repeat").tail(1)
     worst = [status for status in group["status"] if status != "ok"]
     return {
         "repeats": group["repeat"].nunique(),
-        "n": sum(len(times) for times in repeats),
+        "n": sum(len(times) for times in timings),
         "epoch_seconds": middle,
         "epoch_seconds_min": times.min(),
         "epoch_seconds_q25": lower,
@@ -143,20 +142,25 @@ def latency(seconds: pd.Series | None) -> dict[str, Any]:
     }
 
 
-def speedup(group: pd.DataFrame, baseline: pd.DataFrame | None) -> dict[str, Any]:
+def speedup(
+    key: Key,
+    baseline: Key | None,
+    epochs: dict[Key, pd.DataFrame],
+    times: dict[Key, list[np.ndarray]],
+) -> dict[str, Any]:
     """The speedup over the baseline with its interval; nan where one of them did not run."""
-    repeats, base = timed(group), [] if baseline is None else timed(baseline)
+    own, base = times[key], times[baseline] if baseline else []
     line = {
-        "baseline": "" if baseline is None else baseline["stage"].iloc[0],
-        "baseline_extrapolated": baseline is not None and bool(baseline["extrapolated"].any()),
+        "baseline": baseline[2] if baseline else "",
+        "baseline_extrapolated": bool(baseline and epochs[baseline]["extrapolated"].any()),
         "speedup": np.nan,
         "speedup_low": np.nan,
         "speedup_high": np.nan,
     }
-    if not repeats or not base:
+    if not own or not base:
         return line
-    line["speedup"] = np.median(np.concatenate(base)) / np.median(np.concatenate(repeats))
+    line["speedup"] = np.median(np.concatenate(base)) / np.median(np.concatenate(own))
     line["speedup_low"], line["speedup_high"] = (
-        (1.0, 1.0) if group is baseline else interval(repeats, base)
+        (1.0, 1.0) if key == baseline else interval(own, base)
     )
     return line

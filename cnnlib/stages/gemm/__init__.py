@@ -56,7 +56,7 @@ STAGE = Stage(
     runs_on="cpu",
     engine=MicroBatchEngine,
     after="naive",
-    color="#0072b2",
+    color="#00897f",
     marker="s",
     operators={
         (Conv,): convolution,

@@ -68,7 +68,7 @@ STAGE = Stage(
     runs_on="cuda",
     engine=EngineOfPlans,  # type: ignore[type-abstract]  # it makes another engine
     after="ring",
-    color="#d55e00",
+    color="#cf3c00",
     marker="P",
     # Until plan graph has been measured on a GPU, it serves what plan persistent declines.
     options=Plans({"persistent": PERSISTENT, "graph": GRAPH}, compared=False),

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from cnnlib.measuring import schema
 from cnnlib.paths import ROOT
@@ -20,7 +22,7 @@ from tests.workflow.figures.test_learning import (
     texts,
 )
 from workflow.glue import modules
-from workflow.plotting import ladder
+from workflow.plotting import ladder, style
 
 PUBLISHED = ROOT / "results/reference/nvidia-h100/tables"
 PARTING = modules.load("figures", "parting")
@@ -216,8 +218,13 @@ def test_one_of_the_two_tables_is_enough() -> None:
 # what is drawn ----------------------------------------------------------------------------------
 
 
+def drawn_lines(axes: Axes) -> list[Line2D]:
+    """The lines of a panel, without those beside its labels."""
+    return [line for line in axes.lines if line.get_label() != style.CHIP_LABEL]
+
+
 def heights(figure: Figure, panel: int) -> list[float]:
-    (line,) = figure.axes[panel].lines
+    (line,) = drawn_lines(figure.axes[panel])
     assert tuple(line.get_xdata()) == IMAGES[1:]
     return list(line.get_ydata())
 
@@ -265,8 +272,9 @@ def test_few_batch_sizes_have_labels_among_them_the_first_to_differ(
     for axes in figure.axes:
         found = [text.get_text() for text in axes.texts if text.get_text().startswith("batch ")]
         assert {text.split(":")[0] for text in found} == {f"batch {size:,}" for size in labelled}
-        assert len(axes.lines) == 9
-        colors = [line.get_color() for line in axes.lines]
+        lines = drawn_lines(axes)
+        assert len(lines) == 9
+        colors = [line.get_color() for line in lines]
         assert len(set(colors)) == 1 + len(labelled)
     others = [2**power for power in range(4, 13) if 2**power not in labelled]
     assert f"Thin lines: batch {', '.join(f'{size:,}' for size in others)}." in texts(figure)[2]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cnnlib.measuring import schema
-from tests.workflow.rows import epoch_rows, summarise
+from tests.workflow.rows import epoch_rows, ladder, summarise
 from workflow.glue import modules
 from workflow.plotting import layout, style, wording
 
@@ -33,7 +33,7 @@ def test_figures_draw_whatever_the_tables_hold(name: str, trouble: str) -> None:
     }[trouble]
     style.apply()
     epochs = pd.DataFrame(itertools.chain(*rows), columns=list(schema.TABLES["epochs"]))
-    tables = {"summary": summarise(*rows), "epochs": epochs}
+    tables = {"summary": summarise(*rows), "ladder": ladder(*rows), "epochs": epochs}
     figure = modules.load("figures", name).draw(tables, layout.OWN_PAGE).figure
     figure.canvas.draw()
     drawn = [text.get_text() for axes in figure.axes for text in axes.texts]

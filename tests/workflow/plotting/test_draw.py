@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cnnlib.errors import UserError
+from cnnlib.measuring import schema
 from cnnlib.paths import ROOT
 from tests.workflow.conftest import digest
 from workflow.glue import modules, tabulate
@@ -70,7 +71,8 @@ def test_a_table_that_fails_leaves_both_old_files(
     monkeypatch.setattr(module, "markdown", lambda frame: 1 / 0)
     monkeypatch.setattr(modules, "load", lambda *name: module)
     options = ["--csv", str(files[0]), "--markdown", str(files[1])]
-    tables = ["--tables", str(TABLES / "summary.csv")]
+    read = [schema.find(TABLES, name) for name in module.TABLES]
+    tables = ["--tables", *map(str, read)]
     monkeypatch.setattr(sys, "argv", ["tabulate", "ladder", *tables, *options])
     with pytest.raises(ZeroDivisionError):
         tabulate.main()

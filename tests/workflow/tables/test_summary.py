@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from tests.workflow.rows import epoch_rows, line, step_rows, summarise
+from tests.workflow.rows import epoch_rows, ladder, line, step_rows, summarise
 from workflow.glue import modules
 from workflow.plotting import wording
 
@@ -80,8 +80,12 @@ def test_a_line_that_was_only_disturbed_says_so() -> None:
     assert (gemm["status"], gemm["n"], gemm["steps_timed"]) == ("disturbed", 0, 0)
     assert math.isnan(gemm["epoch_seconds"])
     assert math.isnan(gemm["speedup"])
-    ladder = modules.load("tables", "ladder")
-    assert "disturbed" in ladder.markdown(ladder.make({"summary": summary}))
+    assert "disturbed" in modules.load("tables", "ladder").markdown(
+        ladder(
+            epoch_rows("naive", [[20.0]]),
+            epoch_rows("gemm", [[1.0], [2.0]], status="disturbed"),
+        )
+    )
 
 
 def test_without_a_first_stage_there_is_no_other_baseline_at_that_batch_size() -> None:
@@ -99,7 +103,7 @@ def test_the_same_rows_give_the_same_table() -> None:
 
 
 def test_the_ladder_says_what_did_not_fit_and_what_is_emulated() -> None:
-    summary = summarise(
+    made = ladder(
         epoch_rows("naive", [[7200.0]], extrapolated=True),
         epoch_rows("ring", [[math.nan]], status="unjudged", validated=False),
         epoch_rows("gemm", [[math.nan]], status="does_not_fit"),
@@ -107,8 +111,7 @@ def test_the_ladder_says_what_did_not_fit_and_what_is_emulated() -> None:
             "fused", [[60.0]], device="a cpu (kernels built by g++)", device_kind="emulated"
         ),
     )
-    ladder = modules.load("tables", "ladder")
-    text = ladder.markdown(ladder.make({"summary": summary}))
+    text = modules.load("tables", "ladder").markdown(made)
     assert "2.00 h *" in text
     assert "does not fit" in text
     assert "not judged" in text

@@ -1,0 +1,70 @@
+"""The accuracy beside every speed: above each batch size, with a shade where it is low."""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from cnnlib.measuring.runs import usual_size
+from workflow.plotting import accuracies, style
+
+SHADE = "#eeeeee"
+
+
+def usual(lines: pd.DataFrame) -> int:
+    """The batch size for what is shown at one only: the usual one of those that learn."""
+    learned = accuracies.of_learned(lines)
+    return usual_size(learned["batch_size"] if len(learned) else lines["batch_size"])
+
+
+def shade(axes: Axes, lines: pd.DataFrame) -> None:
+    """Write each batch size's accuracy above a panel with a batch_axis, and shade what is low.
+
+    `lines` are those of one data set and network.
+    """
+    found, learned = accuracies.by_batch(lines), accuracies.learned(lines)
+    sizes = sorted(key[2] for key in learned)
+    if not found:
+        return
+    low, high = axes.get_xlim()
+    edges = [low, *(float(np.sqrt(a * b)) for a, b in pairwise(sizes)), high]
+    known = {key[2]: value for key, value in found.items()}
+    for (*_, size), fine in sorted(learned.items(), key=lambda entry: entry[0][2]):
+        place = sizes.index(size)
+        if not fine:
+            axes.axvspan(edges[place], edges[place + 1], color=SHADE, linewidth=0, zorder=0)
+        # every second one where there are many
+        if size in known and (len(sizes) - 1 - place) % (1 if len(sizes) < 11 else 2) == 0:
+            axes.annotate(
+                f"{100 * known[size]:.0f} %" if len(sizes) > 5 else f"{100 * known[size]:.1f} %",
+                (size, 1),
+                xytext=(0, 3),
+                xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=9,
+                color=style.QUIET,
+            )
+
+
+def reached(lines: pd.DataFrame) -> str:
+    """`, 98.5 % recognised after 2 epochs`: what lines of one batch size reach, or nothing."""
+    found = list(accuracies.by_batch(lines).values())
+    if not found:
+        return ""
+    return f" ({100 * found[0]:.1f} % recognised after {accuracies.epochs(lines)})"
+
+
+def note(lines: pd.DataFrame) -> str:
+    """What the numbers above the panels are, and what is shaded."""
+    found, learned = accuracies.by_batch(lines), accuracies.learned(lines)
+    if not found:
+        return ""
+    trained = accuracies.epochs(lines)
+    text = f"Above: test accuracy after {trained}, median of the stages."
+    if not all(learned.values()):
+        most = 100 * accuracies.WITHIN
+        text += f" Shaded: learns too little in {trained}, {most:g} point or more below the best."
+    return text
