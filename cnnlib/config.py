@@ -206,6 +206,8 @@ class Config(Section):
     """One recipe from many seeds; null: none."""
     figures: list[Name] | None = None
     """Names of workflow/figures/NAME.py to draw; all of them if not given."""
+    address: str | None = Field(default=None, pattern=r"https?://\S+")
+    """Where readers of the poster find the experiment: printed on it, also as a QR code."""
 
     def dataset(self, name: str, where: str) -> DatasetSpec:
         """The data set's settings; ConfigError naming `where` and the choices if unknown."""

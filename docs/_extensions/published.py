@@ -24,10 +24,9 @@ from workflow.plotting import wording
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = ROOT / "results/reference/nvidia-h100"
 DATASET, NETWORK = "mnist", "lenet5"
-TRAIN_IMAGES = 60_000
-BATCH_SIZES = (64, 1024)
-LIMITED_AT = 1024
-"""The batch size whose share of the machine's limit is shown."""
+BATCH_SIZES = (64, 256)
+LIMITED_AT = 256
+"""The batch size whose share of the machine's limit is shown: the largest that learns."""
 LIMITS = {"naive": "blas_one", "gemm": "blas_all"}
 """The probe whose float32 arithmetic limits a CPU stage; peak_fp32 limits all others."""
 
@@ -43,6 +42,8 @@ class Rung(NamedTuple):
     """Batch sizes whose epochs were timed on a part and scaled."""
     gain: dict[int, float]
     """Batch size -> epoch time of the previous row over that of this one."""
+    library: float
+    """Epoch time of the best library in float32 over that of this row, at LIMITED_AT."""
     share: float
     """Of the float32 arithmetic that the machine was measured to do, at LIMITED_AT."""
 
@@ -54,39 +55,43 @@ def lines(name: str) -> list[dict[str, str]]:
 
 
 @functools.cache
-def epoch_flops(batch_size: int) -> int:
-    """Floating-point operations of an epoch's whole batches: forward, both gradients, no update."""
-    config = load_config([ROOT / "config.yaml"])
-    network = config.network(NETWORK, DATASET, "sweep.networks")
-    images = TRAIN_IMAGES // batch_size * batch_size
-    return images * sum(network.training_flops)
+def published() -> dict[tuple[str, int], dict[str, str]]:
+    """The lines of the published ladder by stage and batch size."""
+    return {
+        (line["stage"], int(line["batch_size"])): line
+        for line in lines("ladder")
+        if (line["dataset"], line["network"]) == (DATASET, NETWORK)
+    }
+
+
+def accuracy(size: int) -> str:
+    """What a training recognises at this batch size, median of the stages: `98.5 %`."""
+    found = next(line for (_, at), line in published().items() if at == size)
+    return f"{100 * float(found['batch_accuracy']):.1f} %"
+
+
+def learning_sizes() -> list[int]:
+    """The batch sizes whose trainings come within a point of the best one."""
+    return sorted({size for (_, size), line in published().items() if line["learns"] == "True"})
 
 
 @functools.cache
 def rungs() -> list[Rung]:
-    """The stages of the ladder, from the published summary and the published limits."""
-    summary = {
-        (line["stage"], int(line["batch_size"])): line
-        for line in lines("summary")
-        if (line["dataset"], line["network"]) == (DATASET, NETWORK)
-    }
-    peaks = {line["probe"]: float(line["median"]) * 1e12 for line in lines("limits")}
+    """The stages of the ladder, from the published table of that name."""
     found: list[Rung] = []
     for stage in LADDER:
-        if (stage.name, LIMITED_AT) not in summary:
+        if (stage.name, LIMITED_AT) not in published():
             continue  # a stage of your own, which was not part of these measurements
-        own = {size: summary[stage.name, size] for size in BATCH_SIZES}
-        seconds = {size: float(line["epoch_seconds"]) for size, line in own.items()}
-        before = found[-1].seconds if found else seconds
-        peak = peaks[LIMITS.get(stage.name, "peak_fp32")]
+        own = {size: published()[stage.name, size] for size in BATCH_SIZES}
         found.append(
             Rung(
                 stage.name,
                 stage.change,
-                seconds,
+                {size: float(line["epoch_seconds"]) for size, line in own.items()},
                 {size for size, line in own.items() if line["extrapolated"] == "True"},
-                {size: before[size] / seconds[size] for size in BATCH_SIZES},
-                epoch_flops(LIMITED_AT) / seconds[LIMITED_AT] / peak,
+                {size: float(line["gain"]) for size, line in own.items() if line["before"]},
+                float(own[LIMITED_AT]["library_ratio"]),
+                float(own[LIMITED_AT]["share"]),
             )
         )
     return found
@@ -101,15 +106,17 @@ def ladder() -> str:
     """The table of README.md: each stage, its gain over the one before, its share of the limit."""
     head = ["stage", "what changes"]
     for size in BATCH_SIZES:
-        head += [f"epoch, batch {size}", "gain"]
-    table = [[*head, "share of peak"], ["---", "---"] + ["---:"] * (2 * len(BATCH_SIZES) + 1)]
-    for number, rung in enumerate(rungs()):
+        head += [f"epoch, batch {size} ({accuracy(size)})", "gain"]
+    head += ["against the best library", "share of peak"]
+    table = [head, ["---", "---"] + ["---:"] * (2 * len(BATCH_SIZES) + 2)]
+    for rung in rungs():
         cells = [wording.title(rung.stage), rung.change]
         for size in BATCH_SIZES:
             mark = " \\*" if size in rung.extrapolated else ""
             cells.append(wording.duration(rung.seconds[size]) + mark)
-            cells.append(wording.times(rung.gain[size]) if number else "")
-        table.append([*cells, percent(rung.share)])
+            cells.append(wording.times(rung.gain[size]) if size in rung.gain else "")
+        library = wording.times(rung.library) if rung.library >= 0.01 else ""
+        table.append([*cells, library, percent(rung.share)])
     return wording.markdown_table(table)
 
 
@@ -143,12 +150,7 @@ def networks() -> str:
 
 def whole_speedup() -> str:
     """How many times as fast as the first stage the last one is at LIMITED_AT."""
-    line = next(
-        line
-        for line in lines("summary")
-        if (line["dataset"], line["network"], line["stage"], int(line["batch_size"]))
-        == (DATASET, NETWORK, rungs()[-1].stage, LIMITED_AT)
-    )
+    line = published()[rungs()[-1].stage, LIMITED_AT]
     middle, low, high = (
         wording.times(float(line[name])).removesuffix("×")
         for name in ("speedup", "speedup_low", "speedup_high")
@@ -159,6 +161,15 @@ def whole_speedup() -> str:
     )
 
 
+def first_stage() -> str:
+    """The first stage's epoch, with its interval."""
+    line = published()[rungs()[0].stage, LIMITED_AT]
+    middle, low, high = (
+        wording.duration(float(line[f"epoch_seconds{end}"])) for end in ("", "_low", "_high")
+    )
+    return f"{middle} per epoch ({low} to {high})"
+
+
 def peaks() -> str:
     """What the probes measured of one core, of all cores and of the GPU."""
     found = {line["probe"]: float(line["median"]) for line in lines("limits")}
@@ -167,17 +178,14 @@ def peaks() -> str:
 
 
 def libraries(tf32: bool) -> str:
-    """The best library's epoch over the last stage's: lowest to highest over the batch sizes."""
-    epochs: dict[int, dict[str, float]] = {}
-    for line in lines("summary"):
-        if (line["dataset"], line["network"]) == (DATASET, NETWORK):
-            own = epochs.setdefault(int(line["batch_size"]), {})
-            own[line["stage"]] = float(line["epoch_seconds"])
+    """The best library's epoch over the last stage's: lowest to highest over what learns."""
     last = rungs()[-1].stage
     peers = [stage.name for stage in PEERS if stage.name.endswith("_tf32") == tf32]
-    ratios = [
-        min(own[peer] for peer in peers if peer in own) / own[last] for own in epochs.values()
-    ]
+    ratios = []
+    for size in learning_sizes():
+        own = [published()[peer, size] for peer in peers if (peer, size) in published()]
+        best = min(float(line["epoch_seconds"]) for line in own)
+        ratios.append(best / float(published()[last, size]["epoch_seconds"]))
     return f"{min(ratios):.1f} to {max(ratios):.1f} times"
 
 
@@ -210,7 +218,7 @@ def setup(app: object) -> dict[str, bool]:
         """The table of README.md."""
 
         def run(self) -> list[nodes.Node]:
-            for name in ("summary", "limits"):
+            for name in ("ladder", "limits"):
                 self.env.note_dependency(str(MACHINE / "tables" / f"{name}.csv"))
             container = nodes.container()
             text = StringList(ladder().splitlines(), "results/reference")
@@ -225,5 +233,12 @@ def setup(app: object) -> dict[str, bool]:
 
 if __name__ == "__main__":
     sys.stdout.write(ladder())
-    for text in (peaks(), libraries(tf32=False), libraries(tf32=True), race(), whole_speedup()):
+    for text in (
+        peaks(),
+        libraries(tf32=False),
+        libraries(tf32=True),
+        race(),
+        whole_speedup(),
+        first_stage(),
+    ):
         sys.stdout.write(f"{text}\n")

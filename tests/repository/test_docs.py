@@ -109,6 +109,9 @@ def test_the_readme_shows_the_published_rows(monkeypatch: pytest.MonkeyPatch) ->
     assert f"\n{ladder}\n" in readme
     words = " ".join(readme.split())
     assert f"Stage 5 trains {published.whole_speedup()}." in words
+    assert f"Stage 1 would need {published.first_stage()} at any batch size" in words
+    largest = published.learning_sizes()[-1]
+    assert f"at batch sizes from 16 to {largest}, and in TF32" in words
     assert f"{published.peaks()}, all in float32" in words
     float32 = published.libraries(tf32=False)
     assert f"PyTorch and JAX in float32 takes {float32} as long as stage 5" in words

@@ -19,7 +19,7 @@ from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("energy", "epochs")
 
-WAITING = "#bcd4ee"
+WAITING = "#c9def3"
 """Colour of the power of a GPU that waits."""
 
 
@@ -79,7 +79,9 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         text = f"waiting  {low:.0f} to {high:.0f} W"
         waiting[1][1].append(style.Label(last, middle, text, WAITING))
     for axes in (left, right):
-        shading.shade(axes, summary[summary["batch_size"].isin(energy["batch_size"])])
+        shading.shade(
+            axes, summary[summary["batch_size"].isin(energy["batch_size"])], few=sheet.compact
+        )
     style.end_labels(figure, waiting)
     return Drawing(figure, words)
 

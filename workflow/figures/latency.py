@@ -13,8 +13,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from workflow.plotting import accuracies, layout, panels, reasons, shading, style, wording
-from workflow.plotting.intervals import epoch_images
 from workflow.plotting.layout import Drawing, Sheet
+from workflow.plotting.timings import epoch_images
 
 TABLES = ("summary", "epochs")
 
@@ -49,6 +49,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     for row, panel in zip(grid, parts, strict=True):
         for axes, quantity in zip(row, QUANTITIES, strict=True):
             waiting.append((axes, draw_panel(axes, panel, summary, *quantity)))
+            shading.shade(axes, panel.lines, few=sheet.compact)
     style.end_labels(figure, waiting)
     return Drawing(figure, words)
 
@@ -93,7 +94,6 @@ def draw_panel(
             scaled = bool(ends["extrapolated"].all())
             labels.append(style.label(sizes[-1], last, text, stage, panel.emulated, scaled))
     labels += panels.draw_failures(axes, lines)
-    shading.shade(axes, panel.lines)
     return labels
 
 

@@ -65,7 +65,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     on_gpu = bool((samples["device_kind"] == "cuda").all())
     context = context_of(samples) if on_gpu else 0.0
     peaks = samples.groupby(RUN, sort=False)["memory"].max().reset_index()
-    sizes = shown(peaks)
+    sizes = shown(peaks)[-1:] if sheet.compact else shown(peaks)
     kinds = [part for _, part in peaks.groupby(peaks["device_kind"] == "emulated")]
     stages = [ladder.ordered(part["stage"]) for part in kinds]
     heights = [0.6 + 0.36 * len(rows) for rows in stages]

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from cnnlib.measuring.runs import usual_size
-from workflow.plotting import intervals, ladder, layout, panels, reasons, style, wording
+from workflow.plotting import ladder, layout, panels, reasons, style, timings, wording
 from workflow.plotting.layout import Drawing, Sheet
 
 TABLES = ("kernels", "epochs")
@@ -30,7 +30,7 @@ COLOURS = {
     "forward": "#56b4e9",
     "backward": "#d08a00",
     "update": "#009e73",
-    "loss": "#c264a0",
+    "loss": "#d284b8",
     "the rest": "#d9a9c9",
     "input": "#b49ad2",
     "between": "#e4e4e4",
@@ -155,8 +155,8 @@ def of_parts(kernels: pd.DataFrame) -> pd.DataFrame:
 def step_seconds(epochs: pd.DataFrame) -> pd.Series:
     """Median time of a step by CELL; for scaled runs that of the blocks that were timed."""
     good = epochs[epochs["status"] == "ok"]
-    images = intervals.epoch_images(good)
-    times = intervals.repeats(good, ["dataset", *CELL])
+    images = timings.epoch_images(good)
+    times = timings.repeats(good, ["dataset", *CELL])
     found = {}
     for (dataset, *cell), own in times.items():
         count = images(dataset, cell[-1])

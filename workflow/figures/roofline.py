@@ -20,13 +20,13 @@ from matplotlib.collections import PathCollection
 from workflow.plotting import (
     accuracies,
     frames,
-    intervals,
     ladder,
     layout,
     limits,
     panels,
     reasons,
     style,
+    timings,
     wording,
 )
 from workflow.plotting.layout import Drawing, Sheet
@@ -139,8 +139,8 @@ def of_steps(kernels: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     intensity = steps["flops"] / steps["bytes"]
     good = epochs[(epochs["status"] == "ok") & epochs["epoch_seconds"].notna()]
     size = kernels["batch_size"].iloc[0]
-    flops, images = limits.image_flops(kernels), intervals.epoch_images(good)
-    times = intervals.repeats(good, ["dataset", *keys, "batch_size"])
+    flops, images = limits.image_flops(kernels), timings.epoch_images(good)
+    times = timings.repeats(good, ["dataset", *keys, "batch_size"])
     found = []
     for row in frames.rows(intensity.rename("value").reset_index()):
         stage, device, kind = row.stage, row.device, row.device_kind
@@ -234,7 +234,7 @@ def draw_panel(
         )
     if kind in ("cuda", "emulated"):
         name_parts(axes, marks)
-    legend = axes.legend(loc="upper left", frameon=False, fontsize=9.5, labelcolor=style.INK)
+    legend = axes.legend(loc="lower right", frameon=False, fontsize=9.5, labelcolor=style.INK)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_sizes([70])

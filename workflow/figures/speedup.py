@@ -44,7 +44,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     )
     waiting = []
     for (left, right), panel in zip(grid, parts, strict=True):
-        draw_ladder(left, panel)
+        draw_ladder(left, panel, sheet.compact)
         waiting.append((right, draw_compared(right, panel)))
     style.end_labels(figure, waiting)
     return Drawing(figure, words)
@@ -60,9 +60,13 @@ def rows_of(panel: panels.Panel) -> int:
     return len(at_one_size(panel))
 
 
-def draw_ladder(axes: Axes, panel: panels.Panel) -> None:
-    """A row for each stage with its time, its gain and its share of the peak."""
+def draw_ladder(axes: Axes, panel: panels.Panel, few: bool) -> None:
+    """A row for each stage with its time, its gain and its share of the peak.
+
+    With little room there are two of the libraries: `few`.
+    """
     lines = at_one_size(panel)
+    lines = panels.two_libraries(lines, "epoch_seconds") if few else lines
     size = lines["batch_size"].iloc[0]
     good = lines[lines["epoch_seconds"].notna()]
     style.seconds_axis(

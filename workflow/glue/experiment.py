@@ -32,12 +32,13 @@ BESIDE = ("probes", "pictures", "features")
 """Raw tables that one job measures for the whole sweep."""
 
 POSTER = (
-    "discern",
     "speedup",
-    "learning",
+    "discern",
+    "race",
     "profile",
     "roofline",
     "memory",
+    "learning",
     "energy",
     "memory_latency",
     "latency",
@@ -46,7 +47,7 @@ POSTER = (
     "filters",
 )
 """Figures for the poster; where one is not wanted the next takes its place."""
-POSTER_COUNT = 7
+POSTER_COUNT = 6
 
 
 class Experiment:
@@ -206,9 +207,9 @@ class Experiment:
 
     @property
     def poster_tables(self) -> list[str]:
-        """Names of the files that they are drawn from, the summary's among them."""
+        """Names of the files that they are drawn from, the ladder's among them."""
         read = [modules.tables_read("figures", name) for name in self.poster_figures]
-        return self.file_names(dict.fromkeys(["summary", *itertools.chain(*read)]))
+        return self.file_names(dict.fromkeys(["ladder", *itertools.chain(*read)]))
 
     def caption(self, wildcards: Any) -> str:
         """The caption of the figure in the report."""

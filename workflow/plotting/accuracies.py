@@ -1,11 +1,12 @@
 """Which batch sizes learn: a speed counts for little where the training recognises less.
 
-All stages run the same training, so the accuracy is that of a batch size, whichever stage is asked.
+All stages run the same training, so the accuracy is that of a batch size: the median of the stages
+of the ladder, or of libraries where there are no others.
 """
 
 import pandas as pd
 
-from workflow.plotting import frames
+from workflow.plotting import frames, ladder
 
 PLACE = ["dataset", "network", "batch_size"]
 Cell = tuple[str, str, int]
@@ -15,7 +16,7 @@ WITHIN = 0.01
 
 def by_batch(summary: pd.DataFrame) -> dict[Cell, float]:
     """The median of the stages' test accuracies at the end, where one has trained in full."""
-    known = summary[summary["test_accuracy"].notna()]
+    known = ladder.own_rows(summary[summary["test_accuracy"].notna()])
     return {
         (key[0], key[1], int(key[2])): float(group["test_accuracy"].median())
         for key, group in frames.groups(known, PLACE)

@@ -23,12 +23,12 @@ from cnnlib.measuring.runs import usual_size
 from workflow.plotting import (
     contrast,
     frames,
-    intervals,
     ladder,
     layout,
     panels,
     reasons,
     style,
+    timings,
     wording,
 )
 
@@ -65,10 +65,10 @@ def paces(epochs: pd.DataFrame) -> pd.DataFrame:
     Runs timed in full show how many images an epoch has; without any the table is empty.
     """
     good = epochs[(epochs["status"] == "ok") & epochs["validated"] & (epochs["epoch_seconds"] > 0)]
-    images = intervals.epoch_images(good)
+    images = timings.epoch_images(good)
     found = []
     place = ["dataset", "network", "batch_size"]
-    times = intervals.repeats(good, [*place, *LINE])
+    times = timings.repeats(good, [*place, *LINE])
     for key, rows in frames.groups(good, [*place, *LINE]):
         count = images(key[0], key[2])
         if count == count:

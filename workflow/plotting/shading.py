@@ -18,10 +18,11 @@ def usual(lines: pd.DataFrame) -> int:
     return usual_size(learned["batch_size"] if len(learned) else lines["batch_size"])
 
 
-def shade(axes: Axes, lines: pd.DataFrame) -> None:
+def shade(axes: Axes, lines: pd.DataFrame, few: bool = False) -> None:
     """Write each batch size's accuracy above a panel with a batch_axis, and shade what is low.
 
-    `lines` are those of one data set and network.
+    `lines` are those of one data set and network. With little room only the first, the middle and
+    the last accuracy are written: `few`.
     """
     found, learned = accuracies.by_batch(lines), accuracies.learned(lines)
     sizes = sorted(key[2] for key in learned)
@@ -35,7 +36,8 @@ def shade(axes: Axes, lines: pd.DataFrame) -> None:
         if not fine:
             axes.axvspan(edges[place], edges[place + 1], color=SHADE, linewidth=0, zorder=0)
         # every second one where there are many
-        if size in known and (len(sizes) - 1 - place) % (1 if len(sizes) < 11 else 2) == 0:
+        apart = len(sizes) // 2 if few else 1 if len(sizes) < 11 else 2
+        if size in known and (len(sizes) - 1 - place) % max(1, apart) == 0:
             axes.annotate(
                 f"{100 * known[size]:.0f} %" if len(sizes) > 5 else f"{100 * known[size]:.1f} %",
                 (size, 1),

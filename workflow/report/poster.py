@@ -1,10 +1,10 @@
 """The poster: one A1 page with the question, the ladder and the figures that carry the message.
 
-python -m workflow.report.poster --figures NAME... --tables FILE.csv...
-    --ladder ladder.md --out FILE
+python -m workflow.report.poster --figures NAME... --tables FILE.csv... --address URL --out FILE
 
 The figures are drawn for it, with larger type. It is laid out as a web page and printed by
-Chromium, which keeps them as vectors.
+Chromium, which keeps them as vectors. What holds for the whole page is said once: the devices, and
+how it was measured.
 """
 
 import argparse
@@ -16,25 +16,31 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
+import segno
 from matplotlib import pyplot
 
 from cnnlib.errors import DataError
 from cnnlib.files import write_whole
-from cnnlib.peers import PEERS
 from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
-from workflow.plotting import draw, layout, wording
-from workflow.plotting.ladder import own_rows, take_in
+from workflow.plotting import accuracies, draw, frames, layout, panels, shading, wording
+from workflow.plotting.ladder import NAMES_OF_PEERS, exact_peers, own_rows, take_in
 from workflow.report import browser, page
 
 TEMPLATE = modules.FOLDER / "report" / "templates" / "poster.html.j2"
-TALL = {"discern"}
-PLACE_MM = (278.0, 122.0)
-"""A figure's place on the page, in millimetres; a tall one has two, with what is between them."""
-BETWEEN_MM = 32.0
+TALL, WIDE = {"discern"}, {"speedup"}
+PLACE_MM = (278.0, 112.0)
+"""A place on the page in millimetres; a tall or wide figure has two and what is between."""
+BETWEEN_MM = (10.0, 22.0)
 LARGER = 1.5
 """How much larger the figures' type is on the page than on a screen, where it has 10 points."""
-INTERVAL = re.compile(r" \([^)]*× to [^)]*\)")
+TITLES = {
+    "speedup": "Left: what each stage gains. Right: against the best library, accuracy above; "
+    "shaded: learns too little"
+}
+"""Titles of figures whose own title is the result of the whole page."""
+WITH_LIBRARIES = {"speedup", "discern", "race"}
+"""Figures that have room for the libraries' names."""
 A1_POINTS = (1684, 2384)
 """Width and height of the page as a PDF file gives them: 594 by 841 mm."""
 METHOD = (
@@ -43,6 +49,15 @@ METHOD = (
     "epochs, shuffling, gathering and transfers included. Hollow marks and *: timed on a part and "
     "scaled."
 )
+WHY = {
+    "naive": "Python and numpy cost more than the arithmetic",
+    "gemm": "a matrix product keeps the arithmetic of all cores busy",
+    "gemm_cuda": "thousands of threads at once; left: launches, and maps through memory",
+    "fused": "fewer launches, and no full-size map in device memory",
+    "ring": "each row is fetched once and less memory is held, so larger maps fit",
+    "tuned": "no launches and no host within an epoch; weights beside the arithmetic",
+}
+"""Why each change helps, for the table."""
 
 
 def main() -> None:
@@ -50,28 +65,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workflow.report.poster", description=__doc__)
     parser.add_argument("--figures", nargs="+", required=True, choices=modules.names("figures"))
     parser.add_argument("--tables", type=Path, nargs="+", required=True)
-    parser.add_argument("--ladder", type=Path, required=True, help="ladder.md")
+    parser.add_argument("--address", default="", help="where the experiment is found")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     take_in(given.tables)
-    html = render(given.figures, modules.read_tables(given.tables), given.ladder)
+    html = render(given.figures, modules.read_tables(given.tables), given.address)
     with write_whole(given.out) as temporary:
         print_page(html, temporary)
 
 
-def render(figures: Sequence[str], tables: dict[str, pd.DataFrame], ladder: Path) -> str:
-    """The poster as a web page of exactly one A1 sheet; `tables`: the figures' and the summary."""
-    cells = sum(2 if name in TALL else 1 for name in figures)
-    # Lines of the ladder's stages alone: with more their names would be too small.
-    own = {name: own_rows(table) if "stage" in table else table for name, table in tables.items()}
+def render(figures: Sequence[str], tables: dict[str, pd.DataFrame], address: str = "") -> str:
+    """The poster as a web page of exactly one A1 sheet; `tables`: the figures' and the ladder."""
+    cells = sum(2 if name in TALL | WIDE else 1 for name in figures)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(page.text(TEMPLATE)).render(
         question=page.TITLE,
-        result=result(tables["summary"]),
-        ladder=short(page.blocks(page.text(ladder))),
-        figures=[drawn(name, own) for name in figures],
+        result=result(tables["ladder"]),
+        devices=panels.devices(tables["ladder"]),
+        ladder=rows(tables["ladder"]),
+        figures=[drawn(name, tables) for name in figures],
         rows=max(1, -(-cells // 2)),
         method=METHOD,
+        address=address,
+        code=qr_code(address),
     )
 
 
@@ -79,71 +95,112 @@ def drawn(name: str, tables: dict[str, pd.DataFrame]) -> dict[str, str]:
     """A figure for its place on the page, its words apart."""
     width, height = PLACE_MM
     if name in TALL:
-        height = 2 * height + BETWEEN_MM
+        height = 2 * height + BETWEEN_MM[1]
+    if name in WIDE:
+        width = 2 * width + BETWEEN_MM[0]
     sheet = layout.Sheet((width / 25.4 / LARGER, height / 25.4 / LARGER))
     own = {table: tables[table] for table in modules.tables_read("figures", name)}
+    if name not in WITH_LIBRARIES:
+        own = {each: own_rows(table) if "stage" in table else table for each, table in own.items()}
     drawing = draw.draw(name, own, sheet)
     picture = io.StringIO()
     drawing.figure.savefig(picture, format="svg", metadata=draw.METADATA[".svg"])
     pyplot.close(drawing.figure)
-    words = drawing.headline
+    shape = "tall" if name in TALL else "wide" if name in WIDE else ""
     return {
         "name": name,
-        "shape": "tall" if name in TALL else "",
-        "title": words.title,
-        "subtitle": "; ".join(words.subtitle.split("\n")),
+        "shape": shape,
+        "title": TITLES.get(name, drawing.headline.title),
         "image": base64.b64encode(picture.getvalue().encode()).decode(),
     }
 
 
-def short(blocks: list[page.Block]) -> list[page.Block]:
-    """The first table's stage, change, last time and last speedup, without its interval, of the
-    ladder's stages: the rest is in the report.
+def shown(ladder: pd.DataFrame) -> pd.DataFrame:
+    """The lines of the first data set and network at the usual batch size, measured ones."""
+    cell = panels.first_cell(ladder)
+    if cell is None:
+        return ladder
+    lines = panels.of_cell(ladder, cell)
+    at = lines[lines["batch_size"] == shading.usual(lines)]
+    measured: pd.DataFrame = at[(at["device_kind"] != "emulated") & at["epoch_seconds"].notna()]
+    return measured
+
+
+def rows(ladder: pd.DataFrame) -> list[list[str]]:
+    """The table of the page, with its heads: the stages, then the best library in each precision.
+
+    Of each its change and why that helps, its epoch, its gain over the stage before, how many times
+    as fast as the best library it is, and its share of the machine's arithmetic.
     """
-    peers = {peer.title for peer in PEERS}
-    for kind, rows in blocks:
-        if kind == "table":
-            heads = rows[0]
-            wanted = [
-                *(i for i, head in enumerate(heads) if head in ("stage", "what changes")),
-                *[i for i, head in enumerate(heads) if head.startswith("epoch")][-1:],
-                *[i for i, head in enumerate(heads) if head.startswith("speedup")][-1:],
+    lines = shown(ladder)
+    if not len(lines):
+        return []
+    size = lines["batch_size"].iloc[0]
+    heads = ["", "what changes", "why it helps", f"epoch, batch {size}"]
+    table = [[*heads, "gain", "against the best library", "share of peak"]]
+    for line in frames.rows(pd.concat([own_stages(lines), best_libraries(lines)])):
+        peer = line.stage in NAMES_OF_PEERS
+        library = "" if pd.isna(line.library_ratio) else wording.times(line.library_ratio)
+        table.append(
+            [
+                wording.title(line.stage),
+                line.change,
+                "" if peer else WHY.get(line.stage, ""),
+                wording.duration(line.epoch_seconds) + (" *" if line.extrapolated else ""),
+                "" if pd.isna(line.gain) else wording.times(line.gain),
+                library if peer or line.library_ratio >= 0.01 else "",
+                "" if peer or pd.isna(line.share) else f"{wording.digits(100 * line.share, 2)} %",
             ]
-            own = [row for row in rows if row[0] not in peers]
-            return [("table", [[INTERVAL.sub("", row[i]) for i in wanted] for row in own])]
-    return []
+        )
+    return table
 
 
-def result(summary: pd.DataFrame) -> str:
-    """The largest speedup that was measured, in one sentence; emulated kernels do not count."""
-    measured = summary[(summary["device_kind"] != "emulated") & summary["speedup"].notna()]
-    if not len(measured):
-        return "No speedup was measured."
-    best = measured.nlargest(1, "speedup").iloc[0]
-    scaled = " (extrapolated)" if best["baseline_extrapolated"] else ""
-    return (
-        f"On {wording.device(str(best['device']))}, {best['stage']} trains "
-        f"{wording.NETWORKS.get(best['network'], best['network'])} "
-        f"{wording.times(best['speedup'])} faster than {best['baseline']}{scaled}: "
-        f"an epoch in {wording.duration(best['epoch_seconds'])} at batch {best['batch_size']}."
-        + beside_peers(measured, best)
+def own_stages(lines: pd.DataFrame) -> pd.DataFrame:
+    """The lines without libraries."""
+    return lines[~lines["stage"].isin(NAMES_OF_PEERS)]
+
+
+def best_libraries(lines: pd.DataFrame) -> pd.DataFrame:
+    """The quickest library in float32, and the quickest that rounds more coarsely."""
+    peers = lines[lines["stage"].isin(NAMES_OF_PEERS)]
+    exact = peers["stage"].isin(exact_peers())
+    return pd.concat([part.nsmallest(1, "epoch_seconds") for part in (peers[exact], peers[~exact])])
+
+
+def result(ladder: pd.DataFrame) -> str:
+    """The quickest stage in one sentence, with what is learned; emulated kernels do not count."""
+    own = own_stages(shown(ladder))
+    if not len(own):
+        return "No stage was measured."
+    best = own.nsmallest(1, "epoch_seconds").iloc[0]
+    text = (
+        f"{wording.said(best['stage'])} trains an epoch of "
+        f"{wording.NETWORKS.get(best['network'], best['network'])} in "
+        f"{wording.duration(best['epoch_seconds'])} at batch {best['batch_size']}"
     )
+    more = []
+    if best["gain"] == best["gain"]:
+        more.append(f"{wording.times(best['gain'])} as fast as {wording.said(best['before'])}")
+    if best["library_ratio"] == best["library_ratio"]:
+        library = wording.said(best["library"])
+        more.append(
+            f"{wording.times(best['library_ratio'])} as fast as {library}, the best library"
+        )
+    if more:
+        text += f", {' and '.join(more)}"
+    if best["batch_accuracy"] == best["batch_accuracy"]:
+        trained = accuracies.epochs(own)
+        text += f"; {trained} recognise {100 * best['batch_accuracy']:.1f} % of the test images"
+    return f"{text}."
 
 
-def beside_peers(summary: pd.DataFrame, best: pd.Series) -> str:
-    """A sentence on the best peers of the same precision, or "" where there are none."""
-    exact = [peer.name for peer in PEERS if not peer.rounding]
-    place = ["dataset", "network", "device"]
-    lines = summary[(summary[place] == best[place]).all(axis=1)]
-    times = lines[lines["stage"].isin(exact)].groupby("batch_size")["epoch_seconds"].min()
-    own = lines[lines["stage"] == best["stage"]].set_index("batch_size")["epoch_seconds"]
-    ratios = (times / own).dropna()
-    if best["stage"] in exact or not len(ratios):
+def qr_code(address: str) -> str:
+    """The address as a QR code, an SVG picture in base64; "" where there is none."""
+    if not address:
         return ""
-    return (
-        f" PyTorch and JAX take {wording.times(ratios.min())} to {wording.times(ratios.max())} as "
-        "long."
-    )
+    picture = io.BytesIO()
+    segno.make(address, error="m", micro=False).save(picture, kind="svg", border=2, svgns=True)
+    return base64.b64encode(picture.getvalue()).decode()
 
 
 def print_page(html: str, out: Path) -> None:

@@ -77,7 +77,6 @@ rule poster:
     # Not part of `all`: it needs Chromium, which prints it.
     input:
         tables=collect("<results>/tables/{name}.csv", name=EXPERIMENT.poster_tables),
-        ladder="<results>/tables/ladder.md",
         code=code_of(
             "workflow/report/poster.py",
             *collect("workflow/figures/{figure}.py", figure=EXPERIMENT.poster_figures),
@@ -91,6 +90,7 @@ rule poster:
         "../envs/cnn.yaml"
     params:
         figures=EXPERIMENT.poster_figures,
+        address=EXPERIMENT.config.address or "",
     shell:
         "python -m workflow.report.poster --figures {params.figures} --tables {input.tables}"
-        " --ladder {input.ladder} --out {output} 2>&1 | tee {log}"
+        " --address {params.address:q} --out {output} 2>&1 | tee {log}"

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cnnlib.measuring.intervals import interval
 from cnnlib.stages import LADDER
 from workflow.plotting import accuracies, frames, ladder, limits, panels, reasons, wording
-from workflow.plotting.intervals import epoch_images, interval, repeats
+from workflow.plotting.timings import epoch_images, repeats
 
 TABLES = ("summary", "epochs", "kernels", "probes")
 

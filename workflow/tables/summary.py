@@ -18,7 +18,7 @@ import pandas as pd
 
 from cnnlib.measuring.intervals import interval
 from workflow.plotting import frames, ladder
-from workflow.plotting.intervals import interval, repeats, timed
+from workflow.plotting.timings import repeats, timed
 
 TABLES = ("epochs", "steps")
 

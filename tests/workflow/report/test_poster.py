@@ -1,5 +1,6 @@
 """The poster: one A1 page of vectors, with the stages and the result, the same bytes each time."""
 
+import base64
 import json
 import re
 import zlib
@@ -20,9 +21,13 @@ from workflow.report import poster
 from workflow.report.browser import find_browser, run, scratch
 
 REFERENCE = ROOT / "results/reference/nvidia-h100"
-EXPERIMENT = Experiment(yaml.safe_load((ROOT / "config.yaml").read_text()))
+EXPERIMENT = Experiment(
+    yaml.safe_load((ROOT / "config.yaml").read_text())
+    | {"results": str(REFERENCE), "address": "https://example.org/a?b=c&d"}
+)
+ADDRESS = str(EXPERIMENT.config.address)
 FIGURES = EXPERIMENT.poster_figures
-SUMMARY = pd.read_csv(REFERENCE / "tables/summary.csv")
+(LADDER,) = modules.read_tables([REFERENCE / "tables/ladder.csv"]).values()
 A1 = 594 / 25.4 * 72, 841 / 25.4 * 72
 LEGIBLE = 13.0
 """The least size of a figure's type in points: at arm's length it reads like 8 in the hand."""
@@ -40,7 +45,7 @@ def tables() -> dict[str, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def html(tables: dict[str, pd.DataFrame]) -> str:
-    return poster.render(FIGURES, tables, REFERENCE / "tables/ladder.md")
+    return poster.render(FIGURES, tables, ADDRESS)
 
 
 def browser() -> str:
@@ -51,21 +56,37 @@ def browser() -> str:
 
 
 def test_it_says_what_was_found(html: str) -> None:
-    best = SUMMARY.loc[SUMMARY["speedup"].idxmax()]
-    assert f"{best['stage']} trains LeNet-5" in html
-    assert f"at batch {best['batch_size']}" in html
+    assert FIGURES == ["speedup", "discern", "race", "profile", "roofline", "memory"]
+    best = LADDER[(LADDER["stage"] == "tuned") & (LADDER["batch_size"] == 64)].iloc[0]
+    assert f"tuned trains an epoch of LeNet-5 in {best['epoch_seconds'] * 1e3:.1f} ms" in html
     for stage in stages.LADDER:
-        assert f"{stage.title}</td>" in html
-    for peer in PEERS:
-        assert f"{peer.title}</td>" not in html
+        assert f"<td>{stage.title}</td><td>" in html
+        assert poster.WHY[stage.name] in html
+    # the best library in float32 and in TF32, and no others
+    known = [peer.title for peer in PEERS if f"<td>{peer.title}</td>" in html]
+    assert known == ["JAX", "JAX, TF32"]
     assert re.findall(r'<img alt="(\w+)"', html) == FIGURES
     assert html.count("<h2>") == len(FIGURES)
-    assert "batch 64" in html.partition("<h2>")[2].partition("<img")[0]
+    # the devices are said once on the page
+    assert html.count("NVIDIA H100") == 1
+
+
+def test_its_address_is_there_as_text_and_as_a_code(html: str) -> None:
+    assert "https://example.org/a?b=c&amp;d</p>" in html
+    (code,) = re.findall(r'QR code of the address" src="data:image/svg\+xml;base64,([^"]+)"', html)
+    assert base64.b64decode(code).startswith(b"<?xml")
+    assert code == poster.qr_code(ADDRESS)
+    assert code != poster.qr_code(ADDRESS + "e")
+    assert poster.qr_code("") == ""
+
+
+def test_without_an_address_there_is_no_code(tables: dict[str, pd.DataFrame]) -> None:
+    assert "QR code" not in poster.render([], tables)
 
 
 def test_a_figure_that_is_not_wanted_leaves_no_hole() -> None:
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    left_out = ("speedup", "memory", "race")  # there is no race in config.yaml
+    left_out = ("speedup", "memory", "race")
     names = [name for name in modules.names("figures") if name not in left_out]
     shown = Experiment({**config, "figures": names}).poster_figures
     assert len(shown) == len(FIGURES)
@@ -73,7 +94,7 @@ def test_a_figure_that_is_not_wanted_leaves_no_hole() -> None:
 
 
 def test_without_figures_there_is_a_page(tables: dict[str, pd.DataFrame]) -> None:
-    assert "<img" not in poster.render([], tables, REFERENCE / "tables/ladder.md")
+    assert "<img" not in poster.render([], tables)
 
 
 def test_figures_are_legible_at_arms_length(html: str) -> None:
@@ -84,23 +105,19 @@ def test_figures_are_legible_at_arms_length(html: str) -> None:
     found = re.search(r"<title>(\[.*\])</title>", out)
     assert found, out[-500:] + errors[-500:]
     scales = json.loads(found[1])
-    assert len(scales) == len(FIGURES)
+    assert len(scales) == len(FIGURES) + 1  # the code of the address
     # 10 points is what axes are labelled with
-    assert min(scales) * 10 >= LEGIBLE, dict(zip(FIGURES, scales, strict=True))
+    assert min(scales[:-1]) * 10 >= LEGIBLE, dict(zip(FIGURES, scales, strict=False))
 
 
-def test_peers_of_the_same_precision_are_beside_the_result() -> None:
-    assert "PyTorch and JAX take 6.1× to 8.9× as long" in poster.result(SUMMARY)
-    coarse = [peer.name for peer in PEERS if peer.rounding]
-    alone = SUMMARY[~SUMMARY["stage"].isin([peer.name for peer in PEERS])]
-    assert "PyTorch" not in poster.result(alone)
-    assert "PyTorch" not in poster.result(
-        pd.concat([alone, SUMMARY[SUMMARY["stage"].isin(coarse)]])
-    )
+def test_the_best_library_is_beside_the_result() -> None:
+    assert "8.6× as fast as JAX, the best library" in poster.result(LADDER)
+    alone = LADDER[~LADDER["stage"].isin([peer.name for peer in PEERS])]
+    assert "JAX" not in poster.result(alone.assign(library="", library_ratio=float("nan")))
 
 
 def test_emulated_kernels_are_no_result() -> None:
-    assert poster.result(SUMMARY.assign(device_kind="emulated")) == "No speedup was measured."
+    assert poster.result(LADDER.assign(device_kind="emulated")) == "No stage was measured."
 
 
 def test_without_a_browser_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

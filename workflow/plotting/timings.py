@@ -1,4 +1,4 @@
-"""Intervals of medians and of their ratios, by the bootstrap over repeats."""
+"""The epoch times of each repeat, and of how many images an epoch is made."""
 
 import math
 from collections.abc import Callable
@@ -6,12 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from workflow.plotting import frames, ladder
-
-RESAMPLES = 2000
-SEED = 20171
 
 
 def timed(group: pd.DataFrame, by: str | list[str] = "repeat") -> list[np.ndarray]:
@@ -58,43 +54,3 @@ def repeats(epochs: pd.DataFrame, keys: list[str]) -> dict[Any, list[np.ndarray]
                 count = images(first["dataset"], first["batch_size"])
                 found[key] = [each * count for each in times]
     return found
-
-
-def interval(repeats: list[np.ndarray], base: list[np.ndarray] | None) -> tuple[float, float]:
-    """95 % interval of the median of `repeats`, or of the median of `base` over it.
-
-    Whole repeats are drawn with replacement; epochs within a repeat are not independent. The
-    percentile method, with a fixed seed, so that the same rows give the same table.
-    """
-    samples = [repeats] if base is None else [base, repeats]
-    if any(len(sample) < 2 for sample in samples):
-        return np.nan, np.nan
-    padded = [pad(sample) for sample in samples]
-    # np.median gives the same where nothing is missing, and is several times faster
-    median: Callable[..., np.ndarray]
-    median = np.nanmedian if any(np.isnan(rows).any() for rows in padded) else np.median
-
-    def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        medians = [
-            median(rows[which].reshape(*which.shape[:-1], -1), axis=-1)
-            for rows, which in zip(padded, drawn, strict=True)
-        ]
-        found: np.ndarray = medians[0] if base is None else medians[0] / medians[1]
-        return found
-
-    found = bootstrap(
-        [np.arange(len(sample)) for sample in samples],
-        statistic,
-        vectorized=True,
-        axis=-1,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    )
-    return found.confidence_interval.low, found.confidence_interval.high
-
-
-def pad(sample: list[np.ndarray]) -> np.ndarray:
-    """Rows of unequal length as one array, filled up with nan."""
-    width = max(len(row) for row in sample)
-    return np.array([np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in sample])
