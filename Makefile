@@ -4,6 +4,8 @@
 #   make run PYTHON=python3.13     this Python makes .venv
 #   make run WHEELHOUSE=folder     without a network, from a folder that `make wheelhouse` has filled
 ENV := .venv
+# The published results that `make published` draws.
+MACHINE ?= nvidia-h100
 PIP := $(ENV)/bin/python -m pip install -qq --disable-pip-version-check \
 	--require-hashes --no-deps --no-compile
 # On every core: pip itself would take several times as long. Files that are not Python 3 are left alone.
@@ -67,11 +69,16 @@ run: $(ENV)/base $(EXTRA)  ## run the whole experiment of config.yaml and draw i
 figures: $(ENV)/base $(EXTRA)  ## draw the figures again from results that are there
 	$(SNAKEMAKE) figures $(ARGS)
 
-report: $(ENV)/base $(EXTRA)  ## everything on one page: report.html in the results
+report: $(ENV)/base $(EXTRA)  ## everything on one page; ends by naming report.html
 	$(SNAKEMAKE) page $(ARGS)
 
-poster: $(ENV)/base $(EXTRA)  ## an A1 poster: poster.pdf in the results (needs Chromium)
+poster: $(ENV)/base $(EXTRA)  ## an A1 poster; ends by naming poster.pdf (needs Chromium)
 	$(SNAKEMAKE) poster $(ARGS)
+
+published: $(ENV)/base  ## draw the published results in a minute, in results/published; MACHINE=nvidia-h100
+	@[ -d results/reference/$(MACHINE)/tables ] || { echo "no results/reference/$(MACHINE)" >&2; exit 2; }
+	@rm -rf results/published && cp -r results/reference/$(MACHINE) results/published && rm -rf results/published/figures
+	$(SNAKEMAKE) page --config results=results/published $(ARGS)
 
 compare: $(ENV)/base  ## is one folder of results slower than another? make compare A=FOLDER B=FOLDER
 	@$(ENV)/bin/python -m cnnlib compare "$(A)" "$(B)" $(ARGS)
@@ -145,5 +152,5 @@ $(ENV)/base: requirements/base.txt requirements/cuda.txt
 $(ENV)/%: requirements/%.txt $(ENV)/base
 	@$(PIP) -r $< && { $(COMPILE); } && touch $@
 
-.PHONY: help run figures report poster compare test quick smoke docs lint format sanitize profile wheelhouse lock \
+.PHONY: help run figures report poster published compare test quick smoke docs lint format sanitize profile wheelhouse lock \
 	clean distclean

@@ -365,6 +365,9 @@ class Experiment:
         ladder = f"{self.results}/tables/ladder.md"
         if Path(ladder).exists():
             print(f"Ladder:  {ladder}", file=sys.stderr)
+        for what, name in (("Report: ", "report.html"), ("Poster: ", "poster.pdf")):
+            if Path(self.results, name).exists():
+                print(f"{what} {Path(self.results, name).resolve()}", file=sys.stderr)
 
 
 def in_order(value: Any) -> Any:
