@@ -44,7 +44,7 @@ from cnnlib.engine.stage import (
 )
 from cnnlib.engine.step_plan import StepPlan
 from cnnlib.engine.upload import LoadTimer
-from cnnlib.errors import Unsupported
+from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.layers import Array
 from cnnlib.levels import channels_of
 
@@ -120,7 +120,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
                 engine.load(images, np.zeros(batch, np.uint8))
                 before = device.launches
                 engine.train(np.arange(batch))
-        except Unsupported as error:
+        except (Unsupported, DoesNotFit) as error:
             return [StepPlan("layers", declined=str(error))]
         return [StepPlan("layers", {"kernels_a_step": device.launches - before} | facts)]
 

@@ -79,10 +79,11 @@ class EngineOfPlans(DeviceEngine[Any]):
         for name, answer in answers(stage, setup, limits).items():
             said = answer.stage.engine.plans_on(answer.stage, setup, limits)
             facts = next((each.facts for each in said if not each.declined), {})
+            declined = answer.declined or " ".join(each.declined for each in said)
             parts = () if answer.declined else plan(answer.stage, setup.network)
             pairs = zip(parts, answer.operators, strict=True)
             served = tuple(f"{part.name}: {name_of(operator)}" for part, operator in pairs)
-            found.append(StepPlan(name, facts, answer.declined, served))
+            found.append(StepPlan(name, facts, declined, served))
         return found
 
     @classmethod

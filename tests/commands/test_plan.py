@@ -81,6 +81,13 @@ def test_the_text_says_what_the_gpu_lacks_and_what_was_never_measured(home: Home
     assert "never measured" not in said
 
 
+def test_a_batch_too_large_for_one_plan_alone(home: Home) -> None:
+    said = json.loads(home("plan", *TUNED, "--batch-size", "100000000", "--json"))
+    persistent, graph = plans(said)
+    assert persistent["trains"]
+    assert graph["unavailable"].endswith("(100000000, 1, 28, 28) elements is beyond 32-bit indices")
+
+
 def test_bad_input(home: Home) -> None:
     assert home.fails("plan", *TUNED, "--gpu", "gtx") == (
         f"error: unknown GPU 'gtx' in --gpu; known: {', '.join(ARCHITECTURES)}\n"
