@@ -1,60 +1,85 @@
-// Tensor cores in software, for tests of how their operands lie in registers and in shared memory: what the PTX manual says
-// of ldmatrix and of mma.m16n8k16 (sections 9.7.14.5.8 and 9.7.14.5.15), by shuffles. They are slow. A source that defines
-// EMULATED_TENSOR_CORES before all else has kernels multiply by them; else an emulated device multiplies floats.
+// Tensor cores in software: what the PTX manual says of ldmatrix and of mma.m16n8k16 (sections 9.7.14.5.8 and
+// 9.7.14.5.15), lane by lane. They are slow, but a wrong address or a fragment in a wrong order shows here as it does on a
+// GPU. Kernels of planes.cuh always multiply by them. Those of tuned/graph/planes.cuh do in a source that defines
+// EMULATED_TENSOR_CORES before all else, and otherwise multiply floats.
 #pragma once
 #include "threads.hpp"
 
 namespace emulated {
 
+// FP16 as float; exact.
 inline float half_to_float(unsigned short bits) {
-  _Float16 half;
-  memcpy(&half, &bits, 2);
-  return static_cast<float>(half);
+  const unsigned sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 1023u;
+  if (exponent == 0) return (sign ? -1.0f : 1.0f) * 0x1p-24f * static_cast<float>(fraction);
+  const unsigned wide = exponent == 31 ? 255u : exponent + 112u;
+  return __int_as_float(static_cast<int>(sign | wide << 23 | fraction << 13));
 }
 
+// The nearest FP16; of two equally near ones the even.
 inline unsigned short float_to_half(float x) {
-  const _Float16 half = static_cast<_Float16>(x);
-  unsigned short bits;
-  memcpy(&bits, &half, 2);
-  return bits;
+  const unsigned bits = static_cast<unsigned>(__float_as_int(x)), sign = bits >> 16 & 0x8000u;
+  const unsigned size = bits & 0x7fffffffu;
+  unsigned half;
+  if (size > 0x7f800000u)
+    half = 0x7fffu;  // NaN
+  else if (size >= 0x477ff000u)
+    half = 0x7c00u;  // rounds to infinity
+  else if (size < 0x38800000u)
+    half = static_cast<unsigned>(lrintf(fabsf(x) * 0x1p24f));  // subnormal
+  else
+    half = ((size + 0xfffu + (size >> 13 & 1u)) >> 13) - 0x1c000u;
+  return static_cast<unsigned short>(sign | half);
 }
 
 inline float bf16_to_float(unsigned short bits) { return __int_as_float(static_cast<int>(bits) << 16); }
 
+// A number of each lane of the warp, which all lanes must have read before any of them comes to another exchange: that
+// would take its place. A __syncwarp sees to it.
+struct Lanes {
+  const uint64_t* values;
+  explicit Lanes(uint64_t own) {
+    const int me = emulated_context.thread;
+    emulated_exchange(0xffffffffu, lane(), own, EMULATED_SITE);
+    values = emulated_context.values + (me & ~31);
+  }
+  uint64_t operator[](int lane) const { return values[lane]; }
+};
+
 // ldmatrix.xN: lane i * 8 + r has the address of row r of matrix i.
 template <bool TRANSPOSED, int N>
 void load_matrices(unsigned (&words)[N], unsigned long long address) {
-  const auto element = [](unsigned long long row, int column) {
-    return static_cast<unsigned>(reinterpret_cast<const unsigned short*>(row)[column]);
+  const Lanes rows(address);
+  const auto element = [&](int row, int column) {
+    return static_cast<unsigned>(reinterpret_cast<const unsigned short*>(rows[row])[column]);
   };
-  const int row = lane() / 4, pair = lane() % 4 * 2;
-  for (int i = 0; i < N; i++) {
-    const unsigned long long own = __shfl_sync(0xffffffffu, address, i * 8 + row);
-    const unsigned long long first = __shfl_sync(0xffffffffu, address, i * 8 + pair);
-    const unsigned long long second = __shfl_sync(0xffffffffu, address, i * 8 + pair + 1);
-    words[i] = TRANSPOSED ? element(first, row) | element(second, row) << 16
-                          : element(own, pair) | element(own, pair + 1) << 16;
-  }
+  const int own = lane() / 4, pair = lane() % 4 * 2;
+  for (int i = 0; i < N * 8; i += 8)
+    words[i / 8] = TRANSPOSED ? element(i + pair, own) | element(i + pair + 1, own) << 16
+                              : element(i + own, pair) | element(i + own, pair + 1) << 16;
+  __syncwarp();
 }
 
-// mma.m16n8k16 of halves that `number` makes floats of.
+// mma.m16n8k16 of halves that `number` makes floats of: sum (16 x 8) += left (16 x 16) right (16 x 8).
 template <class Number>
 void multiply_matrices(float (&sum)[4], const unsigned (&left)[4], const unsigned (&right)[2], Number number) {
-  const int row = lane() / 4, pair = lane() % 4;
-  float rows[2][16], columns[2][16];
-  for (int other = 0; other < 4; other++)
-    for (int i = 0; i < 4; i++) {
-      const unsigned word = __shfl_sync(0xffffffffu, left[i], row * 4 + other);
-      for (int e = 0; e < 2; e++) rows[i % 2][i / 2 * 8 + other * 2 + e] = number(word >> (16 * e) & 0xffffu);
-    }
-  for (int column = 0; column < 2; column++)
-    for (int other = 0; other < 4; other++)
-      for (int i = 0; i < 2; i++) {
-        const unsigned word = __shfl_sync(0xffffffffu, right[i], (pair * 2 + column) * 4 + other);
-        for (int e = 0; e < 2; e++) columns[column][i * 8 + other * 2 + e] = number(word >> (16 * e) & 0xffffu);
-      }
-  for (int i = 0; i < 4; i++)
-    for (int k = 0; k < 16; k++) sum[i] = fmaf(rows[i / 2][k], columns[i % 2][k], sum[i]);
+  struct Own {
+    float left[4][2], right[2][2];
+  } own;
+  for (int half = 0; half < 2; half++) {
+    for (int i = 0; i < 4; i++) own.left[i][half] = number(static_cast<unsigned short>(left[i] >> 16 * half));
+    for (int i = 0; i < 2; i++) own.right[i][half] = number(static_cast<unsigned short>(right[i] >> 16 * half));
+  }
+  const Lanes lanes(reinterpret_cast<uint64_t>(&own));
+  const auto of = [&](int lane) -> const Own& { return *reinterpret_cast<const Own*>(lanes[lane]); };
+  for (int i = 0; i < 4; i++) {
+    const int row = lane() / 4, column = lane() % 4 * 2 + i % 2;
+    double total = 0.0;
+    for (int k = 0; k < 16; k++)
+      total += static_cast<double>(of(row * 4 + k % 8 / 2).left[i / 2 + k / 8 * 2][k % 2]) *
+               of(column * 4 + k % 8 / 2).right[k / 8][k % 2];
+    sum[i] += static_cast<float>(total);
+  }
+  __syncwarp();
 }
 
 }  // namespace emulated

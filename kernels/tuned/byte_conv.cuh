@@ -11,6 +11,48 @@
 
 namespace tuned {
 
+// What normalised bytes need beside the products of bytes as they are.
+template <int CHANNELS, int KERNEL, int MAPS>
+struct RawBytes {
+  static constexpr int AREA = KERNEL * KERNEL, TERMS = CHANNELS * AREA;
+
+  template <class Context>
+  static __device__ __forceinline__ float mean_of(const Context& c, int channel) {
+    return c.levels.template mean_of<CHANNELS>(channel);
+  }
+  template <class Context>
+  static __device__ __forceinline__ float deviation_of(const Context& c, int channel) {
+    return c.levels.template deviation_of<CHANNELS>(channel);
+  }
+
+  // What a channel's weights are multiplied by, so that a division by deviation_of(c, 0) serves all sums.
+  template <class Context>
+  static __device__ __forceinline__ float scale_of(const Context& c, int channel) {
+    return deviation_of(c, 0) / deviation_of(c, channel);
+  }
+
+  // What is added to a map's sums after that division. raw: weights (MAPS, TERMS), then bias (MAPS,).
+  template <class Context>
+  static __device__ __forceinline__ float bias(const Context& c, const float* raw, int map) {
+    float added = raw[MAPS * TERMS + map];
+#pragma unroll 1
+    for (int channel = 0; channel < CHANNELS; channel++) {
+      float sum = 0.0f;
+#pragma unroll 5
+      for (int term = 0; term < AREA; term++) sum += raw[map * TERMS + channel * AREA + term];
+      added -= mean_of(c, channel) / deviation_of(c, channel) * sum;
+    }
+    return added;
+  }
+
+  // The gradient of a term's weight, from the sum of deltas by bytes and that of deltas.
+  template <class Context>
+  static __device__ __forceinline__ float gradient(const Context& c, float total, float deltas, int term) {
+    const int channel = term / AREA;
+    return (total - mean_of(c, channel) * deltas) / deviation_of(c, channel);
+  }
+};
+
 template <class Layer, class Threads, class Split = SplitBF16x3>
 struct ByteConv : ConvCommon<Layer, Threads> {
   using Common = ConvCommon<Layer, Threads>;
@@ -19,6 +61,7 @@ struct ByteConv : ConvCommon<Layer, Threads> {
       Common::PARAMETERS, Common::POSITION_TILES, Common::ROWS, Common::TERMS, Common::thread_rank, Common::WARPS,
       Common::WEIGHTS_SPLIT_K, Common::WIDTH;
   using typename Common::Accumulators;
+  using Raw = RawBytes<CHANNELS, KERNEL, MAPS>;
 
   // Pairs of neighbours along a row: of weights forward, of positions for the gradient. A row's last may be half empty.
   static constexpr int WEIGHT_PAIRS = ceil_div(KERNEL, 2), TERM_PAIRS = CHANNELS * KERNEL * WEIGHT_PAIRS;
@@ -29,15 +72,6 @@ struct ByteConv : ConvCommon<Layer, Threads> {
   static_assert(Layer::STRIDE == 1 && Layer::FORWARD_SPLIT_K == 1, "there are few terms");
   static_assert(WEIGHT_PITCH >= K_TILES * 8, "tiles of weights lie within a map's");
   static_assert(!exists<typename Layer::SourceErrors>, "the image's errors are needed by nothing");
-
-  template <class Context>
-  static __device__ __forceinline__ float mean_of(const Context& c, int channel) {
-    return c.levels.template mean_of<CHANNELS>(channel);
-  }
-  template <class Context>
-  static __device__ __forceinline__ float deviation_of(const Context& c, int channel) {
-    return c.levels.template deviation_of<CHANNELS>(channel);
-  }
 
   // Weights (as words, (3, MAPS, WEIGHT_PITCH), then (MAPS,) what is added to the sums) are made of the raw parameters.
   static constexpr bool COPIES = true;
@@ -60,7 +94,7 @@ struct ByteConv : ConvCommon<Layer, Threads> {
       const float* weight = raw + map * TERMS + row * KERNEL + column;
       Pair two = {pair < TERM_PAIRS ? weight[0] : 0.0f, pair < TERM_PAIRS && column + 1 < KERNEL ? weight[1] : 0.0f};
       if (CHANNELS > 1) {
-        const float own = deviation_of(c, min(row / KERNEL, CHANNELS - 1)), scale = deviation_of(c, 0) / own;
+        const float scale = Raw::scale_of(c, min(row / KERNEL, CHANNELS - 1));
         two = {two.x * scale, two.y * scale};
       }
       unsigned parts[3];
@@ -68,17 +102,8 @@ struct ByteConv : ConvCommon<Layer, Threads> {
       UNROLL_FOR(int part = 0; part < 3; part++) words[(part * MAPS + map) * WEIGHT_PITCH + pair] = parts[part];
     }
     // by the last threads, which have less to do above
-    for (int map = BLOCK - 1 - threadIdx.x; map < MAPS; map += BLOCK) {
-      float added = raw[MAPS * TERMS + map];
-#pragma unroll 1
-      for (int channel = 0; channel < CHANNELS; channel++) {
-        float sum = 0.0f;
-#pragma unroll 5
-        for (int term = 0; term < KERNEL * KERNEL; term++) sum += raw[map * TERMS + channel * KERNEL * KERNEL + term];
-        added -= mean_of(c, channel) / deviation_of(c, channel) * sum;
-      }
-      weights[3 * MAPS * WEIGHT_PITCH + map] = added;
-    }
+    for (int map = BLOCK - 1 - threadIdx.x; map < MAPS; map += BLOCK)
+      weights[3 * MAPS * WEIGHT_PITCH + map] = Raw::bias(c, raw, map);
   }
 
   template <class Context>
@@ -86,7 +111,7 @@ struct ByteConv : ConvCommon<Layer, Threads> {
     float* const shared = c.shared;
     forward_image(Layer::Source::image(shared, slot), Layer::Weights::all(shared), Layer::Target::image(shared, slot),
                   Common::winners_of(shared, slot), Layer::Full::image(shared, slot),
-                  Layer::Scratch::image(shared, slot), deviation_of(c, 0));
+                  Layer::Scratch::image(shared, slot), Raw::deviation_of(c, 0));
   }
 
   // image: words (CHANNELS, HEIGHT, WIDTH) -> target (TARGET_SIZE,). scratch: MAPS * FULL_PITCH floats.
@@ -168,10 +193,8 @@ struct ByteConv : ConvCommon<Layer, Threads> {
     for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
       const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS;
       const float deltas = Common::total_of(scratch, map, TERMS);
-      const int channel = i % TERMS / (KERNEL * KERNEL);
-      partial[i] = i < MAPS * TERMS ? (Common::total_of(scratch, map, i % TERMS) - mean_of(c, channel) * deltas) /
-                                          deviation_of(c, channel)
-                                    : deltas;
+      partial[i] =
+          i < MAPS * TERMS ? Raw::gradient(c, Common::total_of(scratch, map, i % TERMS), deltas, i % TERMS) : deltas;
     }
   }
 };

@@ -1,5 +1,5 @@
-// Stage tuned: what the two convolutions (conv.cuh, byte_conv.cuh) share: sizes, what becomes of their sums, and the
-// gradient that a block adds up in registers. An image is one team's.
+// Stage tuned: what the convolutions (conv.cuh, byte_conv.cuh, plane_conv.cuh) share: sizes and what becomes of their
+// sums; and, for the first two, the gradient that a block adds up in registers. An image is one team's.
 //
 // Layer has:
 //   CHANNELS, HEIGHT, WIDTH (source), MAPS, KERNEL, STRIDE, ROWS, COLUMNS (of the convolution's sums)
@@ -41,8 +41,9 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 #endif
 }
 
+// Sizes, and what becomes of the sums.
 template <class Layer, class Threads>
-struct ConvCommon : LayerDefaults {
+struct ConvSums : LayerDefaults {
   static constexpr int BLOCK = Threads::BLOCK, TEAM = Threads::TEAM, TEAMS = Threads::TEAMS,
                        WARPS = Threads::TEAM_WARPS;
   static constexpr int CHANNELS = Layer::CHANNELS, HEIGHT = Layer::HEIGHT, WIDTH = Layer::WIDTH;
@@ -50,78 +51,23 @@ struct ConvCommon : LayerDefaults {
   static constexpr int ROWS = Layer::ROWS, COLUMNS = Layer::COLUMNS;
   static constexpr int FUNCTION = Layer::FUNCTION, WINDOW = Layer::WINDOW, METHOD = Layer::METHOD;
   static constexpr bool KEEPS_ACTIVATED = Layer::KEEPS_ACTIVATED;
-  static constexpr int FULL_PITCH = Layer::FULL_PITCH, GRADIENT_PITCH = Layer::GRADIENT_PITCH;
-  static constexpr int FORWARD_M_TILES = Layer::FORWARD_M_TILES, FORWARD_SPLIT_K = Layer::FORWARD_SPLIT_K;
-  static constexpr int WEIGHTS_WARPS = Layer::WEIGHTS_WARPS, WEIGHTS_SPLIT_K = Layer::WEIGHTS_SPLIT_K;
+  static constexpr int FULL_PITCH = Layer::FULL_PITCH, FORWARD_SPLIT_K = Layer::FORWARD_SPLIT_K;
   static_assert(ROWS == (HEIGHT - KERNEL) / STRIDE + 1 && COLUMNS == (WIDTH - KERNEL) / STRIDE + 1, "no padding");
-  static_assert(WEIGHTS_WARPS * WEIGHTS_SPLIT_K <= WARPS, "each warp has one share of the gradient");
 
   static constexpr int AREA = ROWS * COLUMNS, TERMS = CHANNELS * KERNEL * KERNEL;
   static constexpr int OUT_ROWS = ROWS / WINDOW, OUT_COLUMNS = COLUMNS / WINDOW;
   static constexpr int OUT_AREA = OUT_ROWS * OUT_COLUMNS, TARGET_SIZE = MAPS * OUT_AREA;
   static constexpr int PARAMETERS = MAPS * TERMS + MAPS;
-  static constexpr int N_TILES = ceil_div(MAPS, 8);
-  static constexpr int POSITION_TILES = ceil_div(AREA, 16), POSITION_K_TILES = ceil_div(AREA, 8);
-  static constexpr int TERM_TILES = ceil_div(TERMS + 1, 16);  // the bias is a term, always 1
-  static constexpr int OWN_TILES = ceil_div(TERM_TILES, WEIGHTS_WARPS);
+  static constexpr int POSITION_K_TILES = ceil_div(AREA, 8);
   static_assert(FULL_PITCH >= POSITION_K_TILES * 8, "tiles of positions lie within a map");
-  static_assert(GRADIENT_PITCH >= TERMS + 1, "a map's gradient has a place for its bias");
   static_assert(Layer::SCRATCH_FLOATS >= FORWARD_SPLIT_K * MAPS * FULL_PITCH, "forward's sums lie in Scratch");
-  static_assert(Layer::STAGED_FLOATS >= TEAMS * WEIGHTS_SPLIT_K * N_TILES * 8 * GRADIENT_PITCH,
-                "every share of the gradient has a place in Staged");
   static constexpr bool PAIRED =
       WINDOW % 2 == 0 && COLUMNS % 2 == 0 && FULL_PITCH % 2 == 0;  // a window's rows are Pairs
   static constexpr int PARTIALS = PARAMETERS;
 
-  // A warp's share of the gradient, (terms, maps).
-  struct Accumulators {
-    Fragment tile[OWN_TILES][N_TILES];
-  };
-  static __device__ __forceinline__ void clear(Accumulators& sums) { ::clear(sums.tile); }
-
   static __device__ __forceinline__ int thread_rank() { return Threads::thread_rank(); }
   static __device__ __forceinline__ unsigned char* winners_of(float* shared, int slot) {
     return reinterpret_cast<unsigned char*>(Layer::Winners::image(shared, slot));
-  }
-
-  // The first term of the calling warp's share, and which part of the positions it sums; beyond WEIGHTS_SPLIT_K it has
-  // none.
-  static __device__ __forceinline__ int first_term() { return thread_rank() / 32 % WEIGHTS_WARPS * OWN_TILES * 16; }
-  static __device__ __forceinline__ int own_split() { return thread_rank() / 32 / WEIGHTS_WARPS; }
-
-  // scratch (MAPS, FULL_PITCH) = a warp's sums of the positions from position0 on
-  static __device__ __forceinline__ void store_sums(const Fragment (&sum)[FORWARD_M_TILES][N_TILES], int position0,
-                                                    float* scratch) {
-    UNROLL_FOR(int m = 0; m < FORWARD_M_TILES; m++)
-      UNROLL_FOR(int n = 0; n < N_TILES; n++)
-        UNROLL_FOR(int i = 0; i < 4; i++) {
-          const int position = position0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
-          if ((AREA % (FORWARD_M_TILES * 16) == 0 || position < AREA) && (MAPS % 8 == 0 || map < MAPS))
-            scratch[map * FULL_PITCH + position] = sum[m][n].at[i];
-        }
-  }
-
-  // Staged (TEAMS, WEIGHTS_SPLIT_K, N_TILES * 8, GRADIENT_PITCH) = every warp's share of the gradient, of every team.
-  template <class Context>
-  static __device__ __forceinline__ void stage_gradient(Context& c, const Accumulators& sums) {
-    float* scratch = Layer::Staged::all(c.shared);
-    if (own_split() < WEIGHTS_SPLIT_K) {
-      float* own = scratch + (Threads::team() * WEIGHTS_SPLIT_K + own_split()) * N_TILES * 8 * GRADIENT_PITCH;
-      UNROLL_FOR(int m = 0; m < OWN_TILES; m++)
-        UNROLL_FOR(int n = 0; n < N_TILES; n++)
-          UNROLL_FOR(int i = 0; i < 4; i++) {
-            const int term = first_term() + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
-            if (term <= TERMS) own[map * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
-          }
-    }
-  }
-
-  // The gradient of a map's term, all shares of it.
-  static __device__ __forceinline__ float total_of(const float* scratch, int map, int term) {
-    float total = 0.0f;
-    UNROLL_FOR(int share = 0; share < TEAMS * WEIGHTS_SPLIT_K; share++)
-      total += scratch[(share * N_TILES * 8 + map) * GRADIENT_PITCH + term];
-    return total;
   }
 
   // value += the sums of a window. from: its first
@@ -173,6 +119,81 @@ struct ConvCommon : LayerDefaults {
     }
   }
 
+  // Second phase: the sum of all blocks' partial sums.
+  static constexpr int TILES = ceil_div(PARAMETERS, PARTIALS_TILE);
+  template <class Plan>
+  static __device__ __forceinline__ void reduce_tile(int tile, const Gradients& gradients, float* shared,
+                                                     const Update& update) {
+    reduce_partials<Threads, Plan::PARTIALS>(gradients, Layer::FIRST_PARTIAL + tile * PARTIALS_TILE,
+                                             min(PARTIALS_TILE, PARAMETERS - tile * PARTIALS_TILE), shared,
+                                             update.from(Layer::FIRST_WEIGHT + tile * PARTIALS_TILE));
+  }
+};
+
+// A gradient in tiles of floats, split where they are multiplied.
+template <class Layer, class Threads>
+struct ConvCommon : ConvSums<Layer, Threads> {
+  using Sums = ConvSums<Layer, Threads>;
+  using Sums::AREA, Sums::COLUMNS, Sums::FULL_PITCH, Sums::FUNCTION, Sums::KEEPS_ACTIVATED, Sums::MAPS, Sums::METHOD,
+      Sums::OUT_AREA, Sums::OUT_COLUMNS, Sums::PAIRED, Sums::POSITION_K_TILES, Sums::TARGET_SIZE, Sums::TEAM,
+      Sums::TEAMS, Sums::TERMS, Sums::thread_rank, Sums::WARPS, Sums::WINDOW;
+  static constexpr int FORWARD_M_TILES = Layer::FORWARD_M_TILES, GRADIENT_PITCH = Layer::GRADIENT_PITCH;
+  static constexpr int WEIGHTS_WARPS = Layer::WEIGHTS_WARPS, WEIGHTS_SPLIT_K = Layer::WEIGHTS_SPLIT_K;
+  static constexpr int N_TILES = ceil_div(MAPS, 8);
+  static constexpr int POSITION_TILES = ceil_div(AREA, 16);
+  static constexpr int TERM_TILES = ceil_div(TERMS + 1, 16);  // the bias is a term, always 1
+  static constexpr int OWN_TILES = ceil_div(TERM_TILES, WEIGHTS_WARPS);
+  static_assert(WEIGHTS_WARPS * WEIGHTS_SPLIT_K <= WARPS, "each warp has one share of the gradient");
+  static_assert(GRADIENT_PITCH >= TERMS + 1, "a map's gradient has a place for its bias");
+  static_assert(Layer::STAGED_FLOATS >= TEAMS * WEIGHTS_SPLIT_K * N_TILES * 8 * GRADIENT_PITCH,
+                "every share of the gradient has a place in Staged");
+
+  // A warp's share of the gradient, (terms, maps).
+  struct Accumulators {
+    Fragment tile[OWN_TILES][N_TILES];
+  };
+  static __device__ __forceinline__ void clear(Accumulators& sums) { ::clear(sums.tile); }
+
+  // The first term of the calling warp's share, and which part of the positions it sums; beyond WEIGHTS_SPLIT_K it has
+  // none.
+  static __device__ __forceinline__ int first_term() { return thread_rank() / 32 % WEIGHTS_WARPS * OWN_TILES * 16; }
+  static __device__ __forceinline__ int own_split() { return thread_rank() / 32 / WEIGHTS_WARPS; }
+
+  // scratch (MAPS, FULL_PITCH) = a warp's sums of the positions from position0 on
+  static __device__ __forceinline__ void store_sums(const Fragment (&sum)[FORWARD_M_TILES][N_TILES], int position0,
+                                                    float* scratch) {
+    UNROLL_FOR(int m = 0; m < FORWARD_M_TILES; m++)
+      UNROLL_FOR(int n = 0; n < N_TILES; n++)
+        UNROLL_FOR(int i = 0; i < 4; i++) {
+          const int position = position0 + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
+          if ((AREA % (FORWARD_M_TILES * 16) == 0 || position < AREA) && (MAPS % 8 == 0 || map < MAPS))
+            scratch[map * FULL_PITCH + position] = sum[m][n].at[i];
+        }
+  }
+
+  // Staged (TEAMS, WEIGHTS_SPLIT_K, N_TILES * 8, GRADIENT_PITCH) = every warp's share of the gradient, of every team.
+  template <class Context>
+  static __device__ __forceinline__ void stage_gradient(Context& c, const Accumulators& sums) {
+    float* scratch = Layer::Staged::all(c.shared);
+    if (own_split() < WEIGHTS_SPLIT_K) {
+      float* own = scratch + (Threads::team() * WEIGHTS_SPLIT_K + own_split()) * N_TILES * 8 * GRADIENT_PITCH;
+      UNROLL_FOR(int m = 0; m < OWN_TILES; m++)
+        UNROLL_FOR(int n = 0; n < N_TILES; n++)
+          UNROLL_FOR(int i = 0; i < 4; i++) {
+            const int term = first_term() + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
+            if (term <= TERMS) own[map * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
+          }
+    }
+  }
+
+  // The gradient of a map's term, all shares of it.
+  static __device__ __forceinline__ float total_of(const float* scratch, int map, int term) {
+    float total = 0.0f;
+    UNROLL_FOR(int share = 0; share < TEAMS * WEIGHTS_SPLIT_K; share++)
+      total += scratch[(share * N_TILES * 8 + map) * GRADIENT_PITCH + term];
+    return total;
+  }
+
   // full (MAPS, AREA) = derivative of the loss by the convolution's sums: the target's errors (TARGET_SIZE,), each at
   // the place in its window that it belongs to.
   static __device__ __forceinline__ void unpool(const float* target, const unsigned char* winners, const float* errors,
@@ -201,16 +222,6 @@ struct ConvCommon : LayerDefaults {
     constexpr int REST = POSITION_K_TILES * 8 - AREA;
     for (int i = thread_rank(); i < MAPS * REST; i += TEAM)
       full[i / max(1, REST) * FULL_PITCH + AREA + i % max(1, REST)] = 0.0f;
-  }
-
-  // Second phase: the sum of all blocks' partial sums.
-  static constexpr int TILES = ceil_div(PARAMETERS, PARTIALS_TILE);
-  template <class Plan>
-  static __device__ __forceinline__ void reduce_tile(int tile, const Gradients& gradients, float* shared,
-                                                     const Update& update) {
-    reduce_partials<Threads, Plan::PARTIALS>(gradients, Layer::FIRST_PARTIAL + tile * PARTIALS_TILE,
-                                             min(PARTIALS_TILE, PARAMETERS - tile * PARTIALS_TILE), shared,
-                                             update.from(Layer::FIRST_WEIGHT + tile * PARTIALS_TILE));
   }
 };
 

@@ -18,7 +18,8 @@
 // Plan has:
 //   Threads (team.cuh), IMAGES (that a block takes together), IMAGE_SIZE, CLASSES
 //   LOSS (enum Loss), WEIGHT_DECAY (a float)
-//   BYTES: the first layer takes pixels as two BF16 a word, else as normalised floats
+//   BYTES: the first layer takes pixels as two numbers a word, FP16 if PLANES and else BF16; without it, it takes
+//     normalised floats
 //   KEPT: floats of an image that lie at the beginning of shared memory from forward to backward
 //   SLOTS: places of that size, used in turn
 //   TRACE, PARTIALS: floats of an image's trace, and of a block's partial sums
@@ -29,12 +30,14 @@
 
 #include "../shuffle.cuh"
 #include "byte_conv.cuh"
+#include "byte_plane_conv.cuh"
 #include "context.cuh"
 #include "conv.cuh"
 #include "dense.cuh"
 #include "dropout.cuh"
 #include "elementwise.cuh"
 #include "grid.cuh"
+#include "plane_conv.cuh"
 #include "reduce.cuh"
 
 namespace tuned {
@@ -158,8 +161,9 @@ struct NextImage {
       const int pixel = any ? byte[n] : 0;
       if (Plan::BYTES) {
         unsigned short* halves = reinterpret_cast<unsigned short*>(there);
-        halves[2 * i] = to_bf16(pixel);
-        halves[i ? 2 * i - 1 : 2 * IMAGE_SIZE - 1] = i ? to_bf16(pixel) : 0;
+        const unsigned short number = Plan::PLANES ? to_fp16(pixel) : to_bf16(pixel);
+        halves[2 * i] = number;
+        halves[i ? 2 * i - 1 : 2 * IMAGE_SIZE - 1] = i ? number : 0;
       } else {
         const int channel = i / (IMAGE_SIZE / Plan::CHANNELS);
         there[i] = (float(pixel) - step.levels.template mean_of<Plan::CHANNELS>(channel)) /

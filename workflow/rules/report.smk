@@ -66,7 +66,7 @@ rule page:
     params:
         captions=EXPERIMENT.captions,
         own_stages=EXPERIMENT.own_stages,
-        published=PUBLISHED,
+        published=lambda wildcards: PUBLISHED,
     shell:
         "python -m workflow.report.page --figures {input.figures} --tables {input.tables}"
         " --data {input.data} --provenance {input.provenance} --published {params.published}"

@@ -21,16 +21,19 @@ are launched by one call, as a CUDA graph whose kernels begin before the one bef
 The engine that chooses is cnnlib/engine/plans.py; run.json and `cnnlib plan` name the plan.
 """
 
+from dataclasses import replace
+
 from cnnlib.engine import Stage
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.plans import EngineOfPlans, Plans
 from cnnlib.layers import Activation, Conv, Dense, Dropout, Subsample
 from cnnlib.stages.tuned import graph
-from cnnlib.stages.tuned.conv import convolution
+from cnnlib.stages.tuned.convolution import convolution
 from cnnlib.stages.tuned.dense import TunedDense
 from cnnlib.stages.tuned.dropout import TunedDropout
 from cnnlib.stages.tuned.elementwise import TunedElementwise
 from cnnlib.stages.tuned.engine import PersistentEngine
+from cnnlib.stages.tuned.plan import PersistentOptions
 
 PERSISTENT = Stage(
     name="tuned",
@@ -73,3 +76,24 @@ STAGE = Stage(
     # Until plan graph has been measured on a GPU, it serves what plan persistent declines.
     options=Plans({"persistent": PERSISTENT, "graph": GRAPH}, compared=False),
 )
+
+PLANES = replace(
+    STAGE,
+    name="tuned_planes",
+    title="tuned, FP16 planes",
+    change="as tuned, with convolutions whose numbers are split once, into planes of FP16",
+    color="#e69f00",
+    marker="X",
+    options=Plans(
+        {
+            "persistent": replace(
+                PERSISTENT,
+                name="tuned_planes",
+                options=PersistentOptions(products=("fp16", "tf32")),
+            ),
+            "graph": replace(GRAPH, name="tuned_planes"),
+        },
+        compared=False,
+    ),
+)
+VARIANTS = (PLANES,)

@@ -1,10 +1,10 @@
 """Convolution with what follows it: kernels/tuned/conv.cuh and byte_conv.cuh."""
 
+from abc import abstractmethod
+
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Planned, Stage
-from cnnlib.engine.stage import declining
 from cnnlib.layers import Conv, enumerator_of
-from cnnlib.stages.tuned.declined import other_than_square
 from cnnlib.stages.tuned.layout import (
     ALIGNMENT,
     Needs,
@@ -30,10 +30,8 @@ from cnnlib.stages.tuned.schedule import (
 )
 
 
-class TunedConv(TunedOperator):
-    """A convolution whose source is another layer's floats, or an image with a stride."""
-
-    template = "Conv"
+class Convolution(TunedOperator):
+    """What the convolutions of kernels/tuned/ have in common: ConvSums of conv_common.cuh."""
 
     def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
         super().__init__(planned, stage, threads, images)
@@ -50,12 +48,94 @@ class TunedConv(TunedOperator):
         self.keeps_activated = (
             self.window > 1 and self.method is Method.MEAN and self.function != "IDENTITY"
         )
+        self.partials = self.parameters
+
+    @property
+    def full_size(self) -> int:
+        """Floats of all sums of the convolution."""
+        return self.shape.maps * self.shape.full_pitch
+
+    @property
+    @abstractmethod
+    def gradient_pitch(self) -> int:
+        """Floats from a map's gradient to the next one's."""
+
+    @property
+    @abstractmethod
+    def forward_split_k(self) -> int:
+        """Warps that share the terms of one sum."""
+
+    @property
+    @abstractmethod
+    def weight_floats(self) -> int:
+        """Floats of the weights as they are used."""
+
+    def needs_of(self, raw_is_used: bool, scratch: int, staged: int, tables: int) -> Needs:
+        """What it needs in shared memory; the numbers are those of Needs."""
+        return Needs(
+            self.label,
+            self.parameters,
+            kept={
+                **winners(self.window, self.method, self.target_size),
+                "activated": self.full_size if self.keeps_activated else 0,
+            },
+            weights=self.weight_floats,
+            lead=self.offset % ALIGNMENT,
+            raw=aligned(self.offset % ALIGNMENT + self.parameters),
+            raw_is_used=raw_is_used,
+            scratch=scratch,
+            staged=staged,
+            tables=tables,
+        )
+
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
+        shape = self.shape
+        return {
+            "CHANNELS": shape.channels,
+            "HEIGHT": shape.height,
+            "WIDTH": shape.width,
+            "MAPS": shape.maps,
+            "KERNEL": shape.kernel,
+            "STRIDE": self.stride,
+            "ROWS": shape.rows,
+            "COLUMNS": shape.columns,
+            "FUNCTION": self.function,
+            "WINDOW": self.window,
+            "METHOD": self.method,
+            "KEEPS_ACTIVATED": self.keeps_activated,
+            "FORWARD_SPLIT_K": self.forward_split_k,
+            "FULL_PITCH": shape.full_pitch,
+            "GRADIENT_PITCH": self.gradient_pitch,
+            "FIRST_WEIGHT": self.offset,
+            "FIRST_PARTIAL": position.partial,
+            "SCRATCH_FLOATS": layout.scratch_floats[0],
+            "STAGED_FLOATS": self.needs.staged,
+        }
+
+    def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
+        kept = layout.kept[self.label]
+        return {
+            **super().buffers(layout, position),
+            "Winners": kept["winners"],
+            "Full": kept["activated"] if self.keeps_activated else layout.image_scratch,
+            "Scratch": layout.image_scratch,
+            "Weights": SharedBuffer(layout.weights[self.label]),
+            "Staged": SharedBuffer(layout.staged[self.label]),
+        }
+
+
+class TunedConv(Convolution):
+    """A convolution whose source is another layer's floats, or an image with a stride."""
+
+    template = "Conv"
+
+    def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
+        super().__init__(planned, stage, threads, images)
         self.gradient_limit = gradient_limit(self.shape, threads.block, threads.team_warps)
         self._check()
         self.schedule = ConvSchedule.cheapest(
             self.shape, threads.team_warps, self.gradient_limit, ConvCost(threads.gpu)
         )
-        self.partials = self.parameters
         self.needs = self._needs()
 
     def _check(self) -> None:
@@ -75,18 +155,15 @@ class TunedConv(TunedOperator):
             )
 
     @property
-    def full_size(self) -> int:
-        """Floats of all sums of the convolution."""
-        return self.shape.maps * self.shape.full_pitch
-
-    @property
     def gradient_pitch(self) -> int:
-        """Floats from a map's gradient to the next one's."""
         return self.shape.term_tiles * 16 + 4
 
     @property
+    def forward_split_k(self) -> int:
+        return self.schedule.forward_split_k
+
+    @property
     def weight_floats(self) -> int:
-        """Floats of the weights as they are used."""
         return self.parameters
 
     def _needs(self) -> Needs:
@@ -96,16 +173,7 @@ class TunedConv(TunedOperator):
         if schedule.data_split_k > 1 and not self.planned.is_first:
             back = schedule.data_split_k * data_pitch(shape)
         shares = self.threads.teams * schedule.weights_split_k
-        return Needs(
-            self.label,
-            self.parameters,
-            kept={
-                **winners(self.window, self.method, self.target_size),
-                "activated": self.full_size if self.keeps_activated else 0,
-            },
-            weights=self.weight_floats,
-            lead=self.offset % ALIGNMENT,
-            raw=aligned(self.offset % ALIGNMENT + self.parameters),
+        return self.needs_of(
             raw_is_used=not self.takes_bytes,
             scratch=max(schedule.forward_split_k * self.full_size, sums + back),
             staged=shares * shape.n_tiles * 8 * self.gradient_pitch,
@@ -113,43 +181,19 @@ class TunedConv(TunedOperator):
         )
 
     def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
-        shape, schedule = self.shape, self.schedule
+        schedule = self.schedule
         return {
-            "CHANNELS": shape.channels,
-            "HEIGHT": shape.height,
-            "WIDTH": shape.width,
-            "MAPS": shape.maps,
-            "KERNEL": shape.kernel,
-            "STRIDE": self.stride,
-            "ROWS": shape.rows,
-            "COLUMNS": shape.columns,
-            "FUNCTION": self.function,
-            "WINDOW": self.window,
-            "METHOD": self.method,
-            "KEEPS_ACTIVATED": self.keeps_activated,
+            **super().config(layout, position),
             "FORWARD_M_TILES": schedule.forward_m_tiles,
-            "FORWARD_SPLIT_K": schedule.forward_split_k,
             "WEIGHTS_WARPS": schedule.weights_warps,
             "WEIGHTS_SPLIT_K": schedule.weights_split_k,
             "DATA_SPLIT_K": schedule.data_split_k,
-            "FULL_PITCH": shape.full_pitch,
-            "GRADIENT_PITCH": self.gradient_pitch,
-            "DATA_PITCH": data_pitch(shape),
-            "FIRST_WEIGHT": self.offset,
-            "FIRST_PARTIAL": position.partial,
-            "SCRATCH_FLOATS": layout.scratch_floats[0],
-            "STAGED_FLOATS": self.needs.staged,
+            "DATA_PITCH": data_pitch(self.shape),
         }
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
-        kept = layout.kept[self.label]
         return {
             **super().buffers(layout, position),
-            "Winners": kept["winners"],
-            "Full": kept["activated"] if self.keeps_activated else layout.image_scratch,
-            "Scratch": layout.image_scratch,
-            "Weights": SharedBuffer(layout.weights[self.label]),
-            "Staged": SharedBuffer(layout.staged[self.label]),
             "TermOffsets": SharedBuffer(layout.tables[self.label]),
         }
 
@@ -179,10 +223,3 @@ class TunedByteConv(TunedConv):
         buffers = super().buffers(layout, position)
         del buffers["TermOffsets"]
         return {**buffers, "RawWeights": SharedBuffer(layout.raw_weights[self.label])}
-
-
-@declining(other_than_square)
-def convolution(planned: Planned, stage: Stage, threads: Threads, images: int) -> TunedConv:
-    """The operator of a convolution and what follows it."""
-    takes_bytes = planned.is_first and planned.layer(Conv).stride == (1, 1)
-    return (TunedByteConv if takes_bytes else TunedConv)(planned, stage, threads, images)

@@ -45,6 +45,8 @@ class TunedOperator(ABC):
     """The class template, in namespace tuned."""
     takes_bytes: ClassVar[bool] = False
     """Whether it takes the image's bytes, as words of two neighbours, where it is the first."""
+    takes_planes: ClassVar[bool] = False
+    """Whether these are FP16 instead of BF16."""
     trace: int = 0
     """Floats that it leaves of each image for the second phase."""
     partials: int = 0

@@ -4,11 +4,13 @@ The source is numbers alone: a struct for each layer and one for the whole, and 
 layers' templates. The program is kernels/tuned/step.cuh.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Literal
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Limits
@@ -38,6 +40,12 @@ TRIED = (ONE_TEAM, TWO_TEAMS, Threads(512), Threads(512, teams=4))
 """What is tried where the plan is chosen by measuring."""
 
 
+Products = Literal["tf32", "fp16"]
+"""Floats that are split into two TF32 each time that they are multiplied, or planes of FP16 that
+are split once (kernels/planes.cuh) where the convolution fits them.
+"""
+
+
 @dataclass(frozen=True)
 class PersistentOptions(Options):
     """What a variant of the stage can leave out, to see what it is worth."""
@@ -48,6 +56,10 @@ class PersistentOptions(Options):
     """Images that a block takes together, at most; a power of two."""
     bulk_copies: bool = True
     """Whether weights arrive by the copy engine of a GPU that has one, and not by all threads."""
+    products: tuple[Products, ...] = ("tf32",)
+    """Of what convolutions' products may be made, the one that is taken unless another one is
+    measured to be faster first.
+    """
 
 
 @dataclass(frozen=True)
@@ -81,9 +93,11 @@ class BlockPlan:
         images: int = 1,
         threads: Threads = ONE_TEAM,
         objective: Objective = USUAL,
+        products: Products = "tf32",
     ) -> None:
-        self.objective = objective
+        self.objective, self.products = objective, products
         self.options = options_of(stage, PersistentOptions)
+        stage = replace(stage, options=replace(self.options, products=(products,)))
         self.network = network = planned[0].network
         dense = any(isinstance(layer, Dense) for layer in network.layers)
         self.images = images if dense else 1
@@ -130,6 +144,7 @@ class BlockPlan:
             "teams": self.threads.teams,
             "shared_bytes": self.layout.bytes,
             "weights_on_chip": self.weights_in_shared,
+            "products": self.products,
         }
 
     def source(self, timeline: bool = False) -> str:
@@ -141,6 +156,7 @@ class BlockPlan:
             "CHANNELS": channels_of(network.input_shape),
             "CLASSES": network.classes,
             "BYTES": self.operators[0].takes_bytes,
+            "PLANES": self.operators[0].takes_planes,
             "KEPT": layout.kept_floats,
             "SLOTS": layout.slots,
             "TRACE": self.trace,
@@ -244,12 +260,14 @@ def choose(
     while True:
         threads = TWO_TEAMS if images > 2 and options.two_teams else ONE_TEAM
         threads = replace(threads, gpu=architecture_of(device))
-        try:
-            return BlockPlan(stage, planned, device.shared_bytes, images, threads, objective)
-        except Unsupported:
-            if images == 1:
-                raise
-            images //= 2
+        for products in options.products:
+            given = stage, planned, device.shared_bytes, images, threads, objective, products
+            try:
+                return BlockPlan(*given)
+            except Unsupported:
+                if images == 1 and products == options.products[-1]:
+                    raise
+        images //= 2
 
 
 def candidates(
@@ -263,14 +281,17 @@ def candidates(
     with half as many images together.
     """
     first = choose(stage, planned, batch_size, device, objective)
-    found = {(first.images, first.threads): first}
-    for images in (first.images, first.images // 2):
-        for tried in TRIED:
-            threads = replace(tried, gpu=first.threads.gpu)
-            if images and images % threads.teams == 0 and (images, threads) not in found:
-                with suppress(Unsupported):
-                    other = BlockPlan(
-                        stage, planned, device.shared_bytes, images, threads, objective
-                    )
-                    found.setdefault((other.images, other.threads), other)
+    found = {(first.images, first.threads, first.products): first}
+    wanted = itertools.product(
+        (first.images, first.images // 2), TRIED, options_of(stage, PersistentOptions).products
+    )
+    for choice in wanted:
+        images, threads, products = choice
+        threads = replace(threads, gpu=first.threads.gpu)
+        if images and images % threads.teams == 0 and (images, threads, products) not in found:
+            with suppress(Unsupported):
+                other = BlockPlan(
+                    stage, planned, device.shared_bytes, images, threads, objective, products
+                )
+                found.setdefault((other.images, other.threads, other.products), other)
     return list(found.values())

@@ -1,0 +1,232 @@
+"""Convolution by products of FP16 planes: kernels/tuned/plane_conv.cuh."""
+
+from dataclasses import dataclass
+
+from cnnlib.arithmetic import ceil_div
+from cnnlib.engine import Planned, Stage
+from cnnlib.stages.tuned.conv import Convolution
+from cnnlib.stages.tuned.layout import SharedBuffer, SharedLayout, Threads, aligned
+from cnnlib.stages.tuned.operator import Position
+from cnnlib.stages.tuned.schedule import (
+    LANE_SUMS,
+    MAX_SCRATCH,
+    MAX_SUMS,
+    MAX_SUMS_OF_SMALL_BLOCK,
+    SHORT_ROW,
+    SMALL_BLOCK,
+    ConvShape,
+)
+
+EIGHT = 8
+"""FP16 of a row that ldmatrix takes: 16 bytes."""
+MAX_N_TILES = 8
+"""Tiles of eight positions that a warp makes together, at most."""
+MAX_LEFT = 64
+"""Registers that a thread may spend on the weights of one tile of backward_data."""
+LOAD, PRODUCT = 4, 4.5
+"""Cycles of a multiprocessor for one ldmatrix of four matrices (it moves 512 bytes, 128 a cycle)
+and for three products (1,365 multiply-adds a cycle were measured, which makes 1.5 cycles each).
+"""
+LATENCY = 40
+"""Cycles that a warp waits in each step for what it has loaded or multiplied; an estimate."""
+
+
+@dataclass(frozen=True)
+class PlaneShape:
+    """The sizes that follow from a convolution's own, as kernels/tuned/plane_conv.cuh has them."""
+
+    conv: ConvShape
+    stride: int
+
+    @property
+    def eights(self) -> int:
+        """Rows of eight channels of a pixel."""
+        return ceil_div(self.conv.channels, EIGHT)
+
+    @property
+    def source_plane(self) -> int:
+        """Numbers of one plane of the source, which is the floats of both."""
+        return self.conv.height * self.conv.width * odd(self.eights) * EIGHT
+
+    @property
+    def map_tiles(self) -> int:
+        """Tiles of 16 maps."""
+        return ceil_div(self.conv.maps, 16)
+
+    @property
+    def units(self) -> int:
+        """Rows of eight channels of all taps."""
+        return self.conv.kernel**2 * self.eights
+
+    @property
+    def k_steps(self) -> int:
+        """Products that a sum over all terms takes, of 16 terms each."""
+        return ceil_div(self.units, 2)
+
+    @property
+    def weight_plane(self) -> int:
+        """Numbers of one plane of the weights."""
+        return self.map_tiles * 16 * (2 * self.k_steps + 1) * EIGHT
+
+    @property
+    def padded_columns(self) -> int:
+        """Columns of errors, in whole tiles."""
+        return ceil_div(self.conv.columns, EIGHT) * EIGHT
+
+    @property
+    def error_plane(self) -> int:
+        """Numbers of one plane of the errors."""
+        positions = ceil_div(self.conv.rows * self.padded_columns, 16) * 16
+        return positions * odd(2 * self.map_tiles) * EIGHT
+
+    @property
+    def data_eights(self) -> int:
+        """Rows of eight channels of the columns of a kernel."""
+        return self.conv.kernel * self.eights
+
+    @property
+    def found_pitch(self) -> int:
+        """Floats from a channel's sums of backward_data to the next one's: all rows, and eight more
+        than a multiple of the banks, so that four channels lie in different ones.
+        """
+        return ceil_div(self.conv.height * self.padded_columns - 8, 32) * 32 + 8
+
+    @property
+    def data_tiles(self) -> int:
+        """Tiles of 16 of these."""
+        return ceil_div(self.data_eights, 2)
+
+    def backward_floats(self, row_shares: int) -> int:
+        """Floats of source, errors and what backward_data finds in so many shares."""
+        found = self.data_eights * EIGHT * self.found_pitch
+        return self.source_plane + self.error_plane + row_shares * found
+
+    def own_units(self, warps: int) -> int:
+        """Units of the gradient of a warp; the bias is one."""
+        return ceil_div(self.units + 1, warps)
+
+
+def odd(count: int) -> int:
+    """The number itself or the next one, whichever is odd."""
+    return count | 1
+
+
+@dataclass(frozen=True)
+class PlaneSchedule:
+    """How the warps of a team share the products."""
+
+    forward_n_tiles: int
+    """Tiles of eight positions that a warp makes together."""
+    forward_split_k: int
+    """Warps that share the terms of one sum."""
+    group: int
+    """Units of the gradient that a warp makes together."""
+    row_shares: int
+    """Tasks among which the rows of errors are divided on their way back."""
+
+    @classmethod
+    def cheapest(cls, shape: PlaneShape, warps: int) -> "PlaneSchedule":
+        """That of the fewest cycles by an estimate, of which only the order matters: what the
+        multiprocessor has to move and multiply, and what its last warp waits for.
+        """
+        tiles = ceil_div(shape.conv.area, EIGHT)
+        forward = [(n, split) for n in range(2, MAX_N_TILES + 1, 2) for split in (1, 2, 4)]
+
+        def forward_cycles(choice: tuple[int, int]) -> float:
+            n_tiles, split = choice
+            tasks = shape.map_tiles * ceil_div(tiles, n_tiles)
+            waits = ceil_div(tasks * split, warps) * ceil_div(shape.k_steps, split)
+            added = split * shape.conv.maps * shape.conv.area / 16  # stored and loaded
+            return tasks * shape.k_steps * _step(2 + n_tiles, n_tiles) + waits * LATENCY + added
+
+        def data_cycles(shares: int) -> float:
+            tasks = shape.data_tiles * (shape.padded_columns // EIGHT) * shares
+            rows = ceil_div(shape.conv.rows, shares)
+            each = rows * _step(1, shape.conv.kernel) + 2 * shape.conv.kernel * LOAD
+            return tasks * shape.map_tiles * each + ceil_div(tasks, warps) * rows * LATENCY
+
+        fitting = [n for n in (1, 2) if n == 1 or shape.backward_floats(n) <= MAX_SCRATCH]
+        return cls(
+            *min(forward, key=lambda choice: (forward_cycles(choice), choice)),
+            max(1, min(shape.own_units(warps), EIGHT // shape.map_tiles)),
+            min(fitting, key=data_cycles),
+        )
+
+
+def _step(loads: int, tiles: int) -> float:
+    """Cycles of `loads` ldmatrix and the products of `tiles` tiles, whichever takes longer."""
+    return max(loads * LOAD, tiles * PRODUCT)
+
+
+def cannot_split(shape: PlaneShape, threads: Threads, sends_errors_back: bool) -> str:
+    """Why the products of a convolution cannot be made of planes; "" if they can."""
+    conv = shape.conv
+    gradient = shape.own_units(threads.team_warps) * shape.map_tiles * LANE_SUMS
+    limit = MAX_SUMS_OF_SMALL_BLOCK if threads.block <= SMALL_BLOCK else MAX_SUMS
+    if gradient > limit:
+        return f"its gradient takes {gradient} registers of a thread, and {limit} are free"
+    if not sends_errors_back:
+        return ""
+    left = conv.kernel * shape.map_tiles * 2 * LANE_SUMS
+    if left > MAX_LEFT:
+        return f"the weights of a tile take {left} registers of a thread, and {MAX_LEFT} are free"
+    if conv.width > SHORT_ROW:
+        return f"rows of {conv.width} floats do not fit the registers of a thread"
+    if shape.stride > conv.kernel:
+        return "its stride is larger than its kernel"
+    return ""
+
+
+class TunedPlaneConv(Convolution):
+    """A convolution whose source is another layer's floats, split into FP16 planes.
+
+    Raises Unsupported where cannot_split gives a reason.
+    """
+
+    template = "PlaneConv"
+
+    def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
+        super().__init__(planned, stage, threads, images)
+        self.planes = PlaneShape(self.shape, self.stride)
+        if reason := cannot_split(self.planes, threads, not planned.is_first):
+            raise self.unsupported(reason)
+        self.schedule = PlaneSchedule.cheapest(self.planes, threads.team_warps)
+        forward = self.planes.source_plane + self.forward_split_k * self.full_size
+        self.needs = self.needs_of(
+            raw_is_used=False,
+            scratch=max(
+                forward,
+                self.planes.backward_floats(0 if planned.is_first else self.schedule.row_shares),
+            ),
+            staged=threads.teams * self.planes.map_tiles * 16 * self.gradient_pitch,
+            tables=aligned(2 * self.planes.k_steps) + EIGHT,
+        )
+
+    @property
+    def gradient_pitch(self) -> int:
+        return (self.planes.units + 1) * EIGHT + 4
+
+    @property
+    def forward_split_k(self) -> int:
+        return self.schedule.forward_split_k
+
+    @property
+    def weight_floats(self) -> int:
+        return self.planes.weight_plane + self.shape.maps
+
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
+        schedule = self.schedule
+        return {
+            **super().config(layout, position),
+            "FORWARD_N_TILES": schedule.forward_n_tiles,
+            "GROUP": schedule.group,
+            "ROW_SHARES": schedule.row_shares,
+            "FOUND_PITCH": self.planes.found_pitch,
+        }
+
+    def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
+        return {
+            **super().buffers(layout, position),
+            "RawWeights": SharedBuffer(layout.raw_weights[self.label]),
+            "UnitOffsets": SharedBuffer(layout.tables[self.label]),
+        }
