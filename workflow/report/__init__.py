@@ -5,7 +5,7 @@ import tomllib
 from cnnlib.paths import ROOT
 
 PAGE_TABLES = (
-    "summary",
+    "ladder",
     "epochs",
     "kernels",
     "timeline",

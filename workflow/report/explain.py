@@ -11,19 +11,21 @@ from markupsafe import Markup
 from cnnlib.errors import DataError
 from cnnlib.measuring.schema import current_name
 from workflow.glue import modules
-from workflow.plotting import wording
+from workflow.plotting import accuracies, wording
 from workflow.report import PAGE_TABLES, WEIGHTS, excerpts, fair_play, live, timeline
+from workflow.report.beside import notes, own_times
 from workflow.report.lessons import Lesson, lessons
-from workflow.report.rungs import Rung, beside, flops_per_image, ratios, rungs
+from workflow.report.rungs import Rung, flops_per_image, ratios, rungs
 from workflow.report.shown import Shown, Tables, choose
 
 MADE = {"limits": "probes", "hotspots": "cpu_profile"}
 """Tables that workflow/tables makes of one of PAGE_TABLES."""
 INLINED = (
     *("stage", "device", "batch_size", "repeats", "n", "epoch_seconds", "epoch_seconds_low"),
-    *("epoch_seconds_high", "test_accuracy", "speedup", "extrapolated", "validated"),
+    *("epoch_seconds_high", "test_accuracy", "gain", "library", "library_ratio", "share"),
+    *("speedup", "extrapolated", "validated"),
 )
-"""Columns of the summary that the page carries as numbers, for whoever wants to compute with it."""
+"""Columns of the ladder that the page carries as numbers, for whoever wants to compute with it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,11 @@ class AtSize:
 
     size: int
     learns: bool
+    little: str
+    """What a batch that learns too little is said to have learned; else ""."""
     rungs: list[Rung]
+    yours: dict[str, str]
+    """What stages took on the reader's own machine, where published ones are shown."""
     lanes: list[timeline.Lane]
     shares: list[timeline.Shares]
     clocks: list[timeline.Clocks]
@@ -48,7 +54,6 @@ class Explained:
     shown: Shown
     devices: list[str]
     sizes: list[AtSize]
-    yours: dict[str, str]
     your_notes: list[str]
     lessons: list[Lesson]
     excerpts: list[excerpts.Excerpt]
@@ -90,10 +95,10 @@ def current(path: Path) -> str:
 
 
 def read_folder(folder: Path) -> Tables | None:
-    """The tables of published results; None where the folder has no summary."""
+    """The tables of published results; None where the folder has no ladder."""
     found = sorted((folder / "tables").glob("*.csv"))
     tables = read(found)
-    return tables if "summary" in tables else None
+    return tables if "ladder" in tables else None
 
 
 def explain(tables: Tables, published: Path | None, provenance: Path) -> Explained | None:
@@ -110,14 +115,12 @@ def explain(tables: Tables, published: Path | None, provenance: Path) -> Explain
     weights = trained(published)
     names = [name for name in shown.own_stages if name in measured_on(shown, "cuda")]
     fastest = names[-1] if names else shown.own_stages[-1]
-    yours, notes = beside(shown, shown.own_stages)
     at = [at_size(shown, size) for size in shown.sizes]
     return Explained(
         shown=shown,
-        devices=list(dict.fromkeys(map(wording.device, shown.lines["device"]))),
+        devices=list(dict.fromkeys(map(wording.device, shown.lines["device"].iloc[::-1]))),
         sizes=at,
-        yours=yours,
-        your_notes=notes,
+        your_notes=notes(shown, shown.own_stages),
         lessons=lessons(shown),
         excerpts=used(at),
         moments=moments,
@@ -126,14 +129,14 @@ def explain(tables: Tables, published: Path | None, provenance: Path) -> Explain
         ratios=ratios(shown, fastest),
         fastest=wording.title(fastest),
         weights_origin=origin_of(weights),
-        data=as_script({"summary": numbers(shown), "recognition": looks, "network": weights}),
+        data=as_script({"ladder": numbers(shown), "recognition": looks, "network": weights}),
     )
 
 
 def gpu_lines(tables: Tables) -> pd.DataFrame:
-    """The summary's lines that were measured on a GPU."""
-    summary = tables.get("summary")
-    return summary[summary["device_kind"] == "cuda"] if summary is not None else pd.DataFrame()
+    """The ladder's lines that were measured on a GPU."""
+    lines = tables.get("ladder")
+    return lines[lines["device_kind"] == "cuda"] if lines is not None else pd.DataFrame()
 
 
 def measured_on(shown: Shown, kind: str) -> set[str]:
@@ -148,13 +151,24 @@ def at_size(shown: Shown, size: int) -> AtSize:
     return AtSize(
         size,
         shown.learns(size),
+        little(shown, size),
         rungs(shown, size),
+        own_times(shown, size),
         lanes,
         timeline.shares(shown, lanes, flops_per_image(shown), size),
         timeline.clocks(shown, size),
         axis,
         timeline.ticks(axis) if axis else [],
     )
+
+
+def little(shown: Shown, size: int) -> str:
+    """`91.4 % in 2 epochs` of a batch that learns too little, or ""."""
+    lines = shown.lines[shown.lines["batch_size"] == size]
+    if lines["learns"].all():
+        return ""
+    accuracy = 100 * lines["batch_accuracy"].iloc[0]
+    return f"{accuracy:.1f} % in {accuracies.epochs(lines)}"
 
 
 def used(sizes: list[AtSize]) -> list[excerpts.Excerpt]:
@@ -190,7 +204,7 @@ def origin_of(weights: live.Json) -> str:
 
 
 def numbers(shown: Shown) -> list[live.Json]:
-    """The summary's lines as plain numbers."""
+    """The ladder's lines as plain numbers."""
     text = shown.lines[[name for name in INLINED if name in shown.lines]].to_json(orient="records")
     found: list[live.Json] = json.loads(text)
     return found

@@ -82,7 +82,11 @@ def exactness(validated: bool, slack: float, of_conv: float | None) -> str:
     if not validated:
         return "not validated"
     bound = f"within {slack:g} times the bound of a plain sum"
-    return f"{bound}; weights of convolutions within {of_conv:g} times" if of_conv else bound
+    return (
+        f"{bound}; gradients of convolutions' weights within {of_conv:g} times"
+        if of_conv
+        else bound
+    )
 
 
 def runs(provenance: Path) -> dict[str, dict[str, object]]:

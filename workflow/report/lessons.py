@@ -67,6 +67,7 @@ class Facts:
 
     size: int
     large: int
+    """The largest batch size that learns enough."""
     rungs: dict[str, Rung]
     at_large: dict[str, Rung]
     lanes: dict[str, Lane]
@@ -83,6 +84,11 @@ class Facts:
         """The gain over the stage before."""
         found = self.at_large if large else self.rungs
         return found[stage].gain or "–" if stage in found else "–"
+
+    def no_gain(self, stage: str) -> bool:
+        """Whether the stage is no faster than the one before, as far as its interval says."""
+        said = self.rungs[stage].gain_range if stage in self.rungs else ""
+        return said.endswith(("no gain", "slower"))
 
     def share(self, stage: str, large: bool = False) -> str:
         """The share of the machine's arithmetic."""
@@ -127,7 +133,8 @@ def lessons(shown: Shown) -> list[Lesson]:
 
 def facts(shown: Shown) -> Facts:
     """All numbers that the lessons mention."""
-    size, large = shown.size, 1024 if 1024 in shown.sizes else shown.sizes[-1]
+    size = shown.size
+    large = max(filter(shown.learns, shown.sizes), default=size)
     at = {rung.stage: rung for rung in rungs(shown, size)}
     found = Facts(
         size,
@@ -141,6 +148,7 @@ def facts(shown: Shown) -> Facts:
     flops, images = flops_per_image(shown), shown.epoch_images(size)
     found.numbers.update(
         {
+            "network": wording.NETWORKS.get(shown.network, shown.network),
             "launch": text(launch, wording.duration),
             "barrier": text(shown.limit("barrier_grid"), wording.duration),
             "peak_gpu": text(peak, lambda value: f"{wording.digits(value)} TFLOP/s"),

@@ -1,22 +1,23 @@
 """The ladder at each batch size: what each stage gains, and how near it comes to the machine.
 
-Every number is written here once, in the words of workflow/plotting/wording.py; the page shows
-these texts and computes nothing from them.
+The numbers are those of the table `ladder`, written as workflow/tables/ladder.py writes them; the
+page shows these texts and computes nothing from them.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from cnnlib.stages import ALL
-from workflow.plotting import ladder, style, wording
+from workflow.glue import modules
+from workflow.plotting import ladder, limits, style, wording
 from workflow.report.shown import Shown
 
 DASH = "–"
-PEAKS = {"one": "blas_one", "all": "blas_all", "gpu": "peak_fp32"}
-"""The probe of the float32 arithmetic that limits one thread, all of them, and a GPU."""
+TABLE = modules.load("tables", "ladder")
+"""The module that makes the table, and writes what is in its cells."""
+joules = modules.load("figures", "energy").joules
+"""Writes an energy as the figure does."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Rung:
     step: str
     gain: str
     """The epoch time of the stage before over this one's."""
+    gain_range: str
+    """Its interval, and whether it is a gain at all."""
     library: str
     """The epoch time of the best library in float32 over this one's."""
     best_library: bool
@@ -45,82 +48,61 @@ class Rung:
     accuracy: str
     energy: str
     scaled: bool
-    n: str
     bar: float
     """Length of its bar: the logarithm of its speed, from 0 (the slowest) to 1."""
 
 
 def rungs(shown: Shown, size: int) -> list[Rung]:
     """The stages in order, then the libraries from slowest to fastest, at one batch size."""
-    lines = shown.lines[shown.lines["batch_size"] == size].drop_duplicates("stage")
-    seconds = {line["stage"]: float(line["epoch_seconds"]) for _, line in lines.iterrows()}
+    lines = at_size(shown, size)
+    seconds = dict(zip(lines["stage"], lines["epoch_seconds"], strict=True))
     own = [name for name in ladder.ordered(seconds) if name not in ladder.NAMES_OF_PEERS]
     peers = sorted(set(seconds) - set(own), key=lambda name: -seconds[name])
-    best = best_peer(seconds, tf32=False)
     slowest, fastest = max(seconds.values()), min(seconds.values())
     span = math.log(slowest / fastest) or 1.0
-    before = dict(zip(own[1:], own, strict=False))
-    flops, images = flops_per_image(shown), shown.epoch_images(size)
-    joules = epoch_joules(shown, size)
+    energy = epoch_joules(shown, size)
     found = []
-    for _, line in lines.set_index("stage").loc[[*own, *peers]].reset_index().iterrows():
-        name = line["stage"]
-        peak = peak_of(shown, name) * 1e12
-        share = flops * images / seconds[name] / peak if images else math.nan
+    for _, line in lines.set_index("stage", drop=False).loc[[*own, *peers]].iterrows():
+        name = str(line["stage"])
+        gain = TABLE.ratio_cell(line["gain"], math.nan, math.nan)
+        whole = TABLE.ratio_cell(line["gain"], line["gain_low"], line["gain_high"])
         found.append(
             Rung(
                 stage=name,
                 title=wording.title(name),
-                change=next((s.change for s in ladder.known() if s.name == name), ""),
+                change=str(line["change"]),
                 color=style.mark(name).color,
                 peer=name in peers,
                 tf32=rounds(name),
                 device=wording.device(line["device"]),
-                epoch=wording.duration(seconds[name]) + (" *" if line["extrapolated"] else ""),
+                epoch=TABLE.epoch_cell(line),
                 interval=interval(line),
                 step=text(shown.step_seconds(name, size), wording.duration),
-                gain=wording.times(seconds[before[name]] / seconds[name]) if name in before else "",
-                library=against(seconds[best] / seconds[name]) if best else "",
-                best_library=name == best,
-                share=percent(share),
-                share_value=0.0 if math.isnan(share) else share,
-                accuracy=text(line["test_accuracy"], lambda value: f"{100 * value:.2f} %"),
-                energy=text(joules.get(name, math.nan), energy_text),
+                gain=gain,
+                gain_range=whole.removeprefix(gain).strip(),
+                library="" if name == line["library"] else TABLE.library_cell(line),
+                best_library=name == line["library"],
+                share=TABLE.share_cell(line["share"]),
+                share_value=0.0 if math.isnan(line["share"]) else float(line["share"]),
+                accuracy=TABLE.accuracy_cell(line["test_accuracy"]),
+                energy=joules(energy[name]) if name in energy else "",
                 scaled=bool(line["extrapolated"]),
-                n=f"{line['n']} in {line['repeats']}",
                 bar=math.log(slowest / seconds[name]) / span,
             )
         )
     return found
 
 
+def at_size(shown: Shown, size: int) -> pd.DataFrame:
+    """The lines of the ladder that were measured at a batch size."""
+    lines = shown.lines
+    return lines[lines["batch_size"] == size].drop_duplicates("stage")
+
+
 def text(value: float, write: object) -> str:
     """A number as `write` writes it, or a dash where there is none."""
     assert callable(write)
     return DASH if pd.isna(value) else str(write(value))
-
-
-def against(ratio: float) -> str:
-    """A ratio of speeds in words: `8.6× faster`, `1.6× slower`."""
-    if ratio == 1:
-        return DASH
-    faster = ratio > 1
-    factor = wording.times(ratio if faster else 1 / ratio)
-    if factor == "1.0×":
-        return "about the same"
-    return f"{factor} {'faster' if faster else 'slower'}"
-
-
-def percent(share: float) -> str:
-    """A share in per cent, to two digits."""
-    return text(share, lambda value: f"{wording.digits(100 * value, 2)} %")
-
-
-def energy_text(joules: float) -> str:
-    """Joules, or kilojoules, to two digits, as the figure `energy` writes them."""
-    if joules >= 995:
-        return f"{wording.digits(joules / 1e3, 2)} kJ"
-    return f"{wording.digits(joules, 2)} J"
 
 
 def interval(line: pd.Series) -> str:
@@ -136,31 +118,12 @@ def rounds(name: str) -> bool:
     return any(stage.name == name and stage.rounding for stage in ladder.known())
 
 
-def best_peer(seconds: dict[str, float], tf32: bool) -> str | None:
-    """The fastest library that computes in float32, or in TF32."""
-    peers = [name for name in seconds if name in ladder.NAMES_OF_PEERS and rounds(name) == tf32]
-    return min(peers, key=lambda name: seconds[name], default=None)
-
-
 def flops_per_image(shown: Shown) -> float:
-    """Operations that the network needs to train on one image: forward and both gradients."""
+    """Operations that the network needs to train on one image; nan if they are not known."""
     kernels = shown.table("kernels")
     if kernels.empty:
         return math.nan
-    kernels = kernels[kernels["part"].isin(["forward", "backward"]) & (kernels["status"] == "ok")]
-    # each kernel of a part says what the whole part needs
-    parts = kernels.drop_duplicates(["stage", "batch_size", "layers", "part"])
-    flops = parts.groupby(["stage", "batch_size"])["flops"].sum()
-    # a slow stage is profiled on fewer images than a batch has
-    return float((flops / flops.index.get_level_values("batch_size")).max())
-
-
-def peak_of(shown: Shown, name: str) -> float:
-    """TFLOP/s in float32 of what a stage runs on, as the probes measured it."""
-    stage = next((stage for stage in ALL if stage.name == name), None)
-    if stage is None or stage.runs_on != "cpu":
-        return shown.limit(PEAKS["gpu"])
-    return shown.limit(PEAKS["one" if stage.threads == 1 else "all"])
+    return limits.image_flops(kernels).get((shown.dataset, shown.network), math.nan)
 
 
 def epoch_joules(shown: Shown, size: int) -> dict[str, float]:
@@ -171,9 +134,9 @@ def epoch_joules(shown: Shown, size: int) -> dict[str, float]:
     good = energy[
         (energy["status"] == "ok") & (energy["images"] > 0) & (energy["batch_size"] == size)
     ]
-    joules = good["energy_joules"] / good["images"] * shown.epoch_images(size)
+    each = good["energy_joules"] / good["images"] * shown.epoch_images(size)
     return {
-        str(stage): float(value) for stage, value in joules.groupby(good["stage"]).median().items()
+        str(stage): float(value) for stage, value in each.groupby(good["stage"]).median().items()
     }
 
 
@@ -181,44 +144,19 @@ def ratios(shown: Shown, stage: str) -> list[dict[str, str]]:
     """The best library in float32 and in TF32 at each batch size, and its time over `stage`'s."""
     found = []
     for size in shown.sizes:
-        lines = shown.lines[shown.lines["batch_size"] == size]
+        lines = at_size(shown, size)
         seconds = dict(zip(lines["stage"], lines["epoch_seconds"], strict=True))
-        row = {"size": str(size), "own": wording.duration(seconds.get(stage, math.nan))}
+        little = "" if shown.learns(size) else "learns too little"
+        row = {
+            "size": str(size),
+            "little": little,
+            "own": wording.duration(seconds.get(stage, math.nan)),
+        }
         for kind, tf32 in (("float32", False), ("tf32", True)):
-            best = best_peer(seconds, tf32)
+            peers = [n for n in seconds if n in ladder.NAMES_OF_PEERS and rounds(n) == tf32]
+            best = min(peers, key=lambda name: seconds[name], default=None)
             there = best is not None and stage in seconds
             row[f"{kind}_name"] = wording.title(best) if best is not None else DASH
             row[f"{kind}_ratio"] = wording.times(seconds[best] / seconds[stage]) if there else DASH
         found.append(row)
     return found
-
-
-def beside(shown: Shown, stages: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What the reader's own machine took: stage -> words, and one line for each kind of gap.
-
-    Emulated stages have been checked there, and have no times.
-    """
-    if shown.own is None:
-        return {}, []
-    summary = shown.own["summary"]
-    place = (summary["dataset"] == shown.dataset) & (summary["network"] == shown.network)
-    own = summary[place & (summary["batch_size"] == shown.size)]
-    own = own if len(own) else summary[place]
-    words, checked, missing = {}, [], []
-    for stage in stages:
-        lines = own[own["stage"] == stage]
-        timed = lines[(lines["device_kind"] != "emulated") & lines["epoch_seconds"].notna()]
-        if len(timed):
-            line = timed.iloc[0]
-            mark = " *" if line["extrapolated"] else ""
-            words[stage] = wording.duration(line["epoch_seconds"]) + mark
-        elif len(lines) and bool(lines["validated"].any()) and (lines["status"] == "ok").any():
-            checked.append(wording.title(stage))
-        else:
-            missing.append(wording.title(stage))
-    notes = []
-    if checked:
-        notes.append(f"Checked here by emulation, no times: {', '.join(checked)}.")
-    if missing:
-        notes.append(f"Not measured on your machine: {', '.join(missing)}.")
-    return words, notes

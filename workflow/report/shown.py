@@ -12,8 +12,6 @@ import pandas as pd
 from cnnlib.measuring.runs import usual_size
 from workflow.plotting import ladder, wording
 
-WITHIN = 0.01
-"""A batch size learns enough if its accuracy is so close to the best of the stage."""
 Tables = Mapping[str, pd.DataFrame]
 
 
@@ -38,9 +36,9 @@ class Shown:
 
     @property
     def lines(self) -> pd.DataFrame:
-        """The summary's lines that were measured: emulated stages have no times."""
-        summary = self.table("summary")
-        return summary[(summary["device_kind"] != "emulated") & summary["epoch_seconds"].notna()]
+        """The ladder's lines that were measured: emulated stages have no times."""
+        lines = self.table("ladder")
+        return lines[(lines["device_kind"] != "emulated") & lines["epoch_seconds"].notna()]
 
     @property
     def sizes(self) -> list[int]:
@@ -63,7 +61,7 @@ class Shown:
         return ladder.ordered(self.lines["stage"])
 
     def line(self, stage: str, size: int) -> pd.Series | None:
-        """The summary's line of a stage at a batch size."""
+        """The ladder's line of a stage at a batch size."""
         lines = self.lines
         found = lines[(lines["stage"] == stage) & (lines["batch_size"] == size)]
         return None if found.empty else found.iloc[0]
@@ -89,16 +87,10 @@ class Shown:
         )
         return float("nan") if found is None or found.empty else float(found.iloc[0]["median"])
 
-    @property
-    def epochs(self) -> int:
-        """Epochs that a training took."""
-        return int(self.lines["epochs_trained"].max())
-
     def learns(self, size: int) -> bool:
-        """Whether a training at this batch size ends near the best accuracy of any size."""
+        """Whether trainings at this batch size end near the best accuracy of any size."""
         lines = self.lines
-        best = lines.groupby("batch_size")["test_accuracy"].max()
-        return bool(pd.isna(best.get(size)) or best[size] >= best.max() - WITHIN)
+        return bool(lines[lines["batch_size"] == size]["learns"].all())
 
 
 def of_network(tables: Tables, name: str, dataset: str, network: str) -> pd.DataFrame:
@@ -111,9 +103,9 @@ def of_network(tables: Tables, name: str, dataset: str, network: str) -> pd.Data
 
 
 def measured_on_gpu(tables: Tables) -> pd.DataFrame:
-    """The lines of the summary that were measured on a GPU."""
-    summary = tables["summary"]
-    return summary[(summary["device_kind"] == "cuda") & summary["epoch_seconds"].notna()]
+    """The lines of the ladder that were measured on a GPU."""
+    lines = tables["ladder"]
+    return lines[(lines["device_kind"] == "cuda") & lines["epoch_seconds"].notna()]
 
 
 def choose(tables: Tables, published: Tables | None) -> Shown | None:
@@ -122,13 +114,13 @@ def choose(tables: Tables, published: Tables | None) -> Shown | None:
     Stage by stage the reader's own measurements come first if a GPU is among them; otherwise the
     published ones, if there are any.
     """
-    own = "summary" in tables
+    own = "ladder" in tables
     if own and len(found := measured_on_gpu(tables)):
         return shown_of(found, tables)
     if published is not None and len(found := measured_on_gpu(published)):
         return shown_of(found, published, tables if own else None)
     if own:
-        found = tables["summary"]
+        found = tables["ladder"]
         found = found[(found["device_kind"] != "emulated") & found["epoch_seconds"].notna()]
         if len(found):
             return shown_of(found, tables)

@@ -135,6 +135,11 @@ def test_the_timeline_is_zoomed_and_leads_to_the_code(seen: dict[str, Any]) -> N
     assert "red.release" in seen["use"]["code"]
 
 
+def test_blocks_are_reached_by_keys(seen: dict[str, Any]) -> None:
+    assert seen["use"]["arrow"]
+    assert seen["use"]["reached"] == [1, 1, 1, 1]
+
+
 def test_every_block_leads_to_code_that_is_there(explained: Explained) -> None:
     for at in explained.sizes:
         for lane in at.lanes:
@@ -236,7 +241,7 @@ def logits(images: Array) -> Array:
 def test_its_numbers_are_those_of_the_tables(text: str, explained: Explained) -> None:
     """The published ladder, the README and the page say the same wherever they say it."""
     by_size = {each.size: {rung.title: rung for rung in each.rungs} for each in explained.sizes}
-    compared, size = 0, 0
+    size, compared = 0, 0
     for kind, content in page.blocks(page.text(REFERENCE / "tables/ladder.md")):
         if kind == "text":
             found = re.search(r", batch (\d+)", content)
@@ -244,13 +249,15 @@ def test_its_numbers_are_those_of_the_tables(text: str, explained: Explained) ->
             continue
         for row in content[1:]:
             cells = dict(zip(content[0], row, strict=True))
-            rung = by_size[size].get(cells["stage"])
-            if rung is not None:
-                assert rung.epoch == cells["epoch"]
-                assert rung.gain == cells["gain over the stage before"].split(" (")[0]
-                if not rung.tf32:  # their products are not in float32, whose peak it is
-                    assert rung.share in (cells["share of peak"], "–")
-                compared += 1
+            rung = by_size[size][cells["stage"]]
+            assert cells["epoch"] == rung.epoch
+            assert cells["test accuracy"] == rung.accuracy
+            whole = f"{rung.gain} {rung.gain_range}".strip().replace(" ;", ";")
+            assert cells["gain over the stage before"] == whole
+            assert cells["share of peak"] == rung.share
+            best = "the best library" if rung.best_library else rung.library
+            assert cells["against the best library"] == best
+            compared += 1
     assert compared > 30
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for rung in by_size[256].values():
@@ -265,15 +272,16 @@ def test_its_numbers_are_those_of_the_tables(text: str, explained: Explained) ->
 
 def test_without_a_gpu_it_opens_with_published_results(tmp_path: Path) -> None:
     tables = explain.read(sorted((REFERENCE / "tables").glob("*.csv")))
-    summary = tables["summary"].copy()
-    summary = summary[~summary["stage"].isin(["ring", *NAMES_OF_PEERS])]
-    on_gpu = summary["device_kind"] == "cuda"
-    summary.loc[on_gpu, "device_kind"] = "emulated"
-    own = {"summary": summary}
+    lines = tables["ladder"]
+    lines = lines[~lines["stage"].isin(["ring", *NAMES_OF_PEERS])].copy()
+    lines.loc[lines["device_kind"] == "cuda", "device_kind"] = "emulated"
+    own = {"ladder": lines}
     found = explain.explain(own, REFERENCE, tmp_path / "run.json")
     assert found is not None
     assert found.published
-    assert found.yours == {"naive": "105 min *", "gemm": "2.16 s *"}
+    shown = {rung.stage: rung.epoch for rung in found.opened.rungs}
+    checked = dict.fromkeys(("gemm_cuda", "fused", "tuned"), "checks, no times")
+    assert found.opened.yours == checked | {name: shown[name] for name in ("naive", "gemm")}
     assert found.your_notes == [
         "Checked here by emulation, no times: 2 gemm_cuda, 3 fused, 5 tuned.",
         "Not measured on your machine: 4 ring.",
@@ -309,6 +317,13 @@ def test_weights_that_the_page_cannot_compute_are_named(tmp_path: Path) -> None:
 
 def test_nothing_of_a_table_ends_the_script() -> None:
     assert "</script" not in explain.as_script({"stage": "</script><script>1"})
+
+
+def test_lessons_speak_of_batches_that_learn(explained: Explained) -> None:
+    learn = [at.size for at in explained.sizes if at.learns]
+    for lesson in explained.lessons:
+        assert {lesson.facts.size, lesson.facts.large} == {64, learn[-1]}
+    assert 4096 not in learn
 
 
 def test_it_stays_small(text: str) -> None:

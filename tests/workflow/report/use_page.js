@@ -86,6 +86,12 @@ function use(frame) {
   block.click();
   seen.code = document.getElementById("chosen-code").innerText;
 
+  const [first, second] = lanes.querySelectorAll(".lane a.block");
+  first.focus();
+  first.dispatchEvent(new frame.contentWindow.KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
+  seen.arrow = document.activeElement === second && second.tabIndex === 0 && first.tabIndex === -1;
+  seen.reached = [...lanes.querySelectorAll(".lane")].map(lane => lane.querySelectorAll('a.block[tabindex="0"]').length);
+
   const moment = document.getElementById("race-at");
   const right = () => document.querySelectorAll("#race-rows canvas.right").length;
   seen.race = [right()];
