@@ -5,14 +5,20 @@ GPUs it is LeNet-5 and what differs by architecture; `pytest -m every_gpu` compi
 network for all of them, which takes half an hour of a core the first time.
 """
 
+import re
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from cnnlib.device import cuda
 from cnnlib.device.architecture import A100, B200, H100, KNOWN, RTX_4090, T4, Architecture
 from cnnlib.engine import Setup, Stage
 from cnnlib.engine.device_engine import DeviceEngine
+from cnnlib.engine.gpu_operator import GpuOperator
 from cnnlib.errors import Unsupported
 from cnnlib.network import Network
+from cnnlib.paths import KERNELS
 from cnnlib.stages import LADDER, tuned
 from tests.support.engines import GPU_STAGES, skip_if_declined
 from tests.support.networks import GENERAL, awkward, lenet5, shipped, simard
@@ -29,6 +35,7 @@ FEW = (
     *[(T4, stage, lenet5()) for stage in LADDER if stage.runs_on == "cuda"],
     *[(gpu, tuned.PERSISTENT, awkward()) for gpu in (RTX_4090, B200)],
     *[(gpu, tuned.GRAPH, awkward()) for gpu in (T4, A100, B200)],
+    (H100, tuned.GRAPH, GENERAL["dropped"]),
 )
 """GPU, stage and network: code that no other compilation covers."""
 
@@ -61,6 +68,33 @@ def test_stage_compiles_for_a_gpu(stage: Stage, network: Network) -> None:
 )
 def test_stage_compiles_for_another_gpu(gpu: Architecture, stage: Stage, network: Network) -> None:
     compiles(stage, network, gpu)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("network", [GENERAL["dropped"], lenet5()], ids=lambda each: each.name)
+def test_a_kernel_that_is_launched_early_touches_nothing_before_it_waits(
+    network: Network, tmp_path: Path
+) -> None:
+    """The compiler may move loads from arguments that are const and __restrict__: it did not."""
+    setup, engine = Setup(network, 16, 0.1), tuned.GRAPH.engine
+    (tmp_path / "k.cu").write_text(engine.source_on(tuned.GRAPH, setup, H100.limits))
+    command = [str(cuda.find_nvcc()), "-ptx", f"-arch={H100.sm}", "-std=c++17", "-w", "-O3"]
+    command += ["-I", str(KERNELS), "-o", "k.ptx", "k.cu"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    programmatic = {"batch_gather_images", "batch_update_and_count", "batch_sum_update_and_count"}
+    for operator in engine.operators_on(tuned.GRAPH, setup, H100.limits):
+        assert isinstance(operator, GpuOperator)
+        programmatic |= set(operator.entry_points() if operator.waits else ())
+    seen = set()
+    for text in (tmp_path / "k.ptx").read_text().split(".visible .entry ")[1:]:
+        name = text.partition("(")[0]
+        if name in programmatic:
+            touched = re.search(r"\b(ld|st|red|atom)\.(\w+\.)*global|cp\.async", text)
+            assert touched
+            assert 0 <= text.find("griddepcontrol.wait") < touched.start(), name
+            seen.add(name)
+    assert seen == programmatic
+    assert len(seen) > 8
 
 
 @pytest.mark.every_gpu
