@@ -19,14 +19,22 @@ from workflow.glue import modules
 pytestmark = pytest.mark.slow
 
 NOTHING: dict[str, int] = {}
-NAMES = modules.names("figures")
+
+
+def usual(folder: str) -> list[str]:
+    """The figures or tables that are not about certain stages alone."""
+    names = modules.names(folder)
+    return [name for name in names if not modules.constant(folder, name, "STAGES")]
+
+
+NAMES = usual("figures")
 # Tables that do not depend on any run or CPU stage.
 BESIDES = {"probes", "pictures", "transfers"}
 
 
 def concerned(folder: str) -> int:
     """The number of figures or tables that depend on a CPU stage."""
-    names = modules.names(folder)
+    names = usual(folder)
     return len([n for n in names if not BESIDES.issuperset(modules.tables_read(folder, n))])
 
 
