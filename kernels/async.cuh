@@ -3,6 +3,18 @@
 #pragma once
 #include "layers.cuh"
 
+// Where copies are made at once, the emulated device is informed of them, if it is watched: see emulated/watch.hpp.
+__device__ __forceinline__ void copy_begun(const void* target, int bytes) {
+#ifndef __CUDACC__
+  emulated_copy_begins(target, bytes);
+#endif
+}
+__device__ __forceinline__ void copies_ended() {
+#ifndef __CUDACC__
+  emulated_copies_end();
+#endif
+}
+
 // *target = *source, from device to shared memory; the copy is in flight until wait_for_copies().
 __device__ __forceinline__ void copy_async(float* target, const float* source) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -10,6 +22,7 @@ __device__ __forceinline__ void copy_async(float* target, const float* source) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(source) : "memory");
 #else
   *target = *source;
+  copy_begun(target, sizeof *target);
 #endif
 }
 
@@ -20,6 +33,7 @@ __device__ __forceinline__ void copy_async(Float4* target, const Float4* source)
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
 #else
   *target = *source;
+  copy_begun(target, sizeof *target);
 #endif
 }
 
@@ -31,6 +45,7 @@ __device__ __forceinline__ void copy_async_or_zero(Float4* target, const Float4*
                : "memory");
 #else
   *target = there ? *source : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
+  copy_begun(target, sizeof *target);
 #endif
 }
 
@@ -53,6 +68,8 @@ template <int LATE>
 __device__ __forceinline__ void wait_for_groups() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(LATE) : "memory");
+#else
+  copies_ended();
 #endif
 }
 
@@ -60,6 +77,8 @@ __device__ __forceinline__ void wait_for_groups() {
 __device__ __forceinline__ void wait_for_copies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
+#else
+  copies_ended();
 #endif
 }
 

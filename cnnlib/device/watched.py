@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 KINDS = {
     "barrier": "threads of a block meet at an element of shared memory with no barrier between",
     "threads": "threads of a block meet at an element of device memory with no barrier between",
+    "copy": "an element of shared memory is used while an asynchronous copy to it is on its way",
     "blocks": "two blocks of a launch meet at an element of device memory",
 }
 """Kind of a finding -> what it says."""
@@ -44,4 +45,4 @@ def link_flags(is_clang: bool) -> list[str]:
     """
     without = ["-fno-sanitize-link-runtime"] if is_clang else ["-nodefaultlibs"]
     libraries = [] if is_clang else ["-lstdc++", "-lm", "-lc", "-lgcc_s", "-lgcc"]
-    return ["-O1", "-fsanitize=thread", *without, *libraries]
+    return ["-DEMULATED_WATCH=1", "-O1", "-fsanitize=thread", *without, *libraries]

@@ -12,6 +12,10 @@ class NotFound(DataError):
     """A file has no function of this name, or none whose end can be found."""
 
 
+class Unreadable(NotFound):
+    """A file is no Python, so that none of its functions can be found."""
+
+
 @dataclass(frozen=True)
 class Body:
     """Where the lines of a function's body are in a text: `text[start:end]`, whole lines."""
@@ -65,7 +69,7 @@ def _node(text: str, file: str, function: str) -> ast.FunctionDef:
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
-        raise NotFound(f"{file}, line {error.lineno}: {error.msg}") from None
+        raise Unreadable(f"{file}, line {error.lineno}: {error.msg}") from None
     *classes, name = function.split(".")
     found: list[ast.stmt] = tree.body
     for each in classes:

@@ -22,6 +22,7 @@ WORDS = {
     "outside": "reads or writes outside an array",
     "race": "race: two blocks or threads write the same sum",
     "barrier": "missing barrier",
+    "wait": "missing wait for asynchronous copies",
     "unwritten": "uses numbers that were never written",
     "border": "wrong border",
     "bias": "the gradient of the bias is missing",
@@ -33,6 +34,10 @@ WORDS = {
     "order": "the result depends on the order of threads or blocks",
 }
 """What is said of a part, by a word for tables."""
+MEETINGS = {"copy": "wait", "blocks": "race", "threads": "race", "barrier": "barrier"}
+"""Kind of a finding of a watched device -> word."""
+UNUSABLE = ("BrokenStage", "ConfigError", "Unsupported")
+"""Exceptions of a file that has no stage for the exercise's networks."""
 EXACT = 2e-4
 """Share of the largest number by which float32 may be off on these small networks."""
 MORE_BYTES = 1.3
@@ -84,12 +89,12 @@ def of_exception(problem: str, kind: str) -> Verdict:
             return Verdict(word, problem)
     if kind == "StageFailed":
         return Verdict("ends", problem)
-    return Verdict("file" if kind in ("BrokenStage", "ConfigError") else "raises", problem)
+    return Verdict("file" if kind in UNUSABLE else "raises", problem)
 
 
 def of_kernels(kernels: Mapping[str, Watched]) -> Verdict | None:
     """A race or a missing barrier that was seen in one of the kernels."""
-    for kind, word in (("blocks", "race"), ("threads", "race"), ("barrier", "barrier")):
+    for kind, word in MEETINGS.items():
         for name, kernel in kernels.items():
             if kind in kernel.findings:
                 return Verdict(word, f"kernel {name}: {kernel.findings[kind]}")

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnlib.device.watched import Watched
-from cnnlib.errors import ConfigError, DataError, UserError
+from cnnlib.errors import ConfigError, DataError, DeviceError, one_line
 from cnnlib.exercises import trial, writing
 from cnnlib.exercises.catalogue import Exercise, Part, find_exercise
-from cnnlib.exercises.cutting import NotFound
+from cnnlib.exercises.cutting import NotFound, Unreadable
 from cnnlib.exercises.diagnosis import RIGHT, Verdict, judge, of_bytes, of_exception
 from cnnlib.judging.remote import Worker
 from cnnlib.validation.reference import FAST_REFERENCE
@@ -146,7 +146,7 @@ def _unread(submission: Submission, part: Part) -> Verdict | None:
     try:
         lines = part.lines(submission.files[part.file])
     except NotFound as error:
-        return Verdict("gone", str(error))
+        return Verdict("file" if isinstance(error, Unreadable) else "gone", str(error))
     return Verdict("open") if writing.is_open(submission.exercise, part, lines) else None
 
 
@@ -192,15 +192,17 @@ class Bench:
             (self.folder / name).write_text(text, encoding="utf-8")
         try:
             return self._judged(files == self.exercise.solution())
-        except UserError as error:
+        except trial.PROBLEMS as error:
             self._close()
-            return self._readable(of_exception(str(error), type(error).__name__))
+            if type(error) is DeviceError:
+                raise
+            return self._readable(of_exception(one_line(error), type(error).__name__))
 
     def _judged(self, is_solution: bool) -> Verdict:
         worker = self._ready()
         found = trial.attempt(worker, self.exercise)
-        if found.kind == "StageFailed" and worker.process.poll() is not None:
-            self._close()
+        if found.kind in ("StageFailed", "MemoryError"):
+            self._close()  # it may have ended, or still be busy
         verdict = judge(self.exercise, found)
         if verdict.word == "errors" and self._worker is not None:
             verdict = self._looked_at_pixels(found)

@@ -15,14 +15,14 @@ import numpy as np
 from cnnlib.device import KernelError
 from cnnlib.device.watched import Watched
 from cnnlib.engine import Bytes, Setup, Stage
-from cnnlib.errors import UserError, one_line
+from cnnlib.errors import DeviceError, UserError, one_line
 from cnnlib.exercises.catalogue import Exercise, find_exercise
 from cnnlib.judging.remote import Worker
 from cnnlib.layers import Array
 from cnnlib.network import Network
 from cnnlib.validation.reference import FAST_REFERENCE
 
-SECONDS = 60.0
+SECONDS = 30.0
 """Time that one request to a student's stage may take; all of them together take a few."""
 MEMORY = 8 * 2**30
 """Bytes of address space that its process may have, libraries included."""
@@ -35,6 +35,8 @@ ENVIRONMENT = {
 }
 LIMITED = ("sh", "-c", f'ulimit -v {MEMORY // 1024}; exec "$@"', "sh")
 STEPS = 2
+PROBLEMS = (UserError, KernelError, MemoryError)
+"""What a stage's process, or what it does, can raise here."""
 
 
 @dataclass
@@ -177,11 +179,13 @@ def attempt(worker: Worker, exercise: Exercise) -> Trial:
             trial.found.append(found)
             for _ in steps_of(stage, exercise, network, found):
                 pass
-    except (UserError, KernelError) as error:
+    except PROBLEMS as error:
+        if type(error) is DeviceError:
+            raise  # this machine lacks something, such as a compiler
         trial.problem, trial.kind = one_line(error), type(error).__name__
     try:
         kernels = cast(dict[str, dict[str, Any]], worker.ask("watched").head["kernels"])
         trial.kernels = {name: Watched(**each) for name, each in kernels.items()}
-    except UserError as error:  # the process has ended
+    except PROBLEMS as error:  # the process has ended
         trial.problem = trial.problem or one_line(error)
     return trial

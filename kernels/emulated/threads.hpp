@@ -86,6 +86,14 @@ EMULATED_EXPORT void emulated_exchange(unsigned mask, int source, uint64_t value
 EMULATED_EXPORT void emulated_ballot(unsigned mask, int predicate, const EmulatedSite* site);
 // A thread has waited for the kernel launched before its own.
 EMULATED_EXPORT void emulated_wait_for_previous_kernel();
+#if EMULATED_WATCH
+// The running thread has begun to copy to shared memory, and: all of its copies have ended.
+EMULATED_EXPORT void emulated_copy_begins(const void* target, size_t bytes);
+EMULATED_EXPORT void emulated_copies_end();
+#else
+static inline void emulated_copy_begins(const void*, size_t) {}
+static inline void emulated_copies_end() {}
+#endif
 // Ends the launch, which fails and says why.
 EMULATED_EXPORT void emulated_give_up(const char* why);
 

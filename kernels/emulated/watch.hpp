@@ -6,7 +6,8 @@
 // all blocks. Locals in registers are not seen, and neither are caches: bytes are those that a kernel asks for.
 //
 // What orders two accesses of one block is a barrier between them, or in one warp a warp operation. Nothing orders those
-// of two blocks of a launch. A shared element is to be written in a block before it is read.
+// of two blocks of a launch. A copy of async.cuh is on its way until its thread waits for its copies; it is not known
+// which of several groups a thread waits for, so that it waits for all of them.
 #pragma once
 #include <dlfcn.h>
 
@@ -32,13 +33,17 @@ struct Element {
 struct Watch {
   std::map<uintptr_t, size_t> arrays;  // of the device: first byte and size
   std::unordered_map<uintptr_t, Element> device, shared;
+  std::unordered_map<uintptr_t, int> on_their_way;  // elements of shared memory: the thread that copies to them
   uint64_t read = 0, written = 0;
   std::string findings;  // a line each: the kind, its words
   int found = 0;
 };
 Watch& watch = *new Watch;  // arrays are freed until the process ends
 
-void forget_shared_accesses() { watch.shared.clear(); }
+void forget_shared_accesses() {
+  watch.shared.clear();
+  watch.on_their_way.clear();
+}
 
 // When another launch begins.
 void forget_accesses() {
@@ -169,6 +174,11 @@ void watch_access(uintptr_t at, size_t bytes, bool writes) {
   const int64_t block = b.x + int64_t{grid.x} * (b.y + int64_t{grid.y} * b.z);
   const Access now{block, me, w.barriers_passed, w.warp_meetings[me / WARP]};
   for (uintptr_t each = at; each < at + bytes; each += bytes < 4 ? bytes : 4) {
+    const auto copied = device ? watch.on_their_way.end() : watch.on_their_way.find(each);
+    if (copied != watch.on_their_way.end())
+      note_finding("copy", "thread %d %s byte %lld of shared array %s while a copy of thread %d to it is on its way",
+                   me, writes ? "writes" : "reads", static_cast<long long>(each - place.first), place.name,
+                   copied->second);
     Element& element = (device ? watch.device : watch.shared)[each];
     if (conflict(element.writer, now))
       note_conflict(place, each, element.writer, now, writes ? "writes" : "reads", "writes");
@@ -224,6 +234,15 @@ EMULATED_EXPORT void __tsan_write_range(void* at, size_t bytes) {
 EMULATED_EXPORT void __tsan_init() {}
 EMULATED_EXPORT void __tsan_func_entry(void*) {}
 EMULATED_EXPORT void __tsan_func_exit() {}
+
+void emulated_copy_begins(const void* target, size_t bytes) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(target);
+  for (uintptr_t each = at; each < at + bytes; each += 4) watch.on_their_way[each] = emulated_context.thread;
+}
+void emulated_copies_end() {
+  for (auto each = watch.on_their_way.begin(); each != watch.on_their_way.end();)
+    each = each->second == emulated_context.thread ? watch.on_their_way.erase(each) : std::next(each);
+}
 
 // Atomic operations are what the compiler calls instead of doing them. They count as bytes, and they race with nothing.
 EMULATED_EXPORT void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

@@ -11,7 +11,7 @@ import pytest
 from cnnlib.paths import ROOT
 
 SOURCE = """
-#include "portable.cuh"
+#include "async.cuh"
 extern "C" __global__ void sums_right(const float* x, float* sums) {
   SHARED(float, all, 64);
   all[threadIdx.x] = x[blockIdx.x * 64 + threadIdx.x];
@@ -49,6 +49,18 @@ extern "C" __global__ void bytes_side_by_side(const float* x, unsigned char* win
 }
 extern "C" __global__ void counters(const float* x, int* count) {
   atomicAdd(count, x[threadIdx.x] > 2.0f);
+}
+extern "C" __global__ void copies(const float* x, float* sums) {
+  SHARED(float, all, 64);
+  copy_async(all + threadIdx.x, x + threadIdx.x);
+  wait_for_copies();
+  sums[blockIdx.x * 64 + threadIdx.x] = all[threadIdx.x];
+}
+extern "C" __global__ void copies_without_waiting(const float* x, float* sums) {
+  SHARED(float, all, 64);
+  copy_async(all + threadIdx.x, x + threadIdx.x);
+  __syncthreads();
+  sums[blockIdx.x * 64 + threadIdx.x] = all[threadIdx.x];
 }
 extern "C" __global__ void warps(const float* x, float* sums) {
   SHARED(float, all, 64);
@@ -106,7 +118,9 @@ def test_bytes_of_device_memory_are_counted(found: dict[str, Any]) -> None:
     assert found["sums_right"]["first"] == sum(range(64))
 
 
-@pytest.mark.parametrize("kernel", ["sums_right", "bytes_side_by_side", "counters", "warps"])
+@pytest.mark.parametrize(
+    "kernel", ["sums_right", "bytes_side_by_side", "counters", "warps", "copies"]
+)
 def test_what_is_ordered_is_no_race(kernel: str, found: dict[str, Any]) -> None:
     assert found[kernel]["findings"] == {}
     assert found[kernel]["error"] == ""
@@ -124,6 +138,9 @@ def test_races_have_names(found: dict[str, Any]) -> None:
     assert list(blocks) == ["blocks"]
     assert "which block 0 writes" in blocks["blocks"]
     assert list(found["one_sum_of_threads"]["findings"]) == ["threads"]
+    copies = found["copies_without_waiting"]["findings"]
+    assert list(copies) == ["copy"]
+    assert "while a copy of thread 0 to it is on its way" in copies["copy"]
 
 
 def test_accesses_outside_end_the_launch(found: dict[str, Any]) -> None:
