@@ -163,7 +163,7 @@ def whole_speedup() -> str:
 
 def first_stage() -> str:
     """The first stage's epoch, with its interval."""
-    line = published()[rungs()[0].stage, LIMITED_AT]
+    line = published()[rungs()[0].stage, BATCH_SIZES[0]]
     middle, low, high = (
         wording.duration(float(line[f"epoch_seconds{end}"])) for end in ("", "_low", "_high")
     )

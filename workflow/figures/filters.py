@@ -131,11 +131,11 @@ def sides(picture: np.ndarray) -> list[str]:
 
 
 def seen(picture: np.ndarray) -> str:
-    """What raises the answer of a filter: `ink above left`, `ink in the middle`."""
+    """What raises the answer of a filter: `ink above left`."""
     found = sides(picture)
     if found:
         return f"ink {' '.join(reversed(found))}"
-    return "ink anywhere" if picture.sum() > 0 else "no ink"
+    return "no clear side"
 
 
 def title(found: dict[str, list[np.ndarray]]) -> str:
@@ -143,8 +143,8 @@ def title(found: dict[str, list[np.ndarray]]) -> str:
     for name, group in found.items():
         height, width = group[0].shape
         edges = sum(bool(sides(picture)) for picture in group)
-        what = f"{edges} of the {len(group)} filters of {height}x{width} that {name} has learned"
-        return f"{what} look for an edge: ink on one side and none on the other"
+        what = f"{edges} of the {len(group)} filters of {height}x{width} of {name}"
+        return f"{what} look for an edge: ink on one side, none on the other"
     return "What the network makes of an image"
 
 

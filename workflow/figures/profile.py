@@ -31,7 +31,7 @@ COLOURS = {
     "backward": "#d08a00",
     "update": "#009e73",
     "loss": "#d284b8",
-    "the rest": "#d9a9c9",
+    "the rest": "#cfc8b4",
     "input": "#b49ad2",
     "between": "#e4e4e4",
 }

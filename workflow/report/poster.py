@@ -141,6 +141,7 @@ def rows(ladder: pd.DataFrame) -> list[list[str]]:
     for line in frames.rows(pd.concat([own_stages(lines), best_libraries(lines)])):
         peer = line.stage in NAMES_OF_PEERS
         library = "" if pd.isna(line.library_ratio) else wording.times(line.library_ratio)
+        library = "the best" if line.stage == line.library else library
         table.append(
             [
                 wording.title(line.stage),
