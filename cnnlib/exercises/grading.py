@@ -101,7 +101,12 @@ def read(path: Path) -> Submission:
         given[name] = file
         files[name] = _text(file)
     beside = _others(path, set(marked), set(files)) if path.is_dir() else ()
-    return Submission(path.stem, exercise, files, beside)
+    return Submission(name_of(path), exercise, files, beside)
+
+
+def name_of(path: Path) -> str:
+    """What tables call the submission at a path."""
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def _marked_files(path: Path) -> dict[Path, tuple[str, str]]:

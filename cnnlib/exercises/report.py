@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cnnlib.errors import UserError, one_line
-from cnnlib.exercises.grading import Grade, grade, read, total
+from cnnlib.exercises.grading import Grade, grade, name_of, read, total
 
 COLUMNS = ("submission", "exercise", "points", "of", "parts", "problem")
 
@@ -63,7 +63,7 @@ def graded(path: Path, *, alone: bool) -> Report:
     except UserError as error:
         if alone:
             raise
-        return Report(path.stem, problem=one_line(error))
+        return Report(name_of(path), problem=one_line(error))
 
 
 def as_text(report: Report) -> str:

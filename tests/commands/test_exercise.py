@@ -41,7 +41,7 @@ def test_an_exercise_is_begun_with_a_page_and_hints(home: Home, name: str) -> No
 
 def test_many_submissions_are_graded_at_once(home: Home) -> None:
     home("exercise", "solution", "gemm", "--out", "class/anna")
-    home("exercise", "start", "naive", "--out", "class/bert")
+    home("exercise", "start", "naive", "--out", "class/bert.b")
     text = (home.folder / "class/anna/my_gemm.py").read_text(encoding="utf-8")
     wrong = text.replace('self.gradients["bias"] += self._sums.sum(axis=0)', "pass")
     (home.folder / "class/carl.py").write_text(wrong, encoding="utf-8")
@@ -55,7 +55,7 @@ def test_many_submissions_are_graded_at_once(home: Home) -> None:
     points = {name: (row["exercise"], row["points"], row["of"]) for name, row in rows.items()}
     assert points == {
         "anna": ("gemm", "10", "10"),
-        "bert": ("naive", "0", "10"),
+        "bert.b": ("naive", "0", "10"),
         "carl": ("gemm", "7", "10"),
         "dora": ("", "0", "0"),
         "emil": ("", "0", "0"),
@@ -66,7 +66,7 @@ def test_many_submissions_are_graded_at_once(home: Home) -> None:
     grades = json.loads((home.folder / "grades.json").read_text(encoding="utf-8"))
     assert [each["submission"] for each in grades] == list(rows)
     assert grades[2]["parts"][1]["word"] == "bias"
-    said = home("exercise", "check", "class/bert", code=1)
+    said = home("exercise", "check", "class/bert.b", code=1)
     assert said == ""
 
 

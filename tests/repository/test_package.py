@@ -100,8 +100,10 @@ def test_the_wheel_has_the_kernels_the_types_and_the_config(wheel: Path) -> None
         for path in (ROOT / "kernels").rglob(pattern)
     }
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "cnnlib").rglob("*.py")}
+    texts = {str(path.relative_to(ROOT)) for path in (ROOT / "cnnlib/exercises/texts").iterdir()}
     assert len(expected) > 20
-    assert {*expected, *modules, "cnnlib/py.typed", "cnnlib/commit.txt"} <= names
+    assert len(texts) > 5
+    assert {*expected, *modules, *texts, "cnnlib/py.typed", "cnnlib/commit.txt"} <= names
     assert config == (ROOT / "config.yaml").read_bytes()
     assert {name.split("/")[0] for name in names} == {
         "cnnlib",
