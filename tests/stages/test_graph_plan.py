@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cnnlib.device import Device
-from cnnlib.device.architecture import H100
-from cnnlib.engine import Engine, Planned, Stage, gpu
+from cnnlib.device import Device, cuda
+from cnnlib.device.architecture import H100, T4
+from cnnlib.engine import Engine, Planned, Setup, Stage, gpu
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.network import Network
 from cnnlib.stages.tuned.graph import OPERATORS, GraphConv, GraphDense, ProductOptions
 from cnnlib.stages.tuned.graph.tiles import Windows, product_tile
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
+from tests.stages.test_other_gpus import ptx
 from tests.support.engines import Limited, open_engine, pictures
 from tests.support.networks import build, shipped
 
@@ -140,3 +141,19 @@ def test_a_tile_that_fits_nowhere_is_none() -> None:
     assert tile is not None
     assert tile.unfold
     assert product_tile(wide, 64, 1, limits._replace(shared_bytes=64), 32, smallest=False) is None
+
+
+MATRICES = {"compute_75": b"m16n8k8.row.col.f32.f16", "compute_90": b"m16n8k16.row.col.f32.f16"}
+"""GPUs, and the products of F16 that they have."""
+
+
+@pytest.mark.skipif(cuda.find_nvcc() is None, reason="no nvcc on PATH")
+@pytest.mark.parametrize("architecture", MATRICES)
+def test_tensor_cores_of_every_gpu_are_used(architecture: str) -> None:
+    layers = [{"conv": {"maps": 9, "kernel": 3}}, {"subsample": 2}, {"dense": 4}]
+    setup = Setup(build("tensors", (1, 12, 12), 4, layers), batch_size=64, learning_rate=0.1)
+    limits = T4.limits if architecture == "compute_75" else H100.limits
+    code = ptx(GpuEngine.source_on(STAGE, setup, limits), "tensors", architecture)
+    assert b"mma.sync.aligned." + MATRICES[architecture] in code
+    for loads in (b"ldmatrix.sync.aligned.m8n8.x4.shared", b"ldmatrix.sync.aligned.m8n8.x4.trans"):
+        assert loads in code
