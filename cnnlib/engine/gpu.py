@@ -205,6 +205,8 @@ class GpuEngine(DeviceEngine[GpuFactory]):
             start += groups * size
         self._segment_count = len(segments)
         self._most_groups = max((groups for _, _, groups, _ in segments), default=0)
+        covered = sum(size for _, size, _, _ in segments)
+        self._sums_everything = covered == self.network.parameter_count
         if not segments:
             return [None] * len(places)
         self._segments = self.array((len(segments), 4), np.int32)
@@ -301,12 +303,14 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         if not self._segment_count:
             kernel = "update_and_count" if counters else "update_parameters"
             return self._launch(kernel, count, *state, rate, momentum, count, *counters)
-        threads_each = SUM_THREADS if self._most_groups > FEW_GROUPS else 1
+        each = SUM_THREADS if self._most_groups > FEW_GROUPS else 1
+        # A kernel that finds its step by a counter can choose them for each operator's parameters.
+        by_segment = bool(counters) and self._sums_everything
         return self._launch(
             "sum_update_and_count" if counters else "sum_and_update",
-            count * threads_each,
+            count * each,
             *(*state, self._partials, self._segments, self._segment_count),
-            *(rate, momentum, int(apply), threads_each, count, *counters),
+            *(rate, momentum, int(apply), 0 if by_segment else each, count, *counters),
         )
 
     def count_step(self) -> list[Launch]:
