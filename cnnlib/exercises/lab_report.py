@@ -15,7 +15,7 @@ import numpy as np
 
 from cnnlib.comparing.results import Key, Measured, Results, read, tables
 from cnnlib.errors import DataError
-from cnnlib.exercises.catalogue import TEXTS
+from cnnlib.exercises.catalogue import NAMES, TEXTS
 from cnnlib.measuring import schema
 from cnnlib.measuring.record import RunFacts
 from cnnlib.stages import LADDER
@@ -207,8 +207,12 @@ def _cell(report: Report, stage: str, batch: int) -> str:
 
 
 def _gain(report: Report, stage: str) -> str:
-    """How many times as fast as the stage that it improves on, if both were timed."""
-    before = next((each.after for each in LADDER if each.name == stage), "")
+    """How many times as fast as the stage that it improves on, if both were timed.
+
+    That of an exercise is the stage that it is a copy of.
+    """
+    befores = {each.name: each.after for each in LADDER} | {f"my_{name}": name for name in NAMES}
+    before = befores.get(stage, "")
     ratio = report.seconds(before, report.batch) / report.seconds(stage, report.batch)
     return f"{times(ratio)} over {before}" if math.isfinite(ratio) else DASH
 

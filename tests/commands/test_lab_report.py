@@ -92,7 +92,7 @@ def test_the_page_has_what_was_measured_and_nothing_else(home: Home, results: Pa
     assert row in page
     assert "| gemm_cuda | emulated | – | – | 97.5 % |" in page
     assert "| fused | failed | – | – | – |" in page
-    assert "| my_gemm | 6.00 s (n = 1) | – | – | 97.5 % |" in page
+    assert "| my_gemm | 6.00 s (n = 1) | – | 0.50× over gemm | 97.5 % |" in page
     assert "Not measured: ring, tuned." in page
     assert "gemm_cuda: ran emulated on the processor" in page
     assert "77.0 s" not in page
