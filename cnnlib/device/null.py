@@ -43,7 +43,7 @@ class NullArray:
 
 
 class NullKernel:
-    """A kernel of which only the launches are known (see api.Kernel)."""
+    """A kernel whose launches alone are known (see api.Kernel)."""
 
     def __init__(self, device: "NullDevice", name: str) -> None:
         self.name = name

@@ -65,8 +65,8 @@ class Engine(ABC, Generic[Op]):
     def plans_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> Sequence[StepPlan]:
         """The ways in which an engine of these arguments could train a step, the preferred first.
 
-        Those that decline the network are among them. None for an engine that has only one way,
-        of which operators_on says everything.
+        Those that decline the network are among them. There are none where operators_on says
+        everything.
         """
         return ()
 
