@@ -7,7 +7,8 @@
 //
 // What orders two accesses of one block is a barrier between them, or in one warp a warp operation. Nothing orders those
 // of two blocks of a launch. A copy of async.cuh is on its way until its thread waits for its copies; it is not known
-// which of several groups a thread waits for, so that it waits for all of them.
+// which of several groups a thread waits for, so that it waits for all of them. Lanes that write the same value to the
+// same element on purpose, as those of softmax_cross_entropy in tuned/step.cuh, meet like any others.
 #pragma once
 #include <dlfcn.h>
 
