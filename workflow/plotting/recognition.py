@@ -44,6 +44,8 @@ NO_ROWS = (
     "No run of the sweep was evaluated on single images while it trained.",
 )
 BLOCKS = 3
+SMALLER = 0.8
+"""Size of the words in the cells of a page with little room."""
 MOST_LETTERS = 9
 """Letters of a class's name in a cell."""
 CELL_INCHES, CELL_WIDE, GAP_INCHES, PICTURE_INCHES = 0.52, 0.86, 0.40, 1.0
@@ -392,7 +394,7 @@ def draw_grid(
     for number, block in enumerate(blocks):
         draw_picture(figure.add_subplot(grid[number, 0]), block)
         axes = figure.add_subplot(grid[number, 1])
-        draw_block(axes, block, columns)
+        draw_block(axes, block, columns, SMALLER if sheet.compact else 1.0)
         if not number:
             axes.set_title(about, fontsize=11, loc="left", color=style.INK, pad=8)
     cells = [cell for block in blocks for row in block.rows for cell in row.cells]
@@ -459,8 +461,8 @@ def draw_picture(axes: Axes, block: Block) -> None:
     axes.set_xlabel(block.caption, fontsize=10.5, color=style.INK, linespacing=1.35)
 
 
-def draw_block(axes: Axes, block: Block, columns: Sequence[str]) -> None:
-    """A row of cells for every stage."""
+def draw_block(axes: Axes, block: Block, columns: Sequence[str], scale: float) -> None:
+    """A row of cells for every stage, whose words are `scale` times as large as usual."""
     axes.set_xlim(0, len(columns))
     starts = places(block.rows)
     axes.set_ylim(starts[-1], 0)
@@ -479,10 +481,10 @@ def draw_block(axes: Axes, block: Block, columns: Sequence[str]) -> None:
         axes.text(NAMES, above, name, fontsize=11, color=style.INK, **look)
         axes.text(NAMES, down + 0.76, row.remark, fontsize=8.5, color=style.QUIET, **look)
         for across, cell in enumerate(row.cells):
-            draw_cell(axes, across, down, cell)
+            draw_cell(axes, across, down, cell, scale)
 
 
-def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None) -> None:
+def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None, scale: float) -> None:
     """A tile, darker for a higher probability; orange with a cross where it is wrong."""
     if cell is None:
         draw_tile(axes, across, down, 0.03, facecolor=NOT_YET, linewidth=0)
@@ -494,11 +496,11 @@ def draw_cell(axes: Axes, across: float, down: float, cell: Belief | None) -> No
     if cell.borrowed:
         draw_tile(axes, across, down, 0.075, fill=False, edgecolor=ink, linestyle=(0, (3, 2)))
     texts: list[tuple[float, float, str, dict[str, Any]]] = [
-        (0.50, 0.40, cell.text, {"fontsize": size_of(cell.text), "weight": "bold"}),
-        (0.50, 0.75, f"{100 * cell.chance:.0f} %", {"fontsize": 9}),
+        (0.50, 0.40, cell.text, {"fontsize": scale * size_of(cell.text), "weight": "bold"}),
+        (0.50, 0.75, f"{100 * cell.chance:.0f} %", {"fontsize": scale * 9}),
     ]
     if not cell.right:
-        texts.append((0.82, 0.33, "✗", {"fontsize": 10}))
+        texts.append((0.82, 0.33, "✗", {"fontsize": scale * 10}))
     for right, below, text, look in texts:
         drawn = axes.text(
             across + right, down + below, text, color=ink, ha="center", va="center", **look
