@@ -178,14 +178,15 @@ class Experiment:
     def page_tables(self) -> list[str]:
         """Names of the files of the tables that the report explains, as far as there are any."""
         folder = Path(self.results, "tables")
-        raw = [name for name in PAGE_TABLES if name in schema.TABLES]
-        lacking = [
-            name
-            for name in raw
-            if (self.tables_are_given or name == "timeline")  # which no rule makes
-            and not schema.find(folder, name).exists()
-        ]
-        return self.file_names(name for name in PAGE_TABLES if name not in lacking)
+
+        def there(name: str) -> bool:
+            if name in self.tables:
+                return name in self.wanted_tables
+            # no rule makes a timeline
+            made = not self.tables_are_given and name != "timeline"
+            return made or schema.find(folder, name).exists()
+
+        return self.file_names(filter(there, PAGE_TABLES))
 
     @property
     def published(self) -> list[str]:

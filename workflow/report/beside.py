@@ -34,6 +34,8 @@ def notes(shown: Shown, stages: Sequence[str]) -> list[str]:
     if shown.own is None:
         return []
     own = of_network(shown.own, "ladder", shown.dataset, shown.network)
+    if own.empty:
+        return [f"Your machine has not trained {shown.what}: its own results are further below."]
     timed = set(own.loc[(own["device_kind"] != "emulated") & own["epoch_seconds"].notna(), "stage"])
     checked = set(own.loc[(own["device_kind"] == "emulated") & was_checked(own), "stage"])
     emulated = [wording.title(name) for name in stages if name in checked - timed]

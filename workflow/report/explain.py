@@ -16,7 +16,7 @@ from workflow.report import PAGE_TABLES, WEIGHTS, excerpts, fair_play, live, tim
 from workflow.report.beside import notes, own_times
 from workflow.report.lessons import Lesson, lessons
 from workflow.report.rungs import Rung, flops_per_image, ratios, rungs
-from workflow.report.shown import Shown, Tables, choose
+from workflow.report.shown import Shown, Tables, choose, measured_on_gpu
 
 MADE = {"limits": "probes", "hotspots": "cpu_profile"}
 """Tables that workflow/tables makes of one of PAGE_TABLES."""
@@ -73,6 +73,11 @@ class Explained:
         return self.shown.own is not None
 
     @property
+    def beside(self) -> bool:
+        """Whether the reader's own machine has times to show beside the published ones."""
+        return any(at.yours for at in self.sizes)
+
+    @property
     def opened(self) -> AtSize:
         """What is shown first."""
         return next(each for each in self.sizes if each.size == self.shown.size)
@@ -102,8 +107,10 @@ def read_folder(folder: Path) -> Tables | None:
 
 
 def explain(tables: Tables, published: Path | None, provenance: Path) -> Explained | None:
-    """All parts of the page; None where nothing was measured."""
-    need = published is not None and not len(gpu_lines(tables))
+    """All parts of the page; None where nothing was measured, or no ladder could be made of it."""
+    if "ladder" not in tables:
+        return None
+    need = published is not None and not len(measured_on_gpu(tables))
     others = read_folder(published) if need and published is not None else None
     shown = choose(tables, others)
     if shown is None:
@@ -131,12 +138,6 @@ def explain(tables: Tables, published: Path | None, provenance: Path) -> Explain
         weights_origin=origin_of(weights),
         data=as_script({"ladder": numbers(shown), "recognition": looks, "network": weights}),
     )
-
-
-def gpu_lines(tables: Tables) -> pd.DataFrame:
-    """The ladder's lines that were measured on a GPU."""
-    lines = tables.get("ladder")
-    return lines[lines["device_kind"] == "cuda"] if lines is not None else pd.DataFrame()
 
 
 def measured_on(shown: Shown, kind: str) -> set[str]:

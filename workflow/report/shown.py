@@ -109,22 +109,18 @@ def measured_on_gpu(tables: Tables) -> pd.DataFrame:
 
 
 def choose(tables: Tables, published: Tables | None) -> Shown | None:
-    """What the page shows; None where there is nothing with a time.
+    """What the page shows of `tables` with a ladder; None where there is nothing with a time.
 
-    Stage by stage the reader's own measurements come first if a GPU is among them; otherwise the
-    published ones, if there are any.
+    The reader's own measurements come first if a GPU is among them; otherwise the published ones,
+    if there are any.
     """
-    own = "ladder" in tables
-    if own and len(found := measured_on_gpu(tables)):
+    if len(found := measured_on_gpu(tables)):
         return shown_of(found, tables)
     if published is not None and len(found := measured_on_gpu(published)):
-        return shown_of(found, published, tables if own else None)
-    if own:
-        found = tables["ladder"]
-        found = found[(found["device_kind"] != "emulated") & found["epoch_seconds"].notna()]
-        if len(found):
-            return shown_of(found, tables)
-    return None
+        return shown_of(found, published, tables)
+    found = tables["ladder"]
+    found = found[(found["device_kind"] != "emulated") & found["epoch_seconds"].notna()]
+    return shown_of(found, tables) if len(found) else None
 
 
 def shown_of(lines: pd.DataFrame, tables: Tables, own: Tables | None = None) -> Shown:

@@ -287,8 +287,15 @@ def test_without_a_gpu_it_opens_with_published_results(tmp_path: Path) -> None:
         "Not measured on your machine: 4 ring.",
     ]
     assert [peer.version for peer in found.peers][:2] == ["PyTorch 2.11.0"] * 2
+    assert found.beside
+    other = explain.explain({"ladder": lines.assign(network="tiny")}, REFERENCE, tmp_path / "x")
+    assert other is not None
+    assert not other.beside
+    assert other.your_notes == [
+        "Your machine has not trained LeNet-5 on MNIST: its own results are further below."
+    ]
     # nothing published, nothing measured: the page has its figures and tables alone
-    assert explain.explain({}, None, tmp_path / "run.json") is None
+    assert explain.explain({}, REFERENCE, tmp_path / "run.json") is None
     alone = explain.explain(own, None, tmp_path / "run.json")
     assert alone is not None
     assert alone.shown.own_stages == ["naive", "gemm"]
