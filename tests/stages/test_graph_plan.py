@@ -10,7 +10,13 @@ from cnnlib.device.architecture import H100, T4
 from cnnlib.engine import Engine, Planned, Setup, Stage, gpu
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.network import Network
-from cnnlib.stages.tuned.graph import OPERATORS, GraphConv, GraphDense, ProductOptions
+from cnnlib.stages.tuned.graph import (
+    OPERATORS,
+    GraphConv,
+    GraphDense,
+    ProductOptions,
+    tiles,
+)
 from cnnlib.stages.tuned.graph.tiles import Windows, product_tile
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
@@ -71,9 +77,15 @@ def opened(arithmetic: str, device: Device, batch: int = 3) -> Engine:
 
 
 @pytest.mark.usefixtures("tensor_cores")
-@pytest.mark.parametrize("arithmetic", ["f16x3", "bf16x6"])
-def test_products_of_planes_are_as_exact_as_float32(arithmetic: str, device: Device) -> None:
+@pytest.mark.parametrize(("arithmetic", "many_tiles"), [("f16x3", 0), ("bf16x6", 4)])
+def test_products_of_planes_are_as_exact_as_float32(
+    arithmetic: str, many_tiles: int, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once with weights that a block keeps for all of its tiles, and once staged for each."""
+    monkeypatch.setattr(tiles, "MANY_TILES", many_tiles)
     with opened(arithmetic, device) as engine:
+        kept = [operator.forward_tile.keeps_weights for operator in engine.operators]  # type: ignore[attr-defined]
+        assert any(kept) == (many_tiles == 0)
         images, labels = pictures(products(), 3)
         validate(engine, images, labels)
         validate(engine, *pictures(products(), 2, seed=1))  # leaves of the batch before stay there

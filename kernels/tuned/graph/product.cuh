@@ -24,7 +24,7 @@ struct ForwardSpec {
   static constexpr int CHUNK = Layer::FORWARD_CHUNK, TAP_ROWS = Layer::FORWARD_TAP_ROWS;
   static constexpr int PATCH_ROWS = Layer::FORWARD_PATCH_ROWS, PATCH_COLUMNS = Layer::FORWARD_PATCH_COLUMNS;
   static constexpr int SPLITS = Layer::FORWARD_SPLITS;
-  static constexpr bool UNFOLD = Layer::FORWARD_UNFOLD;
+  static constexpr bool UNFOLD = Layer::FORWARD_UNFOLD, KEEPS_WEIGHTS = Layer::FORWARD_KEEPS_WEIGHTS;
   static constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
   static constexpr int STEP_ROWS = Layer::STRIDE_ROWS, STEP_COLUMNS = Layer::STRIDE_COLUMNS;
   static constexpr int WINDOW_ROWS = Layer::WINDOW_ROWS, WINDOW_COLUMNS = Layer::WINDOW_COLUMNS;
@@ -52,7 +52,7 @@ struct ErrorsSpec {
   static constexpr int CHUNK = Layer::ERRORS_CHUNK, TAP_ROWS = Layer::ERRORS_TAP_ROWS;
   static constexpr int PATCH_ROWS = Layer::ERRORS_PATCH_ROWS, PATCH_COLUMNS = Layer::ERRORS_PATCH_COLUMNS;
   static constexpr int SPLITS = Layer::ERRORS_SPLITS;
-  static constexpr bool UNFOLD = Layer::ERRORS_UNFOLD;
+  static constexpr bool UNFOLD = Layer::ERRORS_UNFOLD, KEEPS_WEIGHTS = Layer::ERRORS_KEEPS_WEIGHTS;
   static constexpr int KERNEL_ROWS = Layer::KERNEL_ROWS, KERNEL_COLUMNS = Layer::KERNEL_COLUMNS;
   static constexpr int STEP_ROWS = 1, STEP_COLUMNS = 1, WINDOW_ROWS = 1, WINDOW_COLUMNS = 1;
   static constexpr int CELL_ROWS = Layer::HEIGHT, CELL_COLUMNS = Layer::WIDTH;
@@ -95,13 +95,20 @@ struct Convolution {
   static constexpr bool FEW =
       LEFT_ITEMS + RIGHT_ITEMS <= 4 * THREADS && TAP_ROWS == Left::TAP_ROWS && M_TILES * N_TILES <= 2;
 
-  // Shared memory: the pixel of each row, then the patch and the weights, and after them the sums in their place.
+  // Shared memory: the pixel of each row, the patch, the weights. Sums take the place of the patch, and that of the weights
+  // too where they are staged for each tile. KEEPS_WEIGHTS: a block stages all weights once, and has all of its tiles with
+  // them.
   static constexpr int N_PITCH = N + 1;  // vectors from a group of weights to the next
-  static constexpr int LEFT_VECTORS = CHUNK * Left::PITCH, RIGHT_VECTORS = TAPS * CHUNK * N_PITCH;
+  static constexpr int PARTS = Spec::KEEPS_WEIGHTS ? CHUNKS * (Left::TAP_ROWS / TAP_ROWS) : 1;
+  static constexpr int PART_VECTORS = TAPS * CHUNK * N_PITCH;
+  static constexpr int LEFT_VECTORS = CHUNK * Left::PITCH, RIGHT_VECTORS = PARTS * PART_VECTORS;
   static constexpr int LEFT_BYTES = LEFT_VECTORS * P::COUNT * P::VECTOR_BYTES;
   static constexpr int RIGHT_BYTES = RIGHT_VECTORS * P::COUNT * P::VECTOR_BYTES;
   static constexpr int SUM_PITCH = M + 4;  // floats from a column of sums to the next: fragments meet no bank twice
-  static constexpr int BYTES = M * 4 + larger_of(LEFT_BYTES + RIGHT_BYTES, N * SUM_PITCH * 4);
+  static constexpr int SUM_BYTES = N * SUM_PITCH * 4;
+  static constexpr int RIGHT_AT = M * 4 + (Spec::KEEPS_WEIGHTS ? larger_of(LEFT_BYTES, SUM_BYTES) : LEFT_BYTES);
+  static constexpr int BYTES = larger_of(RIGHT_AT + RIGHT_BYTES, M * 4 + SUM_BYTES);
+  static_assert(!Spec::KEEPS_WEIGHTS || (Spec::COLUMNS <= N && SPLITS == 1), "all tiles have the same weights");
 
   static constexpr int WIDE = ceil_div(Spec::COLUMNS, N);
 
@@ -118,12 +125,16 @@ struct Convolution {
                                                   unsigned* __restrict__ tickets, Finish finish) {
     int* pixels = reinterpret_cast<int*>(memory);
     char* left = memory + M * 4;
-    char* right = left + LEFT_BYTES;
+    char* right = memory + RIGHT_AT;
     float* results = reinterpret_cast<float*>(left);
     const float back = ARITHMETIC == F16X3 ? 1.0f / left_factor / right_factor : 1.0f;
     const int warp = threadIdx.x / WARP;
     const bool active = warp < WARPS_M * WARPS_N;
     const int row0 = warp % WARPS_M * M_TILES * 16, column0 = warp / WARPS_M * N_TILES * EIGHT;
+
+    // A block without a tile stages nothing: no barrier would come before what it does next with this memory.
+    if (Spec::KEEPS_WEIGHTS && static_cast<int>(blockIdx.x) < tiles(count))
+      for (int part = 0; part < PARTS; part++) stage_weights(right, weight, 0, part, right_factor);
 
     for (int job = blockIdx.x; job < tiles(count) * SPLITS; job += gridDim.x) {
       const int tile = job / SPLITS, split = job % SPLITS;
@@ -137,7 +148,8 @@ struct Convolution {
           __syncthreads();
           stage(left, right, map, weight, first, first_column, chunk * CHUNK, tap_row, left_factor, right_factor);
           __syncthreads();
-          if (active) multiply_chunk(sums, pixels, left, right, tap_row, row0, column0);
+          const int part = Spec::KEEPS_WEIGHTS ? part_of(chunk, tap_row) : 0;
+          if (active) multiply_chunk(sums, pixels, left, right, tap_row, part * PART_VECTORS, row0, column0);
         }
       __syncthreads();
       if (active)
@@ -152,6 +164,20 @@ struct Convolution {
     }
   }
 
+  // The number of the weights of a chunk and of some rows of the kernel, among all.
+  static __device__ __forceinline__ int part_of(int chunk, int tap_row) {
+    return chunk * (Left::TAP_ROWS / TAP_ROWS) + tap_row / TAP_ROWS;
+  }
+
+  // Stages one part of all weights that are kept.
+  static __device__ __forceinline__ void stage_weights(char* right, const float* __restrict__ weight, int column,
+                                                       int part, float factor) {
+    constexpr int EACH = Left::TAP_ROWS / TAP_ROWS;
+    for_eights<THREADS, RIGHT_ITEMS, 2>(
+        [&](int i) { return load_weights(weight, column, part / EACH * CHUNK, part % EACH * TAP_ROWS, i); },
+        [&](int i, const Eight& eight) { store_weights(right, part * PART_VECTORS, i, eight, factor); });
+  }
+
   // Stages the patch of a chunk, with the first rows of the kernel, and the weights of some rows.
   static __device__ __forceinline__ void stage(char* left, char* right, const typename Spec::Map& map,
                                                const float* __restrict__ weight, int first, int column, int group,
@@ -161,8 +187,10 @@ struct Convolution {
       Left::template store<ARITHMETIC, CHUNK, CHUNK>(left, i, eight, left_factor);
     };
     const auto load_right = [&](int i) { return load_weights(weight, column, group, tap_row, i); };
-    const auto store_right = [&](int i, const Eight& eight) { store_weights(right, i, eight, right_factor); };
-    if constexpr (FEW) {
+    const auto store_right = [&](int i, const Eight& eight) { store_weights(right, 0, i, eight, right_factor); };
+    if constexpr (Spec::KEEPS_WEIGHTS) {
+      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, 2>(load_left, store_left);
+    } else if constexpr (FEW) {
       // all loads of a thread before its first store
       for_eights<THREADS, LEFT_ITEMS + RIGHT_ITEMS, 4>(
           [&](int i) { return i < LEFT_ITEMS ? load_left(i) : load_right(i - LEFT_ITEMS); },
@@ -193,13 +221,15 @@ struct Convolution {
     return Spec::weights(weight, column + own.n, (group + own.staged) * EIGHT, tap_row * Left::TAP_COLUMNS + own.tap);
   }
 
-  static __device__ __forceinline__ void store_weights(char* region, int i, const Eight& eight, float factor) {
+  static __device__ __forceinline__ void store_weights(char* region, int first, int i, const Eight& eight,
+                                                       float factor) {
     const Item own = item(i);
-    P::store(region, RIGHT_VECTORS, (own.tap * CHUNK + own.staged) * N_PITCH + own.n, eight, factor);
+    P::store(region, RIGHT_VECTORS, first + (own.tap * CHUNK + own.staged) * N_PITCH + own.n, eight, factor);
   }
 
   static __device__ __forceinline__ void multiply_chunk(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, const int* pixels,
-                                                        char* left, char* right, int tap_row, int row0, int column0) {
+                                                        char* left, char* right, int tap_row, int part, int row0,
+                                                        int column0) {
     if constexpr (P::SPLIT) {
 #if HAS_PLANES
       // Which row of a matrix each lane names: rows of 16 positions and two groups; two tiles of columns and two groups.
@@ -210,7 +240,7 @@ struct Convolution {
         rows[m] = at_left + (pixels[row0 + m * 16 + lane % 16] + lane / 16 * Left::PITCH + tap_row * Left::ROW) * 16;
       UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++) {
         const int column = column0 + n * 16 + lane % EIGHT + (n * 2 + 1 < N_TILES ? lane / 16 * EIGHT : 0);
-        columns[n] = at_right + (lane / EIGHT % 2 * N_PITCH + column) * 16;
+        columns[n] = at_right + (part + lane / EIGHT % 2 * N_PITCH + column) * 16;
       }
       ROLLED_FOR(int i = 0; i < TAP_ROWS; i++)
         UNROLL_FOR(int j = 0; j < Left::TAP_COLUMNS; j++)
@@ -226,7 +256,7 @@ struct Convolution {
         for (int j = 0; j < Left::TAP_COLUMNS; j++)
           for (int pair = 0; pair < CHUNK; pair += 2) {
             const int pixel = (tap_row + i) * Left::ROW + j + pair * Left::PITCH;
-            const int vector = ((i * Left::TAP_COLUMNS + j) * CHUNK + pair) * N_PITCH + column0;
+            const int vector = part + ((i * Left::TAP_COLUMNS + j) * CHUNK + pair) * N_PITCH + column0;
             multiply_floats(
                 sums,
                 [&](int m, int row, int k) {

@@ -14,6 +14,7 @@ from cnnlib.layers.pairs import Pair
 from cnnlib.stages.fused import by_direction, cannot_fuse
 from cnnlib.stages.tuned.graph.options import VECTOR_BYTES, product_options
 from cnnlib.stages.tuned.graph.tiles import (
+    BLOCKS,
     GradientTile,
     ProductTile,
     Windows,
@@ -134,6 +135,11 @@ class GraphConv(GpuOperator):
         errors = self.errors_tile.shared_bytes if self.errors_tile else 0
         return max(errors, self.gradient_tile.shared_bytes)
 
+    def blocks(self, jobs: int, tile: ProductTile | None) -> int:
+        """Blocks of a launch: those that keep their weights are as many as are resident."""
+        resident = BLOCKS * self.limits.multiprocessors
+        return min(jobs, resident) if tile and tile.keeps_weights else jobs
+
     def too_large(self) -> Unsupported:
         return self.unsupported(
             f"no tile of its products fits {self.limits.shared_bytes} bytes of shared memory"
@@ -192,7 +198,7 @@ class GraphConv(GpuOperator):
         return [
             self.launch_blocks(
                 "forward",
-                tile.jobs,
+                self.blocks(tile.jobs, tile),
                 *(*maps, *scratch, *b.draws, count),
                 shared_bytes=tile.shared_bytes,
             )
@@ -215,7 +221,7 @@ class GraphConv(GpuOperator):
             *launches,
             self.launch_blocks(
                 "backward",
-                jobs,
+                self.blocks(jobs, self.errors_tile),
                 *(b.target_errors, b.target, self.winners, b.source, weight),
                 *(source_errors, source_peak, b.partial_sums),
                 *(self.partials, self.tickets, self.peak, count, groups),

@@ -44,6 +44,10 @@ TAPS_AT_ONCE = 9
 """Taps of a kernel whose weights are staged together at most; else those of one of its rows."""
 UNFOLDING = 1.5
 """How many times as many products as terms a layer may cost before it is unfolded instead."""
+BLOCKS = 2
+"""Blocks of a multiprocessor, for which the kernels have registers."""
+MANY_TILES = 4
+"""Tiles of a block from which on it stages all weights once, and not with each of them."""
 FEW_VECTORS = 96
 """Rows and columns up to which twice as many channels are staged at a time."""
 TWO_BLOCKS = 100 * 1024
@@ -167,6 +171,8 @@ class ProductTile:
     """Rows and columns of what the positions see; (0, 0) where they are unfolded."""
     splits: int
     """Blocks that share the terms of one tile."""
+    keeps_weights: bool
+    """Whether a block stages all weights once, for all of its tiles."""
     tiles: int
     """Tiles of a whole batch."""
     shared_bytes: int
@@ -183,6 +189,7 @@ class ProductTile:
             f"{product}_PATCH_ROWS": self.patch[0],
             f"{product}_PATCH_COLUMNS": self.patch[1],
             f"{product}_SPLITS": self.splits,
+            f"{product}_KEEPS_WEIGHTS": int(self.keeps_weights),
         }
 
     def chunks(self, windows: Windows) -> int:
@@ -191,7 +198,7 @@ class ProductTile:
 
     @property
     def jobs(self) -> int:
-        """Blocks that have work at once."""
+        """Parts of the product that blocks can have at once."""
         return self.tiles * self.splits
 
     @property
@@ -220,7 +227,25 @@ def product_tile(
         return None
     if smallest:
         return min(found, key=lambda tile: (tile.rows * tile.columns, -tile.splits))
-    return min(found, key=lambda tile: _cycles(tile, windows, limits))
+    best = min(found, key=lambda tile: _cycles(tile, windows, limits))
+    return _keeping(best, windows, columns, limits, vector_bytes)
+
+
+def _keeping(
+    tile: ProductTile, windows: Windows, columns: int, limits: Limits, vector_bytes: int
+) -> ProductTile:
+    """The tile with all weights kept in shared memory, if they fit and a block has many tiles."""
+    few = tile.tiles < MANY_TILES * BLOCKS * limits.multiprocessors
+    if few or columns > tile.columns or tile.splits > 1:
+        return tile
+    taps = 1 if tile.unfold else windows.taps
+    pixels = (tile.rows if tile.unfold else math.prod(tile.patch)) | 1
+    weights = tile.chunks(windows) * taps * tile.chunk * (tile.columns + 1) * vector_bytes
+    sums = tile.columns * (tile.rows + 4) * 4
+    shared = tile.rows * 4 + max(tile.chunk * pixels * vector_bytes, sums) + weights
+    if shared > _room(limits):
+        return tile
+    return replace(tile, keeps_weights=True, shared_bytes=shared)
 
 
 def _split(tile: ProductTile, windows: Windows, limits: Limits) -> Iterator[ProductTile]:
@@ -276,7 +301,9 @@ def _tiles(
         pixels = (rows if unfold else math.prod(patch)) | 1
         vectors = chunk * pixels + tap_rows * seen.kernel[1] * chunk * (width + 1)
         shared = rows * 4 + max(vectors * vector_bytes, width * (rows + 4) * 4)
-        yield ProductTile(rows, width, warps_high, chunk, tap_rows, unfold, patch, 1, tiles, shared)
+        yield ProductTile(
+            rows, width, warps_high, chunk, tap_rows, unfold, patch, 1, False, tiles, shared
+        )
 
 
 @dataclass(frozen=True)
