@@ -17,7 +17,8 @@ from cnnlib.stages.tuned.graph import (
     ProductOptions,
     tiles,
 )
-from cnnlib.stages.tuned.graph.tiles import Windows, product_tile
+from cnnlib.stages.tuned.graph.tiles import product_tile
+from cnnlib.stages.tuned.graph.windows import Windows
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
 from tests.stages.test_other_gpus import ptx

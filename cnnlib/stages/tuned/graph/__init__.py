@@ -3,6 +3,7 @@
 A convolution or a fully connected layer takes along the activation, subsampling and dropout that
 follow it, forward and backward; the errors of its sums are made of those of its target when a
 kernel needs them. What none of these operators takes is served by those of stage gemm_cuda.
+  windows.py    a convolution as its products see it
   tiles.py      which part of a product a block makes
   options.py    the arithmetic of the products
   operators.py  the launches

@@ -17,10 +17,10 @@ from cnnlib.stages.tuned.graph.tiles import (
     BLOCKS,
     GradientTile,
     ProductTile,
-    Windows,
     gradient_tile,
     product_tile,
 )
+from cnnlib.stages.tuned.graph.windows import Windows
 
 FEW_ERRORS = 64
 """Errors of an image that every block reads to find the largest, which a launch would cost more."""
