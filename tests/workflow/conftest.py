@@ -12,6 +12,7 @@ import pytest
 
 from cnnlib.paths import ROOT
 from tests.support.ahead import Ahead, Program, begins
+from workflow.glue import modules
 
 PARTS = ("Snakefile", "config.yaml", "cnnlib", "kernels", "workflow", "tests/tiny.yaml")
 
@@ -19,6 +20,12 @@ PARTS = ("Snakefile", "config.yaml", "cnnlib", "kernels", "workflow", "tests/tin
 def digest(path: Path) -> str:
     """SHA-256 of a file: two files are compared without printing their difference."""
     return sha256(path.read_bytes()).hexdigest()
+
+
+def usual(folder: str) -> list[str]:
+    """The figures or tables that are not about certain stages alone."""
+    names = modules.names(folder)
+    return [name for name in names if not modules.constant(folder, name, "STAGES")]
 
 
 @dataclass

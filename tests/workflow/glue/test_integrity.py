@@ -15,7 +15,7 @@ from cnnlib.measuring.freshness import MOST_LINES, is_sound
 from cnnlib.paths import ROOT
 from tests.support.mirrors import arrays, spec_of, write_files
 from tests.support.toys import SETTINGS, toy_config, toy_data
-from tests.workflow.conftest import Checkout, digest
+from tests.workflow.conftest import Checkout, digest, usual
 from workflow.glue import integrity, modules
 from workflow.glue.integrity import MADE, Made, data_again
 
@@ -230,9 +230,9 @@ def test_few_lines_are_said_of_many_files() -> None:
 def test_every_figure_and_table_is_recorded(finished: Checkout) -> None:
     made = json.loads((finished.folder / "results" / MADE).read_text())
     files = {Path(path).name for path in made}
-    for name in modules.names("figures"):
+    for name in usual("figures"):
         assert {f"{name}.png", f"{name}.svg"} <= files
         for read in modules.raw_tables("figures", name):
             assert f"{read}.csv" in files
-    for name in modules.names("tables"):
+    for name in usual("tables"):
         assert {f"{name}.csv", f"{name}.md"} <= files
