@@ -45,7 +45,7 @@ def lab(color: Color, seen: npt.NDArray[np.float64] | None = None) -> npt.NDArra
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(COMPARED, 2), ids="-".join)
+@pytest.mark.parametrize("pair", [*itertools.combinations(COMPARED, 2)], ids="-".join)
 def test_what_is_compared_stays_apart(pair: tuple[str, str]) -> None:
     one, other = (style.mark(stage).color for stage in pair)
     for seen in (None, DEUTERANOPIA):
