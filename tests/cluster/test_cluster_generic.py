@@ -74,8 +74,8 @@ def test_the_experiment_through_qsub(checkout: Checkout, pbs: Path) -> None:
     assert (checkout.folder / "results/figures/speedup.png").stat().st_size > 0
     asked = [path.read_text() for path in sorted((pbs.parent / "jobs").glob("*/asked"))]
     timed = [line for line in asked if "place=exclhost" in line]
-    # two runs, and one of them again
-    assert len(timed) == 3
+    # the probe, by which figures know the machine's limits, and two runs; one of them again
+    assert len(timed) == 4
     assert done.stdout.count("Trying to restart job") == 1
     assert all("ncpus=16:" in line and "-q gpuq" in line for line in timed)
     assert {"ngpus=1" in line for line in timed} == {True, False}  # fused takes one, gemm none

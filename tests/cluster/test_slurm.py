@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -136,14 +137,16 @@ def test_the_experiment_through_slurm(checkout: Checkout, tmp_path: Path) -> Non
     assert states.pop(cancelled) == "CANCELLED"
     assert set(states.values()) == {"COMPLETED"}
     timed = [job for job in jobs() if job["Partition"] == "gpu" and job["JobId"] != cancelled]
-    assert len(timed) == 2  # a run of each stage; the cancelled one is among them once more
+    # the probe and a run of each stage; the cancelled one is among them once more
+    assert len(timed) == 3
     assert {job["NodeList"] for job in timed} == {"gpu1"}
     # jobs have their part of the node alone, and no more than they asked for
     assert {(job["MinCPUsNode"], job["NumCPUs"]) for job in timed} == {("16", "16")}
     spans = sorted((job["StartTime"], job["EndTime"]) for job in timed)
-    assert spans[0][1] <= spans[1][0], "two were timed at once"
-    # the GPU stage sees one GPU alone: the neighbour has the other
-    assert sorted(job.get("JOB_GRES", "") for job in timed) == ["(null)", "gpu:1"]
+    for before, after in pairwise(spans):
+        assert before[1] <= after[0], "two were timed at once"
+    # the probe and the GPU stage see one GPU alone: the neighbour has the other
+    assert sorted(job.get("JOB_GRES", "") for job in timed) == ["(null)", "gpu:1", "gpu:1"]
     assert visible(checkout, "fused") == "1"
     others = [job for job in jobs() if job["Partition"] != "gpu"]
     assert {job["NodeList"] for job in others} == {"cpu1"}
