@@ -56,32 +56,58 @@ __device__ __forceinline__ unsigned short to_fp16(int whole) {
   return static_cast<unsigned short>(word);
 }
 
-// Four matrices of 8 x 8 FP16, one word of each a lane: lane l names row l % 8 of matrix l / 8. All lanes of a warp.
-// As the left side of a product (16 x 16) they are upper and lower rows of the first eight terms, then of the others; as
-// the right side (16 x 8) two are the first eight terms and the others, where a row is a column of the product.
-__device__ __forceinline__ void load_matrices(unsigned (&matrix)[4], const unsigned short* row) {
 #ifdef __CUDACC__
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
-               : "r"(address)
-               : "memory");
+using SharedAddress = unsigned;
+__device__ __forceinline__ SharedAddress address_of(const void* at) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(at));
+}
 #else
-  emulated::load_matrices<false>(matrix, reinterpret_cast<uint64_t>(row));
+using SharedAddress = unsigned long long;
+inline SharedAddress address_of(const void* at) { return reinterpret_cast<SharedAddress>(at); }
+#endif
+
+// Two or four matrices of 8 x 8 numbers of 16 bits, of which a lane gets two neighbours of a row (TRANSPOSED: of a
+// column): lane l names row l % 8 of matrix l / 8. All lanes of a warp.
+template <bool TRANSPOSED, int N>
+__device__ __forceinline__ void load_matrices(unsigned (&matrix)[N], SharedAddress row) {
+  static_assert(N == 2 || N == 4, "ldmatrix.x2 or .x4");
+#ifdef __CUDACC__
+  if constexpr (N == 4) {
+    if (TRANSPOSED)
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+                   : "r"(row)
+                   : "memory");
+    else
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+                   : "r"(row)
+                   : "memory");
+  } else {
+    if (TRANSPOSED)
+      asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                   : "=r"(matrix[0]), "=r"(matrix[1])
+                   : "r"(row)
+                   : "memory");
+    else
+      asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                   : "=r"(matrix[0]), "=r"(matrix[1])
+                   : "r"(row)
+                   : "memory");
+  }
+#else
+  emulated::load_matrices<TRANSPOSED>(matrix, row);
 #endif
 }
 
-// The same with each matrix transposed: a row is a term of the product.
+// As the left side of a product (16 x 16) four matrices are upper and lower rows of the first eight terms, then of the
+// others; as the right side (16 x 8) two are the first eight terms and the others, where a row is a column of the product.
+// Transposed, a row is a term.
+__device__ __forceinline__ void load_matrices(unsigned (&matrix)[4], const unsigned short* row) {
+  load_matrices<false>(matrix, address_of(row));
+}
 __device__ __forceinline__ void load_matrices_transposed(unsigned (&matrix)[4], const unsigned short* row) {
-#ifdef __CUDACC__
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
-               : "r"(address)
-               : "memory");
-#else
-  emulated::load_matrices<true>(matrix, reinterpret_cast<uint64_t>(row));
-#endif
+  load_matrices<true>(matrix, address_of(row));
 }
 
 // sum (16 x 8) += left (16 x 16) right (16 x 8).
@@ -124,18 +150,20 @@ struct PlaneSum {
 // A power of two that brings the largest of the lanes' numbers to 2^13 or more, below 2^14, where each lane gives the
 // bits of the largest size of its own: non-negative floats are in the order of their bits. It is 1 / unscale(scale).
 // Where a number is infinite or NaN, it stays so.
-__device__ __forceinline__ float scale_of(int largest) {
+__device__ __forceinline__ float scale_of(unsigned largest) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   largest = __reduce_max_sync(0xffffffffu, largest);
 #else
   for (int bit = 16; bit; bit /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, bit));
 #endif
-  return __int_as_float(min(253, max(1, 127 + 13 + 127 - (largest >> 23))) << 23);
+  return __int_as_float(min(253, max(1, 127 + 13 + 127 - static_cast<int>(largest >> 23))) << 23);
 }
-__device__ __forceinline__ int bits_of_size(float x) { return __float_as_int(x) & 0x7fffffff; }
+__device__ __forceinline__ unsigned bits_of_size(float x) {
+  return static_cast<unsigned>(__float_as_int(x)) & 0x7fffffffu;
+}
 // The same for `count` numbers, which all lanes of a warp look through together.
 __device__ __forceinline__ float scale_of(const float* numbers, int count) {
-  int largest = 0;
+  unsigned largest = 0;
   for (int i = threadIdx.x % 32; i < count; i += 32) largest = max(largest, bits_of_size(numbers[i]));
   return scale_of(largest);
 }

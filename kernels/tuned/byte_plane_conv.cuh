@@ -188,7 +188,7 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
   static __device__ __forceinline__ void backward_weights(const Number* rows, const float* target,
                                                           const unsigned char* winners, const float* target_errors,
                                                           Accumulators& sums) {
-    int largest = 0;
+    unsigned largest = 0;
     for (int step = warp(); step < WINDOW_STEPS; step += WARPS)
       UNROLL_FOR(int n = 0; n < N_TILES; n++) largest = max(largest, bits_of_size(target_errors[place_of(step, n)]));
     const float scale = scale_of(largest);

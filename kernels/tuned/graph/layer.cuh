@@ -16,7 +16,7 @@ __device__ __forceinline__ unsigned largest_of(unsigned* largest, const float* _
   if (threadIdx.x == 0) *largest = 0;
   __syncthreads();
   unsigned own = 0;
-  for (int i : range) own = max(own, absolute_bits(values[i]));
+  for (int i : range) own = max(own, bits_of_size(values[i]));
   atomicMax(largest, own);
   __syncthreads();
   return *largest;

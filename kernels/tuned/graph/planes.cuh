@@ -14,19 +14,16 @@
 // An infinity leaves NaN in a second plane, and NaN stays NaN: nothing that went wrong is hidden.
 #pragma once
 #include "../../layers.cuh"
+#include "../../planes.cuh"
 #include "../../tensor.cuh"
-#if defined(EMULATED_TENSOR_CORES) && !defined(__CUDACC__)
-#include "../../emulated/tensor_cores.hpp"
-#endif
 
 enum Arithmetic { FFMA, TF32X3, BF16X6, F16X3 };
 
 namespace graph {
 
 constexpr int WARP = 32;
-constexpr int EIGHT = 8;          // numbers of a vector
-constexpr int K_STEP = 16;        // terms of one step of a product: two vectors
-constexpr float LATER = 2048.0f;  // the factor of F16X3's second plane
+constexpr int EIGHT = 8;    // numbers of a vector
+constexpr int K_STEP = 16;  // terms of one step of a product: two vectors
 
 // The arithmetic that takes the place of `wanted` where a device lacks it: BF16 and TF32 came with compute capability 8.0,
 // F16 with 7.5 (in products of eight terms). An emulated device multiplies floats.
@@ -71,10 +68,6 @@ __device__ __forceinline__ float peak_factor(unsigned bits) {
   return __int_as_float(min(254, max(1, 127 + 12 + 127 - exponent)) << 23);
 }
 
-__device__ __forceinline__ unsigned absolute_bits(float x) {
-  return static_cast<unsigned>(__float_as_int(x)) & 0x7fffffffu;
-}
-
 // How the numbers of an arithmetic lie in shared memory.
 template <int ARITHMETIC>
 struct Planes {
@@ -87,113 +80,14 @@ struct Planes {
                                                float factor);
 };
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
-
-using SharedAddress = unsigned;
-
-__device__ __forceinline__ SharedAddress address_of(const void* at) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(at));
-}
-
-// Two floats rounded to F16, the first one in the lower half.
-__device__ __forceinline__ unsigned to_f16(float x, float y) {
-  unsigned both;
-#if __CUDA_ARCH__ >= 800
-  asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(both) : "f"(x), "f"(y));
-#else
-  asm("{.reg .f16 a, b;\ncvt.rn.f16.f32 a, %1;\ncvt.rn.f16.f32 b, %2;\nmov.b32 %0, {a, b};}"
-      : "=r"(both)
-      : "f"(x), "f"(y));
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750 || defined(EMULATED_TENSOR_CORES)
+#define HAS_PLANES 1
 #endif
-  return both;
-}
 
-__device__ __forceinline__ Pair from_f16(unsigned both) {
-  Pair two;
-  asm("{.reg .f16 a, b;\nmov.b32 {a, b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;}"
-      : "=f"(two.x), "=f"(two.y)
-      : "r"(both));
-  return two;
-}
-
-__device__ __forceinline__ void mma_f16(Fragment& sum, const unsigned (&left)[4], const unsigned (&right)[2]) {
-#if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-      "%3};"
-      : "+f"(sum.at[0]), "+f"(sum.at[1]), "+f"(sum.at[2]), "+f"(sum.at[3])
-      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
-#else
-  UNROLL_FOR(int half = 0; half < 2; half++)
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(sum.at[0]), "+f"(sum.at[1]), "+f"(sum.at[2]), "+f"(sum.at[3])
-        : "r"(left[half * 2]), "r"(left[half * 2 + 1]), "r"(right[half]));
-#endif
-}
-
-// Matrices of 8 x 8 halves, whose rows are vectors: each lane names a row, and gets two neighbours of a row of each matrix
-// (TRANSPOSED: of a column). `address` is one of shared memory.
-template <bool TRANSPOSED>
-__device__ __forceinline__ void load_matrices(unsigned (&words)[4], unsigned address) {
-  if (TRANSPOSED)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(address));
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(address));
-}
-
-template <bool TRANSPOSED>
-__device__ __forceinline__ void load_matrices(unsigned (&words)[2], unsigned address) {
-  if (TRANSPOSED)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(words[0]), "=r"(words[1])
-                 : "r"(address));
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(words[0]), "=r"(words[1])
-                 : "r"(address));
-}
-
-#elif defined(EMULATED_TENSOR_CORES)
-
-using SharedAddress = unsigned long long;
-
-inline SharedAddress address_of(const void* at) { return reinterpret_cast<SharedAddress>(at); }
-
-inline unsigned to_f16(float x, float y) {
-  return emulated::float_to_half(x) | static_cast<unsigned>(emulated::float_to_half(y)) << 16;
-}
-
-inline Pair from_f16(unsigned both) {
-  return {emulated::half_to_float(both & 0xffffu), emulated::half_to_float(both >> 16)};
-}
-
-inline void mma_f16(Fragment& sum, const unsigned (&left)[4], const unsigned (&right)[2]) {
-  emulated::multiply_matrices(sum.at, left, right, emulated::half_to_float);
-}
-
+#if defined(EMULATED_TENSOR_CORES) && !defined(__CUDACC__)
 inline void mma_bf16(Fragment& sum, const unsigned (&left)[4], const unsigned (&right)[2]) {
   emulated::multiply_matrices(sum.at, left, right, emulated::bf16_to_float);
 }
-
-template <bool TRANSPOSED, int N>
-inline void load_matrices(unsigned (&words)[N], SharedAddress address) {
-  emulated::load_matrices<TRANSPOSED>(words, address);
-}
-
-#endif
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750 || defined(EMULATED_TENSOR_CORES)
-#define HAS_PLANES 1
-
-__device__ __forceinline__ void split_f16x2(Pair two, unsigned (&words)[2]) {
-  words[0] = to_f16(two.x, two.y);
-  const Pair large = from_f16(words[0]);
-  words[1] = to_f16((two.x - large.x) * LATER, (two.y - large.y) * LATER);
-}
-
 #endif
 
 template <int ARITHMETIC>
@@ -209,7 +103,7 @@ __device__ __forceinline__ void Planes<ARITHMETIC>::store(char* region, int vect
       const Pair two = {numbers.at[n * 2], numbers.at[n * 2 + 1]};
       unsigned words[COUNT];
 #if HAS_PLANES
-      if constexpr (ARITHMETIC == F16X3) split_f16x2({two.x * factor, two.y * factor}, words);
+      if constexpr (ARITHMETIC == F16X3) split_fp16(two.x * factor, two.y * factor, words[0], words[1]);
 #endif
       if constexpr (ARITHMETIC == BF16X6) split_bf16x3(two, words);
       UNROLL_FOR(int p = 0; p < COUNT; p++) plane[p].at[n] = words[p];
@@ -231,7 +125,7 @@ struct Sums {
 
   // Element i of a tile; `factor` undoes those of both sides.
   __device__ __forceinline__ float result(int m, int n, int i, float factor) const {
-    if (ARITHMETIC == F16X3) return fmaf(small[m][n].at[i], 1.0f / LATER, large[m][n].at[i]) * factor;
+    if (ARITHMETIC == F16X3) return fmaf(small[m][n].at[i], 1.0f / REST, large[m][n].at[i]) * factor;
     return ARITHMETIC == BF16X6 ? large[m][n].at[i] + small[m][n].at[i] : large[m][n].at[i];
   }
 };
@@ -274,7 +168,7 @@ __device__ __forceinline__ void multiply_planes(Sums<ARITHMETIC, M_TILES, N_TILE
             if constexpr (ARITHMETIC == BF16X6)
               mma_bf16(sum, rows[p][m], columns[order - p][n]);
             else
-              mma_f16(sum, rows[p][m], columns[order - p][n]);
+              mma_fp16(sum, rows[p][m], columns[order - p][n]);
           }
   }
 }

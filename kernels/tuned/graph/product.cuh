@@ -372,7 +372,7 @@ struct Errors {
                           const float error = sums[n * Product::SUM_PITCH + row];
                           const int place = (first + row) % Rows::CELLS;
                           source_errors[(image * Layer::CHANNELS + channel) * Rows::CELLS + place] = error;
-                          if (Layer::LEAVES_PEAK) largest = max(largest, absolute_bits(error));
+                          if (Layer::LEAVES_PEAK) largest = max(largest, bits_of_size(error));
                         }
                       });
     // The order of atomics is not seen in a maximum.
