@@ -206,7 +206,7 @@ class Config(Section):
     """One recipe from many seeds; null: none."""
     figures: list[Name] | None = None
     """Names of workflow/figures/NAME.py to draw; all of them if not given."""
-    address: str | None = Field(default=None, pattern=r"https?://\S+")
+    address: str | None = Field(default=None, pattern=patterns.ADDRESS)
     """Where readers of the poster find the experiment: printed on it, also as a QR code."""
 
     def dataset(self, name: str, where: str) -> DatasetSpec:

@@ -20,6 +20,8 @@ FOLDER = r"^[\w./][\w./+@,-]*$"
 """Folders; the rules' commands contain them, so that nothing in them may mean something to a shell
 or to a rule's wildcards."""
 
+ADDRESS = r"^https?://\S+$"
+"""Where a page is found."""
 WORDS = {
     NAME: "letters, digits, '_' and '-', the first a letter or a digit",
     STAGE: "letters, digits, '_' and '-', the first a letter or a digit, or be the path of a "
@@ -29,5 +31,6 @@ WORDS = {
     "file's begin with a letter or a digit",
     SHA256: "64 hexadecimal digits in lower case",
     MD5: "32 hexadecimal digits in lower case",
+    ADDRESS: "'http://' or 'https://' and what follows, without spaces",
     FOLDER: "letters, digits, '_', '.', '/', '+', '@', ',' and '-', the first not one of '+@,-'",
 }

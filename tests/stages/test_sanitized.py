@@ -103,9 +103,9 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(stage, network, batch_si
 
 PROGRAM = """
 import sys
-from cnnlib.stages import find_stage
 from tests.stages.test_sanitized import FIBER_ORDERS, digest, sanitized_networks
-stage = find_stage(sys.argv[1], "")
+from tests.support.engines import GPU_STAGES
+(stage,) = (each for each in GPU_STAGES if each.name == sys.argv[1])
 for network in sanitized_networks(stage):
     for order in FIBER_ORDERS:
         print(digest(stage, network, order, 6))
@@ -158,5 +158,6 @@ def test_nothing_for_the_sanitizers_to_report(stage, sanitized):
     assert int(code) == 0, err
     assert "Sanitizer" not in err
     digests = out.split()
+    assert digests
     assert len(digests) == 2 * len(list(sanitized_networks(stage)))
     assert digests[::2] == digests[1::2]  # forward and reverse

@@ -69,8 +69,9 @@ KEEP_WHOLE_MAPS = {
     r"which takes \d+ of \d+ bytes; stage 'ring'"
     for stage in (fused.STAGE, fused.PULL)
 } | {
-    "tuned": r"stage 'tuned' keeps an image's maps .* shared memory: those of network '{}' \(.*\) "
+    name: rf"stage '{name}' keeps an image's maps .* shared memory: those of network '{{}}' \(.*\) "
     r"need [\d,]+ bytes, and a block may have [\d,]+$"
+    for name in ("tuned", "tuned_planes")
 }
 """Stages that refuse such networks, and what they say."""
 

@@ -11,6 +11,7 @@ import pytest
 
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Setup, Stage
+from cnnlib.engine.plans import records_of
 from cnnlib.measuring import run as measuring
 from cnnlib.measuring.run import measure, single_steps
 from cnnlib.measuring.runs import Run
@@ -32,11 +33,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def measured(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Stage, type[Wrong], int], Path]:
-    """Measure a stage with a fault put over its engine."""
+    """Measure a stage, or the first of its plans, with a fault put over its engine."""
 
     def measured(stage: Stage, fault: type[Wrong], repeat: int) -> Path:
-        engine = type(f"{fault.__name__}In{stage.name}", (fault, stage.engine), {})
-        broken = dataclasses.replace(stage, engine=engine)
+        record = next(iter(records_of(stage).values()))
+        engine = type(f"{fault.__name__}In{stage.name}", (fault, record.engine), {})
+        broken = dataclasses.replace(record, engine=engine)
         monkeypatch.setattr(measuring, "find_stage", lambda name, place: broken)
         settings = toy_config(
             training=fault.training,

@@ -255,29 +255,28 @@ def test_a_sweep_goes_on_to_its_figures(fresh: Checkout, tmp_path: Path) -> None
     """This includes the measurements beside the runs, one for each GPU stage."""
     checkout = fresh.copy(tmp_path / "checkout")
     settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
+    settings["datasets"]["blobs"]["shape"] = [1, 16, 16]
     settings["networks"] = {"wide": WIDE}
     settings["sweep"] |= {
         "networks": ["wide"],
-        "stages": ["gemm", GONE],
+        "stages": ["gemm", "fused"],
         "batch_sizes": [4],
         "repeats": 1,
         "device": "emulated",
     }
-    settings["race"] |= {"network": "wide", "stages": ["gemm", GONE], "seeds": 1}
+    settings["race"] |= {"network": "wide", "stages": ["gemm", "fused"], "seeds": 1}
     settings["training"] = settings["race"]["training"] | {"epochs": 1}
     settings["figures"] = ["speedup", "transfers", "race"]
     (checkout.folder / "mine.yaml").write_text(yaml.safe_dump(settings))
     text = checkout.snakemake("figures", "tables", config="mine.yaml")
-    assert f"{GONE}, batch 4: unavailable: stage '{GONE}' cannot take conv2 of network" in text
+    assert "fused, batch 4: unavailable: stage 'fused' cannot take conv2 of network" in text
     results = checkout.folder / "results"
     for table in ("ladder", "race_summary"):
         below = (results / f"tables/{table}.md").read_text().splitlines()[-1]
-        assert below.startswith(
-            f"5 tuned, unavailable: stage '{GONE}' cannot take conv2 of network"
-        )
-        assert "its 36,928 weights" in below
+        assert below.startswith("3 fused, unavailable: stage 'fused' cannot take conv2 of network")
+        assert "takes 234496 of 232448 bytes" in below
     for name in ("epochs", "race", "transfers"):
         frame = schema.read(results / f"tables/{name}.csv", name)
-        assert set(frame.loc[frame["stage"] == GONE, "status"]) == {"unavailable"}
+        assert set(frame.loc[frame["stage"] == "fused", "status"]) == {"unavailable"}
     for figure in settings["figures"]:
         assert (results / f"figures/{figure}.png").exists()

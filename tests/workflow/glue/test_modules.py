@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cnnlib.errors import DataError
+from cnnlib.measuring import schema
 from tests.workflow.rows import epoch_rows, summarise
 from workflow.glue import modules
 
@@ -43,16 +45,18 @@ def test_a_damaged_summary_is_named_and_not_drawn(tmp_path: Path, damage: str) -
 @pytest.mark.parametrize("name", ["007", "1e5", "nan", "NA", "None", "true", "1_000", "inf"])
 def test_names_that_look_like_numbers_stay_names(tmp_path: Path, name: str) -> None:
     names = {"dataset": name, "network": name, "device": name}
-    summary = summarise(epoch_rows("naive", [[2.0]], **names), epoch_rows(name, [[1.0]], **names))
+    lines = [epoch_rows("naive", [[2.0]], **names), epoch_rows(name, [[1.0]], **names)]
+    summary, epochs = summarise(*lines), pd.concat(map(pd.DataFrame, lines))
     file = tmp_path / "summary.csv"
     summary.to_csv(file, index=False, na_rep="nan", float_format="%.9g", lineterminator="\n")
     read = modules.read_tables([file])["summary"]
     for column in ("dataset", "network", "device", "stage", "baseline"):
         assert list(read[column]) == list(summary[column])
     assert read["speedup"].tolist() == [1, 2]
-    assert f"**{name} on {name}**" in modules.load("tables", "ladder").markdown(
-        modules.load("tables", "ladder").make({"summary": read})
-    )
+    ladder = modules.load("tables", "ladder")
+    none = {name: pd.DataFrame(columns=[*schema.TABLES[name]]) for name in ("kernels", "probes")}
+    shown = ladder.markdown(ladder.make({"summary": read, "epochs": epochs, **none}))
+    assert f"**{name} on {name}, batch 8**" in shown
 
 
 def test_an_unknown_table_is_not_read(tmp_path: Path) -> None:
