@@ -17,7 +17,7 @@ medians of 19 in 20 are nearer to each other. It is FLOOR at least. The verdict 
             (a test of equivalence, as of Schuirmann, J. Pharmacokin. Biopharm. 15, 1987)
     unsure  anything else, and whatever was repeated only once in A or in B
 
-A change of a stage's code usually changes all its batch sizes, each of which alone is noisy. All
+A change of a stage's code usually changes all its batch sizes, and each of them alone is noisy. All
 together therefore have a verdict of their own: the median over the batch sizes of the logarithms of
 their ratios. Its interval is made of the same draws, its threshold of the same pairs of repeats,
 each with its median over the batch sizes.

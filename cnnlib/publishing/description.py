@@ -14,7 +14,7 @@ KEYS = ("cpu", "cores", "cpu_quota", "system", "driver", "python", "commit")
 def describe(
     name: str, note: str, tables: Iterable[Table], facts: list[RunFacts]
 ) -> dict[str, Any]:
-    """The contents of machine.json; keys of which nothing is known are left out."""
+    """The contents of machine.json; what is not known is left out."""
     by_name = {table.name: table.columns for table in tables}
     epochs, samples = by_name["epochs"], by_name["samples"]
     devices: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What must not be published: names of users and hosts, paths of somebody's disk, ids of cards.
+"""What must not be published: names of users and hosts, paths on a disk, ids of cards.
 
 They get into results by the reasons of runs that failed, by stages and data sets of one's own, and
 by variables that a scheduler sets.

@@ -77,9 +77,7 @@ struct ByteConv : ConvCommon<Layer, Threads> {
   static constexpr bool COPIES = true;
   template <class Context>
   static __device__ __forceinline__ void copy_weights(Context& c) {
-    copy_float4s(Layer::RawWeights::all(c.shared) - Layer::FIRST_WEIGHT % 4,
-                 c.parameters + (Layer::FIRST_WEIGHT - Layer::FIRST_WEIGHT % 4),
-                 ceil_div(Layer::FIRST_WEIGHT % 4 + PARAMETERS, 4));
+    Common::copy_parameters(c, Layer::RawWeights::all(c.shared));
   }
 
   template <class Context>

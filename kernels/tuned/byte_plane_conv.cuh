@@ -22,8 +22,8 @@ template <class Layer, class Threads>
 struct BytePlaneConv : ConvSums<Layer, Threads> {
   using Sums = ConvSums<Layer, Threads>;
   using Sums::BLOCK, Sums::CHANNELS, Sums::COLUMNS, Sums::FUNCTION, Sums::HEIGHT, Sums::KERNEL, Sums::MAPS,
-      Sums::OUT_AREA, Sums::OUT_COLUMNS, Sums::PARAMETERS, Sums::TEAM, Sums::TEAMS, Sums::TERMS, Sums::thread_rank,
-      Sums::WARPS, Sums::WIDTH;
+      Sums::OUT_AREA, Sums::OUT_COLUMNS, Sums::PARAMETERS, Sums::TEAM, Sums::TEAMS, Sums::TERMS, Sums::lane,
+      Sums::thread_rank, Sums::warp, Sums::WARPS, Sums::WIDTH;
   using Raw = RawBytes<CHANNELS, KERNEL, MAPS>;
   using Number = unsigned short;  // an FP16
   static constexpr int GRADIENT_PITCH = Layer::GRADIENT_PITCH;
@@ -46,16 +46,11 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
   struct Laid;
   struct LaidAgain;
 
-  static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-  static __device__ __forceinline__ int warp() { return thread_rank() / 32; }
-
   // Weights: planes (2, maps, WEIGHT_PITCH), then what is added to the sums (MAPS,) in floats.
   static constexpr bool COPIES = true;
   template <class Context>
   static __device__ __forceinline__ void copy_weights(Context& c) {
-    copy_float4s(Layer::RawWeights::all(c.shared) - Layer::FIRST_WEIGHT % 4,
-                 c.parameters + (Layer::FIRST_WEIGHT - Layer::FIRST_WEIGHT % 4),
-                 ceil_div(Layer::FIRST_WEIGHT % 4 + PARAMETERS, 4));
+    Sums::copy_parameters(c, Layer::RawWeights::all(c.shared));
   }
   template <class Context>
   static __device__ __forceinline__ void convert_weights(Context& c) {

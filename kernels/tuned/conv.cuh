@@ -31,9 +31,7 @@ struct Conv : ConvCommon<Layer, Threads> {
   static constexpr bool COPIES = true;
   template <class Context>
   static __device__ __forceinline__ void copy_weights(Context& c) {
-    copy_float4s(Layer::Weights::all(c.shared) - Layer::FIRST_WEIGHT % 4,
-                 c.parameters + (Layer::FIRST_WEIGHT - Layer::FIRST_WEIGHT % 4),
-                 ceil_div(Layer::FIRST_WEIGHT % 4 + PARAMETERS, 4));
+    Common::copy_parameters(c, Layer::Weights::all(c.shared));
   }
 
   // From a position's first source unit to that of a term; padded terms may point anywhere: their weight is 0.

@@ -66,6 +66,16 @@ struct ConvSums : LayerDefaults {
   static constexpr int PARTIALS = PARAMETERS;
 
   static __device__ __forceinline__ int thread_rank() { return Threads::thread_rank(); }
+  static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+  static __device__ __forceinline__ int warp() { return thread_rank() / 32; }
+
+  // Begins to copy weights and bias as they are, from a 16-byte boundary to another: the first lands at `target`.
+  template <class Context>
+  static __device__ __forceinline__ void copy_parameters(const Context& c, float* target) {
+    constexpr int LEAD = Layer::FIRST_WEIGHT % 4;
+    copy_float4s(target - LEAD, c.parameters + (Layer::FIRST_WEIGHT - LEAD), ceil_div(LEAD + PARAMETERS, 4));
+  }
+
   static __device__ __forceinline__ unsigned char* winners_of(float* shared, int slot) {
     return reinterpret_cast<unsigned char*>(Layer::Winners::image(shared, slot));
   }

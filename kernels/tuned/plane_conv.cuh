@@ -29,8 +29,8 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   using Sums = ConvSums<Layer, Threads>;
   using Sums::AREA, Sums::BLOCK, Sums::CHANNELS, Sums::COLUMNS, Sums::FORWARD_SPLIT_K, Sums::FULL_PITCH, Sums::FUNCTION,
       Sums::HEIGHT, Sums::KEEPS_ACTIVATED, Sums::KERNEL, Sums::MAPS, Sums::METHOD, Sums::OUT_AREA, Sums::OUT_COLUMNS,
-      Sums::PARAMETERS, Sums::ROWS, Sums::STRIDE, Sums::TARGET_SIZE, Sums::TEAM, Sums::TEAMS, Sums::TERMS,
-      Sums::thread_rank, Sums::WARPS, Sums::WIDTH, Sums::WINDOW;
+      Sums::PARAMETERS, Sums::ROWS, Sums::STRIDE, Sums::TARGET_SIZE, Sums::TEAM, Sums::TEAMS, Sums::TERMS, Sums::lane,
+      Sums::thread_rank, Sums::warp, Sums::WARPS, Sums::WIDTH, Sums::WINDOW;
   using Number = unsigned short;  // an FP16
   static constexpr int FORWARD_N_TILES = Layer::FORWARD_N_TILES, GROUP = Layer::GROUP;
   static constexpr int ROW_SHARES = Layer::ROW_SHARES, FOUND_PITCH = Layer::FOUND_PITCH;
@@ -77,8 +77,6 @@ struct PlaneConv : ConvSums<Layer, Threads> {
     Threads::template team_barrier<Site>();
   }
 
-  static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-  static __device__ __forceinline__ int warp() { return thread_rank() / 32; }
   static __device__ __forceinline__ Number* numbers(float* at) { return reinterpret_cast<Number*>(at); }
   static __device__ __forceinline__ const Number* numbers(const float* at) {
     return reinterpret_cast<const Number*>(at);
@@ -105,9 +103,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   static constexpr bool COPIES = true;
   template <class Context>
   static __device__ __forceinline__ void copy_weights(Context& c) {
-    copy_float4s(Layer::RawWeights::all(c.shared) - Layer::FIRST_WEIGHT % 4,
-                 c.parameters + (Layer::FIRST_WEIGHT - Layer::FIRST_WEIGHT % 4),
-                 ceil_div(Layer::FIRST_WEIGHT % 4 + PARAMETERS, 4));
+    Sums::copy_parameters(c, Layer::RawWeights::all(c.shared));
   }
   template <class Context>
   static __device__ __forceinline__ void convert_weights(Context& c) {

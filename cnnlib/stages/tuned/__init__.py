@@ -1,4 +1,4 @@
-"""Stage 5: two plans, of which the first that takes a network trains it.
+"""Stage 5: two plans. The first one that takes a network trains it.
 
 Plan `persistent`: one launch trains a whole epoch, and weights stay in shared memory. The data set
 lies on the GPU as bytes. Every block takes its images through the network, with as many of the

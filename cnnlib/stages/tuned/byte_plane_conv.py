@@ -6,12 +6,7 @@ from cnnlib.stages.tuned.conv import Convolution
 from cnnlib.stages.tuned.layout import SharedBuffer, SharedLayout, Threads
 from cnnlib.stages.tuned.operator import Method, Position
 from cnnlib.stages.tuned.plane_conv import EIGHT
-from cnnlib.stages.tuned.schedule import (
-    LANE_SUMS,
-    MAX_SUMS,
-    MAX_SUMS_OF_SMALL_BLOCK,
-    SMALL_BLOCK,
-)
+from cnnlib.stages.tuned.schedule import LANE_SUMS, most_sums
 
 
 class TunedBytePlaneConv(Convolution):
@@ -42,7 +37,7 @@ class TunedBytePlaneConv(Convolution):
         if (self.window, self.method) != (2, Method.MAX) or shape.kernel > EIGHT:
             raise self.unsupported("no maxima of 2 x 2 follow it, or its kernel is too wide")
         wanted = self.pairs * shape.n_tiles * LANE_SUMS
-        limit = MAX_SUMS_OF_SMALL_BLOCK if self.threads.block <= SMALL_BLOCK else MAX_SUMS
+        limit = most_sums(self.threads.block)
         if wanted > limit:
             raise self.unsupported(
                 f"its weights, and their gradient, take {wanted} registers of a thread, and "

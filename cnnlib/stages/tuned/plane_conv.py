@@ -10,11 +10,9 @@ from cnnlib.stages.tuned.operator import Position
 from cnnlib.stages.tuned.schedule import (
     LANE_SUMS,
     MAX_SCRATCH,
-    MAX_SUMS,
-    MAX_SUMS_OF_SMALL_BLOCK,
     SHORT_ROW,
-    SMALL_BLOCK,
     ConvShape,
+    most_sums,
 )
 
 EIGHT = 8
@@ -126,7 +124,7 @@ class PlaneSchedule:
 
     @classmethod
     def cheapest(cls, shape: PlaneShape, warps: int) -> "PlaneSchedule":
-        """That of the fewest cycles by an estimate, of which only the order matters: what the
+        """The one of the fewest cycles, by an estimate that is good for the order alone: what the
         multiprocessor has to move and multiply, and what its last warp waits for.
         """
         tiles = ceil_div(shape.conv.area, EIGHT)
@@ -162,7 +160,7 @@ def cannot_split(shape: PlaneShape, threads: Threads, sends_errors_back: bool) -
     """Why the products of a convolution cannot be made of planes; "" if they can."""
     conv = shape.conv
     gradient = shape.own_units(threads.team_warps) * shape.map_tiles * LANE_SUMS
-    limit = MAX_SUMS_OF_SMALL_BLOCK if threads.block <= SMALL_BLOCK else MAX_SUMS
+    limit = most_sums(threads.block)
     if gradient > limit:
         return f"its gradient takes {gradient} registers of a thread, and {limit} are free"
     if not sends_errors_back:

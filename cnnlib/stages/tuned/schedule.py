@@ -240,10 +240,13 @@ def _best(choices: Iterable[tuple[int, int]], cost: Callable[[int, int], float])
     return min(choices, key=lambda choice: (cost(*choice), choice))
 
 
+def most_sums(block: int) -> int:
+    """Registers that a thread of a block of `block` threads may spend on a gradient, at most."""
+    return MAX_SUMS_OF_SMALL_BLOCK if block <= SMALL_BLOCK else MAX_SUMS
+
+
 def gradient_limit(conv: ConvShape, block: int, warps: int) -> int:
     """Registers that a thread of a block of `block` threads may spend on a convolution's gradient,
     which `warps` can share.
     """
-    if conv.gradient_sums(warps) <= MAX_SUMS or block > SMALL_BLOCK:
-        return MAX_SUMS
-    return MAX_SUMS_OF_SMALL_BLOCK
+    return MAX_SUMS if conv.gradient_sums(warps) <= MAX_SUMS else most_sums(block)
