@@ -23,7 +23,8 @@ CONV: dict[str, Any] = {"conv": {"maps": 4, "kernel": 3}}
 LAYERS: dict[str, list[object]] = {
     "conv": [CONV],
     "conv, stride": [{"conv": {"maps": 4, "kernel": 3, "stride": 2}}],
-    "conv, padding": [{"conv": {"maps": 4, "kernel": 3, "padding": 1}}],
+    "conv, padding of the images": [{"conv": {"maps": 4, "kernel": 3, "padding": 1}}],
+    "conv, padding of other maps": [CONV, {"conv": {"maps": 4, "kernel": 3, "padding": 1}}],
     "conv, kernel or stride of [rows, columns]": [{"conv": {"maps": 4, "kernel": [3, 5]}}],
     "subsample, max or mean": [CONV, {"subsample": {"size": 2, "method": "mean"}}],
     "subsample, windows that do not divide the map": [CONV, {"subsample": 4}],

@@ -4,8 +4,13 @@
 // and so for the gradient, where deltas are in the weights' place. Where channels have deviations of their own, each
 // one's weights are scaled by that of the first channel over its own, so that one division serves all sums.
 // Source is words: each pixel and the one behind it as two BF16, so that any two neighbours are one load.
+// A border of zeros around the image is zeros of normalised numbers, and of bytes as they lie there. So where a window
+// reaches into it, the weights' sum above is that of its weights within the image alone: it depends on how far beyond
+// which sides, which makes a few biases of each map. And of the gradient, the sum of deltas is that of the positions at
+// which the weight meets the image: a term for each place of the kernel, whose numbers are those of Inside.
 // Layer has what conv_common.cuh says and: WEIGHT_PITCH (words from a map's weights to the next one's), RawWeights
-// (where the parameters arrive as they are).
+// (where the parameters arrive as they are), BORDER_ROWS and BORDER_COLUMNS (they are part of HEIGHT and WIDTH), Inside
+// (words like those of the source, of pixels that are 1 within the image and 0 in its border; or NoBuffer).
 #pragma once
 #include "conv_common.cuh"
 
@@ -31,7 +36,24 @@ struct RawBytes {
     return deviation_of(c, 0) / deviation_of(c, channel);
   }
 
-  // What is added to a map's sums after that division. raw: weights (MAPS, TERMS), then bias (MAPS,).
+  // What is added to a map's sums after that division, where windows reach `above`, `below`, `left` and `right` rows
+  // and columns beyond the image. raw: weights (MAPS, TERMS), then bias (MAPS,).
+  template <class Context>
+  static __device__ __forceinline__ float bias(const Context& c, const float* raw, int map, int above, int below,
+                                               int left, int right) {
+    float added = raw[MAPS * TERMS + map];
+#pragma unroll 1
+    for (int channel = 0; channel < CHANNELS; channel++) {
+      float sum = 0.0f;
+#pragma unroll 1
+      for (int row = above; row < KERNEL - below; row++)
+        UNROLL_FOR(int column = 0; column < KERNEL; column++)
+          if (column >= left && column < KERNEL - right)
+            sum += raw[map * TERMS + channel * AREA + row * KERNEL + column];
+      added -= mean_of(c, channel) / deviation_of(c, channel) * sum;
+    }
+    return added;
+  }
   template <class Context>
   static __device__ __forceinline__ float bias(const Context& c, const float* raw, int map) {
     float added = raw[MAPS * TERMS + map];
@@ -57,23 +79,64 @@ template <class Layer, class Threads, class Split = SplitBF16x3>
 struct ByteConv : ConvCommon<Layer, Threads> {
   using Common = ConvCommon<Layer, Threads>;
   using Common::AREA, Common::BLOCK, Common::CHANNELS, Common::COLUMNS, Common::first_term, Common::FORWARD_M_TILES,
-      Common::FULL_PITCH, Common::HEIGHT, Common::KERNEL, Common::MAPS, Common::N_TILES, Common::own_split,
-      Common::PARAMETERS, Common::POSITION_TILES, Common::ROWS, Common::TERMS, Common::thread_rank, Common::WARPS,
-      Common::WEIGHTS_SPLIT_K, Common::WIDTH;
+      Common::FULL_PITCH, Common::GRADIENT_TERMS, Common::HEIGHT, Common::KERNEL, Common::MAPS, Common::N_TILES,
+      Common::own_split, Common::PARAMETERS, Common::POSITION_TILES, Common::ROWS, Common::TERMS, Common::thread_rank,
+      Common::WARPS, Common::WEIGHTS_SPLIT_K, Common::WIDTH;
   using typename Common::Accumulators;
   using Raw = RawBytes<CHANNELS, KERNEL, MAPS>;
+  static constexpr int AREA_OF_KERNEL = Raw::AREA;
 
   // Pairs of neighbours along a row: of weights forward, of positions for the gradient. A row's last may be half empty.
   static constexpr int WEIGHT_PAIRS = ceil_div(KERNEL, 2), TERM_PAIRS = CHANNELS * KERNEL * WEIGHT_PAIRS;
   static constexpr int COLUMN_PAIRS = ceil_div(COLUMNS, 2), AREA_PAIRS = ROWS * COLUMN_PAIRS;
   static constexpr int K_TILES = ceil_div(TERM_PAIRS, 8), POSITION_K_TILES = ceil_div(AREA_PAIRS, 8);
   static constexpr int WEIGHT_PITCH = Layer::WEIGHT_PITCH;
+  static constexpr int BORDER_ROWS = Layer::BORDER_ROWS, BORDER_COLUMNS = Layer::BORDER_COLUMNS;
+  static constexpr bool BORDERED = BORDER_ROWS > 0 || BORDER_COLUMNS > 0;
   static_assert(Split::K == 16, "tiles of eight pairs");
   static_assert(Layer::STRIDE == 1 && Layer::FORWARD_SPLIT_K == 1, "there are few terms");
+  static_assert(exists<typename Layer::Inside> == BORDERED, "a border has a table of what lies within it");
+  static_assert(GRADIENT_TERMS == TERMS + 1 + (BORDERED ? AREA_OF_KERNEL : 0), "each place of the kernel is a term");
+  static_assert(!BORDERED || (ROWS >= 2 * BORDER_ROWS && COLUMNS >= 2 * BORDER_COLUMNS),
+                "no window reaches beyond two opposite sides");
   static_assert(WEIGHT_PITCH >= K_TILES * 8, "tiles of weights lie within a map's");
   static_assert(!exists<typename Layer::SourceErrors>, "the image's errors are needed by nothing");
 
-  // Weights (as words, (3, MAPS, WEIGHT_PITCH), then (MAPS,) what is added to the sums) are made of the raw parameters.
+  // What is added to the sums: of each map, (2 BORDER_ROWS + 1, 2 BORDER_COLUMNS + 1) numbers, the middle one where
+  // windows lie within the image, and those before and behind it where they reach beyond an edge.
+  struct Biases {
+    static constexpr int ACROSS = 2 * BORDER_COLUMNS + 1, OF_A_MAP = (2 * BORDER_ROWS + 1) * ACROSS;
+    static constexpr bool OF_MAP = !BORDERED;
+    static __device__ __forceinline__ int kind_of(int position, int positions, int border) {
+      return min(position, border) + max(0, position - (positions - 1 - border));
+    }
+    static __device__ __forceinline__ int index(int map, int row, int column) {
+      if (OF_MAP) return map;
+      return map * OF_A_MAP + kind_of(row, ROWS, BORDER_ROWS) * ACROSS + kind_of(column, COLUMNS, BORDER_COLUMNS);
+    }
+    template <class Context>
+    static __device__ __forceinline__ float make(const Context& c, const float* raw, int i) {
+      if (OF_MAP) return Raw::bias(c, raw, i);
+      const int beyond_rows = i % OF_A_MAP / ACROSS - BORDER_ROWS, beyond_columns = i % ACROSS - BORDER_COLUMNS;
+      return Raw::bias(c, raw, i / OF_A_MAP, max(0, -beyond_rows), max(0, beyond_rows), max(0, -beyond_columns),
+                       max(0, beyond_columns));
+    }
+  };
+
+  // Inside (HEIGHT, WIDTH): words.
+  static __device__ __forceinline__ void prepare(float* shared) {
+    if constexpr (BORDERED) {
+      const auto inside = [](int at) -> unsigned {
+        const int row = at / WIDTH - BORDER_ROWS, column = at % WIDTH - BORDER_COLUMNS;
+        return row >= 0 && row < HEIGHT - 2 * BORDER_ROWS && column >= 0 && column < WIDTH - 2 * BORDER_COLUMNS;
+      };
+      unsigned* words = reinterpret_cast<unsigned*>(Layer::Inside::all(shared));
+      for (int i = threadIdx.x; i < HEIGHT * WIDTH; i += BLOCK)
+        words[i] = inside(i) * (TWO_ONES & 0xffff) | inside(i + 1) * (TWO_ONES & 0xffff0000);
+    }
+  }
+
+  // Weights (as words, (3, MAPS, WEIGHT_PITCH), then what is added to the sums) are made of the raw parameters.
   static constexpr bool COPIES = true;
   template <class Context>
   static __device__ __forceinline__ void copy_weights(Context& c) {
@@ -100,8 +163,8 @@ struct ByteConv : ConvCommon<Layer, Threads> {
       UNROLL_FOR(int part = 0; part < 3; part++) words[(part * MAPS + map) * WEIGHT_PITCH + pair] = parts[part];
     }
     // by the last threads, which have less to do above
-    for (int map = BLOCK - 1 - threadIdx.x; map < MAPS; map += BLOCK)
-      weights[3 * MAPS * WEIGHT_PITCH + map] = Raw::bias(c, raw, map);
+    for (int i = BLOCK - 1 - threadIdx.x; i < MAPS * Biases::OF_A_MAP; i += BLOCK)
+      weights[3 * MAPS * WEIGHT_PITCH + i] = Biases::make(c, raw, i);
   }
 
   template <class Context>
@@ -140,7 +203,8 @@ struct ByteConv : ConvCommon<Layer, Threads> {
       Common::store_sums(sum, position0, scratch);
     }
     Threads::template team_barrier<ByteConv>();
-    Common::finish(weights + 3 * MAPS * WEIGHT_PITCH, target, winners, full, scratch, 1.0f / deviation);
+    Common::template finish<Biases>(weights + 3 * MAPS * WEIGHT_PITCH, target, winners, full, scratch,
+                                    1.0f / deviation);
   }
 
   template <class Context>
@@ -150,23 +214,30 @@ struct ByteConv : ConvCommon<Layer, Threads> {
     Common::unpool(Layer::Target::image(shared, slot), Common::winners_of(shared, slot),
                    Layer::TargetErrors::image(shared, slot), full);
     Threads::template team_barrier<ByteConv>();
-    backward_weights(Layer::Source::image(shared, slot), full, sums);
+    const float* inside = nullptr;
+    if constexpr (BORDERED) inside = Layer::Inside::all(shared);
+    backward_weights(Layer::Source::image(shared, slot), inside, full, sums);
   }
 
-  // sums += this image's share: deltas x bytes and, as the last term, deltas.
-  static __device__ __forceinline__ void backward_weights(const float* image, const float* full, Accumulators& sums) {
+  // sums += this image's share: deltas x bytes; as the next term, deltas; and with a border, deltas x Inside.
+  static __device__ __forceinline__ void backward_weights(const float* image, const float* inside, const float* full,
+                                                          Accumulators& sums) {
     const int split = own_split(), term0 = first_term();
     if (split >= WEIGHTS_SPLIT_K) return;
-    const unsigned* pixels = reinterpret_cast<const unsigned*>(image);
+    const unsigned *pixels = reinterpret_cast<const unsigned*>(image),
+                   *places = reinterpret_cast<const unsigned*>(inside);
 #pragma unroll 2
     for (int k = split; k < POSITION_K_TILES; k += WEIGHTS_SPLIT_K)
       Split::multiply(
           sums.tile,
           [&](int m, int row, int pair) {
-            const int term = term0 + m * 16 + row, known = min(term, TERMS - 1);
+            const int term = term0 + m * 16 + row;
+            const bool of_border = BORDERED && term > TERMS;
+            const int known = of_border ? min(term - TERMS - 1, AREA_OF_KERNEL - 1) : min(term, TERMS - 1);
             const int at = min(k * 8 + pair, AREA_PAIRS - 1);
-            const unsigned two = pixels[(known / (KERNEL * KERNEL) * HEIGHT + known / KERNEL % KERNEL) * WIDTH +
-                                        known % KERNEL + at / COLUMN_PAIRS * WIDTH + at % COLUMN_PAIRS * 2];
+            const unsigned two =
+                (of_border ? places : pixels)[(known / (KERNEL * KERNEL) * HEIGHT + known / KERNEL % KERNEL) * WIDTH +
+                                              known % KERNEL + at / COLUMN_PAIRS * WIDTH + at % COLUMN_PAIRS * 2];
             return term == TERMS ? TWO_ONES : two;
           },
           [&](int n, int pair, int map, unsigned (&words)[3]) {
@@ -190,9 +261,9 @@ struct ByteConv : ConvCommon<Layer, Threads> {
     const float* scratch = Layer::Staged::all(c.shared);
     for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
       const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS;
-      const float deltas = Common::total_of(scratch, map, TERMS);
-      partial[i] =
-          i < MAPS * TERMS ? Raw::gradient(c, Common::total_of(scratch, map, i % TERMS), deltas, i % TERMS) : deltas;
+      const bool of_weight = i < MAPS * TERMS;
+      const float deltas = Common::total_of(scratch, map, TERMS + (BORDERED && of_weight ? 1 + i % AREA_OF_KERNEL : 0));
+      partial[i] = of_weight ? Raw::gradient(c, Common::total_of(scratch, map, i % TERMS), deltas, i % TERMS) : deltas;
     }
   }
 };

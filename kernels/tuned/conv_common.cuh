@@ -17,6 +17,7 @@
 //   DATA_SPLIT_K: threads that share the maps of a row of source errors
 // Where the arrays lie:
 //   FULL_PITCH, GRADIENT_PITCH: floats from a map to the next one in Full, and in Staged
+//   GRADIENT_TERMS: terms of the gradient, behind those of a map's weights one for the bias
 //   DATA_PITCH: floats from what one of DATA_SPLIT_K threads found to what the next one did
 //   Buffers of an image: Source, Target, Winners (bytes), TargetErrors, SourceErrors (NoBuffer: nothing needs them),
 //   Full (MAPS, FULL_PITCH), Scratch; and of the block: Weights, Staged
@@ -41,6 +42,12 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 #endif
 }
 
+// What is added to all sums of a map: one number.
+struct BiasOfMap {
+  static constexpr bool OF_MAP = true;
+  static __device__ __forceinline__ int index(int map, int, int) { return map; }
+};
+
 // Sizes, and what becomes of the sums.
 template <class Layer, class Threads>
 struct ConvSums : LayerDefaults {
@@ -52,7 +59,8 @@ struct ConvSums : LayerDefaults {
   static constexpr int FUNCTION = Layer::FUNCTION, WINDOW = Layer::WINDOW, METHOD = Layer::METHOD;
   static constexpr bool KEEPS_ACTIVATED = Layer::KEEPS_ACTIVATED;
   static constexpr int FULL_PITCH = Layer::FULL_PITCH, FORWARD_SPLIT_K = Layer::FORWARD_SPLIT_K;
-  static_assert(ROWS == (HEIGHT - KERNEL) / STRIDE + 1 && COLUMNS == (WIDTH - KERNEL) / STRIDE + 1, "no padding");
+  static_assert(ROWS == (HEIGHT - KERNEL) / STRIDE + 1 && COLUMNS == (WIDTH - KERNEL) / STRIDE + 1,
+                "source includes its border");
 
   static constexpr int AREA = ROWS * COLUMNS, TERMS = CHANNELS * KERNEL * KERNEL;
   static constexpr int OUT_ROWS = ROWS / WINDOW, OUT_COLUMNS = COLUMNS / WINDOW;
@@ -96,22 +104,31 @@ struct ConvSums : LayerDefaults {
   }
 
   // What the sums become: target (TARGET_SIZE,) and what backward will ask for. scratch (FORWARD_SPLIT_K, MAPS,
-  // FULL_PITCH): the sums of each share of the terms. bias (MAPS,); the sums are multiplied by `scale`, which is
-  // positive, before.
+  // FULL_PITCH): the sums of each share of the terms. bias (MAPS,), or as Biases has them; the sums are multiplied by
+  // `scale`, which is positive, before.
+  template <class Biases = BiasOfMap>
   static __device__ __forceinline__ void finish(const float* bias, float* target, unsigned char* winners, float* full,
                                                 const float* scratch, float scale = 1.0f) {
     for (int at = thread_rank(); at < TARGET_SIZE; at += TEAM) {
       const int map = at / OUT_AREA, window = at % OUT_AREA;
+      const int row = window / OUT_COLUMNS * WINDOW, column = window % OUT_COLUMNS * WINDOW;
       const int corner = window / OUT_COLUMNS * WINDOW * COLUMNS + window % OUT_COLUMNS * WINDOW;
+      const auto added = [&](int i) { return bias[Biases::index(map, row + i / WINDOW, column + i % WINDOW)]; };
       float value[WINDOW][WINDOW];
       UNROLL_FOR(int i = 0; i < WINDOW * WINDOW; i++) value[i / WINDOW][i % WINDOW] = 0.0f;
       UNROLL_FOR(int share = 0; share < FORWARD_SPLIT_K; share++)
         add_window(value, scratch + (share * MAPS + map) * FULL_PITCH + corner);
       if (METHOD == MAX) {
         // the functions do not fall, so that the largest sum is the largest value
+        if (!Biases::OF_MAP) {
+          UNROLL_FOR(int i = 0; i < WINDOW * WINDOW; i++) {
+            float& own = value[i / WINDOW][i % WINDOW];
+            own = fmaf(own, scale, added(i));
+          }
+        }
         float largest = value[0][0];
         UNROLL_FOR(int i = 1; i < WINDOW * WINDOW; i++) largest = max_or_nan(largest, value[i / WINDOW][i % WINDOW]);
-        target[at] = activate<FUNCTION>(fmaf(largest, scale, bias[map]));
+        target[at] = activate<FUNCTION>(Biases::OF_MAP ? fmaf(largest, scale, added(0)) : largest);
         if (WINDOW == 1) continue;
         int winner = WINDOW * WINDOW - 1;
         UNROLL_FOR(int i = WINDOW * WINDOW - 2; i >= 0; i--)
@@ -121,7 +138,7 @@ struct ConvSums : LayerDefaults {
       }
       UNROLL_FOR(int i = 0; i < WINDOW * WINDOW; i++) {
         float& own = value[i / WINDOW][i % WINDOW];
-        own = activate<FUNCTION>(fmaf(own, scale, bias[map]));
+        own = activate<FUNCTION>(fmaf(own, scale, added(i)));
         if (KEEPS_ACTIVATED) full[map * FULL_PITCH + corner + i / WINDOW * COLUMNS + i % WINDOW] = own;
       }
       int winner;
@@ -151,10 +168,12 @@ struct ConvCommon : ConvSums<Layer, Threads> {
   static constexpr int WEIGHTS_WARPS = Layer::WEIGHTS_WARPS, WEIGHTS_SPLIT_K = Layer::WEIGHTS_SPLIT_K;
   static constexpr int N_TILES = ceil_div(MAPS, 8);
   static constexpr int POSITION_TILES = ceil_div(AREA, 16);
-  static constexpr int TERM_TILES = ceil_div(TERMS + 1, 16);  // the bias is a term, always 1
+  // Behind the weights' terms the bias is one, which is always 1.
+  static constexpr int GRADIENT_TERMS = Layer::GRADIENT_TERMS, TERM_TILES = ceil_div(GRADIENT_TERMS, 16);
   static constexpr int OWN_TILES = ceil_div(TERM_TILES, WEIGHTS_WARPS);
   static_assert(WEIGHTS_WARPS * WEIGHTS_SPLIT_K <= WARPS, "each warp has one share of the gradient");
-  static_assert(GRADIENT_PITCH >= TERMS + 1, "a map's gradient has a place for its bias");
+  static_assert(GRADIENT_TERMS > TERMS && GRADIENT_PITCH >= GRADIENT_TERMS,
+                "a map's gradient has a place for its bias");
   static_assert(Layer::STAGED_FLOATS >= TEAMS * WEIGHTS_SPLIT_K * N_TILES * 8 * GRADIENT_PITCH,
                 "every share of the gradient has a place in Staged");
 
@@ -191,7 +210,7 @@ struct ConvCommon : ConvSums<Layer, Threads> {
         UNROLL_FOR(int n = 0; n < N_TILES; n++)
           UNROLL_FOR(int i = 0; i < 4; i++) {
             const int term = first_term() + m * 16 + tile_row(i), map = n * 8 + tile_column(i);
-            if (term <= TERMS) own[map * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
+            if (term < GRADIENT_TERMS) own[map * GRADIENT_PITCH + term] = sums.tile[m][n].at[i];
           }
     }
   }

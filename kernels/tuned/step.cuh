@@ -16,7 +16,8 @@
 //   using Net = tuned::Network<plan, PerImage, PerBatch>;
 //   TUNED_ENTRY_POINTS(Net)
 // Plan has:
-//   Threads (team.cuh), IMAGES (that a block takes together), IMAGE_SIZE, CLASSES
+//   Threads (team.cuh), IMAGES (that a block takes together), IMAGE_SIZE, CHANNELS, WIDTH, CLASSES
+//   BORDER_ROWS, BORDER_COLUMNS: of zeros around the image where it lies in shared memory
 //   LOSS (enum Loss), WEIGHT_DECAY (a float)
 //   BYTES: the first layer takes pixels as two numbers a word, FP16 if PLANES and else BF16; without it, it takes
 //     normalised floats
@@ -125,6 +126,11 @@ struct NextImage {
   using Threads = typename Plan::Threads;
   static constexpr int TEAM = Threads::TEAM, TEAMS = Threads::TEAMS, IMAGE_SIZE = Plan::IMAGE_SIZE;
   static constexpr int PIXELS = ceil_div(IMAGE_SIZE, TEAM);
+  // The image with its border, as it lies in shared memory.
+  static constexpr int CHANNELS = Plan::CHANNELS, WIDTH = Plan::WIDTH, HEIGHT = IMAGE_SIZE / (CHANNELS * WIDTH);
+  static constexpr int BORDER_ROWS = Plan::BORDER_ROWS, BORDER_COLUMNS = Plan::BORDER_COLUMNS;
+  static constexpr int ALL_ROWS = HEIGHT + 2 * BORDER_ROWS, ALL_COLUMNS = WIDTH + 2 * BORDER_COLUMNS;
+  static constexpr int PLACES = CHANNELS * ALL_ROWS * ALL_COLUMNS, ZEROS = PLACES - IMAGE_SIZE;
   unsigned char byte[PIXELS];
   int label;
   // The image after it: already its place in the data set, so that fetching it waits for nothing. -1: there is none.
@@ -152,22 +158,51 @@ struct NextImage {
     find();
   }
 
+  // Where pixel `i` of the image lies within its border.
+  static __device__ __forceinline__ int place_of(int i) {
+    if (ZEROS == 0) return i;
+    const int line = i / WIDTH, channel = line / HEIGHT;
+    return ((2 * channel + 1) * BORDER_ROWS + line) * ALL_COLUMNS + BORDER_COLUMNS + i % WIDTH;
+  }
+  // Where number `i` of the border lies: of each channel the rows above and below, then what is beside its own rows.
+  static __device__ __forceinline__ int place_of_zero(int i) {
+    constexpr int OF_ROWS = 2 * BORDER_ROWS * ALL_COLUMNS, ALL = ZEROS ? ZEROS / CHANNELS : 1;
+    constexpr int BESIDE = BORDER_COLUMNS ? 2 * BORDER_COLUMNS : 1;
+    const int channel = i / ALL, at = i % ALL, beside = at - OF_ROWS;
+    const int row = at < OF_ROWS ? at / ALL_COLUMNS : BORDER_ROWS + beside / BESIDE;
+    const int column = at < OF_ROWS ? at % ALL_COLUMNS : beside % BESIDE;
+    return (channel * ALL_ROWS + row + (at < OF_ROWS && row >= BORDER_ROWS ? HEIGHT : 0)) * ALL_COLUMNS + column +
+           (at >= OF_ROWS && column >= BORDER_COLUMNS ? WIDTH : 0);
+  }
+
+  // As a number of the first of two in its own word, and of the second in the word before.
+  static __device__ __forceinline__ void put(unsigned short* halves, int place, unsigned short number) {
+    halves[2 * place] = number;
+    halves[place ? 2 * place - 1 : 2 * PLACES - 1] = place ? number : 0;
+  }
+
   // image: normalised floats or, with BYTES, words of a pixel and the one behind it. If there is none, an empty one, so
-  // that every team does the same; its errors will be 0.
+  // that every team does the same; its errors will be 0. The border is written each time, since other arrays lie over
+  // the image when no image is left.
   __device__ __forceinline__ void arrive(const Step& step, bool any, float* there, int* label_there) const {
     UNROLL_FOR(int n = 0; n < PIXELS; n++) {
       const int i = Threads::thread_rank() + n * TEAM;
       if (i >= IMAGE_SIZE) break;
       const int pixel = any ? byte[n] : 0;
       if (Plan::BYTES) {
-        unsigned short* halves = reinterpret_cast<unsigned short*>(there);
-        const unsigned short number = Plan::PLANES ? to_fp16(pixel) : to_bf16(pixel);
-        halves[2 * i] = number;
-        halves[i ? 2 * i - 1 : 2 * IMAGE_SIZE - 1] = i ? number : 0;
+        put(reinterpret_cast<unsigned short*>(there), place_of(i), Plan::PLANES ? to_fp16(pixel) : to_bf16(pixel));
       } else {
-        const int channel = i / (IMAGE_SIZE / Plan::CHANNELS);
-        there[i] = (float(pixel) - step.levels.template mean_of<Plan::CHANNELS>(channel)) /
-                   step.levels.template deviation_of<Plan::CHANNELS>(channel);
+        const int channel = i / (IMAGE_SIZE / CHANNELS);
+        there[place_of(i)] = (float(pixel) - step.levels.template mean_of<CHANNELS>(channel)) /
+                             step.levels.template deviation_of<CHANNELS>(channel);
+      }
+    }
+    if constexpr (ZEROS > 0) {
+      for (int i = Threads::thread_rank(); i < ZEROS; i += TEAM) {
+        if (Plan::BYTES)
+          put(reinterpret_cast<unsigned short*>(there), place_of_zero(i), 0);
+        else
+          there[place_of_zero(i)] = 0.0f;
       }
     }
     if (Threads::thread_rank() == 0) *label_there = any ? label : 0;

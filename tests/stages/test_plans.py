@@ -27,16 +27,17 @@ from tests.support.networks import awkward, build, shipped
 
 PADDED = build(
     "padded_little",
-    (2, 7, 6),
+    (2, 8, 6),
     3,
     [
+        {"conv": {"maps": 2, "kernel": 1}},
         {"conv": {"maps": 3, "kernel": 3, "padding": 1}},
         {"activation": "relu"},
         {"subsample": 2},
         {"dense": 3},
     ],
 )
-"""A network that plan persistent declines, for its padding."""
+"""A network that plan persistent declines, for the padding of its second layer."""
 
 
 def of(*records: tuple[str, Stage], compared: bool = False) -> Stage:
@@ -62,7 +63,8 @@ def test_the_first_plan_that_takes_a_network_trains_it(device: Device) -> None:
         assert "windows and strides are not square" not in str(engine.choices)
         assert "it has padding" in engine.choices["plans_declined"]["persistent"]
         assert engine.served == [
-            "conv1+activation1+subsample1: GraphConv",
+            "conv1: GraphConv",
+            "conv2+activation1+subsample1: GraphConv",
             "dense1: GraphDense",
         ]
         validate(engine, *pictures(PADDED, 4))
@@ -114,9 +116,10 @@ def test_where_no_plan_takes_a_network_all_reasons_are_given(device: Device) -> 
     small = replace(tuned.PERSISTENT, operators={})
     stage = of(("persistent", tuned.PERSISTENT), ("none", small))
     expected = (
-        "stage 'tuned' has no plan for network 'padded_little': plan persistent: stage 'tuned' has "
-        "no operator for conv1 of network 'padded_little'; conv1: it has padding; plan none: stage "
-        "'tuned' has no operator for conv1 of network 'padded_little'; it knows: nothing"
+        "stage 'tuned' has no plan for network 'padded_little': plan persistent: stage 'tuned' "
+        "cannot take conv2+activation1+subsample1 of network 'padded_little': it has padding, "
+        "which only a network's first layer may have; plan none: stage 'tuned' has no operator for "
+        "conv1 of network 'padded_little'; it knows: nothing"
     )
     for ask in (stage.engine, stage.engine.operators_on, stage.engine.source_on):
         with pytest.raises(Unsupported) as caught:

@@ -26,7 +26,7 @@ from cnnlib.stages.tuned.plan import (
 from cnnlib.stages.tuned.schedule import MAX_SUMS, MAX_SUMS_OF_SMALL_BLOCK
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
-from tests.support.engines import Limited, open_engine, pictures, training
+from tests.support.engines import Limited, on, open_engine, pictures, training
 from tests.support.networks import NETWORKS, awkward, build, examples, lenet5
 
 H100_SHARED_BYTES = 232448
@@ -134,6 +134,56 @@ def test_a_block_takes_several_images(limited: Limited, network, count: int) -> 
         assert engine.block.threads == (ONE_TEAM if count == 2 else TWO_TEAMS)
         validate(engine, *pictures(network, count))
         five_steps(engine, *pictures(network, 3 * count))
+
+
+PADDED = [
+    # bytes, by channels, whose maxima need more than their sums; each edge reached differently
+    build(
+        "uneven",
+        (3, 10, 12),
+        4,
+        [
+            {"conv": {"maps": 5, "kernel": 5, "padding": [2, 1]}},
+            {"activation": "relu"},
+            {"subsample": {"size": 2, "method": "max"}},
+            {"dense": 4},
+        ],
+    ),
+    # bytes that some windows do not meet at all; and means, which keep their activated values
+    build(
+        "far",
+        (1, 7, 7),
+        4,
+        [
+            {"conv": {"maps": 9, "kernel": 2, "padding": [0, 3]}},
+            {"activation": "scaled_tanh"},
+            {"subsample": {"size": 2, "method": "mean"}},
+            {"dense": 4},
+        ],
+    ),
+    # floats: windows beyond two opposite edges, and strides
+    build("tiny", (2, 2, 3), 4, [{"conv": {"maps": 4, "kernel": 5, "padding": 2}}, {"dense": 4}]),
+    build(
+        "strided",
+        (3, 9, 12),
+        4,
+        [{"conv": {"maps": 5, "kernel": 4, "stride": 2, "padding": [2, 1]}}, {"dense": 4}],
+    ),
+]
+"""Networks whose images have a border in shared memory."""
+
+
+@on(*PADDED)
+def test_the_first_layer_may_have_padding(limited: Limited, network) -> None:
+    """Images come into memory that others, and the gradient, have used before."""
+    device = limited(multiprocessors=2)
+    channels = network.input_shape[0]
+    levels = {} if channels == 1 else {"mean": (33.3, 90.0, 7.0)[:channels]}
+    with open_engine(STAGE, network, 19, device, **levels) as engine:
+        assert engine.operators[0].takes_bytes == (network.name in ("uneven", "far"))
+        assert engine.block.images == 16
+        validate(engine, *pictures(network, 19))
+        five_steps(engine, *pictures(network, 3 * 19))
 
 
 @pytest.mark.parametrize("count", [510, 1100])

@@ -18,11 +18,11 @@ from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.stages.tuned.layout import ALIGNMENT, Region, SharedLayout
 from cnnlib.stages.tuned.plan import BlockPlan
 from cnnlib.stages.tuned.schedule import MAX_SUMS, MAX_SUMS_OF_SMALL_BLOCK
-from tests.support.networks import LINEAR, NETWORKS, UNUSUAL, lenet5
+from tests.support.networks import LINEAR, NETWORKS, UNUSUAL, lenet5, shipped
 
 pytestmark = pytest.mark.quick
 
-ALL = [*NETWORKS.values(), *LINEAR.values(), *UNUSUAL.values()]
+ALL = [*NETWORKS.values(), *LINEAR.values(), *UNUSUAL.values(), shipped("lenet5_1998")]
 each_network = pytest.mark.parametrize("network", ALL, ids=str)
 each_batch = pytest.mark.parametrize("batch_size", [1, 64, 1024, 4096])
 
@@ -91,7 +91,7 @@ def compiler_says(source: str) -> str:
         ("REDUCE_FLOATS", 12, "all warps' stages lie in shared memory"),
         ("REDUCE_STAGES", 3, "two are multiplied at a time"),
         ("PARTIALS", 12, "partial sums lie one behind the other"),
-        ("ROWS", 5, "no padding"),
+        ("ROWS", 5, "source includes its border"),
     ],
 )
 def test_sizes_that_do_not_go_together_do_not_compile(name: str, value: int, said: str) -> None:

@@ -37,11 +37,17 @@ class Convolution(TunedOperator):
         super().__init__(planned, stage, threads, images)
         conv = planned.layer(Conv)
         self.stride = conv.stride[0]
+        self.border = conv.padding
+        if any(self.border) and not planned.is_first:
+            raise self.unsupported("it has padding, which only a network's first layer may have")
         channels, height, width = planned.source_shape
+        height, width = height + 2 * self.border[0], width + 2 * self.border[1]
         maps, rows, columns = conv.output_shape(planned.source_shape)
         self.shape = ConvShape(
-            channels, height, width, maps, conv.kernel[0], rows, columns, self.takes_bytes
+            *(channels, height, width, maps, conv.kernel[0], rows, columns, self.takes_bytes),
+            bordered=any(self.border),
         )
+        self.source_size = self.shape.source_size
         self.window, self.method = window_of(planned.layers)
         self.function = enumerator_of(planned.layers)
         # A mean over a curved activation needs the slope at every value.
@@ -105,6 +111,7 @@ class Convolution(TunedOperator):
             "KEEPS_ACTIVATED": self.keeps_activated,
             "FORWARD_SPLIT_K": self.forward_split_k,
             "FULL_PITCH": shape.full_pitch,
+            "GRADIENT_TERMS": shape.gradient_terms,
             "GRADIENT_PITCH": self.gradient_pitch,
             "FIRST_WEIGHT": self.offset,
             "FIRST_PARTIAL": position.partial,
@@ -166,6 +173,11 @@ class TunedConv(Convolution):
     def weight_floats(self) -> int:
         return self.parameters
 
+    @property
+    def table_floats(self) -> int:
+        """Offsets of the terms of a sum."""
+        return ceil_div(self.shape.terms, 8) * 8
+
     def _needs(self) -> Needs:
         shape, schedule = self.shape, self.schedule
         sums = 0 if self.keeps_activated else self.full_size
@@ -177,7 +189,7 @@ class TunedConv(Convolution):
             raw_is_used=not self.takes_bytes,
             scratch=max(schedule.forward_split_k * self.full_size, sums + back),
             staged=shares * shape.n_tiles * 8 * self.gradient_pitch,
-            tables=0 if self.takes_bytes else ceil_div(shape.terms, 8) * 8,
+            tables=self.table_floats,
         )
 
     def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
@@ -204,6 +216,23 @@ class TunedByteConv(TunedConv):
     template = "ByteConv"
     takes_bytes = True
 
+    def _check(self) -> None:
+        """Raise Unsupported too where a window may reach beyond two opposite sides at once."""
+        super()._check()
+        rows, columns = self.border
+        shape = self.shape
+        least = min(shape.height - 2 * rows, shape.width - 2 * columns)
+        if any(self.border) and least < shape.kernel - 1:
+            raise self.unsupported("windows reach beyond both sides of the image")
+
+    @property
+    def bias_floats(self) -> int:
+        """What is added to a map's sums: the same everywhere or, within a border, one number for
+        each way in which a window may reach into it.
+        """
+        rows, columns = self.border
+        return (2 * rows + 1) * (2 * columns + 1)
+
     @property
     def weight_pitch(self) -> int:
         """Words from a map's weights to the next one's: whole tiles of eight pairs, and half one
@@ -214,12 +243,26 @@ class TunedByteConv(TunedConv):
     @property
     def weight_floats(self) -> int:
         """Three words of BF16 for each pair of weights, and what is added to each map's sums."""
-        return self.shape.maps * (3 * self.weight_pitch + 1)
+        return self.shape.maps * (3 * self.weight_pitch + self.bias_floats)
+
+    @property
+    def table_floats(self) -> int:
+        """Which pixels of the source lie within the border, as words like those of an image."""
+        return self.shape.height * self.shape.width if any(self.border) else 0
 
     def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
-        return {**super().config(layout, position), "WEIGHT_PITCH": self.weight_pitch}
+        return {
+            **super().config(layout, position),
+            "WEIGHT_PITCH": self.weight_pitch,
+            "BORDER_ROWS": self.border[0],
+            "BORDER_COLUMNS": self.border[1],
+        }
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
         buffers = super().buffers(layout, position)
-        del buffers["TermOffsets"]
-        return {**buffers, "RawWeights": SharedBuffer(layout.raw_weights[self.label])}
+        table = buffers.pop("TermOffsets")
+        return {
+            **buffers,
+            "RawWeights": SharedBuffer(layout.raw_weights[self.label]),
+            "Inside": table if any(self.border) else None,
+        }

@@ -17,10 +17,16 @@ from cnnlib.stages.tuned.plane_conv import TunedPlaneConv
 @declining(other_than_square)
 def convolution(planned: Planned, stage: Stage, threads: Threads, images: int) -> Convolution:
     """The operator of a convolution: of planes where the stage's options want them and they fit, or
-    else of floats; of the image's bytes where it is the first.
+    else of floats; of the image's bytes where it is the first. An image with a border is never made
+    of planes.
     """
     given = planned, stage, threads, images
-    takes_bytes = planned.is_first and planned.layer(Conv).stride == (1, 1)
+    conv = planned.layer(Conv)
+    takes_bytes = planned.is_first and conv.stride == (1, 1)
+    if takes_bytes and any(conv.padding):
+        with suppress(Unsupported):
+            return TunedByteConv(*given)
+        return TunedConv(*given)
     if "fp16" in options_of(stage, PersistentOptions).products:
         with suppress(Unsupported):
             return TunedBytePlaneConv(*given) if takes_bytes else TunedPlaneConv(*given)

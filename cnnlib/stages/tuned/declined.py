@@ -1,4 +1,4 @@
-"""Layers that the stage does not take: windows other than plain ones, and gelu."""
+"""Layers that plan `persistent` does not take: windows other than plain ones, and gelu."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def other_than_square(layers: Sequence[Layer], source_shape: Shape) -> str:
             stride = layer.stride if isinstance(layer, Conv) else layer.strides
             if window[0] != window[1] or stride[0] != stride[1]:
                 return "its windows and strides are not square"
-            if any(layer.padding):
+            if isinstance(layer, Subsample) and any(layer.padding):
                 return "it has padding"
         if isinstance(layer, Subsample):
             if layer.strides != layer.size:

@@ -47,6 +47,8 @@ class TunedOperator(ABC):
     """Whether it takes the image's bytes, as words of two neighbours, where it is the first."""
     takes_planes: ClassVar[bool] = False
     """Whether these are FP16 instead of BF16."""
+    border: tuple[int, int] = (0, 0)
+    """Rows of zeros above and below its source, and columns beside it, that lie there with it."""
     trace: int = 0
     """Floats that it leaves of each image for the second phase."""
     partials: int = 0
@@ -62,6 +64,7 @@ class TunedOperator(ABC):
         self.offset = own[0].offset if own else 0
         """Where they begin in the flat vector."""
         self.source_size = math.prod(planned.source_shape)
+        """Floats of its source where it lies in shared memory."""
         self.target_size = math.prod(planned.target_shape)
 
     @abstractmethod

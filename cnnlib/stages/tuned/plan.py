@@ -105,10 +105,9 @@ class BlockPlan:
         self.operators: list[TunedOperator] = [
             p.operator(p, stage, self.threads, self.images) for p in planned
         ]
-        bounds = [p.start for p in planned] + [len(network.layers)]
         self.layout = lay_out(
             [operator.needs for operator in self.operators],
-            [math.prod(network.shapes[i]) for i in bounds],
+            [*(operator.source_size for operator in self.operators), math.prod(network.shapes[-1])],
             self.threads,
             self.images,
             shared_bytes,
@@ -154,6 +153,9 @@ class BlockPlan:
             "IMAGES": self.images,
             "IMAGE_SIZE": math.prod(network.input_shape),
             "CHANNELS": channels_of(network.input_shape),
+            "WIDTH": network.input_shape[-1],
+            "BORDER_ROWS": self.operators[0].border[0],
+            "BORDER_COLUMNS": self.operators[0].border[1],
             "CLASSES": network.classes,
             "BYTES": self.operators[0].takes_bytes,
             "PLANES": self.operators[0].takes_planes,

@@ -46,6 +46,8 @@ class ConvShape:
     columns: int
     takes_bytes: bool
     """Whether the source is bytes, multiplied as BF16 (kernels/tuned/byte_conv.cuh)."""
+    bordered: bool = False
+    """Whether height and width are those of bytes within a border of zeros."""
 
     @property
     def area(self) -> int:
@@ -82,9 +84,16 @@ class ConvShape:
         return ceil_div(self.area, 16 if self.takes_bytes else 8)
 
     @property
+    def gradient_terms(self) -> int:
+        """Terms of the gradient. The bias is one too; and where bytes have a border, so is the sum
+        of the deltas that a place of the kernel meets within it.
+        """
+        return self.terms + 1 + (self.kernel**2 if self.takes_bytes and self.bordered else 0)
+
+    @property
     def term_tiles(self) -> int:
-        """Tiles of 16 terms of the gradient; the bias is a term too."""
-        return ceil_div(self.terms + 1, 16)
+        """Tiles of 16 terms of the gradient."""
+        return ceil_div(self.gradient_terms, 16)
 
     @property
     def full_pitch(self) -> int:
