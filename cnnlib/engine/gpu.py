@@ -77,6 +77,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     )
 
     options_class = GpuOptions
+    gathers_ahead = False
 
     def __init__(self, stage: Stage[GpuFactory], setup: Setup, device: Device) -> None:
         super().__init__(stage, setup, device)
@@ -155,8 +156,15 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         if options.counted:
             file, constants["SHUFFLE_ROUNDS"] = "counted_batch.cuh", ROUNDS
         batch = KernelSource(cls.BATCH, file, constants)
-        parts = [batch, *(operator.source() for operator in operators)]
+        parts = [batch, *cls._operator_sources(setup, operators, options)]
         return translation_unit(parts, options.launch == "programmatic")
+
+    @classmethod
+    def _operator_sources(
+        cls, setup: Setup, operators: Sequence[GpuOperator], options: GpuOptions
+    ) -> list[KernelSource]:
+        """The kernels of a step beside those of kernels/batch.cuh."""
+        return [operator.source() for operator in operators]
 
     def _compile(self) -> Module:
         source = self._source(self.setup, self.operators, self._options)
@@ -203,7 +211,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
             segments.append((own[0].offset, size, groups, start))
             places.append((start, (groups, size)))
             start += groups * size
-        self._segment_count = len(segments)
+        self._segment_count, self._segment_list = len(segments), segments
         self._most_groups = max((groups for _, _, groups, _ in segments), default=0)
         covered = sum(size for _, size, _, _ in segments)
         self._sums_everything = covered == self.network.parameter_count
@@ -276,12 +284,16 @@ class GpuEngine(DeviceEngine[GpuFactory]):
             count,
         )
 
+    def _launched(self) -> Sequence[GpuOperator]:
+        """The operators that have launches of their own."""
+        return self.operators
+
     def _forward(self, count: int) -> list[Launch]:
-        return [launch for operator in self.operators for launch in operator.forward(count)]
+        return [launch for operator in self._launched() for launch in operator.forward(count)]
 
     def _backward(self, count: int) -> list[Launch]:
         return [
-            launch for operator in reversed(self.operators) for launch in operator.backward(count)
+            launch for operator in reversed(self._launched()) for launch in operator.backward(count)
         ]
 
     def update(self, step: int | None) -> list[Launch]:
@@ -411,13 +423,13 @@ class GpuEngine(DeviceEngine[GpuFactory]):
         batch = self.setup.batch_size
         first, labels, last = self._loaded().ends()
         yield "input", None, first
-        for operator in self.operators:
+        for operator in self._launched():
             yield "forward", operator.planned, operator.forward(batch)
         yield "loss", None, [self._loss(labels, batch)]
-        for operator in reversed(self.operators):
+        for operator in reversed(self._launched()):
             yield "backward", operator.planned, operator.backward(batch)
         yield "update", None, last
-        for operator in self.operators:
+        for operator in self._launched():
             yield "compared", operator.planned, operator.compared(batch)
 
     def _least(self, part: Part, planned: Planned | None) -> tuple[float, float]:

@@ -32,6 +32,10 @@ class Step(Protocol):
     device: Device
     module: Module
     setup: Setup
+    gathers_ahead: bool
+    """Whether `update_at` also does the next step's `gather`, so that only the first one is done by
+    a launch of its own.
+    """
 
     def normalize(self, images: DeviceArray, count: int) -> Launch: ...
     def passes(self, labels: DeviceArray) -> list[Launch]:
@@ -138,7 +142,8 @@ class CountedSteps:
         step = self._step
         self._first = step.gather(self._images, self._position, self._labels, self._rate)
         self._last = step.update_at(self._rate, self._position)
-        self._launches = [self._first, *step.passes(self._labels), *self._last]
+        first = [] if step.gathers_ahead else [self._first]
+        self._launches = [*first, *step.passes(self._labels), *self._last]
         if self._options.launch != "each":
             for steps in graph_sizes(self.count // self._batch, len(self._launches)):
                 self._graph(steps)
@@ -155,6 +160,8 @@ class CountedSteps:
 
     def run(self, piece: slice) -> None:
         steps = (piece.stop - piece.start) // self._batch
+        if self._step.gathers_ahead:
+            self._first.run()  # the update before knew no more than the images of its own piece
         if self._options.launch == "each":
             for _ in range(steps):
                 self._run_one()

@@ -24,7 +24,6 @@ The engine that chooses is cnnlib/engine/plans.py; run.json and `cnnlib plan` na
 from dataclasses import replace
 
 from cnnlib.engine import Stage
-from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.plans import EngineOfPlans, Plans
 from cnnlib.layers import Activation, Conv, Dense, Dropout, Subsample
 from cnnlib.stages.tuned import graph
@@ -59,7 +58,7 @@ GRAPH = Stage(
     title="5 tuned, graph",
     change="layer by layer, many steps in one CUDA graph; images gathered on the GPU",
     runs_on="cuda",
-    engine=GpuEngine,
+    engine=graph.GraphEngine,
     operators=graph.OPERATORS,
     options=graph.ProductOptions(launch="programmatic", gather="device"),
 )

@@ -7,11 +7,14 @@ kernel needs them. What none of these operators takes is served by those of stag
   tiles.py      which part of a product a block makes
   options.py    the arithmetic of the products
   operators.py  the launches
+  head.py       the last layers and the loss in one launch
+  engine.py     a step of these launches
 """
 
 from cnnlib.engine.gpu_operator import GpuFactory
 from cnnlib.layers import Activation, Conv, Dense, Dropout, Layer, Subsample
 from cnnlib.stages.gemm_cuda import GemmActivation, GemmDropout, GemmSubsample
+from cnnlib.stages.tuned.graph.engine import GraphEngine
 from cnnlib.stages.tuned.graph.operators import GraphConv, GraphDense
 from cnnlib.stages.tuned.graph.options import ProductOptions
 
@@ -33,4 +36,4 @@ OPERATORS: dict[tuple[type[Layer], ...], GpuFactory] = {
     (Dropout,): GemmDropout,
 }
 
-__all__ = ["OPERATORS", "GraphConv", "GraphDense", "ProductOptions"]
+__all__ = ["OPERATORS", "GraphConv", "GraphDense", "GraphEngine", "ProductOptions"]

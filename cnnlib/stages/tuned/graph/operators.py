@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from cnnlib.stages.tuned.graph.tiles import (
     product_tile,
 )
 from cnnlib.stages.tuned.graph.windows import Windows
+
+if TYPE_CHECKING:
+    from cnnlib.stages.tuned.graph.head import Head
 
 FEW_ERRORS = 64
 """Errors of an image that every block reads to find the largest, which a launch would cost more."""
@@ -55,6 +59,10 @@ class GraphConv(GpuOperator):
     errors_tile: ProductTile | None
     before: "GraphConv | None"
     """The operator of the same kind whose target is the source, if there is one."""
+    head: "Head | None" = None
+    """The last layers of the network that are one launch, of which this is the first."""
+    in_head: bool = False
+    """Whether the layer is one of those, and has no launches of its own."""
     peak_is_sought: bool
     """Whether the largest of the target's errors has to be looked for, as nothing leaves it."""
 
@@ -178,7 +186,7 @@ class GraphConv(GpuOperator):
         }
 
     def partial_groups(self, batch_size: int) -> int:
-        return self.gradient_tile.partial_sums
+        return 0 if self.in_head else self.gradient_tile.partial_sums
 
     def allocate(self, batch_size: int) -> None:
         # Kernels take all of these arrays, and those that are not needed have one element.

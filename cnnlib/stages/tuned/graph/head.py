@@ -1,0 +1,153 @@
+"""The head of a network in plan `graph`: its last fully connected layers and the loss.
+
+One launch takes images through these layers forward, makes the loss, and sends the errors back. It
+leaves values and errors of each layer in `traces`, of which the update makes the gradients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cnnlib.arithmetic import ceil_div
+from cnnlib.device import Limits
+from cnnlib.engine.gpu_operator import THREADS, GpuOperator
+from cnnlib.engine.source import Constant, KernelSource
+from cnnlib.layers import enumerator_of
+from cnnlib.stages.tuned.graph.operators import GraphDense
+from cnnlib.stages.tuned.graph.options import ProductOptions
+
+MOST_LAYERS = 3
+"""Layers of a head, at most: kernels/tuned/graph/head.cuh has names for as many."""
+MOST_IMAGES = 8
+"""Images that a block has at a time, at most: each of its warps has the loss of one."""
+
+
+@dataclass(frozen=True)
+class HeadLayer:
+    """A fully connected layer of a head, and where its numbers are."""
+
+    inputs: int
+    units: int
+    function: str
+    offset: int
+    """Of its weights in the vector of all parameters."""
+    values: int
+    """Of its source (batch, inputs) in the traces."""
+    errors: int
+    """Of the errors of its sums (batch, units) in the traces."""
+
+    @property
+    def size(self) -> int:
+        return self.inputs * self.units + self.units
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last layers of a network, from operator `start` on, with batches of one size."""
+
+    start: int
+    layers: tuple[HeadLayer, ...]
+    images: int
+    """Images that a block has at a time."""
+    traces: int
+    """Floats of all layers' traces."""
+    leaves_peak: bool
+    """Whether the layer before wants to know its largest error."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """What LastLayers of kernels/tuned/graph/head.cuh has in shared memory."""
+        layers = self.layers
+        weights = sum(_fours(layer.size) for layer in layers)
+        values = sum(_fours(layer.inputs) + _fours(layer.units) for layer in layers)
+        logits = _fours(layers[-1].units)
+        sums = max(_parts(layer.inputs) * _fours(layer.inputs) for layer in layers)
+        return 4 * (weights + self.images * (values + logits + sums))
+
+    def source(self, loss: str, counts: bool) -> KernelSource:
+        constants: dict[str, Constant] = {
+            "THREADS": THREADS,
+            "IMAGES": self.images,
+            "LAYERS": len(self.layers),
+            "CLASSES": self.layers[-1].units,
+            "LOSS": f"graph::{loss.upper()}",
+            "FIRST": int(self.start == 0),
+            "LEAVES_PEAK": int(self.leaves_peak),
+            "COUNTS": int(counts),
+            "BYTES": self.shared_bytes,
+        }
+        for i, layer in enumerate(self.layers):
+            constants |= {
+                f"INPUTS_{i}": layer.inputs,
+                f"UNITS_{i}": layer.units,
+                f"FUNCTION_{i}": layer.function,
+                f"WEIGHTS_{i}": layer.offset,
+                f"VALUES_{i}": layer.values,
+                f"ERRORS_{i}": layer.errors,
+            }
+        return KernelSource("head", "tuned/graph/head.cuh", constants)
+
+
+def _fours(floats: int) -> int:
+    return ceil_div(floats, 4) * 4
+
+
+def _parts(inputs: int) -> int:
+    """Groups of threads that share the terms of an error that is sent back."""
+    return max(1, THREADS // (ceil_div(inputs, 32) * 32))
+
+
+def head_of(
+    operators: Sequence[GpuOperator], options: ProductOptions, batch: int, limits: Limits
+) -> Head | None:
+    """The longest head that is allowed and fits a block's shared memory; None if there is none."""
+    if batch > options.head_batch:
+        return None
+    found = None
+    for start in reversed(range(max(0, len(operators) - MOST_LAYERS), len(operators))):
+        operator = operators[start]
+        if not isinstance(operator, GraphDense) or operator.drops:
+            break
+        head = _head(operators[start:], start, batch, limits)
+        weights = sum(layer.inputs * layer.units for layer in head.layers)
+        if weights > options.head or head.shared_bytes > limits.shared_bytes:
+            break
+        found = head
+    return found
+
+
+def _head(operators: Sequence[GpuOperator], start: int, batch: int, limits: Limits) -> Head:
+    layers, place = list[HeadLayer](), 0
+    for operator in operators:
+        assert isinstance(operator, GraphDense)
+        planned = operator.planned
+        inputs, units = operator.source_map[0], operator.maps
+        own = next(p for p in planned.network.parameters if p.layer == planned.start)
+        errors = place + batch * inputs
+        function = enumerator_of(planned.layers)
+        layers.append(HeadLayer(inputs, units, function, own.offset, place, errors))
+        place = errors + batch * units
+    images = min(MOST_IMAGES, ceil_div(batch, limits.multiprocessors))
+    first = operators[0]
+    leaves_peak = isinstance(first, GraphDense) and first.before is not None
+    return Head(start, tuple(layers), images, place, leaves_peak)
+
+
+def update_shares(groups: int) -> int:
+    """Threads that add up the partial sums of one weight, where it has as many of them."""
+    return 1 if groups <= 8 else 8 if groups <= 64 else 32
+
+
+def pixels_together(image_size: int) -> int:
+    """Pixels that a thread gathers at once."""
+    return 4 if image_size % 4 == 0 else 1
+
+
+def update_blocks(segments: Sequence[Sequence[int]], gathered: int) -> int:
+    """Blocks of StepUpdate (kernels/tuned/graph/update.cuh) that have something to do."""
+    jobs = 0
+    for shares, _, size, _, _, units, inputs, _ in segments:
+        if shares == 0:
+            jobs += ceil_div(inputs + 1, 32) * ceil_div(units, 4)
+        else:
+            jobs += ceil_div(size, 4 * THREADS if shares == 1 else THREADS // shares)
+    return jobs + ceil_div(gathered, THREADS)
