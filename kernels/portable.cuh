@@ -55,7 +55,8 @@ __device__ __forceinline__ float load_l2(const float* at) {
 // kernel that is launched so may begin while the one before it in the stream still runs. Each of its threads calls
 // wait_for_previous_kernel() once, before it reads or writes anything in device memory: from there on the one before has
 // ended, with all kernels before it, and what they wrote is seen. What comes earlier may prepare shared memory and
-// registers from the kernel's arguments alone. let_next_kernel_start() is a hint: when every block has called it or has
+// registers from the kernel's arguments alone, and read what a kernel before the last one, or none, has written: every
+// kernel waits before it lets the next one begin, so that when this one begins, those before the last have ended. let_next_kernel_start() is a hint: when every block has called it or has
 // ended, the next kernel may begin in the room that is left. A source that is not launched so does not define
 // PROGRAMMATIC_LAUNCH, and both compile to nothing; so they do for a GPU before compute capability 9.0. The emulated
 // device runs kernels one after another and checks that all threads of such a kernel have waited once.

@@ -249,8 +249,10 @@ __device__ __forceinline__ void run_head(const float* __restrict__ source, const
                                          int count) {
   SHARED_LARGE(float, memory, Head::BYTES / 4);
   LastLayers<Head> own = {memory, traces, 0, count};
+  // Where all layers belong to the head, the update of these weights may be the kernel before.
+  if (Head::FIRST) wait_for_previous_kernel();
   own.template stage_weights<0>(parameters);
-  wait_for_previous_kernel();
+  if (!Head::FIRST) wait_for_previous_kernel();
   let_next_kernel_start();
   unsigned largest = 0;
   for (own.first = blockIdx.x * Head::IMAGES; own.first < count; own.first += gridDim.x * Head::IMAGES) {

@@ -13,8 +13,8 @@
 
 namespace graph {
 
-// A layer's piece of the update. With partial sums: `shares` threads add up those of a weight; partial sum g of weight i is
-// numbers[start + g size + i]. shares = 0: the gradient of weight (u, k) is the sum over images of
+// A layer's piece of the update. With partial sums: `shares` threads add up those of `units` weights; partial sum g of weight
+// i is numbers[start + g size + i]. shares = 0: the gradient of weight (u, k) is the sum over images of
 // numbers[errors_at + image units + u] numbers[start + image inputs + k], and of the errors alone for a bias.
 struct UpdateSegment {
   int shares, offset, size, groups, start, units, inputs, errors_at;
@@ -50,7 +50,7 @@ struct StepUpdate {
 
   static __device__ __forceinline__ int jobs_of(const UpdateSegment& segment) {
     if (segment.shares == 0) return ceil_div(segment.inputs + 1, TILE_INPUTS) * ceil_div(segment.units, TILE_UNITS);
-    return ceil_div(segment.size, segment.shares == 1 ? THREADS * EACH : THREADS / segment.shares);
+    return ceil_div(segment.size, THREADS / segment.shares * segment.units);
   }
 
   // The weights that a thread updates: index in the vector of all parameters, or -1.
@@ -63,7 +63,7 @@ struct StepUpdate {
         if (i < segment.size) own[e] = segment.offset + i;
       }
     } else if (segment.shares > 1) {
-      const int weights = THREADS / segment.shares, i = job * weights + thread;
+      const int weights = THREADS / segment.shares * segment.units, i = job * weights + thread;
       if (thread < weights && i < segment.size) own[0] = segment.offset + i;
     } else if (thread < TILE_UNITS * TILE_INPUTS) {
       const int wide = ceil_div(segment.inputs + 1, TILE_INPUTS);
@@ -94,24 +94,18 @@ struct StepUpdate {
       }
       return;
     }
-    constexpr int FLIGHT = 8;
-    __syncthreads();
+    constexpr int FLIGHT = 8;  // loads of a thread before it adds up the first
+    __syncthreads();           // the sums of the job before have been read
     if (segment.shares > 1) {
-      const int weights = THREADS / segment.shares, i = job * weights + thread % weights;
-      float sum = 0.0f;
-      for (int group = thread / weights; group < segment.groups; group += FLIGHT * segment.shares) {
-        float value[FLIGHT];
-        UNROLL_FOR(int g = 0; g < FLIGHT; g++) {
-          const int at = group + g * segment.shares;
-          value[g] = at < segment.groups && i < segment.size ? partials[segment.start + at * segment.size + i] : 0.0f;
-        }
-        UNROLL_FOR(int g = 0; g < FLIGHT; g++) sum += value[g];
-      }
-      sums[thread] = sum;
+      if (segment.units == 1)
+        add_shares<1>(segment, job);
+      else
+        add_shares<EACH>(segment, job);
       __syncthreads();
+      const int weights = THREADS / segment.shares * segment.units;
+      found[0] = 0.0f;
       if (thread < weights)
-        for (int other = 1; other < segment.shares; other++) sum += sums[other * weights + thread];
-      found[0] = sum;
+        for (int share = 0; share < segment.shares; share++) found[0] += sums[share * weights + thread];
       return;
     }
     const int wide = ceil_div(segment.inputs + 1, TILE_INPUTS), share = thread / LANES, lane = thread % LANES;
@@ -135,6 +129,27 @@ struct StepUpdate {
     found[0] = 0.0f;
     if (thread < TILE_UNITS * LANES)
       UNROLL_FOR(int other = 0; other < WARPS; other++) found[0] += sums[other * TILE_UNITS * LANES + thread];
+  }
+
+  // sums (shares, THREADS / shares * WEIGHTS): of every shares-th partial sum of some weights.
+  template <int WEIGHTS>
+  __device__ __forceinline__ void add_shares(const UpdateSegment& segment, int job) const {
+    constexpr int FLIGHT = 16 / WEIGHTS;
+    const int apart = THREADS / segment.shares, lane = threadIdx.x % apart, share = threadIdx.x / apart;
+    const int i = job * apart * WEIGHTS + lane;
+    float sum[WEIGHTS] = {};
+    for (int group = share; group < segment.groups; group += FLIGHT * segment.shares) {
+      float value[FLIGHT][WEIGHTS];
+      UNROLL_FOR(int g = 0; g < FLIGHT; g++)
+        UNROLL_FOR(int w = 0; w < WEIGHTS; w++) {
+          const int at = group + g * segment.shares, weight = i + w * apart;
+          const bool there = at < segment.groups && weight < segment.size;
+          value[g][w] = there ? partials[segment.start + at * segment.size + weight] : 0.0f;
+        }
+      UNROLL_FOR(int g = 0; g < FLIGHT; g++)
+        UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sum[w] += value[g][w];
+    }
+    UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sums[(share * WEIGHTS + w) * apart + lane] = sum[w];
   }
 
   // rates: with AHEAD those of all steps of a load, of which *position have begun; else the rate of this step alone.

@@ -122,13 +122,14 @@ class GraphEngine(GpuEngine):
         if not self._wide:
             return
         self._wide_list = [
-            (update_shares(groups), offset, size, groups, start, 0, 0, 0)
+            (shares, offset, size, groups, start, weights, 0, 0)
             for offset, size, groups, start in self._segment_list
+            for shares, weights in [update_shares(size, groups)]
         ]
         self._traces = self.array((self._head.traces if self._head else 1,))
         for layer in self._head.layers if self._head else ():
-            own = (0, layer.values, layer.units, layer.inputs, layer.errors)
-            self._wide_list.append((0, layer.offset, layer.size, 0, own[1], *own[2:]))
+            places = layer.values, layer.units, layer.inputs, layer.errors
+            self._wide_list.append((0, layer.offset, layer.size, 0, *places))
         self._wide_segments = self.array((len(self._wide_list), 8), np.int32)
         self._wide_segments.set(np.array(self._wide_list, np.int32))
         self._spare = self.array((1,), np.int32)

@@ -20,6 +20,11 @@ MOST_LAYERS = 3
 MOST_IMAGES = 8
 """Images that a block has at a time, at most: each of its warps has the loss of one."""
 
+FEW_GROUPS, MANY_GROUPS = 8, 64
+"""Partial sums of a weight up to which one thread adds them up, and up to which a few do."""
+MANY_SUMS = 64 * 1024
+"""Sums of a layer from which on each of its threads has several."""
+
 
 @dataclass(frozen=True)
 class HeadLayer:
@@ -132,9 +137,12 @@ def _head(operators: Sequence[GpuOperator], start: int, batch: int, limits: Limi
     return Head(start, tuple(layers), images, place, leaves_peak)
 
 
-def update_shares(groups: int) -> int:
-    """Threads that add up the partial sums of one weight, where it has as many of them."""
-    return 1 if groups <= 8 else 8 if groups <= 64 else 32
+def update_shares(size: int, groups: int) -> tuple[int, int]:
+    """How many threads add up the partial sums of how many weights, where each of `size` has
+    `groups` of them.
+    """
+    shares = 1 if groups <= FEW_GROUPS else 8 if groups <= MANY_GROUPS else 32
+    return shares, 4 if shares == 1 or size * shares >= MANY_SUMS else 1
 
 
 def pixels_together(image_size: int) -> int:
@@ -149,5 +157,5 @@ def update_blocks(segments: Sequence[Sequence[int]], gathered: int) -> int:
         if shares == 0:
             jobs += ceil_div(inputs + 1, 32) * ceil_div(units, 4)
         else:
-            jobs += ceil_div(size, 4 * THREADS if shares == 1 else THREADS // shares)
+            jobs += ceil_div(size, THREADS // shares * units)
     return jobs + ceil_div(gathered, THREADS)
