@@ -1,22 +1,17 @@
 """Numbers of the published measurements, computed from results/reference, never typed.
 
 The directive `{published-ladder}` puts the table of README.md in a page, and
-`{published-networks}` that of all shipped networks. As a program it prints the first:
-
-    python docs/_extensions/published.py
+`{published-networks}` that of all shipped networks (networks.py). docs/_extensions/rewrite.py
+writes the numbers that stand in pages.
 """
 
 import csv
 import functools
-import statistics
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import networks
 
-from cnnlib.config import load_config
 from cnnlib.peers import PEERS
 from cnnlib.stages import LADDER
 from workflow.plotting import wording
@@ -64,10 +59,10 @@ def published() -> dict[tuple[str, int], dict[str, str]]:
     }
 
 
-def accuracy(size: int) -> str:
+def accuracy(size: int, digits: int = 1) -> str:
     """What a training recognises at this batch size, median of the stages: `98.5 %`."""
     found = next(line for (_, at), line in published().items() if at == size)
-    return f"{100 * float(found['batch_accuracy']):.1f} %"
+    return f"{100 * float(found['batch_accuracy']):.{digits}f} %"
 
 
 def learning_sizes() -> list[int]:
@@ -120,34 +115,6 @@ def ladder() -> str:
     return wording.markdown_table(table)
 
 
-NETWORKS = MACHINE / "networks/epochs.csv"
-"""Raw epochs of the shipped networks at one batch size, by GPU stages and libraries."""
-
-
-def networks() -> str:
-    """Each shipped network's epoch by every GPU stage and library, and the best of both compared.
-
-    Medians over all epochs measured; a dash where a stage does not serve the network.
-    """
-    epochs: dict[str, dict[str, list[float]]] = {}
-    with NETWORKS.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            own = epochs.setdefault(line["network"], {}).setdefault(line["stage"], [])
-            if line["status"] == "ok" and line["validated"] == "true":
-                own.append(float(line["epoch_seconds"]))
-    known = {stage for own in epochs.values() for stage in own}
-    stages = [stage.name for stage in LADDER if stage.name in known]
-    peers = [stage.name for stage in PEERS if stage.name in known]
-    head = ["network", *map(wording.title, stages + peers), "best library / best stage"]
-    table = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for network in load_config([ROOT / "config.yaml"]).networks:
-        seconds = {stage: statistics.median(t) for stage, t in epochs[network].items() if t}
-        cells = [wording.duration(seconds[s]) if s in seconds else "–" for s in stages + peers]
-        best, rival = (min(seconds[s] for s in names if s in seconds) for names in (stages, peers))
-        table.append([f"`{network}`", *cells, wording.digits(rival / best, 2)])
-    return wording.markdown_table(table)
-
-
 def whole_speedup() -> str:
     """How many times as fast as the first stage the last one is at LIMITED_AT."""
     line = published()[rungs()[-1].stage, LIMITED_AT]
@@ -177,16 +144,30 @@ def peaks() -> str:
     return f"{one} TFLOP/s on one core, {many} on sixteen, {gpu} on the GPU"
 
 
-def libraries(tf32: bool) -> str:
-    """The best library's epoch over the last stage's: lowest to highest over what learns."""
-    last = rungs()[-1].stage
+def libraries(tf32: bool, learning: bool = True) -> str:
+    """The best library's epoch over the last stage's: lowest to highest over the batch sizes that
+    learn, or over all larger ones.
+    """
     peers = [stage.name for stage in PEERS if stage.name.endswith("_tf32") == tf32]
+    return f"{over_last(peers, learning)} times"
+
+
+def over_fused_and_ring() -> str:
+    """The better one's epoch over the last stage's, at the batch sizes that learn."""
+    return over_last(["fused", "ring"], learning=True)
+
+
+def over_last(stages: list[str], learning: bool) -> str:
+    """The best epoch of `stages` over the last stage's, lowest to highest: `6.8 to 8.9`."""
+    last = rungs()[-1].stage
+    learn = learning_sizes()
+    every = sorted({size for _, size in published()})
     ratios = []
-    for size in learning_sizes():
-        own = [published()[peer, size] for peer in peers if (peer, size) in published()]
-        best = min(float(line["epoch_seconds"]) for line in own)
+    for size in learn if learning else [size for size in every if size > learn[-1]]:
+        own = [published()[name, size] for name in stages if (name, size) in published()]
+        best = min(float(line["epoch_seconds"]) for line in own if line["epoch_seconds"])
         ratios.append(best / float(published()[last, size]["epoch_seconds"]))
-    return f"{min(ratios):.1f} to {max(ratios):.1f} times"
+    return f"{min(ratios):.1f} to {max(ratios):.1f}"
 
 
 def race() -> str:
@@ -207,10 +188,11 @@ def setup(app: object) -> dict[str, bool]:
         """The table of all shipped networks."""
 
         def run(self) -> list[nodes.Node]:
-            self.env.note_dependency(str(NETWORKS))
+            for path in (networks.TABLES / "libraries.csv", networks.EARLIER):
+                self.env.note_dependency(str(path))
             container = nodes.container()
             self.state.nested_parse(
-                StringList(networks().splitlines(), "results/reference"), 0, container
+                StringList(networks.whole().splitlines(), "results/reference"), 0, container
             )
             return container.children
 
@@ -229,16 +211,3 @@ def setup(app: object) -> dict[str, bool]:
     app.add_directive("published-ladder", PublishedLadder)
     app.add_directive("published-networks", PublishedNetworks)
     return {"parallel_read_safe": True}
-
-
-if __name__ == "__main__":
-    sys.stdout.write(ladder())
-    for text in (
-        peaks(),
-        libraries(tf32=False),
-        libraries(tf32=True),
-        race(),
-        whole_speedup(),
-        first_stage(),
-    ):
-        sys.stdout.write(f"{text}\n")

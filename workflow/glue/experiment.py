@@ -102,10 +102,9 @@ class Experiment:
     @functools.cached_property
     def measured_stages(self) -> set[str]:
         """Names of the stages that have rows, or will have."""
-        given = Path(self.results, "tables", ladder.OWN_FILE)
         if self.tables_are_given:
-            own = json.loads(given.read_text("utf-8")) if given.exists() else []
-            return {str(entry["name"]) for entry in own} | set(self.config.sweep.stages)
+            rows = schema.read_columns(Path(self.results, "tables", "epochs.csv"), "epochs")
+            return set(rows["stage"])
         return set(names_of(self.config.sweep.stages, "sweep.stages"))
 
     def missing(self, folder: str, name: str) -> list[str]:
