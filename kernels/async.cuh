@@ -125,6 +125,11 @@ __device__ __forceinline__ void copy_bulk(float* target, const float* source, in
                : "memory");
 }
 
+// The same, by all lanes of one warp.
+__device__ __forceinline__ void copy_bulk_by_warp(float* target, const float* source, int floats, BulkCopyBarrier& to) {
+  if (threadIdx.x % 32 == 0) copy_bulk(target, source, floats, to);
+}
+
 __device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier& of) {
   if (!of.pending) return;
   unsigned done = 0;
@@ -147,6 +152,11 @@ __device__ __forceinline__ void fence_async_proxy() {}
 __device__ __forceinline__ void expect_bytes(BulkCopyBarrier&, int) {}
 __device__ __forceinline__ void copy_bulk(float* target, const float* source, int floats, BulkCopyBarrier&) {
   copy_float4s(target, source, floats / 4);
+}
+__device__ __forceinline__ void copy_bulk_by_warp(float* target, const float* source, int floats, BulkCopyBarrier&) {
+#pragma unroll 4
+  for (int i = threadIdx.x % 32; i < floats / 4; i += 32)
+    copy_async(reinterpret_cast<Float4*>(target) + i, reinterpret_cast<const Float4*>(source) + i);
 }
 __device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier& of) {
   if (of.pending) wait_for_copies();

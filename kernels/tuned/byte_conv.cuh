@@ -255,9 +255,9 @@ struct ByteConv : ConvCommon<Layer, Threads> {
   }
 
   // The layer's partial sums = weight gradient (MAPS, TERMS), then bias gradient. After stage_gradient and a barrier.
-  template <class Context>
-  static __device__ __forceinline__ void store_gradient(Context& c, float* partials) {
-    float* partial = partials + Layer::FIRST_PARTIAL;
+  template <class Context, class Row>
+  static __device__ __forceinline__ void store_gradient(Context& c, Row partials) {
+    const Row partial = partials + Layer::FIRST_PARTIAL;
     const float* scratch = Layer::Staged::all(c.shared);
     for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
       const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS;

@@ -243,9 +243,9 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
   }
 
   // The layer's partial sums = weight gradient (MAPS, TERMS), then bias gradient. After stage_gradient and a barrier.
-  template <class Context>
-  static __device__ __forceinline__ void store_gradient(Context& c, float* partials) {
-    float* const partial = partials + Layer::FIRST_PARTIAL;
+  template <class Context, class Row>
+  static __device__ __forceinline__ void store_gradient(Context& c, Row partials) {
+    const Row partial = partials + Layer::FIRST_PARTIAL;
     const float* const staged = Layer::Staged::all(c.shared);
     for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
       const bool weight = i < MAPS * TERMS;

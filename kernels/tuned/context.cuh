@@ -54,16 +54,19 @@ struct SectionTimer {
 };
 
 // What a block works on during the first phase of a step.
-template <class Timer_>
+//
+// Row_: how numbers are left for other blocks: float*, or StampedRow (stamps.cuh).
+template <class Timer_, class Row_ = float*>
 struct Context {
   using Timer = Timer_;
+  using Row = Row_;
   float* shared;
   const float* parameters;
   Levels levels;                 // of the images
   BulkCopyBarrier& bulk_copies;  // of dense layers' weights
   Timer& timer;
   // The block takes `here` images together; their traces begin at `trace` and are `trace_stride` floats apart.
-  float* trace;
+  Row trace;
   int trace_stride, here;
   // By what dropout's masks are drawn; the block's image number i is image first + i * gridDim.x of the batch.
   Moment moment;
@@ -98,10 +101,16 @@ struct LayerDefaults {
   static __device__ __forceinline__ void copy_weights(Context&) {}
   template <class Context>
   static __device__ __forceinline__ void convert_weights(Context&) {}
+  // ...or numbers i and so on of all partial sums' weights one by one, where they come stamped.
+  static __device__ __forceinline__ void place_weight(float*, int, float) {}
   // ...and a second one, which arrives while images go through the layers before: so many bytes as a bulk copy, by the
   // threads for which begins_bulk_copies() holds; then by all threads.
   static constexpr bool STREAMS = false;
   static constexpr int BULK_BYTES = 0;
+  // Whether the layer has nothing to copy, or all that it has can be copied by one warp: weights in bulk, and the bias.
+  static constexpr bool ONE_WARP_COPIES = true;
+  template <class Context>
+  static __device__ __forceinline__ void copy_weights_by_warp(Context&) {}
   template <class Context>
   static __device__ __forceinline__ void copy_weights_in_bulk(Context&) {}
   template <class Context>
@@ -111,8 +120,8 @@ struct LayerDefaults {
   // sums.
   template <class Context>
   static __device__ __forceinline__ void stage_gradient(Context&, const Accumulators&) {}
-  template <class Context>
-  static __device__ __forceinline__ void store_gradient(Context&, float*) {}
+  template <class Context, class Row>
+  static __device__ __forceinline__ void store_gradient(Context&, Row) {}
 
   // Second phase: the tiles of the gradient that blocks sum, one at a time.
   static constexpr int TILES = 0;

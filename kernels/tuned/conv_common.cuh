@@ -48,6 +48,16 @@ struct BiasOfMap {
   static __device__ __forceinline__ int index(int map, int, int) { return map; }
 };
 
+// Where a layer's parameters arrive in shared memory: RawWeights if they are converted, or Weights.
+template <class Layer, class = void>
+struct Arrival {
+  using type = typename Layer::Weights;
+};
+template <class Layer>
+struct Arrival<Layer, std::void_t<typename Layer::RawWeights>> {
+  using type = typename Layer::RawWeights;
+};
+
 // Sizes, and what becomes of the sums.
 template <class Layer, class Threads>
 struct ConvSums : LayerDefaults {
@@ -82,6 +92,12 @@ struct ConvSums : LayerDefaults {
   static __device__ __forceinline__ void copy_parameters(const Context& c, float* target) {
     constexpr int LEAD = Layer::FIRST_WEIGHT % 4;
     copy_float4s(target - LEAD, c.parameters + (Layer::FIRST_WEIGHT - LEAD), ceil_div(LEAD + PARAMETERS, 4));
+  }
+
+  // Number i of all partial sums' weights, where it is the layer's, to where the parameters arrive.
+  static __device__ __forceinline__ void place_weight(float* shared, int i, float value) {
+    const int own = i - Layer::FIRST_PARTIAL;
+    if (own >= 0 && own < PARAMETERS) Arrival<Layer>::type::all(shared)[own] = value;
   }
 
   static __device__ __forceinline__ unsigned char* winners_of(float* shared, int slot) {
@@ -148,8 +164,9 @@ struct ConvSums : LayerDefaults {
 
   // Second phase: the sum of all blocks' partial sums.
   static constexpr int TILES = ceil_div(PARAMETERS, PARTIALS_TILE);
-  template <class Plan>
-  static __device__ __forceinline__ void reduce_tile(int tile, const Gradients& gradients, float* shared,
+  static constexpr PartialsSizes PARTIALS_SIZES = {Layer::FIRST_PARTIAL, Layer::FIRST_WEIGHT, PARAMETERS};
+  template <class Plan, class Gradients>
+  static __device__ __forceinline__ void reduce_tile(int tile, Gradients& gradients, float* shared,
                                                      const Update& update) {
     reduce_partials<Threads, Plan::PARTIALS>(gradients, Layer::FIRST_PARTIAL + tile * PARTIALS_TILE,
                                              min(PARTIALS_TILE, PARAMETERS - tile * PARTIALS_TILE), shared,

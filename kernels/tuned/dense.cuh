@@ -21,6 +21,7 @@
 // Source and its errors: (IMAGES, INPUTS); target and deltas: (IMAGES, UNITS).
 #pragma once
 #include "context.cuh"
+#include "dense_update.cuh"
 #include "reduce.cuh"
 #include "tensor.cuh"
 
@@ -98,6 +99,18 @@ struct Dense : LayerDefaults {
       for (int i : block_range(UNITS * REST))
         weights[i / max(1, REST) * WEIGHT_PITCH + INPUTS + i % max(1, REST)] = 0.0f;
     }
+  }
+
+  static constexpr bool ONE_WARP_COPIES = BULK_BYTES > 0;
+  // Weights and bias, by one warp.
+  template <class Context>
+  static __device__ __forceinline__ void copy_weights_by_warp(Context& c) {
+    const float* parameters = c.parameters + Layer::FIRST_WEIGHT;
+    float* weights = Layer::Weights::all(c.shared);
+    copy_bulk_by_warp(weights, parameters, UNITS * INPUTS, c.bulk_copies);
+#pragma unroll 1
+    for (int i = threadIdx.x % 32; i < UNITS; i += 32)
+      copy_async(weights + UNITS * WEIGHT_PITCH + i, parameters + UNITS * INPUTS + i);
   }
 
   static __device__ __forceinline__ float weight_at(const float* weights, int i) {
@@ -310,8 +323,9 @@ struct Dense : LayerDefaults {
 
   // errors (IMAGES, UNITS) *= slope, so that they are the derivative by the sums; the traces of the first `here`
   // images, `stride` floats apart, keep them, and the sources.
-  static __device__ __forceinline__ void leave_trace(const float* source, const float* target, float* errors,
-                                                     float* trace, int stride, int here) {
+  template <class Row>
+  static __device__ __forceinline__ void leave_trace(const float* source, const float* target, float* errors, Row trace,
+                                                     int stride, int here) {
 #pragma unroll 1
     for (int i = threadIdx.x; i < here * INPUTS; i += BLOCK)
       trace[i / INPUTS * stride + Layer::TRACE_SOURCE + i % INPUTS] = source[i / INPUTS * SOURCE_PITCH + i % INPUTS];
@@ -320,7 +334,9 @@ struct Dense : LayerDefaults {
       const int image = i / (UNIT_K_TILES * 8), unit = i % (UNIT_K_TILES * 8), at = image * TARGET_PITCH + unit;
       const float delta = unit < UNITS && image < here ? errors[at] * slope<FUNCTION>(target[at]) : 0.0f;
       errors[at] = delta;
-      if (unit < UNITS && image < here) trace[image * stride + Layer::TRACE_DELTA + unit] = delta;
+      // what is stamped is waited for up to whole tiles
+      if ((std::is_same<Row, StampedRow>::value || unit < UNITS) && image < here)
+        trace[image * stride + Layer::TRACE_DELTA + unit] = delta;
     }
   }
 
@@ -367,137 +383,26 @@ struct Dense : LayerDefaults {
     }
   }
 
-  // Second phase: the gradient is deltas^T x sources over the batch, in tiles of REDUCE_UNITS x REDUCE_INPUTS weights;
-  // a block makes one tile at a time. Its warps share the images (split-K), eight at a time; each warp has a
-  // pipeline of REDUCE_STAGES on their way into shared memory (cp.async, as CUTLASS's multistage pipelines of Ampere):
-  // rows of deltas and sources, an odd number of Float4s of banks apart.
+  // Second phase: dense_update.cuh.
 
-  static constexpr int REDUCE_UNITS = Layer::REDUCE_UNITS, REDUCE_INPUTS = Layer::REDUCE_INPUTS;
-  static constexpr int REDUCE_PITCH = Layer::REDUCE_PITCH, REDUCE_STAGES = Layer::REDUCE_STAGES;
-  static constexpr int STAGE = 8 * REDUCE_PITCH, WARP_STAGES = REDUCE_STAGES * STAGE, SUM_PITCH = REDUCE_INPUTS + 8;
-  static constexpr int TILES_WIDE = ceil_div(INPUTS, REDUCE_INPUTS), TILES = TILES_WIDE * ceil_div(UNITS, REDUCE_UNITS);
-  static_assert(REDUCE_UNITS == 16 && REDUCE_INPUTS == 32, "a warp's fragments");
-  static_assert(REDUCE_PITCH >= REDUCE_UNITS + REDUCE_INPUTS && REDUCE_PITCH % 8 == 0, "rows of Float4s");
-  static_assert(REDUCE_STAGES % 2 == 0, "two are multiplied at a time");
-  static_assert(WARP_STAGES >= REDUCE_UNITS * (SUM_PITCH + 1), "a warp's sums lie where its stages were");
-  static_assert(Layer::REDUCE_FLOATS >= WARPS * WARP_STAGES, "all warps' stages lie in shared memory");
+  static constexpr int TILES_WIDE = ceil_div(INPUTS, Layer::REDUCE_INPUTS),
+                       TILES = TILES_WIDE * ceil_div(UNITS, Layer::REDUCE_UNITS);
+  static_assert(Layer::REDUCE_FLOATS >= WARPS * Layer::REDUCE_STAGES * 8 * Layer::REDUCE_PITCH,
+                "all warps' stages lie in shared memory");
 
-  // A lane's part of what a tile takes of eight images' traces.
-  template <int TRACE>
-  struct Fetch {
-    static constexpr int ROW_FLOAT4S = (REDUCE_UNITS + REDUCE_INPUTS) / 4, DELTA_FLOAT4S = REDUCE_UNITS / 4;
-    static constexpr int OWN = 8 * ROW_FLOAT4S / 32;
-    const float* from[OWN];  // of the first eight
-    int image[OWN], offset[OWN];
-    bool there[OWN];
-
-    __device__ __forceinline__ Fetch(const float* traces, int unit0, int input0) {
-      UNROLL_FOR(int n = 0; n < OWN; n++) {
-        const int i = threadIdx.x % 32 + n * 32, four = i % ROW_FLOAT4S;
-        const int unit = unit0 + four * 4, input = input0 + (four - DELTA_FLOAT4S) * 4;
-        image[n] = i / ROW_FLOAT4S;
-        offset[n] = image[n] * REDUCE_PITCH + four * 4;
-        there[n] = four < DELTA_FLOAT4S ? unit < UNIT_K_TILES * 8 : input < INPUT_K_TILES * 8;
-        from[n] = traces + image[n] * TRACE +
-                  (four < DELTA_FLOAT4S ? Layer::TRACE_DELTA + unit : Layer::TRACE_SOURCE + input);
-      }
-    }
-
-    // By all lanes of a warp; zeros for images from `count` on.
-    __device__ __forceinline__ void operator()(int eight, int count, float* stage) const {
-      UNROLL_FOR(int n = 0; n < OWN; n++)
-        copy_async_or_zero(reinterpret_cast<Float4*>(stage + offset[n]),
-                           reinterpret_cast<const Float4*>(from[n] + static_cast<long long>(eight) * 8 * TRACE),
-                           there[n] && eight * 8 + image[n] < count);
-    }
+  struct Sizes {
+    static constexpr int inputs = INPUTS, units = UNITS, tiles_wide = TILES_WIDE;
+    static constexpr int trace_source = Layer::TRACE_SOURCE, trace_delta = Layer::TRACE_DELTA;
+    static constexpr int first_weight = Layer::FIRST_WEIGHT;
   };
+  static constexpr DenseSizes SIZES = {
+      INPUTS, UNITS, TILES_WIDE, Layer::TRACE_SOURCE, Layer::TRACE_DELTA, Layer::FIRST_WEIGHT};
+  template <int TRACE>
+  using UpdateOf = DenseUpdate<Threads, Split, TRACE, Layer::REDUCE_PITCH, Layer::REDUCE_STAGES>;
 
-  // shared: WARPS * WARP_STAGES floats.
-  template <class Plan>
-  static __device__ __forceinline__ void reduce_tile(int tile, const Gradients& gradients, float* shared,
-                                                     const Update& all) {
-    const Update update = all.from(Layer::FIRST_WEIGHT);
-    const int count = gradients.count;
-    constexpr int OWN = ceil_div(REDUCE_UNITS * REDUCE_INPUTS, BLOCK);  // weights of a thread
-    const int unit0 = tile / TILES_WIDE * REDUCE_UNITS, input0 = tile % TILES_WIDE * REDUCE_INPUTS;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int unit = unit0 + static_cast<int>(threadIdx.x);  // whose bias the thread has, if any
-    const bool has_bias = input0 == 0 && threadIdx.x < REDUCE_UNITS && unit < UNITS;
-    float* own = shared + warp * WARP_STAGES;
-    const int eights = (count + 7) / 8, sharing = min(WARPS, eights);
-    const Fetch<Plan::TRACE> fetch(gradients.traces, unit0, input0);
-    if (warp < sharing)
-#pragma unroll 1
-      for (int stage = 0; stage < REDUCE_STAGES; stage++) {
-        // the second of two is multiplied whether there is any or not
-        if (warp + stage / 2 * 2 * WARPS < eights) fetch(warp + stage * WARPS, count, own + stage * STAGE);
-        end_group_of_copies();
-      }
-
-    Update::Weight now[OWN], bias;
-    const auto weight_of = [&](int n) {  // the n-th weight of the thread; -1: there is none
-      const int i = threadIdx.x + n * BLOCK;
-      const int u = unit0 + i / REDUCE_INPUTS, input = input0 + i % REDUCE_INPUTS;
-      return i < REDUCE_UNITS * REDUCE_INPUTS && u < UNITS && input < INPUTS ? u * INPUTS + input : -1;
-    };
-    UNROLL_FOR(int n = 0; n < OWN; n++)
-      if (weight_of(n) >= 0) now[n] = update.fetch(weight_of(n));
-    if (has_bias) bias = update.fetch(UNITS * INPUTS + unit);
-
-    if (warp < sharing) {
-      Fragment sum[1][4];
-      ::clear(sum);
-      float delta_sum[2] = {0.0f, 0.0f};
-      for (int eight = warp, stage = 0; eight < eights; eight += 2 * WARPS, stage = (stage + 2) % REDUCE_STAGES) {
-        wait_for_groups<REDUCE_STAGES - 2>();
-        __syncwarp();
-        UNROLL_FOR(int half = 0; half < 2; half++) {
-          const float* rows = own + (stage + half) * STAGE;
-          const auto both = [&](int pair, int at) -> Pair {
-            return {rows[pair * REDUCE_PITCH + at], rows[(pair + 4) * REDUCE_PITCH + at]};
-          };
-          if (input0 == 0) {  // the bias is the weight of an input that is always 1
-            UNROLL_FOR(int upper = 0; upper < 2; upper++) {
-              const Pair two = both(lane % 4, lane / 4 + upper * 8);
-              delta_sum[upper] += two.x + two.y;
-            }
-          }
-          Split::template multiply<false>(
-              sum, [&](int, int row, int pair) { return both(pair, row); },
-              [&](int, int n, int pair, int column) { return both(pair, REDUCE_UNITS + n * 8 + column); });
-        }
-        __syncwarp();
-        UNROLL_FOR(int half = 0; half < 2; half++) {
-          if (eight + REDUCE_STAGES * WARPS < eights)
-            fetch(eight + (REDUCE_STAGES + half) * WARPS, count, own + (stage + half) * STAGE);
-          end_group_of_copies();
-        }
-      }
-      // over the warp's stages: sums (REDUCE_UNITS, SUM_PITCH), then of the deltas (REDUCE_UNITS,)
-      UNROLL_FOR(int n = 0; n < 4; n++)
-        UNROLL_FOR(int i = 0; i < 4; i++) own[tile_row(i) * SUM_PITCH + n * 8 + tile_column(i)] = sum[0][n].at[i];
-      UNROLL_FOR(int upper = 0; upper < 2; upper++) {
-        UNROLL_FOR(int bit = 1; bit < 4; bit *= 2)
-          delta_sum[upper] += __shfl_xor_sync(0xffffffffu, delta_sum[upper], bit);
-        if (lane % 4 == 0) own[REDUCE_UNITS * SUM_PITCH + lane / 4 + upper * 8] = delta_sum[upper];
-      }
-    }
-    __syncthreads();
-    UNROLL_FOR(int n = 0; n < OWN; n++) {
-      if (weight_of(n) < 0) continue;
-      const int i = threadIdx.x + n * BLOCK;
-      float total = 0.0f;
-      for (int other = 0; other < sharing; other++)
-        total += shared[other * WARP_STAGES + i / REDUCE_INPUTS * SUM_PITCH + i % REDUCE_INPUTS];
-      update.apply(weight_of(n), now[n], total);
-    }
-    if (has_bias) {
-      float total = 0.0f;
-      for (int other = 0; other < sharing; other++)
-        total += shared[other * WARP_STAGES + REDUCE_UNITS * SUM_PITCH + threadIdx.x];
-      update.apply(UNITS * INPUTS + unit, bias, total);
-    }
-    __syncthreads();
+  template <class Plan, class Gradients>
+  static __device__ __forceinline__ void reduce_tile(int tile, Gradients& gradients, float* shared, const Update& all) {
+    UpdateOf<Plan::TRACE>::reduce_tile(Sizes(), tile, gradients, shared, all);
   }
 };
 

@@ -2,14 +2,33 @@
 // which every block has left its own images' part.
 #pragma once
 #include "context.cuh"
+#include "stamps.cuh"
 
 namespace tuned {
 
 // What the first phase has left: traces (count, Plan::TRACE), partials (groups, Plan::PARTIALS).
 struct Gradients {
-  const float* traces;
+  using Number = float;
+  const float* all_traces;
   const float* partials;
   int count, groups;
+  static constexpr bool STAMPED = false;
+  __device__ __forceinline__ const float* traces() const { return all_traces; }
+  // A weight's own number is left to others here too; nothing to do.
+  __device__ __forceinline__ void leave(int, float) const {}
+};
+
+// The same, as other blocks leave it: every number is waited for.
+struct StampedGradients {
+  using Number = Stamped;
+  Handed from;
+  unsigned stamp;
+  int count, groups;
+  Patience& patience;
+  static constexpr bool STAMPED = true;
+  __device__ __forceinline__ const Stamped* traces() const { return from.traces; }
+  // Weight i of the convolutions, after the step.
+  __device__ __forceinline__ void leave(int i, float weight) const { store_stamped(from.weights + i, weight, stamp); }
 };
 
 // One step of gradient descent (see descend) for each weight whose gradient is summed or, where `gradient` is given,
@@ -27,14 +46,16 @@ struct Update {
   __device__ __forceinline__ Weight fetch(int i) const {
     return gradient ? Weight{0.0f, 0.0f} : Weight{load_l2(parameters + i), load_l2(velocity + i)};
   }
-  __device__ __forceinline__ void apply(int i, Weight now, float sum) const {
+  // Returns the weight as it is then.
+  __device__ __forceinline__ float apply(int i, Weight now, float sum) const {
     if (gradient) {
       gradient[i] = sum;
-      return;
+      return now.weight;
     }
     descend(now.weight, now.velocity, sum, learning_rate, momentum, weight_decay);
     parameters[i] = now.weight;
     velocity[i] = now.velocity;
+    return now.weight;
   }
   // That of the parameters from `offset` on.
   __device__ __forceinline__ Update from(int offset) const {
@@ -43,12 +64,17 @@ struct Update {
   }
 };
 
+// Where a convolution's numbers begin in a block's partial sums and among the parameters, and how many there are.
+struct PartialsSizes {
+  int first_partial, first_weight, parameters;
+};
+
 constexpr int PARTIALS_TILE = 64;  // weights of a convolution that a block sums together
 
 // The sum over all groups of `size` weights' gradients, from `first` on; PITCH: floats from a group's partial sums to
 // the next one's. shared: BLOCK floats.
-template <class Threads, int PITCH>
-__device__ __forceinline__ void reduce_partials(const Gradients& gradients, int first, int size, float* shared,
+template <class Threads, int PITCH, class Gradients>
+__device__ __forceinline__ void reduce_partials(Gradients& gradients, int first, int size, float* shared,
                                                 const Update& update) {
   constexpr int SHARES = Threads::BLOCK / PARTIALS_TILE;
   static_assert(SHARES * PARTIALS_TILE == Threads::BLOCK, "every thread has a weight");
@@ -56,7 +82,23 @@ __device__ __forceinline__ void reduce_partials(const Gradients& gradients, int 
   Update::Weight now;
   if (share == 0 && i < size) now = update.fetch(i);
   float sum = 0.0f;
-  if (i < size) {
+  if constexpr (Gradients::STAMPED) {
+    constexpr int TOGETHER = 16;
+    if (i < size) {
+#pragma unroll 1
+      for (int group = share; group < gradients.groups; group += SHARES * TOGETHER) {
+        float value[TOGETHER];
+        const Stamped* from = gradients.from.partials + first + i;
+        take_stamped(
+            value,
+            [&](int n) {
+              return group + n * SHARES < gradients.groups ? from + (group + n * SHARES) * PITCH : nullptr;
+            },
+            gradients.stamp, gradients.patience);
+        UNROLL_FOR(int n = 0; n < TOGETHER; n++) sum += value[n];
+      }
+    }
+  } else if (i < size) {
 #pragma unroll 8
     for (int group = share; group < gradients.groups; group += SHARES)
       sum += load_l2(gradients.partials + group * PITCH + first + i);
@@ -65,7 +107,7 @@ __device__ __forceinline__ void reduce_partials(const Gradients& gradients, int 
   __syncthreads();
   if (share == 0 && i < size) {
     for (int other = 1; other < SHARES; other++) sum += shared[other * PARTIALS_TILE + i];
-    update.apply(i, now, sum);
+    gradients.leave(first + i, update.apply(i, now, sum));
   }
   __syncthreads();
 }

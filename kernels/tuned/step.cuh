@@ -40,6 +40,7 @@
 #include "grid.cuh"
 #include "plane_conv.cuh"
 #include "reduce.cuh"
+#include "stamps.cuh"
 
 namespace tuned {
 
@@ -209,6 +210,28 @@ struct NextImage {
   }
 };
 
+// How a block leaves what the second phase needs: in arrays that other blocks read behind a barrier of the grid...
+struct BehindBarriers {
+  static constexpr bool STAMPED = false;
+  using Row = float*;
+  const Step& step;
+  __device__ __forceinline__ Row traces() const { return step.traces; }
+  __device__ __forceinline__ Row partials() const { return step.partials; }
+};
+
+// ...or number by number, each with the step's stamp, from which this block takes the convolutions' weights likewise.
+struct ByStamps {
+  static constexpr bool STAMPED = true;
+  using Row = StampedRow;
+  Handed handed;
+  unsigned stamp;
+  int done;                 // steps done before in this launch, after which weights come stamped
+  bool dense_copies_begun;  // in this step; known to the first warp
+  Patience& patience;
+  __device__ __forceinline__ Row traces() const { return {handed.traces, stamp}; }
+  __device__ __forceinline__ Row partials() const { return {handed.partials, stamp}; }
+};
+
 // Lists of layers: a team takes one image at a time through the first, a block several together through the second.
 template <class... Layers>
 struct PerImage {};
@@ -283,6 +306,56 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     }
   }
 
+  // Where dense layers' weights are copied by the first warp alone, as soon as all of their tiles have been updated.
+  static constexpr bool ONE_WARP_COPIES = (Together::ONE_WARP_COPIES && ... && true);
+
+  // The first warp: begins to copy dense layers' weights if all of their tiles are there; it waits for them if `must`.
+  template <class Context>
+  static __device__ __forceinline__ void begin_dense_copies(Context& c, ByStamps& exchange, bool must) {
+    const unsigned wanted = static_cast<unsigned>(exchange.done) * BATCH_TILES;
+    Patience::Wait wait = {0, 0};
+    int ready = 0;
+    if (threadIdx.x == 0) {
+      // the counter may wrap around in a long launch
+      const auto lacking = [&] { return static_cast<int>(load_acquire(exchange.handed.dense_tiles) - wanted) < 0; };
+      ready = !lacking();
+      while (must && !ready) ready = !lacking() || !exchange.patience.lasts(wait);
+    }
+    if (!__shfl_sync(0xffffffffu, ready, 0)) return;
+    exchange.dense_copies_begun = true;
+    if (threadIdx.x == 0) {
+      fence_async_proxy();
+      expect_bytes(c.bulk_copies, (Together::BULK_BYTES + ... + 0));
+    }
+    __syncwarp();
+    (Together::copy_weights_by_warp(c), ...);
+  }
+
+  // The weights of a step after the first: as load_weights, but they come from blocks that may not be done with them.
+  template <class Context>
+  static __device__ __forceinline__ void take_weights(Context& c, ByStamps& exchange) {
+    if constexpr (BATCH_TILES > 0) {
+      c.bulk_copies.pending = true;
+      if (threadIdx.x < 32) begin_dense_copies(c, exchange, false);
+    }
+    constexpr int EACH = ceil_div(Plan::PARTIALS, Threads::BLOCK), TOGETHER = EACH < 16 ? EACH : 16;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < Plan::PARTIALS; first += TOGETHER * Threads::BLOCK) {
+      float value[TOGETHER];
+      take_stamped(
+          value,
+          [&](int n) -> const Stamped* {
+            const int i = first + n * Threads::BLOCK;
+            return i < Plan::PARTIALS ? exchange.handed.weights + i : nullptr;
+          },
+          exchange.stamp - 1, exchange.patience);
+      UNROLL_FOR(int n = 0; n < TOGETHER; n++)
+        (Single::place_weight(c.shared, first + n * Threads::BLOCK, value[n]), ...);
+    }
+    __syncthreads();
+    (Single::convert_weights(c), ...);
+  }
+
   // Each layer has its own instance of these, and so a barrier of its own: the emulated device sees when threads have
   // come to different ones.
   template <class Layer, class Context>
@@ -311,9 +384,16 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   }
 
   // All threads of a team: image `slot` up to the first dense layer, and back from it.
-  template <class Context>
-  static __device__ __forceinline__ void forward_image(Context& c, int slot) {
-    (forward_one<Single>(c, slot), ...);
+  template <class Context, class Exchange>
+  static __device__ __forceinline__ void forward_image(Context& c, int slot, Exchange& exchange) {
+    (forward_one_of<Single>(c, slot, exchange), ...);
+  }
+  // The last moment to begin copies that the dense layers need is behind the first layer.
+  template <class Layer, class Context, class Exchange>
+  static __device__ __forceinline__ void forward_one_of(Context& c, int slot, Exchange& exchange) {
+    forward_one<Layer>(c, slot);
+    if constexpr (Exchange::STAMPED && BATCH_TILES > 0 && index_of<Layer>() == 0)
+      if (threadIdx.x < 32 && !exchange.dense_copies_begun) begin_dense_copies(c, exchange, true);
   }
   template <class Context>
   static __device__ __forceinline__ void backward_image(Context& c, int slot, Accumulators& sums) {
@@ -350,8 +430,8 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   }
 
   // partials (Plan::PARTIALS,): this block's sum of the convolutions' gradient. When no image is left.
-  template <class Context>
-  static __device__ __forceinline__ void store_gradient(Context& c, Accumulators& sums, float* partials) {
+  template <class Context, class Row>
+  static __device__ __forceinline__ void store_gradient(Context& c, Accumulators& sums, Row partials) {
     (Single::stage_gradient(c, sums.template of<Single>()), ...);
     if (Plan::PARTIALS > 0) __syncthreads();
     (Single::store_gradient(c, partials), ...);
@@ -359,14 +439,61 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   }
 
   // Second phase: tile `tile` of all layers' gradients.
-  static constexpr int TILES = (Single::TILES + ... + 0) + (Together::TILES + ... + 0);
-  static __device__ __forceinline__ void reduce_tile(int tile, const Gradients& gradients, float* shared,
+  static constexpr int IMAGE_TILES = (Single::TILES + ... + 0), BATCH_TILES = (Together::TILES + ... + 0);
+  static constexpr int TILES = IMAGE_TILES + BATCH_TILES;
+  template <class Gradients>
+  static __device__ __forceinline__ void reduce_tile(int tile, Gradients& gradients, float* shared,
                                                      const Update& update) {
     reduce_tile_of(PerBatch<Single..., Together...>(), tile, gradients, shared, update);
   }
-  static __device__ __forceinline__ void reduce_tile_of(PerBatch<>, int, const Gradients&, float*, const Update&) {}
+  // Of the layers that take one image at a time, and of the others.
+  template <class Gradients>
+  static __device__ __forceinline__ void reduce_image_tile(int tile, Gradients& gradients, float* shared,
+                                                           const Update& update) {
+    const PartialsSizes sizes = partials_of(PerBatch<Single...>(), tile);
+    const int first = tile * PARTIALS_TILE;
+    reduce_partials<Threads, Plan::PARTIALS>(gradients, sizes.first_partial + first,
+                                             min(PARTIALS_TILE, sizes.parameters - first), shared,
+                                             update.from(sizes.first_weight + first));
+  }
+  // As sizes_of.
+  static __device__ __forceinline__ PartialsSizes partials_of(PerBatch<>, int&) { return {}; }
   template <class Layer, class... Later>
-  static __device__ __forceinline__ void reduce_tile_of(PerBatch<Layer, Later...>, int tile, const Gradients& gradients,
+  static __device__ __forceinline__ PartialsSizes partials_of(PerBatch<Layer, Later...>, int& tile) {
+    if constexpr (Layer::TILES > 0) {
+      if (tile < Layer::TILES) return Layer::PARTIALS_SIZES;
+      tile -= Layer::TILES;
+    }
+    return partials_of(PerBatch<Later...>(), tile);
+  }
+  template <class Gradients>
+  static __device__ __forceinline__ void reduce_batch_tile(int tile, Gradients& gradients, float* shared,
+                                                           const Update& update) {
+    const DenseSizes sizes = sizes_of(PerBatch<Together...>(), tile);
+    decltype(update_of(PerBatch<Together...>()))::reduce_tile(sizes, tile, gradients, shared, update);
+  }
+  // Sizes of the layer that has tile `tile`, which then counts from the layer's first.
+  static __device__ __forceinline__ DenseSizes sizes_of(PerBatch<>, int&) { return {}; }
+  template <class Layer, class... Later>
+  static __device__ __forceinline__ DenseSizes sizes_of(PerBatch<Layer, Later...>, int& tile) {
+    if constexpr (Layer::TILES > 0) {
+      if (tile < Layer::TILES) return Layer::SIZES;
+      tile -= Layer::TILES;
+    }
+    return sizes_of(PerBatch<Later...>(), tile);
+  }
+  // The DenseUpdate of the first layer that has tiles; that of the others is the same type.
+  template <class Layer, class... Later>
+  static __device__ __forceinline__ auto update_of(PerBatch<Layer, Later...>) {
+    if constexpr (Layer::TILES > 0)
+      return typename Layer::template UpdateOf<Plan::TRACE>();
+    else
+      return update_of(PerBatch<Later...>());
+  }
+  template <class Gradients>
+  static __device__ __forceinline__ void reduce_tile_of(PerBatch<>, int, Gradients&, float*, const Update&) {}
+  template <class Layer, class... Later, class Gradients>
+  static __device__ __forceinline__ void reduce_tile_of(PerBatch<Layer, Later...>, int tile, Gradients& gradients,
                                                         float* shared, const Update& update) {
     if constexpr (Layer::TILES > 0) {
       if (tile < Layer::TILES) {
@@ -408,9 +535,9 @@ __device__ __forceinline__ void take_out(const float* stash, float* kept) {
 
 // The first phase. block.next_image is the team's first image, if it has any, and in the end its first of the next
 // step.
-template <class Net, class Timer>
+template <class Net, class Timer, class Exchange>
 __device__ __forceinline__ void forward_backward(const Step& step, int mode, float* shared, Block<Net>& block,
-                                                 Timer timer) {
+                                                 Timer timer, Exchange exchange) {
   using Plan = typename Net::Plan;
   using Threads = typename Net::Threads;
   constexpr int IMAGES = Plan::IMAGES, TEAMS = Threads::TEAMS, SLOTS = Plan::SLOTS, KEPT = Plan::KEPT;
@@ -422,8 +549,16 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
   typename Net::Accumulators sums;
   sums.clear();
   const Moment moment(step.seed_low, step.seed_high, step.number, mode != ONLY_FORWARD);
-  Context<Timer> c = {shared, step.parameters, step.levels, block.bulk_copies, timer, nullptr, 0, 0, moment, 0};
-  Net::load_weights(c);
+  Context<Timer, typename Exchange::Row> c = {
+      shared, step.parameters, step.levels, block.bulk_copies, timer, {}, 0, 0, moment, 0};
+  if constexpr (Exchange::STAMPED) {
+    if (exchange.done)
+      Net::take_weights(c, exchange);
+    else
+      Net::load_weights(c);
+  } else {
+    Net::load_weights(c);
+  }
   int* labels = reinterpret_cast<int*>(Plan::Labels::all(shared));
   // What is kept of an image lies first of all, in SLOTS places by turns, so that one image comes or goes while the
   // other is worked on.
@@ -439,7 +574,7 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
       if (i < here) block.next_image.fetch(step);
       Threads::template team_barrier<Step>();
       timer.mark(INPUT);
-      Net::forward_image(c, i);
+      Net::forward_image(c, i, exchange);
       // the last ones stay where they are
       if (i + SLOTS < rounds * TEAMS && mode != ONLY_FORWARD) put_away<Plan>(kept(i), stash + i * KEPT);
     }
@@ -461,7 +596,7 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
     __syncthreads();
     timer.mark(LOSS);
     if (mode == ONLY_FORWARD) continue;
-    c.trace = step.traces + static_cast<long long>(first) * Plan::TRACE;
+    c.trace = exchange.traces() + static_cast<long long>(first) * Plan::TRACE;
     c.trace_stride = grid * Plan::TRACE, c.here = here;
     Net::backward_images(c, sums);
     for (int round = rounds - 1; round >= 0; round--) {
@@ -478,15 +613,62 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
   }
   if (mode == ONLY_FORWARD) return;
   __syncthreads();
-  Net::store_gradient(c, sums, step.partials + blockIdx.x * Plan::PARTIALS);
+  Net::store_gradient(c, sums, exchange.partials() + blockIdx.x * Plan::PARTIALS);
   timer.mark(LEAVE);
+}
+
+template <class Net, class Timer>
+__device__ __forceinline__ void forward_backward(const Step& step, int mode, float* shared, Block<Net>& block,
+                                                 Timer timer) {
+  forward_backward<Net>(step, mode, shared, block, timer, BehindBarriers{step});
 }
 
 // The second phase.
 template <class Net>
 __device__ __forceinline__ void update(const Step& step, const Update& how, float* shared) {
-  const Gradients gradients = {step.traces, step.partials, step.count, groups_of(step.count)};
+  Gradients gradients = {step.traces, step.partials, step.count, groups_of(step.count)};
   for (int tile = blockIdx.x; tile < Net::TILES; tile += gridDim.x) Net::reduce_tile(tile, gradients, shared, how);
+}
+
+// The second phase, where no barrier stands between the phases: tiles go to blocks without an image, if there are enough
+// of them for the tiles that a step waits for, those of convolutions. Dense layers' tiles come first, since what they
+// need comes first.
+template <class Net>
+__device__ __forceinline__ void update_stamped(StampedGradients& gradients, const Update& how, float* shared) {
+  const int grid = gridDim.x, idle = grid - gradients.count;
+  const int first = idle >= Net::IMAGE_TILES ? gradients.count : 0, workers = grid - first;
+  const int worker = static_cast<int>(blockIdx.x) - first;
+  if (worker < 0) return;
+  if constexpr (Net::BATCH_TILES > 0)
+#pragma unroll 1
+    for (int tile = worker; tile < Net::BATCH_TILES; tile += workers) {
+      Net::reduce_batch_tile(tile, gradients, shared, how);
+      if (threadIdx.x == 0) add_release(gradients.from.dense_tiles);
+    }
+#pragma unroll 1
+  for (int tile = workers - 1 - worker; tile < Net::IMAGE_TILES; tile += workers)
+    Net::reduce_image_tile(tile, gradients, shared, how);
+}
+
+// Whole steps without a barrier of the grid. A block may be a step ahead of another, but no number is overwritten before
+// all have read it: a block stamps a step's traces and sums when it has all weights of the step before, for which all of
+// that step's numbers had been read.
+template <class Net>
+__device__ __forceinline__ void train_stamped(Step& step, float* shared, float* velocity, const float* learning_rates,
+                                              float momentum, int steps, const Handed& handed, unsigned stamp) {
+  static_assert(Net::Plan::IMAGES == 1 && Net::Threads::TEAMS == 1, "a block has one image at most");
+  static_assert(Net::Plan::PARTIALS > 0, "convolutions' weights come stamped");
+  static_assert(Net::ONE_WARP_COPIES, "dense layers' weights lie in shared memory as they do in device memory");
+  Block<Net> block(step, shared, steps);
+  Patience patience = {handed.failed, false};
+  for (int s = 0; s < steps; s++, step.order += step.count, step.number++, stamp++) {
+    const float learning_rate = learning_rates[s];  // asked for long before it is needed
+    forward_backward<Net>(step, TRAIN, shared, block, NoTimer(), ByStamps{handed, stamp, s, false, patience});
+    StampedGradients gradients = {handed, stamp, step.count, step.count, patience};
+    update_stamped<Net>(gradients,
+                        {step.parameters, velocity, nullptr, learning_rate, momentum, Net::Plan::WEIGHT_DECAY}, shared);
+    if (__syncthreads_or(patience.given_up)) return;
+  }
 }
 
 #ifdef __CUDACC__
@@ -553,6 +735,22 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
   ENTRY_POINT(step, shuffle_images)(const unsigned short* __restrict__ tables, int* __restrict__ order, int half, \
                                     int count) {                                                                  \
     shuffle_images<Net::Plan::SHUFFLE_ROUNDS>(tables, order, half, count);                                        \
+  }
+
+// step_train where no barrier of the grid stands between the phases; for a batch of at most as many images as blocks.
+//   handed (count TRACE + count PARTIALS + PARTIALS,): numbers whose stamps are none of stamp, stamp + 1, ...
+//   `dense_tiles` and `failed` begin as 0, and `failed` ends as 1 when a block waited in vain.
+#define TUNED_STAMPED_ENTRY_POINTS(Net)                                                                         \
+  TUNED_PHASES(Net)                                                                                             \
+  TUNED_KERNEL(Net, train)(TUNED_STEP_PARAMETERS, float* velocity, const float* learning_rates, float momentum, \
+                           int steps, unsigned* dense_tiles, unsigned* failed, unsigned long long* handed,      \
+                           int stamp) {                                                                         \
+    TUNED_SHARED(Net);                                                                                          \
+    tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                  \
+    tuned::Stamped* sums = handed + static_cast<long long>(count) * Net::Plan::TRACE;                           \
+    tuned::Stamped* weights = sums + static_cast<long long>(count) * Net::Plan::PARTIALS;                       \
+    tuned::train_stamped<Net>(step, shared, velocity, learning_rates, momentum, steps,                          \
+                              {handed, sums, weights, dense_tiles, failed}, static_cast<unsigned>(stamp));      \
   }
 
 // step_train: `steps` whole steps in one launch. order (steps, count), learning_rates (steps,). All blocks must be

@@ -65,6 +65,14 @@ class TunedDense(TunedOperator):
             stage=self.threads.block_warps * REDUCE_IMAGES * REDUCE_PITCH,
         )
 
+    @property
+    def aligned(self) -> bool:
+        """Whether rows of weights begin at 16-byte boundaries in device memory."""
+        return self.inputs % ALIGNMENT == 0 and self.offset % ALIGNMENT == 0
+
+    def copied_by_one_warp(self, layout: SharedLayout) -> bool:
+        return self.label in layout.weights and self.aligned and self.weight_pitch == self.inputs
+
     def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
         in_global = self.label not in layout.weights
         return {
@@ -74,7 +82,7 @@ class TunedDense(TunedOperator):
             "FUNCTION": enumerator_of(self.planned.layers),
             "WEIGHTS_IN_GLOBAL": in_global,
             "WEIGHT_PITCH": self.weight_pitch,
-            "ALIGNED": self.inputs % ALIGNMENT == 0 and self.offset % ALIGNMENT == 0,
+            "ALIGNED": self.aligned,
             "BATCH_ONE": self.batch_one and not in_global,
             "FORWARD_SPLIT_K": self.forward_split_k,
             "DATA_SPLIT_K": self.data_split_k,

@@ -191,6 +191,13 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         self._batch_order = self.array((batch,), np.int32)
         self._batch_order.set(np.arange(batch, dtype=np.int32))
         self._signals = self.array((2,), np.uint32)
+        if self.block.stamped:
+            self._handed = self.array(
+                (batch * (self.block.trace + self.block.partials) + self.block.partials,), np.uint64
+            )
+            self._handed.fill_bytes(0)
+        self._stamp = 1
+        """Of the next step whose numbers are stamped; none of those in self._handed has it."""
 
     # Launches
 
@@ -259,6 +266,10 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
                 self._number += 1
             return
         self._signals.fill_bytes(0)
+        stamped: list[Argument] = []
+        if self.block.stamped:
+            stamped = [self._handed, signed_word(self._stamp)]
+            self._stamp = (self._stamp + steps) % 2**32
         self._bind_images(
             "train",
             given.images,
@@ -271,6 +282,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             steps,
             self._signals.part(0, (1,)),
             self._signals.part(1, (1,)),
+            *stamped,
         )()
         self._number += steps
 

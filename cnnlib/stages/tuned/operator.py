@@ -67,6 +67,12 @@ class TunedOperator(ABC):
         """Floats of its source where it lies in shared memory."""
         self.target_size = math.prod(planned.target_shape)
 
+    def copied_by_one_warp(self, layout: SharedLayout) -> bool:
+        """Whether one warp can copy the weights of a layer that takes a block's images together:
+        they lie in shared memory as they do in device memory. True where there are none.
+        """
+        return True
+
     @abstractmethod
     def config(self, layout: SharedLayout, position: Position) -> Mapping[str, Constant]:
         """Name -> value of each constant of its struct; strings are enumerators."""

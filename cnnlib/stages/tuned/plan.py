@@ -60,6 +60,10 @@ class PersistentOptions(Options):
     """Of what convolutions' products may be made, the one that is taken unless another one is
     measured to be faster first.
     """
+    stamped: bool = False
+    """Whether blocks with one image at most hand numbers to each other with the step's stamp
+    (kernels/tuned/stamps.cuh), where the network allows it, and wait at no barrier of the grid.
+    """
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class BlockPlan:
         threads: Threads = ONE_TEAM,
         objective: Objective = USUAL,
         products: Products = "tf32",
+        one_image: bool = False,
     ) -> None:
+        """`one_image`: whether no block has more than one image of a batch."""
         self.objective, self.products = objective, products
         self.options = options_of(stage, PersistentOptions)
         stage = replace(stage, options=replace(self.options, products=(products,)))
@@ -128,6 +134,14 @@ class BlockPlan:
             self.trace += operator.trace
             self.partials += operator.partials
         self.trace = max(sectors(1), self.trace)
+        self.stamped = (
+            self.options.stamped
+            and one_image
+            and self.threads.teams == 1
+            and self.partials > 0
+            and all(o.copied_by_one_warp(self.layout) for o in self.operators)
+        )
+        """Whether a launch has no barriers of the grid: see PersistentOptions.stamped."""
 
     @property
     def weights_in_shared(self) -> list[str]:
@@ -144,6 +158,7 @@ class BlockPlan:
             "shared_bytes": self.layout.bytes,
             "weights_on_chip": self.weights_in_shared,
             "products": self.products,
+            **({"stamped": True} if self.stamped else {}),
         }
 
     def source(self, timeline: bool = False) -> str:
@@ -193,11 +208,12 @@ class BlockPlan:
             )
         first = next((i for i, o in enumerate(self.operators) if o.needs.per_batch), None)
         per_batch = [] if first is None else self.operators[first:]
+        kind = "TIMELINE_" if timeline else "STAMPED_" if self.stamped else ""
         text += [
             f"using PerImage = tuned::PerImage<{templates(self.operators[:first])}>;",
             f"using PerBatch = tuned::PerBatch<{templates(per_batch)}>;",
             "using Net = tuned::Network<plan, PerImage, PerBatch>;",
-            "TUNED_TIMELINE_ENTRY_POINTS(Net)" if timeline else "TUNED_ENTRY_POINTS(Net)",
+            f"TUNED_{kind}ENTRY_POINTS(Net)",
             "",
         ]
         return "\n".join(text)
@@ -265,7 +281,7 @@ def choose(
         for products in options.products:
             given = stage, planned, device.shared_bytes, images, threads, objective, products
             try:
-                return BlockPlan(*given)
+                return BlockPlan(*given, one_image=own == 1)
             except Unsupported:
                 if images == 1 and products == options.products[-1]:
                     raise
@@ -292,8 +308,7 @@ def candidates(
         threads = replace(threads, gpu=first.threads.gpu)
         if images and images % threads.teams == 0 and (images, threads, products) not in found:
             with suppress(Unsupported):
-                other = BlockPlan(
-                    stage, planned, device.shared_bytes, images, threads, objective, products
-                )
+                given = stage, planned, device.shared_bytes, images, threads, objective, products
+                other = BlockPlan(*given, one_image=batch_size <= device.multiprocessors)
                 found.setdefault((other.images, other.threads, other.products), other)
     return list(found.values())
