@@ -15,7 +15,10 @@ from cnnlib.stages.tuned.graph import (
     GraphConv,
     GraphDense,
     ProductOptions,
+    StoredConv,
+    stored,
     tiles,
+    windows,
 )
 from cnnlib.stages.tuned.graph.tiles import product_tile
 from cnnlib.stages.tuned.graph.windows import Windows
@@ -98,6 +101,36 @@ def test_products_of_planes_are_as_exact_as_float32(
             assert np.array_equal(scaled, gradient * np.float32(2.0**power)), power
         errors[2, 1] = np.inf
         assert not np.isfinite(engine.backward(images, errors)).all()
+
+
+@pytest.mark.usefixtures("tensor_cores")
+def test_stored_planes_are_those_that_are_staged(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Maps and errors that lie in device memory as planes: their padding, strides and windows."""
+    monkeypatch.setattr(windows, "UNFOLDING", 9)
+    monkeypatch.setattr(stored, "LARGE", 0)
+    layers: list[object] = [
+        {"conv": {"maps": 18, "kernel": 3, "padding": 1}},
+        {"activation": "relu"},
+        {"conv": {"maps": 33, "kernel": [3, 2], "stride": [1, 2], "padding": [2, 1]}},
+        {"subsample": 2},
+        {"dropout": 0.3},
+        {"dense": 40},
+        {"activation": "tanh"},
+        {"dense": 4},
+    ]
+    network = build("stored", (2, 7, 9), 4, layers)
+    options = ProductOptions(launch="programmatic", gather="device", stored="all")
+    with open_engine(replace(STAGE, options=options), network, 5, device) as engine:
+        operators: list[StoredConv] = engine.operators[1:]  # type: ignore[attr-defined]
+        assert [operator.is_stored for operator in operators] == [True, True, True]
+        assert [operator.split_by is None for operator in operators] == [False, True, False]
+        validate(engine, *pictures(network, 5))
+        validate(engine, *pictures(network, 2, seed=1))  # leaves of the batch before stay there
+        five_steps(engine, *pictures(network, 15))
+        found = [engine.gradient(*pictures(network, 5)) for _ in range(2)]
+        assert np.array_equal(found[0][1], found[1][1])
 
 
 def test_blocks_that_share_a_tile_add_in_one_order(limited: Limited) -> None:

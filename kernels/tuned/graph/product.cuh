@@ -94,6 +94,8 @@ struct Convolution {
   static constexpr int LEFT_ITEMS = Left::template VECTORS<CHUNK>, RIGHT_ITEMS = TAPS * CHUNK * N;
   static constexpr bool FEW =
       LEFT_ITEMS + RIGHT_ITEMS <= 4 * THREADS && TAP_ROWS == Left::TAP_ROWS && M_TILES * N_TILES <= 2;
+  static constexpr int IN_FLIGHT = ceil_div(LEFT_ITEMS + RIGHT_ITEMS, THREADS);
+  static constexpr bool AHEAD = FEW && Layer::LOADS_AHEAD && !Spec::KEEPS_WEIGHTS;
 
   // Shared memory: the pixel of each row, the patch, the weights. Sums take the place of the patch, and that of the weights
   // too where they are staged for each tile. KEEPS_WEIGHTS: a block stages all weights once, and has all of its tiles with
@@ -143,7 +145,19 @@ struct Convolution {
       Sums<ARITHMETIC, M_TILES, N_TILES> sums;
       sums.set_zero();
       const int last = min(CHUNKS, (split + 1) * ceil_div(CHUNKS, SPLITS));
-      for (int chunk = split * ceil_div(CHUNKS, SPLITS); chunk < last; chunk++)
+      if constexpr (AHEAD) {
+        Eight ahead[IN_FLIGHT];
+        int chunk = split * ceil_div(CHUNKS, SPLITS);
+        load_ahead(ahead, map, weight, first, first_column, chunk * CHUNK);
+        for (; chunk < last; chunk++) {
+          __syncthreads();
+          store_ahead(ahead, left, right, left_factor, right_factor);
+          __syncthreads();
+          if (chunk + 1 < last) load_ahead(ahead, map, weight, first, first_column, (chunk + 1) * CHUNK);
+          if (active) multiply_chunk(sums, pixels, left, right, 0, 0, row0, column0);
+        }
+      }
+      for (int chunk = AHEAD ? last : split * ceil_div(CHUNKS, SPLITS); chunk < last; chunk++)
         for (int tap_row = 0; tap_row < Left::TAP_ROWS; tap_row += TAP_ROWS) {
           __syncthreads();
           stage(left, right, map, weight, first, first_column, chunk * CHUNK, tap_row, left_factor, right_factor);
@@ -161,6 +175,29 @@ struct Convolution {
       __syncthreads();
       if (SPLITS == 1 || add_splits(results, partials, tickets, tile, split)) finish(first, first_column, results);
       __syncthreads();
+    }
+  }
+
+  // What a thread stages of a chunk, in registers from when its loads begin until the one before has been multiplied.
+  static __device__ __forceinline__ void load_ahead(Eight (&ahead)[IN_FLIGHT], const typename Spec::Map& map,
+                                                    const float* __restrict__ weight, int first, int column,
+                                                    int group) {
+    UNROLL_FOR(int n = 0; n < IN_FLIGHT; n++) {
+      const int i = n * THREADS + threadIdx.x;
+      if (i < LEFT_ITEMS)
+        ahead[n] = Left::template load<CHUNK>(map, first, group, i);
+      else if (i < LEFT_ITEMS + RIGHT_ITEMS)
+        ahead[n] = load_weights(weight, column, group, 0, i - LEFT_ITEMS);
+    }
+  }
+  static __device__ __forceinline__ void store_ahead(const Eight (&ahead)[IN_FLIGHT], char* left, char* right,
+                                                     float left_factor, float right_factor) {
+    UNROLL_FOR(int n = 0; n < IN_FLIGHT; n++) {
+      const int i = n * THREADS + threadIdx.x;
+      if (i < LEFT_ITEMS)
+        Left::template store<ARITHMETIC, CHUNK, CHUNK>(left, i, ahead[n], left_factor);
+      else if (i < LEFT_ITEMS + RIGHT_ITEMS)
+        store_weights(right, 0, i - LEFT_ITEMS, ahead[n], right_factor);
     }
   }
 
@@ -302,9 +339,10 @@ struct Forward {
 
   static __device__ __forceinline__ void run(const float* __restrict__ source, const float* __restrict__ weight,
                                              const float* __restrict__ bias, float* __restrict__ target,
-                                             unsigned char* __restrict__ winners, float* __restrict__ partials,
-                                             unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int seed_low,
-                                             int seed_high, const int* __restrict__ now, int count) {
+                                             unsigned char* __restrict__ winners, unsigned* __restrict__ planes,
+                                             float* __restrict__ partials, unsigned* __restrict__ tickets,
+                                             unsigned* __restrict__ peak, int seed_low, int seed_high,
+                                             const int* __restrict__ now, int count) {
     SHARED_LARGE(char, memory, Layer::FORWARD_BYTES);
     wait_for_previous_kernel();
     let_next_kernel_start();
@@ -313,36 +351,59 @@ struct Forward {
     if constexpr (Layer::DROPS) moment = Moment(seed_low, seed_high, now);
     Product::multiply(memory, {source, count}, weight, Range::MAPS, Range::WEIGHTS, count, partials, tickets,
                       [&](int first, int first_map, const float* sums) {
-                        finish(first, first_map, sums, bias, target, winners, moment, count);
+                        finish(first, first_map, sums, bias, target, winners, planes, moment, count);
                       });
   }
 
+  // Writes a tile's windows. Where the next layer wants the target's planes, a thread has eight maps of a window.
   static __device__ __forceinline__ void finish(int first, int first_map, const float* sums,
                                                 const float* __restrict__ bias, float* __restrict__ target,
-                                                unsigned char* __restrict__ winners, const Moment& moment, int count) {
+                                                unsigned char* __restrict__ winners, unsigned* __restrict__ planes,
+                                                const Moment& moment, int count) {
     constexpr int CELLS = Rows::USED / Rows::WINDOW;  // of a tile
-    for (int i : block_range(CELLS * Spec::N)) {
-      const int n = Rows::CELLS == 1 ? i % Spec::N : i / CELLS, own = Rows::CELLS == 1 ? i / Spec::N : i % CELLS;
+    constexpr int EACH = Layer::LEAVES_PLANES ? EIGHT : 1;
+    for (int i : block_range(CELLS * Spec::N / EACH)) {
+      const int n = (Rows::CELLS == 1 ? i % (Spec::N / EACH) : i / CELLS) * EACH;
+      const int own = Rows::CELLS == 1 ? i / (Spec::N / EACH) : i % CELLS;
       const int map = first_map + n, cell = first / Rows::WINDOW + own, image = cell / Rows::CELLS;
       if (map >= Layer::MAPS || image >= count) continue;
-      const float base = bias[map];
-      float value[Spec::WINDOW_ROWS][Spec::WINDOW_COLUMNS];
-      UNROLL_FOR(int y = 0; y < Spec::WINDOW_ROWS; y++)
-        UNROLL_FOR(int x = 0; x < Spec::WINDOW_COLUMNS; x++)
-          value[y][x] = activate<Layer::FUNCTION>(
-              sums[n * Product::SUM_PITCH + own * Rows::WINDOW + y * Spec::WINDOW_COLUMNS + x] + base);
-      int winner;
-      const int element = map * Rows::CELLS + cell % Rows::CELLS, at = image * Layer::MAPS * Rows::CELLS + element;
-      float result = subsample_window<Layer::METHOD>(value, &winner);
-      if constexpr (Layer::DROPS)
-        if (moment.training) {
-          const bool kept = Mask<Layer>::is_kept(moment, image, element);
-          result = kept ? result * Layer::SCALE : 0.0f;
-          if (!kept) winner = SumErrors<Layer>::DROPPED;
-        }
-      target[at] = result;
-      if (SumErrors<Layer>::HAS_WINNERS) winners[at] = static_cast<unsigned char>(winner);
+      Eight results = eight_zeros();
+      UNROLL_FOR(int e = 0; e < EACH; e++)
+        if (map + e < Layer::MAPS)
+          results.at[e] = finish_one(sums + (n + e) * Product::SUM_PITCH + own * Rows::WINDOW, bias, target, winners,
+                                     image, map + e, cell % Rows::CELLS, moment);
+      if constexpr (Layer::LEAVES_PLANES) {
+        const int row = image * NEXT_ROWS + cell % Rows::CELLS / Layer::OUT_COLUMNS + Layer::NEXT_PADDING_ROWS;
+        const int column = cell % Layer::OUT_COLUMNS + Layer::NEXT_PADDING_COLUMNS;
+        Product::P::store(
+            reinterpret_cast<char*>(planes), Layer::NEXT_GROUPS * Layer::BATCH * NEXT_ROWS * Layer::NEXT_PITCH,
+            (map / EIGHT * Layer::BATCH * NEXT_ROWS + row) * Layer::NEXT_PITCH + column, results, Range::MAPS);
+      }
     }
+  }
+  static constexpr int NEXT_ROWS = Layer::OUT_ROWS + 2 * Layer::NEXT_PADDING_ROWS;
+
+  // One window's value, which also goes to the target, with its winner.
+  static __device__ __forceinline__ float finish_one(const float* sums, const float* __restrict__ bias,
+                                                     float* __restrict__ target, unsigned char* __restrict__ winners,
+                                                     int image, int map, int cell, const Moment& moment) {
+    const float base = bias[map];
+    float value[Spec::WINDOW_ROWS][Spec::WINDOW_COLUMNS];
+    UNROLL_FOR(int y = 0; y < Spec::WINDOW_ROWS; y++)
+      UNROLL_FOR(int x = 0; x < Spec::WINDOW_COLUMNS; x++)
+        value[y][x] = activate<Layer::FUNCTION>(sums[y * Spec::WINDOW_COLUMNS + x] + base);
+    int winner;
+    const int element = map * Rows::CELLS + cell, at = image * Layer::MAPS * Rows::CELLS + element;
+    float result = subsample_window<Layer::METHOD>(value, &winner);
+    if constexpr (Layer::DROPS)
+      if (moment.training) {
+        const bool kept = Mask<Layer>::is_kept(moment, image, element);
+        result = kept ? result * Layer::SCALE : 0.0f;
+        if (!kept) winner = SumErrors<Layer>::DROPPED;
+      }
+    target[at] = result;
+    if (SumErrors<Layer>::HAS_WINNERS) winners[at] = static_cast<unsigned char>(winner);
+    return result;
   }
 };
 
@@ -364,18 +425,27 @@ struct Errors {
     unsigned largest = 0;
     Product::multiply(memory, {errors}, weight, factor, Range::WEIGHTS, count, partials, tickets,
                       [&](int first, int first_channel, const float* sums) {
-                        for (int i : block_range(Spec::M * Spec::N)) {
-                          const int n = Rows::CELLS == 1 ? i % Spec::N : i / Spec::M;
-                          const int row = Rows::CELLS == 1 ? i / Spec::N : i % Spec::M;
-                          const int channel = first_channel + n, image = (first + row) / Rows::CELLS;
-                          if (channel >= Layer::CHANNELS || image >= count) continue;
-                          const float error = sums[n * Product::SUM_PITCH + row];
-                          const int place = (first + row) % Rows::CELLS;
-                          source_errors[(image * Layer::CHANNELS + channel) * Rows::CELLS + place] = error;
-                          if (Layer::LEAVES_PEAK) largest = max(largest, bits_of_size(error));
-                        }
+                        finish(first, first_channel, sums, source_errors, largest, count);
                       });
-    // The order of atomics is not seen in a maximum.
+    leave_peak(source_peak, largest);
+  }
+
+  static __device__ __forceinline__ void finish(int first, int first_channel, const float* sums,
+                                                float* __restrict__ source_errors, unsigned& largest, int count) {
+    for (int i : block_range(Spec::M * Spec::N)) {
+      const int n = Rows::CELLS == 1 ? i % Spec::N : i / Spec::M;
+      const int row = Rows::CELLS == 1 ? i / Spec::N : i % Spec::M;
+      const int channel = first_channel + n, image = (first + row) / Rows::CELLS;
+      if (channel >= Layer::CHANNELS || image >= count) continue;
+      const float error = sums[n * Product::SUM_PITCH + row];
+      const int place = (first + row) % Rows::CELLS;
+      source_errors[(image * Layer::CHANNELS + channel) * Rows::CELLS + place] = error;
+      if (Layer::LEAVES_PEAK) largest = max(largest, bits_of_size(error));
+    }
+  }
+
+  // The order of atomics is not seen in a maximum.
+  static __device__ __forceinline__ void leave_peak(unsigned* __restrict__ source_peak, unsigned largest) {
     if (Layer::LEAVES_PEAK) {
       UNROLL_FOR(int lanes = WARP / 2; lanes > 0; lanes /= 2)
         largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));

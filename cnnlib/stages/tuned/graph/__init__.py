@@ -7,6 +7,8 @@ kernel needs them. What none of these operators takes is served by those of stag
   tiles.py      which part of a product a block makes
   options.py    the arithmetic of the products
   operators.py  the launches
+  stored_maps.py, stored_tiles.py, stored.py
+                convolutions whose maps and errors lie in device memory as planes
   head.py       the last layers and the loss in one launch
   engine.py     a step of these launches
 """
@@ -17,10 +19,11 @@ from cnnlib.stages.gemm_cuda import GemmActivation, GemmDropout, GemmSubsample
 from cnnlib.stages.tuned.graph.engine import GraphEngine
 from cnnlib.stages.tuned.graph.operators import GraphConv, GraphDense
 from cnnlib.stages.tuned.graph.options import ProductOptions
+from cnnlib.stages.tuned.graph.stored import StoredConv, StoredDense, convolution, dense
 
 OPERATORS: dict[tuple[type[Layer], ...], GpuFactory] = {
     **{
-        (*run, *last): GraphDense if Dense in run else GraphConv
+        (*run, *last): dense if Dense in run else convolution
         for run in (
             (Conv, Activation, Subsample),
             (Conv, Subsample),
@@ -36,4 +39,12 @@ OPERATORS: dict[tuple[type[Layer], ...], GpuFactory] = {
     (Dropout,): GemmDropout,
 }
 
-__all__ = ["OPERATORS", "GraphConv", "GraphDense", "GraphEngine", "ProductOptions"]
+__all__ = [
+    "OPERATORS",
+    "GraphConv",
+    "GraphDense",
+    "GraphEngine",
+    "ProductOptions",
+    "StoredConv",
+    "StoredDense",
+]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cnnlib.device import DeviceArray
 from cnnlib.engine.gpu_operator import THREADS, GpuOperator, Launch, mask_constants
 from cnnlib.engine.source import Constant
 from cnnlib.engine.stage import declining
@@ -14,6 +15,7 @@ from cnnlib.layers import Conv, Dense, Dropout, Layer, Shape, Subsample, enumera
 from cnnlib.layers.pairs import Pair
 from cnnlib.stages.fused import by_direction, cannot_fuse
 from cnnlib.stages.tuned.graph.options import VECTOR_BYTES, product_options
+from cnnlib.stages.tuned.graph.stored_maps import StoredMaps
 from cnnlib.stages.tuned.graph.tiles import (
     BLOCKS,
     GradientTile,
@@ -65,6 +67,10 @@ class GraphConv(GpuOperator):
     """Whether the layer is one of those, and has no launches of its own."""
     peak_is_sought: bool
     """Whether the largest of the target's errors has to be looked for, as nothing leaves it."""
+    stored_target: "StoredMaps | None" = None
+    """How the next operator wants the target's planes, if it does; it sets this."""
+    planes: DeviceArray
+    """These planes, or one element."""
 
     def check(self) -> None:
         self.arithmetic = product_options(self.stage).arithmetic
@@ -182,7 +188,10 @@ class GraphConv(GpuOperator):
             "FORWARD_BYTES": self.forward_tile.shared_bytes,
             "BACKWARD_BYTES": self.backward_bytes,
             "FINDS_PEAK": int(self.finds_peak),
+            "LOADS_AHEAD": int(product_options(self.stage).loads_ahead),
             "LEAVES_PEAK": int(self.before is not None),
+            "LEAVES_PLANES": int(self.stored_target is not None),
+            **(self.stored_target or StoredMaps()).constants(),
         }
 
     def partial_groups(self, batch_size: int) -> int:
@@ -198,10 +207,12 @@ class GraphConv(GpuOperator):
         self.partials = self.array((max(tile.partial_size for tile in tiles),))
         self.tickets = self.array((max(tile.tiles for tile in tiles),), np.uint32)
         self.tickets.fill_bytes(0)
+        self.planes = self.array(((self.stored_target or StoredMaps()).words,), np.uint32)
+        self.planes.fill_bytes(0)
 
     def forward(self, count: int) -> list[Launch]:
         b, views, tile = self.buffers, self.buffers.parameters[0], self.forward_tile
-        maps = (b.source, views["weight"], views["bias"], b.target, self.winners)
+        maps = (b.source, views["weight"], views["bias"], b.target, self.winners, self.planes)
         scratch = (self.partials, self.tickets, self.peak)
         return [
             self.launch_blocks(

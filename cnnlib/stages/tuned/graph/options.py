@@ -34,6 +34,13 @@ class ProductOptions(GpuOptions):
     """
     gathers_ahead: bool = False
     """Whether the update, where there is a head, also gathers the images of the next step."""
+    stored: Literal["none", "convolutions", "all"] = "none"
+    """Of which layers maps, errors and weights lie in device memory as the planes that are
+    multiplied, split once, to be copied by the copy engine: of none, of convolutions, or of large
+    fully connected layers too.
+    """
+    loads_ahead: bool = False
+    """Whether small tiles load what they stage next while they multiply, into registers."""
 
 
 def product_options(stage: Stage) -> ProductOptions:

@@ -125,7 +125,7 @@ def product_tile(
         fitting = (
             tile
             for tile in _tiles(windows, shape, columns, batch, vector_bytes)
-            if tile.shared_bytes <= _room(limits)
+            if tile.shared_bytes <= room(limits)
         )
         if (tile := next(fitting, None)) is not None:
             found += _split(tile, windows, limits)
@@ -149,7 +149,7 @@ def _keeping(
     weights = tile.chunks(windows) * taps * tile.chunk * (tile.columns + 1) * vector_bytes
     sums = tile.columns * (tile.rows + 4) * 4
     shared = tile.rows * 4 + max(tile.chunk * pixels * vector_bytes, sums) + weights
-    if shared > _room(limits):
+    if shared > room(limits):
         return tile
     return replace(tile, keeps_weights=True, shared_bytes=shared)
 
@@ -182,7 +182,7 @@ def _cycles(tile: ProductTile, windows: Windows, limits: Limits) -> float:
     return each + (blocks - 1) * (each - waiting)
 
 
-def _room(limits: Limits) -> int:
+def room(limits: Limits) -> int:
     """Shared memory that a block may take."""
     if limits.shared_bytes < TWO_BLOCKS:
         return limits.shared_bytes
@@ -264,7 +264,7 @@ def gradient_tile(
             pixels = (positions if unfold else math.prod(patch)) | 1
             vectors = height // EIGHT * (positions + 1) + (groups + 1) * pixels
             shared = positions * 4 + vectors * vector_bytes
-            if shared > _room(limits):
+            if shared > room(limits):
                 continue
             tiles = wide * ceil_div(maps, height)
             chunks = ceil_div(batch * windows.positions, windows.used(positions))
