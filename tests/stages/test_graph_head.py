@@ -11,12 +11,14 @@ from cnnlib.stages import tuned
 from cnnlib.stages.tuned.graph import GraphEngine
 from cnnlib.validation.parity import compare_logits, validate
 from tests.engine.test_gpu_steps import capturing, two_epochs  # noqa: F401
-from tests.support.engines import open_engine, pictures
+from tests.support.engines import Limited, open_engine, pictures
 from tests.support.networks import awkward, build
 
 HEAD = replace(tuned.GRAPH.options, head=4096, gathers_ahead=True)
-DENSE = build("dense", (1, 6, 6), 3, [{"dense": 40}, {"activation": "relu"}, {"dense": 3}])
-"""Every layer belongs to the head."""
+SMALL = 16 * 1024
+"""Bytes of shared memory."""
+DENSE = build("dense", (1, 6, 6), 3, [{"dense": 90}, {"activation": "relu"}, {"dense": 3}])
+"""Every layer belongs to the head, and SMALL bytes are too few for the first one's weights."""
 DROPPING = build(
     "dropping",
     (2, 9, 9),
@@ -34,18 +36,23 @@ DROPPING = build(
     ],
 )
 """A head of two layers behind one that drops out."""
-NETWORKS = [(DENSE, 2), (DROPPING, 2), (awkward(), 2)]
 
 
 @pytest.mark.parametrize(
-    ("network", "layers"), NETWORKS, ids=lambda value: getattr(value, "name", "")
+    ("network", "layers", "loss"),
+    [
+        (DENSE, 2, "cross_entropy"),
+        (DROPPING, 2, "cross_entropy"),
+        (awkward(), 2, "mean_squared_error"),
+    ],
+    ids=["dense", "dropping", "awkward"],
 )
-@pytest.mark.parametrize("loss", ["cross_entropy", "mean_squared_error"])
 def test_a_head_trains_alike(
     network: Network,
     layers: int,
     loss: str,
     capturing: Device,  # noqa: F811
+    limited: Limited,
 ) -> None:
     """Of a launch for each layer what rounding allows; bit for bit whatever launches a step."""
     expected = two_epochs(tuned.GRAPH, network, capturing, loss=loss)
@@ -64,12 +71,14 @@ def test_a_head_trains_alike(
         *(replace(tuned.GRAPH, options=HEAD), network, capturing), loss=loss, resident_images=20
     )
     np.testing.assert_array_equal(loads[4], first[4])
-    with open_engine(
-        replace(tuned.GRAPH, options=HEAD), network, 7, capturing, loss=loss
-    ) as engine:
+    stage = replace(tuned.GRAPH, options=HEAD)
+    device = limited(shared_bytes=SMALL) if network is DENSE else capturing
+    with open_engine(stage, network, 7, device, loss=loss) as engine:
         assert isinstance(engine, GraphEngine)
         assert engine._head is not None
         assert len(engine._head.layers) == layers
+        first_layer = engine._head.layers[0]
+        assert (first_layer.staged < first_layer.units) == (network is DENSE)
         validate(engine, *pictures(network, 7))
         validate(engine, *pictures(network, 5, seed=1))  # values of the batch before stay there
         compare_logits(engine, pictures(network, 7)[0])

@@ -1,18 +1,25 @@
 // Plan `graph` of stage tuned: the last fully connected layers forward, the loss, and their errors back, in one launch.
 //
-// A block has IMAGES images at a time and all weights of these layers in its shared memory, so that nothing but a barrier
+// A block has IMAGES images at a time and the weights of these layers in its shared memory, so that nothing but a barrier
 // lies between two layers. It leaves each layer's values and errors, of which update.cuh makes the gradients: products that
 // are too small for tensor cores. Weights are copied before the kernel waits for the one before it; see
 // wait_for_previous_kernel.
 //
 // Needs: THREADS, IMAGES, LAYERS, CLASSES, LOSS, FIRST (whether the source is the images), LEAVES_PEAK (as layer.cuh), COUNTS
-// (whether this is where a step is counted), BYTES; and for each layer l INPUTS_l, UNITS_l, FUNCTION_l, WEIGHTS_l (where its
+// (whether this is where a step is counted), BYTES; and for each layer l INPUTS_l, UNITS_l, FUNCTION_l, STAGED_l (units whose weights have room in
+// shared memory; the others are read where they are), WEIGHTS_l (where its
 // weights, and then its biases, begin in the vector of all parameters), VALUES_l and ERRORS_l (where its source and the errors
 // of its sums begin in `traces`, one image after the other).
 #pragma once
 #include "../../arithmetic.cuh"
 #include "../../async.cuh"
 #include "../../planes.cuh"
+
+#ifdef __CUDACC__
+#define EIGHTFOLD_FOR _Pragma("unroll 8") for
+#else
+#define EIGHTFOLD_FOR for
+#endif
 
 namespace graph {
 
@@ -28,8 +35,11 @@ struct HeadLayer;
     static constexpr int INPUTS = Head::INPUTS_##l, UNITS = Head::UNITS_##l;                    \
     static constexpr int FUNCTION = Head::FUNCTION_##l, WEIGHTS = Head::WEIGHTS_##l;            \
     static constexpr int VALUES = Head::VALUES_##l, ERRORS = Head::ERRORS_##l;                  \
-    static constexpr int SIZE = INPUTS * UNITS + UNITS, ROOM = (SIZE + 3) / 4 * 4;              \
+    static constexpr int STAGED = Head::STAGED_##l;                                             \
+    /* in shared memory: weights at such a place that copies have 16 bytes, and the biases */   \
+    static constexpr int SHIFT = WEIGHTS % 4, BIASES = (SHIFT + STAGED * INPUTS + 3) / 4 * 4;   \
     static constexpr int VALUE_PITCH = (INPUTS + 3) / 4 * 4, ERROR_PITCH = (UNITS + 3) / 4 * 4; \
+    static constexpr int ROOM = BIASES + ERROR_PITCH;                                           \
     /* groups of threads that share the terms of an error that is sent back */                  \
     static constexpr int PARTS = larger_of(1, Head::THREADS / ((INPUTS + 31) / 32 * 32));       \
   };
@@ -84,20 +94,20 @@ struct LastLayers {
 
   float* memory;
   float* traces;
+  const float* parameters;
   int first, count;  // the first image of the block's, and how many there are in the batch
 
   template <int LAYER>
-  __device__ __forceinline__ void stage_weights(const float* __restrict__ parameters) const {
+  __device__ __forceinline__ void stage_weights() const {
     using Own = At<LAYER>;
+    constexpr int SIZE = Own::SHIFT + Own::STAGED * Own::INPUTS, EVEN = SIZE / 4 * 4;
     float* target = memory + weights_at<LAYER>();
-    const float* source = parameters + Own::WEIGHTS;
-    if constexpr (Own::WEIGHTS % 4 == 0) {
-      copy_float4s(target, source, Own::SIZE / 4);
-      for (int i = Own::SIZE / 4 * 4 + threadIdx.x; i < Own::SIZE; i += THREADS) copy_async(target + i, source + i);
-    } else {
-      for (int i = threadIdx.x; i < Own::SIZE; i += THREADS) copy_async(target + i, source + i);
-    }
-    if constexpr (LAYER + 1 < LAYERS) stage_weights<LAYER + 1>(parameters);
+    const float* source = parameters + Own::WEIGHTS - Own::SHIFT;
+    copy_float4s(target, source, EVEN / 4);
+    for (int i = EVEN + threadIdx.x; i < SIZE; i += THREADS) copy_async(target + i, source + i);
+    for (int i = threadIdx.x; i < Own::UNITS; i += THREADS)
+      copy_async(target + Own::BIASES + i, parameters + Own::WEIGHTS + Own::UNITS * Own::INPUTS + i);
+    if constexpr (LAYER + 1 < LAYERS) stage_weights<LAYER + 1>();
   }
 
   __device__ __forceinline__ void load_source(const float* __restrict__ source) const {
@@ -116,7 +126,8 @@ struct LastLayers {
     using Own = At<LAYER>;
     constexpr int AT_ONCE = IMAGES >= 4 ? 1 : 4 / IMAGES;
     constexpr int TARGET = LAYER + 1 < LAYERS ? values_at<LAYER>() + IMAGES * Own::VALUE_PITCH : LOGITS;
-    const float* weights = memory + weights_at<LAYER>();
+    const float* weights = memory + weights_at<LAYER>() + Own::SHIFT;
+    const float* others = parameters + Own::WEIGHTS;  // those that have no room
     const float* values = memory + values_at<LAYER>();
     const int lane = threadIdx.x % LANES;
     for (int u0 = threadIdx.x / LANES * AT_ONCE; u0 < Own::UNITS; u0 += WARPS * AT_ONCE) {
@@ -127,7 +138,9 @@ struct LastLayers {
         float value[IMAGES];
         UNROLL_FOR(int n = 0; n < IMAGES; n++) value[n] = values[n * Own::VALUE_PITCH + k];
         UNROLL_FOR(int u = 0; u < AT_ONCE; u++) {
-          const float weight = weights[min(u0 + u, Own::UNITS - 1) * Own::INPUTS + k];
+          const int unit = min(u0 + u, Own::UNITS - 1);
+          const bool staged = Own::STAGED == Own::UNITS || unit < Own::STAGED;
+          const float weight = staged ? weights[unit * Own::INPUTS + k] : others[unit * Own::INPUTS + k];
           UNROLL_FOR(int n = 0; n < IMAGES; n++) sum[u][n] = fmaf(weight, value[n], sum[u][n]);
         }
       };
@@ -140,7 +153,7 @@ struct LastLayers {
         UNROLL_FOR(int n = 0; n < IMAGES; n++)
           if (lane == u * IMAGES + n && u0 + u < Own::UNITS) {
             const int unit = u0 + u, image = first + n;
-            const float value = activate<Own::FUNCTION>(sum[u][n] + weights[Own::UNITS * Own::INPUTS + unit]);
+            const float value = activate<Own::FUNCTION>(sum[u][n] + weights[Own::BIASES - Own::SHIFT + unit]);
             memory[TARGET + n * Own::ERROR_PITCH + unit] = value;
             if (image >= count) continue;
             if constexpr (LAYER + 1 < LAYERS)
@@ -199,23 +212,32 @@ struct LastLayers {
   __device__ __forceinline__ void go_back(float* __restrict__ source_errors, unsigned& largest) const {
     if constexpr (LAYER > 0 || !Head::FIRST) {
       using Own = At<LAYER>;
-      const float* weights = memory + weights_at<LAYER>();
+      const float* weights = memory + weights_at<LAYER>() + Own::SHIFT;
       const float* errors = memory + errors_at<LAYER>();
       float* sums = memory + SUMS;
       constexpr int EACH = THREADS / Own::PARTS;
       const int part = threadIdx.x / EACH;
+      constexpr int INPUTS_EACH = smaller_of(4, ceil_div(Own::INPUTS, EACH));
       if (part < Own::PARTS)
-        for (int k = threadIdx.x % EACH; k < Own::INPUTS; k += EACH) {
-          float sum[IMAGES];
-          UNROLL_FOR(int n = 0; n < IMAGES; n++) sum[n] = 0.0f;
-#ifdef __CUDACC__
-#pragma unroll 8
-#endif
-          for (int unit = part; unit < Own::UNITS; unit += Own::PARTS) {
-            const float weight = weights[unit * Own::INPUTS + k];
-            UNROLL_FOR(int n = 0; n < IMAGES; n++) sum[n] = fmaf(weight, errors[n * Own::ERROR_PITCH + unit], sum[n]);
-          }
-          UNROLL_FOR(int n = 0; n < IMAGES; n++) sums[(part * IMAGES + n) * Own::VALUE_PITCH + k] = sum[n];
+        for (int first_input = threadIdx.x % EACH; first_input < Own::INPUTS; first_input += EACH * INPUTS_EACH) {
+          float sum[INPUTS_EACH][IMAGES] = {};
+          const auto add = [&](const float* rows, int unit) {
+            float weight[INPUTS_EACH];
+            UNROLL_FOR(int e = 0; e < INPUTS_EACH; e++)
+              weight[e] = rows[unit * Own::INPUTS + smaller_of(first_input + e * EACH, Own::INPUTS - 1)];
+            UNROLL_FOR(int n = 0; n < IMAGES; n++) {
+              const float error = errors[n * Own::ERROR_PITCH + unit];
+              UNROLL_FOR(int e = 0; e < INPUTS_EACH; e++) sum[e][n] = fmaf(weight[e], error, sum[e][n]);
+            }
+          };
+          int unit = part;
+          EIGHTFOLD_FOR(; unit < Own::STAGED; unit += Own::PARTS) add(weights, unit);
+          if (Own::STAGED < Own::UNITS)
+            EIGHTFOLD_FOR(; unit < Own::UNITS; unit += Own::PARTS) add(parameters + Own::WEIGHTS, unit);
+          UNROLL_FOR(int e = 0; e < INPUTS_EACH; e++)
+            UNROLL_FOR(int n = 0; n < IMAGES; n++)
+              if (first_input + e * EACH < Own::INPUTS)
+                sums[(part * IMAGES + n) * Own::VALUE_PITCH + first_input + e * EACH] = sum[e][n];
         }
       __syncthreads();
       for (int i : block_range(IMAGES * Own::INPUTS)) {
@@ -248,10 +270,10 @@ __device__ __forceinline__ void run_head(const float* __restrict__ source, const
                                          unsigned* __restrict__ source_peak, int* __restrict__ position, int way,
                                          int count) {
   SHARED_LARGE(float, memory, Head::BYTES / 4);
-  LastLayers<Head> own = {memory, traces, 0, count};
+  LastLayers<Head> own = {memory, traces, parameters, 0, count};
   // Where all layers belong to the head, the update of these weights may be the kernel before.
   if (Head::FIRST) wait_for_previous_kernel();
-  own.template stage_weights<0>(parameters);
+  own.template stage_weights<0>();
   if (!Head::FIRST) wait_for_previous_kernel();
   let_next_kernel_start();
   unsigned largest = 0;

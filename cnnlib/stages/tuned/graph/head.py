@@ -5,7 +5,7 @@ leaves values and errors of each layer in `traces`, of which the update makes th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Limits
@@ -25,6 +25,9 @@ FEW_GROUPS, MANY_GROUPS = 8, 64
 MANY_SUMS = 64 * 1024
 """Sums of a layer from which on each of its threads has several."""
 
+MOST_UNSTAGED = 2
+"""Of how many units of a head's first layer at least one is staged."""
+
 
 @dataclass(frozen=True)
 class HeadLayer:
@@ -39,6 +42,8 @@ class HeadLayer:
     """Of its source (batch, inputs) in the traces."""
     errors: int
     """Of the errors of its sums (batch, units) in the traces."""
+    staged: int
+    """Units whose weights have room in a block's shared memory."""
 
     @property
     def size(self) -> int:
@@ -62,7 +67,10 @@ class Head:
     def shared_bytes(self) -> int:
         """What LastLayers of kernels/tuned/graph/head.cuh has in shared memory."""
         layers = self.layers
-        weights = sum(_fours(layer.size) for layer in layers)
+        weights = sum(
+            _fours(layer.offset % 4 + layer.staged * layer.inputs) + _fours(layer.units)
+            for layer in layers
+        )
         values = sum(_fours(layer.inputs) + _fours(layer.units) for layer in layers)
         logits = _fours(layers[-1].units)
         sums = max(_parts(layer.inputs) * _fours(layer.inputs) for layer in layers)
@@ -85,6 +93,7 @@ class Head:
                 f"INPUTS_{i}": layer.inputs,
                 f"UNITS_{i}": layer.units,
                 f"FUNCTION_{i}": layer.function,
+                f"STAGED_{i}": layer.staged,
                 f"WEIGHTS_{i}": layer.offset,
                 f"VALUES_{i}": layer.values,
                 f"ERRORS_{i}": layer.errors,
@@ -107,17 +116,27 @@ def head_of(
     """The longest head that is allowed and fits a block's shared memory; None if there is none."""
     if batch > options.head_batch:
         return None
-    found = None
+    found: Head | None = None
     for start in reversed(range(max(0, len(operators) - MOST_LAYERS), len(operators))):
         operator = operators[start]
         if not isinstance(operator, GraphDense) or operator.drops:
             break
-        head = _head(operators[start:], start, batch, limits)
-        weights = sum(layer.inputs * layer.units for layer in head.layers)
-        if weights > options.head or head.shared_bytes > limits.shared_bytes:
+        whole = _head(operators[start:], start, batch, limits)
+        weights = sum(layer.inputs * layer.units for layer in whole.layers)
+        if weights > options.head or not (head := _staging(whole, limits)):
             break
         found = head
     return found
+
+
+def _staging(head: Head, limits: Limits) -> Head | None:
+    """The head with as many units of its first layer staged as have room; None if few have."""
+    first, *others = head.layers
+    missing = max(0, head.shared_bytes - limits.shared_bytes)
+    staged = first.units - ceil_div(missing + 12 * (missing > 0), 4 * first.inputs)
+    if staged * MOST_UNSTAGED < first.units:
+        return None
+    return replace(head, layers=(replace(first, staged=staged), *others))
 
 
 def _head(operators: Sequence[GpuOperator], start: int, batch: int, limits: Limits) -> Head:
@@ -129,7 +148,7 @@ def _head(operators: Sequence[GpuOperator], start: int, batch: int, limits: Limi
         own = next(p for p in planned.network.parameters if p.layer == planned.start)
         errors = place + batch * inputs
         function = enumerator_of(planned.layers)
-        layers.append(HeadLayer(inputs, units, function, own.offset, place, errors))
+        layers.append(HeadLayer(inputs, units, function, own.offset, place, errors, units))
         place = errors + batch * units
     images = min(MOST_IMAGES, ceil_div(batch, limits.multiprocessors))
     first = operators[0]
