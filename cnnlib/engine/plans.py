@@ -7,7 +7,7 @@ the fastest.
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -17,12 +17,17 @@ from cnnlib.device import Device, Limits
 from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
 from cnnlib.engine.device_engine import DeviceEngine
+from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import Options, Setup, Stage, name_of, options_of, plan
 from cnnlib.engine.step_plan import StepPlan
 from cnnlib.errors import DoesNotFit, Unsupported
 
-TRIED_STEPS = 64
-"""Steps of a timed training: enough that what an epoch costs beside its steps hardly counts."""
+TRIED_IMAGES = 32768
+"""Images of a timed training, about half an epoch of most data sets."""
+MIN_STEPS, MAX_STEPS = 16, 512
+"""Steps of a timed training: so many that what an epoch costs beside its steps hardly counts, and
+not more than some 30 ms take at the smallest batches.
+"""
 TRIALS = 3
 """Timed trainings of a plan, after one warm-up; the minimum counts, unless they disagree."""
 ATTEMPTS = 3
@@ -153,55 +158,122 @@ def engine_of_a_plan(stage: Stage, setup: Setup, device: Device) -> DeviceEngine
     """The engine of the plan that is preferred or, where plans are compared, the fastest.
 
     Its `decisions` name the plan, the others' reasons and, where they were compared, the seconds
-    of a step. Raises Unsupported with all reasons where no plan takes the network here.
+    of a step by each, or why there are none. Raises Unsupported with all reasons where no plan
+    takes the network here.
     """
     options, found = options_of(stage, Plans), answers(stage, setup, device)
     declined = {name: answer.declined for name, answer in found.items() if answer.declined}
     names = [name for name in found if name not in declined]
     if not names:
         raise _no_plan(stage, setup, declined)
-    chosen, decisions = names[0], {}
+    chosen, decisions = names[0], dict[str, object]()
     if options.compared and setup.tune and len(names) > 1:
-        seconds = _measured([found[name].stage for name in names], setup, device)
-        if seconds:
-            chosen = names[fastest(seconds)]
-            known = (None if math.isnan(time) else time for time in seconds)
-            decisions = {"plan_seconds": dict(zip(names, known, strict=True))}
+        chosen, decisions = _compared({name: found[name].stage for name in names}, setup, device)
     record = found[chosen].stage
     engine = _device_engine(record)(record, setup, device)
     engine.decisions = {"chosen_plan": chosen, "plans_declined": declined, **decisions}
     return engine
 
 
-def _measured(plans: Sequence[Stage], setup: Setup, device: Device) -> list[float]:
-    """Seconds of a step by each of the plans, nan for one that cannot train here; from the cache
-    if they are there. Empty where others on the device keep them from repeating.
+def _compared(
+    plans: Mapping[str, Stage], setup: Setup, device: Device
+) -> tuple[str, dict[str, object]]:
+    """The name of the fastest plan, and what is to be recorded of the comparison.
+
+    The times come from the cache if they are there. Otherwise all code is compiled, and what the
+    engines choose is chosen, before anything is timed.
     """
-    sources = [plan.engine.source_on(plan, setup, device) for plan in plans]
-    parts = [device.name, str(device.multiprocessors), str(setup.batch_size), str(TRIED_STEPS)]
-    key = content_key(["plans", *parts, *sources], included_files(*sources))
-    for _ in range(ATTEMPTS):
-        with contextlib.suppress(Unsteady):
-            return measured_once(
-                key, len(plans), lambda: [_step_seconds(plan, setup, device) for plan in plans]
-            )
-    return []
-
-
-def _step_seconds(plan: Stage, setup: Setup, device: Device) -> float:
-    """Seconds of a step by this plan on random images, by the device's events. Raises Unsteady."""
-    network, random = setup.network, np.random.default_rng(0)
-    count = TRIED_STEPS * setup.batch_size
-    images = random.integers(0, 256, (count, *network.input_shape), dtype=np.uint8)
+    sources = [plan.engine.source_on(plan, setup, device) for plan in plans.values()]
+    options = [repr(plan.options) for plan in plans.values()]  # of which no source says all
+    steps = tried_steps(setup.batch_size)
+    parts = [device.name, str(device.multiprocessors), str(setup.batch_size), str(steps)]
+    key = content_key(["plans", *parts, *options, *sources], included_files(*sources))
     try:
-        with _device_engine(plan)(plan, setup, device) as engine:
-            engine.load(images, random.integers(0, network.classes, count, dtype=np.uint8))
-            engine.parameters = network.initial_parameters(1)
-            times = []
-            for _ in range(1 + TRIALS):
-                # at a rate of 0 no number grows
-                engine.train(np.arange(count), np.zeros(TRIED_STEPS))
-                times.append(engine.event_seconds / TRIED_STEPS)
-    except (Unsupported, DoesNotFit):
-        return math.nan
-    return steady(times[1:])
+        seconds = measured_once(key, len(plans), _not_yet)
+    except _NotYet:
+        try:
+            with _Contest(plans.values(), setup, device, steps) as contest:
+                seconds = contest.measured(key)
+        except Unsteady:
+            return next(iter(plans)), {
+                "plans_not_compared": f"times of {len(plans)} plans did not repeat in {ATTEMPTS} "
+                "attempts: something else computes on the device"
+            }
+    known = (None if math.isnan(time) else time for time in seconds)
+    return list(plans)[fastest(seconds)], {"plan_seconds": dict(zip(plans, known, strict=True))}
+
+
+class _NotYet(Exception):
+    """Times were not measured before."""
+
+
+def _not_yet() -> list[float]:
+    raise _NotYet
+
+
+def tried_steps(batch_size: int) -> int:
+    """Steps of a timed training: of as many images, within limits that keep it short and worth
+    something.
+    """
+    return max(MIN_STEPS, min(MAX_STEPS, TRIED_IMAGES // batch_size))
+
+
+class _Contest:
+    """Engines of several plans, each with the same random images loaded, that are timed in turn.
+
+    One that does not fit beside the others takes no part.
+    """
+
+    def __init__(self, plans: Iterable[Stage], setup: Setup, device: Device, steps: int) -> None:
+        self._steps, self._images = steps, steps * setup.batch_size
+        network, random = setup.network, np.random.default_rng(0)
+        shape = self._images, *network.input_shape
+        images = random.integers(0, 256, shape, dtype=np.uint8)
+        labels = random.integers(0, network.classes, self._images, dtype=np.uint8)
+        self._engines: list[DeviceEngine[Any] | None] = []
+        with contextlib.ExitStack() as stack:
+            for plan in plans:
+                try:
+                    engine = stack.enter_context(_device_engine(plan)(plan, setup, device))
+                    engine.load(images, labels)
+                    engine.parameters = network.initial_parameters(1)
+                except (Unsupported, DoesNotFit):
+                    self._engines.append(None)
+                else:
+                    self._engines.append(engine)
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+        self._engines.clear()
+
+    def measured(self, key: str) -> list[float]:
+        """Seconds of a step by each plan, which are kept; nan for one that takes no part.
+
+        Raises Unsteady where they do not repeat.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                return measured_once(key, len(self._engines), self.seconds)
+            except Unsteady:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("there is an attempt")
+
+    def seconds(self) -> list[float]:
+        """Seconds of a step by each plan, by the device's events. Raises Unsteady."""
+        rounds = [[self._trial(e, number) for e in self._engines] for number in range(1 + TRIALS)]
+        return [
+            math.nan if engine is None else steady([times[i] for times in rounds[1:]])
+            for i, engine in enumerate(self._engines)
+        ]
+
+    def _trial(self, engine: DeviceEngine[Any] | None, number: int) -> float:
+        if engine is None:
+            return math.nan
+        # at a rate of 0 no number grows
+        engine.train_epoch(Shuffle(self._images, 0, number), np.zeros(self._steps))
+        return engine.event_seconds / self._steps

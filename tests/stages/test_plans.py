@@ -13,7 +13,7 @@ from cnnlib.engine import Setup, Stage, autotune, plans
 from cnnlib.engine.autotune import Unsteady
 from cnnlib.engine.gpu import GpuEngine
 from cnnlib.engine.plans import EngineOfPlans, Plans, answers, records_of
-from cnnlib.errors import Unsupported
+from cnnlib.errors import DoesNotFit, Unsupported
 from cnnlib.network import Network
 from cnnlib.stages import gemm_cuda, ring, tuned
 from cnnlib.stages._loading import fault
@@ -57,7 +57,7 @@ def test_the_first_plan_that_takes_a_network_trains_it(device: Device) -> None:
     if device.capture_problem():
         pytest.skip(device.capture_problem())
     with open_engine(tuned.STAGE, PADDED, 4, device, momentum=0.5) as engine:
-        assert type(engine) is GpuEngine
+        assert type(engine) is tuned.GRAPH.engine
         assert engine.stage.name == "tuned"
         assert engine.choices["chosen_plan"] == "graph"
         assert "windows and strides are not square" not in str(engine.choices)
@@ -144,7 +144,8 @@ def test_a_machine_that_cannot_capture_has_the_other_plan_or_a_reason(
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No choice of before, and times that this machine, which may be busy, can repeat."""
     monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path))
-    monkeypatch.setattr(plans, "TRIED_STEPS", 2)
+    monkeypatch.setattr(plans, "MIN_STEPS", 2)
+    monkeypatch.setattr(plans, "MAX_STEPS", 2)
     monkeypatch.setattr(autotune, "STEADY", math.inf)
     monkeypatch.setattr(plans_of_persistent, "candidates", lambda *given: [choose(*given)])
     return tmp_path
@@ -175,7 +176,7 @@ def test_plans_are_compared_once_and_the_choice_is_recorded(device: Device, cach
         ({"persistent": 1.0, "others": 0.5}, "others"),
         ({"persistent": 1.0, "others": 0.99}, "persistent"),  # hardly quicker
         ({"persistent": math.nan, "others": 2.0}, "others"),
-        ({}, "persistent"),  # times did not repeat
+        ({}, "persistent"),
     ],
     ids=str,
 )
@@ -186,14 +187,43 @@ def test_the_fastest_plan_is_chosen(
     times: dict[str, float],
     chosen: str,
 ) -> None:
-    def seconds(plan: Stage, setup: Setup, where: Device) -> float:
+    asked = []
+
+    def seconds(contest: object) -> list[float]:
+        asked.append(contest)
         if not times:
             raise Unsteady
-        return times["persistent" if plan is tuned.PERSISTENT else "others"]
+        return list(times.values())
 
-    monkeypatch.setattr(plans, "_step_seconds", seconds)
+    monkeypatch.setattr(plans._Contest, "seconds", seconds)
     with open_engine(BOTH, awkward(), 4, device, tune=True) as engine:
         assert engine.choices["chosen_plan"] == chosen
         said = {k: None if math.isnan(v) else v for k, v in times.items()}
         assert engine.choices.get("plan_seconds", {}) == said
+        assert ("did not repeat in 3" in str(engine.choices)) == (not times)
+        assert len(asked) == (1 if times else plans.ATTEMPTS)
         json.dumps(engine.choices, allow_nan=False)
+
+
+def test_plans_are_timed_in_turn_and_one_that_does_not_fit_takes_no_part(
+    device: Device, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    order: list[str] = []
+
+    def timed(self: GpuEngine | PersistentEngine, *given: object) -> float:
+        order.append(type(self).__name__)
+        self.event_seconds = 2.0 if type(self) is GpuEngine else 4.0
+        return 0.0
+
+    def does_not_fit(self: object, *given: object) -> None:
+        raise DoesNotFit("no room")
+
+    for engine in (GpuEngine, PersistentEngine):
+        monkeypatch.setattr(engine, "train_epoch", timed)
+    with open_engine(BOTH, awkward(), 4, device, tune=True) as engine:
+        assert engine.choices["plan_seconds"] == {"persistent": 2.0, "others": 1.0}
+    assert order == ["PersistentEngine", "GpuEngine"] * (1 + plans.TRIALS)
+    monkeypatch.setattr(GpuEngine, "load", does_not_fit)
+    with open_engine(BOTH, awkward(), 3, device, tune=True) as engine:
+        assert engine.choices["plan_seconds"] == {"persistent": 2.0, "others": None}
+        assert engine.choices["chosen_plan"] == "persistent"
