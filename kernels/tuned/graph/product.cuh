@@ -355,23 +355,39 @@ struct Forward {
                       });
   }
 
+  static constexpr int TILE_CELLS = Rows::USED / Rows::WINDOW;
+  // Four neighbouring windows of a map have one draw of dropout's mask, and are stored together.
+  static constexpr bool FOURS =
+      Layer::WIDE_ENDS && !Layer::LEAVES_PLANES && Rows::CELLS % 4 == 0 && TILE_CELLS % 4 == 0;
+
   // Writes a tile's windows. Where the next layer wants the target's planes, a thread has eight maps of a window.
   static __device__ __forceinline__ void finish(int first, int first_map, const float* sums,
                                                 const float* __restrict__ bias, float* __restrict__ target,
                                                 unsigned char* __restrict__ winners, unsigned* __restrict__ planes,
                                                 const Moment& moment, int count) {
-    constexpr int CELLS = Rows::USED / Rows::WINDOW;  // of a tile
+    if constexpr (FOURS) {
+      finish_fours(first, first_map, sums, bias, target, winners, moment, count);
+      return;
+    }
     constexpr int EACH = Layer::LEAVES_PLANES ? EIGHT : 1;
-    for (int i : block_range(CELLS * Spec::N / EACH)) {
-      const int n = (Rows::CELLS == 1 ? i % (Spec::N / EACH) : i / CELLS) * EACH;
-      const int own = Rows::CELLS == 1 ? i / (Spec::N / EACH) : i % CELLS;
+    for (int i : block_range(TILE_CELLS * Spec::N / EACH)) {
+      const int n = (Rows::CELLS == 1 ? i % (Spec::N / EACH) : i / TILE_CELLS) * EACH;
+      const int own = Rows::CELLS == 1 ? i / (Spec::N / EACH) : i % TILE_CELLS;
       const int map = first_map + n, cell = first / Rows::WINDOW + own, image = cell / Rows::CELLS;
       if (map >= Layer::MAPS || image >= count) continue;
       Eight results = eight_zeros();
-      UNROLL_FOR(int e = 0; e < EACH; e++)
-        if (map + e < Layer::MAPS)
-          results.at[e] = finish_one(sums + (n + e) * Product::SUM_PITCH + own * Rows::WINDOW, bias, target, winners,
-                                     image, map + e, cell % Rows::CELLS, moment);
+      UNROLL_FOR(int e = 0; e < EACH; e++) {
+        if (map + e >= Layer::MAPS) continue;
+        const int element = (map + e) * Rows::CELLS + cell % Rows::CELLS;
+        bool kept = true;
+        if constexpr (Layer::DROPS) kept = !moment.training || Mask<Layer>::is_kept(moment, image, element);
+        const int at = image * Layer::MAPS * Rows::CELLS + element;
+        int winner;
+        results.at[e] =
+            value_of(sums + (n + e) * Product::SUM_PITCH + own * Rows::WINDOW, bias[map + e], kept, moment, winner);
+        target[at] = results.at[e];
+        if (SumErrors<Layer>::HAS_WINNERS) winners[at] = static_cast<unsigned char>(winner);
+      }
       if constexpr (Layer::LEAVES_PLANES) {
         const int row = image * NEXT_ROWS + cell % Rows::CELLS / Layer::OUT_COLUMNS + Layer::NEXT_PADDING_ROWS;
         const int column = cell % Layer::OUT_COLUMNS + Layer::NEXT_PADDING_COLUMNS;
@@ -383,26 +399,46 @@ struct Forward {
   }
   static constexpr int NEXT_ROWS = Layer::OUT_ROWS + 2 * Layer::NEXT_PADDING_ROWS;
 
-  // One window's value, which also goes to the target, with its winner.
-  static __device__ __forceinline__ float finish_one(const float* sums, const float* __restrict__ bias,
-                                                     float* __restrict__ target, unsigned char* __restrict__ winners,
-                                                     int image, int map, int cell, const Moment& moment) {
-    const float base = bias[map];
+  static __device__ __forceinline__ void finish_fours(int first, int first_map, const float* sums,
+                                                      const float* __restrict__ bias, float* __restrict__ target,
+                                                      unsigned char* __restrict__ winners, const Moment& moment,
+                                                      int count) {
+    for (int i : block_range(TILE_CELLS / 4 * Spec::N)) {
+      const int n = i / (TILE_CELLS / 4), own = i % (TILE_CELLS / 4) * 4;
+      const int map = first_map + n, cell = first / Rows::WINDOW + own, image = cell / Rows::CELLS;
+      if (map >= Layer::MAPS || image >= count) continue;
+      const int element = map * Rows::CELLS + cell % Rows::CELLS, at = image * Layer::MAPS * Rows::CELLS + element;
+      Words draws = {};
+      if constexpr (Layer::DROPS)
+        if (moment.training) draws = Mask<Layer>::words(moment, image, element / 4);
+      Float4 results;
+      unsigned four = 0;
+      UNROLL_FOR(int e = 0; e < 4; e++) {
+        bool kept = true;
+        if constexpr (Layer::DROPS) kept = !moment.training || Mask<Layer>::keeps(draws.at[e]);
+        int winner;
+        results.at[e] =
+            value_of(sums + n * Product::SUM_PITCH + (own + e) * Rows::WINDOW, bias[map], kept, moment, winner);
+        four |= static_cast<unsigned>(winner) << e * 8;
+      }
+      *reinterpret_cast<Float4*>(target + at) = results;
+      if (SumErrors<Layer>::HAS_WINNERS) *reinterpret_cast<unsigned*>(winners + at) = four;
+    }
+  }
+
+  // A window's value, and its winner.
+  static __device__ __forceinline__ float value_of(const float* sums, float base, bool kept, const Moment& moment,
+                                                   int& winner) {
     float value[Spec::WINDOW_ROWS][Spec::WINDOW_COLUMNS];
     UNROLL_FOR(int y = 0; y < Spec::WINDOW_ROWS; y++)
       UNROLL_FOR(int x = 0; x < Spec::WINDOW_COLUMNS; x++)
         value[y][x] = activate<Layer::FUNCTION>(sums[y * Spec::WINDOW_COLUMNS + x] + base);
-    int winner;
-    const int element = map * Rows::CELLS + cell, at = image * Layer::MAPS * Rows::CELLS + element;
     float result = subsample_window<Layer::METHOD>(value, &winner);
     if constexpr (Layer::DROPS)
       if (moment.training) {
-        const bool kept = Mask<Layer>::is_kept(moment, image, element);
         result = kept ? result * Layer::SCALE : 0.0f;
         if (!kept) winner = SumErrors<Layer>::DROPPED;
       }
-    target[at] = result;
-    if (SumErrors<Layer>::HAS_WINNERS) winners[at] = static_cast<unsigned char>(winner);
     return result;
   }
 };
@@ -432,6 +468,19 @@ struct Errors {
 
   static __device__ __forceinline__ void finish(int first, int first_channel, const float* sums,
                                                 float* __restrict__ source_errors, unsigned& largest, int count) {
+    if constexpr (Layer::WIDE_ENDS && Rows::CELLS % 4 == 0) {
+      for (int i : block_range(Spec::M / 4 * Spec::N)) {
+        const int channel = first_channel + i / (Spec::M / 4), row = i % (Spec::M / 4) * 4;
+        const int image = (first + row) / Rows::CELLS;
+        if (channel >= Layer::CHANNELS || image >= count) continue;
+        const Float4 four = *reinterpret_cast<const Float4*>(sums + i / (Spec::M / 4) * Product::SUM_PITCH + row);
+        *reinterpret_cast<Float4*>(source_errors + (image * Layer::CHANNELS + channel) * Rows::CELLS +
+                                   (first + row) % Rows::CELLS) = four;
+        UNROLL_FOR(int e = 0; e < 4; e++)
+          if (Layer::LEAVES_PEAK) largest = max(largest, bits_of_size(four.at[e]));
+      }
+      return;
+    }
     for (int i : block_range(Spec::M * Spec::N)) {
       const int n = Rows::CELLS == 1 ? i % Spec::N : i / Spec::M;
       const int row = Rows::CELLS == 1 ? i / Spec::N : i % Spec::M;

@@ -188,6 +188,7 @@ class GraphConv(GpuOperator):
             "FORWARD_BYTES": self.forward_tile.shared_bytes,
             "BACKWARD_BYTES": self.backward_bytes,
             "FINDS_PEAK": int(self.finds_peak),
+            "WIDE_ENDS": int(product_options(self.stage).wide_ends),
             "LOADS_AHEAD": int(product_options(self.stage).loads_ahead),
             "LEAVES_PEAK": int(self.before is not None),
             "LEAVES_PLANES": int(self.stored_target is not None),

@@ -41,6 +41,8 @@ class ProductOptions(GpuOptions):
     """
     loads_ahead: bool = False
     """Whether small tiles load what they stage next while they multiply, into registers."""
+    wide_ends: bool = False
+    """Whether a thread has four neighbours at a time at the end of a tile, where it can."""
 
 
 def product_options(stage: Stage) -> ProductOptions:
