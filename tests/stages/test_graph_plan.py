@@ -120,8 +120,8 @@ def test_stored_planes_are_those_that_are_staged(
         {"activation": "tanh"},
         {"dense": 4},
     ]
-    network = build("stored", (2, 7, 9), 4, layers)
-    options = ProductOptions(launch="programmatic", gather="device", stored="all")
+    network = build("stored", (2, 6, 10), 4, layers)
+    options = ProductOptions(launch="programmatic", gather="device", stored="all", wide_ends=True)
     with open_engine(replace(STAGE, options=options), network, 5, device) as engine:
         operators: list[StoredConv] = engine.operators[1:]  # type: ignore[attr-defined]
         assert [operator.is_stored for operator in operators] == [True, True, True]
@@ -140,7 +140,9 @@ def test_blocks_that_share_a_tile_add_in_one_order(limited: Limited) -> None:
     """
     device = limited(multiprocessors=16)
     network = products()
-    options = ProductOptions(launch="programmatic", gather="device", small_tiles=True)
+    options = ProductOptions(
+        launch="programmatic", gather="device", small_tiles=True, loads_ahead=True
+    )
     with open_engine(replace(STAGE, options=options), network, 8, device, momentum=0.5) as engine:
         dense = next(o for o in engine.operators if o.label == "dense1")  # type: ignore[attr-defined]
         assert dense.forward_tile.splits > 1
