@@ -106,8 +106,8 @@ struct Patience {
 };
 
 // value[n] = the number at at(n), once it has this stamp; where at(n) is null, 0. First the thread waits for the last
-// one alone, so that it does not keep asking for all of them.
-template <int N, class At>
+// one alone, so that it does not keep asking for all of them; an EAGER one does, and so loses no time when they come.
+template <bool EAGER = false, int N, class At>
 __device__ __forceinline__ void take_stamped(float (&value)[N], At at, unsigned stamp, Patience& patience) {
   Patience::Wait wait = {0, 0};
   const Stamped* last = nullptr;
@@ -116,8 +116,9 @@ __device__ __forceinline__ void take_stamped(float (&value)[N], At at, unsigned 
     UNROLL_FOR(int n = 0; n < N; n++) value[n] = 0.0f;
     return;
   }
-  while (stamp_of(load_stamped(last)) != stamp)
-    if (!patience.lasts(wait)) break;
+  if (!EAGER)
+    while (stamp_of(load_stamped(last)) != stamp)
+      if (!patience.lasts(wait)) break;
   Stamped word[N];
   bool all = false;
 #pragma unroll 1

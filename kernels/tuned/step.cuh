@@ -25,6 +25,8 @@
 //   SLOTS: places of that size, used in turn
 //   TRACE, PARTIALS: floats of an image's trace, and of a block's partial sums
 //   SHARED_BYTES, SHUFFLE_ROUNDS
+//   EAGER: how stamped numbers are waited for (stamps.cuh)
+//   COMPACT: one update's code for all dense layers, and one for all convolutions
 //   Buffers: Image, Logits, Errors, Labels, BulkCopies (the barrier of bulk copies)
 #pragma once
 #include <type_traits>
@@ -342,7 +344,7 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
 #pragma unroll 1
     for (int first = threadIdx.x; first < Plan::PARTIALS; first += TOGETHER * Threads::BLOCK) {
       float value[TOGETHER];
-      take_stamped(
+      take_stamped<Plan::EAGER>(
           value,
           [&](int n) -> const Stamped* {
             const int i = first + n * Threads::BLOCK;
@@ -444,6 +446,13 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   template <class Gradients>
   static __device__ __forceinline__ void reduce_tile(int tile, Gradients& gradients, float* shared,
                                                      const Update& update) {
+    if constexpr (Plan::COMPACT && IMAGE_TILES > 0 && BATCH_TILES > 0) {
+      if (tile < IMAGE_TILES)
+        reduce_image_tile(tile, gradients, shared, update);
+      else
+        reduce_batch_tile(tile - IMAGE_TILES, gradients, shared, update);
+      return;
+    }
     reduce_tile_of(PerBatch<Single..., Together...>(), tile, gradients, shared, update);
   }
   // Of the layers that take one image at a time, and of the others.
@@ -452,9 +461,10 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
                                                            const Update& update) {
     const PartialsSizes sizes = partials_of(PerBatch<Single...>(), tile);
     const int first = tile * PARTIALS_TILE;
-    reduce_partials<Threads, Plan::PARTIALS>(gradients, sizes.first_partial + first,
-                                             min(PARTIALS_TILE, sizes.parameters - first), shared,
-                                             update.from(sizes.first_weight + first));
+    constexpr int TRACE = BATCH_TILES > 0 ? Plan::TRACE : 0;
+    reduce_partials<Threads, Plan::PARTIALS, Plan::EAGER, TRACE>(gradients, sizes.first_partial + first,
+                                                                 min(PARTIALS_TILE, sizes.parameters - first), shared,
+                                                                 update.from(sizes.first_weight + first));
   }
   // As sizes_of.
   static __device__ __forceinline__ PartialsSizes partials_of(PerBatch<>, int&) { return {}; }

@@ -62,18 +62,16 @@ def trained(
 
 
 @pytest.mark.parametrize(
-    ("blocks", "batch", "products"),
+    ("blocks", "batch", "options"),
     [
-        (4, 4, ("tf32",)),  # every block updates what it is given
-        (5, 3, ("fp16", "tf32")),
-        (46, 2, ("tf32",)),  # blocks without an image update everything
-        (10, 9, ("tf32",)),  # more images than a warp takes at once
+        (5, 3, PersistentOptions(products=("fp16", "tf32"))),  # every block updates its share
+        (46, 2, PersistentOptions(eager=True)),  # blocks without an image update everything
+        (10, 9, PersistentOptions(compact=True)),  # more images than a warp takes at once
     ],
 )
 def test_stamps_and_barriers_train_alike_to_the_last_bit(
-    blocks: int, batch: int, products: tuple[str, ...]
+    blocks: int, batch: int, options: PersistentOptions
 ) -> None:
-    options = PersistentOptions(products=products)  # type: ignore[arg-type]
     wanted = trained(PersistentEngine, options, blocks, batch)
     for order in ("forward", "reverse"):
         found = trained(WholeEpochs, replace(options, stamped=True), blocks, batch, order)

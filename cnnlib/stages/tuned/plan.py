@@ -64,6 +64,14 @@ class PersistentOptions(Options):
     """Whether blocks with one image at most hand numbers to each other with the step's stamp
     (kernels/tuned/stamps.cuh), where the network allows it, and wait at no barrier of the grid.
     """
+    eager: bool = False
+    """Whether stamped weights and sums are asked for again and again until all of them are there,
+    and not one of them first.
+    """
+    compact: bool = False
+    """Whether all dense layers are updated by the same code, and so are all convolutions. Where
+    numbers are stamped, they always are.
+    """
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,8 @@ class BlockPlan:
             "SHARED_BYTES": layout.bytes,
             "SHUFFLE_ROUNDS": ROUNDS,
             "LOSS": f"tuned::{self.objective.loss.upper()}",
+            "EAGER": self.options.eager,
+            "COMPACT": self.options.compact,
             "WEIGHT_DECAY": float(self.objective.weight_decay),
         }
         last_errors = layout.errors[-1]
