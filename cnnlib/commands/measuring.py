@@ -59,7 +59,12 @@ def measure(
     typer.echo(summary(out))
 
 
-def sweep(config: ConfigFiles = CONFIG) -> None:
+def sweep(
+    config: ConfigFiles = CONFIG,
+    preparing: Annotated[
+        int, typer.Option(help="How many runs are prepared and checked side by side.")
+    ] = 1,
+) -> None:
     """Time all runs of the sweep that are due.
 
     A run is due if it has no result, has failed, was disturbed by other processes on its GPU, was
@@ -70,21 +75,28 @@ def sweep(config: ConfigFiles = CONFIG) -> None:
     its own, forked from one that has already loaded Python's libraries and the data, which saves
     time on a machine that is paid by the minute. Needs results/data/NAME.npz. The exit code is 1 if
     a run failed or was disturbed.
+
+    With --preparing 6, six runs at a time are compiled and checked, and each of them is timed while
+    the others wait. What PyTorch and JAX compile is then kept for further runs.
     """
+    from contextlib import closing
+
     from cnnlib.measuring.freshness import few_lines
     from cnnlib.measuring.runs import load_experiment
     from cnnlib.measuring.sweep import Sweep
 
-    planned = Sweep(load_experiment(config))
+    at_least_one(preparing=preparing)
+    planned = Sweep(load_experiment(config), preparing)
     for line in few_lines("measured again", planned.changed.values()):
         typer.echo(line, err=True)
     total, failed = len(planned.due), 0
-    for number, done in enumerate(planned.measure(), 1):
-        if done.error:
-            typer.echo(f"error: {done.run.folder}: {done.text}", err=True)
-        else:
-            typer.echo(f"{number} of {total}, repeat {done.run.repeat}: {done.text}")
-        failed += not done.sound
+    with closing(planned.measure()) as measured:
+        for number, done in enumerate(measured, 1):
+            if done.error:
+                typer.echo(f"error: {done.run.folder}: {done.text}", err=True)
+            else:
+                typer.echo(f"{number} of {total}, repeat {done.run.repeat}: {done.text}")
+            failed += not done.sound
     if failed:
         typer.echo(f"error: {failed} of {total} runs failed or were disturbed", err=True)
         raise typer.Exit(1)

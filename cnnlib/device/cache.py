@@ -90,14 +90,24 @@ def content_of(path: Path) -> bytes:
     return path.read_bytes()[: -len(_MARK) - 64]
 
 
+def whole_content(key: str, suffix: str) -> bytes | None:
+    """The content kept under `key`; None where there is none, or it is damaged."""
+    return _whole(cache_folder() / f"{key}{suffix}")
+
+
 def _is_whole(path: Path) -> bool:
+    return _whole(path) is not None
+
+
+def _whole(path: Path) -> bytes | None:
     try:
         data = path.read_bytes()
     except OSError:
-        return False
+        return None
     content, mark, digest = (
         data[: -len(_MARK) - 64],
         data[-len(_MARK) - 64 : -64],
         data[-64:],
     )
-    return mark == _MARK and hashlib.sha256(content).hexdigest().encode() == digest
+    whole = mark == _MARK and hashlib.sha256(content).hexdigest().encode() == digest
+    return content if whole else None

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from cnnlib.device.cache import cached, content_of
+from cnnlib.device.cache import cached, whole_content
+from cnnlib.system.turns import alone
 
 WORTH = 0.97
 """A candidate replaces the first one only if its time is below this share of the first one's.
@@ -17,6 +18,8 @@ WORTH = 0.97
 What is not clearly quicker is not chosen, so that two measurements of the same thing come to the
 same choice, and a training to the same last bits.
 """
+
+SUFFIX = ".times"
 
 STEADY = 1.2
 """Largest ratio of the longest to the shortest time of the same work, if it is undisturbed."""
@@ -37,22 +40,31 @@ def measured_once(key: str, count: int, measure: Callable[[], list[float]]) -> l
     """The `count` times in seconds kept under `key`, or else those of `measure`.
 
     nan means that something cannot be done. A damaged entry, or one of another kind, is replaced;
-    nothing is kept when `measure` raises.
+    nothing is kept when `measure` raises. While it measures, no other run of a sweep is active.
     """
+    if (kept := _kept(key, count)) is not None:
+        return kept
 
     def write(file: Path) -> None:
         file.write_text(json.dumps(measure()))
 
-    for _ in range(2):
-        path = cached(key, ".times", write)
-        try:
-            times = [float(time) for time in json.loads(content_of(path))]
-            if len(times) == count:
+    with alone():
+        for _ in range(2):
+            path = cached(key, SUFFIX, write)
+            if (times := _kept(key, count)) is not None:
                 return times
-        except (ValueError, TypeError):
-            pass
-        path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     raise ValueError(f"{count} times were to be measured")
+
+
+def _kept(key: str, count: int) -> list[float] | None:
+    """The times kept under `key`; None where there are none, or others."""
+    try:
+        data = whole_content(key, SUFFIX)
+        times = [float(time) for time in json.loads(data)] if data is not None else []
+    except (ValueError, TypeError):
+        return None
+    return times if len(times) == count else None
 
 
 def fastest(times: list[float]) -> int:

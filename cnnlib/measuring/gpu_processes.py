@@ -10,6 +10,9 @@ In a container NVML may know the run by another number than the system does. Whe
 number is never listed, one of the processes listed is taken for it, and only a second one counts as
 another.
 
+Other runs of a sweep that prepares several side by side do not count: they wait while the run is
+timed (cnnlib.system.turns), and only keep their memory.
+
 What NVML does not list goes unnoticed: processes that only draw, and those of other containers
 where the driver hides them.
 """
@@ -48,6 +51,8 @@ class Presence:
     memory_mib: float
     began: float
     ended: float = math.inf
+    waits: bool = False
+    """Whether it is one of the same sweep, which waits while the run is timed."""
 
     def overlaps(self, spans: Iterable[Span]) -> bool:
         """Whether the process may have been there at some moment of `spans`."""
@@ -57,9 +62,9 @@ class Presence:
 class ProcessTracker:
     """Keeps the presences of all processes that are listed, look by look."""
 
-    def __init__(self, process: int) -> None:
+    def __init__(self, process: int, sweep: int | None = None) -> None:
         self.presences: list[Presence] = []
-        self._process = process
+        self._process, self._sweep = process, sweep
         self._there: dict[int, Presence] = {}
         self._last = -math.inf
 
@@ -76,7 +81,10 @@ class ProcessTracker:
         for process, memory_mib in found.items():
             if process not in self._there:
                 own = is_or_descends_from(process, self._process)
-                presence = Presence(process, own, name(process), memory_mib, self._last)
+                waits = self._sweep is not None and is_or_descends_from(process, self._sweep)
+                presence = Presence(
+                    process, own, name(process), memory_mib, self._last, waits=waits and not own
+                )
                 self._there[process] = presence
                 self.presences.append(presence)
             elif memory_mib > self._there[process].memory_mib:
@@ -93,7 +101,7 @@ def others(presences: Sequence[Presence], spans: Sequence[Span]) -> list[Presenc
     """
     there = [presence for presence in presences if presence.overlaps(spans)]
     if any(presence.own for presence in presences):
-        return [presence for presence in there if not presence.own]
+        return [presence for presence in there if not presence.own and not presence.waits]
     return there if len({presence.process for presence in there}) > 1 else []
 
 

@@ -89,6 +89,8 @@ class RunFacts(TypedDict, total=False):
     disturbed: list[OtherProcess]
     unwatched: str
     """Why other processes on the GPU would not have been noticed."""
+    preparing: int
+    """How many runs of the sweep were prepared side by side; left out where each was alone."""
     resumed: bool
     """Whether the run was continued from a checkpoint."""
 

@@ -23,7 +23,7 @@ from cnnlib.engine import Engine, ImageByImage, Order, Setup
 from cnnlib.errors import DoesNotFit, Unsupported, UserError, WorkerDied
 from cnnlib.files import check_writable
 from cnnlib.measuring import budgets, energy
-from cnnlib.measuring.disturbances import mark_disturbed
+from cnnlib.measuring.disturbances import TIMED_IN, mark_disturbed
 from cnnlib.measuring.learning_curve import learning_curve, watched_images
 from cnnlib.measuring.long_runs import CheckpointPolicy, ChunkRecorder
 from cnnlib.measuring.record import RunFacts, RunRecord, engine_facts, origin_of, run_files
@@ -33,6 +33,7 @@ from cnnlib.measuring.telemetry import Telemetry
 from cnnlib.stages import find_stage
 from cnnlib.system.interrupts import Stopped, time_limit
 from cnnlib.system.supervisor import supervised
+from cnnlib.system.turns import Turn, changes_turn, take_turn, turns
 from cnnlib.training.checkpoint import read_notes
 from cnnlib.training.loop import Epoch, accuracy, batches, epoch_order, start, train_epochs
 from cnnlib.training.target import check_batch, open_engine, open_target, setup_of
@@ -44,6 +45,8 @@ ENOUGH_SAMPLES = 5
 """Samples of an extrapolated run, at least, before their spread is looked at."""
 _CLOCK: Final = time.perf_counter
 """The clock as it was before a stage from outside could have changed it."""
+TURN: Final[dict[str, Turn]] = dict.fromkeys(("warm_up", "evaluate", *TIMED_IN), "alone")
+"""Phases in which no other run of a sweep is active; in all others they may be."""
 SMALL_SPREAD = 0.02
 """Spread of the samples, relative to their median, at which sampling ends early."""
 
@@ -82,11 +85,11 @@ def measure(
     with measurement.opened(mark), measurement.outcome(mark):
         with measurement.pick_batch() as engine:
             recording = measurement.time_training(engine, policy)
-            measurement.validate_timed(recording)
             if measurement.rows.trained:
                 measurement.profile(recording)
                 measurement.learning_curve(recording)
                 measurement.energy(engine)
+            measurement.validate_timed(recording)
         measurement.validate_momentum(engine.setup)
         measurement.rows.vouch()
     measurement.write(policy)
@@ -118,6 +121,13 @@ class Measurement:
     def facts(self) -> RunFacts:
         return self.record.facts
 
+    def phase(self, name: str) -> None:
+        """Begin a phase of the run, and wait for its turn where runs are prepared side by side."""
+        if changes_turn(TURN.get(name, "preparing")):
+            self._telemetry.phase("wait")
+            take_turn(TURN.get(name, "preparing"))
+        self._telemetry.phase(name)
+
     def check_inputs(self, policy: CheckpointPolicy) -> None:
         """Raise UserError now for what would fail hours later."""
         check_batch(self.dataset, self.run.batch_size)
@@ -128,15 +138,30 @@ class Measurement:
     @contextmanager
     def opened(self, mark: bool) -> Iterator[None]:
         """Open the telemetry and the device, and limit the time that the run may take."""
+        sharing, sweep = turns(), None
+        if sharing is not None:
+            self.facts["preparing"], sweep = sharing.preparing, sharing.owner
         with (
-            Telemetry(self.config.measuring.sample_interval) as telemetry,
+            Telemetry(self.config.measuring.sample_interval, sweep) as telemetry,
             self._time_limit(mark),
+            self._taking_turns(telemetry),
             open_target(self.stage, self.config.sweep.device) as target,
         ):
-            self._telemetry, self._target = telemetry, target
+            self._target = target
             self.rows.device, self.rows.device_kind = target.name, target.kind
             telemetry.attach(target.pci_bus_id)
             yield
+
+    @contextmanager
+    def _taking_turns(self, telemetry: Telemetry) -> Iterator[None]:
+        """Wait until the run may be prepared, and leave the machine to other runs at the end."""
+        self._telemetry = telemetry
+        if changes_turn("preparing"):
+            self.phase("open")
+        try:
+            yield
+        finally:
+            take_turn("away")
 
     @contextmanager
     def _time_limit(self, mark: bool) -> Iterator[None]:
@@ -215,7 +240,7 @@ class Measurement:
     @contextmanager
     def _checking(self, kind: str) -> Iterator[None]:
         """Note how long the checks inside take, for run.json."""
-        self._telemetry.phase("validate")
+        self.phase("validate")
         began = time.perf_counter()
         try:
             yield
@@ -224,7 +249,7 @@ class Measurement:
 
     def warm_up(self, engine: Engine) -> None:
         """Train until caches and clocks have settled, then go back to the initial weights."""
-        self._telemetry.phase("warm_up")
+        self.phase("warm_up")
         start(engine, self.rows.seed)
         seconds_per_image = warm_up(self.config, engine, self.dataset, self.rows.seed)
         start(engine, self.rows.seed)
@@ -234,7 +259,7 @@ class Measurement:
     def time_training(self, engine: Engine, policy: CheckpointPolicy) -> Recording:
         """Time the run's epochs, or a sample of steps where they would take too long."""
         recording = Recording(engine)
-        self._telemetry.phase("train")
+        self.phase("train")
         if self.rows.extrapolated:
             self.time_sample(recording)
             return recording
@@ -249,7 +274,7 @@ class Measurement:
         """Time all epochs, with an evaluation off the clock after each of them."""
         engine = recording.engine
         for done in self._trained_epochs(recording, policy):
-            self._telemetry.phase("evaluate")
+            self.phase("evaluate")
             self.rows.add_epoch(
                 "diverged" if done.diverged else "ok",
                 images=done.images,
@@ -260,7 +285,7 @@ class Measurement:
             )
             recording.unchanged("an evaluation")
             if not done.diverged:
-                self._telemetry.phase("train")
+                self.phase("train")
 
     def _trained_epochs(self, recording: Recording, policy: CheckpointPolicy) -> Iterator[Epoch]:
         """Train all epochs, recorded for a replay; in chunks if the run is saved as it goes."""
@@ -342,7 +367,7 @@ class Measurement:
     def validate_timed(self, recording: Recording) -> None:
         """Check the timed training by a replay, and steps from the weights it ended with.
 
-        The learning curve of the first repeat is a replay of the epochs by itself; it comes later.
+        The learning curve of the first repeat was a replay of the epochs by itself.
         """
         if time.perf_counter is not _CLOCK:
             raise failure(recording.engine, "it has replaced time.perf_counter, the clock")
@@ -364,7 +389,7 @@ class Measurement:
 
     def profile(self, recording: Recording) -> None:
         """Time each kernel of a training step on its own."""
-        self._telemetry.phase("profile")
+        self.phase("profile")
         for kernel in recording.engine.profile():
             values = kernel._asdict()
             self.rows.add_measured("kernels", kernel_seconds=values.pop("seconds"), **values)
@@ -376,7 +401,7 @@ class Measurement:
         size, kind, extrapolated = engine.setup.batch_size, rows.device_kind, rows.extrapolated
         if not budgets.records_curve(config, self.run, size, kind, extrapolated=extrapolated):
             return
-        self._telemetry.phase("learn")
+        self.phase("learn")
         replays = self._replays_epochs(recording)
         hard = config.dataset(self.run.dataset, "--dataset").hard_images
         points, predictions = learning_curve(
@@ -404,10 +429,9 @@ class Measurement:
         seconds = self.config.measuring.energy_seconds
         if self.rows.device_kind != "cuda" or not seconds:
             return
-        self._telemetry.phase(energy.PHASE)
+        self.phase(energy.PHASE)
         count = len(self.dataset.train_labels)
         self._sustained_images = energy.sustain(engine, count, self.rows.seed, seconds)
-        self._telemetry.phase("close")
 
     def validate_momentum(self, setup: Setup) -> None:
         """Check steps with a momentum where the experiment trains without any."""

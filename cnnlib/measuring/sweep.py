@@ -1,6 +1,10 @@
-"""All runs of a sweep, one after the other, each in a process forked from this one."""
+"""All runs of a sweep, each in a process forked from this one.
 
-from collections.abc import Iterator
+They are measured one after the other, or prepared side by side and timed one after the other.
+"""
+
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from cnnlib.measuring.freshness import changed_runs, is_sound
 from cnnlib.measuring.isolated import measure_isolated
 from cnnlib.measuring.record import run_files, summary
 from cnnlib.measuring.runs import Run, runs, sweep_dataset
+from cnnlib.measuring.side_by_side import side_by_side
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,14 @@ class Done:
 class Sweep:
     """The runs of the config's sweep that have no sound result yet."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, preparing: int = 1) -> None:
         """Load the data sets and find out which runs are due.
+
+        Up to `preparing` runs will be prepared and checked side by side.
 
         Raises UserError when data are missing or a result could not be written.
         """
+        self._preparing = preparing
         self.config = config
         self._results = Path(config.results)
         self._datasets = {name: sweep_dataset(config, name) for name in config.sweep.datasets}
@@ -43,15 +51,33 @@ class Sweep:
         files = (file for run in self.due for file in run_files(self._results / run.folder))
         check_writable(*files)
 
-    def measure(self) -> Iterator[Done]:
-        """Measure each run that is due; a run that fails does not end the sweep."""
+    def measure(self) -> Generator[Done, None, None]:
+        """Measure each run that is due; a run that fails does not end the sweep.
+
+        Whoever does not take all of them has to close it, so that no process is left.
+        """
+        if self._preparing > 1:
+            with closing(side_by_side(self.due, self._preparing, self._measured)) as measured:
+                for run, problem in measured:
+                    yield self._done(run, problem)
+            return
         for run in self.due:
-            folder = self._results / run.folder
-            try:
-                measure_isolated(self.config, run, self._datasets[run.dataset], folder, mark=True)
-                yield Done(run, summary(folder), error=False, sound=self._sound(run))
-            except (UserError, OSError, MemoryError) as error:
-                yield Done(run, one_line(error), error=True, sound=False)
+            yield self._done(run, self._measured(run))
+
+    def _measured(self, run: Run) -> str:
+        """Measure a run; returns what keeps it from having a result, or ""."""
+        folder = self._results / run.folder
+        try:
+            measure_isolated(self.config, run, self._datasets[run.dataset], folder, mark=True)
+        except (UserError, OSError, MemoryError) as error:
+            return one_line(error)
+        return ""
+
+    def _done(self, run: Run, problem: str) -> Done:
+        if problem:
+            return Done(run, problem, error=True, sound=False)
+        text = summary(self._results / run.folder)
+        return Done(run, text, error=False, sound=self._sound(run))
 
     def _sound(self, run: Run) -> bool:
         return is_sound(self._results / run.folder)

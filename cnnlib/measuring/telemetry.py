@@ -190,7 +190,7 @@ def resident(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
-def read_sensors(connection: Connection, process: int, interval: float) -> None:
+def read_sensors(connection: Connection, process: int, interval: float, sweep: int | None) -> None:
     """Run the reader: look every `interval` seconds, and at the end send everything seen.
 
     A bus id that arrives says which GPU to look at. None ends the reader, and so does the death of
@@ -199,7 +199,7 @@ def read_sensors(connection: Connection, process: int, interval: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gpu: Gpu | None = None
-    tracker = ProcessTracker(process)
+    tracker = ProcessTracker(process, sweep)
     # One reading at once, for runs that end before NVML has been initialised.
     readings = [Reading(at=time.perf_counter(), host_memory_mib=host_memory(process))]
     with contextlib.suppress(Exception):  # slow, so it is done before a GPU is to be read
@@ -309,15 +309,18 @@ class Telemetry:
     It must be entered before a CUDA context exists: a process that has one must not be forked.
     """
 
-    def __init__(self, interval: float) -> None:
-        self._interval = interval
+    def __init__(self, interval: float, sweep: int | None = None) -> None:
+        """`sweep` is the process that runs descend from which take turns with this one."""
+        self._interval, self._sweep = interval, sweep
         self.record = TelemetryRecord()
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._reader = context.Process(
-            target=read_sensors, args=(theirs, os.getpid(), self._interval), daemon=True
+            target=read_sensors,
+            args=(theirs, os.getpid(), self._interval, self._sweep),
+            daemon=True,
         )
         self.phase("open")
         self._reader.start()

@@ -22,6 +22,7 @@ from cnnlib.layers import Activation, Array, Conv, Dense, Dropout, Layer, Subsam
 from cnnlib.layers.activation import TANH_RATE, TANH_SCALE
 from cnnlib.levels import for_maps
 from cnnlib.peers.masks import random_words
+from cnnlib.system.turns import alone
 
 if TYPE_CHECKING:
     from jax import Array as Tensor
@@ -328,10 +329,11 @@ class JaxEngine(Engine[JaxOperator]):
         try:
             self._images = jax.device_put(np.ascontiguousarray(images), self.where)
             self._labels = jax.device_put(labels, self.where)
-            self.layout = min(LAYOUTS, key=self._tried)
-            order = np.arange(self._epoch_steps * batch) % len(labels)
-            self.train(order)  # compiles the program of an epoch
-            self.train(order[:batch])
+            with alone():  # compiling, XLA times the algorithms of convolutions
+                self.layout = min(LAYOUTS, key=self._tried)
+                order = np.arange(self._epoch_steps * batch) % len(labels)
+                self.train(order)  # compiles the program of an epoch
+                self.train(order[:batch])
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

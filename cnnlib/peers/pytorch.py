@@ -34,6 +34,7 @@ from cnnlib.layers.activation import TANH_RATE, TANH_SCALE
 from cnnlib.levels import for_maps
 from cnnlib.peers.masks import random_words
 from cnnlib.system.machine import usable_cores
+from cnnlib.system.turns import alone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -338,13 +339,16 @@ class TorchEngine(Engine[TorchOperator]):
         """Let cuDNN guess algorithms of convolutions, or try them all, whichever trains faster."""
         cudnn = self.torch.backends.cudnn
         seconds = {}
-        for tries in (False, True):
-            cudnn.benchmark = tries
+        cudnn.benchmark = False
+        self._prepare()  # compiling takes long, and times no algorithms of cuDNN
+        with alone():
+            seconds[False] = min(self._tried() for _ in range(3))
+            cudnn.benchmark = True
             self._prepare()
-            seconds[tries] = min(self._tried() for _ in range(3))
-        cudnn.benchmark = seconds[True] < seconds[False]
-        if not cudnn.benchmark:
-            self._prepare()
+            seconds[True] = min(self._tried() for _ in range(3))
+            cudnn.benchmark = seconds[True] < seconds[False]
+            if not cudnn.benchmark:
+                self._prepare()
         self._choices = {
             "cudnn_benchmark": cudnn.benchmark,
             "seconds_without_and_with_it": list(seconds.values()),

@@ -6,8 +6,10 @@ needs no open file, and cannot be held open by processes that the call has start
 
 import contextlib
 import json
+import math
 import mmap
 import pickle
+import struct
 from typing import Any
 
 CAPACITY = 1 << 20
@@ -21,11 +23,14 @@ class Page:
     """
 
     NOTES = 4096
-    OUTCOME = 2 * NOTES
+    WAITING = 2 * NOTES
+    """Two numbers: the seconds that the call has waited, and since when it waits, or nan."""
+    OUTCOME = WAITING + 16
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, CAPACITY)
         self._notes: dict[str, str] = {}
+        self._put_waiting(0.0, math.nan)
 
     def note(self, **facts: str) -> None:
         self._notes |= facts
@@ -52,6 +57,26 @@ class Page:
     @request.setter
     def request(self, number: int) -> None:
         self._memory[1] = number
+
+    def wait(self, since: float) -> None:
+        """The call waits for other processes since this moment, by time.monotonic."""
+        self._put_waiting(self._waiting()[0], since)
+
+    def go_on(self, now: float) -> None:
+        """The call does not wait any longer."""
+        self._put_waiting(self.waited(now), math.nan)
+
+    def waited(self, now: float) -> float:
+        """Seconds that the call has waited for other processes until now."""
+        total, since = self._waiting()
+        return total if math.isnan(since) else total + max(0.0, now - since)
+
+    def _waiting(self) -> tuple[float, float]:
+        total, since = struct.unpack_from("2d", self._memory, self.WAITING)
+        return total, since
+
+    def _put_waiting(self, total: float, since: float) -> None:
+        struct.pack_into("2d", self._memory, self.WAITING, total, since)
 
     def put(self, outcome: tuple[str, Any]) -> None:
         data = pickle.dumps(outcome)

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, NoReturn, TypeVar
 
@@ -42,6 +42,7 @@ EXPLAIN = 0.3
 
 DOING = {
     "open": "opening its device",
+    "wait": "waiting until it can be timed alone",
     "validate": "validating",
     "warm_up": "warming up",
     "train": "training",
@@ -90,13 +91,26 @@ def note(**facts: str) -> None:
         _page.note(**facts)
 
 
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """A context in which the call waits for other processes, which is not of its limited time."""
+    page = _page
+    if page is not None:
+        page.wait(time.monotonic())
+    try:
+        yield
+    finally:
+        if page is not None:
+            page.go_on(time.monotonic())
+
+
 def supervise(call: Callable[[], T], *, limit: float = math.inf, patient: bool = False) -> T:
     """Make the call in a process forked from this one and return its result.
 
     The result must not exceed CAPACITY when pickled. Raises Died when the call takes longer than
-    `limit` seconds, raises an exception or ends its process; a UserError, OSError, MemoryError or
-    Stopped that it raises is raised here too. Before `supervise` ends, it ends every process that
-    the call has started.
+    `limit` seconds, beside those of `waiting`, raises an exception or ends its process; a
+    UserError, OSError, MemoryError or Stopped that it raises is raised here too. Before `supervise`
+    ends, it ends every process that the call has started.
 
     SIGTERM, SIGUSR1 and SIGINT are passed on. A call that is still running GRACE seconds later is
     killed, and then the signal has the effect that it would have had without the call. With
@@ -119,7 +133,10 @@ def supervise(call: Callable[[], T], *, limit: float = math.inf, patient: bool =
         if not child:
             _serve(call, page, trace, parent, requests)
         requests.pass_on_to(child)
-        hung = not requests.wait(time.monotonic() + limit)
+        ends = time.monotonic() + limit
+        hung = not requests.wait(ends)
+        while hung and not requests.last and ends + page.waited(now := time.monotonic()) > now:
+            hung = not requests.wait(ends + page.waited(now))
         if hung and not requests.last:
             send(child, signal.SIGUSR2)  # faulthandler says where
             requests.wait(time.monotonic() + EXPLAIN)

@@ -33,6 +33,7 @@ from cnnlib.engine.image_by_image import (
 )
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.layers import Array
+from cnnlib.system.turns import alone
 from cnnlib.training.loop import Epoch, train_epochs
 from cnnlib.validation.steps import compare_loss
 from cnnlib.validation.verdicts import failure
@@ -209,18 +210,19 @@ class Recording:
         if again is None:
             return
         shares = []
-        for _ in range(LATE_TRIES):
-            call.before.put_into(self.engine)
-            began = time.perf_counter()
-            EngineState.of(self.engine)
-            usual = time.perf_counter() - began
-            call.before.put_into(self.engine)
-            began = time.perf_counter()
-            again()
-            called = time.perf_counter()
-            EngineState.of(self.engine)
-            extra = max(0.0, time.perf_counter() - called - usual)
-            shares.append(extra / (extra + called - began))
+        with alone():
+            for _ in range(LATE_TRIES):
+                call.before.put_into(self.engine)
+                began = time.perf_counter()
+                EngineState.of(self.engine)
+                usual = time.perf_counter() - began
+                call.before.put_into(self.engine)
+                began = time.perf_counter()
+                again()
+                called = time.perf_counter()
+                EngineState.of(self.engine)
+                extra = max(0.0, time.perf_counter() - called - usual)
+                shares.append(extra / (extra + called - began))
         if (share := statistics.median(shares)) > LATE:
             raise failure(
                 self.engine,

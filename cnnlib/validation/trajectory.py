@@ -14,6 +14,7 @@ import numpy as np
 
 from cnnlib.datasets import Dataset
 from cnnlib.engine import Bytes, Engine, ImageByImage, OwnLoop, Setup, Stage
+from cnnlib.system.turns import untimed
 from cnnlib.training.loop import accuracy, start
 from cnnlib.training.target import Target, open_engine
 from cnnlib.validation.parity import compare_logits, validate
@@ -82,7 +83,7 @@ def check_momentum(stage: Stage, setup: Setup, target: Target, dataset: Dataset,
         train_labels=dataset.train_labels[:count],
     )
     moving = dataclasses.replace(setup, batch_size=batch_size, momentum=MOMENTUM, labels="")
-    with open_engine(stage, moving, target, few) as engine:
+    with untimed(), open_engine(stage, moving, target, few) as engine:
         start(engine, seed)
         check_steps(engine, few.train_images, few.train_labels, seed)
 

@@ -79,21 +79,27 @@ def test_sweep_measures_again_what_is_damaged_or_stale(home: Home, start: Start)
     assert swept() == ("", "")
 
 
+@pytest.mark.parametrize("preparing", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_stopped_leaves_no_process(
-    home: Home, start: Start, number: signal.Signals
+    home: Home, start: Start, number: signal.Signals, preparing: int
 ) -> None:
-    home.write(toy_config(measuring={"warmup_seconds": 600.0}))
+    home.write(toy_config(measuring={"warmup_seconds": 600.0}, sweep={"repeats": 3}))
     (home.folder / "results/data").mkdir(parents=True)
     (home.folder / "toy.npz").rename(home.folder / "results/data/toy.npz")
-    process = start("sweep")
+    process = start("sweep", "--preparing", str(preparing))
+
+    def below(parent: int) -> list[int]:
+        return [each for child in children(parent) for each in (child, *below(child))]
+
     wait_for(lambda: process.poll() is not None or bool(children(process.pid)))
     time.sleep(0.5)
     assert process.poll() is None
-    (child,) = children(process.pid)
+    assert len(children(process.pid)) == preparing
+    there = below(process.pid)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert err == ("interrupted\n" if number == signal.SIGINT else "")
-    assert not alive(child)
+    assert not any(map(alive, there))
     assert os.listdir("results") == ["data"]

@@ -114,3 +114,15 @@ def test_only_new_processes_cost_more_than_a_look(monkeypatch: pytest.MonkeyPatc
     for at in range(3):
         tracker.look(at, listed(OWN, ANOTHER), lambda process: str(asked.append(process)))
     assert sorted(asked) == sorted(2 * (OWN, ANOTHER))
+
+
+def test_a_run_that_waits_is_no_other_process() -> None:
+    own, sweep = os.getpid(), os.getppid()
+    tracker = ProcessTracker(own, sweep)
+    tracker.look(1.0, listed(own, sweep))
+    assert not others(tracker.presences, [(1.0, 2.0)])
+    tracker.look(1.5, listed(own, sweep, 1))
+    assert [each.process for each in others(tracker.presences, [(1.0, 2.0)])] == [1]
+    alone = ProcessTracker(own)
+    alone.look(1.0, listed(own, sweep))
+    assert [each.process for each in others(alone.presences, [(1.0, 2.0)])] == [sweep]
