@@ -121,7 +121,13 @@ def test_stored_planes_are_those_that_are_staged(
         {"dense": 4},
     ]
     network = build("stored", (2, 6, 10), 4, layers)
-    options = ProductOptions(launch="programmatic", gather="device", stored="all", wide_ends=True)
+    options = ProductOptions(
+        launch="programmatic",
+        gather="device",
+        stored="all",
+        splits_together=True,
+        wide_ends=True,
+    )
     with open_engine(replace(STAGE, options=options), network, 5, device) as engine:
         operators: list[StoredConv] = engine.operators[1:]  # type: ignore[attr-defined]
         assert [operator.is_stored for operator in operators] == [True, True, True]

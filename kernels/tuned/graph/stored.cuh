@@ -445,6 +445,51 @@ __device__ __forceinline__ void split_weights(const float* __restrict__ weight, 
   }
 }
 
+// What SplitWeights below knows of one product's weights, as a row of integers: cnnlib/stages/tuned/graph/stored.py.
+struct SplitJob {
+  int first;           // vector, over all jobs
+  int weights;         // where the layer's weights begin, in floats
+  int split;           // where the planes begin, in vectors of all planes
+  int columns, terms;  // of the product: maps and channels forward, channels and maps backward
+  int width, chunk;    // columns of a tile and groups of eight terms that a block copies together
+  int chunks, parts;   // how many chunks there are, and in how many parts the rows of the kernel are copied
+  int taps, area;      // of a part, and of the kernel
+  int column, term;    // floats from a column to the next, and from a term to the next
+  int turned;          // whether the kernel is turned around
+};
+
+// Splits the weights of all stored layers, by one launch. jobs (count): SplitJobs.
+template <class Layer>
+__device__ __forceinline__ void split_all_weights(const int* __restrict__ jobs, int count,
+                                                  const float* __restrict__ parameters, unsigned* __restrict__ split,
+                                                  int vectors) {
+  using P = Planes<Convolution<Layer, ForwardSpec<Layer>>::ARITHMETIC>;
+  constexpr int FIELDS = sizeof(SplitJob) / 4;
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  for (int i : grid_range(vectors)) {
+    int number = 0;
+    while (number + 1 < count && jobs[(number + 1) * FIELDS] <= i) number++;
+    const SplitJob job = reinterpret_cast<const SplitJob*>(jobs)[number];
+    const int pitch = job.width + 1, part_vectors = job.taps * job.chunk * pitch;
+    const int part = (i - job.first) / part_vectors, own = (i - job.first) % part_vectors;
+    const int n = own % pitch, staged = own / pitch % job.chunk;
+    const int tap = own / pitch / job.chunk + part % job.parts * job.taps;
+    const int term = (part / job.parts % job.chunks * job.chunk + staged) * EIGHT;
+    const int column = part / job.parts / job.chunks * job.width + n;
+    Eight eight = eight_zeros();
+    if (n < job.width && column < job.columns) {
+      const float* from =
+          parameters + job.weights + column * job.column + term * job.term + (job.turned ? job.area - 1 - tap : tap);
+      UNROLL_FOR(int e = 0; e < EIGHT; e++)
+        if (term + e < job.terms) eight.at[e] = from[e * job.term];
+    }
+    P::store(reinterpret_cast<char*>(split) +
+                 static_cast<size_t>(job.split + part * part_vectors) * P::COUNT * P::VECTOR_BYTES,
+             part_vectors, own, eight, Range::WEIGHTS);
+  }
+}
+
 // The factor of a layer's errors, in all threads of a block.
 template <class Layer>
 __device__ __forceinline__ float factor_of_errors(unsigned* largest, const float* __restrict__ errors,
@@ -545,6 +590,11 @@ __device__ __forceinline__ void stored_backward(const float* __restrict__ errors
   ENTRY_POINT_BOUNDED(layer, split_weights, layer::THREADS)                                                            \
   (const float* __restrict__ weight, unsigned* __restrict__ forward, unsigned* __restrict__ errors) {                  \
     graph::split_weights<layer>(weight, forward, errors);                                                              \
+  }                                                                                                                    \
+  ENTRY_POINT_BOUNDED(layer, split_all_weights, layer::THREADS)                                                        \
+  (const int* __restrict__ jobs, int count, const float* __restrict__ parameters, unsigned* __restrict__ split,        \
+   int vectors) {                                                                                                      \
+    graph::split_all_weights<layer>(jobs, count, parameters, split, vectors);                                          \
   }                                                                                                                    \
   ENTRY_POINT_RESIDENT(layer, forward, layer::THREADS, 2)                                                              \
   (const unsigned* __restrict__ source, const unsigned* __restrict__ weight, const float* __restrict__ bias,           \

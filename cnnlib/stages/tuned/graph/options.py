@@ -39,6 +39,8 @@ class ProductOptions(GpuOptions):
     multiplied, split once, to be copied by the copy engine: of none, of convolutions, or of large
     fully connected layers too.
     """
+    splits_together: bool = False
+    """Whether the weights of all stored layers are split by one launch."""
     loads_ahead: bool = False
     """Whether small tiles load what they stage next while they multiply, into registers."""
     wide_ends: bool = False

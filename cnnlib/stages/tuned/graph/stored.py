@@ -30,6 +30,7 @@ class StoredConv(GraphConv):
     stored_kernels = (
         "split_source",
         "split_weights",
+        "split_all_weights",
         "forward",
         "find_peak",
         "split_errors",
@@ -40,6 +41,8 @@ class StoredConv(GraphConv):
     """Whether tiles were found; else the operator is as its base class."""
     source_maps: StoredMaps
     error_maps: StoredMaps
+    together: "list[StoredConv]"
+    """Operators that follow each other and whose weights are split by the first one's launch."""
     split_by: GraphConv | None
     """The operator that leaves the source's planes; None: an own kernel makes them."""
 
@@ -64,6 +67,19 @@ class StoredConv(GraphConv):
     def prepare(self, batch_size: int, before: GpuOperator | None) -> None:
         super().prepare(batch_size, before)
         self.is_stored = self._store(batch_size, before)
+        joined = product_options(self.stage).splits_together and self._stored_before()
+        self.together = joined.together if joined else []
+        if self.is_stored:
+            self.together.append(self)
+
+    def _stored_before(self) -> "StoredConv | None":
+        """The stored operator that comes next towards the input, if only ones of plan `graph` lie
+        between.
+        """
+        before = self.before
+        while before and not (isinstance(before, StoredConv) and before.is_stored):
+            before = before.before
+        return before if isinstance(before, StoredConv) else None
 
     def _store(self, batch_size: int, before: GpuOperator | None) -> bool:
         """Choose tiles and where planes lie; False, and nothing changed, where they do not fit."""
@@ -137,16 +153,85 @@ class StoredConv(GraphConv):
             self.source_planes.fill_bytes(0)
         self.error_planes = self.array((self.error_maps.words,), np.uint32)
         self.error_planes.fill_bytes(0)
-        vector = self.source_maps.vector_bytes
-        tiles = (
+        first = self.together[0]
+        if first is self:
+            vectors = sum(sum(operator.weight_vectors) for operator in self.together)
+            self.split = self.array((vectors * self._words,), np.uint32)
+            table = [job for operator in self.together for job in operator.split_jobs()]
+            self.split_table = self.array((len(table), len(table[0])), np.int32)
+            self.split_table.set(np.array(table, np.int32))
+        ahead, back = self.weight_vectors
+        start = first.split_start(self) * self._words
+        self.forward_weights = first.split.part(start, ahead * self._words)
+        self.errors_weights = first.split.part(start + ahead * self._words, back * self._words)
+
+    @property
+    def _words(self) -> int:
+        """Words of a vector in all planes."""
+        return self.source_maps.vector_bytes // 4
+
+    @property
+    def products(self) -> list[tuple[ProductTile, Windows, int]]:
+        """Tile, windows and columns of the products forward and backward."""
+        assert self.errors_tile is not None  # the first operator is not stored
+        return [
             (self.forward_tile, self.windows, self.maps),
             (self.errors_tile, self.windows_back, self.windows.channels),
-        )
-        self.forward_weights, self.errors_weights = (
-            self.array((_weights(tile, windows, columns) * vector // 4,), np.uint32)
-            for tile, windows, columns in tiles
-            if tile
-        )
+        ]
+
+    @property
+    def weight_vectors(self) -> list[int]:
+        """Vectors of the weights of both products."""
+        return [_weights(*product) for product in self.products]
+
+    def split_start(self, operator: "StoredConv") -> int:
+        """The first vector of an operator's weights among those that are split together."""
+        before = self.together[: self.together.index(operator)]
+        return sum(sum(other.weight_vectors) for other in before)
+
+    def split_jobs(self) -> list[tuple[int, ...]]:
+        """SplitJobs of kernels/tuned/graph/stored.cuh: what the launch for all operators does."""
+        first = self.together[0]
+        start, jobs = first.split_start(self), list[tuple[int, ...]]()
+        begins = self._own_offset() - first._own_offset()
+        area = self.windows.taps
+        for turned, (tile, windows, columns) in enumerate(self.products):
+            taps = tile.tap_rows * windows.kernel[1]
+            steps = (area, columns * area) if turned else (windows.channels * area, area)
+            sizes = tile.columns, tile.chunk, tile.chunks(windows), area // taps
+            jobs.append(
+                (
+                    start,
+                    begins,
+                    start,
+                    columns,
+                    windows.channels,
+                    *sizes,
+                    taps,
+                    area,
+                    *steps,
+                    turned,
+                )
+            )
+            start += _weights(tile, windows, columns)
+        return jobs
+
+    def _own_offset(self) -> int:
+        """Where the weights begin in the vector of all parameters."""
+        parameters = self.planned.network.parameters
+        return next(p.offset for p in parameters if p.layer == self.planned.start)
+
+    def _splits(self) -> list[Launch]:
+        """The launch that splits the weights, if this operator makes one."""
+        weight = self.buffers.parameters[0]["weight"]
+        if len(self.together) == 1:
+            split = self.forward_weights, self.errors_weights
+            return [self.launch("split_weights", sum(self.weight_vectors), weight, *split)]
+        if self.together[0] is not self:
+            return []
+        vectors = sum(sum(operator.weight_vectors) for operator in self.together)
+        table = self.split_table, self.split_table.shape[0]
+        return [self.launch("split_all_weights", vectors, *table, weight, self.split, vectors)]
 
     def forward(self, count: int) -> list[Launch]:
         if not self.is_stored:
@@ -158,12 +243,10 @@ class StoredConv(GraphConv):
             launches.append(
                 self.launch("split_source", elements, b.source, self.source_planes, count)
             )
-        split = self.forward_weights, self.errors_weights
-        vectors = self.forward_weights.size // 8 + self.errors_weights.size // 8
         source = self.split_by.planes if self.split_by else self.source_planes
         return [
             *launches,
-            self.launch("split_weights", vectors, views["weight"], *split),
+            *self._splits(),
             self.launch_blocks(
                 "forward",
                 min(tile.jobs, BLOCKS * self.limits.multiprocessors),
