@@ -114,7 +114,7 @@ struct LastLayers {
     using Own = At<0>;
     for (int i : block_range(IMAGES * Own::INPUTS)) {
       const int n = i / Own::INPUTS, k = i % Own::INPUTS;
-      const float value = first + n < count ? source[(first + n) * Own::INPUTS + k] : 0.0f;
+      const float value = first + n < count ? load_l2(source + (first + n) * Own::INPUTS + k) : 0.0f;
       memory[values_at<0>() + n * Own::VALUE_PITCH + k] = value;
       if (first + n < count) traces[Own::VALUES + (first + n) * Own::INPUTS + k] = value;
     }

@@ -2,7 +2,8 @@
 //
 // A block has one piece of the work at a time: weights of a layer whose gradient lies in partial sums, weights of a layer of
 // head.cuh, whose gradient is made here, or images. What a kernel before the last one wrote is loaded before this kernel waits;
-// see wait_for_previous_kernel.
+// see wait_for_previous_kernel. What the last one wrote is loaded by load_l2, which no compiler takes for a number that never
+// changes and loads earlier.
 //
 // Needs: THREADS, IMAGE_SIZE, CHANNELS, WEIGHT_DECAY; AHEAD, whether the images of the next step are gathered, and the step is
 // counted elsewhere; EARLY, whether at least one kernel lies between the one that counts and this one.
@@ -87,7 +88,7 @@ struct StepUpdate {
         UNROLL_FOR(int g = 0; g < FLIGHT; g++)
           UNROLL_FOR(int e = 0; e < EACH; e++) {
             const bool there = group + g < segment.groups && e * THREADS < left;
-            value[g][e] = there ? values[(group + g) * segment.size + e * THREADS] : 0.0f;
+            value[g][e] = there ? load_l2(values + (group + g) * segment.size + e * THREADS) : 0.0f;
           }
         UNROLL_FOR(int g = 0; g < FLIGHT; g++)
           UNROLL_FOR(int e = 0; e < EACH; e++) found[e] += value[g][e];
@@ -117,9 +118,9 @@ struct StepUpdate {
       float value[FLIGHT], error[FLIGHT][TILE_UNITS];
       UNROLL_FOR(int n = 0; n < FLIGHT; n++) {
         const int at = image + n * WARPS;
-        value[n] = input < segment.inputs && at < count ? values[at * segment.inputs] : 1.0f;
+        value[n] = input < segment.inputs && at < count ? load_l2(values + at * segment.inputs) : 1.0f;
         UNROLL_FOR(int u = 0; u < TILE_UNITS; u++)
-          error[n][u] = at < count && unit + u < segment.units ? errors[at * segment.units + u] : 0.0f;
+          error[n][u] = at < count && unit + u < segment.units ? load_l2(errors + at * segment.units + u) : 0.0f;
       }
       UNROLL_FOR(int n = 0; n < FLIGHT; n++)
         UNROLL_FOR(int u = 0; u < TILE_UNITS; u++) sum[u] = fmaf(error[n][u], value[n], sum[u]);
@@ -144,7 +145,7 @@ struct StepUpdate {
         UNROLL_FOR(int w = 0; w < WEIGHTS; w++) {
           const int at = group + g * segment.shares, weight = i + w * apart;
           const bool there = at < segment.groups && weight < segment.size;
-          value[g][w] = there ? partials[segment.start + at * segment.size + weight] : 0.0f;
+          value[g][w] = there ? load_l2(partials + segment.start + at * segment.size + weight) : 0.0f;
         }
       UNROLL_FOR(int g = 0; g < FLIGHT; g++)
         UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sum[w] += value[g][w];
