@@ -42,7 +42,7 @@ def measured_once(key: str, count: int, measure: Callable[[], list[float]]) -> l
     nan means that something cannot be done. A damaged entry, or one of another kind, is replaced;
     nothing is kept when `measure` raises. While it measures, no other run of a sweep is active.
     """
-    if (kept := _kept(key, count)) is not None:
+    if (kept := kept_times(key, count)) is not None:
         return kept
 
     def write(file: Path) -> None:
@@ -51,13 +51,13 @@ def measured_once(key: str, count: int, measure: Callable[[], list[float]]) -> l
     with alone():
         for _ in range(2):
             path = cached(key, SUFFIX, write)
-            if (times := _kept(key, count)) is not None:
+            if (times := kept_times(key, count)) is not None:
                 return times
             path.unlink(missing_ok=True)
     raise ValueError(f"{count} times were to be measured")
 
 
-def _kept(key: str, count: int) -> list[float] | None:
+def kept_times(key: str, count: int) -> list[float] | None:
     """The times kept under `key`; None where there are none, or others."""
     try:
         data = whole_content(key, SUFFIX)

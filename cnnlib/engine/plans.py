@@ -15,7 +15,7 @@ import numpy as np
 
 from cnnlib.device import Device, Limits
 from cnnlib.device.cache import content_key, included_files
-from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
+from cnnlib.engine.autotune import Unsteady, fastest, kept_times, measured_once, steady
 from cnnlib.engine.device_engine import DeviceEngine
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import Options, Setup, Stage, name_of, options_of, plan
@@ -188,9 +188,8 @@ def _compared(
     steps = tried_steps(setup.batch_size)
     parts = [device.name, str(device.multiprocessors), str(setup.batch_size), str(steps)]
     key = content_key(["plans", *parts, *options, *sources], included_files(*sources))
-    try:
-        seconds = measured_once(key, len(plans), _not_yet)
-    except _NotYet:
+    seconds = kept_times(key, len(plans))
+    if seconds is None:
         try:
             with _Contest(plans.values(), setup, device, steps) as contest:
                 seconds = contest.measured(key)
@@ -201,14 +200,6 @@ def _compared(
             }
     known = (None if math.isnan(time) else time for time in seconds)
     return list(plans)[fastest(seconds)], {"plan_seconds": dict(zip(plans, known, strict=True))}
-
-
-class _NotYet(Exception):
-    """Times were not measured before."""
-
-
-def _not_yet() -> list[float]:
-    raise _NotYet
 
 
 def tried_steps(batch_size: int) -> int:
