@@ -68,7 +68,7 @@ struct Gradient {
         __syncthreads();
         for (int row : block_range(POSITIONS)) pixels[row] = Right::pixel_of(first, row);
         stage_errors(left, errors, first, map0, factor);
-        for_eights<THREADS, Right::template VECTORS<GROUPS>, 2>(
+        for_eights<THREADS, Right::template VECTORS<GROUPS>, Layer::IN_FLIGHT>(
             [&](int i) { return Right::template load<GROUPS>(map, first, channel_group, i); },
             [&](int i, const Eight& eight) {
               Right::template store<ARITHMETIC, GROUPS, GROUPS + 1>(right, i, eight, Range::MAPS);

@@ -210,7 +210,7 @@ struct Convolution {
   static __device__ __forceinline__ void stage_weights(char* right, const float* __restrict__ weight, int column,
                                                        int part, float factor) {
     constexpr int EACH = Left::TAP_ROWS / TAP_ROWS;
-    for_eights<THREADS, RIGHT_ITEMS, 2>(
+    for_eights<THREADS, RIGHT_ITEMS, Layer::IN_FLIGHT>(
         [&](int i) { return load_weights(weight, column, part / EACH * CHUNK, part % EACH * TAP_ROWS, i); },
         [&](int i, const Eight& eight) { store_weights(right, part * PART_VECTORS, i, eight, factor); });
   }
@@ -226,7 +226,7 @@ struct Convolution {
     const auto load_right = [&](int i) { return load_weights(weight, column, group, tap_row, i); };
     const auto store_right = [&](int i, const Eight& eight) { store_weights(right, 0, i, eight, right_factor); };
     if constexpr (Spec::KEEPS_WEIGHTS) {
-      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, 2>(load_left, store_left);
+      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, Layer::IN_FLIGHT>(load_left, store_left);
     } else if constexpr (FEW) {
       // all loads of a thread before its first store
       for_eights<THREADS, LEFT_ITEMS + RIGHT_ITEMS, 4>(
@@ -238,8 +238,8 @@ struct Convolution {
               store_right(i - LEFT_ITEMS, eight);
           });
     } else {
-      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, 2>(load_left, store_left);
-      for_eights<THREADS, RIGHT_ITEMS, 2>(load_right, store_right);
+      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, Layer::IN_FLIGHT>(load_left, store_left);
+      for_eights<THREADS, RIGHT_ITEMS, Layer::IN_FLIGHT>(load_right, store_right);
     }
   }
 

@@ -189,6 +189,7 @@ class GraphConv(GpuOperator):
             "BACKWARD_BYTES": self.backward_bytes,
             "FINDS_PEAK": int(self.finds_peak),
             "WIDE_ENDS": int(product_options(self.stage).wide_ends),
+            "IN_FLIGHT": product_options(self.stage).in_flight,
             "LOADS_AHEAD": int(product_options(self.stage).loads_ahead),
             "LEAVES_PEAK": int(self.before is not None),
             "LEAVES_PLANES": int(self.stored_target is not None),
