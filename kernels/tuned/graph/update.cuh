@@ -244,7 +244,7 @@ struct StepUpdate {
 }  // namespace graph
 
 #define TUNED_GRAPH_UPDATE_KERNELS(step)                                                                               \
-  ENTRY_POINT_BOUNDED(step, update, step::THREADS)                                                                     \
+  ENTRY_POINT_RESIDENT(step, update, step::THREADS, 3)                                                                 \
   (float* __restrict__ parameters, float* __restrict__ velocity, float* __restrict__ gradient,                         \
    const float* __restrict__ partials, const float* __restrict__ traces, const int* __restrict__ segments,             \
    int segment_count, const float* __restrict__ rates, float momentum, int apply, int* __restrict__ moment,            \
