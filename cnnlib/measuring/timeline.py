@@ -40,7 +40,8 @@ def measure_timeline(config: Config, run: Run, steps: int) -> list[Row]:
     network = config.network(run.network, run.dataset, "--network")
     seed, count = config.training.seed, steps * run.batch_size
     images = noise(run.dataset, network.input_shape, network.classes, count)
-    setup = setup_of(config, network, images, run.batch_size, seed)
+    # to choose the plan by measuring would take up to sixteen compilations, and minutes
+    setup = replace(setup_of(config, network, images, run.batch_size, seed), tune=False)
     with (
         open_target(stage, config.sweep.device) as target,
         open_engine(replace(record, engine=MarkedEngine), setup, target, images) as engine,

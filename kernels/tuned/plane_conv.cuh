@@ -44,22 +44,23 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   static constexpr int MAP_TILES = ceil_div(MAPS, 16), TAPS = KERNEL * KERNEL, UNITS = TAPS * EIGHTS;
   static constexpr int K_STEPS = ceil_div(UNITS, 2), WEIGHT_PITCH = (2 * K_STEPS + 1) * 8;
   static constexpr int WEIGHT_PLANE = MAP_TILES * 16 * WEIGHT_PITCH;
-  // Errors: (positions, maps), rows padded to whole tiles and all of them to terms of a product.
+  // Errors: (eights of positions, eights of maps, positions, maps), rows padded to whole tiles and all of them to terms of
+  // a product. The eight rows of a matrix lie side by side.
   static constexpr int PADDED_COLUMNS = ceil_div(COLUMNS, 8) * 8;
   static constexpr int POSITIONS = ceil_div(ROWS * PADDED_COLUMNS, 16) * 16;
-  static constexpr int POSITION = (2 * MAP_TILES | 1) * 8, ERROR_PLANE = POSITIONS * POSITION;
+  static constexpr int MAP_EIGHTS = 2 * MAP_TILES, ERROR_PLANE = POSITIONS * MAP_EIGHTS * 8;
   // Two planes of numbers take as many floats as one has numbers.
   static_assert(Layer::SCRATCH_FLOATS >= SOURCE_PLANE + FORWARD_SPLIT_K * MAPS * FULL_PITCH,
                 "forward's sums lie in Scratch behind the source");
 
   // backward_data: rows of its left side for each i, in eights; tiles of 16 of them; and what tasks leave.
   static constexpr int DATA_EIGHTS = KERNEL * EIGHTS, DATA_TILES = ceil_div(DATA_EIGHTS, 2);
-  static constexpr int SHARE_ROWS = ceil_div(ROWS, ROW_SHARES), FOUND_SHARE = DATA_EIGHTS * 8 * FOUND_PITCH;
+  static constexpr int SHARE_ROWS = ceil_div(ROWS, ROW_SHARES), FOUND_SHARE = KERNEL * CHANNELS * FOUND_PITCH;
   static_assert(!SENDS_ERRORS_BACK || FOUND_PITCH >= HEIGHT * PADDED_COLUMNS, "a channel's rows lie side by side");
   static_assert(!SENDS_ERRORS_BACK || STRIDE <= KERNEL, "each row of errors ends as many rows as the stride");
-  static_assert(Layer::SCRATCH_FLOATS >=
-                    SOURCE_PLANE + ERROR_PLANE + (SENDS_ERRORS_BACK ? ROW_SHARES * FOUND_SHARE : 0),
-                "source, errors and what backward_data finds lie in Scratch");
+  static_assert(Layer::SCRATCH_FLOATS >= ERROR_PLANE + SOURCE_PLANE, "errors and source lie in Scratch");
+  static_assert(!SENDS_ERRORS_BACK || Layer::SCRATCH_FLOATS >= ERROR_PLANE + ROW_SHARES * FOUND_SHARE,
+                "what backward_data finds lies in Scratch where the source was");
 
   // The gradient of the weights: the bias is one unit more.
   static constexpr int OWN_UNITS = ceil_div(UNITS + 1, WARPS);
@@ -71,6 +72,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   struct Split;
   struct Added;
   struct Unpooled;
+  struct Weighed;
   struct Found;
   template <class Site>
   static __device__ __forceinline__ void wait() {
@@ -154,10 +156,24 @@ struct PlaneConv : ConvSums<Layer, Threads> {
                  Layer::Full::image(shared, slot), scratch + SOURCE_PLANE);
   }
 
+  // sum[n] += left right[n], the first `count`: products that wait for each other lie as far apart as can be.
+  template <int N>
+  static __device__ __forceinline__ void add_products(PlaneSum (&sum)[N], const unsigned (&left)[4],
+                                                      const unsigned (&left_rest)[4], const unsigned (&right)[N][2],
+                                                      const unsigned (&right_rest)[N][2], int count = N) {
+    UNROLL_FOR(int n = 0; n < N; n++)
+      if (n < count) mma_fp16(sum[n].rest, left_rest, right[n]);
+    UNROLL_FOR(int n = 0; n < N; n++)
+      if (n < count) mma_fp16(sum[n].whole, left, right[n]);
+    UNROLL_FOR(int n = 0; n < N; n++)
+      if (n < count) mma_fp16(sum[n].rest, left, right_rest[n]);
+  }
+
   // sums (FORWARD_SPLIT_K, MAPS, FULL_PITCH) of the positions' products
   static __device__ __forceinline__ void add_up(const Number* planes, const Number* weights, const int* offsets,
                                                 float* sums) {
     constexpr int TILES = ceil_div(AREA, 8), GROUPS = ceil_div(TILES, FORWARD_N_TILES), PAIRS = FORWARD_N_TILES / 2;
+    constexpr int STEPS = ceil_div(K_STEPS, FORWARD_SPLIT_K);
     static_assert(FORWARD_N_TILES % 2 == 0, "ldmatrix takes two tiles at a time");
     for (int task = warp(); task < MAP_TILES * GROUPS * FORWARD_SPLIT_K; task += WARPS) {
       const int share = task / (MAP_TILES * GROUPS), map0 = task / GROUPS % MAP_TILES * 16;
@@ -170,22 +186,24 @@ struct PlaneConv : ConvSums<Layer, Threads> {
       }
       PlaneSum sum[FORWARD_N_TILES];
       UNROLL_FOR(int n = 0; n < FORWARD_N_TILES; n++) sum[n].clear();
-#pragma unroll 4
-      for (int k = share; k < K_STEPS; k += FORWARD_SPLIT_K) {
+#pragma unroll(STEPS <= 8 ? STEPS : 4)
+      for (int n = 0; n < STEPS; n++) {
+        const int k = share + n * FORWARD_SPLIT_K;
+        if (K_STEPS % FORWARD_SPLIT_K && n == STEPS - 1 && k >= K_STEPS) break;
         const int offset = offsets[2 * k + lane() / 8 % 2];
-        unsigned whole[4], rest[4];
+        unsigned whole[4], rest[4], right[FORWARD_N_TILES][2], right_rest[FORWARD_N_TILES][2];
         load_matrices(whole, left + k * 16);
         load_matrices(rest, left + k * 16 + WEIGHT_PLANE);
-        UNROLL_FOR(int n = 0; n < PAIRS; n++) {
+        UNROLL_FOR(int pair = 0; pair < PAIRS; pair++) {
           unsigned both[4], both_rests[4];
-          load_matrices(both, pixels[n] + offset);
-          load_matrices(both_rests, pixels[n] + offset + SOURCE_PLANE);
-          UNROLL_FOR(int m = 0; m < 2; m++) {
-            const unsigned right[2] = {both[2 * m], both[2 * m + 1]};
-            const unsigned right_rest[2] = {both_rests[2 * m], both_rests[2 * m + 1]};
-            sum[2 * n + m].add(whole, rest, right, right_rest);
+          load_matrices(both, pixels[pair] + offset);
+          load_matrices(both_rests, pixels[pair] + offset + SOURCE_PLANE);
+          UNROLL_FOR(int i = 0; i < 4; i++) {
+            right[2 * pair + i / 2][i % 2] = both[i];
+            right_rest[2 * pair + i / 2][i % 2] = both_rests[i];
           }
         }
+        add_products(sum, whole, rest, right, right_rest);
       }
       UNROLL_FOR(int n = 0; n < FORWARD_N_TILES; n++)
         if (tile0 + n < TILES)
@@ -208,9 +226,9 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   static __device__ __forceinline__ void backward(Context& c, int slot, Accumulators& sums) {
     float* const shared = c.shared;
     float* const scratch = Layer::Scratch::image(shared, slot);
-    Number* const planes = numbers(scratch);
-    Number* const errors = numbers(scratch + SOURCE_PLANE);
-    float* const found = scratch + SOURCE_PLANE + ERROR_PLANE;
+    Number* const errors = numbers(scratch);
+    Number* const planes = numbers(scratch + ERROR_PLANE);
+    float* const found = scratch + ERROR_PLANE;  // when the source has been used
     const float* const target_errors = Layer::TargetErrors::image(shared, slot);
     const float scale = scale_of(target_errors, TARGET_SIZE);
     split_source(Layer::Source::image(shared, slot), planes);
@@ -220,6 +238,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
     backward_weights(planes, errors, reinterpret_cast<const int*>(Layer::UnitOffsets::all(shared)), unscale(scale),
                      sums);
     if constexpr (SENDS_ERRORS_BACK) {
+      wait<Weighed>();
       backward_data(errors, numbers(Layer::Weights::all(shared)), found);
       wait<Found>();
       gather(found, unscale(scale), Layer::SourceErrors::image(shared, slot));
@@ -234,7 +253,8 @@ struct PlaneConv : ConvSums<Layer, Threads> {
     constexpr int PAIRS = MAP_TILES * 8;
     constexpr bool MEANS = WINDOW > 1 && METHOD == MEAN;
     const auto store = [&](int row, int column, int pair, unsigned whole, unsigned rest) {
-      Number* at = errors + (row * PADDED_COLUMNS + column) * POSITION + 2 * pair;
+      const int eight = row * (PADDED_COLUMNS / 8) + column / 8;
+      Number* at = errors + ((eight * MAP_EIGHTS + pair / 4) * 8 + column % 8) * 8 + pair % 4 * 2;
       *reinterpret_cast<unsigned*>(at) = whole;
       *reinterpret_cast<unsigned*>(at + ERROR_PLANE) = rest;
     };
@@ -253,7 +273,9 @@ struct PlaneConv : ConvSums<Layer, Threads> {
       unsigned whole, rest;
       split_fp16(error[0], error[1], whole, rest);
       UNROLL_FOR(int a = 0; a < WINDOW; a++)
-        UNROLL_FOR(int b = 0; b < WINDOW; b++) {
+        UNROLL_FOR(int n = 0; n < WINDOW; n++) {
+          // every second eight maps take the columns of two in the other order, so that lanes have different banks
+          const int b = WINDOW == 2 ? n ^ (pair / 4 % 2) : n;
           if (MEANS && KEEPS_ACTIVATED) {
             float sloped[2];
             UNROLL_FOR(int n = 0; n < 2; n++)
@@ -278,32 +300,39 @@ struct PlaneConv : ConvSums<Layer, Threads> {
                                                           const int* offsets, float inverse, Accumulators& sums) {
     const Number* const one = reinterpret_cast<const Number*>(offsets + ONE) + lane() / 16 * 8;
     const int first = warp() * OWN_UNITS;
+    constexpr int STEPS = POSITIONS / 16;
+    if (first > UNITS) return;
     UNROLL_FOR(int own = 0; own < OWN_UNITS; own += GROUP) {
+      const int count = min(GROUP, OWN_UNITS - own);
       PlaneSum sum[MAP_TILES][GROUP];
-      int offset[GROUP];
+      // A warp multiplies as many units as any has, so that nothing of a step waits for a branch; stage_gradient leaves
+      // out those beyond the last.
+      const Number* unit_at[GROUP];
+      bool is_bias[GROUP];
       UNROLL_FOR(int n = 0; n < GROUP; n++) {
         UNROLL_FOR(int m = 0; m < MAP_TILES; m++) sum[m][n].clear();
-        offset[n] = offsets[min(first + own + n, UNITS - 1)];
+        is_bias[n] = first + own + n >= UNITS;
+        unit_at[n] = planes + offsets[min(first + own + n, UNITS - 1)] + lane() / 16 * SOURCE_PLANE;
       }
-#pragma unroll 2
-      for (int k = 0; k < POSITIONS / 16; k++) {
-        const int left_at = k * 16 + lane() / 16 * 8 + lane() % 8, right_at = k * 16 + lane() % 16;
+#pragma unroll(STEPS <= 4 ? STEPS : 2)
+      for (int k = 0; k < STEPS; k++) {
+        const int right_at = k * 16 + lane() % 16;
         const int row = min(right_at / PADDED_COLUMNS, ROWS - 1), column = min(right_at % PADDED_COLUMNS, COLUMNS - 1);
-        const Number* left = errors + left_at * POSITION + lane() / 8 % 2 * 8;
-        const Number* right = planes + (row * WIDTH + column) * STRIDE * PIXEL + lane() / 16 * SOURCE_PLANE;
-        unsigned whole[MAP_TILES][4], rest[MAP_TILES][4];
+        const Number* left = errors + (((2 * k + lane() / 16) * MAP_EIGHTS + lane() / 8 % 2) * 8 + lane() % 8) * 8;
+        const int pixel = (row * WIDTH + column) * STRIDE * PIXEL;
+        unsigned whole[MAP_TILES][4], rest[MAP_TILES][4], terms[GROUP][2], term_rests[GROUP][2];
         UNROLL_FOR(int m = 0; m < MAP_TILES; m++) {
-          load_matrices_transposed(whole[m], left + m * 16);
-          load_matrices_transposed(rest[m], left + m * 16 + ERROR_PLANE);
+          load_matrices_transposed(whole[m], left + m * 128);
+          load_matrices_transposed(rest[m], left + m * 128 + ERROR_PLANE);
         }
         UNROLL_FOR(int n = 0; n < GROUP; n++) {
-          const int unit = first + own + n;
-          if (own + n >= OWN_UNITS || unit > UNITS) continue;
+          if (n >= count) continue;
           unsigned both[4];
-          load_matrices_transposed(both, unit == UNITS ? one : right + offset[n]);
-          const unsigned terms[2] = {both[0], both[1]}, term_rests[2] = {both[2], both[3]};
-          UNROLL_FOR(int m = 0; m < MAP_TILES; m++) sum[m][n].add(whole[m], rest[m], terms, term_rests);
+          load_matrices_transposed(both, is_bias[n] ? one : unit_at[n] + pixel);
+          terms[n][0] = both[0], terms[n][1] = both[1];
+          term_rests[n][0] = both[2], term_rests[n][1] = both[3];
         }
+        UNROLL_FOR(int m = 0; m < MAP_TILES; m++) add_products(sum[m], whole[m], rest[m], terms, term_rests, count);
       }
       UNROLL_FOR(int m = 0; m < MAP_TILES; m++)
         UNROLL_FOR(int n = 0; n < GROUP; n++)
@@ -315,7 +344,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
     }
   }
 
-  // found (ROW_SHARES, DATA_EIGHTS * 8, FOUND_PITCH): for each (j, channel) and row of the source, what each column of
+  // found (ROW_SHARES, KERNEL * CHANNELS, FOUND_PITCH): for each (j, channel) and row of the source, what each column of
   // errors adds, by the rows of errors of a share.
   static __device__ __forceinline__ void backward_data(const Number* errors, const Number* weights, float* found) {
     constexpr int X_TILES = PADDED_COLUMNS / 8;
@@ -330,14 +359,22 @@ struct PlaneConv : ConvSums<Layer, Threads> {
           load_matrices_transposed(whole[i][m], left);
           load_matrices_transposed(rest[i][m], left + WEIGHT_PLANE);
         }
-      const Number* right = errors + (row0 * PADDED_COLUMNS + column0 + lane() % 8) * POSITION + lane() / 8 % 2 * 8 +
+      const Number* right = errors +
+                            (((row0 * X_TILES + column0 / 8) * MAP_EIGHTS + lane() / 8 % 2) * 8 + lane() % 8) * 8 +
                             lane() / 16 * ERROR_PLANE;
-      float* out = found + share * FOUND_SHARE + (tile * 16 + lane() / 4) * FOUND_PITCH + column0 + lane() % 4 * 2;
+      // only channels that there are
+      float* out[2];
+      bool there[2];
+      UNROLL_FOR(int lower = 0; lower < 2; lower++) {
+        const int eight = tile * 2 + lower, channel = eight % EIGHTS * 8 + lane() / 4;
+        there[lower] = (DATA_EIGHTS % 2 == 0 || eight < DATA_EIGHTS) && (CHANNELS % 8 == 0 || channel < CHANNELS);
+        out[lower] = found + share * FOUND_SHARE + (eight / EIGHTS * CHANNELS + channel) * FOUND_PITCH + column0 +
+                     lane() % 4 * 2;
+      }
       const auto leave = [&](const PlaneSum& sum, int row) {
         UNROLL_FOR(int lower = 0; lower < 2; lower++)
-          if (DATA_EIGHTS % 2 == 0 || tile * 2 + lower < DATA_EIGHTS)
-            *reinterpret_cast<Pair*>(out + lower * 8 * FOUND_PITCH + row * PADDED_COLUMNS) = {sum.at(2 * lower),
-                                                                                              sum.at(2 * lower + 1)};
+          if (there[lower])
+            *reinterpret_cast<Pair*>(out[lower] + row * PADDED_COLUMNS) = {sum.at(2 * lower), sum.at(2 * lower + 1)};
       };
       PlaneSum sum[KERNEL];  // of the rows of the source that this row of errors meets
       UNROLL_FOR(int i = 0; i < KERNEL; i++) sum[i].clear();
@@ -346,9 +383,11 @@ struct PlaneConv : ConvSums<Layer, Threads> {
         if (ROWS % SHARE_ROWS && row0 + n >= ROWS) break;
         UNROLL_FOR(int m = 0; m < MAP_TILES; m++) {
           unsigned both[4];
-          load_matrices(both, right + n * PADDED_COLUMNS * POSITION + m * 16);
+          load_matrices(both, right + (n * X_TILES * MAP_EIGHTS + 2 * m) * 64);
           const unsigned row[2] = {both[0], both[1]}, row_rests[2] = {both[2], both[3]};
-          UNROLL_FOR(int i = 0; i < KERNEL; i++) sum[i].add(whole[i][m], rest[i][m], row, row_rests);
+          UNROLL_FOR(int i = 0; i < KERNEL; i++) mma_fp16(sum[i].rest, rest[i][m], row);
+          UNROLL_FOR(int i = 0; i < KERNEL; i++) mma_fp16(sum[i].whole, whole[i][m], row);
+          UNROLL_FOR(int i = 0; i < KERNEL; i++) mma_fp16(sum[i].rest, whole[i][m], row_rests);
         }
         UNROLL_FOR(int i = 0; i < STRIDE; i++) leave(sum[i], (row0 + n) * STRIDE + i);
         UNROLL_FOR(int i = 0; i < KERNEL; i++) {
@@ -374,8 +413,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
         const int end = min(ROWS, (share + 1) * SHARE_ROWS);
         if (y < share * SHARE_ROWS * STRIDE || y >= (end - 1) * STRIDE + KERNEL) continue;
         UNROLL_FOR(int j = 0; j < KERNEL; j++) {
-          const float* row =
-              found + share * FOUND_SHARE + (j * EIGHTS * 8 + channel) * FOUND_PITCH + y * PADDED_COLUMNS;
+          const float* row = found + share * FOUND_SHARE + (j * CHANNELS + channel) * FOUND_PITCH + y * PADDED_COLUMNS;
           UNROLL_FOR(int x = 0; x < PADDED_COLUMNS; x += 4) {
             const Float4 four = *reinterpret_cast<const Float4*>(row + x);
             UNROLL_FOR(int n = 0; n < 4; n++)

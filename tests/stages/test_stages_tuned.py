@@ -233,8 +233,13 @@ def test_where_several_do_not_fit_fewer_are_taken(limited: Limited) -> None:
         (PersistentOptions(two_teams=False), 16, ONE_TEAM),
         (PersistentOptions(max_images=4), 4, TWO_TEAMS),
         (PersistentOptions(max_images=1), 1, ONE_TEAM),
+        (
+            PersistentOptions(products=("fp16",), max_images=2, teams_from=2, fewest_away=True),
+            2,
+            TWO_TEAMS,
+        ),
     ],
-    ids=["one_team", "four_images", "one_image"],
+    ids=["one_team", "four_images", "one_image", "two_teams_of_an_image"],
 )
 def test_a_variant_can_leave_a_choice_out(
     limited: Limited,

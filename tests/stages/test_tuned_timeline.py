@@ -1,6 +1,7 @@
 """The clocks of stage tuned's blocks: every section of every step is there, in order."""
 
 import json
+import pickle
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from cnnlib.__main__ import main
+from cnnlib.arithmetic import ceil_div
 from cnnlib.device import cuda, open_device
 from cnnlib.device.architecture import H100
 from cnnlib.engine import Setup
@@ -19,6 +21,7 @@ from cnnlib.measuring.runs import Run
 from cnnlib.measuring.timeline import row_of, write_trace
 from cnnlib.stages import tuned
 from cnnlib.stages.tuned.timeline import HEAD, MarkedEngine, Section, length_of_a_tick
+from cnnlib.system.shared_page import CAPACITY
 from tests.support.networks import lenet5
 
 STEPS, BATCH = 2, 3
@@ -104,6 +107,19 @@ def test_rows_and_a_trace_say_the_same(marked: tuple, tmp_path: Path) -> None:
         assert (event["name"], event["tid"]) == (row.section, row.block)
         assert event["ts"] == pytest.approx(1e6 * row.begin_seconds)
         assert event["dur"] == pytest.approx(1e6 * (row.end_seconds - row.begin_seconds), abs=1e-9)
+
+
+def test_more_rows_than_a_supervised_call_may_return_are_written(
+    marked: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunRows(Run("mnist", "lenet5", "tuned", BATCH, 1), 1, "a GPU", "cuda")
+    rows = [row_of(run, section) for section in marked[0]]
+    rows = [dict(row) for row in rows * ceil_div(16_000, len(rows))]
+    assert len(pickle.dumps(rows)) > CAPACITY
+    monkeypatch.setattr("cnnlib.measuring.timeline.measure_timeline", lambda *_: rows)
+    out = tmp_path / "timeline.csv"
+    assert main(["timeline", "--out", str(out), "--network", "lenet5"]) == 0
+    assert len(schema.read(out, "timeline")) == len(rows)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class TunedBytePlaneConv(Convolution):
         self._check()
         self.needs = self.needs_of(
             raw_is_used=False,
-            scratch=shape.channels * shape.height * shape.columns * EIGHT // 2,
+            scratch=shape.channels * shape.height * self.line_pitch * EIGHT // 2,
             staged=threads.block_warps * (self.pairs * 16 + 1) * self.gradient_pitch,
             tables=0,
         )
@@ -45,6 +45,19 @@ class TunedBytePlaneConv(Convolution):
             )
 
     @property
+    def line_pitch(self) -> int:
+        """Rows of eight pixels from a line to the next one. Where the windows of a line are whole
+        fours, two places behind every eight rows are left out, and the pitch is such that windows
+        four apart lie in different banks from a line to the next one too.
+        """
+        columns = self.shape.columns
+        out_columns = columns // 2
+        if out_columns % 4:
+            return columns
+        least = columns + (columns - 1) // EIGHT * 2
+        return least + (out_columns // 4 - least) % 4
+
+    @property
     def gradient_pitch(self) -> int:
         return self.shape.n_tiles * EIGHT
 
@@ -52,6 +65,9 @@ class TunedBytePlaneConv(Convolution):
     def weight_floats(self) -> int:
         pitch = (2 * self.pairs + 1) * EIGHT
         return self.shape.n_tiles * EIGHT * pitch + self.shape.maps
+
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
+        return {**super().config(layout, position), "LINE_PITCH": self.line_pitch}
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
         return {

@@ -183,16 +183,23 @@ class SharedLayout:
 
 
 def lay_out(
-    needs: Sequence[Needs], sizes: Sequence[int], threads: Threads, images: int, shared_bytes: int
+    needs: Sequence[Needs],
+    sizes: Sequence[int],
+    threads: Threads,
+    images: int,
+    shared_bytes: int,
+    fewest_away: bool = False,
 ) -> SharedLayout:
     """The layout of a block that takes `images` together and may have `shared_bytes`.
 
     sizes: floats of the source of each operator, and of the target of the last. As many weights
-    are in shared memory as fit; the largest layers give way first and then, for one image, room in
-    scratch for parameters that are used where they come. If it does not fit even so, the layout is
+    are in shared memory as fit; the largest layers give way first (with `fewest_away`, those of the
+    fewest weights that do) and then, for one image, room in scratch for parameters that are used
+    where they come. If it does not fit even so, the layout is
     returned all the same, and its `bytes` say how much it lacks.
     """
-    ways = [(in_global, False) for in_global in _give_ways(needs)]
+    give_ways = _fewest_away(needs) if fewest_away else _give_ways(needs)
+    ways = [(in_global, False) for in_global in give_ways]
     if images == 1:
         ways.append((ways[-1][0], True))
     for in_global, tight in ways:
@@ -211,6 +218,15 @@ def _give_ways(needs: Sequence[Needs]) -> Iterator[frozenset[str]]:
     yield from map(
         frozenset, itertools.accumulate(([n.label] for n in optional), initial=list[str]())
     )
+
+
+def _fewest_away(needs: Sequence[Needs]) -> Iterator[frozenset[str]]:
+    """As _give_ways, but any of these operators may stay: first those of the fewest parameters."""
+    optional = {n.label: n.parameters for n in needs if n.optional}
+    away = itertools.chain.from_iterable(
+        itertools.combinations(optional, count) for count in range(len(optional) + 1)
+    )
+    yield from map(frozenset, sorted(away, key=lambda labels: sum(optional[x] for x in labels)))
 
 
 def _lay_out(
@@ -232,7 +248,7 @@ def _lay_out(
         n.label: {name: one_image.take(f"{n.label} {name}", size) for name, size in n.kept.items()}
         for n in needs[:first]
     }
-    slots = SLOTS_PER_TEAM * teams if images > 1 else 1
+    slots = min(SLOTS_PER_TEAM * teams, images)
     turn = one_image.size if slots > 1 else 0
 
     def in_slots(offset: int) -> SharedBuffer:

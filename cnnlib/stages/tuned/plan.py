@@ -52,6 +52,14 @@ class PersistentOptions(Options):
 
     two_teams: bool = True
     """Whether blocks with more than two images have two teams."""
+    team_threads: int = 128
+    """Threads of each of several teams."""
+    teams: int = 2
+    """How many teams a block has that has several."""
+    teams_from: int = 4
+    """Images that a block takes together from which it has several teams."""
+    fewest_away: bool = False
+    """Whether as few weights as can be stay in device memory, and not the largest layer's first."""
     max_images: int = MAX_IMAGES
     """Images that a block takes together, at most; a power of two."""
     bulk_copies: bool = True
@@ -125,6 +133,7 @@ class BlockPlan:
             self.threads,
             self.images,
             shared_bytes,
+            self.options.fewest_away,
         )
         if self.layout.bytes > shared_bytes:
             convolved = sum(o.parameters for o in self.operators if o.partials)
@@ -286,8 +295,9 @@ def choose(
     own = ceil_div(batch_size, device.multiprocessors)
     images = min(options.max_images, 2 ** math.ceil(math.log2(own)))
     while True:
-        threads = TWO_TEAMS if images > 2 and options.two_teams else ONE_TEAM
-        threads = replace(threads, gpu=architecture_of(device))
+        several = options.two_teams and images >= options.teams_from
+        threads = Threads(options.team_threads * options.teams, options.teams)
+        threads = replace(threads if several else ONE_TEAM, gpu=architecture_of(device))
         for products in options.products:
             given = stage, planned, device.shared_bytes, images, threads, objective, products
             try:

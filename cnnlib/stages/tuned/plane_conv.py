@@ -11,6 +11,7 @@ from cnnlib.stages.tuned.schedule import (
     LANE_SUMS,
     MAX_SCRATCH,
     SHORT_ROW,
+    SMALL_BLOCK,
     ConvShape,
     most_sums,
 )
@@ -21,9 +22,11 @@ MAX_N_TILES = 8
 """Tiles of eight positions that a warp makes together, at most."""
 MAX_LEFT = 64
 """Registers that a thread may spend on the weights of one tile of backward_data."""
-LOAD, PRODUCT = 4, 4.5
-"""Cycles of a multiprocessor for one ldmatrix of four matrices (it moves 512 bytes, 128 a cycle)
-and for three products (1,365 multiply-adds a cycle were measured, which makes 1.5 cycles each).
+LOAD = 4
+"""Cycles of a multiprocessor for one ldmatrix of four matrices: it moves 512 bytes, 128 a cycle."""
+PRODUCT = 18
+"""Cycles of a scheduler for the three products of a tile. A warp has the tensor core of its own
+scheduler alone, a quarter of the multiprocessor's 1,365 multiply-adds a cycle (measured).
 """
 LATENCY = 40
 """Cycles that a warp waits in each step for what it has loaded or multiplied; an estimate."""
@@ -75,7 +78,7 @@ class PlaneShape:
     def error_plane(self) -> int:
         """Numbers of one plane of the errors."""
         positions = ceil_div(self.conv.rows * self.padded_columns, 16) * 16
-        return positions * odd(2 * self.map_tiles) * EIGHT
+        return positions * self.map_tiles * 16
 
     @property
     def data_eights(self) -> int:
@@ -95,9 +98,15 @@ class PlaneShape:
         return ceil_div(self.data_eights, 2)
 
     def backward_floats(self, row_shares: int) -> int:
-        """Floats of source, errors and what backward_data finds in so many shares."""
-        found = self.data_eights * EIGHT * self.found_pitch
-        return self.source_plane + self.error_plane + row_shares * found
+        """Floats of errors and, one after the other, of the source and of what backward_data finds
+        in so many shares.
+        """
+        found = self.conv.kernel * self.conv.channels * self.found_pitch
+        return self.error_plane + max(self.source_plane, row_shares * found)
+
+    def forward_floats(self, split_k: int) -> int:
+        """Floats of the source and of the sums of so many shares of the terms."""
+        return self.source_plane + split_k * self.conv.maps * self.conv.full_pitch
 
     def own_units(self, warps: int) -> int:
         """Units of the gradient of a warp; the bias is one."""
@@ -123,9 +132,10 @@ class PlaneSchedule:
     """Tasks among which the rows of errors are divided on their way back."""
 
     @classmethod
-    def cheapest(cls, shape: PlaneShape, warps: int) -> "PlaneSchedule":
+    def cheapest(cls, shape: PlaneShape, warps: int, group: int = EIGHT) -> "PlaneSchedule":
         """The one of the fewest cycles, by an estimate that is good for the order alone: what the
-        multiprocessor has to move and multiply, and what its last warp waits for.
+        warp with the most tasks multiplies and waits for, and what the multiprocessor moves.
+        group: tiles of the gradient that a warp may make together.
         """
         tiles = ceil_div(shape.conv.area, EIGHT)
         forward = [(n, split) for n in range(2, MAX_N_TILES + 1, 2) for split in (1, 2, 4)]
@@ -133,32 +143,37 @@ class PlaneSchedule:
         def forward_cycles(choice: tuple[int, int]) -> float:
             n_tiles, split = choice
             tasks = shape.map_tiles * ceil_div(tiles, n_tiles)
-            waits = ceil_div(tasks * split, warps) * ceil_div(shape.k_steps, split)
-            added = split * shape.conv.maps * shape.conv.area / 16  # stored and loaded
-            return tasks * shape.k_steps * _step(2 + n_tiles, n_tiles) + waits * LATENCY + added
+            rounds = ceil_div(tasks * split, warps) * ceil_div(shape.k_steps, split)
+            moved = tasks * shape.k_steps * (2 + n_tiles) * LOAD
+            added = split * shape.conv.maps * shape.conv.area / 8  # stored and loaded
+            return rounds * (n_tiles * PRODUCT + LATENCY) + moved + added
 
         def data_cycles(shares: int) -> float:
             tasks = shape.data_tiles * (shape.padded_columns // EIGHT) * shares
-            rows = ceil_div(shape.conv.rows, shares)
-            each = rows * _step(1, shape.conv.kernel) + 2 * shape.conv.kernel * LOAD
-            return tasks * shape.map_tiles * each + ceil_div(tasks, warps) * rows * LATENCY
+            rows = ceil_div(shape.conv.rows, shares) * shape.map_tiles
+            left = 2 * shape.conv.kernel * shape.map_tiles * LOAD
+            return ceil_div(tasks, warps) * rows * (shape.conv.kernel * PRODUCT + LATENCY) + (
+                tasks * (left + rows * LOAD)
+            )
 
         fitting = [n for n in (1, 2) if n == 1 or shape.backward_floats(n) <= MAX_SCRATCH]
+        row_shares = min(fitting, key=data_cycles)
+        room = max(shape.backward_floats(row_shares), shape.forward_floats(1))
+        roomy = [choice for choice in forward if shape.forward_floats(choice[1]) <= room]
         return cls(
-            *min(forward, key=lambda choice: (forward_cycles(choice), choice)),
-            max(1, min(shape.own_units(warps), EIGHT // shape.map_tiles)),
-            min(fitting, key=data_cycles),
+            *min(roomy, key=lambda choice: (forward_cycles(choice), choice)),
+            max(1, min(shape.own_units(warps), group // shape.map_tiles)),
+            row_shares,
         )
-
-
-def _step(loads: int, tiles: int) -> float:
-    """Cycles of `loads` ldmatrix and the products of `tiles` tiles, whichever takes longer."""
-    return max(loads * LOAD, tiles * PRODUCT)
 
 
 def cannot_split(shape: PlaneShape, threads: Threads, sends_errors_back: bool) -> str:
     """Why the products of a convolution cannot be made of planes; "" if they can."""
     conv = shape.conv
+    if 2 * conv.channels <= shape.eights * EIGHT:
+        return (
+            f"of the {shape.eights * EIGHT} channels that are multiplied {conv.channels} are there"
+        )
     gradient = shape.own_units(threads.team_warps) * shape.map_tiles * LANE_SUMS
     limit = most_sums(threads.block)
     if gradient > limit:
@@ -188,8 +203,9 @@ class TunedPlaneConv(Convolution):
         self.planes = PlaneShape(self.shape, self.stride)
         if reason := cannot_split(self.planes, threads, not planned.is_first):
             raise self.unsupported(reason)
-        self.schedule = PlaneSchedule.cheapest(self.planes, threads.team_warps)
-        forward = self.planes.source_plane + self.forward_split_k * self.full_size
+        group = EIGHT if threads.block <= SMALL_BLOCK else EIGHT // 2
+        self.schedule = PlaneSchedule.cheapest(self.planes, threads.team_warps, group)
+        forward = self.planes.forward_floats(self.forward_split_k)
         self.needs = self.needs_of(
             raw_is_used=False,
             scratch=max(
