@@ -255,6 +255,8 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   using Plan = Plan_;
   using Threads = typename Plan::Threads;
   static constexpr int COUNT = sizeof...(Single) + sizeof...(Together);
+  // Sections behind those of the layers: waiting for all blocks after the first phase, the update, waiting after it.
+  static constexpr int WAIT = LAYERS + 2 * COUNT, UPDATE = WAIT + 1, WAIT_AGAIN = WAIT + 2;
   static_assert((Single::PARTIALS + ... + 0) + (Together::PARTIALS + ... + 0) == Plan::PARTIALS,
                 "partial sums lie one behind the other");
 
@@ -663,9 +665,10 @@ __device__ __forceinline__ void update_stamped(StampedGradients& gradients, cons
 // Whole steps without a barrier of the grid. A block may be a step ahead of another, but no number is overwritten before
 // all have read it: a block stamps a step's traces and sums when it has all weights of the step before, for which all of
 // that step's numbers had been read.
-template <class Net>
+template <class Net, class Marks>
 __device__ __forceinline__ void train_stamped(Step& step, float* shared, float* velocity, const float* learning_rates,
-                                              float momentum, int steps, const Handed& handed, unsigned stamp) {
+                                              float momentum, int steps, const Handed& handed, unsigned stamp,
+                                              Marks marks) {
   static_assert(Net::Plan::IMAGES == 1 && Net::Threads::TEAMS == 1, "a block has one image at most");
   static_assert(Net::Plan::PARTIALS > 0, "convolutions' weights come stamped");
   static_assert(Net::ONE_WARP_COPIES, "dense layers' weights lie in shared memory as they do in device memory");
@@ -673,11 +676,15 @@ __device__ __forceinline__ void train_stamped(Step& step, float* shared, float* 
   Patience patience = {handed.failed, false};
   for (int s = 0; s < steps; s++, step.order += step.count, step.number++, stamp++) {
     const float learning_rate = learning_rates[s];  // asked for long before it is needed
-    forward_backward<Net>(step, TRAIN, shared, block, NoTimer(), ByStamps{handed, stamp, s, false, patience});
+    marks.mark(-1);
+    forward_backward<Net>(step, TRAIN, shared, block, marks, ByStamps{handed, stamp, s, false, patience});
+    marks.mark(Net::WAIT);
     StampedGradients gradients = {handed, stamp, step.count, step.count, patience};
     update_stamped<Net>(gradients,
                         {step.parameters, velocity, nullptr, learning_rate, momentum, Net::Plan::WEIGHT_DECAY}, shared);
+    marks.mark(Net::UPDATE);
     if (__syncthreads_or(patience.given_up)) return;
+    marks.mark(Net::WAIT_AGAIN);
   }
 }
 
@@ -760,7 +767,8 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
     tuned::Stamped* sums = handed + static_cast<long long>(count) * Net::Plan::TRACE;                           \
     tuned::Stamped* weights = sums + static_cast<long long>(count) * Net::Plan::PARTIALS;                       \
     tuned::train_stamped<Net>(step, shared, velocity, learning_rates, momentum, steps,                          \
-                              {handed, sums, weights, dense_tiles, failed}, static_cast<unsigned>(stamp));      \
+                              {handed, sums, weights, dense_tiles, failed}, static_cast<unsigned>(stamp),       \
+                              tuned::NoTimer());                                                                \
   }
 
 // step_train: `steps` whole steps in one launch. order (steps, count), learning_rates (steps,). All blocks must be

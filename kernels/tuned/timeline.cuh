@@ -8,12 +8,6 @@
 
 namespace tuned {
 
-// Sections behind those of the layers: waiting for all blocks after the first phase, the update, waiting after it.
-template <class Net>
-struct StepSections {
-  static constexpr int WAIT = LAYERS + 2 * Net::COUNT, UPDATE = WAIT + 1, WAIT_AGAIN = WAIT + 2;
-};
-
 // Nanoseconds of a clock that all multiprocessors share. It is coarser than ticks(), and says how long a tick is.
 __device__ __forceinline__ unsigned long long shared_clock() {
 #ifdef __CUDACC__
@@ -52,7 +46,6 @@ template <class Net>
 __device__ __forceinline__ void train_marked(Step& step, float* shared, float* velocity, const float* learning_rates,
                                              float momentum, int steps, unsigned* arrived, unsigned* failed,
                                              BlockMarks marks) {
-  using Sections = StepSections<Net>;
   Block<Net> block(step, shared, steps);
   unsigned wanted = 0;
   for (int s = 0; s < steps; s++, step.order += step.count, step.number++) {
@@ -60,11 +53,11 @@ __device__ __forceinline__ void train_marked(Step& step, float* shared, float* v
     marks.mark(BlockMarks::BEGIN);
     forward_backward<Net>(step, TRAIN, shared, block, marks);
     if (!wait_for_grid(arrived, failed, wanted += gridDim.x)) return;
-    marks.mark(Sections::WAIT);
+    marks.mark(Net::WAIT);
     update<Net>(step, {step.parameters, velocity, nullptr, learning_rate, momentum, Net::Plan::WEIGHT_DECAY}, shared);
-    marks.mark(Sections::UPDATE);
+    marks.mark(Net::UPDATE);
     if (!wait_for_grid(arrived, failed, wanted += gridDim.x)) return;
-    marks.mark(Sections::WAIT_AGAIN);
+    marks.mark(Net::WAIT_AGAIN);
   }
 }
 #endif
@@ -89,10 +82,10 @@ __device__ __forceinline__ void train_marked(Step& step, float* shared, float* v
     tuned::Step step = {};                                                                                         \
     step.traces = traces, step.partials = partials, step.count = count;                                            \
     tuned::BlockMarks own = tuned::BlockMarks::of(marks, room);                                                    \
-    own.mark(tuned::StepSections<Net>::WAIT);                                                                      \
+    own.mark(Net::WAIT);                                                                                           \
     tuned::update<Net>(step, {parameters, velocity, nullptr, *learning_rate, momentum, Net::Plan::WEIGHT_DECAY},   \
                        shared);                                                                                    \
-    own.mark(tuned::StepSections<Net>::UPDATE);                                                                    \
+    own.mark(Net::UPDATE);                                                                                         \
   }
 
 // step_mark_train: whole steps in one launch, as step_train.
@@ -109,3 +102,18 @@ __device__ __forceinline__ void train_marked(Step& step, float* shared, float* v
 #else
 #define TUNED_TIMELINE_ENTRY_POINTS(Net) TUNED_MARKED_PHASES(Net)
 #endif
+
+// step_mark_train of blocks that hand each other stamped numbers.
+#define TUNED_STAMPED_TIMELINE_ENTRY_POINTS(Net)                                                                     \
+  TUNED_MARKED_PHASES(Net)                                                                                           \
+  TUNED_KERNEL(Net, mark_train)(TUNED_STEP_PARAMETERS, float* velocity, const float* learning_rates, float momentum, \
+                                int steps, unsigned* dense_tiles, unsigned* failed, unsigned long long* marks,       \
+                                int room, unsigned long long* handed, int stamp) {                                   \
+    TUNED_SHARED(Net);                                                                                               \
+    tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                       \
+    tuned::Stamped* sums = handed + static_cast<long long>(count) * Net::Plan::TRACE;                                \
+    tuned::Stamped* weights = sums + static_cast<long long>(count) * Net::Plan::PARTIALS;                            \
+    tuned::train_stamped<Net>(step, shared, velocity, learning_rates, momentum, steps,                               \
+                              {handed, sums, weights, dense_tiles, failed}, static_cast<unsigned>(stamp),            \
+                              tuned::BlockMarks::of(marks, room));                                                   \
+  }

@@ -266,10 +266,6 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
                 self._number += 1
             return
         self._signals.fill_bytes(0)
-        stamped: list[Argument] = []
-        if self.block.stamped:
-            stamped = [self._handed, signed_word(self._stamp)]
-            self._stamp = (self._stamp + steps) % 2**32
         self._bind_images(
             "train",
             given.images,
@@ -282,9 +278,16 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             steps,
             self._signals.part(0, (1,)),
             self._signals.part(1, (1,)),
-            *stamped,
+            *self._stamps(steps),
         )()
         self._number += steps
+
+    def _stamps(self, steps: int) -> list[Argument]:
+        """More arguments of a launch of so many steps, where numbers are stamped."""
+        if not self.block.stamped:
+            return []
+        stamp, self._stamp = self._stamp, (self._stamp + steps) % 2**32
+        return [self._handed, signed_word(stamp)]
 
     def _check_signals(self) -> None:
         if self.whole and self._signals.get()[1]:

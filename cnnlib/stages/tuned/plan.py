@@ -227,7 +227,7 @@ class BlockPlan:
             )
         first = next((i for i, o in enumerate(self.operators) if o.needs.per_batch), None)
         per_batch = [] if first is None else self.operators[first:]
-        kind = "TIMELINE_" if timeline else "STAMPED_" if self.stamped else ""
+        kind = "STAMPED_" * self.stamped + "TIMELINE_" * timeline
         text += [
             f"using PerImage = tuned::PerImage<{templates(self.operators[:first])}>;",
             f"using PerBatch = tuned::PerBatch<{templates(per_batch)}>;",

@@ -101,6 +101,7 @@ class MarkedEngine(PersistentEngine):
             self._signals.part(1, (1,)),
             marks,
             room,
+            *self._stamps(steps),
         )()
         self._check_signals()
 
