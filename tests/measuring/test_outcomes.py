@@ -95,7 +95,7 @@ def test_no_stage_stands_in_for_another(
         measure(config, Run("toy", "wide", stage, 8, 1), data, folder / stage)
     epochs, _, facts = tables(folder / "tuned")
     assert set(epochs.status) == {"ok"}
-    assert (facts["engine"], facts["chosen_plan"]) == ("GpuEngine", "graph")
+    assert (facts["engine"], facts["chosen_plan"]) == ("GraphEngine", "graph")
     assert "36,928 weights is summed in registers" in facts["plans_declined"]["persistent"]
     assert facts["plan"][-1] == "dense1: GraphDense"
     kernels = schema.read(folder / "tuned" / "kernels.csv", "kernels")
