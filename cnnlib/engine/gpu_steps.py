@@ -187,6 +187,9 @@ class CountedSteps:
     def ends(self) -> tuple[list[Launch], DeviceArray, list[Launch]]:
         """As FixedSteps.ends; the first step of a load comes next."""
         self._position.fill_bytes(0)
+        if self._step.gathers_ahead:
+            self._first.run()
+            return [], self._labels, self._last
         return [self._first], self._labels, self._last
 
     def close(self) -> None:
