@@ -35,13 +35,13 @@ SANITIZED = {
     network.name: network
     for network in (
         awkward(),
-        # Strides beyond the kernel and means over an activation.
+        # Padding of the images, strides beyond the kernel and means over an activation.
         build(
             "strided_means",
             (2, 29, 23),
             3,
             [
-                {"conv": {"maps": 5, "kernel": 2, "stride": 3}},
+                {"conv": {"maps": 5, "kernel": 2, "stride": 3, "padding": 1}},
                 {"conv": {"maps": 4, "kernel": 3}},
                 {"activation": "sigmoid"},
                 {"subsample": {"size": 2, "method": "mean"}},
