@@ -3,7 +3,8 @@
 Each line has the median epoch of the last stage that was measured there, of the quickest library
 in float32 and of the quickest in TF32, and the ratios of the medians with their 95 % bootstrap
 intervals over the repeats; above 1 the stage is the faster one. Of a stage that has several plans
-it says which one trained. Emulated kernels have no times and make no line.
+it says which one trained. `accuracy` is what trainings at this batch size recognise in the end.
+Emulated kernels have no times and make no line.
 """
 
 import math
@@ -17,7 +18,7 @@ from cnnlib.engine.plans import Plans
 from cnnlib.measuring.intervals import interval
 from cnnlib.peers import PEERS
 from cnnlib.stages import LADDER
-from workflow.plotting import frames, ladder, wording
+from workflow.plotting import accuracies, frames, ladder, wording
 from workflow.plotting.timings import repeats
 
 TABLES = ("epochs", "kernels")
@@ -38,6 +39,7 @@ COLUMNS = {
     "plan": "text",
     "device": "text",
     "epoch_seconds": "number",
+    "accuracy": "number",
     "library": "text",
     "library_seconds": "number",
     "ratio": "number",
@@ -65,6 +67,7 @@ def make(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         if own:
             cells.setdefault(tuple(place), {})[name] = own
     device = dict(good.groupby([*CELL, "stage"])["device"].first())
+    accuracy = accuracies.by_batch(accuracies.of_epochs(good))
     rounded = [stage.name for stage in PEERS if stage.rounding is not None]
     lines = []
     places = list(dict.fromkeys(cell[:2] for cell in cells))
@@ -83,6 +86,7 @@ def make(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 "plan": plan(trained) if isinstance(stage.options, Plans) else "",
                 "device": device[*cell, stage.name],
                 "epoch_seconds": median(times[stage.name]),
+                "accuracy": accuracy.get(cell, math.nan),
             }
             | compared("", times, stage.name, ladder.exact_peers())
             | compared("tf32_", times, stage.name, rounded)
@@ -136,20 +140,23 @@ def mean_ratio(ratios: pd.Series) -> float:
 
 def markdown(frame: pd.DataFrame) -> str:
     """One table: a line for each network and batch size, the mean below it."""
-    head = ["network", "batch", "stage", "plan", "epoch"]
+    head = ["network", "batch", "accuracy", "stage", "plan", "epoch"]
     head += ["best in float32", "its epoch", "ratio", "best in TF32", "its epoch", "ratio"]
     right, left = "---:", "---"
     peer = [left, right, right]
-    rows = [head, [left, right, left, left, right, *peer, *peer]]
+    rows = [head, [left, right, right, left, left, right, *peer, *peer]]
     for line in frames.rows(frame):
         exact = line.library, line.library_seconds, line.ratio, line.ratio_low, line.ratio_high
         tf32 = line.tf32_library, line.tf32_library_seconds, line.tf32_ratio
         spread = line.tf32_ratio_low, line.tf32_ratio_high
         what = wording.what(line.dataset, line.network)
         own = [wording.said(line.stage), line.plan or "–", wording.duration(line.epoch_seconds)]
-        rows.append([what, str(line.batch_size), *own, *cells(*exact), *cells(*tf32, *spread)])
+        known = "–" if pd.isna(line.accuracy) else f"{100 * line.accuracy:.1f} %"
+        rows.append(
+            [what, str(line.batch_size), known, *own, *cells(*exact), *cells(*tf32, *spread)]
+        )
     devices = " and ".join(dict.fromkeys(map(wording.device, frame["device"])))
-    return f"{wording.markdown_table(rows)}\n\n{note(frame, devices)}\n"
+    return f"{wording.markdown_table(rows)}\n{note(frame, devices)}\n"
 
 
 def cells(library: str, seconds: float, ratio: float, low: float, high: float) -> list[str]:

@@ -60,7 +60,9 @@ def test_each_network_is_compared_with_the_quickest_library_of_each_kind() -> No
     assert (two["tf32_library"], math.isnan(two["tf32_ratio"])) == ("", True)
     assert TABLE.mean_ratio(frame["ratio"]) == pytest.approx(1)
     text = TABLE.markdown(frame)
-    assert "| 64 | tuned | persistent | 1.50 s | JAX | 3.00 s | 2.0× (1.5× to 3.0×) |" in text
+    assert (
+        "| 64 | 50.0 % | tuned | persistent | 1.50 s | JAX | 3.00 s | 2.0× (1.5× to 3.0×) |" in text
+    )
     assert "| – | – | – |" in text
     assert "Against float32: 0.50× to 2.0×, geometric mean 1×." in text
 
