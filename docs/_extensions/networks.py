@@ -6,13 +6,12 @@ has a short one with the ratios alone, which docs/_extensions/rewrite.py writes.
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from cnnlib.measuring import schema
 from workflow.glue import modules
-from workflow.plotting import frames, wording
+from workflow.plotting import wording
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results/reference"
@@ -40,25 +39,8 @@ def whole() -> str:
 
 def short() -> str:
     """A line for each batch size, a column for each network: the ratio to the best in float32."""
-    table = lines()
-    networks = list(dict.fromkeys(table["network"]))
-    rows = [["batch", *(f"`{name}`" for name in networks)], ["---:"] * (len(networks) + 1)]
-    for size, group in frames.groups(table, "batch_size", sort=True):
-        of_network = {line.network: line for line in frames.rows(group)}
-        rows.append([str(size), *(cell(of_network.get(name)) for name in networks)])
-    return wording.markdown_table(rows)
-
-
-def cell(line: Any) -> str:
-    """`8.3×`, and the stage where it is not the last one; a dash where nothing was measured."""
-    if line is None:
-        return "–"
-    by = "" if line.stage == LAST else f" ({wording.said(line.stage)})"
-    return wording.times(line.ratio) + by
-
-
-LAST = "tuned"
-"""The stage that the table is about."""
+    text: str = MAKER.short(lines())
+    return text
 
 
 def summary() -> str:

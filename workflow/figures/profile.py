@@ -104,7 +104,8 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     figure.legend(
         [Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in present],
         [BETWEEN if name == "between" else name for name in present],
-        loc="outside right upper",
+        loc="outside lower center",
+        ncols=len(present),
         frameon=False,
         fontsize=9.5,
     )

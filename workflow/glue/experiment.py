@@ -24,7 +24,7 @@ from workflow.glue import integrity, modules, overrides
 from workflow.glue.integrity import MADE, Made
 from workflow.glue.sources import stage_sources
 from workflow.plotting import ladder
-from workflow.report import PAGE_TABLES, PUBLISHED, WEIGHTS
+from workflow.report import NETWORKS, PAGE_TABLES, PUBLISHED, WEIGHTS
 
 __all__ = ["BESIDE", "RUN_TABLES", "Experiment", "put_this_python_first"]
 
@@ -192,7 +192,7 @@ class Experiment:
         """Published files that the report shows: trained weights, the times of every machine and,
         for a machine without a GPU, the tables of one with it.
         """
-        files = [Path(PUBLISHED, WEIGHTS)]
+        files = [Path(PUBLISHED, WEIGHTS), Path(PUBLISHED).parent / NETWORKS]
         files += sorted(Path(PUBLISHED).parent.glob("*/tables/epochs.csv"))
         if self.results != PUBLISHED:
             folder = Path(PUBLISHED, "tables")

@@ -18,6 +18,8 @@ PAGE_TABLES = (
 """The tables that the report explains beside its figures; it shows less where some are missing."""
 PUBLISHED = "results/reference/nvidia-h100"
 """The published results that the report shows where no GPU was measured."""
+NETWORKS = "nvidia-h100-networks/tables/libraries.csv"
+"""The table of all shipped networks, in the folder in which PUBLISHED lies."""
 WEIGHTS = "weights/lenet5.npz"
 """The trained weights of published results, in their folder."""
 

@@ -23,7 +23,7 @@ from cnnlib.files import write_whole
 from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
 from workflow.plotting.ladder import take_in
-from workflow.report import explain, glossary, machines, timeline
+from workflow.report import NETWORKS, explain, glossary, machines, timeline
 from workflow.report.fair_play import TRIED
 from workflow.report.lessons import Lesson
 
@@ -118,9 +118,20 @@ def render(
             for path in sorted(figures, key=rank)
         ],
         provenance=facts(provenance),
+        networks=blocks(networks(published.parent)) if published else [],
         machines=blocks(machines.table(published.parent)) if published else [],
         tables=sorted(contents.items()),
     )
+
+
+def networks(reference: Path) -> str:
+    """The ratios of all shipped networks as Markdown, from folders of published results, or ""."""
+    path = reference / NETWORKS
+    if not path.exists():
+        return ""
+    (table,) = modules.read_tables([path]).values()
+    short: str = modules.load("tables", path.stem).short(table)
+    return short
 
 
 def lesson_text(environment: jinja2.Environment, lesson: Lesson) -> dict[str, Markup]:

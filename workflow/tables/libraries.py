@@ -159,6 +159,27 @@ def markdown(frame: pd.DataFrame) -> str:
     return f"{wording.markdown_table(rows)}\n{note(frame, devices)}\n"
 
 
+def short(frame: pd.DataFrame) -> str:
+    """A line for each batch size, a column for each network: the ratio to the best in float32.
+
+    A network that was trained on several data sets is shown with the first.
+    """
+    first = frame.drop_duplicates("network").set_index("network")["dataset"]
+    rows = [["batch", *(f"`{name}`" for name in first.index)], ["---:"] * (len(first) + 1)]
+    for size, group in frames.groups(frame, "batch_size", sort=True):
+        found = {(line.network, line.dataset): line for line in frames.rows(group)}
+        rows.append([str(size), *(short_cell(found.get(place)) for place in first.items())])
+    return wording.markdown_table(rows)
+
+
+def short_cell(line: Any) -> str:
+    """`8.3×`, and the stage where it is not the ladder's last; a dash where there is no ratio."""
+    if line is None or pd.isna(line.ratio):
+        return "–"
+    by = "" if line.stage == LADDER[-1].name else f" ({wording.said(line.stage)})"
+    return wording.times(line.ratio) + by
+
+
 def cells(library: str, seconds: float, ratio: float, low: float, high: float) -> list[str]:
     """The name of a library, its epoch and the ratio with its interval; dashes without one."""
     if not library:

@@ -64,6 +64,9 @@ def test_each_network_is_compared_with_the_quickest_library_of_each_kind() -> No
         "| 64 | 50.0 % | tuned | persistent | 1.50 s | JAX | 3.00 s | 2.0× (1.5× to 3.0×) |" in text
     )
     assert "| – | – | – |" in text
+    again = pd.concat([frame, frame.assign(dataset="shapes", batch_size=128, ratio=7.0)])
+    short = "| batch | `lenet5` | `vgg6` |\n| ---: | ---: | ---: |\n| 64 | 2.0× | 0.50× (ring) |\n"
+    assert TABLE.short(again) == f"{short}| 128 | – | – |\n"
     assert "Against float32: 0.50× to 2.0×, geometric mean 1×." in text
 
 
