@@ -642,6 +642,12 @@ __device__ __forceinline__ void update(const Step& step, const Update& how, floa
   for (int tile = blockIdx.x; tile < Net::TILES; tile += gridDim.x) Net::reduce_tile(tile, gradients, shared, how);
 }
 
+// A launch whose blocks do not all come leaves a loss that is no number, so that the host has to look for the reason
+// only where it finds one.
+__device__ __forceinline__ void give_up(const Step& step) {
+  if (threadIdx.x == 0) step.losses[0] = NAN;
+}
+
 // The second phase, where no barrier stands between the phases: tiles go to blocks without an image, if there are enough
 // of them for the tiles that a step waits for, those of convolutions. Dense layers' tiles come first, since what they
 // need comes first.
@@ -683,7 +689,7 @@ __device__ __forceinline__ void train_stamped(Step& step, float* shared, float* 
     update_stamped<Net>(gradients,
                         {step.parameters, velocity, nullptr, learning_rate, momentum, Net::Plan::WEIGHT_DECAY}, shared);
     marks.mark(Net::UPDATE);
-    if (__syncthreads_or(patience.given_up)) return;
+    if (__syncthreads_or(patience.given_up)) return give_up(step);
     marks.mark(Net::WAIT_AGAIN);
   }
 }
@@ -698,9 +704,9 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
   for (int s = 0; s < steps; s++, step.order += step.count, step.number++) {
     const float learning_rate = learning_rates[s];  // asked for long before it is needed
     forward_backward<Net>(step, TRAIN, shared, block, NoTimer());
-    if (!wait_for_grid(arrived, failed, wanted += gridDim.x)) return;
+    if (!wait_for_grid(arrived, failed, wanted += gridDim.x)) return give_up(step);
     update<Net>(step, {step.parameters, velocity, nullptr, learning_rate, momentum, Net::Plan::WEIGHT_DECAY}, shared);
-    if (!wait_for_grid(arrived, failed, wanted += gridDim.x)) return;
+    if (!wait_for_grid(arrived, failed, wanted += gridDim.x)) return give_up(step);
   }
 }
 #endif
