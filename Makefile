@@ -77,7 +77,10 @@ poster: $(ENV)/base $(EXTRA)  ## an A1 poster; ends by naming poster.pdf (needs 
 
 published: $(ENV)/base  ## draw the published results in a minute, in results/published; MACHINE=nvidia-h100
 	@[ -d results/reference/$(MACHINE)/tables ] || { echo "no results/reference/$(MACHINE)" >&2; exit 2; }
-	@rm -rf results/published && cp -r results/reference/$(MACHINE) results/published && rm -rf results/published/figures
+	@for each in results/reference/$(MACHINE) results/reference/$(MACHINE)-*; do \
+	  to=results/published$${each#results/reference/$(MACHINE)}; \
+	  [ ! -d $$each ] || { rm -rf $$to && cp -r $$each $$to; } || exit; done
+	@rm -rf results/published/figures
 	$(SNAKEMAKE) page --config results=results/published $(ARGS)
 
 compare: $(ENV)/base  ## is one folder of results slower than another? make compare A=FOLDER B=FOLDER

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from workflow.plotting import layout, panels, reasons, style, wording
 from workflow.plotting.layout import Drawing, Sheet
@@ -75,6 +76,8 @@ def draw_panel(axes: Axes, part: panels.Panel, techniques: list[str], sizes: lis
             of_size["gain_high"].to_numpy()[known],
             color=style.INK,
             linewidth=1,
+            # seen on dark bars too
+            path_effects=[withStroke(linewidth=2.6, foreground="white")],
         )
     reach = [*lines["gain"], *lines["gain_low"].dropna(), *lines["gain_high"].dropna(), 0.8, 1.6]
     style.quantity_axis(axes, "x", reach, wording.times, steps=(1, 1.5, 2, 3, 5, 7), margin=1.1)

@@ -31,6 +31,9 @@ __all__ = ["BESIDE", "RUN_TABLES", "Experiment", "put_this_python_first"]
 BESIDE = ("probes", "pictures", "features")
 """Raw tables that one job measures for the whole sweep."""
 
+BESIDE_PAGE = ("ablation",)
+"""Figures that the report also takes from a folder beside the results."""
+
 POSTER = (
     "speedup",
     "discern",
@@ -214,6 +217,20 @@ class Experiment:
     def caption(self, wildcards: Any) -> str:
         """The caption of the figure in the report."""
         return modules.docstring("figures", wildcards.figure)
+
+    @property
+    def page_figures(self) -> list[str]:
+        """The files of the report's figures: the results' own and, of published results, also those
+        of folders beside them that have the same name and more, as nvidia-h100-ablation has.
+
+        Of these only figures that the results themselves do not have.
+        """
+        own = [f"{self.results}/figures/{name}.svg" for name in self.wanted_figures]
+        if not self.tables_are_given:
+            return own
+        beside = Path(self.results).parent.glob(f"{Path(self.results).name}-*/figures/*.svg")
+        names = {name: str(path) for path in sorted(beside) if (name := path.stem) in BESIDE_PAGE}
+        return own + [path for name, path in names.items() if name not in self.wanted_figures]
 
     @property
     def captions(self) -> list[str]:

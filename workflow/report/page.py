@@ -183,7 +183,8 @@ def blocks(markdown: str) -> list[Block]:
 
 
 def plain(markdown: str) -> str:
-    """Text without the markup that our tables use."""
+    """Text without the markup that our tables use; of a link its words."""
+    markdown = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", markdown)
     return markdown.replace("**", "").replace("\\*", "*").replace("`", "")
 
 

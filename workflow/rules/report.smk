@@ -44,9 +44,7 @@ rule figures:
 rule page:
     # The report for readers; `snakemake --report` makes another, of the workflow itself.
     input:
-        figures=collect(
-            "<results>/figures/{figure}.svg", figure=EXPERIMENT.wanted_figures
-        ),
+        figures=EXPERIMENT.page_figures,
         tables=collect("<results>/tables/{table}.md", table=EXPERIMENT.wanted_tables),
         data=collect("<results>/tables/{table}.csv", table=EXPERIMENT.page_tables),
         published=EXPERIMENT.published,

@@ -176,3 +176,28 @@ def test_only_an_experiment_with_such_stages_has_the_figure(
     found = Experiment(given | {"results": str(tmp_path)})
     assert found.wanted_figures == ["ablation", "latency", "profile"]
     assert "ablation" in found.wanted_tables
+
+
+def test_the_report_of_published_results_takes_it_from_the_folder_beside_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    machine = tmp_path / "machine"
+    (machine / "tables").mkdir(parents=True)
+    frame = pd.DataFrame(rows({"persistent_one_team": 0.2}), columns=list(schema.TABLES["epochs"]))
+    schema.write(
+        machine / "tables/epochs.csv", "epochs", frame.assign(reason="").to_dict("records")
+    )
+    for name in ("ablation", "speedup"):
+        path = tmp_path / f"machine-ablation/figures/{name}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    usual = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"results": str(machine)}
+    found = Experiment(usual)
+    # its own stages are those of its rows: the table that they need can be made
+    assert found.wanted_tables == ["ablation"]
+    beside = str(tmp_path / "machine-ablation/figures/ablation.svg")
+    assert "ablation" not in found.wanted_figures
+    assert found.page_figures[-1] == beside
+    assert not any("speedup" in path for path in found.page_figures)
+    assert Experiment(usual | {"results": str(tmp_path)}).page_figures[-1] != beside

@@ -73,11 +73,11 @@ def test_the_same_results_give_the_same_bytes(text: str) -> None:
 
 
 def test_tables_are_read_as_they_are_written() -> None:
-    markdown = "**A & B**\n\n| x | y |\n| --- | ---: |\n| 1 | <2 \\* |\n\nNote.\n"
+    markdown = "**A & B**\n\n| x | y |\n| --- | ---: |\n| 1 | <2 \\* |\n\nNote [x](y.md).\n"
     assert page.blocks(markdown) == [
         ("text", "A & B"),
         ("table", [["x", "y"], ["1", "<2 *"]]),
-        ("text", "Note."),
+        ("text", "Note x."),
     ]
 
 
