@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cnnlib.device import Device
+from cnnlib.device import Device, limits_from
 from cnnlib.network import Network
 from cnnlib.stages import tuned
 from cnnlib.stages.tuned.graph import GraphEngine
@@ -14,7 +14,8 @@ from tests.engine.test_gpu_steps import capturing, two_epochs  # noqa: F401
 from tests.support.engines import Limited, open_engine, pictures
 from tests.support.networks import awkward, build
 
-HEAD = replace(tuned.GRAPH.options, head=4096, gathers_ahead=True)
+EACH = replace(tuned.GRAPH.options, head=0, update="by_segment", gathers_ahead=False)
+HEAD = replace(EACH, head=4096, gathers_ahead=True)
 SMALL = 16 * 1024
 """Bytes of shared memory."""
 DENSE = build("dense", (1, 6, 6), 3, [{"dense": 90}, {"activation": "relu"}, {"dense": 3}])
@@ -55,7 +56,8 @@ def test_a_head_trains_alike(
     limited: Limited,
 ) -> None:
     """Of a launch for each layer what rounding allows; bit for bit whatever launches a step."""
-    expected = two_epochs(tuned.GRAPH, network, capturing, loss=loss)
+    each = replace(tuned.GRAPH, options=EACH)
+    expected = two_epochs(each, network, capturing, loss=loss)
     first = None
     for options in (
         HEAD,
@@ -79,15 +81,19 @@ def test_a_head_trains_alike(
         assert len(engine._head.layers) == layers
         first_layer = engine._head.layers[0]
         assert (first_layer.staged < first_layer.units) == (network is DENSE)
+        plan = GraphEngine.plans_on(stage, engine.setup, limits_from(capturing))[0]
+        convolutions = len(engine.operators) - layers
+        assert plan.facts["kernels_a_step"] == 2 * convolutions + 2
         validate(engine, *pictures(network, 7))
         validate(engine, *pictures(network, 5, seed=1))  # values of the batch before stay there
         compare_logits(engine, pictures(network, 7)[0])
 
 
 def test_an_update_with_all_loads_in_flight_trains_alike(capturing: Device) -> None:  # noqa: F811
-    options = replace(tuned.GRAPH.options, update="wide")
-    expected = two_epochs(tuned.GRAPH, awkward(), capturing)
-    found = two_epochs(replace(tuned.GRAPH, options=options), awkward(), capturing)
+    each = replace(tuned.GRAPH, options=EACH)
+    wide = replace(tuned.GRAPH, options=replace(EACH, update="wide"))
+    expected = two_epochs(each, awkward(), capturing)
+    found = two_epochs(wide, awkward(), capturing)
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
 
