@@ -149,7 +149,13 @@ __device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier& of) {
 __device__ __forceinline__ void init_bulk_copies(unsigned long long*) {}
 __device__ __forceinline__ bool begins_bulk_copies() { return true; }
 __device__ __forceinline__ void fence_async_proxy() {}
-__device__ __forceinline__ void expect_bytes(BulkCopyBarrier&, int) {}
+__device__ __forceinline__ void expect_bytes(BulkCopyBarrier& to, int) {
+#ifndef __CUDACC__
+  // an mbarrier would go through two phases, and who waits would wait for ever
+  if (to.round) emulated_give_up("bulk copies are expected twice before they are waited for");
+  to.round = 1;
+#endif
+}
 __device__ __forceinline__ void copy_bulk(float* target, const float* source, int floats, BulkCopyBarrier&) {
   copy_float4s(target, source, floats / 4);
 }
@@ -159,6 +165,10 @@ __device__ __forceinline__ void copy_bulk_by_warp(float* target, const float* so
     copy_async(reinterpret_cast<Float4*>(target) + i, reinterpret_cast<const Float4*>(source) + i);
 }
 __device__ __forceinline__ void wait_for_bulk_copies(BulkCopyBarrier& of) {
+#ifndef __CUDACC__
+  if (of.pending && threadIdx.x == 0 && !of.round) emulated_give_up("bulk copies are waited for that are not expected");
+  of.round = 0;
+#endif
   if (of.pending) wait_for_copies();
   of.pending = false;
 }

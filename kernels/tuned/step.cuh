@@ -228,7 +228,7 @@ struct ByStamps {
   Handed handed;
   unsigned stamp;
   int done;                 // steps done before in this launch, after which weights come stamped
-  bool dense_copies_begun;  // in this step; known to the first warp
+  bool dense_copies_begun;  // in this step; known to the first warp. The first step begins with them
   Patience& patience;
   __device__ __forceinline__ Row traces() const { return {handed.traces, stamp}; }
   __device__ __forceinline__ Row partials() const { return {handed.partials, stamp}; }
@@ -683,7 +683,7 @@ __device__ __forceinline__ void train_stamped(Step& step, float* shared, float* 
   for (int s = 0; s < steps; s++, step.order += step.count, step.number++, stamp++) {
     const float learning_rate = learning_rates[s];  // asked for long before it is needed
     marks.mark(-1);
-    forward_backward<Net>(step, TRAIN, shared, block, marks, ByStamps{handed, stamp, s, false, patience});
+    forward_backward<Net>(step, TRAIN, shared, block, marks, ByStamps{handed, stamp, s, s == 0, patience});
     marks.mark(Net::WAIT);
     StampedGradients gradients = {handed, stamp, step.count, step.count, patience};
     update_stamped<Net>(gradients,
