@@ -2,7 +2,9 @@
 
 import base64
 import io
+import math
 import statistics
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 COLORS = {"judged": "#c2185b", "stage": "#0072b2", "peer": "#7a7a7a"}
+NAME_HEIGHT = 13.0
+"""Points between the names of two marks, at least."""
 
 
 NEEDED = ("jinja2", "matplotlib")
@@ -137,11 +141,32 @@ def _roofline(findings: Findings) -> "Figure":
     for place, point in enumerate(findings.points):
         color = COLORS["judged" if not place else "stage"]
         axes.plot(point.intensity, point.rate, "o" if place else "D", color=color, markersize=8)
-        axes.annotate(f"  {point.name}", (point.intensity, point.rate), color=color, va="center")
     axes.set_xlabel("least arithmetic intensity (operations per byte)")
     axes.set_ylabel("operations per second")
     _plain(axes)
+    figure.draw_without_rendering()
+    # stages of one network have the same intensity, so that names beside close marks would overlap
+    marks = [axes.transData.transform((point.intensity, point.rate)) for point in findings.points]
+    heights = apart([float(mark[1]) for mark in marks], NAME_HEIGHT * figure.dpi / 72)
+    for place, point in enumerate(findings.points):
+        axes.annotate(
+            f"  {point.name}",
+            (point.intensity, point.rate),
+            xytext=(0, (heights[place] - float(marks[place][1])) * 72 / figure.dpi),
+            textcoords="offset points",
+            color=COLORS["judged" if not place else "stage"],
+            va="center",
+        )
     return figure
+
+
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights in their order, moved up where they are closer than `gap` to a lower one."""
+    moved = list(heights)
+    lowest = -math.inf
+    for place in sorted(range(len(moved)), key=moved.__getitem__):
+        moved[place] = lowest = max(moved[place], lowest + gap)
+    return moved
 
 
 def _plain(axes: object) -> None:

@@ -72,6 +72,10 @@ def findings() -> Findings:
     return found
 
 
+def test_names_of_close_marks_do_not_overlap() -> None:
+    assert page.apart([5.0, 100.0, 4.0, 3.0], 10.0) == [23.0, 100.0, 13.0, 3.0]
+
+
 def test_everything_is_on_the_page(findings: Findings, tmp_path: Path) -> None:
     page.write(tmp_path / "page.html", findings)
     text = (tmp_path / "page.html").read_text()
