@@ -17,7 +17,10 @@ from cnnlib.system.interrupts import GRACE
 from cnnlib.system.processes import die_with_parent
 from cnnlib.system.turns import Turns, take_part
 
-LIBRARIES = {"torch": ("torch",), "jax": ("jax", "jax.numpy")}
+LIBRARIES = {
+    "torch": ("torch", "torch._dynamo", "torch._inductor.compile_fx"),
+    "jax": ("jax", "jax.numpy"),
+}
 """Beginning of a peer's name -> what its runs import, which takes seconds."""
 
 
@@ -31,16 +34,16 @@ class Worker:
 
 
 def side_by_side(
-    due: Sequence[Run], preparing: int, measure: Callable[[Run], str]
+    due: Sequence[Run], preparing: int, measure: Callable[[Run], str], *, on_gpu: bool = False
 ) -> Generator[tuple[Run, str], None, None]:
     """Call `measure` for each of the runs, `preparing` at a time, in processes of their own.
 
     Yields each run and what `measure` returned, as they finish; for one that ended its process,
-    how it ended. They start in the order of `due`.
+    how it ended. They start in the order of `due`. `on_gpu` says that all are timed on a GPU.
     """
     keep_compiled_code(cache_folder() / "peers", preparing)
     import_libraries(due)
-    take_part(Turns(preparing))
+    take_part(Turns(preparing, on_gpu=on_gpu))
     todo, workers = list(reversed(due)), list[Worker]()
     try:
         while todo or workers:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,8 +102,14 @@ def test_times_that_do_not_repeat_are_not_taken() -> None:
 def test_a_choice_needs_times_that_repeat(
     device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
-    network, rounds = awkward(), []
-    monkeypatch.setattr(device, "precompile", lambda *_: rounds.append(1))
+    network, rounds, compiled = awkward(), [], []
+    monkeypatch.setattr(device, "precompile", lambda *_: compiled.append(1))
+
+    def counted(*arguments: Any) -> list[float]:
+        rounds.append(1)
+        return measured_once(*arguments)
+
+    monkeypatch.setattr(persistent, "measured_once", counted)
 
     def times(engine: PersistentEngine, plan: BlockPlan) -> float:
         return steady([1.0, 2.0] if len(rounds) <= bad else [1.0, 1.0])
@@ -119,6 +126,7 @@ def test_a_choice_needs_times_that_repeat(
         assert engine.block.images == ways[0].images
         assert engine.block.threads == ways[0].threads
     assert len(rounds) == min(bad + 1, persistent.ATTEMPTS)
+    assert len(compiled) == 1
 
 
 def test_plans_are_timed_and_the_choice_is_recorded(

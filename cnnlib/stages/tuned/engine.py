@@ -14,7 +14,7 @@ import numpy as np
 from cnnlib.device import Argument, Device, DeviceArray, Limits
 from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
-from cnnlib.engine.autotune import Unsteady, fastest, measured_once, steady
+from cnnlib.engine.autotune import Unsteady, fastest, kept_times, measured_once, steady
 from cnnlib.engine.device_engine import DeviceEngine, Pass
 from cnnlib.engine.gpu_operator import signed_word
 from cnnlib.engine.ordered_images import OrderedImages
@@ -124,10 +124,11 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         parts = [device.name, str(device.multiprocessors), str(batch), str(TRIED_STEPS)]
 
         def measure() -> list[float]:
-            device.precompile(sources, *self._names)
             return [self._step_seconds(plan) for plan in plans]
 
         key = content_key(parts + sources, included_files(*sources))
+        if kept_times(key, len(plans)) is None:
+            device.precompile(sources, *self._names)
         for _ in range(ATTEMPTS):
             with contextlib.suppress(Unsteady):
                 return measured_once(key, len(plans), measure)
