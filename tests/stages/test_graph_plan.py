@@ -126,7 +126,6 @@ def test_stored_planes_are_those_that_are_staged(
         gather="device",
         stored="all",
         splits_together=True,
-        wide_ends=True,
     )
     with open_engine(replace(STAGE, options=options), network, 5, device) as engine:
         operators: list[StoredConv] = engine.operators[1:]  # type: ignore[attr-defined]
@@ -146,9 +145,7 @@ def test_blocks_that_share_a_tile_add_in_one_order(limited: Limited) -> None:
     """
     device = limited(multiprocessors=16)
     network = products()
-    options = ProductOptions(
-        launch="programmatic", gather="device", small_tiles=True, loads_ahead=True
-    )
+    options = ProductOptions(launch="programmatic", gather="device", small_tiles=True)
     with open_engine(replace(STAGE, options=options), network, 8, device, momentum=0.5) as engine:
         dense = next(o for o in engine.operators if o.label == "dense1")  # type: ignore[attr-defined]
         assert dense.forward_tile.splits > 1

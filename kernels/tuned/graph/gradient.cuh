@@ -42,7 +42,13 @@ struct Gradient {
   static constexpr int LEFT_PITCH = POSITIONS + 1, LEFT_VECTORS = M / EIGHT * LEFT_PITCH;
   static constexpr int RIGHT_VECTORS = (GROUPS + 1) * Right::PITCH;
   static constexpr int LEFT_BYTES = LEFT_VECTORS * P::COUNT * P::VECTOR_BYTES;
-  static constexpr int BYTES = POSITIONS * 4 + LEFT_BYTES + RIGHT_VECTORS * P::COUNT * P::VECTOR_BYTES;
+  static constexpr int STAGED_BYTES = LEFT_BYTES + RIGHT_VECTORS * P::COUNT * P::VECTOR_BYTES;
+  // Where a map's weights are not in the order of a tile's columns, sums go to device memory by way of what is staged: as
+  // single numbers they would take a write of 32 bytes each.
+  static constexpr bool REORDERS = Right::TAPS > 1;
+  static constexpr int WEIGHTS = GROUPS * EIGHT * Right::TAPS, SUM_PITCH = WEIGHTS + 1;  // of a map in a tile
+  static constexpr int SUM_BYTES = REORDERS ? M * SUM_PITCH * 4 : 0;
+  static constexpr int BYTES = POSITIONS * 4 + larger_of(STAGED_BYTES, SUM_BYTES);
 
   static constexpr int WIDE = ceil_div(Right::GROUPS, GROUPS), HIGH = ceil_div(MAPS, M);
 
@@ -57,18 +63,18 @@ struct Gradient {
     const float back = ARITHMETIC == F16X3 ? 1.0f / factor / Range::MAPS : 1.0f;
     const int warp = threadIdx.x / WARP, tile0 = warp / WARPS_M * N_TILES, row0 = warp % WARPS_M * M_TILES * 16;
     const int chunks = ceil_div(count * Right::CELLS * Right::WINDOW, Right::USED);
-    stage_ones(right);
     for (int job = first_job; job < groups * WIDE * HIGH; job += gridDim.x) {
       const int group = job / (WIDE * HIGH), map0 = job / WIDE % HIGH * M, channel_group = job % WIDE * GROUPS;
       Sums<ARITHMETIC, M_TILES, N_TILES> sums;
       sums.set_zero();
+      stage_ones(right);
       for (int chunk = start_of_group(group, groups, chunks); chunk < start_of_group(group + 1, groups, chunks);
            chunk++) {
         const int first = chunk * Right::USED;
         __syncthreads();
         for (int row : block_range(POSITIONS)) pixels[row] = Right::pixel_of(first, row);
         stage_errors(left, errors, first, map0, factor);
-        for_eights<THREADS, Right::template VECTORS<GROUPS>, Layer::IN_FLIGHT>(
+        for_eights<THREADS, Right::template VECTORS<GROUPS>, Layer::GRADIENT_UNFOLD ? 2 : 4>(
             [&](int i) { return Right::template load<GROUPS>(map, first, channel_group, i); },
             [&](int i, const Eight& eight) {
               Right::template store<ARITHMETIC, GROUPS, GROUPS + 1>(right, i, eight, Range::MAPS);
@@ -76,11 +82,36 @@ struct Gradient {
         __syncthreads();
         multiply_chunk(sums, pixels, left, right, row0, tile0);
       }
+      __syncthreads();
+      leave(sums, reinterpret_cast<float*>(left), partials + group * PARAMETERS, map0, channel_group, row0, tile0,
+            back);
+      __syncthreads();
+    }
+  }
+
+  // Writes a tile's sums to a partial sum. results: SUM_BYTES of shared memory; a barrier comes before and after this.
+  static __device__ __forceinline__ void leave(const Sums<ARITHMETIC, M_TILES, N_TILES>& sums, float* results,
+                                               float* __restrict__ partial, int map0, int channel_group, int row0,
+                                               int tile0, float back) {
+    UNROLL_FOR(int n = 0; n < N_TILES; n++) {
+      const int tile = tile0 + n;
       UNROLL_FOR(int m = 0; m < M_TILES; m++)
-        UNROLL_FOR(int n = 0; n < N_TILES; n++)
-          UNROLL_FOR(int i = 0; i < 4; i++)
-            write(partials + group * PARAMETERS, map0 + row0 + m * 16 + tile_row(i), tile0 + n, tile_column(i),
-                  channel_group, sums.result(m, n, i, back));
+        UNROLL_FOR(int i = 0; i < 4; i++) {
+          const int row = row0 + m * 16 + tile_row(i), column = tile_column(i);
+          const float sum = sums.result(m, n, i, back);
+          if (!REORDERS || tile >= COLUMN_TILES - 1)
+            write(partial, map0 + row, tile, column, channel_group, sum);
+          else
+            results[row * SUM_PITCH + (tile % GROUPS * EIGHT + column) * Right::TAPS + tile / GROUPS] = sum;
+        }
+    }
+    if constexpr (REORDERS) {
+      __syncthreads();
+      const int first = channel_group * EIGHT * Right::TAPS, maps = min(M, MAPS - map0);
+      for (int i : block_range(maps * WEIGHTS)) {
+        const int row = i / WEIGHTS, own = i % WEIGHTS;
+        if (first + own < TERMS) partial[(map0 + row) * TERMS + first + own] = results[row * SUM_PITCH + own];
+      }
     }
   }
 

@@ -94,8 +94,9 @@ struct Convolution {
   static constexpr int LEFT_ITEMS = Left::template VECTORS<CHUNK>, RIGHT_ITEMS = TAPS * CHUNK * N;
   static constexpr bool FEW =
       LEFT_ITEMS + RIGHT_ITEMS <= 4 * THREADS && TAP_ROWS == Left::TAP_ROWS && M_TILES * N_TILES <= 2;
+  static constexpr int LOADS = Spec::UNFOLD ? 2 : 4;  // of a thread, on their way before it stores the first
   static constexpr int IN_FLIGHT = ceil_div(LEFT_ITEMS + RIGHT_ITEMS, THREADS);
-  static constexpr bool AHEAD = FEW && Layer::LOADS_AHEAD && !Spec::KEEPS_WEIGHTS;
+  static constexpr bool AHEAD = FEW && !Spec::KEEPS_WEIGHTS;
 
   // Shared memory: the pixel of each row, the patch, the weights. Sums take the place of the patch, and that of the weights
   // too where they are staged for each tile. KEEPS_WEIGHTS: a block stages all weights once, and has all of its tiles with
@@ -156,15 +157,16 @@ struct Convolution {
           if (chunk + 1 < last) load_ahead(ahead, map, weight, first, first_column, (chunk + 1) * CHUNK);
           if (active) multiply_chunk(sums, pixels, left, right, 0, 0, row0, column0);
         }
+      } else {
+        for (int chunk = split * ceil_div(CHUNKS, SPLITS); chunk < last; chunk++)
+          for (int tap_row = 0; tap_row < Left::TAP_ROWS; tap_row += TAP_ROWS) {
+            __syncthreads();
+            stage(left, right, map, weight, first, first_column, chunk * CHUNK, tap_row, left_factor, right_factor);
+            __syncthreads();
+            const int part = Spec::KEEPS_WEIGHTS ? part_of(chunk, tap_row) : 0;
+            if (active) multiply_chunk(sums, pixels, left, right, tap_row, part * PART_VECTORS, row0, column0);
+          }
       }
-      for (int chunk = AHEAD ? last : split * ceil_div(CHUNKS, SPLITS); chunk < last; chunk++)
-        for (int tap_row = 0; tap_row < Left::TAP_ROWS; tap_row += TAP_ROWS) {
-          __syncthreads();
-          stage(left, right, map, weight, first, first_column, chunk * CHUNK, tap_row, left_factor, right_factor);
-          __syncthreads();
-          const int part = Spec::KEEPS_WEIGHTS ? part_of(chunk, tap_row) : 0;
-          if (active) multiply_chunk(sums, pixels, left, right, tap_row, part * PART_VECTORS, row0, column0);
-        }
       __syncthreads();
       if (active)
         UNROLL_FOR(int m = 0; m < M_TILES; m++)
@@ -210,7 +212,7 @@ struct Convolution {
   static __device__ __forceinline__ void stage_weights(char* right, const float* __restrict__ weight, int column,
                                                        int part, float factor) {
     constexpr int EACH = Left::TAP_ROWS / TAP_ROWS;
-    for_eights<THREADS, RIGHT_ITEMS, Layer::IN_FLIGHT>(
+    for_eights<THREADS, RIGHT_ITEMS, LOADS>(
         [&](int i) { return load_weights(weight, column, part / EACH * CHUNK, part % EACH * TAP_ROWS, i); },
         [&](int i, const Eight& eight) { store_weights(right, part * PART_VECTORS, i, eight, factor); });
   }
@@ -226,20 +228,10 @@ struct Convolution {
     const auto load_right = [&](int i) { return load_weights(weight, column, group, tap_row, i); };
     const auto store_right = [&](int i, const Eight& eight) { store_weights(right, 0, i, eight, right_factor); };
     if constexpr (Spec::KEEPS_WEIGHTS) {
-      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, Layer::IN_FLIGHT>(load_left, store_left);
-    } else if constexpr (FEW) {
-      // all loads of a thread before its first store
-      for_eights<THREADS, LEFT_ITEMS + RIGHT_ITEMS, 4>(
-          [&](int i) { return i < LEFT_ITEMS ? load_left(i) : load_right(i - LEFT_ITEMS); },
-          [&](int i, const Eight& eight) {
-            if (i < LEFT_ITEMS)
-              store_left(i, eight);
-            else
-              store_right(i - LEFT_ITEMS, eight);
-          });
+      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, LOADS>(load_left, store_left);
     } else {
-      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, Layer::IN_FLIGHT>(load_left, store_left);
-      for_eights<THREADS, RIGHT_ITEMS, Layer::IN_FLIGHT>(load_right, store_right);
+      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, LOADS>(load_left, store_left);
+      for_eights<THREADS, RIGHT_ITEMS, LOADS>(load_right, store_right);
     }
   }
 
@@ -357,8 +349,8 @@ struct Forward {
 
   static constexpr int TILE_CELLS = Rows::USED / Rows::WINDOW;
   // Four neighbouring windows of a map have one draw of dropout's mask, and are stored together.
-  static constexpr bool FOURS =
-      Layer::WIDE_ENDS && !Layer::LEAVES_PLANES && Rows::CELLS % 4 == 0 && TILE_CELLS % 4 == 0;
+  static constexpr bool FOURS = !Layer::LEAVES_PLANES && Rows::CELLS % 4 == 0 && TILE_CELLS % 4 == 0 &&
+                                TILE_CELLS * Spec::N >= 4 * Layer::THREADS;
 
   // Writes a tile's windows. Where the next layer wants the target's planes, a thread has eight maps of a window.
   static __device__ __forceinline__ void finish(int first, int first_map, const float* sums,
@@ -468,7 +460,7 @@ struct Errors {
 
   static __device__ __forceinline__ void finish(int first, int first_channel, const float* sums,
                                                 float* __restrict__ source_errors, unsigned& largest, int count) {
-    if constexpr (Layer::WIDE_ENDS && Rows::CELLS % 4 == 0) {
+    if constexpr (Rows::CELLS % 4 == 0 && Spec::M * Spec::N >= 4 * Layer::THREADS) {
       for (int i : block_range(Spec::M / 4 * Spec::N)) {
         const int channel = first_channel + i / (Spec::M / 4), row = i % (Spec::M / 4) * 4;
         const int image = (first + row) / Rows::CELLS;

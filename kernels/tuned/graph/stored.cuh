@@ -261,7 +261,8 @@ struct StoredGradient {
   static constexpr int LEFT_PITCH = (Left::PIXELS + 1) | 1, LEFT_VECTORS = M / EIGHT * LEFT_PITCH;
   static constexpr int RIGHT_VECTORS = (GROUPS + 1) * Right::PITCH;
   static constexpr int LEFT_BYTES = LEFT_VECTORS * P::COUNT * P::VECTOR_BYTES;
-  static constexpr int SIDE_BYTES = LEFT_BYTES + RIGHT_VECTORS * P::COUNT * P::VECTOR_BYTES;
+  static constexpr int SIDE_BYTES =
+      ceil_div(larger_of(LEFT_BYTES + RIGHT_VECTORS * P::COUNT * P::VECTOR_BYTES, Plain::SUM_BYTES), 16) * 16;
   static constexpr int BYTES = 2 * (2 * POSITIONS * 4 + SIDE_BYTES);
   static constexpr int LEFT_COPIES = M / EIGHT * P::COUNT, RIGHT_COPIES = GROUPS * P::COUNT;
   static constexpr int LEFT_COPY = Left::PIXELS * P::VECTOR_BYTES, RIGHT_COPY = Right::PIXELS * P::VECTOR_BYTES;
@@ -316,9 +317,10 @@ struct StoredGradient {
     // The job itself, or the next one of this block that has a chunk: with few images some groups have none, and are zero.
     const auto found = [&](Item item) -> Item {
       while (item.job < jobs(groups) && item.chunk >= first_of(item.job + WIDE * HIGH)) {
-        Sums<ARITHMETIC, M_TILES, N_TILES> none;
-        none.set_zero();
-        leave(none, partials, item, row0, tile0, back);
+        for (int i : block_range(M * Plain::COLUMN_TILES * EIGHT))
+          Plain::write(partials + item.job / (WIDE * HIGH) * Plain::PARAMETERS,
+                       item.job / WIDE % HIGH * M + i / EIGHT / Plain::COLUMN_TILES, i / EIGHT % Plain::COLUMN_TILES,
+                       i % EIGHT, item.job % WIDE * GROUPS, 0.0f);
         item.job += static_cast<int>(gridDim.x);
         item.chunk = first_of(item.job);
       }
@@ -339,21 +341,16 @@ struct StoredGradient {
       rounds.wait();
       multiply_chunk(sums, pixels + side * 2 * POSITIONS, left, left + LEFT_BYTES, row0, tile0);
       if (next.job == now.job) continue;
-      leave(sums, partials, now, row0, tile0, back);
+      __syncthreads();
+      Plain::leave(sums, reinterpret_cast<float*>(left), partials + now.job / (WIDE * HIGH) * Plain::PARAMETERS,
+                   now.job / WIDE % HIGH * M, now.job % WIDE * GROUPS, row0, tile0, back);
+      if (Plain::REORDERS && next.job < jobs(groups)) {
+        __syncthreads();
+        stage_constants(left);
+      }
       sums.set_zero();
     }
     __syncthreads();
-  }
-
-  static __device__ __forceinline__ void leave(const Sums<ARITHMETIC, M_TILES, N_TILES>& sums,
-                                               float* __restrict__ partials, const Item& item, int row0, int tile0,
-                                               float back) {
-    const int group = item.job / (WIDE * HIGH), map0 = item.job / WIDE % HIGH * M;
-    UNROLL_FOR(int m = 0; m < M_TILES; m++)
-      UNROLL_FOR(int n = 0; n < N_TILES; n++)
-        UNROLL_FOR(int i = 0; i < 4; i++)
-          Plain::write(partials + group * Plain::PARAMETERS, map0 + row0 + m * 16 + tile_row(i), tile0 + n,
-                       tile_column(i), item.job % WIDE * GROUPS, sums.result(m, n, i, back));
   }
 
   // What no copy touches: a 1 in the first vector of each pixel of the last group, and zeros behind the errors.
@@ -512,15 +509,17 @@ __device__ __forceinline__ void split_errors(const SumErrors<Layer>& errors, con
   let_next_kernel_start();
   const int count = errors.count;
   const float factor = factor_of_errors<Layer>(largest, errors.errors, peak, count);
-  for (int i : grid_range(ceil_div(Of::MAPS, EIGHT) * count * Of::CELLS)) {
-    const int cell = i % Of::CELLS, image = i / Of::CELLS % count, map = i / Of::CELLS / count * EIGHT;
-    const int at = (image * Of::MAPS + map) * Of::CELLS + cell;
+  // A thread has a column of a window, so that neighbours write neighbours: vectors by themselves take a write of 32 bytes.
+  for (int i : grid_range(ceil_div(Of::MAPS, EIGHT) * count * Of::CELL_ROWS * Of::COLUMNS)) {
+    const int x = i % Of::COLUMNS, row = i / Of::COLUMNS % Of::CELL_ROWS;
+    const int image = i / Of::COLUMNS / Of::CELL_ROWS % count;
+    const int map = i / Of::COLUMNS / Of::CELL_ROWS / count * EIGHT;
+    const int at = Of::cell(image, map, row, x / Of::WINDOW_COLUMNS);
     const Eight eight = errors.load_cells(at, map);
     int winner[EIGHT];
     errors.load_winners(winner, at, map);
-    UNROLL_FOR(int element = 0; element < Of::WINDOW; element++) {
-      const int y = cell / Of::CELL_COLUMNS * Of::WINDOW_ROWS + element / Of::WINDOW_COLUMNS;
-      const int x = cell % Of::CELL_COLUMNS * Of::WINDOW_COLUMNS + element % Of::WINDOW_COLUMNS;
+    UNROLL_FOR(int own = 0; own < Of::WINDOW_ROWS; own++) {
+      const int y = row * Of::WINDOW_ROWS + own, element = own * Of::WINDOW_COLUMNS + x % Of::WINDOW_COLUMNS;
       Memory::store(planes, map / EIGHT, image * Spread::ROWS + y * Layer::STRIDE_ROWS + Spread::ABOVE,
                     x * Layer::STRIDE_COLUMNS + Spread::LEFT, Of::share(eight, winner, element), factor);
     }

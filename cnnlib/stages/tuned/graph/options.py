@@ -39,14 +39,8 @@ class ProductOptions(GpuOptions):
     multiplied, split once, to be copied by the copy engine: of none, of convolutions, or of large
     fully connected layers too.
     """
-    in_flight: int = 2
-    """Vectors that a thread loads before it stores the first one, where it stages large tiles."""
     splits_together: bool = False
     """Whether the weights of all stored layers are split by one launch."""
-    loads_ahead: bool = False
-    """Whether small tiles load what they stage next while they multiply, into registers."""
-    wide_ends: bool = False
-    """Whether a thread has four neighbours at a time at the end of a tile, where it can."""
 
 
 def product_options(stage: Stage) -> ProductOptions:

@@ -273,7 +273,7 @@ class StoredConv(GraphConv):
             *launches,
             self.launch(
                 "split_errors",
-                count * math.prod(self.target_map) // EIGHT,
+                count * math.prod(self.target_map) * self.window[1] // EIGHT,
                 *(b.target_errors, b.target, self.winners, self.peak, self.error_planes, count),
             ),
             self.launch_blocks(

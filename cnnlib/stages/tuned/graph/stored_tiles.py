@@ -41,6 +41,8 @@ WAVEFRONTS = 4 / 16
 which an `ldmatrix.x4` loads 16 rows of two groups in four turns."""
 ROUND = 300
 """Cycles between two rounds: barriers, and the first loads. An estimate."""
+CHUNK_POSITIONS = 96
+"""Positions of a chunk by which it is judged whether a gradient's sum is long."""
 GRADIENT_JOBS = 2
 """Jobs of a gradient for each multiprocessor."""
 
@@ -157,14 +159,16 @@ def stored_gradient_tile(
         seen = windows.patch_rows(positions) * pitches[0]
         own = errors.patch_rows(positions) * pitches[1]
         held = height // EIGHT * ((own + 1) | 1) + (groups + 1) * (seen | 1)
-        shared = 2 * (2 * positions * 4 + held * vector_bytes)
+        sums = 0 if windows.taps == 1 else height * (groups * EIGHT * windows.taps + 1) * 4
+        side = ceil_div(max(held * vector_bytes, sums), 16) * 16
+        shared = 2 * (2 * positions * 4 + side)
         if shared > room(limits):
             continue
         tiles = wide * ceil_div(maps, height)
         chunks = ceil_div(batch * windows.positions, positions)
         size = 4 * maps * (windows.channels * windows.taps + 1)
         sums = max(1, GRADIENT_JOBS * limits.multiprocessors // tiles)
-        if chunks < LONG * sums:
+        if batch * windows.positions < LONG * sums * CHUNK_POSITIONS:
             sums = max(1, min(chunks, sums, MOST_PARTIAL_BYTES // size))
         tile = GradientTile(
             *(height, high, groups, positions, False),

@@ -263,7 +263,8 @@ def gradient_tile(
             patch = (0, 0) if unfold else windows.patch(positions)
             pixels = (positions if unfold else math.prod(patch)) | 1
             vectors = height // EIGHT * (positions + 1) + (groups + 1) * pixels
-            shared = positions * 4 + vectors * vector_bytes
+            sums = 0 if seen.taps == 1 else height * (groups * EIGHT * seen.taps + 1) * 4
+            shared = positions * 4 + max(vectors * vector_bytes, sums)
             if shared > room(limits):
                 continue
             tiles = wide * ceil_div(maps, height)
