@@ -137,26 +137,62 @@ struct Dense : LayerDefaults {
   static constexpr int BATCH_ONE_DATA_SPLIT_K = INPUT_FLOAT4S < 1 || INPUT_FLOAT4S > BLOCK ? 1
                                                 : BLOCK / INPUT_FLOAT4S < UNITS            ? BLOCK / INPUT_FLOAT4S
                                                                                            : UNITS;
-  static_assert(!BATCH_ONE || (IMAGES == 1 && !WEIGHTS_IN_GLOBAL && INPUTS % 4 == 0 && WEIGHT_PITCH % 4 == 0),
-                "one image, whose weights come four at a time from shared memory");
+  static_assert(!BATCH_ONE || (IMAGES == 1 && INPUTS % 4 == 0 && (WEIGHTS_IN_GLOBAL || WEIGHT_PITCH % 4 == 0)),
+                "one image, whose weights come four at a time");
   static_assert(!BATCH_ONE || Layer::SCRATCH_FLOATS >= BATCH_ONE_DATA_SPLIT_K * INPUTS,
                 "shares of the source errors lie in Scratch");
+
+  // Weights that a load takes: four, or as many as there are at such a boundary in device memory. Neighbouring threads
+  // then load what is neighbouring, so that the four inputs of a thread lie apart.
+  static constexpr int LOADED = !WEIGHTS_IN_GLOBAL || Layer::FIRST_WEIGHT % 4 == 0 ? 4
+                                : Layer::FIRST_WEIGHT % 2 == 0                     ? 2
+                                                                                   : 1;
+  // Weights of how many units a thread asks for together on the way back: more where they are far away.
+  static constexpr int AT_ONCE = WEIGHTS_IN_GLOBAL ? 16 : 4;
+
+  // Which input is number k of four number i.
+  static __device__ __forceinline__ int input_of(int i, int k) {
+    return (i + k / LOADED * INPUT_FLOAT4S) * LOADED + k % LOADED;
+  }
+  static __device__ __forceinline__ Float4 four_inputs(const float* source, int i) {
+    if (LOADED == 4) return reinterpret_cast<const Float4*>(source)[i];
+    Float4 four;
+    UNROLL_FOR(int k = 0; k < 4; k++) four.at[k] = source[input_of(i, k)];
+    return four;
+  }
+  static __device__ __forceinline__ Float4 four_weights(const float* weights, int unit, int i) {
+    const float* row = weights + unit * ROW;
+    if (!WEIGHTS_IN_GLOBAL) return reinterpret_cast<const Float4*>(row)[i];
+    if (LOADED == 4) return load_l2(reinterpret_cast<const Float4*>(row) + i);
+    Float4 four;
+    if (LOADED == 2) {
+      UNROLL_FOR(int k = 0; k < 4; k += 2) {
+        const Pair pair = load_l2(reinterpret_cast<const Pair*>(row + input_of(i, k)));
+        four.at[k] = pair.x, four.at[k + 1] = pair.y;
+      }
+    } else {
+      UNROLL_FOR(int k = 0; k < 4; k++) four.at[k] = load_l2(row + input_of(i, k));
+    }
+    return four;
+  }
 
   // A warp makes four units at a time, its lanes along the inputs.
   static __device__ __forceinline__ void forward_batch_one(const float* source, const float* weights, float* target) {
     constexpr unsigned ALL = 0xffffffffu;
     const int lane = threadIdx.x % 32;
-    const auto four = [](const float* from, int i) {
-      return i < INPUT_FLOAT4S ? reinterpret_cast<const Float4*>(from)[i] : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
-    };
+    constexpr Float4 NONE = {{0.0f, 0.0f, 0.0f, 0.0f}};
     Float4 value[LANE_FLOAT4S];
-    UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) value[n] = four(source, lane + n * 32);
+    UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
+      const int at = lane + n * 32;
+      value[n] = at < INPUT_FLOAT4S ? four_inputs(source, at) : NONE;
+    }
 #pragma unroll 2
     for (int first = threadIdx.x / 32 * 4; first < UNITS; first += WARPS * 4) {
       float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
       UNROLL_FOR(int u = 0; u < 4; u++)
         UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
-          const Float4 weight = four(weights + min(first + u, UNITS - 1) * WEIGHT_PITCH, lane + n * 32);
+          const int at = lane + n * 32;
+          const Float4 weight = at < INPUT_FLOAT4S ? four_weights(weights, min(first + u, UNITS - 1), at) : NONE;
           UNROLL_FOR(int i = 0; i < 4; i++) sum[u] = fmaf(weight.at[i], value[n].at[i], sum[u]);
         }
       // each exchange halves what a lane has still to add up: first half the units, then a unit, then lanes
@@ -168,7 +204,7 @@ struct Dense : LayerDefaults {
       UNROLL_FOR(int bit = 4; bit; bit /= 2) total += __shfl_xor_sync(ALL, total, bit);
       const int unit = first + lane / 8;
       if (lane % 8 == 0 && unit < UNITS)
-        target[unit] = activate<FUNCTION>(total + weights[UNITS * WEIGHT_PITCH + unit]);
+        target[unit] = activate<FUNCTION>(total + weight_at(weights, UNITS * ROW + unit));
     }
   }
 
@@ -179,9 +215,9 @@ struct Dense : LayerDefaults {
       const int i = job % INPUT_FLOAT4S, share = job / INPUT_FLOAT4S;
       const int from = share * UNITS / BATCH_ONE_DATA_SPLIT_K, to = (share + 1) * UNITS / BATCH_ONE_DATA_SPLIT_K;
       Float4 sum = {{0.0f, 0.0f, 0.0f, 0.0f}};
-#pragma unroll 4
+#pragma unroll AT_ONCE
       for (int u = from; u < to; u++) {
-        const Float4 weight = reinterpret_cast<const Float4*>(weights + u * WEIGHT_PITCH)[i];
+        const Float4 weight = four_weights(weights, u, i);
         const float delta = deltas[u];
         UNROLL_FOR(int k = 0; k < 4; k++) sum.at[k] = fmaf(weight.at[k], delta, sum.at[k]);
       }
@@ -191,7 +227,7 @@ struct Dense : LayerDefaults {
     for (int i = threadIdx.x; i < INPUTS; i += BLOCK) {
       float total = scratch[i];
       UNROLL_FOR(int share = 1; share < BATCH_ONE_DATA_SPLIT_K; share++) total += scratch[share * INPUTS + i];
-      source_errors[i] = total;
+      source_errors[LOADED == 4 ? i : input_of(i / 4, i % 4)] = total;
     }
   }
 

@@ -22,6 +22,7 @@ from cnnlib.stages.tuned.plan import (
     TWO_TEAMS,
     BlockPlan,
     PersistentOptions,
+    candidates,
 )
 from cnnlib.stages.tuned.schedule import MAX_SUMS, MAX_SUMS_OF_SMALL_BLOCK
 from cnnlib.validation.parity import validate
@@ -184,6 +185,23 @@ def test_the_first_layer_may_have_padding(limited: Limited, network) -> None:
         assert engine.block.images == 16
         validate(engine, *pictures(network, 19))
         five_steps(engine, *pictures(network, 3 * 19))
+
+
+@pytest.mark.parametrize("maps", [4, 2, 3])
+def test_threads_read_weights_from_device_memory(limited: Limited, maps: int) -> None:
+    """By loads of four, two or one, as their first one lies."""
+    layers = [{"conv": {"maps": maps, "kernel": 2}}, {"dense": 100}, {"activation": "tanh"}]
+    network = build("far_weights", (1, 9, 9), 3, [*layers, {"dense": 3}])
+    stage = replace(STAGE, options=PersistentOptions(threads_read_l2=True))
+    device = limited(multiprocessors=3, shared_bytes=48_000)
+    usual, *_, reading = candidates(STAGE, plan(STAGE, network), 3, device)
+    assert "dense1" not in usual.weights_in_shared
+    assert reading.facts == usual.facts | {"threads_read_l2": True}
+    with open_engine(stage, network, 3, device) as engine:
+        assert engine.block.source() == reading.source() != usual.source()
+        assert engine.block.operators[1].offset % 4 == {4: 0, 2: 2, 3: 3}[maps]
+        validate(engine, *pictures(network, 3))
+        five_steps(engine, *pictures(network, 9))
 
 
 @pytest.mark.parametrize("count", [510, 1100])

@@ -1,7 +1,7 @@
 """Fully connected layer, of all images of a block together: kernels/tuned/dense.cuh."""
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.engine import Planned, Stage
+from cnnlib.engine import Planned, Stage, options_of
 from cnnlib.engine.stage import declining
 from cnnlib.layers import Dense, enumerator_of
 from cnnlib.stages.tuned.declined import other_than_square
@@ -15,6 +15,7 @@ from cnnlib.stages.tuned.layout import (
     sectors,
 )
 from cnnlib.stages.tuned.operator import Position, TunedOperator
+from cnnlib.stages.tuned.plan import PersistentOptions
 
 MAX_BATCH_ONE_INPUTS = 1024
 """Inputs for whose one image a warp's registers have room: 32 numbers of each lane."""
@@ -70,11 +71,15 @@ class TunedDense(TunedOperator):
         """Whether rows of weights begin at 16-byte boundaries in device memory."""
         return self.inputs % ALIGNMENT == 0 and self.offset % ALIGNMENT == 0
 
+    def may_read_l2(self, layout: SharedLayout) -> bool:
+        return self.batch_one and self.label not in layout.weights
+
     def copied_by_one_warp(self, layout: SharedLayout) -> bool:
         return self.label in layout.weights and self.aligned and self.weight_pitch == self.inputs
 
     def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
         in_global = self.label not in layout.weights
+        by_threads = options_of(self.stage, PersistentOptions).threads_read_l2
         return {
             "INPUTS": self.inputs,
             "UNITS": self.units,
@@ -83,7 +88,7 @@ class TunedDense(TunedOperator):
             "WEIGHTS_IN_GLOBAL": in_global,
             "WEIGHT_PITCH": self.weight_pitch,
             "ALIGNED": self.aligned,
-            "BATCH_ONE": self.batch_one and not in_global,
+            "BATCH_ONE": (by_threads and self.may_read_l2(layout) if in_global else self.batch_one),
             "FORWARD_SPLIT_K": self.forward_split_k,
             "DATA_SPLIT_K": self.data_split_k,
             "TRACE_SOURCE": position.trace,

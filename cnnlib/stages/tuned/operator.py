@@ -87,6 +87,10 @@ class TunedOperator(ABC):
             "SourceErrors": layout.errors[i],
         }
 
+    def may_read_l2(self, layout: SharedLayout) -> bool:
+        """Whether its weights stay in device memory and threads can multiply one image by them."""
+        return False
+
     def unsupported(self, reason: str) -> Unsupported:
         return Unsupported(
             f"stage '{self.stage.name}' cannot take {self.planned.name} of network "

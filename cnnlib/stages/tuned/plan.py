@@ -76,6 +76,11 @@ class PersistentOptions(Options):
     """Whether stamped weights and sums are asked for again and again until all of them are there,
     and not one of them first.
     """
+    threads_read_l2: bool = False
+    """Whether the dense products of one image, with weights that stay in device memory, are made by
+    threads, which ask for many weights at once, and not by tensor cores. Where a plan is chosen by
+    measuring, both are timed.
+    """
     compact: bool = False
     """Whether all dense layers are updated by the same code, and so are all convolutions. Where
     numbers are stamped, they always are.
@@ -166,6 +171,11 @@ class BlockPlan:
         return [o.label for o in self.operators if o.label in self.layout.weights]
 
     @property
+    def reads_l2(self) -> bool:
+        """Whether threads can make a product of weights that stay in device memory."""
+        return any(operator.may_read_l2(self.layout) for operator in self.operators)
+
+    @property
     def facts(self) -> dict[str, object]:
         """Its sizes, as run.json names them."""
         return {
@@ -176,6 +186,7 @@ class BlockPlan:
             "weights_on_chip": self.weights_in_shared,
             "products": self.products,
             **({"stamped": True} if self.stamped else {}),
+            **({"threads_read_l2": True} if self.options.threads_read_l2 and self.reads_l2 else {}),
         }
 
     def source(self, timeline: bool = False) -> str:
@@ -316,7 +327,8 @@ def candidates(
     objective: Objective = USUAL,
 ) -> list[BlockPlan]:
     """Plans worth measuring, all different: first that of `choose`, then with other threads, and
-    with half as many images together.
+    with half as many images together. Last those with threads_read_l2, as many as there are kinds
+    of products.
     """
     first = choose(stage, planned, batch_size, device, objective)
     found = {(first.images, first.threads, first.products): first}
@@ -331,4 +343,15 @@ def candidates(
                 given = stage, planned, device.shared_bytes, images, threads, objective, products
                 other = BlockPlan(*given, one_image=batch_size <= device.multiprocessors)
                 found.setdefault((other.images, other.threads, other.products), other)
-    return list(found.values())
+    options = options_of(stage, PersistentOptions)
+    reading = replace(stage, options=replace(options, threads_read_l2=True))
+    more = [
+        BlockPlan(
+            *(reading, planned, device.shared_bytes, plan.images, plan.threads, objective),
+            products=plan.products,
+            one_image=batch_size <= device.multiprocessors,
+        )
+        for plan in found.values()
+        if plan.threads == first.threads and plan.reads_l2 and not options.threads_read_l2
+    ]
+    return [*found.values(), *more]
