@@ -137,6 +137,12 @@ def first_stage() -> str:
     return f"{middle} per epoch ({low} to {high})"
 
 
+def first_stage_runs() -> int:
+    """How many runs of the first stage there are, at all batch sizes."""
+    first = rungs()[0].stage
+    return sum(int(line["repeats"]) for (stage, _), line in published().items() if stage == first)
+
+
 def peaks() -> str:
     """What the probes measured of one core, of all cores and of the GPU."""
     found = {line["probe"]: float(line["median"]) for line in lines("limits")}

@@ -96,7 +96,9 @@ SENTENCES = (
     ),
     Sentence("README.md", "Stage 5 trains {}.", lambda: [published.whole_speedup()]),
     Sentence(
-        "README.md", "Stage 1 would need {} at any batch size", lambda: [published.first_stage()]
+        "README.md",
+        "Stage 1 would need {} at any batch size: extrapolated from a few images of {} runs.",
+        lambda: (published.first_stage(), str(published.first_stage_runs())),
     ),
     Sentence(
         "README.md",

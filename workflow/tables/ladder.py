@@ -238,6 +238,11 @@ def note(frame: pd.DataFrame) -> str:
             " Share of peak: the arithmetic that the network needs, in float32, of what the probes"
             " measured on the same cores or GPU."
         )
+    if (frame["share"] > 1).any():
+        text += (
+            " A share above 100 %: other programs slowed the probes down (remove tables/probes.csv"
+            " and run again), or a stage multiplies less than the plain sums do."
+        )
     text += baseline(frame)
     if frame["extrapolated"].any():
         text += " \\* timed on part of an epoch and scaled."

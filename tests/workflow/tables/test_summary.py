@@ -117,3 +117,5 @@ def test_the_ladder_says_what_did_not_fit_and_what_is_emulated() -> None:
     assert "not judged" in text
     assert f"({wording.EMULATED})" in text
     assert "120×" in text
+    assert "above 100 %" not in modules.load("tables", "ladder").markdown(made.assign(share=0.9))
+    assert "above 100 %" in modules.load("tables", "ladder").markdown(made.assign(share=3.4))
