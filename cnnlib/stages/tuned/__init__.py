@@ -54,6 +54,8 @@ PERSISTENT = Stage(
     },
 )
 
+GRAPH_OPTIONS = graph.ProductOptions(launch="programmatic", gather="device")
+
 GRAPH = Stage(
     name="tuned",
     title="5 tuned, graph",
@@ -61,8 +63,11 @@ GRAPH = Stage(
     runs_on="cuda",
     engine=graph.GraphEngine,
     operators=graph.OPERATORS,
-    options=graph.ProductOptions(launch="programmatic", gather="device"),
+    options=GRAPH_OPTIONS,
 )
+
+STORED = replace(GRAPH, options=replace(GRAPH_OPTIONS, stored=500_000_000))
+"""The second plan with maps of large convolutions in device memory as planes."""
 
 STAGE = Stage(
     name="tuned",
@@ -73,7 +78,7 @@ STAGE = Stage(
     after="ring",
     color="#cf3c00",
     marker="P",
-    options=Plans({"persistent": PERSISTENT, "graph": GRAPH}, compared=True),
+    options=Plans({"persistent": PERSISTENT, "graph": GRAPH, "stored": STORED}, compared=True),
 )
 
 PLANES = replace(

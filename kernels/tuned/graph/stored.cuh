@@ -115,21 +115,6 @@ struct StoredConvolution {
   static constexpr int PATCH_BYTES = Left::PIXELS * P::VECTOR_BYTES;
   static constexpr int LEFT_COPIES = CHUNK * P::COUNT;
 
-  // Vectors of all weights, in one plane.
-  static constexpr int WEIGHTS = Product::WIDE * CHUNKS * PARTS * Product::PART_VECTORS;
-
-  // Splits vector i of the weights.
-  static __device__ __forceinline__ void split_weights(const float* __restrict__ weight, unsigned* __restrict__ split,
-                                                       int i) {
-    const int own = i % Product::PART_VECTORS, part = i / Product::PART_VECTORS;
-    const int n = own % Product::N_PITCH, staged = own / Product::N_PITCH % CHUNK;
-    const int tap = own / Product::N_PITCH / CHUNK + part % PARTS * Product::TAPS;
-    const int chunk = part / PARTS % CHUNKS, column = part / PARTS / CHUNKS * N + n;
-    const Eight eight = n < N ? Spec::weights(weight, column, (chunk * CHUNK + staged) * EIGHT, tap) : eight_zeros();
-    P::store(reinterpret_cast<char*>(split) + static_cast<size_t>(part) * Product::RIGHT_BYTES, Product::PART_VECTORS,
-             own, eight, Range::WEIGHTS);
-  }
-
   struct Item {
     int job, chunk, tap_row;
 
@@ -426,23 +411,7 @@ __device__ __forceinline__ void split_source(const float* __restrict__ source, u
   }
 }
 
-// Both products' weights.
-template <class Layer>
-__device__ __forceinline__ void split_weights(const float* __restrict__ weight, unsigned* __restrict__ forward,
-                                              unsigned* __restrict__ errors) {
-  using Ahead = StoredForward<Layer>;
-  using Back = StoredErrors<Layer>;
-  wait_for_previous_kernel();
-  let_next_kernel_start();
-  for (int i : grid_range(Ahead::WEIGHTS + Back::WEIGHTS)) {
-    if (i < Ahead::WEIGHTS)
-      Ahead::split_weights(weight, forward, i);
-    else
-      Back::split_weights(weight, errors, i - Ahead::WEIGHTS);
-  }
-}
-
-// What SplitWeights below knows of one product's weights, as a row of integers: cnnlib/stages/tuned/graph/stored.py.
+// What split_weights below knows of one product's weights, as a row of integers: cnnlib/stages/tuned/graph/stored.py.
 struct SplitJob {
   int first;           // vector, over all jobs
   int weights;         // where the layer's weights begin, in floats
@@ -457,9 +426,9 @@ struct SplitJob {
 
 // Splits the weights of all stored layers, by one launch. jobs (count): SplitJobs.
 template <class Layer>
-__device__ __forceinline__ void split_all_weights(const int* __restrict__ jobs, int count,
-                                                  const float* __restrict__ parameters, unsigned* __restrict__ split,
-                                                  int vectors) {
+__device__ __forceinline__ void split_weights(const int* __restrict__ jobs, int count,
+                                              const float* __restrict__ parameters, unsigned* __restrict__ split,
+                                              int vectors) {
   using P = Planes<Convolution<Layer, ForwardSpec<Layer>>::ARITHMETIC>;
   constexpr int FIELDS = sizeof(SplitJob) / 4;
   wait_for_previous_kernel();
@@ -587,13 +556,9 @@ __device__ __forceinline__ void stored_backward(const float* __restrict__ errors
     graph::split_source<layer>(source, planes, count);                                                                 \
   }                                                                                                                    \
   ENTRY_POINT_BOUNDED(layer, split_weights, layer::THREADS)                                                            \
-  (const float* __restrict__ weight, unsigned* __restrict__ forward, unsigned* __restrict__ errors) {                  \
-    graph::split_weights<layer>(weight, forward, errors);                                                              \
-  }                                                                                                                    \
-  ENTRY_POINT_BOUNDED(layer, split_all_weights, layer::THREADS)                                                        \
   (const int* __restrict__ jobs, int count, const float* __restrict__ parameters, unsigned* __restrict__ split,        \
    int vectors) {                                                                                                      \
-    graph::split_all_weights<layer>(jobs, count, parameters, split, vectors);                                          \
+    graph::split_weights<layer>(jobs, count, parameters, split, vectors);                                              \
   }                                                                                                                    \
   ENTRY_POINT_RESIDENT(layer, forward, layer::THREADS, 2)                                                              \
   (const unsigned* __restrict__ source, const unsigned* __restrict__ weight, const float* __restrict__ bias,           \

@@ -19,11 +19,11 @@ from cnnlib.stages.gemm_cuda import GemmActivation, GemmDropout, GemmSubsample
 from cnnlib.stages.tuned.graph.engine import GraphEngine
 from cnnlib.stages.tuned.graph.operators import GraphConv, GraphDense
 from cnnlib.stages.tuned.graph.options import ProductOptions
-from cnnlib.stages.tuned.graph.stored import StoredConv, StoredDense, convolution, dense
+from cnnlib.stages.tuned.graph.stored import StoredConv, convolution
 
 OPERATORS: dict[tuple[type[Layer], ...], GpuFactory] = {
     **{
-        (*run, *last): dense if Dense in run else convolution
+        (*run, *last): GraphDense if Dense in run else convolution
         for run in (
             (Conv, Activation, Subsample),
             (Conv, Subsample),
@@ -46,5 +46,4 @@ __all__ = [
     "GraphEngine",
     "ProductOptions",
     "StoredConv",
-    "StoredDense",
 ]

@@ -34,13 +34,11 @@ class ProductOptions(GpuOptions):
     """
     gathers_ahead: bool = False
     """Whether the update, where there is a head, also gathers the images of the next step."""
-    stored: Literal["none", "convolutions", "all"] = "none"
-    """Of which layers maps, errors and weights lie in device memory as the planes that are
-    multiplied, split once, to be copied by the copy engine: of none, of convolutions, or of large
-    fully connected layers too.
+    stored: int | None = None
+    """Multiply-adds of a convolution and a batch from which on its maps, errors and weights lie in
+    device memory as the planes that are multiplied, split once, to be copied by the copy engine. A
+    network without such a convolution is declined then. None: none is stored.
     """
-    splits_together: bool = False
-    """Whether the weights of all stored layers are split by one launch."""
 
 
 def product_options(stage: Stage) -> ProductOptions:

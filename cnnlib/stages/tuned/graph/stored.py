@@ -10,15 +10,13 @@ from cnnlib.engine.gpu_operator import GpuOperator, Launch
 from cnnlib.engine.source import Constant, KernelSource
 from cnnlib.engine.stage import Planned, Stage, declining
 from cnnlib.layers import Conv
-from cnnlib.stages.tuned.graph.operators import GraphConv, GraphDense, cannot_follow
+from cnnlib.stages.tuned.graph.operators import GraphConv, cannot_follow
 from cnnlib.stages.tuned.graph.options import VECTOR_BYTES, product_options
 from cnnlib.stages.tuned.graph.stored_maps import StoredMaps
 from cnnlib.stages.tuned.graph.stored_tiles import stored_gradient_tile, stored_tile
 from cnnlib.stages.tuned.graph.tiles import BLOCKS, ProductTile
 from cnnlib.stages.tuned.graph.windows import EIGHT, Windows
 
-LARGE = 2**16
-"""Parameters of a fully connected layer from which on its planes are worth their launches."""
 MOST_BYTES = 2**31
 """Bytes of planes from which on a kernel's indices would overflow."""
 
@@ -30,7 +28,6 @@ class StoredConv(GraphConv):
     stored_kernels = (
         "split_source",
         "split_weights",
-        "split_all_weights",
         "forward",
         "find_peak",
         "split_errors",
@@ -38,7 +35,7 @@ class StoredConv(GraphConv):
     )
 
     is_stored: bool
-    """Whether tiles were found; else the operator is as its base class."""
+    """Whether the layer is large enough and tiles were found; else it is as its base class."""
     source_maps: StoredMaps
     error_maps: StoredMaps
     together: "list[StoredConv]"
@@ -67,7 +64,7 @@ class StoredConv(GraphConv):
     def prepare(self, batch_size: int, before: GpuOperator | None) -> None:
         super().prepare(batch_size, before)
         self.is_stored = self._store(batch_size, before)
-        joined = product_options(self.stage).splits_together and self._stored_before()
+        joined = self._stored_before()
         self.together = joined.together if joined else []
         if self.is_stored:
             self.together.append(self)
@@ -82,14 +79,19 @@ class StoredConv(GraphConv):
         return before if isinstance(before, StoredConv) else None
 
     def _store(self, batch_size: int, before: GpuOperator | None) -> bool:
-        """Choose tiles and where planes lie; False, and nothing changed, where they do not fit."""
+        """Choose tiles and where planes lie; False, and nothing changed, where they are too large,
+        or the layer too small for them.
+        """
+        least, seen = product_options(self.stage).stored, self.positions
+        work = batch_size * seen.positions * self.maps * seen.channels * seen.taps
+        if least is None or work < least:
+            return False
         options, limits = product_options(self.stage), self.limits
         room, ahead, back = VECTOR_BYTES[self.arithmetic], self.windows, self.windows_back
         pitch, errors_pitch = ahead.stored_columns(), back.stored_columns()
         rest = batch_size, limits, room
         forward = stored_tile(ahead, self.maps, *rest, pitch, options.small_tiles)
         errors = stored_tile(back, ahead.channels, *rest, errors_pitch, options.small_tiles)
-        seen = self.positions
         error_rows = seen._replace(channels=self.maps, kernel=(1, 1), map=back.map)
         gradient = stored_gradient_tile(seen, error_rows, self.maps, *rest, (pitch, errors_pitch))
         if forward is None or errors is None or gradient is None:
@@ -223,15 +225,12 @@ class StoredConv(GraphConv):
 
     def _splits(self) -> list[Launch]:
         """The launch that splits the weights, if this operator makes one."""
-        weight = self.buffers.parameters[0]["weight"]
-        if len(self.together) == 1:
-            split = self.forward_weights, self.errors_weights
-            return [self.launch("split_weights", sum(self.weight_vectors), weight, *split)]
         if self.together[0] is not self:
             return []
+        weight = self.buffers.parameters[0]["weight"]
         vectors = sum(sum(operator.weight_vectors) for operator in self.together)
         table = self.split_table, self.split_table.shape[0]
-        return [self.launch("split_all_weights", vectors, *table, weight, self.split, vectors)]
+        return [self.launch("split_weights", vectors, *table, weight, self.split, vectors)]
 
     def forward(self, count: int) -> list[Launch]:
         if not self.is_stored:
@@ -287,10 +286,6 @@ class StoredConv(GraphConv):
         ]
 
 
-class StoredDense(StoredConv, GraphDense):
-    """A fully connected layer likewise."""
-
-
 def _weights(tile: ProductTile, windows: Windows, columns: int) -> int:
     """Vectors of all weights, as the blocks of a product copy them."""
     wide = math.ceil(columns / tile.columns)
@@ -301,17 +296,9 @@ def _weights(tile: ProductTile, windows: Windows, columns: int) -> int:
 def convolution(planned: Planned, stage: Stage, limits: Limits) -> GraphConv:
     """The operator of a convolution: of stored planes where the stage wants them and they help."""
     layer = planned.layer(Conv)
-    wanted = product_options(stage).stored != "none" and not planned.is_first
+    wanted = product_options(stage).stored is not None and not planned.is_first
     plain = GraphConv(planned, stage, limits)
     fits = all(p < k for p, k in zip(layer.padding, layer.kernel, strict=True))
     if wanted and fits and not plain.windows.costs_too_much:
         return StoredConv(planned, stage, limits)
     return plain
-
-
-@declining(cannot_follow)
-def dense(planned: Planned, stage: Stage, limits: Limits) -> GraphDense:
-    """The operator of a fully connected layer likewise."""
-    plain = GraphDense(planned, stage, limits)
-    wanted = product_options(stage).stored == "all" and not planned.is_first
-    return StoredDense(planned, stage, limits) if wanted and plain.size > LARGE else plain
