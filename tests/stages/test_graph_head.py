@@ -11,15 +11,13 @@ from cnnlib.stages import tuned
 from cnnlib.stages.tuned.graph import GraphEngine
 from cnnlib.validation.parity import compare_logits, validate
 from tests.engine.test_gpu_steps import capturing, two_epochs  # noqa: F401
-from tests.support.engines import Limited, open_engine, pictures
+from tests.support.engines import open_engine, pictures
 from tests.support.networks import awkward, build
 
 EACH = replace(tuned.GRAPH.options, head=0, update="by_segment", gathers_ahead=False)
 HEAD = replace(EACH, head=4096, gathers_ahead=True)
-SMALL = 16 * 1024
-"""Bytes of shared memory."""
 DENSE = build("dense", (1, 6, 6), 3, [{"dense": 90}, {"activation": "relu"}, {"dense": 3}])
-"""Every layer belongs to the head, and SMALL bytes are too few for the first one's weights."""
+"""Every layer belongs to the head."""
 DROPPING = build(
     "dropping",
     (2, 9, 9),
@@ -53,7 +51,6 @@ def test_a_head_trains_alike(
     layers: int,
     loss: str,
     capturing: Device,  # noqa: F811
-    limited: Limited,
 ) -> None:
     """Of a launch for each layer what rounding allows; bit for bit whatever launches a step."""
     each = replace(tuned.GRAPH, options=EACH)
@@ -74,13 +71,10 @@ def test_a_head_trains_alike(
     )
     np.testing.assert_array_equal(loads[4], first[4])
     stage = replace(tuned.GRAPH, options=HEAD)
-    device = limited(shared_bytes=SMALL) if network is DENSE else capturing
-    with open_engine(stage, network, 7, device, loss=loss) as engine:
+    with open_engine(stage, network, 7, capturing, loss=loss) as engine:
         assert isinstance(engine, GraphEngine)
         assert engine._head is not None
         assert len(engine._head.layers) == layers
-        first_layer = engine._head.layers[0]
-        assert (first_layer.staged < first_layer.units) == (network is DENSE)
         plan = GraphEngine.plans_on(stage, engine.setup, limits_from(capturing))[0]
         convolutions = len(engine.operators) - layers
         assert plan.facts["kernels_a_step"] == 2 * convolutions + 2

@@ -12,6 +12,14 @@
 #include "../../layers.cuh"
 #include "../../levels.cuh"
 
+#ifndef FOURFOLD_FOR
+#ifdef __CUDACC__
+#define FOURFOLD_FOR _Pragma("unroll 4") for
+#else
+#define FOURFOLD_FOR for
+#endif
+#endif
+
 namespace graph {
 
 // A layer's piece of the update. With partial sums: `shares` threads add up those of `units` weights; partial sum g of weight
@@ -19,6 +27,9 @@ namespace graph {
 // numbers[errors_at + image units + u] numbers[start + image inputs + k], and of the errors alone for a bias.
 struct UpdateSegment {
   int shares, offset, size, groups, start, units, inputs, errors_at;
+  int jobs;   // pieces that blocks have at once
+  int apart;  // THREADS / shares; pieces beside each other, where shares = 0
+  int unused[2];
 };
 
 // Where the images of the next step come from and go to: as the arguments of gather_images in counted_batch.cuh.
@@ -49,11 +60,6 @@ struct StepUpdate {
   float momentum;
   int apply, count;
 
-  static __device__ __forceinline__ int jobs_of(const UpdateSegment& segment) {
-    if (segment.shares == 0) return ceil_div(segment.inputs + 1, TILE_INPUTS) * ceil_div(segment.units, TILE_UNITS);
-    return ceil_div(segment.size, THREADS / segment.shares * segment.units);
-  }
-
   // The weights that a thread updates: index in the vector of all parameters, or -1.
   static __device__ __forceinline__ void own_weights(const UpdateSegment& segment, int job, int (&own)[EACH]) {
     const int thread = threadIdx.x;
@@ -64,10 +70,10 @@ struct StepUpdate {
         if (i < segment.size) own[e] = segment.offset + i;
       }
     } else if (segment.shares > 1) {
-      const int weights = THREADS / segment.shares * segment.units, i = job * weights + thread;
+      const int weights = segment.apart * segment.units, i = job * weights + thread;
       if (thread < weights && i < segment.size) own[0] = segment.offset + i;
     } else if (thread < TILE_UNITS * TILE_INPUTS) {
-      const int wide = ceil_div(segment.inputs + 1, TILE_INPUTS);
+      const int wide = segment.apart;
       const int unit = job / wide * TILE_UNITS + thread / LANES, input = job % wide * TILE_INPUTS + thread % LANES;
       if (unit < segment.units && input < segment.inputs) own[0] = segment.offset + unit * segment.inputs + input;
       if (unit < segment.units && input == segment.inputs)
@@ -78,79 +84,68 @@ struct StepUpdate {
   // The gradients of these weights.
   __device__ __forceinline__ void find_gradients(const UpdateSegment& segment, int job, float (&found)[EACH]) const {
     const int thread = threadIdx.x;
-    if (segment.shares == 1) {
-      constexpr int FLIGHT = 4;
-      const float* values = partials + segment.start + job * EACH * THREADS + thread;
-      const int left = segment.size - job * EACH * THREADS - thread;
-      UNROLL_FOR(int e = 0; e < EACH; e++) found[e] = 0.0f;
-      for (int group = 0; group < segment.groups; group += FLIGHT) {
-        float value[FLIGHT][EACH];
-        UNROLL_FOR(int g = 0; g < FLIGHT; g++)
-          UNROLL_FOR(int e = 0; e < EACH; e++) {
-            const bool there = group + g < segment.groups && e * THREADS < left;
-            value[g][e] = there ? load_l2(values + (group + g) * segment.size + e * THREADS) : 0.0f;
-          }
-        UNROLL_FOR(int g = 0; g < FLIGHT; g++)
-          UNROLL_FOR(int e = 0; e < EACH; e++) found[e] += value[g][e];
-      }
-      return;
-    }
-    constexpr int FLIGHT = 8;  // loads of a thread before it adds up the first
-    __syncthreads();           // the sums of the job before have been read
-    if (segment.shares > 1) {
+    __syncthreads();  // the sums of the job before have been read
+    int weights = TILE_UNITS * LANES, shares = WARPS;
+    if (segment.shares == 0) {
+      add_images(segment, job);
+    } else {
       if (segment.units == 1)
-        add_shares<1>(segment, job);
+        add_shares<1>(segment, job, found);
       else
-        add_shares<EACH>(segment, job);
-      __syncthreads();
-      const int weights = THREADS / segment.shares * segment.units;
-      found[0] = 0.0f;
-      if (thread < weights)
-        for (int share = 0; share < segment.shares; share++) found[0] += sums[share * weights + thread];
-      return;
+        add_shares<EACH>(segment, job, found);
+      if (segment.shares == 1) return;
+      weights = segment.apart * segment.units, shares = segment.shares;
     }
-    const int wide = ceil_div(segment.inputs + 1, TILE_INPUTS), share = thread / LANES, lane = thread % LANES;
-    const int unit = job / wide * TILE_UNITS, input = job % wide * TILE_INPUTS + lane;
-    const float* values = traces + segment.start + input;
-    const float* errors = traces + segment.errors_at + unit;
-    float sum[TILE_UNITS] = {};
-    for (int image = share; image < count; image += WARPS * FLIGHT) {
-      float value[FLIGHT], error[FLIGHT][TILE_UNITS];
-      UNROLL_FOR(int n = 0; n < FLIGHT; n++) {
-        const int at = image + n * WARPS;
-        value[n] = input < segment.inputs && at < count ? load_l2(values + at * segment.inputs) : 1.0f;
-        UNROLL_FOR(int u = 0; u < TILE_UNITS; u++)
-          error[n][u] = at < count && unit + u < segment.units ? load_l2(errors + at * segment.units + u) : 0.0f;
-      }
-      UNROLL_FOR(int n = 0; n < FLIGHT; n++)
-        UNROLL_FOR(int u = 0; u < TILE_UNITS; u++) sum[u] = fmaf(error[n][u], value[n], sum[u]);
-    }
-    UNROLL_FOR(int u = 0; u < TILE_UNITS; u++) sums[(share * TILE_UNITS + u) * LANES + lane] = sum[u];
     __syncthreads();
     found[0] = 0.0f;
-    if (thread < TILE_UNITS * LANES)
-      UNROLL_FOR(int other = 0; other < WARPS; other++) found[0] += sums[other * TILE_UNITS * LANES + thread];
+    if (thread < weights)
+      FOURFOLD_FOR(int share = 0; share < shares; share++) found[0] += sums[share * weights + thread];
   }
 
-  // sums (shares, THREADS / shares * WEIGHTS): of every shares-th partial sum of some weights.
+  // sums (WARPS, TILE_UNITS, TILE_INPUTS): of every WARPS-th image of a batch. Where there is no unit or input or image, some
+  // number is loaded, and nothing becomes of it.
+  __device__ __forceinline__ void add_images(const UpdateSegment& segment, int job) const {
+    constexpr int FLIGHT = 4;  // images of a thread before it adds up the first
+    const int share = threadIdx.x / LANES, lane = threadIdx.x % LANES, units = segment.units, inputs = segment.inputs;
+    const int unit = job / segment.apart * TILE_UNITS, input = job % segment.apart * TILE_INPUTS + lane;
+    const float* values = traces + segment.start + min(input, inputs - 1);
+    const float* errors = traces + segment.errors_at + unit;
+    float sum[TILE_UNITS] = {};
+    ROLLED_FOR(int image = share; image < count; image += WARPS * FLIGHT) {
+      float value[FLIGHT], error[FLIGHT][TILE_UNITS];
+      UNROLL_FOR(int n = 0; n < FLIGHT; n++) {
+        const int at = min(image + n * WARPS, count - 1);
+        value[n] = load_l2(values + at * inputs);
+        UNROLL_FOR(int u = 0; u < TILE_UNITS; u++) error[n][u] = load_l2(errors + at * units + u);
+      }
+      UNROLL_FOR(int n = 0; n < FLIGHT; n++) {
+        const float own = image + n * WARPS >= count ? 0.0f : input < inputs ? value[n] : 1.0f;
+        UNROLL_FOR(int u = 0; u < TILE_UNITS; u++) sum[u] = fmaf(error[n][u], own, sum[u]);
+      }
+    }
+    UNROLL_FOR(int u = 0; u < TILE_UNITS; u++) sums[(share * TILE_UNITS + u) * LANES + lane] = sum[u];
+  }
+
+  // sum[w], and sums (shares, apart * WEIGHTS) where there are several shares: of every shares-th partial sum of some weights.
   template <int WEIGHTS>
-  __device__ __forceinline__ void add_shares(const UpdateSegment& segment, int job) const {
+  __device__ __forceinline__ void add_shares(const UpdateSegment& segment, int job, float (&sum)[EACH]) const {
     constexpr int FLIGHT = 16 / WEIGHTS;
-    const int apart = THREADS / segment.shares, lane = threadIdx.x % apart, share = threadIdx.x / apart;
-    const int i = job * apart * WEIGHTS + lane;
-    float sum[WEIGHTS] = {};
-    for (int group = share; group < segment.groups; group += FLIGHT * segment.shares) {
+    const int apart = segment.apart, lane = threadIdx.x % apart, share = threadIdx.x / apart;
+    const int i = job * apart * WEIGHTS + lane, step = segment.size * segment.shares;
+    const float* values = partials + segment.start + share * segment.size;
+    UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sum[w] = 0.0f;
+    ROLLED_FOR(int group = share; group < segment.groups; group += FLIGHT * segment.shares, values += FLIGHT * step) {
       float value[FLIGHT][WEIGHTS];
       UNROLL_FOR(int g = 0; g < FLIGHT; g++)
-        UNROLL_FOR(int w = 0; w < WEIGHTS; w++) {
-          const int at = group + g * segment.shares, weight = i + w * apart;
-          const bool there = at < segment.groups && weight < segment.size;
-          value[g][w] = there ? load_l2(partials + segment.start + at * segment.size + weight) : 0.0f;
-        }
+        UNROLL_FOR(int w = 0; w < WEIGHTS; w++)
+          if (group + g * segment.shares < segment.groups)
+            value[g][w] = load_l2(values + g * step + min(i + w * apart, segment.size - 1));
       UNROLL_FOR(int g = 0; g < FLIGHT; g++)
-        UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sum[w] += value[g][w];
+        UNROLL_FOR(int w = 0; w < WEIGHTS; w++)
+          if (group + g * segment.shares < segment.groups) sum[w] += value[g][w];
     }
-    UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sums[(share * WEIGHTS + w) * apart + lane] = sum[w];
+    if (segment.shares > 1)
+      UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sums[(share * WEIGHTS + w) * apart + lane] = sum[w];
   }
 
   // rates: with AHEAD those of all steps of a load, of which *position have begun; else the rate of this step alone.
@@ -166,14 +161,13 @@ struct StepUpdate {
     };
     const bool gathers = Step::AHEAD && apply && counts;
     if (Step::AHEAD && !Step::EARLY) wait();
-    for (int job = blockIdx.x;; job += gridDim.x) {
+    ROLLED_FOR(int job = blockIdx.x;; job += gridDim.x) {
       int own_job = job, s = 0;
       UpdateSegment segment = {};
-      for (; s < segment_count; s++) {
+      ROLLED_FOR(; s < segment_count; s++) {
         segment = segments[s];
-        const int jobs = jobs_of(segment);
-        if (own_job < jobs) break;
-        own_job -= jobs;
+        if (own_job < segment.jobs) break;
+        own_job -= segment.jobs;
       }
       if (s == segment_count) {
         const int i = own_job * THREADS + static_cast<int>(threadIdx.x);

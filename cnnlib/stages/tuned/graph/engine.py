@@ -22,10 +22,12 @@ from cnnlib.engine.stage import Setup, Stage
 from cnnlib.errors import Unsupported
 from cnnlib.levels import channels_of
 from cnnlib.stages.tuned.graph.head import (
+    TILE_UNITS,
     Head,
     head_of,
     pixels_together,
     update_blocks,
+    update_segment,
     update_shares,
 )
 from cnnlib.stages.tuned.graph.operators import GraphConv
@@ -132,15 +134,17 @@ class GraphEngine(GpuEngine):
         if not self._wide:
             return
         self._wide_list = [
-            (shares, offset, size, groups, start, weights, 0, 0)
+            update_segment(shares, offset, size, groups, start, weights)
             for offset, size, groups, start in self._segment_list
             for shares, weights in [update_shares(size, groups)]
         ]
-        self._traces = self.array((self._head.traces if self._head else 1,))
+        # The update may load the errors of a few units more than there are.
+        self._traces = self.array(((self._head.traces if self._head else 0) + TILE_UNITS,))
+        self._traces.fill_bytes(0)
         for layer in self._head.layers if self._head else ():
             places = layer.values, layer.units, layer.inputs, layer.errors
-            self._wide_list.append((0, layer.offset, layer.size, 0, *places))
-        self._wide_segments = self.array((len(self._wide_list), 8), np.int32)
+            self._wide_list.append(update_segment(0, layer.offset, layer.size, 0, *places))
+        self._wide_segments = self.array((len(self._wide_list), 12), np.int32)
         self._wide_segments.set(np.array(self._wide_list, np.int32))
         self._spare = self.array((1,), np.int32)
         self._spare.fill_bytes(0)

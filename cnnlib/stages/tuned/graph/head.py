@@ -5,7 +5,7 @@ leaves values and errors of each layer in `traces`, of which the update makes th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Limits
@@ -24,9 +24,10 @@ FEW_GROUPS, MANY_GROUPS = 8, 64
 """Partial sums of a weight up to which one thread adds them up, and up to which a few do."""
 MANY_SUMS = 64 * 1024
 """Sums of a layer from which on each of its threads has several."""
-
-MOST_UNSTAGED = 2
-"""Of how many units of a head's first layer at least one is staged."""
+TILE_UNITS, TILE_INPUTS = 4, 32
+"""Units and inputs of the part of a gradient that a block of the update makes."""
+JOBS = 8
+"""Where a row of the update's table has the number of its parts."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,6 @@ class HeadLayer:
     """Of its source (batch, inputs) in the traces."""
     errors: int
     """Of the errors of its sums (batch, units) in the traces."""
-    staged: int
-    """Units whose weights have room in a block's shared memory."""
 
     @property
     def size(self) -> int:
@@ -68,7 +67,7 @@ class Head:
         """What LastLayers of kernels/tuned/graph/head.cuh has in shared memory."""
         layers = self.layers
         weights = sum(
-            _fours(layer.offset % 4 + layer.staged * layer.inputs) + _fours(layer.units)
+            _fours(layer.offset % 4 + layer.units * layer.inputs) + _fours(layer.units)
             for layer in layers
         )
         values = sum(_fours(layer.inputs) + _fours(layer.units) for layer in layers)
@@ -93,7 +92,6 @@ class Head:
                 f"INPUTS_{i}": layer.inputs,
                 f"UNITS_{i}": layer.units,
                 f"FUNCTION_{i}": layer.function,
-                f"STAGED_{i}": layer.staged,
                 f"WEIGHTS_{i}": layer.offset,
                 f"VALUES_{i}": layer.values,
                 f"ERRORS_{i}": layer.errors,
@@ -122,22 +120,12 @@ def head_of(
         # a layer of another kind may read other arrays than floats
         if type(operator) is not GraphDense or operator.drops:
             break
-        whole = _head(operators[start:], start, batch, limits)
-        weights = sum(layer.inputs * layer.units for layer in whole.layers)
-        if weights > options.head or not (head := _staging(whole, limits)):
+        head = _head(operators[start:], start, batch, limits)
+        weights = sum(layer.inputs * layer.units for layer in head.layers)
+        if weights > options.head or head.shared_bytes > limits.shared_bytes:
             break
         found = head
     return found
-
-
-def _staging(head: Head, limits: Limits) -> Head | None:
-    """The head with as many units of its first layer staged as have room; None if few have."""
-    first, *others = head.layers
-    missing = max(0, head.shared_bytes - limits.shared_bytes)
-    staged = first.units - ceil_div(missing + 12 * (missing > 0), 4 * first.inputs)
-    if staged * MOST_UNSTAGED < first.units:
-        return None
-    return replace(head, layers=(replace(first, staged=staged), *others))
 
 
 def _head(operators: Sequence[GpuOperator], start: int, batch: int, limits: Limits) -> Head:
@@ -149,7 +137,7 @@ def _head(operators: Sequence[GpuOperator], start: int, batch: int, limits: Limi
         own = next(p for p in planned.network.parameters if p.layer == planned.start)
         errors = place + batch * inputs
         function = enumerator_of(planned.layers)
-        layers.append(HeadLayer(inputs, units, function, own.offset, place, errors, units))
+        layers.append(HeadLayer(inputs, units, function, own.offset, place, errors))
         place = errors + batch * units
     images = min(MOST_IMAGES, ceil_div(batch, limits.multiprocessors))
     first = operators[0]
@@ -170,12 +158,26 @@ def pixels_together(image_size: int) -> int:
     return 4 if image_size % 4 == 0 else 1
 
 
+def update_segment(
+    shares: int,
+    offset: int,
+    size: int,
+    groups: int,
+    start: int,
+    units: int,
+    inputs: int = 0,
+    errors: int = 0,
+) -> tuple[int, ...]:
+    """A row of the update's table: UpdateSegment of kernels/tuned/graph/update.cuh."""
+    if shares:
+        apart = THREADS // shares
+        jobs = ceil_div(size, apart * units)
+    else:
+        apart = ceil_div(inputs + 1, TILE_INPUTS)
+        jobs = apart * ceil_div(units, TILE_UNITS)
+    return (shares, offset, size, groups, start, units, inputs, errors, jobs, apart, 0, 0)
+
+
 def update_blocks(segments: Sequence[Sequence[int]], gathered: int) -> int:
     """Blocks of StepUpdate (kernels/tuned/graph/update.cuh) that have something to do."""
-    jobs = 0
-    for shares, _, size, _, _, units, inputs, _ in segments:
-        if shares == 0:
-            jobs += ceil_div(inputs + 1, 32) * ceil_div(units, 4)
-        else:
-            jobs += ceil_div(size, THREADS // shares * units)
-    return jobs + ceil_div(gathered, THREADS)
+    return sum(segment[JOBS] for segment in segments) + ceil_div(gathered, THREADS)
