@@ -22,17 +22,17 @@ class ProductOptions(GpuOptions):
     """Whether products have the smallest of their tiles, and as many blocks for each as can be, as
     small batches have them.
     """
-    head: int = 0
+    head: int = 65536
     """Most weights of the last fully connected layers that are one launch together, with the loss
     and with their errors back: see head.py. 0: a launch for each.
     """
     head_batch: int = 256
     """Largest batch for which there is such a launch."""
-    update: Literal["by_segment", "wide"] = "by_segment"
+    update: Literal["by_segment", "wide"] = "wide"
     """How partial sums are added up in the update: as stage `ring` does it, or with all loads of a
     thread in flight at once, as a step with a head always does it.
     """
-    gathers_ahead: bool = False
+    gathers_ahead: bool = True
     """Whether the update, where there is a head, also gathers the images of the next step."""
     stored: int | None = None
     """Multiply-adds of a convolution and a batch from which on its maps, errors and weights lie in
