@@ -1,4 +1,4 @@
-"""Stage 5: two plans. Of those that take a network the faster one trains it: a GPU measures once
+"""Stage 5: three plans. Of those that take a network the fastest one trains it: a GPU measures once
 which that is. Without one it is the first.
 
 Plan `persistent`: one launch trains a whole epoch, and weights stay in shared memory. The data set
@@ -18,6 +18,9 @@ instead of launches, and the kernels are templates over these structs (kernels/t
 Plan `graph`: layer by layer, for every network. The images are gathered on the GPU, and many steps
 are launched by one call, as a CUDA graph whose kernels begin before the one before has ended.
   graph/       the operators of this plan
+
+Plan `stored`: as `graph`, with maps of large convolutions in device memory as tensor cores want
+them.
 
 The engine that chooses is cnnlib/engine/plans.py; run.json and `cnnlib plan` name the plan.
 """

@@ -8,7 +8,7 @@ kernel needs them. What none of these operators takes is served by those of stag
   options.py    the arithmetic of the products
   operators.py  the launches
   stored_maps.py, stored_tiles.py, stored.py
-                convolutions whose maps and errors lie in device memory as planes
+                the same for convolutions whose maps lie in device memory as planes (plan stored)
   head.py       the last layers and the loss in one launch
   engine.py     a step of these launches
 """
