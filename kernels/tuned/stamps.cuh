@@ -86,6 +86,14 @@ struct Patience {
     unsigned spins;
     unsigned long long began;
   };
+  // Waits until a counter, which may wrap around in a long launch, has come to `wanted`; what was released by those who
+  // counted is seen then.
+  __device__ __forceinline__ void wait_for(const unsigned* counter, unsigned wanted) {
+    Wait wait = {0, 0};
+    while (static_cast<int>(load_acquire(counter) - wanted) < 0)
+      if (!lasts(wait)) return;
+  }
+
   // After each time that a thread has found nothing: whether it waits on.
   __device__ __forceinline__ bool lasts(Wait& wait) {
 #ifdef __CUDACC__
@@ -134,9 +142,10 @@ __device__ __forceinline__ void take_stamped(float (&value)[N], At at, unsigned 
 // What blocks hand to each other in this way, in device memory.
 struct Handed {
   Stamped* traces;        // (count, TRACE)
-  Stamped* partials;      // (count, PARTIALS)
+  Stamped* partials;      // (groups, PARTIALS)
   Stamped* weights;       // (PARTIALS,): of the convolutions, as they are after the step
   unsigned* dense_tiles;  // tiles of dense layers that have been updated in this launch
+  unsigned* traces_left;  // blocks that have left all traces of a step, summed over the steps of this launch
   unsigned* failed;
 };
 

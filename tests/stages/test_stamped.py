@@ -67,6 +67,7 @@ def trained(
         (5, 3, PersistentOptions(products=("fp16", "tf32"))),  # every block updates its share
         (46, 2, PersistentOptions(eager=True)),  # blocks without an image update everything
         (10, 9, PersistentOptions(compact=True)),  # more images than a warp takes at once
+        (4, 15, PersistentOptions(counted=True)),  # several images a block, in two teams
     ],
 )
 def test_stamps_and_barriers_train_alike_to_the_last_bit(

@@ -72,6 +72,8 @@ class PersistentOptions(Options):
     """Whether blocks with one image at most hand numbers to each other with the step's stamp
     (kernels/tuned/stamps.cuh), where the network allows it, and wait at no barrier of the grid.
     """
+    counted: bool = False
+    """Whether, with `stamped`, other blocks do so too: a counter says when traces are there."""
     eager: bool = False
     """Whether stamped weights and sums are asked for again and again until all of them are there,
     and not one of them first.
@@ -156,12 +158,15 @@ class BlockPlan:
             self.trace += operator.trace
             self.partials += operator.partials
         self.trace = max(sectors(1), self.trace)
-        self.stamped = (
+        self.traces_stamped = (
             self.options.stamped
             and one_image
-            and self.threads.teams == 1
+            and self.images == self.threads.teams == 1
             and self.partials > 0
             and all(o.copied_by_one_warp(self.layout) for o in self.operators)
+        )
+        self.stamped = self.traces_stamped or (
+            self.options.stamped and self.options.counted and self.partials > 0
         )
         """Whether a launch has no barriers of the grid: see PersistentOptions.stamped."""
 
@@ -186,6 +191,7 @@ class BlockPlan:
             "weights_on_chip": self.weights_in_shared,
             "products": self.products,
             **({"stamped": True} if self.stamped else {}),
+            **({"counted": True} if self.stamped and not self.traces_stamped else {}),
             **({"threads_read_l2": True} if self.options.threads_read_l2 and self.reads_l2 else {}),
         }
 
@@ -209,6 +215,7 @@ class BlockPlan:
             "SHARED_BYTES": layout.bytes,
             "SHUFFLE_ROUNDS": ROUNDS,
             "LOSS": f"tuned::{self.objective.loss.upper()}",
+            "TRACES_STAMPED": self.traces_stamped,
             "EAGER": self.options.eager,
             "COMPACT": self.options.compact,
             "WEIGHT_DECAY": float(self.objective.weight_decay),
