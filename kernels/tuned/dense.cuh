@@ -7,7 +7,8 @@
 //   WEIGHTS_IN_GLOBAL: they are read from device memory; else they are in shared memory
 //   WEIGHT_PITCH: floats from a unit's weights to the next one's in shared memory; even
 //   ALIGNED: rows of weights begin at 16-byte boundaries in both memories
-//   BATCH_ONE: one image, whose numbers fit a warp's registers, is multiplied without tensor cores
+//   BY_THREADS: images whose numbers fit a warp's registers are multiplied without tensor cores: one, or a few whose
+//   weights are in device memory
 //   FORWARD_SPLIT_K, DATA_SPLIT_K: warps that share the terms of one sum, in forward and backward_data
 //   TRACE_SOURCE, TRACE_DELTA: where an image's trace keeps them
 //   REDUCE_UNITS x REDUCE_INPUTS: a tile of the second phase
@@ -33,7 +34,7 @@ struct Dense : LayerDefaults {
   static constexpr int BLOCK = Threads::BLOCK, WARPS = Threads::WARPS;
   static constexpr int INPUTS = Layer::INPUTS, UNITS = Layer::UNITS, FUNCTION = Layer::FUNCTION, IMAGES = Layer::IMAGES;
   static constexpr bool WEIGHTS_IN_GLOBAL = Layer::WEIGHTS_IN_GLOBAL, ALIGNED = Layer::ALIGNED;
-  static constexpr bool BATCH_ONE = Layer::BATCH_ONE;
+  static constexpr bool BY_THREADS = Layer::BY_THREADS;
   static constexpr int WEIGHT_PITCH = Layer::WEIGHT_PITCH;
   static constexpr int FORWARD_SPLIT_K = Layer::FORWARD_SPLIT_K, DATA_SPLIT_K = Layer::DATA_SPLIT_K;
   static constexpr int SOURCE_PITCH = Layer::Source::PITCH, TARGET_PITCH = Layer::Target::PITCH;
@@ -131,15 +132,17 @@ struct Dense : LayerDefaults {
         UNROLL_FOR(int i = 0; i < 4; i++) sum[0][n].at[i] += sum[m][n].at[i];
   }
 
-  // One image alone has nothing for a product of matrices: four inputs at a time, weights straight into the sums.
+  // One image alone has nothing for a product of matrices: four inputs at a time, weights straight into the sums. The
+  // same does for a few images where weights are far away, since threads ask for more of them at once.
 
   static constexpr int INPUT_FLOAT4S = INPUTS / 4, LANE_FLOAT4S = ceil_div(INPUT_FLOAT4S, 32);
-  static constexpr int BATCH_ONE_DATA_SPLIT_K = INPUT_FLOAT4S < 1 || INPUT_FLOAT4S > BLOCK ? 1
-                                                : BLOCK / INPUT_FLOAT4S < UNITS            ? BLOCK / INPUT_FLOAT4S
-                                                                                           : UNITS;
-  static_assert(!BATCH_ONE || (IMAGES == 1 && INPUTS % 4 == 0 && (WEIGHTS_IN_GLOBAL || WEIGHT_PITCH % 4 == 0)),
-                "one image, whose weights come four at a time");
-  static_assert(!BATCH_ONE || Layer::SCRATCH_FLOATS >= BATCH_ONE_DATA_SPLIT_K * INPUTS,
+  static constexpr int UNIT_SHARES = INPUT_FLOAT4S < 1 || INPUT_FLOAT4S > BLOCK ? 1
+                                     : BLOCK / INPUT_FLOAT4S < UNITS            ? BLOCK / INPUT_FLOAT4S
+                                                                                : UNITS;
+  static_assert(!BY_THREADS || (INPUTS % 4 == 0 && SOURCE_PITCH % 4 == 0 &&
+                                (WEIGHTS_IN_GLOBAL || (IMAGES == 1 && WEIGHT_PITCH % 4 == 0))),
+                "images, and weights in shared memory, come four at a time");
+  static_assert(!BY_THREADS || Layer::SCRATCH_FLOATS >= UNIT_SHARES * IMAGES * INPUTS,
                 "shares of the source errors lie in Scratch");
 
   // Weights that a load takes: four, or as many as there are at such a boundary in device memory. Neighbouring threads
@@ -147,8 +150,9 @@ struct Dense : LayerDefaults {
   static constexpr int LOADED = !WEIGHTS_IN_GLOBAL || Layer::FIRST_WEIGHT % 4 == 0 ? 4
                                 : Layer::FIRST_WEIGHT % 2 == 0                     ? 2
                                                                                    : 1;
-  // Weights of how many units a thread asks for together on the way back: more where they are far away.
-  static constexpr int AT_ONCE = WEIGHTS_IN_GLOBAL ? 16 : 4;
+  // Weights of how many units a thread asks for together on the way back: more where they are far away. Forward, of how
+  // many times four units.
+  static constexpr int AT_ONCE = WEIGHTS_IN_GLOBAL ? 16 : 4, UNITS_AT_ONCE = IMAGES == 1 ? 2 : 1;
 
   // Which input is number k of four number i.
   static __device__ __forceinline__ int input_of(int i, int k) {
@@ -177,57 +181,66 @@ struct Dense : LayerDefaults {
   }
 
   // A warp makes four units at a time, its lanes along the inputs.
-  static __device__ __forceinline__ void forward_batch_one(const float* source, const float* weights, float* target) {
+  static __device__ __forceinline__ void forward_by_threads(const float* source, const float* weights, float* target) {
     constexpr unsigned ALL = 0xffffffffu;
     const int lane = threadIdx.x % 32;
     constexpr Float4 NONE = {{0.0f, 0.0f, 0.0f, 0.0f}};
-    Float4 value[LANE_FLOAT4S];
-    UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
-      const int at = lane + n * 32;
-      value[n] = at < INPUT_FLOAT4S ? four_inputs(source, at) : NONE;
-    }
-#pragma unroll 2
+    Float4 value[IMAGES][LANE_FLOAT4S];
+    UNROLL_FOR(int image = 0; image < IMAGES; image++)
+      UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
+        const int at = lane + n * 32;
+        value[image][n] = at < INPUT_FLOAT4S ? four_inputs(source + image * SOURCE_PITCH, at) : NONE;
+      }
+#pragma unroll UNITS_AT_ONCE
     for (int first = threadIdx.x / 32 * 4; first < UNITS; first += WARPS * 4) {
-      float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      float sum[IMAGES][4] = {};
       UNROLL_FOR(int u = 0; u < 4; u++)
         UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
           const int at = lane + n * 32;
           const Float4 weight = at < INPUT_FLOAT4S ? four_weights(weights, min(first + u, UNITS - 1), at) : NONE;
-          UNROLL_FOR(int i = 0; i < 4; i++) sum[u] = fmaf(weight.at[i], value[n].at[i], sum[u]);
+          UNROLL_FOR(int image = 0; image < IMAGES; image++)
+            UNROLL_FOR(int i = 0; i < 4; i++) sum[image][u] = fmaf(weight.at[i], value[image][n].at[i], sum[image][u]);
         }
       // each exchange halves what a lane has still to add up: first half the units, then a unit, then lanes
       const bool upper = lane & 16, odd = lane & 8;
-      float mine[2];
-      UNROLL_FOR(int u = 0; u < 2; u++)
-        mine[u] = (upper ? sum[u + 2] : sum[u]) + __shfl_xor_sync(ALL, upper ? sum[u] : sum[u + 2], 16);
-      float total = (odd ? mine[1] : mine[0]) + __shfl_xor_sync(ALL, odd ? mine[0] : mine[1], 8);
-      UNROLL_FOR(int bit = 4; bit; bit /= 2) total += __shfl_xor_sync(ALL, total, bit);
-      const int unit = first + lane / 8;
-      if (lane % 8 == 0 && unit < UNITS)
-        target[unit] = activate<FUNCTION>(total + weight_at(weights, UNITS * ROW + unit));
+      UNROLL_FOR(int image = 0; image < IMAGES; image++) {
+        const float (&all)[4] = sum[image];
+        float mine[2];
+        UNROLL_FOR(int u = 0; u < 2; u++)
+          mine[u] = (upper ? all[u + 2] : all[u]) + __shfl_xor_sync(ALL, upper ? all[u] : all[u + 2], 16);
+        float total = (odd ? mine[1] : mine[0]) + __shfl_xor_sync(ALL, odd ? mine[0] : mine[1], 8);
+        UNROLL_FOR(int bit = 4; bit; bit /= 2) total += __shfl_xor_sync(ALL, total, bit);
+        const int unit = first + lane / 8;
+        if (lane % 8 == 0 && unit < UNITS)
+          target[image * TARGET_PITCH + unit] = activate<FUNCTION>(total + weight_at(weights, UNITS * ROW + unit));
+      }
     }
   }
 
-  // A thread makes four inputs' errors, from a share of the units. scratch: BATCH_ONE_DATA_SPLIT_K * INPUTS floats.
-  static __device__ __forceinline__ void backward_data_batch_one(const float* deltas, const float* weights,
-                                                                 float* source_errors, float* scratch) {
-    for (int job = threadIdx.x; job < INPUT_FLOAT4S * BATCH_ONE_DATA_SPLIT_K; job += BLOCK) {
+  // A thread makes four inputs' errors, from a share of the units. scratch (UNIT_SHARES, IMAGES, INPUTS).
+  static __device__ __forceinline__ void backward_data_by_threads(const float* deltas, const float* weights,
+                                                                  float* source_errors, float* scratch) {
+    for (int job = threadIdx.x; job < INPUT_FLOAT4S * UNIT_SHARES; job += BLOCK) {
       const int i = job % INPUT_FLOAT4S, share = job / INPUT_FLOAT4S;
-      const int from = share * UNITS / BATCH_ONE_DATA_SPLIT_K, to = (share + 1) * UNITS / BATCH_ONE_DATA_SPLIT_K;
-      Float4 sum = {{0.0f, 0.0f, 0.0f, 0.0f}};
+      const int from = share * UNITS / UNIT_SHARES, to = (share + 1) * UNITS / UNIT_SHARES;
+      Float4 sum[IMAGES] = {};
 #pragma unroll AT_ONCE
       for (int u = from; u < to; u++) {
         const Float4 weight = four_weights(weights, u, i);
-        const float delta = deltas[u];
-        UNROLL_FOR(int k = 0; k < 4; k++) sum.at[k] = fmaf(weight.at[k], delta, sum.at[k]);
+        UNROLL_FOR(int image = 0; image < IMAGES; image++) {
+          const float delta = deltas[image * TARGET_PITCH + u];
+          UNROLL_FOR(int k = 0; k < 4; k++) sum[image].at[k] = fmaf(weight.at[k], delta, sum[image].at[k]);
+        }
       }
-      reinterpret_cast<Float4*>(scratch + share * INPUTS)[i] = sum;
+      UNROLL_FOR(int image = 0; image < IMAGES; image++)
+        reinterpret_cast<Float4*>(scratch + (share * IMAGES + image) * INPUTS)[i] = sum[image];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < INPUTS; i += BLOCK) {
+    for (int i = threadIdx.x; i < IMAGES * INPUTS; i += BLOCK) {
       float total = scratch[i];
-      UNROLL_FOR(int share = 1; share < BATCH_ONE_DATA_SPLIT_K; share++) total += scratch[share * INPUTS + i];
-      source_errors[LOADED == 4 ? i : input_of(i / 4, i % 4)] = total;
+      UNROLL_FOR(int share = 1; share < UNIT_SHARES; share++) total += scratch[share * IMAGES * INPUTS + i];
+      const int image = IMAGES == 1 ? 0 : i / INPUTS, at = i - image * INPUTS;
+      source_errors[image * SOURCE_PITCH + (LOADED == 4 ? at : input_of(at / 4, at % 4))] = total;
     }
   }
 
@@ -241,8 +254,8 @@ struct Dense : LayerDefaults {
     const float* const weights = weights_of(c.parameters, shared);
     pad(source);
     __syncthreads();
-    if constexpr (BATCH_ONE)
-      forward_batch_one(source, weights, target);
+    if constexpr (BY_THREADS)
+      forward_by_threads(source, weights, target);
     else
       forward_batch(source, weights, target, Layer::Scratch::all(shared));
   }
@@ -350,8 +363,8 @@ struct Dense : LayerDefaults {
       __syncthreads();
       float* source_errors = Layer::SourceErrors::all(shared);
       float* scratch = Layer::Scratch::all(shared);
-      if constexpr (BATCH_ONE)
-        backward_data_batch_one(errors, weights, source_errors, scratch);
+      if constexpr (BY_THREADS)
+        backward_data_by_threads(errors, weights, source_errors, scratch);
       else
         backward_data(errors, weights, source_errors, scratch);
     }

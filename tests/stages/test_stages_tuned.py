@@ -187,21 +187,23 @@ def test_the_first_layer_may_have_padding(limited: Limited, network) -> None:
         five_steps(engine, *pictures(network, 3 * 19))
 
 
-@pytest.mark.parametrize("maps", [4, 2, 3])
-def test_threads_read_weights_from_device_memory(limited: Limited, maps: int) -> None:
-    """By loads of four, two or one, as their first one lies."""
+@pytest.mark.parametrize(("maps", "images"), [(4, 1), (2, 2), (3, 4)])
+def test_threads_read_weights_from_device_memory(limited: Limited, maps: int, images: int) -> None:
+    """By loads of four, two or one, as their first one lies, for one image or a few together."""
     layers = [{"conv": {"maps": maps, "kernel": 2}}, {"dense": 100}, {"activation": "tanh"}]
     network = build("far_weights", (1, 9, 9), 3, [*layers, {"dense": 3}])
     stage = replace(STAGE, options=PersistentOptions(threads_read_l2=True))
-    device = limited(multiprocessors=3, shared_bytes=48_000)
-    usual, *_, reading = candidates(STAGE, plan(STAGE, network), 3, device)
+    device, count = limited(multiprocessors=3, shared_bytes=48_000), 3 * images - 1
+    usual, *others = candidates(STAGE, plan(STAGE, network), count, device)
+    reading = next(each for each in others if "threads_read_l2" in each.facts)
+    assert reading.images == usual.images == images
+    assert reading.threads == usual.threads
     assert "dense1" not in usual.weights_in_shared
-    assert reading.facts == usual.facts | {"threads_read_l2": True}
-    with open_engine(stage, network, 3, device) as engine:
+    with open_engine(stage, network, count, device) as engine:
         assert engine.block.source() == reading.source() != usual.source()
         assert engine.block.operators[1].offset % 4 == {4: 0, 2: 2, 3: 3}[maps]
-        validate(engine, *pictures(network, 3))
-        five_steps(engine, *pictures(network, 9))
+        validate(engine, *pictures(network, count))
+        five_steps(engine, *pictures(network, 3 * count))
 
 
 @pytest.mark.parametrize("count", [510, 1100])

@@ -1,6 +1,7 @@
 """Fully connected layer, of all images of a block together: kernels/tuned/dense.cuh."""
 
 from cnnlib.arithmetic import ceil_div
+from cnnlib.device.architecture import LANES
 from cnnlib.engine import Planned, Stage, options_of
 from cnnlib.engine.stage import declining
 from cnnlib.layers import Dense, enumerator_of
@@ -19,6 +20,10 @@ from cnnlib.stages.tuned.plan import PersistentOptions
 
 MAX_BATCH_ONE_INPUTS = 1024
 """Inputs for whose one image a warp's registers have room: 32 numbers of each lane."""
+FEW_IMAGES, MAX_LANE_FLOAT4S = 4, 16
+"""Images that threads multiply together where weights stay in device memory, at most, and Float4s
+of each lane's that hold their numbers.
+"""
 REDUCE_UNITS, REDUCE_INPUTS = 16, 32
 """A tile of the gradient that a block makes: one row of a warp's tiles, four side by side."""
 REDUCE_PITCH = REDUCE_UNITS + REDUCE_INPUTS + 8
@@ -40,6 +45,12 @@ class TunedDense(TunedOperator):
         self.batch_one = (
             images == 1 and self.inputs % ALIGNMENT == 0 and self.inputs <= MAX_BATCH_ONE_INPUTS
         )
+        self.few_images = (
+            self.inputs % ALIGNMENT == 0
+            and images <= FEW_IMAGES
+            and images * ceil_div(self.inputs, LANES * ALIGNMENT) <= MAX_LANE_FLOAT4S
+        )
+        self.by_threads = options_of(stage, PersistentOptions).threads_read_l2
         whole_tiles = ceil_div(self.inputs, 8) * 8
         self.weight_pitch = self.inputs if self.batch_one else row_pitch(whole_tiles)
         self.trace = sectors(self.inputs) + sectors(self.units)
@@ -54,15 +65,17 @@ class TunedDense(TunedOperator):
     def _needs(self) -> Needs:
         self.forward_split_k, forward = self._split_k(self.units, self.inputs)
         self.data_split_k, data = self._split_k(self.inputs, self.units)
-        # One image alone: each thread has four inputs' errors at most.
-        batch_one = self.threads.block * ALIGNMENT
+        # Each thread has four inputs' errors, of every image, at most.
+        threads = self.threads.block * ALIGNMENT
+        if self.by_threads and self.few_images:
+            threads = max(threads, self.inputs) * self.images
         return Needs(
             self.label,
             self.parameters,
             per_batch=True,
             weights=self.units * (self.weight_pitch + 1),
             optional=True,
-            scratch=max(forward, data if self.data_split_k > 1 else 0, batch_one),
+            scratch=max(forward, data if self.data_split_k > 1 else 0, threads),
             stage=self.threads.block_warps * REDUCE_IMAGES * REDUCE_PITCH,
         )
 
@@ -72,14 +85,13 @@ class TunedDense(TunedOperator):
         return self.inputs % ALIGNMENT == 0 and self.offset % ALIGNMENT == 0
 
     def may_read_l2(self, layout: SharedLayout) -> bool:
-        return self.batch_one and self.label not in layout.weights
+        return self.few_images and self.label not in layout.weights
 
     def copied_by_one_warp(self, layout: SharedLayout) -> bool:
         return self.label in layout.weights and self.aligned and self.weight_pitch == self.inputs
 
     def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
         in_global = self.label not in layout.weights
-        by_threads = options_of(self.stage, PersistentOptions).threads_read_l2
         return {
             "INPUTS": self.inputs,
             "UNITS": self.units,
@@ -88,7 +100,9 @@ class TunedDense(TunedOperator):
             "WEIGHTS_IN_GLOBAL": in_global,
             "WEIGHT_PITCH": self.weight_pitch,
             "ALIGNED": self.aligned,
-            "BATCH_ONE": (by_threads and self.may_read_l2(layout) if in_global else self.batch_one),
+            "BY_THREADS": (
+                self.by_threads and self.may_read_l2(layout) if in_global else self.batch_one
+            ),
             "FORWARD_SPLIT_K": self.forward_split_k,
             "DATA_SPLIT_K": self.data_split_k,
             "TRACE_SOURCE": position.trace,

@@ -88,7 +88,7 @@ class TunedOperator(ABC):
         }
 
     def may_read_l2(self, layout: SharedLayout) -> bool:
-        """Whether its weights stay in device memory and threads can multiply one image by them."""
+        """Whether its weights stay in device memory and threads can multiply the images by them."""
         return False
 
     def unsupported(self, reason: str) -> Unsupported:

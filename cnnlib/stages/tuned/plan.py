@@ -79,7 +79,7 @@ class PersistentOptions(Options):
     and not one of them first.
     """
     threads_read_l2: bool = False
-    """Whether the dense products of one image, with weights that stay in device memory, are made by
+    """Whether the dense products of few images, by weights that stay in device memory, are made by
     threads, which ask for many weights at once, and not by tensor cores. Where a plan is chosen by
     measuring, both are timed.
     """
@@ -352,13 +352,11 @@ def candidates(
                 found.setdefault((other.images, other.threads, other.products), other)
     options = options_of(stage, PersistentOptions)
     reading = replace(stage, options=replace(options, threads_read_l2=True))
-    more = [
-        BlockPlan(
-            *(reading, planned, device.shared_bytes, plan.images, plan.threads, objective),
-            products=plan.products,
-            one_image=batch_size <= device.multiprocessors,
-        )
-        for plan in found.values()
-        if plan.threads == first.threads and plan.reads_l2 and not options.threads_read_l2
-    ]
+    more: list[BlockPlan] = []
+    for plan in found.values():
+        if plan.threads == first.threads and plan.reads_l2 and not options.threads_read_l2:
+            with suppress(Unsupported):
+                same = plan.images, plan.threads, objective, plan.products
+                given = reading, planned, device.shared_bytes, *same
+                more.append(BlockPlan(*given, one_image=batch_size <= device.multiprocessors))
     return [*found.values(), *more]
