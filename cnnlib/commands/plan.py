@@ -226,19 +226,34 @@ def served(
         facts["plans"] = [
             each
             for setup in setups
-            for each in facts_of_plans(stage.engine.plans_on(stage, setup, limits), setup)
+            for each in facts_of_plans(
+                stage.engine.plans_on(stage, setup, limits), setup, compares_plans(stage)
+            )
         ]
     return facts
 
 
-def facts_of_plans(plans: "Sequence[StepPlan]", setup: "Setup") -> Iterator[dict[str, object]]:
-    """What a stage's plans say of one batch size; of several the first that can `trains`."""
-    first = next((each for each in plans if not each.declined), None)
+def compares_plans(stage: "Stage") -> bool:
+    """Whether a GPU measures which of the stage's plans is the fastest."""
+    from cnnlib.engine.plans import Plans
+
+    return isinstance(stage.options, Plans) and stage.options.compared
+
+
+def facts_of_plans(
+    plans: "Sequence[StepPlan]", setup: "Setup", compared: bool
+) -> Iterator[dict[str, object]]:
+    """What a stage's plans say of one batch size. Of several that can, the first `trains`, or
+    where they are compared, the fastest.
+    """
+    able = [each for each in plans if not each.declined]
     for each in plans:
         about: dict[str, object] = {"batch_size": setup.batch_size, "plan": each.name}
         about |= {"unavailable": each.declined, "operators": list(each.operators)}
         if len(plans) > 1:
-            about["trains"] = each is first
+            about["trains"] = each in able[:1]
+            if compared and len(able) > 1 and each in able:
+                about["trains"] = "if fastest"
         yield about | dict(each.facts)
 
 
