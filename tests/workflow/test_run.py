@@ -225,6 +225,8 @@ def test_figures_are_drawn_again_from_tables_alone(
     for name, content in drawn.items():
         assert content == digest(finished.folder / "results/figures" / name), name
     assert not (published / "runs").exists()
+    posters = checkout.snakemake("-n", "-p", "poster", *arguments[1:], config=None)
+    assert "--address= --out" in posters  # the config has none
 
 
 def test_what_given_tables_do_not_hold_is_left_out(

@@ -91,4 +91,4 @@ rule poster:
         address=EXPERIMENT.config.address or "",
     shell:
         "python -m workflow.report.poster --figures {params.figures} --tables {input.tables}"
-        " --address {params.address:q} --out {output} 2>&1 | tee {log}"
+        " --address={params.address:q} --out {output} 2>&1 | tee {log}"
