@@ -191,7 +191,8 @@ def cells(library: str, seconds: float, ratio: float, low: float, high: float) -
 def note(frame: pd.DataFrame, devices: str) -> str:
     """How to read the table, and what its ratios come to together."""
     text = f"Measured on {devices}. Medians of all epochs; in brackets the 95 % bootstrap interval "
-    text += "over the repeats. Ratio: the library's epoch over the stage's."
+    text += "over the repeats. Accuracy: on the test set, at the end of these short trainings. "
+    text += "Ratio: the library's epoch over the stage's."
     for column, kind in (("ratio", "float32"), ("tf32_ratio", "TF32")):
         known = frame[column].dropna()
         if len(known):
