@@ -60,7 +60,7 @@ struct RawBytes {
 #pragma unroll 1
     for (int channel = 0; channel < CHANNELS; channel++) {
       float sum = 0.0f;
-#pragma unroll 5
+#pragma unroll(AREA <= 32 ? AREA : 5)
       for (int term = 0; term < AREA; term++) sum += raw[map * TERMS + channel * AREA + term];
       added -= mean_of(c, channel) / deviation_of(c, channel) * sum;
     }

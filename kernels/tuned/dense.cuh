@@ -7,8 +7,7 @@
 //   WEIGHTS_IN_GLOBAL: they are read from device memory; else they are in shared memory
 //   WEIGHT_PITCH: floats from a unit's weights to the next one's in shared memory; even
 //   ALIGNED: rows of weights begin at 16-byte boundaries in both memories
-//   BY_THREADS: images whose numbers fit a warp's registers are multiplied without tensor cores: one, or a few whose
-//   weights are in device memory
+//   BY_THREADS: few images, whose numbers fit a warp's registers, are multiplied without tensor cores
 //   FORWARD_SPLIT_K, DATA_SPLIT_K: warps that share the terms of one sum, in forward and backward_data
 //   TRACE_SOURCE, TRACE_DELTA: where an image's trace keeps them
 //   REDUCE_UNITS x REDUCE_INPUTS: a tile of the second phase
@@ -132,15 +131,15 @@ struct Dense : LayerDefaults {
         UNROLL_FOR(int i = 0; i < 4; i++) sum[0][n].at[i] += sum[m][n].at[i];
   }
 
-  // One image alone has nothing for a product of matrices: four inputs at a time, weights straight into the sums. The
-  // same does for a few images where weights are far away, since threads ask for more of them at once.
+  // Few images have little for a product of matrices: four inputs at a time, weights straight into the sums of all
+  // images. Where weights are far away, threads ask for more of them at once.
 
   static constexpr int INPUT_FLOAT4S = INPUTS / 4, LANE_FLOAT4S = ceil_div(INPUT_FLOAT4S, 32);
   static constexpr int UNIT_SHARES = INPUT_FLOAT4S < 1 || INPUT_FLOAT4S > BLOCK ? 1
                                      : BLOCK / INPUT_FLOAT4S < UNITS            ? BLOCK / INPUT_FLOAT4S
                                                                                 : UNITS;
-  static_assert(!BY_THREADS || (INPUTS % 4 == 0 && SOURCE_PITCH % 4 == 0 &&
-                                (WEIGHTS_IN_GLOBAL || (IMAGES == 1 && WEIGHT_PITCH % 4 == 0))),
+  static_assert(!BY_THREADS ||
+                    (INPUTS % 4 == 0 && SOURCE_PITCH % 4 == 0 && (WEIGHTS_IN_GLOBAL || WEIGHT_PITCH % 4 == 0)),
                 "images, and weights in shared memory, come four at a time");
   static_assert(!BY_THREADS || Layer::SCRATCH_FLOATS >= UNIT_SHARES * IMAGES * INPUTS,
                 "shares of the source errors lie in Scratch");

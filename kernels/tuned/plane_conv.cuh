@@ -445,14 +445,28 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   static __device__ __forceinline__ void store_gradient(Context& c, Row partials) {
     const Row partial = partials + Layer::FIRST_PARTIAL;
     const float* staged = Layer::Staged::all(c.shared);
-    for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
-      const int map = i < MAPS * TERMS ? i / TERMS : i - MAPS * TERMS;
-      const int channel = i % TERMS / TAPS, tap = i % TERMS % TAPS;
-      const int term = i < MAPS * TERMS ? (tap * EIGHTS + channel / 8) * 8 + channel % 8 : UNITS * 8;
+    // a thread has all channels of a tap, which lie side by side
+    for (int i = threadIdx.x; i < MAPS * TAPS; i += BLOCK) {
+      const int map = i / TAPS, tap = i % TAPS;
+#pragma unroll(EIGHTS <= 2 ? EIGHTS : 1)
+      for (int eight = 0; eight < EIGHTS; eight++) {
+        float total[8];
+        UNROLL_FOR(int n = 0; n < 8; n++) total[n] = 0.0f;
+        UNROLL_FOR(int team = 0; team < TEAMS; team++)
+          UNROLL_FOR(int n = 0; n < 8; n++)
+            total[n] += reinterpret_cast<const Float4*>(staged + (team * MAP_TILES * 16 + map) * GRADIENT_PITCH +
+                                                        (tap * EIGHTS + eight) * 8)[n / 4]
+                            .at[n % 4];
+        UNROLL_FOR(int n = 0; n < 8; n++)
+          if (eight * 8 + n < CHANNELS) partial[map * TERMS + (eight * 8 + n) * TAPS + tap] = total[n];
+      }
+    }
+    // by the last threads, which have less to do above
+    for (int map = BLOCK - 1 - threadIdx.x; map < MAPS; map += BLOCK) {
       float total = 0.0f;
       UNROLL_FOR(int team = 0; team < TEAMS; team++)
-        total += staged[(team * MAP_TILES * 16 + map) * GRADIENT_PITCH + term];
-      partial[i] = total;
+        total += staged[(team * MAP_TILES * 16 + map) * GRADIENT_PITCH + UNITS * 8];
+      partial[MAPS * TERMS + map] = total;
     }
   }
 };

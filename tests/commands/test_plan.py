@@ -39,7 +39,7 @@ def test_a_smaller_gpu_keeps_fewer_weights_on_chip(home: Home) -> None:
         for each in found:
             assert not each["unavailable"]
             assert each["trains"] == "if fastest"
-            assert each["operators"][0] == "conv1+activation1+subsample1: TunedByteConv"
+            assert each["operators"][0] == "conv1+activation1+subsample1: TunedBytePlaneConv"
             assert each["shared_bytes"] <= said["gpu"]["shared_bytes"] == gpu.shared_bytes
         kept[name] = found[0]["weights_on_chip"]
     assert kept["t4"] == ["conv1", "conv2", "dense3"]

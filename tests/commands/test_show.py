@@ -36,7 +36,7 @@ def test_stages_and_plan(home: Home) -> None:
     assert said.count("\nstage ") == 1
     assert re.search(r"^  Loops +dense1$", said, re.M)
     plan = home("plan", "--stage", "tuned")
-    assert re.search(r"^    TunedByteConv +conv1\+activation1\+subsample1$", plan, re.M)
+    assert re.search(r"^    TunedBytePlaneConv +conv1\+activation1\+subsample1$", plan, re.M)
     assert "unknown stage 'x' in --stage" in home.fails("plan", "--stage", "x")
     assert "unknown network 'x' in --network" in home.fails("plan", "--network", "x")
 
@@ -95,7 +95,7 @@ def test_plan_says_what_run_json_would_say(
     }
     # Of the plans of stage tuned, persistent declines the gradient of 36,928 weights.
     assert said["wide"]["tuned"]["operators"][0]["operator"] == "GraphConv"
-    assert said["fits"]["tuned"]["operators"][0]["operator"] == "TunedByteConv"
+    assert said["fits"]["tuned"]["operators"][0]["operator"] == "TunedBytePlaneConv"
     assert printed["gpu"]["limits"].startswith("by its record, as there is no GPU to use here")
     with NoKernels() as emulated:
         for name in networks:

@@ -260,7 +260,7 @@ def test_a_nan_in_any_parameter_is_seen(stage, network, device):
                 assert math.isnan(engine.train(np.arange(4))), where
 
 
-LARGE = {"tuned_planes": 6e4}
+LARGE = {"tuned": 6e4}
 """Where numbers are FP16, whose range ends at 65,504."""
 HIDING, HIDING_IN_OVERLAPS = (
     build(

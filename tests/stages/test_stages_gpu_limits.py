@@ -71,7 +71,7 @@ KEEP_WHOLE_MAPS = {
 } | {
     name: rf"stage '{name}' keeps an image's maps .* shared memory: those of network '{{}}' \(.*\) "
     r"need [\d,]+ bytes, and a block may have [\d,]+$"
-    for name in ("tuned", "tuned_planes")
+    for name in ("tuned", "tuned_split_at_use")
 }
 """Stages that refuse such networks, and what they say."""
 

@@ -49,10 +49,12 @@ def test_an_h100_holds_all_weights_of_lenet5() -> None:
     assert planned.layout.bytes <= H100_SHARED_BYTES
 
 
-def test_the_largest_layer_gives_way_first() -> None:
+def test_the_fewest_weights_that_do_give_way() -> None:
     all_held = block_plan(lenet5(), H100_SHARED_BYTES).layout.bytes
     assert held(block_plan(lenet5(), all_held)) == ["dense1", "dense2", "dense3"]
-    assert held(block_plan(lenet5(), all_held - 16)) == ["dense2", "dense3"]
+    assert held(block_plan(lenet5(), all_held - 16)) == ["dense1", "dense2"]
+    assert held(block_plan(lenet5(), all_held - 10_000)) == ["dense1", "dense3"]
+    assert held(block_plan(lenet5(), all_held - 50_000)) == ["dense2", "dense3"]
     with pytest.raises(Unsupported, match="keeps an image's maps"):
         block_plan(lenet5(), 40_000)
 
@@ -254,12 +256,12 @@ def test_where_several_do_not_fit_fewer_are_taken(limited: Limited) -> None:
         (PersistentOptions(max_images=4), 4, TWO_TEAMS),
         (PersistentOptions(max_images=1), 1, ONE_TEAM),
         (
-            PersistentOptions(products=("fp16",), max_images=2, teams_from=2, fewest_away=True),
+            PersistentOptions(products=("tf32",), max_images=2, few_images=1),
             2,
-            TWO_TEAMS,
+            ONE_TEAM,
         ),
     ],
-    ids=["one_team", "four_images", "one_image", "two_teams_of_an_image"],
+    ids=["one_team", "four_images", "one_image", "matrices_of_two_images"],
 )
 def test_a_variant_can_leave_a_choice_out(
     limited: Limited,

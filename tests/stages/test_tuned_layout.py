@@ -3,20 +3,21 @@ both.
 """
 
 import subprocess
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 
 from cnnlib.device.architecture import H100
 from cnnlib.device.compiler import find_compiler
-from cnnlib.engine import Setup
+from cnnlib.engine import Setup, Stage
 from cnnlib.network import Network
 from cnnlib.paths import KERNELS
 from cnnlib.stages.tuned import PERSISTENT as STAGE
 from cnnlib.stages.tuned.conv import TunedConv
 from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.stages.tuned.layout import ALIGNMENT, Region, SharedLayout
-from cnnlib.stages.tuned.plan import BlockPlan
+from cnnlib.stages.tuned.plan import BlockPlan, PersistentOptions
 from cnnlib.stages.tuned.schedule import MAX_SUMS, MAX_SUMS_OF_SMALL_BLOCK
 from tests.support.networks import LINEAR, NETWORKS, UNUSUAL, lenet5, shipped
 
@@ -27,8 +28,11 @@ each_network = pytest.mark.parametrize("network", ALL, ids=str)
 each_batch = pytest.mark.parametrize("batch_size", [1, 64, 1024, 4096])
 
 
-def plan_of(network: Network, batch_size: int) -> BlockPlan:
-    return PersistentEngine.plan_on(STAGE, Setup(network, batch_size, 0.1), H100.limits)
+SPLIT_AT_USE = replace(STAGE, options=PersistentOptions(products=("tf32",)))
+
+
+def plan_of(network: Network, batch_size: int, stage: Stage = STAGE) -> BlockPlan:
+    return PersistentEngine.plan_on(stage, Setup(network, batch_size, 0.1), H100.limits)
 
 
 def in_use_together(a: Region, b: Region) -> bool:
@@ -60,7 +64,7 @@ def test_a_layout_depends_on_its_arguments_alone() -> None:
 @each_network
 @each_batch
 def test_a_schedule_keeps_within_registers_and_threads(network: Network, batch_size: int) -> None:
-    plan = plan_of(network, batch_size)
+    plan = plan_of(network, batch_size, SPLIT_AT_USE)
     for conv in plan.operators:
         if not isinstance(conv, TunedConv):
             continue
@@ -85,9 +89,12 @@ def compiler_says(source: str) -> str:
     ("name", "value", "said"),
     [
         ("SCRATCH_FLOATS", 12, "forward's sums lie in Scratch"),
+        ("SCRATCH_FLOATS of planes", 12, "rows lie in Scratch"),
         ("STAGED_FLOATS", 12, "every share of the gradient has a place in Staged"),
+        ("STAGED_FLOATS of planes", 12, "every warp's gradient has a place in Staged"),
         ("FULL_PITCH", 12, "tiles of positions lie within a map"),
         ("WEIGHTS_WARPS", 99, "each warp has one share of the gradient"),
+        ("LINE_PITCH of planes", 8, "a line's rows lie behind each other"),
         ("REDUCE_FLOATS", 12, "all warps' stages lie in shared memory"),
         ("REDUCE_STAGES", 3, "two are multiplied at a time"),
         ("PARTIALS", 12, "partial sums lie one behind the other"),
@@ -96,7 +103,8 @@ def compiler_says(source: str) -> str:
 )
 def test_sizes_that_do_not_go_together_do_not_compile(name: str, value: int, said: str) -> None:
     """Python hands over each size once; the kernels assert what they need of it."""
-    source = plan_of(lenet5(), 64).source()
+    name, _, planes = name.partition(" of ")
+    source = plan_of(lenet5(), 64, STAGE if planes else SPLIT_AT_USE).source()
     assert not compiler_says(source)
     before, _, after = source.partition(f" {name} = ")
     assert after

@@ -27,7 +27,7 @@ STAGES = (
     "persistent",
     "persistent_one_team",
     "persistent_without_bulk_copies",
-    "persistent_planes",
+    "persistent_tf32",
 )
 """Without any of these in the sweep there is no such table."""
 COLUMNS = {
@@ -67,7 +67,7 @@ TECHNIQUES = (
     Technique("one launch instead of a graph", "graph_programmatic", "persistent"),
     Technique("two teams of threads a block", "persistent_one_team", "persistent"),
     Technique("bulk copies of weights", "persistent_without_bulk_copies", "persistent"),
-    Technique("one launch: FP16 planes split once", "persistent", "persistent_planes"),
+    Technique("one launch: FP16 planes split once", "persistent_tf32", "persistent"),
 )
 
 

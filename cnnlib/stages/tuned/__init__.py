@@ -84,23 +84,23 @@ STAGE = Stage(
     options=Plans({"persistent": PERSISTENT, "graph": GRAPH, "stored": STORED}, compared=True),
 )
 
-PLANES = replace(
+SPLIT_AT_USE = replace(
     STAGE,
-    name="tuned_planes",
-    title="tuned, FP16 planes",
-    change="as tuned, with convolutions whose numbers are split once, into planes of FP16",
+    name="tuned_split_at_use",
+    title="tuned, split at use",
+    change="as tuned, with convolutions that split floats into TF32 each time they are multiplied",
     color="#e69f00",
     marker="X",
     options=Plans(
         {
             "persistent": replace(
                 PERSISTENT,
-                name="tuned_planes",
-                options=PersistentOptions(products=("fp16", "tf32")),
+                name="tuned_split_at_use",
+                options=PersistentOptions(products=("tf32",)),
             ),
-            "graph": replace(GRAPH, name="tuned_planes"),
+            "graph": replace(GRAPH, name="tuned_split_at_use"),
         },
         compared=True,
     ),
 )
-VARIANTS = (PLANES,)
+VARIANTS = (SPLIT_AT_USE,)

@@ -18,8 +18,8 @@ from cnnlib.stages.tuned.layout import (
 from cnnlib.stages.tuned.operator import Position, TunedOperator
 from cnnlib.stages.tuned.plan import PersistentOptions
 
-MAX_BATCH_ONE_INPUTS = 1024
-"""Inputs for whose one image a warp's registers have room: 32 numbers of each lane."""
+MAX_INPUTS_BY_THREADS = 1024
+"""Inputs of all images for which a warp's registers have room: 32 numbers of each lane."""
 FEW_IMAGES, MAX_LANE_FLOAT4S = 4, 16
 """Images that threads multiply together where weights stay in device memory, at most, and Float4s
 of each lane's that hold their numbers.
@@ -41,18 +41,21 @@ class TunedDense(TunedOperator):
     def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
         super().__init__(planned, stage, threads, images)
         self.inputs, self.units = self.source_size, planned.layer(Dense).units
-        # One image alone is multiplied by threads, which meet in no bank whatever the pitch is.
-        self.batch_one = (
-            images == 1 and self.inputs % ALIGNMENT == 0 and self.inputs <= MAX_BATCH_ONE_INPUTS
+        options = options_of(stage, PersistentOptions)
+        # Few images are multiplied by threads, which meet in no bank whatever the pitch is.
+        self.on_chip_by_threads = (
+            self.inputs % ALIGNMENT == 0
+            and images <= options.few_images
+            and images * self.inputs <= MAX_INPUTS_BY_THREADS
         )
         self.few_images = (
             self.inputs % ALIGNMENT == 0
             and images <= FEW_IMAGES
             and images * ceil_div(self.inputs, LANES * ALIGNMENT) <= MAX_LANE_FLOAT4S
         )
-        self.by_threads = options_of(stage, PersistentOptions).threads_read_l2
+        self.by_threads = options.threads_read_l2
         whole_tiles = ceil_div(self.inputs, 8) * 8
-        self.weight_pitch = self.inputs if self.batch_one else row_pitch(whole_tiles)
+        self.weight_pitch = self.inputs if self.on_chip_by_threads else row_pitch(whole_tiles)
         self.trace = sectors(self.inputs) + sectors(self.units)
         self.needs = self._needs()
 
@@ -67,7 +70,7 @@ class TunedDense(TunedOperator):
         self.data_split_k, data = self._split_k(self.inputs, self.units)
         # Each thread has four inputs' errors, of every image, at most.
         threads = self.threads.block * ALIGNMENT
-        if self.by_threads and self.few_images:
+        if self.on_chip_by_threads or (self.by_threads and self.few_images):
             threads = max(threads, self.inputs) * self.images
         return Needs(
             self.label,
@@ -101,7 +104,9 @@ class TunedDense(TunedOperator):
             "WEIGHT_PITCH": self.weight_pitch,
             "ALIGNED": self.aligned,
             "BY_THREADS": (
-                self.by_threads and self.may_read_l2(layout) if in_global else self.batch_one
+                self.by_threads and self.may_read_l2(layout)
+                if in_global
+                else self.on_chip_by_threads
             ),
             "FORWARD_SPLIT_K": self.forward_split_k,
             "DATA_SPLIT_K": self.data_split_k,

@@ -21,6 +21,8 @@ SLOTS_PER_TEAM = 2
 """Images whose maps a team has in shared memory where a block takes several together: one comes or
 goes while the other is worked on.
 """
+MANY_LAYERS = 8
+"""Layers of which no longer every choice is tried to stay in device memory: the largest ones do."""
 MIN_STAGES, MAX_STAGES = 2, 8
 """Bounds of the cp.async pipeline depth in the gradient reduction; even."""
 
@@ -183,23 +185,16 @@ class SharedLayout:
 
 
 def lay_out(
-    needs: Sequence[Needs],
-    sizes: Sequence[int],
-    threads: Threads,
-    images: int,
-    shared_bytes: int,
-    fewest_away: bool = False,
+    needs: Sequence[Needs], sizes: Sequence[int], threads: Threads, images: int, shared_bytes: int
 ) -> SharedLayout:
     """The layout of a block that takes `images` together and may have `shared_bytes`.
 
     sizes: floats of the source of each operator, and of the target of the last. As many weights
-    are in shared memory as fit; the largest layers give way first (with `fewest_away`, those of the
-    fewest weights that do) and then, for one image, room in scratch for parameters that are used
-    where they come. If it does not fit even so, the layout is
-    returned all the same, and its `bytes` say how much it lacks.
+    are in shared memory as fit: those layers give way whose weights are the fewest that do, and
+    then, for one image, room in scratch for parameters that are used where they come. If it does
+    not fit even so, the layout is returned all the same, and its `bytes` say how much it lacks.
     """
-    give_ways = _fewest_away(needs) if fewest_away else _give_ways(needs)
-    ways = [(in_global, False) for in_global in give_ways]
+    ways = [(in_global, False) for in_global in _give_ways(needs)]
     if images == 1:
         ways.append((ways[-1][0], True))
     for in_global, tight in ways:
@@ -210,19 +205,12 @@ def lay_out(
 
 
 def _give_ways(needs: Sequence[Needs]) -> Iterator[frozenset[str]]:
-    """Labels of the operators whose weights stay in device memory: first none, then ever more."""
-    # The sort is stable: of two equal ones the later gives way first.
-    optional = sorted(
-        (n for n in reversed(needs) if n.optional), key=lambda n: n.parameters, reverse=True
-    )
-    yield from map(
-        frozenset, itertools.accumulate(([n.label] for n in optional), initial=list[str]())
-    )
-
-
-def _fewest_away(needs: Sequence[Needs]) -> Iterator[frozenset[str]]:
-    """As _give_ways, but any of these operators may stay: first those of the fewest parameters."""
+    """Labels of the operators whose weights stay in device memory: none, then ever more weights."""
     optional = {n.label: n.parameters for n in needs if n.optional}
+    if len(optional) > MANY_LAYERS:
+        largest = sorted(optional, key=lambda label: -optional[label])
+        yield from (frozenset(largest[:count]) for count in range(len(largest) + 1))
+        return
     away = itertools.chain.from_iterable(
         itertools.combinations(optional, count) for count in range(len(optional) + 1)
     )

@@ -4,7 +4,6 @@ The source is numbers alone: a struct for each layer and one for the whole, and 
 layers' templates. The program is kernels/tuned/step.cuh.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,9 +35,6 @@ TWO_TEAMS = Threads(256, teams=2)
 """For blocks with more than two images: one team computes while the other waits. A step at batch
 4096 took 340 instead of 396 us on an H100 (docs/tuning).
 """
-TRIED = (ONE_TEAM, TWO_TEAMS, Threads(512), Threads(512, teams=4))
-"""What is tried where the plan is chosen by measuring."""
-
 
 Products = Literal["tf32", "fp16"]
 """Floats that are split into two TF32 each time that they are multiplied, or planes of FP16 that
@@ -52,19 +48,15 @@ class PersistentOptions(Options):
 
     two_teams: bool = True
     """Whether blocks with more than two images have two teams."""
-    team_threads: int = 128
-    """Threads of each of several teams."""
-    teams: int = 2
-    """How many teams a block has that has several."""
-    teams_from: int = 4
-    """Images that a block takes together from which it has several teams."""
-    fewest_away: bool = False
-    """Whether as few weights as can be stay in device memory, and not the largest layer's first."""
     max_images: int = MAX_IMAGES
     """Images that a block takes together, at most; a power of two."""
+    few_images: int = 4
+    """Images of a block up to which dense layers whose weights are in shared memory multiply one
+    weight after another, and not matrices.
+    """
     bulk_copies: bool = True
     """Whether weights arrive by the copy engine of a GPU that has one, and not by all threads."""
-    products: tuple[Products, ...] = ("tf32",)
+    products: tuple[Products, ...] = ("fp16", "tf32")
     """Of what convolutions' products may be made, the one that is taken unless another one is
     measured to be faster first.
     """
@@ -140,7 +132,6 @@ class BlockPlan:
             self.threads,
             self.images,
             shared_bytes,
-            self.options.fewest_away,
         )
         if self.layout.bytes > shared_bytes:
             convolved = sum(o.parameters for o in self.operators if o.partials)
@@ -190,6 +181,7 @@ class BlockPlan:
             "shared_bytes": self.layout.bytes,
             "weights_on_chip": self.weights_in_shared,
             "products": self.products,
+            "few_images": self.options.few_images,
             **({"stamped": True} if self.stamped else {}),
             **({"counted": True} if self.stamped and not self.traces_stamped else {}),
             **({"threads_read_l2": True} if self.options.threads_read_l2 and self.reads_l2 else {}),
@@ -313,9 +305,7 @@ def choose(
     own = ceil_div(batch_size, device.multiprocessors)
     images = min(options.max_images, 2 ** math.ceil(math.log2(own)))
     while True:
-        several = options.two_teams and images >= options.teams_from
-        threads = Threads(options.team_threads * options.teams, options.teams)
-        threads = replace(threads if several else ONE_TEAM, gpu=architecture_of(device))
+        threads = threads_for(images, options, device)
         for products in options.products:
             given = stage, planned, device.shared_bytes, images, threads, objective, products
             try:
@@ -333,30 +323,32 @@ def candidates(
     device: Limits,
     objective: Objective = USUAL,
 ) -> list[BlockPlan]:
-    """Plans worth measuring, all different: first that of `choose`, then with other threads, and
-    with half as many images together. Last those with threads_read_l2, as many as there are kinds
-    of products.
+    """Plans worth measuring, all different: first that of `choose`; then it with other products,
+    with half as many images together, with dense layers that multiply matrices also where they need
+    not, and with threads_read_l2. They are few: a GPU's compiler takes some ten seconds for each.
     """
     first = choose(stage, planned, batch_size, device, objective)
-    found = {(first.images, first.threads, first.products): first}
-    wanted = itertools.product(
-        (first.images, first.images // 2), TRIED, options_of(stage, PersistentOptions).products
-    )
-    for choice in wanted:
-        images, threads, products = choice
-        threads = replace(threads, gpu=first.threads.gpu)
-        if images and images % threads.teams == 0 and (images, threads, products) not in found:
-            with suppress(Unsupported):
-                given = stage, planned, device.shared_bytes, images, threads, objective, products
-                other = BlockPlan(*given, one_image=batch_size <= device.multiprocessors)
-                found.setdefault((other.images, other.threads, other.products), other)
     options = options_of(stage, PersistentOptions)
-    reading = replace(stage, options=replace(options, threads_read_l2=True))
-    more: list[BlockPlan] = []
-    for plan in found.values():
-        if plan.threads == first.threads and plan.reads_l2 and not options.threads_read_l2:
+    wanted = [(stage, first.images, products) for products in options.products]
+    wanted.append((stage, first.images // 2, first.products))
+    if first.images > 1:
+        matrices = replace(stage, options=replace(options, few_images=1))
+        wanted.append((matrices, first.images, first.products))
+    if first.reads_l2:
+        reading = replace(stage, options=replace(options, threads_read_l2=True))
+        wanted.append((reading, first.images, first.products))
+    found = {first.source(): first}
+    for variant, images, products in wanted:
+        if images:
+            threads = threads_for(images, options, device)
+            given = variant, planned, device.shared_bytes, images, threads, objective, products
             with suppress(Unsupported):
-                same = plan.images, plan.threads, objective, plan.products
-                given = reading, planned, device.shared_bytes, *same
-                more.append(BlockPlan(*given, one_image=batch_size <= device.multiprocessors))
-    return [*found.values(), *more]
+                other = BlockPlan(*given, one_image=batch_size <= device.multiprocessors)
+                found.setdefault(other.source(), other)
+    return list(found.values())
+
+
+def threads_for(images: int, options: PersistentOptions, device: Limits) -> Threads:
+    """The threads of a block that takes so many images together."""
+    threads = TWO_TEAMS if images > 2 and options.two_teams else ONE_TEAM
+    return replace(threads, gpu=architecture_of(device))
