@@ -52,8 +52,8 @@ COLUMNS = {
     "tf32_ratio_high": "number",
 }
 CELL = ["dataset", "network", "batch_size"]
-PHASE = "leave_gradient"
-"""A part of a step that only a kernel which trains whole epochs has."""
+PLANS = {"persistent": {"leave_gradient"}, "stored": {"split_weights", "split_source"}}
+"""Kernels, or parts of a kernel, by which a plan is known; plan graph has none of them."""
 Times = dict[str, list[np.ndarray]]
 """Seconds of the epochs of each repeat, by stage."""
 
@@ -95,15 +95,14 @@ def make(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def plan(kernels: pd.DataFrame) -> str:
-    """The plan by which these kernels trained: one launch for whole epochs, or kernels in a graph.
+    """The plan by which these kernels trained; where repeats chose differently, all of them.
 
-    Where repeats chose differently, both; "" where no kernel was timed.
+    "" where no kernel was timed.
     """
-    timed = kernels[kernels["launches"] > 0]
-    found = {
-        "persistent" if PHASE in set(own["kernel"]) else "graph"
-        for _, own in timed.groupby("repeat")
-    }
+    found = set()
+    for _, timed in kernels[kernels["launches"] > 0].groupby("repeat"):
+        names = set(timed["kernel"])
+        found.add(next((plan for plan, own in PLANS.items() if own & names), "graph"))
     return " and ".join(sorted(found))
 
 

@@ -5,7 +5,10 @@ import math
 import pandas as pd
 import pytest
 
+from cnnlib.engine.plans import Plans
+from cnnlib.engine.stage import options_of
 from cnnlib.measuring import schema
+from cnnlib.stages import find_stage
 from tests.workflow.rows import epoch_rows
 from workflow.glue import modules
 
@@ -77,6 +80,8 @@ def test_plans_are_known_by_their_kernels() -> None:
         kernels=[
             kernel("tuned", "leave_gradient", "lenet5"),
             kernel("tuned", "gather", "lenet5") | {"repeat": 2},
+            kernel("tuned", "split_weights", "lenet5") | {"repeat": 3},
         ],
     )
-    assert list(both["plan"]) == ["graph and persistent"]
+    assert list(both["plan"]) == ["graph and persistent and stored"]
+    assert {*TABLE.PLANS, "graph"} == set(options_of(find_stage("tuned", "here"), Plans).plans)
