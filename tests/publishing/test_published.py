@@ -1,5 +1,6 @@
 """Published machines are whole, have nothing private in them, and are listed."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -31,8 +32,27 @@ def test_the_table_of_machines_has_the_published_times() -> None:
     for size in (64, 1024):
         best = summary[(summary["batch_size"] == size)].nsmallest(1, "epoch_seconds").iloc[0]
         assert f" {wording.duration(best['epoch_seconds'])} ({best['stage']}) |" in line
-    assert "| 2026-11-24 | a179ea8, 0ea8200 |" in line
-    assert len(table.splitlines()) == 2 + len(machines(REFERENCE))
+    runs = (REFERENCE / "nvidia-h100/provenance").glob("*.json")
+    facts = [json.loads(path.read_text("utf-8")) for path in runs]
+    days = sorted(each["started"][:10] for each in facts)
+    dates, commits = line.split(" | ")[-2:]
+    assert dates.split(" to ") == list(dict.fromkeys([days[0], days[-1]]))
+    assert set(commits.strip(" |").split(", ")) == {each["commit"][:7] for each in facts}
+    names = [machine.name for machine in machines(REFERENCE)]
+    own = [name for name in names if not name.startswith("nvidia-h100-")]
+    assert len(table.splitlines()) == 2 + len(own)
+
+
+def test_more_results_of_a_machine_are_no_machine_of_their_own(tmp_path: Path) -> None:
+    for name in ("gpu", "gpu-networks", "gpu-pcie", "gpux"):
+        shutil.copytree(REFERENCE / "nvidia-h100/provenance", tmp_path / name / "provenance")
+        rows = schema.read(REFERENCE / "nvidia-h100/tables/epochs.csv", "epochs").head(900)
+        device = "another GPU" if name == "gpu-pcie" else "NVIDIA H100 80GB HBM3"
+        rows.loc[rows["device_kind"] == "cuda", "device"] = device
+        (tmp_path / name / "tables").mkdir()
+        schema.write(tmp_path / name / "tables/epochs.csv", "epochs", rows.to_dict("records"))
+    lines = machines_table(tmp_path).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| gpu", "| gpu-pcie", "| gpux"]
 
 
 @pytest.mark.parametrize(

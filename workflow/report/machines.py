@@ -14,13 +14,22 @@ DIGITS = 7
 def table(reference: Path) -> str:
     """GPU, processor, stages, the best epoch at two batch sizes, days and commits, as Markdown.
 
-    `reference` is a folder of machines, such as results/reference. Raises DataError naming a table
-    or a run.json that is damaged.
+    `reference` is a folder of machines, such as results/reference; folders that belong to another
+    have no line. Raises DataError naming a table or a run.json that is damaged.
     """
     head = ["machine", "GPU", "processor", "stages measured"]
     head += [f"best epoch, batch {size}" for size in BATCH_SIZES] + ["measured", "commit"]
     rows = [head, ["---"] * 4 + ["---:"] * len(BATCH_SIZES) + ["---"] * 2]
-    return wording.markdown_table([*rows, *map(line, machines(reference))])
+    found = machines(reference)
+    listed = [each for each in found if not any(belongs(each, other) for other in found)]
+    return wording.markdown_table([*rows, *map(line, listed)])
+
+
+def belongs(machine: Machine, other: Machine) -> bool:
+    """Whether a folder holds more of another's machine, as nvidia-h100-networks of nvidia-h100."""
+    more = machine.name.startswith(f"{other.name}-")
+    own = {name for names in machine.devices.values() for name in names}
+    return more and own <= {name for names in other.devices.values() for name in names}
 
 
 def line(machine: Machine) -> list[str]:
