@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cnnlib.device import Device, limits_from
+from cnnlib.engine.gpu import GpuEngine
 from cnnlib.network import Network
 from cnnlib.stages import tuned
 from cnnlib.stages.tuned.graph import GraphEngine
@@ -14,7 +15,7 @@ from tests.engine.test_gpu_steps import capturing, two_epochs  # noqa: F401
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import awkward, build
 
-EACH = replace(tuned.GRAPH.options, head=0, update="by_segment", gathers_ahead=False)
+EACH = replace(tuned.GRAPH.options, head=0, gathers_ahead=False)
 HEAD = replace(EACH, head=4096, gathers_ahead=True)
 DENSE = build("dense", (1, 6, 6), 3, [{"dense": 90}, {"activation": "relu"}, {"dense": 3}])
 """Every layer belongs to the head."""
@@ -83,11 +84,11 @@ def test_a_head_trains_alike(
         compare_logits(engine, pictures(network, 7)[0])
 
 
-def test_an_update_with_all_loads_in_flight_trains_alike(capturing: Device) -> None:  # noqa: F811
+def test_the_update_is_that_of_other_stages(capturing: Device) -> None:  # noqa: F811
+    """The update with all loads of a thread in flight, beside that of kernels/counted_batch.cuh."""
     each = replace(tuned.GRAPH, options=EACH)
-    wide = replace(tuned.GRAPH, options=replace(EACH, update="wide"))
-    expected = two_epochs(each, awkward(), capturing)
-    found = two_epochs(wide, awkward(), capturing)
+    expected = two_epochs(replace(each, engine=GpuEngine), awkward(), capturing)
+    found = two_epochs(each, awkward(), capturing)
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
 

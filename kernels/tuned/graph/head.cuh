@@ -6,8 +6,7 @@
 // wait_for_previous_kernel.
 //
 // Needs: THREADS, IMAGES, LAYERS, CLASSES, LOSS, FIRST (whether the source is the images), LEAVES_PEAK (as layer.cuh), COUNTS
-// (whether this is where a step is counted), BYTES; and for each layer l INPUTS_l, UNITS_l, FUNCTION_l,
-// WEIGHTS_l (where its
+// (whether this is where a step is counted), BYTES; and for each layer l INPUTS_l, UNITS_l, FUNCTION_l, WEIGHTS_l (where its
 // weights, and then its biases, begin in the vector of all parameters), VALUES_l and ERRORS_l (where its source and the errors
 // of its sums begin in `traces`, one image after the other).
 #pragma once
@@ -16,10 +15,8 @@
 #include "../../planes.cuh"
 
 #ifdef __CUDACC__
-#define FOURFOLD_FOR _Pragma("unroll 4") for
 #define EIGHTFOLD_FOR _Pragma("unroll 8") for
 #else
-#define FOURFOLD_FOR for
 #define EIGHTFOLD_FOR for
 #endif
 
@@ -98,73 +95,22 @@ struct LastLayers {
   const float* parameters;
   int first, count;  // the first image of the block's, and how many there are in the batch
 
-  // A layer's sizes and places, which are looked up when they are needed: a loop over layers has the code of one. So little
-  // code stays in a multiprocessor's cache of instructions from one step to the next.
-  struct Sizes {
-    int inputs, units, value_pitch, error_pitch, parts;
-    int weights, biases, values, target, errors;  // in shared memory
-    int parameters, value_traces, target_traces, error_traces;
-  };
   template <int LAYER>
-  static __device__ __forceinline__ Sizes sizes_of() {
-    using Own = At<LAYER>;
-    constexpr bool LAST = LAYER + 1 == LAYERS;
-    constexpr int WEIGHTS_AT = weights_at<LAYER>(), VALUES_AT = values_at<LAYER>(), ERRORS_AT = errors_at<LAYER>();
-    constexpr int AFTER = At < LAST ? LAYER : LAYER + 1 > ::VALUES;
-    return {Own::INPUTS,
-            Own::UNITS,
-            Own::VALUE_PITCH,
-            Own::ERROR_PITCH,
-            Own::PARTS,
-            WEIGHTS_AT + Own::SHIFT,
-            WEIGHTS_AT + Own::BIASES,
-            VALUES_AT,
-            LAST ? LOGITS : VALUES_AT + IMAGES * Own::VALUE_PITCH,
-            ERRORS_AT,
-            Own::WEIGHTS,
-            Own::VALUES,
-            AFTER,
-            Own::ERRORS};
-  }
-  template <int LAYER = 0>
-  static __device__ __forceinline__ Sizes sizes(int layer) {
-    if constexpr (LAYER + 1 == LAYERS)
-      return sizes_of<LAYER>();
-    else
-      return layer == LAYER ? sizes_of<LAYER>() : sizes<LAYER + 1>(layer);
-  }
-  template <int LAYER = 0>
-  static __device__ __forceinline__ float activate_by(int layer, float x) {
-    if constexpr (LAYER + 1 == LAYERS)
-      return activate<Last::FUNCTION>(x);
-    else
-      return layer == LAYER ? activate<At<LAYER>::FUNCTION>(x) : activate_by<LAYER + 1>(layer, x);
-  }
-  template <int LAYER = 0>
-  static __device__ __forceinline__ float slope_by(int layer, float y) {
-    if constexpr (LAYER + 1 == LAYERS)
-      return slope<Last::FUNCTION>(y);
-    else
-      return layer == LAYER ? slope<At<LAYER>::FUNCTION>(y) : slope_by<LAYER + 1>(layer, y);
-  }
-
   __device__ __forceinline__ void stage_weights() const {
-    ROLLED_FOR(int layer = 0; layer < LAYERS; layer++) {
-      const Sizes own = sizes(layer);
-      const int shift = own.parameters % 4, size = shift + own.units * own.inputs, even = size / 4 * 4;
-      float* target = memory + own.weights - shift;
-      const float* source = parameters + own.parameters - shift;
-      FOURFOLD_FOR(int i = threadIdx.x; i < even / 4; i += THREADS)
-      copy_async(reinterpret_cast<Float4*>(target) + i, reinterpret_cast<const Float4*>(source) + i);
-      ROLLED_FOR(int i = even + threadIdx.x; i < size; i += THREADS) copy_async(target + i, source + i);
-      ROLLED_FOR(int i = threadIdx.x; i < own.units; i += THREADS)
-        copy_async(memory + own.biases + i, source + size + i);
-    }
+    using Own = At<LAYER>;
+    constexpr int SIZE = Own::SHIFT + Own::UNITS * Own::INPUTS, EVEN = SIZE / 4 * 4;
+    float* target = memory + weights_at<LAYER>();
+    const float* source = parameters + Own::WEIGHTS - Own::SHIFT;
+    copy_float4s(target, source, EVEN / 4);
+    for (int i = EVEN + threadIdx.x; i < SIZE; i += THREADS) copy_async(target + i, source + i);
+    for (int i = threadIdx.x; i < Own::UNITS; i += THREADS)
+      copy_async(target + Own::BIASES + i, parameters + Own::WEIGHTS + Own::UNITS * Own::INPUTS + i);
+    if constexpr (LAYER + 1 < LAYERS) stage_weights<LAYER + 1>();
   }
 
   __device__ __forceinline__ void load_source(const float* __restrict__ source) const {
     using Own = At<0>;
-    ROLLED_FOR(int i : block_range(IMAGES * Own::INPUTS)) {
+    for (int i : block_range(IMAGES * Own::INPUTS)) {
       const int n = i / Own::INPUTS, k = i % Own::INPUTS;
       const float value = first + n < count ? load_l2(source + (first + n) * Own::INPUTS + k) : 0.0f;
       memory[values_at<0>() + n * Own::VALUE_PITCH + k] = value;
@@ -173,41 +119,46 @@ struct LastLayers {
   }
 
   // A warp has some units, and its lanes share their terms.
+  template <int LAYER>
   __device__ __forceinline__ void go_forward(float* __restrict__ logits) const {
+    using Own = At<LAYER>;
     constexpr int AT_ONCE = IMAGES >= 4 ? 1 : 4 / IMAGES;
+    constexpr int TARGET = LAYER + 1 < LAYERS ? values_at<LAYER>() + IMAGES * Own::VALUE_PITCH : LOGITS;
+    const float* weights = memory + weights_at<LAYER>() + Own::SHIFT;
+    const float* values = memory + values_at<LAYER>();
     const int lane = threadIdx.x % LANES;
-    ROLLED_FOR(int layer = 0; layer < LAYERS; layer++) {
-      const Sizes own = sizes(layer);
-      const float* values = memory + own.values;
-      float* target = layer + 1 < LAYERS ? traces + own.target_traces : logits;
-      ROLLED_FOR(int u0 = threadIdx.x / LANES * AT_ONCE; u0 < own.units; u0 += WARPS * AT_ONCE) {
-        float sum[AT_ONCE][IMAGES] = {};
-        const float* rows[AT_ONCE];
-        UNROLL_FOR(int u = 0; u < AT_ONCE; u++)
-          rows[u] = memory + own.weights + min(u0 + u, own.units - 1) * own.inputs;
-        FOURFOLD_FOR(int k = lane; k < own.inputs; k += LANES) {
-          float value[IMAGES];
-          UNROLL_FOR(int n = 0; n < IMAGES; n++) value[n] = values[n * own.value_pitch + k];
-          UNROLL_FOR(int u = 0; u < AT_ONCE; u++) {
-            const float weight = rows[u][k];
-            UNROLL_FOR(int n = 0; n < IMAGES; n++) sum[u][n] = fmaf(weight, value[n], sum[u][n]);
-          }
+    for (int u0 = threadIdx.x / LANES * AT_ONCE; u0 < Own::UNITS; u0 += WARPS * AT_ONCE) {
+      float sum[AT_ONCE][IMAGES];
+      UNROLL_FOR(int u = 0; u < AT_ONCE; u++)
+        UNROLL_FOR(int n = 0; n < IMAGES; n++) sum[u][n] = 0.0f;
+      const auto add = [&](int k) {
+        float value[IMAGES];
+        UNROLL_FOR(int n = 0; n < IMAGES; n++) value[n] = values[n * Own::VALUE_PITCH + k];
+        UNROLL_FOR(int u = 0; u < AT_ONCE; u++) {
+          const float weight = weights[min(u0 + u, Own::UNITS - 1) * Own::INPUTS + k];
+          UNROLL_FOR(int n = 0; n < IMAGES; n++) sum[u][n] = fmaf(weight, value[n], sum[u][n]);
         }
-        float found = 0.0f;  // of lane u IMAGES + n: unit u0 + u, image n
-        UNROLL_FOR(int u = 0; u < AT_ONCE; u++)
-          UNROLL_FOR(int n = 0; n < IMAGES; n++) {
-            UNROLL_FOR(int bit = LANES / 2; bit > 0; bit /= 2)
-              sum[u][n] += __shfl_xor_sync(0xffffffffu, sum[u][n], bit);
-            if (lane == u * IMAGES + n) found = sum[u][n];
+      };
+      UNROLL_FOR(int k0 = 0; k0 < Own::INPUTS / LANES; k0++) add(k0 * LANES + lane);
+      if (Own::INPUTS % LANES > lane) add(Own::INPUTS / LANES * LANES + lane);
+      UNROLL_FOR(int u = 0; u < AT_ONCE; u++)
+        UNROLL_FOR(int n = 0; n < IMAGES; n++)
+          for (int bit = LANES / 2; bit > 0; bit /= 2) sum[u][n] += __shfl_xor_sync(0xffffffffu, sum[u][n], bit);
+      UNROLL_FOR(int u = 0; u < AT_ONCE; u++)
+        UNROLL_FOR(int n = 0; n < IMAGES; n++)
+          if (lane == u * IMAGES + n && u0 + u < Own::UNITS) {
+            const int unit = u0 + u, image = first + n;
+            const float value = activate<Own::FUNCTION>(sum[u][n] + weights[Own::BIASES - Own::SHIFT + unit]);
+            memory[TARGET + n * Own::ERROR_PITCH + unit] = value;
+            if (image >= count) continue;
+            if constexpr (LAYER + 1 < LAYERS)
+              traces[At<LAYER + 1>::VALUES + image * Own::UNITS + unit] = value;
+            else
+              logits[image * Own::UNITS + unit] = value;
           }
-        const int unit = u0 + lane / IMAGES, n = lane % IMAGES, image = first + n;
-        if (lane >= AT_ONCE * IMAGES || unit >= own.units) continue;
-        const float value = activate_by(layer, found + memory[own.biases + unit]);
-        memory[own.target + n * own.error_pitch + unit] = value;
-        if (image < count) target[image * own.units + unit] = value;
-      }
-      __syncthreads();
     }
+    __syncthreads();
+    if constexpr (LAYER + 1 < LAYERS) go_forward<LAYER + 1>(logits);
   }
 
   // The errors of the last layer's sums, an image a warp. losses (batch,) collects each slot's loss over the steps of an epoch.
@@ -224,27 +175,27 @@ struct LastLayers {
         traces[Last::ERRORS + image * CLASSES + k] = error;
       };
       if (way == GIVEN_ERRORS) {
-        ROLLED_FOR(int k = lane; k < CLASSES; k += LANES) leave(k, output_errors[image * CLASSES + k]);
+        for (int k = lane; k < CLASSES; k += LANES) leave(k, output_errors[image * CLASSES + k]);
       } else if (Head::LOSS == CROSS_ENTROPY) {
         float largest = row[0], sum = 0.0f;
-        ROLLED_FOR(int k = lane; k < CLASSES; k += LANES) largest = fmaxf(largest, row[k]);
-        ROLLED_FOR(int bit = LANES / 2; bit > 0; bit /= 2)
+        for (int k = lane; k < CLASSES; k += LANES) largest = fmaxf(largest, row[k]);
+        for (int bit = LANES / 2; bit > 0; bit /= 2)
           largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, bit));
-        ROLLED_FOR(int k = lane; k < CLASSES; k += LANES) sum += expf(row[k] - largest);
-        ROLLED_FOR(int bit = LANES / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
+        for (int k = lane; k < CLASSES; k += LANES) sum += expf(row[k] - largest);
+        for (int bit = LANES / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
         const int label = labels[image];
-        ROLLED_FOR(int k = lane; k < CLASSES; k += LANES)
+        for (int k = lane; k < CLASSES; k += LANES)
           leave(k, (expf(row[k] - largest) / sum - (k == label ? 1.0f : 0.0f)) / float(count));
         if (lane == 0) losses[image] += logf(sum) + largest - row[label];
       } else {
         const int label = labels[image];
         float sum = 0.0f;
-        ROLLED_FOR(int k = lane; k < CLASSES; k += LANES) {
+        for (int k = lane; k < CLASSES; k += LANES) {
           const float difference = row[k] - (k == label ? 1.0f : 0.0f);
           sum = fmaf(difference, difference, sum);
           leave(k, difference * (2.0f / float(CLASSES)) / float(count));
         }
-        ROLLED_FOR(int bit = LANES / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
+        for (int bit = LANES / 2; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
         if (lane == 0) losses[image] += sum / float(CLASSES);
       }
     }
@@ -252,39 +203,52 @@ struct LastLayers {
   }
 
   // Groups of threads share an error's terms, and their sums are added in the order of the groups.
+  template <int LAYER>
   __device__ __forceinline__ void go_back(float* __restrict__ source_errors, unsigned& largest) const {
-    float* sums = memory + SUMS;
-    ROLLED_FOR(int layer = LAYERS - 1; layer >= (Head::FIRST ? 1 : 0); layer--) {
-      const Sizes own = sizes(layer), before = sizes(layer > 0 ? layer - 1 : 0);
-      const float* errors = memory + own.errors;
-      const int each = THREADS / own.parts, part = threadIdx.x / each;
-      if (part < own.parts)
-        ROLLED_FOR(int k = threadIdx.x % each; k < own.inputs; k += each) {
-          const float* weights = memory + own.weights + k;
-          float sum[IMAGES] = {};
-          EIGHTFOLD_FOR(int unit = part; unit < own.units; unit += own.parts) {
-            const float weight = weights[unit * own.inputs];
-            UNROLL_FOR(int n = 0; n < IMAGES; n++) sum[n] = fmaf(weight, errors[n * own.error_pitch + unit], sum[n]);
+    if constexpr (LAYER > 0 || !Head::FIRST) {
+      using Own = At<LAYER>;
+      const float* weights = memory + weights_at<LAYER>() + Own::SHIFT;
+      const float* errors = memory + errors_at<LAYER>();
+      float* sums = memory + SUMS;
+      constexpr int EACH = THREADS / Own::PARTS;
+      const int part = threadIdx.x / EACH;
+      constexpr int INPUTS_EACH = smaller_of(4, ceil_div(Own::INPUTS, EACH));
+      if (part < Own::PARTS)
+        for (int first_input = threadIdx.x % EACH; first_input < Own::INPUTS; first_input += EACH * INPUTS_EACH) {
+          float sum[INPUTS_EACH][IMAGES] = {};
+          EIGHTFOLD_FOR(int unit = part; unit < Own::UNITS; unit += Own::PARTS) {
+            float weight[INPUTS_EACH];
+            UNROLL_FOR(int e = 0; e < INPUTS_EACH; e++)
+              weight[e] = weights[unit * Own::INPUTS + smaller_of(first_input + e * EACH, Own::INPUTS - 1)];
+            UNROLL_FOR(int n = 0; n < IMAGES; n++) {
+              const float error = errors[n * Own::ERROR_PITCH + unit];
+              UNROLL_FOR(int e = 0; e < INPUTS_EACH; e++) sum[e][n] = fmaf(weight[e], error, sum[e][n]);
+            }
           }
-          UNROLL_FOR(int n = 0; n < IMAGES; n++) sums[(part * IMAGES + n) * own.value_pitch + k] = sum[n];
+          UNROLL_FOR(int e = 0; e < INPUTS_EACH; e++)
+            UNROLL_FOR(int n = 0; n < IMAGES; n++)
+              if (first_input + e * EACH < Own::INPUTS)
+                sums[(part * IMAGES + n) * Own::VALUE_PITCH + first_input + e * EACH] = sum[e][n];
         }
       __syncthreads();
-      ROLLED_FOR(int n = 0; n < IMAGES && first + n < count; n++)
-        ROLLED_FOR(int k = threadIdx.x; k < own.inputs; k += THREADS) {
-          float error = 0.0f;
-          FOURFOLD_FOR(int other = 0; other < own.parts; other++)
-          error += sums[(other * IMAGES + n) * own.value_pitch + k];
-          const int image = first + n;
-          if (layer > 0) {
-            error *= slope_by(layer - 1, memory[own.values + n * own.value_pitch + k]);
-            memory[before.errors + n * before.error_pitch + k] = error;
-            traces[before.error_traces + image * own.inputs + k] = error;
-          } else {
-            source_errors[image * own.inputs + k] = error;
-            if (Head::LEAVES_PEAK) largest = max(largest, bits_of_size(error));
-          }
+      for (int i : block_range(IMAGES * Own::INPUTS)) {
+        const int n = i / Own::INPUTS, k = i % Own::INPUTS, image = first + n;
+        if (image >= count) continue;
+        float error = 0.0f;
+        UNROLL_FOR(int other = 0; other < Own::PARTS; other++)
+          error += sums[(other * IMAGES + n) * Own::VALUE_PITCH + k];
+        if constexpr (LAYER > 0) {
+          using Before = At<LAYER - 1>;
+          error *= slope<Before::FUNCTION>(memory[values_at<LAYER>() + n * Own::VALUE_PITCH + k]);
+          memory[errors_at<LAYER - 1>() + n * Before::ERROR_PITCH + k] = error;
+          traces[Before::ERRORS + image * Before::UNITS + k] = error;
+        } else {
+          source_errors[image * Own::INPUTS + k] = error;
+          if (Head::LEAVES_PEAK) largest = max(largest, bits_of_size(error));
         }
+      }
       __syncthreads();
+      if constexpr (LAYER > 0) go_back<LAYER - 1>(source_errors, largest);
     }
   }
 };
@@ -300,22 +264,22 @@ __device__ __forceinline__ void run_head(const float* __restrict__ source, const
   LastLayers<Head> own = {memory, traces, parameters, 0, count};
   // Where all layers belong to the head, the update of these weights may be the kernel before.
   if (Head::FIRST) wait_for_previous_kernel();
-  own.stage_weights();
+  own.template stage_weights<0>();
   if (!Head::FIRST) wait_for_previous_kernel();
   let_next_kernel_start();
   unsigned largest = 0;
-  ROLLED_FOR(own.first = blockIdx.x * Head::IMAGES; own.first < count; own.first += gridDim.x * Head::IMAGES) {
+  for (own.first = blockIdx.x * Head::IMAGES; own.first < count; own.first += gridDim.x * Head::IMAGES) {
     own.load_source(source);
     wait_for_copies();
     __syncthreads();
-    own.go_forward(logits);
+    own.template go_forward<0>(logits);
     if (way == ONLY_FORWARD) continue;
     own.find_errors(labels, output_errors, losses, way);
-    own.go_back(source_errors, largest);
+    own.template go_back<Head::LAYERS - 1>(source_errors, largest);
   }
   wait_for_copies();
   if (Head::LEAVES_PEAK) {
-    ROLLED_FOR(int bit = 16; bit > 0; bit /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, bit));
+    for (int bit = 16; bit > 0; bit /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, bit));
     if (threadIdx.x % 32 == 0 && largest > 0) atomicMax(source_peak, largest);
   }
   if (Head::COUNTS && way == TRAIN && blockIdx.x == 0 && threadIdx.x == 0) *position += 1;

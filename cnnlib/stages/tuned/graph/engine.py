@@ -59,7 +59,9 @@ class GraphEngine(GpuEngine):
                 f"of network '{setup.network.name}' no convolution of another layer's maps has "
                 f"{least:,} multiply-adds a batch and room for its planes"
             )
-        if head := head_of(operators, product_options(stage), setup.batch_size, limits):
+        options = product_options(stage)
+        head = head_of(operators, options, setup.batch_size, limits)
+        if head and cls._all_sum(operators):
             first = operators[head.start]
             assert isinstance(first, GraphConv)
             first.head = head
@@ -78,14 +80,10 @@ class GraphEngine(GpuEngine):
         return [o for o in operators if not (isinstance(o, GraphConv) and o.in_head)]
 
     @classmethod
-    def _is_wide(cls, operators: Sequence[GpuOperator], options: GpuOptions) -> bool:
-        """Whether the update is that of kernels/tuned/graph/update.cuh."""
-        wide = isinstance(options, ProductOptions) and options.update == "wide"
-        return cls._head_among(operators) is not None or (wide and cls._all_sum(operators))
-
-    @classmethod
     def _all_sum(cls, operators: Sequence[GpuOperator]) -> bool:
-        """Whether every layer with parameters leaves partial sums of its gradient."""
+        """Whether every layer with parameters leaves its gradient to the update, which is then that
+        of kernels/tuned/graph/update.cuh.
+        """
         return all(
             isinstance(operator, GraphConv)
             for operator in operators
@@ -104,7 +102,7 @@ class GraphEngine(GpuEngine):
     def _kernels(cls, operators: Sequence[GpuOperator], options: GpuOptions) -> list[str]:
         names = super()._kernels(cls._separate(operators), options)
         names += ["head_run"] * (cls._head_among(operators) is not None)
-        return names + ["step_update"] * cls._is_wide(operators, options)
+        return names + ["step_update"] * cls._all_sum(operators)
 
     @classmethod
     def _operator_sources(
@@ -114,7 +112,7 @@ class GraphEngine(GpuEngine):
         parts = super()._operator_sources(setup, separate, options)
         if head := cls._head_among(operators):
             parts.append(head.source(setup.loss, ahead))
-        if cls._is_wide(operators, options):
+        if cls._all_sum(operators):
             constants: dict[str, Constant] = {
                 "THREADS": THREADS,
                 "IMAGE_SIZE": math.prod(setup.network.input_shape),
@@ -128,12 +126,12 @@ class GraphEngine(GpuEngine):
 
     def _allocate(self) -> None:
         self._head = self._head_among(self.operators)
-        self._wide = self._is_wide(self.operators, self._options)
+        self._makes_sums = self._all_sum(self.operators)
         self.gathers_ahead = self._is_ahead(self.operators, self._options)
         super()._allocate()
-        if not self._wide:
+        if not self._makes_sums:
             return
-        self._wide_list = [
+        self._table = [
             update_segment(shares, offset, size, groups, start, weights)
             for offset, size, groups, start in self._segment_list
             for shares, weights in [update_shares(size, groups)]
@@ -143,9 +141,9 @@ class GraphEngine(GpuEngine):
         self._traces.fill_bytes(0)
         for layer in self._head.layers if self._head else ():
             places = layer.values, layer.units, layer.inputs, layer.errors
-            self._wide_list.append(update_segment(0, layer.offset, layer.size, 0, *places))
-        self._wide_segments = self.array((len(self._wide_list), 12), np.int32)
-        self._wide_segments.set(np.array(self._wide_list, np.int32))
+            self._table.append(update_segment(0, layer.offset, layer.size, 0, *places))
+        self._device_table = self.array((len(self._table), 12), np.int32)
+        self._device_table.set(np.array(self._table, np.int32))
         self._spare = self.array((1,), np.int32)
         self._spare.fill_bytes(0)
         if not self._segment_list:
@@ -196,18 +194,18 @@ class GraphEngine(GpuEngine):
         return super().gather(images, position, labels, rate)
 
     def update(self, step: int | None) -> list[Launch]:
-        if not self._wide:
+        if not self._makes_sums:
             return super().update(step)
         rate = self._rates.part(step or 0, (1,))
-        return [self._wide_update(rate, self.setup.batch_size, step is not None, self._spare, 0)]
+        return [self._sum_and_update(rate, self.setup.batch_size, step is not None, self._spare, 0)]
 
     def update_at(self, rate: DeviceArray, *position: Argument) -> list[Launch]:
-        if not self._wide:
+        if not self._makes_sums:
             return super().update_at(rate, *position)
         rates = self._rates if self.gathers_ahead else rate
-        return [self._wide_update(rates, self.setup.batch_size, True, self._position, 1)]
+        return [self._sum_and_update(rates, self.setup.batch_size, True, self._position, 1)]
 
-    def _wide_update(
+    def _sum_and_update(
         self, rates: DeviceArray, count: int, apply: bool, position: DeviceArray, counts: int
     ) -> Launch:
         images, shape = self._images, self.network.input_shape
@@ -217,9 +215,9 @@ class GraphEngine(GpuEngine):
         vectors = math.prod(shape) // pixels_together(math.prod(shape))
         gathered = count * vectors if counts and self.gathers_ahead else 0
         return self._bound(
-            *("step", "update", update_blocks(self._wide_list, gathered)),
+            *("step", "update", update_blocks(self._table, gathered)),
             *(self._parameters, self._velocity, self._gradient, self._partials, self._traces),
-            *(self._wide_segments, len(self._wide_list), rates, float(self.setup.momentum)),
+            *(self._device_table, len(self._table), rates, float(self.setup.momentum)),
             *(int(apply), self._moment, position, counts, *there, self._first, labels),
             *(*self._levels, images.count if images else 0, count),
         )
@@ -234,7 +232,7 @@ class GraphEngine(GpuEngine):
         if way is not Pass.ONLY_FORWARD:
             rate = self._rates.part(0, (1,))
             launches += self._backward(count)
-            launches.append(self._wide_update(rate, count, False, self._spare, 0))
+            launches.append(self._sum_and_update(rate, count, False, self._spare, 0))
         self._run(launches)
 
     def close(self) -> None:

@@ -28,10 +28,6 @@ class ProductOptions(GpuOptions):
     """
     head_batch: int = 256
     """Largest batch for which there is such a launch."""
-    update: Literal["by_segment", "wide"] = "wide"
-    """How partial sums are added up in the update: as stage `ring` does it, or with all loads of a
-    thread in flight at once, as a step with a head always does it.
-    """
     gathers_ahead: bool = True
     """Whether the update, where there is a head, also gathers the images of the next step."""
     stored: int | None = None
