@@ -18,7 +18,7 @@ from cnnlib.paths import ROOT
 from tests.support.command_line import Home
 from tests.workflow.rows import epoch_rows
 
-PUBLISHED = ROOT / "results/reference/nvidia-h100"
+PUBLISHED = ROOT / "results/reference/nvidia-h100/earlier"
 RUN = {"dataset": "blobs", "network": "tiny", "stage": "gemm", "batch_size": 8, "repeat": 1}
 
 Write = Callable[..., Path]
@@ -61,10 +61,10 @@ def words(comparison: Comparison) -> dict[tuple[str, int], str]:
 
 
 def test_a_slowdown_put_into_a_copy_is_found(home: Home, tmp_path: Path) -> None:
-    """By folders of published tables, with a run that does not work any longer; files agree."""
+    """By folders with published tables, with a run that does not work any longer; files agree."""
     slow = tmp_path / "slow/tables/epochs.csv"
     slow.parent.mkdir(parents=True)
-    with (PUBLISHED / "tables/epochs.csv").open(newline="") as stream:
+    with (PUBLISHED / "epochs.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
         if row["stage"] == "tuned":
@@ -182,11 +182,11 @@ def test_few_repeats_are_unsure_unless_others_say_how_far_repeats_differ(write: 
 def test_bad_folders_are_named(home: Home, tmp_path: Path, what: str, named: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "machines/mine/tables").mkdir(parents=True)
-    shutil.copy(PUBLISHED / "networks/epochs.csv", tmp_path / "machines/mine/tables")
+    shutil.copy(PUBLISHED / "epochs.csv", tmp_path / "machines/mine/tables")
     for name in ("cut", "negative", "other", "facts", "kinds", "settings"):
         (tmp_path / name).mkdir()
         table = tmp_path / name / "epochs.csv"
-        shutil.copy(PUBLISHED / "tables/epochs.csv", table)
+        shutil.copy(PUBLISHED / "epochs.csv", table)
         lines = table.read_text().splitlines()[:9]
         if name == "cut":
             lines[8] = lines[8].rpartition(",")[0]
@@ -198,13 +198,22 @@ def test_bad_folders_are_named(home: Home, tmp_path: Path, what: str, named: str
     (tmp_path / "facts/run.json").write_text("{")
     (tmp_path / "kinds/run.json").write_text('{"status": "ok", "settings": 3}')
     (tmp_path / "settings/config.yaml").write_text("a: [")
-    said = home.fails("compare", str(PUBLISHED / "networks"), what, "--out", "page.html")
+    said = home.fails("compare", str(once(tmp_path)), what, "--out", "page.html")
     assert named in said
     assert not (tmp_path / "page.html").exists()
 
 
-def test_options_that_do_not_go_together(home: Home) -> None:
+def once(folder: Path) -> Path:
+    """A folder in `folder` with the first repeat of the first published runs."""
+    made = folder / "once"
+    made.mkdir()
+    rows = (PUBLISHED / "epochs.csv").read_text().splitlines()[:9]
+    (made / "epochs.csv").write_text("\n".join(rows) + "\n")
+    return made
+
+
+def test_options_that_do_not_go_together(home: Home, tmp_path: Path) -> None:
     assert "two folders, or one" in home.fails("compare", "a")
     assert "two folders, or one" in home.fails("compare", "a", "b", "--halves")
     assert "--threshold must be from 0" in home.fails("compare", "a", "b", "--threshold", "-1")
-    assert "no run in" in home.fails("compare", str(PUBLISHED / "networks"), "--halves")
+    assert "no run in" in home.fails("compare", str(once(tmp_path)), "--halves")

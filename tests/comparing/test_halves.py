@@ -9,7 +9,7 @@ from cnnlib.comparing.comparison import compare_results
 from cnnlib.comparing.results import Results, read
 from cnnlib.paths import ROOT
 
-PUBLISHED = ROOT / "results/reference/nvidia-h100"
+PUBLISHED = ROOT / "results/reference/nvidia-h100/earlier"
 
 
 @pytest.fixture(scope="module")

@@ -168,7 +168,7 @@ def test_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(example["__doc__"].split()) > 25
     tables = modules.read_tables([TABLES / f"{name}.csv" for name in example["TABLES"]])
     drawing = example["draw"](tables, Sheet())
-    assert "tuned trains an epoch in 7.96 ms" in str(drawing)
+    assert re.search(r"tuned trains an epoch in \d\.\d\d ms at batch 256", str(drawing))
     empty = {name: table[:0] for name, table in tables.items()}
     assert "There are no epochs to draw" in str(example["draw"](empty, Sheet()))
     serve(monkeypatch, "figures", "epoch", example)
