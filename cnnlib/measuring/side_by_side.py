@@ -17,11 +17,12 @@ from cnnlib.system.interrupts import GRACE
 from cnnlib.system.processes import die_with_parent
 from cnnlib.system.turns import Turns, take_part
 
-LIBRARIES = {
-    "torch": ("torch", "torch._dynamo", "torch._inductor.compile_fx"),
-    "jax": ("jax", "jax.numpy"),
-}
-"""Beginning of a peer's name -> what its runs import, which takes seconds."""
+LIBRARIES = {"torch": ("torch",), "jax": ("jax", "jax.numpy")}
+"""Beginning of a peer's name -> what its runs import, which takes seconds.
+
+No more than that: importing PyTorch's compiler initialises CUDA, which then works in no process
+that is forked.
+"""
 
 
 @dataclass
