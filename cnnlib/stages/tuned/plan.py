@@ -36,6 +36,9 @@ TWO_TEAMS = Threads(256, teams=2)
 4096 took 340 instead of 396 us on an H100 (docs/tuning).
 """
 
+PARTIALS_TILE = 64
+"""Weights of a convolution that a block sums together: kernels/tuned/reduce.cuh."""
+
 Products = Literal["tf32", "fp16"]
 """Floats that are split into two TF32 each time that they are multiplied, or planes of FP16 that
 are split once (kernels/planes.cuh) where the convolution fits them.
@@ -60,13 +63,14 @@ class PersistentOptions(Options):
     """Of what convolutions' products may be made, the one that is taken unless another one is
     measured to be faster first.
     """
-    stamped: bool = False
-    """Whether blocks with one image at most hand numbers to each other with the step's stamp
-    (kernels/tuned/stamps.cuh), where the network allows it, and wait at no barrier of the grid.
+    stamped: bool = True
+    """Whether blocks hand each other numbers with the step's stamp (kernels/tuned/stamps.cuh), and
+    wait at no barrier of the grid, where the network allows it and enough blocks have no image: as
+    many as there are tiles of convolutions' gradients.
     """
     counted: bool = False
     """Whether, with `stamped`, other blocks do so too: a counter says when traces are there."""
-    eager: bool = False
+    eager: bool = True
     """Whether stamped weights and sums are asked for again and again until all of them are there,
     and not one of them first.
     """
@@ -75,7 +79,7 @@ class PersistentOptions(Options):
     threads, which ask for many weights at once, and not by tensor cores. Where a plan is chosen by
     measuring, both are timed.
     """
-    compact: bool = False
+    compact: bool = True
     """Whether all dense layers are updated by the same code, and so are all convolutions. Where
     numbers are stamped, they always are.
     """
@@ -113,9 +117,9 @@ class BlockPlan:
         threads: Threads = ONE_TEAM,
         objective: Objective = USUAL,
         products: Products = "tf32",
-        one_image: bool = False,
+        idle: int = 0,
     ) -> None:
-        """`one_image`: whether no block has more than one image of a batch."""
+        """`idle`: how many blocks have no image of a batch."""
         self.objective, self.products = objective, products
         self.options = options_of(stage, PersistentOptions)
         stage = replace(stage, options=replace(self.options, products=(products,)))
@@ -151,7 +155,7 @@ class BlockPlan:
         self.trace = max(sectors(1), self.trace)
         self.traces_stamped = (
             self.options.stamped
-            and one_image
+            and idle >= sum(ceil_div(o.partials, PARTIALS_TILE) for o in self.operators)
             and self.images == self.threads.teams == 1
             and self.partials > 0
             and all(o.copied_by_one_warp(self.layout) for o in self.operators)
@@ -182,8 +186,7 @@ class BlockPlan:
             "weights_on_chip": self.weights_in_shared,
             "products": self.products,
             "few_images": self.options.few_images,
-            **({"stamped": True} if self.stamped else {}),
-            **({"counted": True} if self.stamped and not self.traces_stamped else {}),
+            "stamped": self.stamped,
             **({"threads_read_l2": True} if self.options.threads_read_l2 and self.reads_l2 else {}),
         }
 
@@ -309,7 +312,7 @@ def choose(
         for products in options.products:
             given = stage, planned, device.shared_bytes, images, threads, objective, products
             try:
-                return BlockPlan(*given, one_image=own == 1)
+                return BlockPlan(*given, idle=device.multiprocessors - batch_size)
             except Unsupported:
                 if images == 1 and products == options.products[-1]:
                     raise
@@ -343,7 +346,7 @@ def candidates(
             threads = threads_for(images, options, device)
             given = variant, planned, device.shared_bytes, images, threads, objective, products
             with suppress(Unsupported):
-                other = BlockPlan(*given, one_image=batch_size <= device.multiprocessors)
+                other = BlockPlan(*given, idle=device.multiprocessors - batch_size)
                 found.setdefault(other.source(), other)
     return list(found.values())
 
