@@ -260,35 +260,41 @@ def test_a_nan_in_any_parameter_is_seen(stage, network, device):
                 assert math.isnan(engine.train(np.arange(4))), where
 
 
-LARGE = {"tuned": 6e4}
+LARGE = {("tuned", "hiding_in_planes"): 6e4}
 """Where numbers are FP16, whose range ends at 65,504."""
-HIDING, HIDING_IN_OVERLAPS = (
+HIDING, HIDING_IN_OVERLAPS, HIDING_IN_PLANES = (
     build(
         name,
         (1, 6, 6),
         2,
         [
-            {"conv": {"maps": 1, "kernel": 1}},
+            {"conv": {"maps": maps, "kernel": 1}},
             {"conv": {"maps": 1, "kernel": 1}},
             {"activation": "tanh"},
             {"subsample": subsample},
             {"dense": 2},
         ],
     )
-    for name, subsample in (("hiding", 2), ("hiding_in_overlaps", {"size": 3, "stride": 2}))
+    for name, maps, subsample in (
+        ("hiding", 1, 2),
+        ("hiding_in_overlaps", 1, {"size": 3, "stride": 2}),
+        ("hiding_in_planes", 5, 2),
+    )
 )
 
 
 @each_gpu_stage
-@on(HIDING, HIDING_IN_OVERLAPS)
+@on(HIDING, HIDING_IN_OVERLAPS, HIDING_IN_PLANES)
 @pytest.mark.parametrize("position", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_a_nan_beats_any_other_value_of_its_window(stage, network, position, device):
     skip_if_declined(stage, network)
     images = np.ones((1, 1, 6, 6), np.uint8)
     with open_engine(stage, network, 1, device, mean=0, deviation=1) as engine:
         vector = np.ones(network.parameter_count)
-        vector[0] = LARGE.get(stage.name, 3e38)  # times 1 is finite, times 2 it is not
-        vector[2] = 0  # times what is finite is 0, else NaN
+        maps = network.parameters[0].shape[0]
+        large = LARGE.get((stage.name, network.name), 3e38)
+        vector[:maps] = large  # times 1 is finite, times 2 it is not
+        vector[2 * maps : 3 * maps] = 0  # times what is finite is 0, else NaN
         engine.parameters = vector
         assert np.isfinite(engine.logits(images)).all()
         images[0, 0, 2 + position[0], 2 + position[1]] = 2
