@@ -20,7 +20,7 @@ EIGHT = 8
 """FP16 of a row that ldmatrix takes: 16 bytes."""
 MAX_N_TILES = 8
 """Tiles of eight positions that a warp makes together, at most."""
-MAX_LEFT = 64
+MAX_LEFT = 80
 """Registers that a thread may spend on the weights of one tile of backward_data."""
 LOAD = 4
 """Cycles of a multiprocessor for one ldmatrix of four matrices: it moves 512 bytes, 128 a cycle."""
