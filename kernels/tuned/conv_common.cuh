@@ -165,13 +165,6 @@ struct ConvSums : LayerDefaults {
   // Second phase: the sum of all blocks' partial sums.
   static constexpr int TILES = ceil_div(PARAMETERS, PARTIALS_TILE);
   static constexpr PartialsSizes PARTIALS_SIZES = {Layer::FIRST_PARTIAL, Layer::FIRST_WEIGHT, PARAMETERS};
-  template <class Plan, class Gradients>
-  static __device__ __forceinline__ void reduce_tile(int tile, Gradients& gradients, float* shared,
-                                                     const Update& update) {
-    reduce_partials<Threads, Plan::PARTIALS>(gradients, Layer::FIRST_PARTIAL + tile * PARTIALS_TILE,
-                                             min(PARTIALS_TILE, PARAMETERS - tile * PARTIALS_TILE), shared,
-                                             update.from(Layer::FIRST_WEIGHT + tile * PARTIALS_TILE));
-  }
 };
 
 // A gradient in tiles of floats, split where they are multiplied.

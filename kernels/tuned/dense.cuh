@@ -438,20 +438,10 @@ struct Dense : LayerDefaults {
   static_assert(Layer::REDUCE_FLOATS >= WARPS * Layer::REDUCE_STAGES * 8 * Layer::REDUCE_PITCH,
                 "all warps' stages lie in shared memory");
 
-  struct Sizes {
-    static constexpr int inputs = INPUTS, units = UNITS, tiles_wide = TILES_WIDE;
-    static constexpr int trace_source = Layer::TRACE_SOURCE, trace_delta = Layer::TRACE_DELTA;
-    static constexpr int first_weight = Layer::FIRST_WEIGHT;
-  };
   static constexpr DenseSizes SIZES = {
       INPUTS, UNITS, TILES_WIDE, Layer::TRACE_SOURCE, Layer::TRACE_DELTA, Layer::FIRST_WEIGHT};
   template <int TRACE>
   using UpdateOf = DenseUpdate<Threads, Split, TRACE, Layer::REDUCE_PITCH, Layer::REDUCE_STAGES>;
-
-  template <class Plan, class Gradients>
-  static __device__ __forceinline__ void reduce_tile(int tile, Gradients& gradients, float* shared, const Update& all) {
-    UpdateOf<Plan::TRACE>::reduce_tile(Sizes(), tile, gradients, shared, all);
-  }
 };
 
 }  // namespace tuned

@@ -11,7 +11,7 @@
 
 namespace tuned {
 
-// A layer's sizes and places, for one function that serves all layers. Dense::Sizes has the same names, as constants.
+// A layer's sizes and places: one function serves all layers.
 struct DenseSizes {
   int inputs, units;
   int tiles_wide;                 // of tiles side by side along the inputs
@@ -40,8 +40,7 @@ struct DenseUpdate {
     int image[OWN], offset[OWN];
     bool there[OWN];
 
-    template <class Sizes>
-    __device__ __forceinline__ Fetch(const Sizes& sizes, const Number* traces, int unit0, int input0) {
+    __device__ __forceinline__ Fetch(const DenseSizes& sizes, const Number* traces, int unit0, int input0) {
       UNROLL_FOR(int n = 0; n < OWN; n++) {
         const int i = threadIdx.x % 32 + n * 32, four = i % ROW_FLOAT4S;
         const int unit = unit0 + four * 4, input = input0 + (four - DELTA_FLOAT4S) * 4;
@@ -77,10 +76,10 @@ struct DenseUpdate {
     }
   };
 
-  // shared: WARPS * WARP_STAGES floats. Sizes: DenseSizes, or the same names as constants.
-  template <class Sizes, class Gradients>
-  static __device__ __forceinline__ void reduce_tile(const Sizes& sizes, int tile, Gradients& gradients, float* shared,
-                                                     const Update& all) {
+  // shared: WARPS * WARP_STAGES floats.
+  template <class Gradients>
+  static __device__ __forceinline__ void reduce_tile(const DenseSizes& sizes, int tile, Gradients& gradients,
+                                                     float* shared, const Update& all) {
     const Update update = all.from(sizes.first_weight);
     const int count = gradients.count;
     constexpr int OWN = ceil_div(TILE_UNITS * TILE_INPUTS, BLOCK);  // weights of a thread

@@ -73,9 +73,9 @@ constexpr int PARTIALS_TILE = 64;  // weights of a convolution that a block sums
 
 // The sum over all groups of `size` weights' gradients, from `first` on; PITCH: floats from a group's partial sums to
 // the next one's. shared: BLOCK floats.
-// EAGER: stamped numbers are asked for all the time from the moment on when the images of the thread's last group have
-// come back from the dense layers, as the first number of their traces shows, TRACE of which an image has.
-template <class Threads, int PITCH, bool EAGER = false, int TRACE = 0, class Gradients>
+// Stamped numbers are asked for all the time from the moment on when the image of the thread's last group has come back
+// from the dense layers. The first number of its trace shows that; TRACE: floats of a trace, 0 without dense layers.
+template <class Threads, int PITCH, int TRACE, class Gradients>
 __device__ __forceinline__ void reduce_partials(Gradients& gradients, int first, int size, float* shared,
                                                 const Update& update) {
   constexpr int SHARES = Threads::BLOCK / PARTIALS_TILE;
@@ -91,13 +91,13 @@ __device__ __forceinline__ void reduce_partials(Gradients& gradients, int first,
       for (int group = share; group < gradients.groups; group += SHARES * TOGETHER) {
         float value[TOGETHER];
         const Stamped* from = gradients.from.partials + first + i;
-        if (EAGER && TRACE) {
+        if (TRACE) {
           float ignored[1];
           const int last = group + (min(TOGETHER, (gradients.groups - group + SHARES - 1) / SHARES) - 1) * SHARES;
           take_stamped(
               ignored, [&](int) { return gradients.from.traces + last * TRACE; }, gradients.stamp, gradients.patience);
         }
-        take_stamped<EAGER>(
+        take_stamped<true>(
             value,
             [&](int n) {
               return group + n * SHARES < gradients.groups ? from + (group + n * SHARES) * PITCH : nullptr;

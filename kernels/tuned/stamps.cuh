@@ -142,10 +142,9 @@ __device__ __forceinline__ void take_stamped(float (&value)[N], At at, unsigned 
 // What blocks hand to each other in this way, in device memory.
 struct Handed {
   Stamped* traces;        // (count, TRACE)
-  Stamped* partials;      // (groups, PARTIALS)
+  Stamped* partials;      // (count, PARTIALS)
   Stamped* weights;       // (PARTIALS,): of the convolutions, as they are after the step
   unsigned* dense_tiles;  // tiles of dense layers that have been updated in this launch
-  unsigned* traces_left;  // blocks that have left all traces of a step, summed over the steps of this launch
   unsigned* failed;
 };
 

@@ -25,9 +25,6 @@
 //   SLOTS: places of that size, used in turn
 //   TRACE, PARTIALS: floats of an image's trace, and of a block's partial sums
 //   SHARED_BYTES, SHUFFLE_ROUNDS
-//   TRACES_STAMPED: whether traces are stamped, where sums are, and not counted
-//   EAGER: how stamped numbers are waited for (stamps.cuh)
-//   COMPACT: one update's code for all dense layers, and one for all convolutions
 //   Buffers: Image, Logits, Errors, Labels, BulkCopies (the barrier of bulk copies)
 #pragma once
 #include <type_traits>
@@ -223,24 +220,16 @@ struct BehindBarriers {
 };
 
 // ...or number by number, each with the step's stamp, from which this block takes the convolutions' weights likewise.
-// Without TRACES traces are arrays too, which are complete when a counter says so.
-template <bool TRACES>
 struct ByStamps {
   static constexpr bool STAMPED = true;
-  using Row = std::conditional_t<TRACES, StampedRow, float*>;
-  const Step& step;
+  using Row = StampedRow;
   Handed handed;
   unsigned stamp;
   int done;                 // steps done before in this launch, after which weights come stamped
   bool dense_copies_begun;  // in this step; known to the first warp. The first step begins with them
   Patience& patience;
-  __device__ __forceinline__ Row traces() const {
-    if constexpr (TRACES)
-      return {handed.traces, stamp};
-    else
-      return step.traces;
-  }
-  __device__ __forceinline__ StampedRow partials() const { return {handed.partials, stamp}; }
+  __device__ __forceinline__ Row traces() const { return {handed.traces, stamp}; }
+  __device__ __forceinline__ Row partials() const { return {handed.partials, stamp}; }
 };
 
 // Lists of layers: a team takes one image at a time through the first, a block several together through the second.
@@ -325,11 +314,10 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
 
   // Whether dense layers' weights can be copied by the first warp alone, as soon as all of their tiles have been updated.
   static constexpr bool ONE_WARP_COPIES = (Together::ONE_WARP_COPIES && ... && true);
-  using Exchange = ByStamps<Plan::TRACES_STAMPED>;
 
   // The first warp: begins to copy dense layers' weights if all of their tiles are there; it waits for them if `must`.
   template <class Context>
-  static __device__ __forceinline__ void begin_dense_copies(Context& c, Exchange& exchange, bool must) {
+  static __device__ __forceinline__ void begin_dense_copies(Context& c, ByStamps& exchange, bool must) {
     const unsigned wanted = static_cast<unsigned>(exchange.done) * BATCH_TILES;
     int ready = 0;
     if (threadIdx.x == 0) {
@@ -346,19 +334,10 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     (Together::copy_weights_by_warp(c), ...);
   }
 
-  // All threads: the same, where one warp cannot, or where weights stay in device memory.
-  template <class Context>
-  static __device__ __forceinline__ void wait_for_dense_weights(Context& c, Exchange& exchange) {
-    if (threadIdx.x == 0)
-      exchange.patience.wait_for(exchange.handed.dense_tiles, static_cast<unsigned>(exchange.done) * BATCH_TILES);
-    __syncthreads();
-    copy_dense_weights(c);
-  }
-
   // The weights of a step after the first: as load_weights, but they come from blocks that may not be done with them.
   template <class Context>
-  static __device__ __forceinline__ void take_weights(Context& c, Exchange& exchange) {
-    if constexpr (BATCH_TILES > 0 && Plan::TRACES_STAMPED) {
+  static __device__ __forceinline__ void take_weights(Context& c, ByStamps& exchange) {
+    if constexpr (BATCH_TILES > 0) {
       c.bulk_copies.pending = true;
       if (threadIdx.x < 32) begin_dense_copies(c, exchange, false);
     }
@@ -366,7 +345,7 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
 #pragma unroll 1
     for (int first = threadIdx.x; first < Plan::PARTIALS; first += TOGETHER * Threads::BLOCK) {
       float value[TOGETHER];
-      take_stamped<Plan::EAGER>(
+      take_stamped<true>(
           value,
           [&](int n) -> const Stamped* {
             const int i = first + n * Threads::BLOCK;
@@ -378,7 +357,6 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     }
     __syncthreads();
     (Single::convert_weights(c), ...);
-    if (Threads::TEAMS > 1) __syncthreads();
   }
 
   // Each layer has its own instance of these, and so a barrier of its own: the emulated device sees when threads have
@@ -417,7 +395,7 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   template <class Layer, class Context, class Given>
   static __device__ __forceinline__ void forward_one_of(Context& c, int slot, Given& exchange) {
     forward_one<Layer>(c, slot);
-    if constexpr (Given::STAMPED && Plan::TRACES_STAMPED && BATCH_TILES > 0 && index_of<Layer>() == 0)
+    if constexpr (Given::STAMPED && BATCH_TILES > 0 && index_of<Layer>() == 0)
       if (threadIdx.x < 32 && !exchange.dense_copies_begun) begin_dense_copies(c, exchange, true);
   }
   template <class Context>
@@ -469,25 +447,20 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   template <class Gradients>
   static __device__ __forceinline__ void reduce_tile(int tile, Gradients& gradients, float* shared,
                                                      const Update& update) {
-    if constexpr (Plan::COMPACT && IMAGE_TILES > 0 && BATCH_TILES > 0) {
-      if (tile < IMAGE_TILES)
-        reduce_image_tile(tile, gradients, shared, update);
-      else
-        reduce_batch_tile(tile - IMAGE_TILES, gradients, shared, update);
-      return;
-    }
-    reduce_tile_of(PerBatch<Single..., Together...>(), tile, gradients, shared, update);
+    if constexpr (IMAGE_TILES > 0)
+      if (tile < IMAGE_TILES) return reduce_image_tile(tile, gradients, shared, update);
+    if constexpr (BATCH_TILES > 0) reduce_batch_tile(tile - IMAGE_TILES, gradients, shared, update);
   }
-  // Of the layers that take one image at a time, and of the others.
+  // Of the layers that take one image at a time, and of the others: one function for all of a kind, whose code is small.
   template <class Gradients>
   static __device__ __forceinline__ void reduce_image_tile(int tile, Gradients& gradients, float* shared,
                                                            const Update& update) {
     const PartialsSizes sizes = partials_of(PerBatch<Single...>(), tile);
     const int first = tile * PARTIALS_TILE;
     constexpr int TRACE = BATCH_TILES > 0 ? Plan::TRACE : 0;
-    reduce_partials<Threads, Plan::PARTIALS, Plan::EAGER, TRACE>(gradients, sizes.first_partial + first,
-                                                                 min(PARTIALS_TILE, sizes.parameters - first), shared,
-                                                                 update.from(sizes.first_weight + first));
+    reduce_partials<Threads, Plan::PARTIALS, TRACE>(gradients, sizes.first_partial + first,
+                                                    min(PARTIALS_TILE, sizes.parameters - first), shared,
+                                                    update.from(sizes.first_weight + first));
   }
   // As sizes_of.
   static __device__ __forceinline__ PartialsSizes partials_of(PerBatch<>, int&) { return {}; }
@@ -522,19 +495,6 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
       return typename Layer::template UpdateOf<Plan::TRACE>();
     else
       return update_of(PerBatch<Later...>());
-  }
-  template <class Gradients>
-  static __device__ __forceinline__ void reduce_tile_of(PerBatch<>, int, Gradients&, float*, const Update&) {}
-  template <class Layer, class... Later, class Gradients>
-  static __device__ __forceinline__ void reduce_tile_of(PerBatch<Layer, Later...>, int tile, Gradients& gradients,
-                                                        float* shared, const Update& update) {
-    if constexpr (Layer::TILES > 0) {
-      if (tile < Layer::TILES) {
-        Layer::template reduce_tile<Plan>(tile, gradients, shared, update);
-        return;
-      }
-    }
-    reduce_tile_of(PerBatch<Later...>(), tile - Layer::TILES, gradients, shared, update);
   }
 };
 
@@ -608,9 +568,6 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
       Threads::template team_barrier<Step>();
       timer.mark(INPUT);
       Net::forward_image(c, i, exchange);
-      if constexpr (Exchange::STAMPED && !Plan::TRACES_STAMPED && Net::BATCH_TILES > 0)
-        if (exchange.done && round == 0 && first == static_cast<int>(blockIdx.x))
-          Net::wait_for_dense_weights(c, exchange);
       // the last ones stay where they are
       if (i + SLOTS < rounds * TEAMS && mode != ONLY_FORWARD) put_away<Plan>(kept(i), stash + i * KEPT);
     }
@@ -672,40 +629,21 @@ __device__ __forceinline__ void give_up(const Step& step) {
   if (threadIdx.x == 0) step.losses[0] = NAN;
 }
 
-// The second phase, where no barrier stands between the phases: tiles go to blocks without an image, if there are enough
-// of them for the tiles that a step waits for, those of convolutions. Dense layers' tiles come first, since what they
-// need comes first.
+// The second phase, where no barrier stands between the phases, by the blocks without an image. Dense layers' tiles come
+// first, since what they need comes first.
 template <class Net>
-__device__ __forceinline__ void update_stamped(const Step& step, StampedGradients& gradients, int done,
-                                               const Update& how, float* shared) {
-  const int grid = gridDim.x, idle = grid - gradients.groups;
-  const int first = idle >= Net::IMAGE_TILES ? gradients.groups : 0, workers = grid - first;
-  const int worker = static_cast<int>(blockIdx.x) - first;
+__device__ __forceinline__ void update_stamped(StampedGradients& gradients, const Update& how, float* shared) {
+  const int workers = gridDim.x - gradients.count, worker = static_cast<int>(blockIdx.x) - gradients.count;
   if (worker < 0) return;
-  const auto update_convolutions = [&] {
-#pragma unroll 1
-    for (int tile = workers - 1 - worker; tile < Net::IMAGE_TILES; tile += workers)
-      Net::reduce_image_tile(tile, gradients, shared, how);
-  };
-  // Where traces are counted they come last, behind the gradients of convolutions.
-  if constexpr (!Net::Plan::TRACES_STAMPED) update_convolutions();
-  if constexpr (Net::BATCH_TILES > 0) {
-    if constexpr (!Net::Plan::TRACES_STAMPED) {
-      if (worker < Net::BATCH_TILES && threadIdx.x == 0)
-        gradients.patience.wait_for(gradients.from.traces_left, static_cast<unsigned>(done + 1) * gradients.groups);
-      __syncthreads();
-    }
-    Gradients behind_counter = {step.traces, nullptr, gradients.count, gradients.groups};
+  if constexpr (Net::BATCH_TILES > 0)
 #pragma unroll 1
     for (int tile = worker; tile < Net::BATCH_TILES; tile += workers) {
-      if constexpr (Net::Plan::TRACES_STAMPED)
-        Net::reduce_batch_tile(tile, gradients, shared, how);
-      else
-        Net::reduce_batch_tile(tile, behind_counter, shared, how);
+      Net::reduce_batch_tile(tile, gradients, shared, how);
       if (threadIdx.x == 0) add_release(gradients.from.dense_tiles);
     }
-  }
-  if constexpr (Net::Plan::TRACES_STAMPED) update_convolutions();
+#pragma unroll 1
+  for (int tile = workers - 1 - worker; tile < Net::IMAGE_TILES; tile += workers)
+    Net::reduce_image_tile(tile, gradients, shared, how);
 }
 
 // Whole steps without a barrier of the grid. A block may be a step ahead of another, but no number is overwritten before
@@ -716,22 +654,17 @@ __device__ __forceinline__ void train_stamped(Step& step, float* shared, float* 
                                               float momentum, int steps, const Handed& handed, unsigned stamp,
                                               Marks marks) {
   static_assert(Net::Plan::PARTIALS > 0, "convolutions' weights come stamped");
-  static_assert(
-      !Net::Plan::TRACES_STAMPED || (Net::Plan::IMAGES == 1 && Net::Threads::TEAMS == 1 && Net::ONE_WARP_COPIES),
-      "a block has one image at most, and dense weights in shared memory as they lie in device memory");
+  static_assert(Net::Plan::IMAGES == 1 && Net::Threads::TEAMS == 1, "a block has one image at most");
+  static_assert(Net::ONE_WARP_COPIES, "dense layers' weights lie in shared memory as they do in device memory");
   Block<Net> block(step, shared, steps);
   Patience patience = {handed.failed, false};
   for (int s = 0; s < steps; s++, step.order += step.count, step.number++, stamp++) {
     const float learning_rate = learning_rates[s];  // asked for long before it is needed
     marks.mark(-1);
-    forward_backward<Net>(step, TRAIN, shared, block, marks,
-                          typename Net::Exchange{step, handed, stamp, s, s == 0, patience});
-    const int groups = groups_of(step.count);
-    if (!Net::Plan::TRACES_STAMPED && static_cast<int>(blockIdx.x) < groups && threadIdx.x == 0)
-      add_release(handed.traces_left);
+    forward_backward<Net>(step, TRAIN, shared, block, marks, ByStamps{handed, stamp, s, s == 0, patience});
     marks.mark(Net::WAIT);
-    StampedGradients gradients = {handed, stamp, step.count, groups, patience};
-    update_stamped<Net>(step, gradients, s,
+    StampedGradients gradients = {handed, stamp, step.count, step.count, patience};
+    update_stamped<Net>(gradients,
                         {step.parameters, velocity, nullptr, learning_rate, momentum, Net::Plan::WEIGHT_DECAY}, shared);
     marks.mark(Net::UPDATE);
     if (__syncthreads_or(patience.given_up)) return give_up(step);
@@ -815,12 +748,11 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
                            int stamp) {                                                                         \
     TUNED_SHARED(Net);                                                                                          \
     tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                  \
-    tuned::Stamped* sums =                                                                                      \
-        handed + (Net::Plan::TRACES_STAMPED ? static_cast<long long>(count) * Net::Plan::TRACE : 0);            \
-    tuned::Stamped* weights = sums + static_cast<long long>(tuned::groups_of(count)) * Net::Plan::PARTIALS;     \
+    tuned::Stamped* sums = handed + static_cast<long long>(count) * Net::Plan::TRACE;                           \
+    tuned::Stamped* weights = sums + static_cast<long long>(count) * Net::Plan::PARTIALS;                       \
     tuned::train_stamped<Net>(step, shared, velocity, learning_rates, momentum, steps,                          \
-                              {handed, sums, weights, dense_tiles, dense_tiles + 2, failed},                    \
-                              static_cast<unsigned>(stamp), tuned::NoTimer());                                  \
+                              {handed, sums, weights, dense_tiles, failed}, static_cast<unsigned>(stamp),       \
+                              tuned::NoTimer());                                                                \
   }
 
 // step_train: `steps` whole steps in one launch. order (steps, count), learning_rates (steps,). All blocks must be

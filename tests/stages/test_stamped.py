@@ -65,11 +65,8 @@ def trained(
     ("blocks", "batch", "options"),
     [
         (46, 2, PersistentOptions()),
-        (
-            52,
-            9,
-            PersistentOptions(products=("tf32",), eager=False),
-        ),  # more than a warp takes at once
+        # more images than a warp takes at once
+        (52, 9, PersistentOptions(products=("tf32",))),
     ],
 )
 def test_stamps_and_barriers_train_alike_to_the_last_bit(

@@ -191,11 +191,11 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         self._stash = self.array((self.grid, self.block.images, self.block.layout.kept_floats))
         self._batch_order = self.array((batch,), np.int32)
         self._batch_order.set(np.arange(batch, dtype=np.int32))
-        self._signals = self.array((3,), np.uint32)
+        self._signals = self.array((2,), np.uint32)
         if self.block.stamped:
-            traces = batch * self.block.trace if self.block.traces_stamped else 0
-            sums = min(batch, self.grid) * self.block.partials
-            self._handed = self.array((traces + sums + self.block.partials,), np.uint64)
+            self._handed = self.array(
+                (batch * (self.block.trace + self.block.partials) + self.block.partials,), np.uint64
+            )
             self._handed.fill_bytes(0)
         self._stamp = 1
         """Of the next step whose numbers are stamped; none of those in self._handed has it."""

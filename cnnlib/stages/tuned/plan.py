@@ -68,20 +68,10 @@ class PersistentOptions(Options):
     wait at no barrier of the grid, where the network allows it and enough blocks have no image: as
     many as there are tiles of convolutions' gradients.
     """
-    counted: bool = False
-    """Whether, with `stamped`, other blocks do so too: a counter says when traces are there."""
-    eager: bool = True
-    """Whether stamped weights and sums are asked for again and again until all of them are there,
-    and not one of them first.
-    """
     threads_read_l2: bool = False
     """Whether the dense products of few images, by weights that stay in device memory, are made by
     threads, which ask for many weights at once, and not by tensor cores. Where a plan is chosen by
     measuring, both are timed.
-    """
-    compact: bool = True
-    """Whether all dense layers are updated by the same code, and so are all convolutions. Where
-    numbers are stamped, they always are.
     """
 
 
@@ -153,15 +143,12 @@ class BlockPlan:
             self.trace += operator.trace
             self.partials += operator.partials
         self.trace = max(sectors(1), self.trace)
-        self.traces_stamped = (
+        self.stamped = (
             self.options.stamped
             and idle >= sum(ceil_div(o.partials, PARTIALS_TILE) for o in self.operators)
             and self.images == self.threads.teams == 1
             and self.partials > 0
             and all(o.copied_by_one_warp(self.layout) for o in self.operators)
-        )
-        self.stamped = self.traces_stamped or (
-            self.options.stamped and self.options.counted and self.partials > 0
         )
         """Whether a launch has no barriers of the grid: see PersistentOptions.stamped."""
 
@@ -210,9 +197,6 @@ class BlockPlan:
             "SHARED_BYTES": layout.bytes,
             "SHUFFLE_ROUNDS": ROUNDS,
             "LOSS": f"tuned::{self.objective.loss.upper()}",
-            "TRACES_STAMPED": self.traces_stamped,
-            "EAGER": self.options.eager,
-            "COMPACT": self.options.compact,
             "WEIGHT_DECAY": float(self.objective.weight_decay),
         }
         last_errors = layout.errors[-1]
