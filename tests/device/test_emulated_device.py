@@ -329,6 +329,29 @@ ENTRY_POINT(frames, fill)(float* out) {
     np.testing.assert_array_equal(out.get(), 4096 * 6 + 4 * np.arange(64))
 
 
+@pytest.mark.parametrize(
+    ("expected", "said"),
+    [
+        (0, "bulk copies are waited for that are not expected"),
+        (2, "bulk copies are expected twice before they are waited for"),
+    ],
+)
+def test_rounds_of_bulk_copies(emulated: EmulatedDevice, expected: int, said: str) -> None:
+    """Either would hang a GPU, whose barrier of bulk copies counts phases."""
+    source = """
+#include "async.cuh"
+ENTRY_POINT(rounds, copy)(int expected) {
+  BulkCopyBarrier copies = {nullptr, 0, true};
+  for (int i = 0; i < expected; i++) expect_bytes(copies, 16);
+  wait_for_bulk_copies(copies);
+}
+"""
+    copy = emulated.compile(source, "rounds.cu", ["rounds_copy"]).kernel("rounds_copy")
+    copy(1, 32, 1)
+    with pytest.raises(KernelError, match=said):
+        copy(1, 32, expected)
+
+
 def test_plain_shared_is_refused(emulated: EmulatedDevice) -> None:
     source = '#include "portable.cuh"\n__global__ void k() { __shared__ float x[3]; x[0] = 0; }\n'
     with pytest.raises(DeviceError, match=r"write SHARED\(type, name, n\)"):
