@@ -40,7 +40,6 @@ from cnnlib.device.driver import driver_cuda_version, driver_problem, gpu_archit
 from cnnlib.device.toolkit import find_toolkit, nvcc_version, toolkit_problem
 from cnnlib.errors import DeviceError, DoesNotFit
 from cnnlib.system.machine import usable_cores
-from cnnlib.system.turns import elsewhere
 
 _ALIGNMENT = 512  # of the driver's own allocations; sizes are rounded up to it
 
@@ -108,10 +107,7 @@ def compile_cubin(source: str, name: str, architecture: str, flags: Sequence[str
         finally:
             unit.unlink(missing_ok=True)
 
-    # Around the lock of the file, which a process must not hold while it waits for its turn.
-    with elsewhere():
-        path = cached(key, ".cubin", build)
-    return content_of(path)
+    return content_of(cached(key, ".cubin", build))
 
 
 class CudaArray:
@@ -486,7 +482,7 @@ class CudaDevice:
 
     def precompile(self, sources: Sequence[str], name: str, kernels: Sequence[str]) -> None:
         del kernels  # of a loaded module; only this thread can load one
-        with elsewhere(), ThreadPoolExecutor(usable_cores()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(lambda text: compile_cubin(text, name, self.architecture), sources))
 
     def synchronize(self) -> None:

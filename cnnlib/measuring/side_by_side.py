@@ -35,16 +35,16 @@ class Worker:
 
 
 def side_by_side(
-    due: Sequence[Run], preparing: int, measure: Callable[[Run], str], *, on_gpu: bool = False
+    due: Sequence[Run], preparing: int, measure: Callable[[Run], str]
 ) -> Generator[tuple[Run, str], None, None]:
     """Call `measure` for each of the runs, `preparing` at a time, in processes of their own.
 
     Yields each run and what `measure` returned, as they finish; for one that ended its process,
-    how it ended. They start in the order of `due`. `on_gpu` says that all are timed on a GPU.
+    how it ended. They start in the order of `due`.
     """
     keep_compiled_code(cache_folder() / "peers", preparing)
     import_libraries(due)
-    take_part(Turns(preparing, on_gpu=on_gpu))
+    take_part(Turns(preparing))
     todo, workers = list(reversed(due)), list[Worker]()
     try:
         while todo or workers:

@@ -11,7 +11,6 @@ from pathlib import Path
 from cnnlib.config import Config
 from cnnlib.errors import UserError, one_line
 from cnnlib.files import check_writable
-from cnnlib.measuring.cards import card_of
 from cnnlib.measuring.freshness import changed_runs, is_sound
 from cnnlib.measuring.isolated import measure_isolated
 from cnnlib.measuring.record import run_files, summary
@@ -58,20 +57,13 @@ class Sweep:
         Whoever does not take all of them has to close it, so that no process is left.
         """
         if self._preparing > 1:
-            side = side_by_side(self.due, self._preparing, self._measured, on_gpu=self._on_gpu)
+            side = side_by_side(self.due, self._preparing, self._measured)
             with closing(side) as measured:
                 for run, problem in measured:
                     yield self._done(run, problem)
             return
         for run in self.due:
             yield self._done(run, self._measured(run))
-
-    @property
-    def _on_gpu(self) -> bool:
-        """Whether every run is sure to be timed on a GPU; with `auto` that is not known here."""
-        return self.config.sweep.device == "cuda" and all(
-            card_of(run.stage, "sweep.stages").runs_on != "cpu" for run in self.due
-        )
 
     def _measured(self, run: Run) -> str:
         """Measure a run; returns what keeps it from having a result, or ""."""

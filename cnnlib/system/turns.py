@@ -31,11 +31,9 @@ alone or wait for it; whoever begins to prepare has it for a moment.
 class Turns:
     """The turns of all processes that are forked from the one which has made this object."""
 
-    def __init__(self, preparing: int, *, on_gpu: bool = False) -> None:
+    def __init__(self, preparing: int) -> None:
         self.preparing = preparing
         """How many runs are measured side by side."""
-        self.on_gpu = on_gpu
-        """Whether all of them are timed on a GPU, so that a compiler disturbs none."""
         self.owner = os.getpid()
         """The process from which all that take part descend."""
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lasts as long as this object
@@ -86,18 +84,6 @@ class Turns:
             self.take(before)
 
     @contextlib.contextmanager
-    def elsewhere(self) -> Iterator[None]:
-        """A context in which the process does not prepare; it stays alone if it is."""
-        before: Turn = "preparing" if not self.differs("preparing") else "away"
-        if before == "preparing":
-            self.take("away")
-        try:
-            yield
-        finally:
-            if before == "preparing":
-                self.take(before)
-
-    @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
         """A context in which nothing needs to be alone, as none of its times counts."""
         before, self._untimed = self._untimed, True
@@ -135,13 +121,6 @@ def changes_turn(turn: Turn) -> bool:
 def alone() -> contextlib.AbstractContextManager[None]:
     """A context without other processes of the sweep, for a choice that is made by measuring."""
     return contextlib.nullcontext() if _turns is None else _turns.alone()
-
-
-def elsewhere() -> contextlib.AbstractContextManager[None]:
-    """A context for work of another processor than that on which all runs are timed."""
-    if _turns is None or not _turns.on_gpu:
-        return contextlib.nullcontext()
-    return _turns.elsewhere()
 
 
 def untimed() -> contextlib.AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cnnlib.system.supervisor import Died, supervise
-from cnnlib.system.turns import Turn, Turns, alone, elsewhere, take_part, take_turn, turns, untimed
+from cnnlib.system.turns import Turn, Turns, alone, take_part, take_turn, turns, untimed
 
 FORK = get_context("fork")
 
@@ -136,40 +136,11 @@ def test_what_is_untimed_waits_for_nothing(shared: Turns) -> None:
     shared.take("away")
 
 
-def test_a_compiler_of_the_host_lets_others_be_alone_on_a_gpu(shared: Turns) -> None:
-    """Its process waits for a turn only when it goes on; one that is alone stays alone."""
-
-    def is_alone(on_gpu: bool) -> bool:
-        shared.on_gpu = on_gpu
-        there = FORK.Event()
-
-        def wants() -> None:
-            take_turn("alone")
-            there.set()
-
-        process = FORK.Process(daemon=True, target=wants)
-        with elsewhere():
-            process.start()
-            got = there.wait(30 if on_gpu else 0.3)
-            process.kill()
-            process.join()
-        return got
-
-    shared.take("preparing")
-    assert is_alone(on_gpu=True)
-    assert not shared.differs("preparing")
-    assert not is_alone(on_gpu=False)
-    with alone():
-        shared.on_gpu = True
-        with elsewhere():
-            assert not shared.differs("alone")
-
-
 def test_without_turns_nothing_waits() -> None:
     take_part(None)
     assert turns() is None
     take_turn("alone")
-    with alone(), untimed(), elsewhere():
+    with alone(), untimed():
         take_turn("preparing")
 
 
