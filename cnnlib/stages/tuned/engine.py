@@ -37,12 +37,21 @@ from cnnlib.network import FLOAT, Arithmetic
 from cnnlib.stages.tuned.operator import TunedFactory, TunedOperator
 from cnnlib.stages.tuned.plan import BlockPlan, Objective, PersistentOptions, candidates, choose
 
-TRIED_STEPS = 32
-"""Steps per timed launch."""
+TRIED_STEPS = 512
+"""Steps per timed launch, at most. What a launch takes beside its steps must not decide: with 32
+steps of 16 images it was a fifth, and a plan was chosen that trained more slowly than another.
+"""
+TRIED_IMAGES = 1 << 16
+"""Images of a timed launch, if they are 32 steps at least."""
 TRIALS = 3
 """Timed launches per candidate, after one warm-up; the minimum counts, unless they disagree."""
 ATTEMPTS = 3
 """Rounds of timing before the default plan is taken: all times of a round must repeat."""
+
+
+def tried_steps(batch_size: int) -> int:
+    """Steps per timed launch of batches of this size."""
+    return min(TRIED_STEPS, max(32, TRIED_IMAGES // batch_size))
 
 
 class PersistentEngine(DeviceEngine[TunedFactory]):
@@ -121,7 +130,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         """
         batch, device = self.setup.batch_size, self.device
         sources = [plan.source() for plan in plans]
-        parts = [device.name, str(device.multiprocessors), str(batch), str(TRIED_STEPS)]
+        parts = [device.name, str(device.multiprocessors), str(batch), str(tried_steps(batch))]
 
         def measure() -> list[float]:
             return [self._step_seconds(plan) for plan in plans]
@@ -140,24 +149,25 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         The engine's state is of no use afterwards. Raises Unsteady.
         """
         batch, network = self.setup.batch_size, self.network
+        steps = tried_steps(batch)
         random = np.random.default_rng(0)
         self._build(plan)
         images = random.integers(0, 256, (batch, *network.input_shape), dtype=np.uint8)
         self.load(images, random.integers(0, network.classes, batch, dtype=np.uint8))
         self.parameters = network.initial_parameters(1)
-        order = self.array((TRIED_STEPS * batch,), np.int32)
-        order.set(np.tile(np.arange(batch, dtype=np.int32), TRIED_STEPS))
-        self._allocate_rates(TRIED_STEPS)
-        self._upload_rates(np.zeros(TRIED_STEPS))  # so that no number grows
+        order = self.array((steps * batch,), np.int32)
+        order.set(np.tile(np.arange(batch, dtype=np.int32), steps))
+        self._allocate_rates(steps)
+        self._upload_rates(np.zeros(steps))  # so that no number grows
         self._losses.fill_bytes(0)
         times = []
         for _ in range(1 + TRIALS):
             began, ended = self.device.event(), self.device.event()
             began.record()
-            self._train_steps(order, TRIED_STEPS)
+            self._train_steps(order, steps)
             ended.record()
             self._check_signals()
-            times.append(ended.seconds_since(began) / TRIED_STEPS)
+            times.append(ended.seconds_since(began) / steps)
         return steady(times[1:])
 
     @property
