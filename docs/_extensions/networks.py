@@ -16,41 +16,53 @@ from workflow.plotting import wording
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results/reference"
 TABLES = REFERENCE / "nvidia-h100-networks/tables"
-EARLIER = REFERENCE / "nvidia-h100/networks/epochs.csv"
-"""Raw epochs of an earlier sweep at one batch size; read while there are no TABLES."""
+EARLIER = REFERENCE / "nvidia-h100/earlier/networks.csv"
+"""Raw epochs of all networks at batch 64 in a sweep of 27 November, before plan graph of tuned."""
 MAKER = modules.load("tables", "libraries")
 
 
 @functools.cache
 def lines() -> pd.DataFrame:
-    """The published table `libraries` of all networks."""
-    if (made := TABLES / "libraries.csv").exists():
-        return modules.read_tables([made])["libraries"]
+    """The published table `libraries` of the networks that were measured last."""
+    made = TABLES / "libraries.csv"
+    if not made.exists():
+        return earlier().iloc[:0]
+    return modules.read_tables([made])["libraries"]
+
+
+@functools.cache
+def earlier() -> pd.DataFrame:
+    """The same table of the earlier sweep."""
     kernels = pd.DataFrame(columns=list(schema.TABLES["kernels"]))
     table: pd.DataFrame = MAKER.make({"epochs": schema.read(EARLIER, "epochs"), "kernels": kernels})
     return table
 
 
+def others() -> pd.DataFrame:
+    """The lines of the earlier sweep on networks that were not measured again."""
+    return earlier()[~earlier()["network"].isin(lines()["network"])]
+
+
 def whole() -> str:
     """A line for each network and batch size, with times, intervals and the plan."""
-    text: str = MAKER.markdown(lines())
+    text: str = MAKER.markdown(lines()) if len(lines()) else ""
+    if len(others()):
+        text += f"\nMeasured earlier, before plan `graph` of `tuned`:\n\n{MAKER.markdown(others())}"
     return text
 
 
 def short() -> str:
-    """A line for each batch size, a column for each network: the ratio to the best in float32."""
-    text: str = MAKER.short(lines())
+    """A line for each batch size, a column for each network: the ratio to the best in float32.
+
+    What was measured earlier is in italics.
+    """
+    text: str = MAKER.short(pd.concat([lines(), others().assign(earlier=True)], ignore_index=True))
     return text
 
 
 def summary() -> str:
-    """The range of all ratios in float32, and their mean: `0.41 to 8.3, geometric mean 1.4`."""
-    ratios = lines()["ratio"].dropna()
-    mean = MAKER.mean_ratio(ratios)
-    low, high, middle = (wording.times(each).removesuffix("×") for each in (*ends(ratios), mean))
+    """The range of what was measured last, and its mean: `2.3 to 9.8, geometric mean 5.3`."""
+    ratios = (lines() if len(lines()) else earlier())["ratio"].dropna()
+    each = (ratios.min(), ratios.max(), MAKER.mean_ratio(ratios))
+    low, high, middle = (wording.times(float(value)).removesuffix("×") for value in each)
     return f"{low} to {high}, geometric mean {middle}"
-
-
-def ends(values: pd.Series) -> tuple[float, float]:
-    """The smallest and the largest."""
-    return float(values.min()), float(values.max())

@@ -102,7 +102,7 @@ SENTENCES = (
     ),
     Sentence(
         "README.md",
-        "stage named where stage 5 does not train it: {}. [The whole table]",
+        "takes on the shipped networks ({}; in italics:",
         lambda: [networks.summary()],
     ),
     Sentence(

@@ -161,7 +161,8 @@ def markdown(frame: pd.DataFrame) -> str:
 def short(frame: pd.DataFrame) -> str:
     """A line for each batch size, a column for each network: the ratio to the best in float32.
 
-    A network that was trained on several data sets is shown with the first.
+    A network that was trained on several data sets is shown with the first. Lines that are
+    `earlier`, if there is such a column, are in italics.
     """
     first = frame.drop_duplicates("network").set_index("network")["dataset"]
     rows = [["batch", *(f"`{name}`" for name in first.index)], ["---:"] * (len(first) + 1)]
@@ -176,7 +177,8 @@ def short_cell(line: Any) -> str:
     if line is None or pd.isna(line.ratio):
         return "–"
     by = "" if line.stage == LADDER[-1].name else f" ({wording.said(line.stage)})"
-    return wording.times(line.ratio) + by
+    mark = "*" if getattr(line, "earlier", False) is True else ""
+    return f"{mark}{wording.times(line.ratio)}{by}{mark}"
 
 
 def cells(library: str, seconds: float, ratio: float, low: float, high: float) -> list[str]:
