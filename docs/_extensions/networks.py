@@ -6,12 +6,13 @@ has a short one with the ratios alone, which docs/_extensions/rewrite.py writes.
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from cnnlib.measuring import schema
 from workflow.glue import modules
-from workflow.plotting import wording
+from workflow.plotting import frames, wording
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results/reference"
@@ -22,12 +23,10 @@ MAKER = modules.load("tables", "libraries")
 
 
 @functools.cache
-def lines() -> pd.DataFrame:
-    """The published table `libraries` of the networks that were measured last."""
+def published() -> pd.DataFrame:
+    """The published table `libraries` of all networks; it may hold rows of the earlier sweep."""
     made = TABLES / "libraries.csv"
-    if not made.exists():
-        return earlier().iloc[:0]
-    return modules.read_tables([made])["libraries"]
+    return modules.read_tables([made])["libraries"] if made.exists() else earlier().iloc[:0]
 
 
 @functools.cache
@@ -36,6 +35,20 @@ def earlier() -> pd.DataFrame:
     kernels = pd.DataFrame(columns=list(schema.TABLES["kernels"]))
     table: pd.DataFrame = MAKER.make({"epochs": schema.read(EARLIER, "epochs"), "kernels": kernels})
     return table
+
+
+def is_earlier(line: Any) -> bool:
+    """Whether a published line has the earlier sweep's time of the same stage."""
+    own = earlier()
+    same = (own["network"] == line.network) & (own["stage"] == line.stage)
+    known = own.loc[same & (own["batch_size"] == line.batch_size), "epoch_seconds"]
+    return bool((abs(known / line.epoch_seconds - 1) < 1e-6).any())
+
+
+def lines() -> pd.DataFrame:
+    """The published lines that were measured last."""
+    table = published()
+    return table.loc[[line.Index for line in frames.rows(table) if not is_earlier(line)]]
 
 
 def others() -> pd.DataFrame:

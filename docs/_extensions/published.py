@@ -7,6 +7,7 @@ writes the numbers that stand in pages.
 
 import csv
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,10 +123,9 @@ def whole_speedup() -> str:
         wording.times(float(line[name])).removesuffix("×")
         for name in ("speedup", "speedup_low", "speedup_high")
     )
-    return (
-        f"{middle} times as fast as stage 1 at batch {LIMITED_AT} "
-        f"(95 % bootstrap interval: {low} to {high})"
-    )
+    text = f"{middle} times as fast as stage 1 at batch {LIMITED_AT}"
+    known = math.isfinite(float(line["speedup_low"]))  # of a single repeat there is no interval
+    return f"{text} (95 % bootstrap interval: {low} to {high})" if known else text
 
 
 def first_stage() -> str:
