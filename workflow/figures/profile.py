@@ -42,6 +42,8 @@ LETTER_INCHES = 0.08
 """Room that a letter of a part's name takes in a bar."""
 BAR = 0.62
 """Share of the figure's width that the longest bar takes, about."""
+OVERLAP = 1.15
+"""Parts that add up to more than this share of a step cannot follow each other in it."""
 THIN = 0.008
 """Share up to which a part is too thin for an edge of its own."""
 MARGIN = 1.16
@@ -248,7 +250,8 @@ def name_of(part: pd.Series) -> str:
 def title(parts: pd.DataFrame) -> str:
     """A step of the last stage against the stage before, and the part of it that takes longest.
 
-    At the usual batch size, on a GPU, or else on a CPU, or else emulated.
+    At the usual batch size, on a GPU, or else on a CPU, or else emulated. Where parts go on at the
+    same time, none is said to take longest: what each takes alone is not what it adds to a step.
     """
     large = parts[parts["batch_size"] == usual_size(parts["batch_size"])]
     kind = next((k for k in ("cuda", "cpu", "emulated") if k in set(large["device_kind"])), None)
@@ -266,7 +269,7 @@ def title(parts: pd.DataFrame) -> str:
         before = large.loc[large["stage"] == stages[-2], "step_seconds"].iloc[0]
         if before == before:
             text += f", of {wording.said(stages[-2])} {wording.duration(before)}"
-    return f"{text}; {longest}"
+    return text if group["seconds"].sum() > OVERLAP * step else f"{text}; {longest}"
 
 
 def whole_name(part: pd.Series) -> str:
@@ -280,4 +283,5 @@ def subtitle(parts: pd.DataFrame, what: str) -> str:
     return (
         f"{what}; {panels.devices(parts)}\n"
         "kernels timed one by one, medians over the repeats; marks: a step as timed in whole epochs"
+        ", in which parts may overlap"
     )

@@ -281,6 +281,14 @@ def test_titles_say_what_the_tables_say() -> None:
     )
 
 
+def test_no_part_takes_longest_where_parts_overlap() -> None:
+    tables = made_up()
+    tables["kernels"]["kernel_seconds"] *= 2
+    assert texts(drawn("profile", tables))[0] == (
+        "A step of ring at batch 64 takes 100 µs, of fused 100 µs"
+    )
+
+
 def test_images_of_epochs_of_different_lengths_can_be_compared() -> None:
     tables = made_up()
     rows = tables["transfers"]
