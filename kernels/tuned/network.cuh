@@ -2,9 +2,10 @@
 #pragma once
 #include <type_traits>
 
-#include "step_inputs.cuh"
+#include "dense.cuh"
 #include "reduce.cuh"
 #include "stamps.cuh"
+#include "step_inputs.cuh"
 
 namespace tuned {
 

@@ -1,6 +1,8 @@
 // What a step is given: the arguments of a launch, and images on their way into shared memory.
 #pragma once
 #include "context.cuh"
+#include "planes.cuh"
+#include "tensor.cuh"
 
 namespace tuned {
 
