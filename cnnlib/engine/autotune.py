@@ -4,6 +4,7 @@ Choices are kept by the content that they depend on, as compiled code is (cnnlib
 another device, another version of a kernel or another batch size is measured anew.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -21,6 +22,10 @@ same choice, and a training to the same last bits.
 
 SUFFIX = ".times"
 
+TRIALS = 3
+"""Timed trainings of a candidate, after one warm-up; the minimum counts, unless they disagree."""
+ATTEMPTS = 3
+"""Rounds of timing before the first candidate is taken: all times of a round must repeat."""
 STEADY = 1.2
 """Largest ratio of the longest to the shortest time of the same work, if it is undisturbed."""
 
@@ -55,6 +60,29 @@ def measured_once(key: str, count: int, measure: Callable[[], list[float]]) -> l
                 return times
             path.unlink(missing_ok=True)
     raise ValueError(f"{count} times were to be measured")
+
+
+def measured_steadily(key: str, count: int, measure: Callable[[], list[float]]) -> list[float]:
+    """measured_once, tried ATTEMPTS times where `measure` raises Unsteady, and then Unsteady."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(Unsteady):
+            return measured_once(key, count, measure)
+    return measured_once(key, count, measure)
+
+
+def not_repeated(count: int) -> str:
+    """What is recorded where the times of `count` plans did not repeat."""
+    return (
+        f"times of {count} plans did not repeat in {ATTEMPTS} attempts: something else computes on "
+        "the device"
+    )
+
+
+def steps_within(batch_size: int, images: int, least: int, most: int) -> int:
+    """Steps of a timed training of about so many images, within limits that keep it short and
+    worth something.
+    """
+    return max(least, min(most, images // batch_size))
 
 
 def kept_times(key: str, count: int) -> list[float] | None:

@@ -15,7 +15,16 @@ import numpy as np
 
 from cnnlib.device import Device, Limits
 from cnnlib.device.cache import content_key, included_files
-from cnnlib.engine.autotune import Unsteady, fastest, kept_times, measured_once, steady
+from cnnlib.engine.autotune import (
+    TRIALS,
+    Unsteady,
+    fastest,
+    kept_times,
+    measured_steadily,
+    not_repeated,
+    steady,
+    steps_within,
+)
 from cnnlib.engine.device_engine import DeviceEngine
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import Options, Setup, Stage, name_of, options_of, plan
@@ -28,10 +37,6 @@ MIN_STEPS, MAX_STEPS = 16, 512
 """Steps of a timed training: so many that what an epoch costs beside its steps hardly counts, and
 not more than some 30 ms take at the smallest batches.
 """
-TRIALS = 3
-"""Timed trainings of a plan, after one warm-up; the minimum counts, unless they disagree."""
-ATTEMPTS = 3
-"""Rounds of timing before the first plan is taken: all times of a round must repeat."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +189,8 @@ def _compared(
     engines choose is chosen, before anything is timed.
     """
     sources = [plan.engine.source_on(plan, setup, device) for plan in plans.values()]
-    options = [repr(plan.options) for plan in plans.values()]  # of which no source says all
-    steps = tried_steps(setup.batch_size)
+    options = [repr(plan.options) for plan in plans.values()]  # sources do not hold all of them
+    steps = steps_within(setup.batch_size, TRIED_IMAGES, MIN_STEPS, MAX_STEPS)
     parts = [device.name, str(device.multiprocessors), str(setup.batch_size), str(steps)]
     key = content_key(["plans", *parts, *options, *sources], included_files(*sources))
     seconds = kept_times(key, len(plans))
@@ -194,19 +199,9 @@ def _compared(
             with _Contest(plans.values(), setup, device, steps) as contest:
                 seconds = contest.measured(key)
         except Unsteady:
-            return next(iter(plans)), {
-                "plans_not_compared": f"times of {len(plans)} plans did not repeat in {ATTEMPTS} "
-                "attempts: something else computes on the device"
-            }
+            return next(iter(plans)), {"plans_not_compared": not_repeated(len(plans))}
     known = (None if math.isnan(time) else time for time in seconds)
     return list(plans)[fastest(seconds)], {"plan_seconds": dict(zip(plans, known, strict=True))}
-
-
-def tried_steps(batch_size: int) -> int:
-    """Steps of a timed training: of as many images, within limits that keep it short and worth
-    something.
-    """
-    return max(MIN_STEPS, min(MAX_STEPS, TRIED_IMAGES // batch_size))
 
 
 class _Contest:
@@ -246,13 +241,7 @@ class _Contest:
 
         Raises Unsteady where they do not repeat.
         """
-        for attempt in range(ATTEMPTS):
-            try:
-                return measured_once(key, len(self._engines), self.seconds)
-            except Unsteady:
-                if attempt == ATTEMPTS - 1:
-                    raise
-        raise AssertionError("there is an attempt")
+        return measured_steadily(key, len(self._engines), self.seconds)
 
     def seconds(self) -> list[float]:
         """Seconds of a step by each plan, by the device's events. Raises Unsteady."""

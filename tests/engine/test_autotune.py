@@ -82,7 +82,9 @@ def test_every_plan_that_is_tried_is_right(
         monkeypatch.setattr(autotune, "WORTH", 1.0)
         times = [2.0] * len(plans)
         times[number] = 1.0
-        monkeypatch.setattr(persistent, "measured_once", lambda key, n, measure, times=times: times)
+        monkeypatch.setattr(
+            persistent, "measured_steadily", lambda key, n, measure, times=times: times
+        )
         with open_engine(STAGE, network, count, device, tune=True) as engine:
             assert isinstance(engine, PersistentEngine)
             assert engine.block is not plans[0] or number == 0
@@ -97,7 +99,7 @@ def test_times_that_do_not_repeat_are_not_taken() -> None:
         steady([1.0, 1.1, 1.3])
 
 
-@pytest.mark.parametrize("bad", [1, persistent.ATTEMPTS])
+@pytest.mark.parametrize("bad", [1, autotune.ATTEMPTS])
 def test_a_choice_needs_times_that_repeat(
     device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
@@ -108,14 +110,14 @@ def test_a_choice_needs_times_that_repeat(
         rounds.append(1)
         return measured_once(*arguments)
 
-    monkeypatch.setattr(persistent, "measured_once", counted)
+    monkeypatch.setattr(autotune, "measured_once", counted)
 
     def times(engine: PersistentEngine, plan: BlockPlan) -> float:
         return steady([1.0, 2.0] if len(rounds) <= bad else [1.0, 1.0])
 
     monkeypatch.setattr(PersistentEngine, "_step_seconds", times)
     with open_engine(STAGE, network, 6, device, tune=True) as engine:
-        found = bad < persistent.ATTEMPTS
+        found = bad < autotune.ATTEMPTS
         assert ("tried" in engine.choices) == found
         assert ("not_tried" in engine.choices) == (not found)
         if not found:
@@ -124,7 +126,7 @@ def test_a_choice_needs_times_that_repeat(
         ways = candidates(STAGE, plan(STAGE, network), 6, device)
         assert engine.block.images == ways[0].images
         assert engine.block.threads == ways[0].threads
-    assert len(rounds) == min(bad + 1, persistent.ATTEMPTS)
+    assert len(rounds) == min(bad + 1, autotune.ATTEMPTS)
     assert len(compiled) == 1
 
 
@@ -133,7 +135,8 @@ def test_plans_are_timed_and_the_choice_is_recorded(
 ) -> None:
     network, count = awkward(), 6
     device = limited(multiprocessors=2)
-    monkeypatch.setattr(persistent, "TRIED_STEPS", 2)
+    monkeypatch.setattr(persistent, "MIN_STEPS", 2)
+    monkeypatch.setattr(persistent, "MAX_STEPS", 2)
     monkeypatch.setattr(autotune, "STEADY", math.inf)  # this machine may be busy
     with open_engine(STAGE, network, count, device, tune=True) as engine:
         choices = engine.choices

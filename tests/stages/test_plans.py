@@ -202,7 +202,7 @@ def test_the_fastest_plan_is_chosen(
         said = {k: None if math.isnan(v) else v for k, v in times.items()}
         assert engine.choices.get("plan_seconds", {}) == said
         assert ("did not repeat in 3" in str(engine.choices)) == (not times)
-        assert len(asked) == (1 if times else plans.ATTEMPTS)
+        assert len(asked) == (1 if times else autotune.ATTEMPTS)
         json.dumps(engine.choices, allow_nan=False)
 
 
@@ -223,7 +223,7 @@ def test_plans_are_timed_in_turn_and_one_that_does_not_fit_takes_no_part(
         monkeypatch.setattr(engine, "train_epoch", timed)
     with open_engine(BOTH, awkward(), 4, device, tune=True) as engine:
         assert engine.choices["plan_seconds"] == {"persistent": 2.0, "others": 1.0}
-    assert order == ["PersistentEngine", "GpuEngine"] * (1 + plans.TRIALS)
+    assert order == ["PersistentEngine", "GpuEngine"] * (1 + autotune.TRIALS)
     monkeypatch.setattr(GpuEngine, "load", does_not_fit)
     with open_engine(BOTH, awkward(), 3, device, tune=True) as engine:
         assert engine.choices["plan_seconds"] == {"persistent": 2.0, "others": None}

@@ -14,7 +14,16 @@ import numpy as np
 from cnnlib.device import Argument, Device, DeviceArray, Limits
 from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
-from cnnlib.engine.autotune import Unsteady, fastest, kept_times, measured_once, steady
+from cnnlib.engine.autotune import (
+    TRIALS,
+    Unsteady,
+    fastest,
+    kept_times,
+    measured_steadily,
+    not_repeated,
+    steady,
+    steps_within,
+)
 from cnnlib.engine.device_engine import DeviceEngine, Pass
 from cnnlib.engine.gpu_operator import signed_word
 from cnnlib.engine.ordered_images import OrderedImages
@@ -37,21 +46,12 @@ from cnnlib.network import FLOAT, Arithmetic
 from cnnlib.stages.tuned.operator import TunedFactory, TunedOperator
 from cnnlib.stages.tuned.plan import BlockPlan, Objective, PersistentOptions, candidates, choose
 
-TRIED_STEPS = 512
-"""Steps per timed launch, at most. What a launch takes beside its steps must not decide: with 32
-steps of 16 images it was a fifth, and a plan was chosen that trained more slowly than another.
-"""
 TRIED_IMAGES = 1 << 16
-"""Images of a timed launch, if they are 32 steps at least."""
-TRIALS = 3
-"""Timed launches per candidate, after one warm-up; the minimum counts, unless they disagree."""
-ATTEMPTS = 3
-"""Rounds of timing before the default plan is taken: all times of a round must repeat."""
-
-
-def tried_steps(batch_size: int) -> int:
-    """Steps per timed launch of batches of this size."""
-    return min(TRIED_STEPS, max(32, TRIED_IMAGES // batch_size))
+"""Images of a timed launch."""
+MIN_STEPS, MAX_STEPS = 32, 512
+"""Steps of a timed launch. What a launch takes beside its steps must not decide: with 32 steps of
+16 images it was a fifth, and a plan was chosen that trained more slowly than another.
+"""
 
 
 class PersistentEngine(DeviceEngine[TunedFactory]):
@@ -130,7 +130,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         """
         batch, device = self.setup.batch_size, self.device
         sources = [plan.source() for plan in plans]
-        parts = [device.name, str(device.multiprocessors), str(batch), str(tried_steps(batch))]
+        parts = [device.name, str(device.multiprocessors), str(batch), str(self._tried_steps)]
 
         def measure() -> list[float]:
             return [self._step_seconds(plan) for plan in plans]
@@ -138,10 +138,14 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         key = content_key(parts + sources, included_files(*sources))
         if kept_times(key, len(plans)) is None:
             device.precompile(sources, *self._names)
-        for _ in range(ATTEMPTS):
-            with contextlib.suppress(Unsteady):
-                return measured_once(key, len(plans), measure)
+        with contextlib.suppress(Unsteady):
+            return measured_steadily(key, len(plans), measure)
         return []
+
+    @property
+    def _tried_steps(self) -> int:
+        """Steps per timed launch."""
+        return steps_within(self.setup.batch_size, TRIED_IMAGES, MIN_STEPS, MAX_STEPS)
 
     def _step_seconds(self, plan: BlockPlan) -> float:
         """Seconds of a step by this plan, on random images.
@@ -149,7 +153,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         The engine's state is of no use afterwards. Raises Unsteady.
         """
         batch, network = self.setup.batch_size, self.network
-        steps = tried_steps(batch)
+        steps = self._tried_steps
         random = np.random.default_rng(0)
         self._build(plan)
         images = random.integers(0, 256, (batch, *network.input_shape), dtype=np.uint8)
@@ -185,10 +189,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         if tried:
             found["tried"] = tried
         elif len(self._tried) > 1:
-            found["not_tried"] = (
-                f"times of {len(self._tried)} plans did not repeat in {ATTEMPTS} attempts: "
-                "something else computes on the device"
-            )
+            found["not_tried"] = not_repeated(len(self._tried))
         return found
 
     def _allocate(self) -> None:

@@ -22,7 +22,9 @@ SLOTS_PER_TEAM = 2
 goes while the other is worked on.
 """
 MANY_LAYERS = 8
-"""Layers of which no longer every choice is tried to stay in device memory: the largest ones do."""
+"""Beyond so many layers, not every choice of those whose weights stay in device memory is tried:
+the largest ones stay there.
+"""
 MIN_STAGES, MAX_STAGES = 2, 8
 """Bounds of the cp.async pipeline depth in the gradient reduction; even."""
 

@@ -36,7 +36,7 @@ from cnnlib.stages.tuned.graph.stored import StoredConv
 
 
 class GraphEngine(GpuEngine):
-    """Trains by the operators of plan `graph`, some of which may be a Head together."""
+    """Trains by the operators of plan `graph`; the last of them may be one launch, a Head."""
 
     def __init__(self, stage: Stage[GpuFactory], setup: Setup, device: Device) -> None:
         self._product_options = product_options(stage)

@@ -1,7 +1,7 @@
 """The head of a network in plan `graph`: its last fully connected layers and the loss.
 
 One launch takes images through these layers forward, makes the loss, and sends the errors back. It
-leaves values and errors of each layer in `traces`, of which the update makes the gradients.
+leaves values and errors of each layer in `traces`, from which the update makes the gradients.
 """
 
 from collections.abc import Sequence

@@ -62,7 +62,7 @@ class GraphConv(GpuOperator):
     before: "GraphConv | None"
     """The operator of the same kind whose target is the source, if there is one."""
     head: "Head | None" = None
-    """The last layers of the network that are one launch, of which this is the first."""
+    """The network's last layers, from this one on, which are one launch."""
     in_head: bool = False
     """Whether the layer is one of those, and has no launches of its own."""
     peak_is_sought: bool

@@ -115,7 +115,7 @@ def multiplying(rows: int, columns: int, warp_rows: int, warp_columns: int) -> f
 
 
 def _cycles(tile: ProductTile, windows: Windows, limits: Limits, vector_bytes: int) -> float:
-    """Cycles until the busiest multiprocessor is done, of which two blocks share what it has."""
+    """Cycles until the busiest multiprocessor is done; two blocks share it."""
     wide = max(1, min(WARPS // tile.warps_high, tile.columns // EIGHT))
     chunks = ceil_div(tile.chunks(windows), tile.splits)
     parts = windows.kernel[0] // tile.tap_rows
