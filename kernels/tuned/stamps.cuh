@@ -146,6 +146,13 @@ struct Handed {
   Stamped* weights;       // (PARTIALS,): of the convolutions, as they are after the step
   unsigned* dense_tiles;  // tiles of dense layers that have been updated in this launch
   unsigned* failed;
+
+  // In one array (count TRACE + count PARTIALS + PARTIALS,).
+  template <class Plan>
+  static __device__ __forceinline__ Handed within(Stamped* all, int count, unsigned* dense_tiles, unsigned* failed) {
+    Stamped* sums = all + static_cast<long long>(count) * Plan::TRACE;
+    return {all, sums, sums + static_cast<long long>(count) * Plan::PARTIALS, dense_tiles, failed};
+  }
 };
 
 }  // namespace tuned

@@ -296,11 +296,9 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
                            int stamp) {                                                                         \
     TUNED_SHARED(Net);                                                                                          \
     tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                  \
-    tuned::Stamped* sums = handed + static_cast<long long>(count) * Net::Plan::TRACE;                           \
-    tuned::Stamped* weights = sums + static_cast<long long>(count) * Net::Plan::PARTIALS;                       \
     tuned::train_stamped<Net>(step, shared, velocity, learning_rates, momentum, steps,                          \
-                              {handed, sums, weights, dense_tiles, failed}, static_cast<unsigned>(stamp),       \
-                              tuned::NoTimer());                                                                \
+                              tuned::Handed::within<Net::Plan>(handed, count, dense_tiles, failed),             \
+                              static_cast<unsigned>(stamp), tuned::NoTimer());                                  \
   }
 
 // step_train: `steps` whole steps in one launch. order (steps, count), learning_rates (steps,). All blocks must be

@@ -111,9 +111,7 @@ __device__ __forceinline__ void train_marked(Step& step, float* shared, float* v
                                 int room, unsigned long long* handed, int stamp) {                                   \
     TUNED_SHARED(Net);                                                                                               \
     tuned::Step step = {TUNED_STEP_ARGUMENTS};                                                                       \
-    tuned::Stamped* sums = handed + static_cast<long long>(count) * Net::Plan::TRACE;                                \
-    tuned::Stamped* weights = sums + static_cast<long long>(count) * Net::Plan::PARTIALS;                            \
     tuned::train_stamped<Net>(step, shared, velocity, learning_rates, momentum, steps,                               \
-                              {handed, sums, weights, dense_tiles, failed}, static_cast<unsigned>(stamp),            \
-                              tuned::BlockMarks::of(marks, room));                                                   \
+                              tuned::Handed::within<Net::Plan>(handed, count, dense_tiles, failed),                  \
+                              static_cast<unsigned>(stamp), tuned::BlockMarks::of(marks, room));                     \
   }
