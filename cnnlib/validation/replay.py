@@ -41,6 +41,8 @@ from cnnlib.validation.verdicts import failure
 LATE = 0.25
 """Share of a call's time that reading the state may take, beyond what it usually takes."""
 LATE_TRIES = 5
+LATE_PAUSES = (0.0, 0.1, 0.3, 1.0)
+"""Seconds before each round of LATE_TRIES: a busy machine can disturb all tries of a round."""
 FIRM = 8
 """Steps of a call in which honest trainings have not parted yet."""
 NOT_APART = 5e-3
@@ -125,6 +127,12 @@ class RecordedCall:
     """Mean loss of every step, from stages that do not repeat their bits."""
 
 
+def share_of(delay: float, called: float) -> float:
+    """A delay as a share of the whole time; 0 where there is none."""
+    delay = max(0.0, delay)
+    return delay / (delay + called)
+
+
 class Recording:
     """The states between which a stage was timed.
 
@@ -201,34 +209,44 @@ class Recording:
         self.restore()
 
     def _confirm_late(self, call: RecordedCall) -> None:
-        """Make the call again: whatever else the machine was doing does not come back each time.
-
-        This time the reading is compared with one of a state that was just put in, since some
-        libraries keep what they have read once.
-        """
+        """Make the call again: whatever else the machine was doing does not come back each time."""
         again = call.timed.again
         if again is None:
             return
-        shares = []
-        with alone():
-            for _ in range(LATE_TRIES):
-                call.before.put_into(self.engine)
-                began = time.perf_counter()
-                EngineState.of(self.engine)
-                usual = time.perf_counter() - began
-                call.before.put_into(self.engine)
-                began = time.perf_counter()
-                again()
-                called = time.perf_counter()
-                EngineState.of(self.engine)
-                extra = max(0.0, time.perf_counter() - called - usual)
-                shares.append(extra / (extra + called - began))
-        if (share := statistics.median(shares)) > LATE:
-            raise failure(
-                self.engine,
-                f"{call.timed.what}: train returns before its work is done, as reading the "
-                f"weights takes {100 * share:.0f} % of the whole time",
-            )
+        share = 0.0
+        for pause in LATE_PAUSES:
+            time.sleep(pause)
+            with alone():
+                tries = [self._delayed(call, again) for _ in range(LATE_TRIES)]
+            share = self._late_share(tries)
+            if share <= LATE:
+                return
+        raise failure(
+            self.engine,
+            f"{call.timed.what}: train returns before its work is done, as reading the "
+            f"weights takes {100 * share:.0f} % of the whole time",
+        )
+
+    def _delayed(self, call: RecordedCall, again: Callable[[], object]) -> tuple[float, float]:
+        """Seconds of the call, and seconds more than usual of reading the weights behind it.
+
+        Reading is compared with that of a state that was just put in, since some libraries keep
+        what they have read once.
+        """
+        call.before.put_into(self.engine)
+        began = time.perf_counter()
+        EngineState.of(self.engine)
+        usual = time.perf_counter() - began
+        call.before.put_into(self.engine)
+        began = time.perf_counter()
+        again()
+        called = time.perf_counter()
+        EngineState.of(self.engine)
+        return called - began, time.perf_counter() - called - usual
+
+    def _late_share(self, tries: list[tuple[float, float]]) -> float:
+        """The share of the whole time that the delay of reading takes, by several tries."""
+        return statistics.median(share_of(delay, called) for called, delay in tries)
 
     def _replay(self, call: RecordedCall) -> "Replayed":
         """Train on the call's images again, in calls of doubling length."""
