@@ -16,6 +16,7 @@ import typer
 
 from cnnlib.commands import (
     compare,
+    compile_kernels,
     convert,
     data,
     evaluate,
@@ -74,6 +75,7 @@ for command in (
     show.ladder,
     show.stages,
     plan.plan,
+    compile_kernels.compile_kernels,
     show.show_source,
 ):
     app.command()(command)

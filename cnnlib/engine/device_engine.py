@@ -36,6 +36,11 @@ class Pass(IntEnum):
     """As TRAIN, but with output errors that are given instead of those of the loss."""
 
 
+def module_name(stage: Stage[Op], setup: Setup) -> str:
+    """What a compiler calls the source of an engine of these arguments."""
+    return f"{stage.name}_{setup.network.name}"
+
+
 class DeviceEngine(Engine[Op]):
     """An engine whose parameters, velocity, gradient and losses lie on a device."""
 
@@ -53,6 +58,14 @@ class DeviceEngine(Engine[Op]):
     def kernels_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> list[str]:
         """Names of the kernels that an engine of these arguments launches from its source_on."""
         raise Unsupported(f"stage '{stage.name}' has no generated source")
+
+    @classmethod
+    def sources_on(cls, stage: Stage[Op], setup: Setup, limits: Limits) -> list[str]:
+        """Every source that is compiled when an engine of these arguments is made.
+
+        That is more than source_on where it first measures which of several ways is the fastest.
+        """
+        return [cls.source_on(stage, setup, limits)]
 
     @property
     def choices(self) -> Mapping[str, object]:

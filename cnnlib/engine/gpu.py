@@ -13,7 +13,7 @@ from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Device, DeviceArray, Limits, Module
 from cnnlib.device.architecture import PROGRAMMATIC_LAUNCHES
 from cnnlib.device.null import NullDevice
-from cnnlib.engine.device_engine import DeviceEngine, Pass
+from cnnlib.engine.device_engine import DeviceEngine, Pass, module_name
 from cnnlib.engine.gpu_operator import (
     SUM_THREADS,
     THREADS,
@@ -170,7 +170,7 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     def _compile(self) -> Module:
         source = self._source(self.setup, self.operators, self._options)
         kernels = self._kernels(self.operators, self._options)
-        return self.device.compile(source, f"{self.stage.name}_{self.network.name}", kernels)
+        return self.device.compile(source, module_name(self.stage, self.setup), kernels)
 
     def _allocate(self) -> None:
         batch = self.setup.batch_size

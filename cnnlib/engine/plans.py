@@ -6,6 +6,7 @@ the fastest.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -100,6 +101,15 @@ class EngineOfPlans(DeviceEngine[Any]):
     def source_on(cls, stage: Stage, setup: Setup, limits: Limits) -> str:
         chosen = cls.record_on(stage, setup, limits)
         return chosen.engine.source_on(chosen, setup, limits)
+
+    @classmethod
+    def sources_on(cls, stage: Stage, setup: Setup, limits: Limits) -> list[str]:
+        chosen = [cls.record_on(stage, setup, limits)]
+        if options_of(stage, Plans).compared and setup.tune:
+            found = answers(stage, setup, limits).values()
+            chosen = [answer.stage for answer in found if not answer.declined]
+        sources = [_device_engine(plan).sources_on(plan, setup, limits) for plan in chosen]
+        return list(dict.fromkeys(itertools.chain.from_iterable(sources)))
 
     @classmethod
     def kernels_on(cls, stage: Stage, setup: Setup, limits: Limits) -> list[str]:

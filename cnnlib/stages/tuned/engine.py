@@ -8,6 +8,7 @@ and each phase is a launch of its own.
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from cnnlib.engine.autotune import (
     steady,
     steps_within,
 )
-from cnnlib.engine.device_engine import DeviceEngine, Pass
+from cnnlib.engine.device_engine import DeviceEngine, Pass, module_name
 from cnnlib.engine.gpu_operator import signed_word
 from cnnlib.engine.ordered_images import OrderedImages
 from cnnlib.engine.profile import KernelTime
@@ -66,8 +67,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         self.whole = device.kind == "cuda"
         self._set: OrderedImages | None = None
         self._number = 0
-        given = stage, self.plan, setup.batch_size, device, Objective.of(setup)
-        plans = candidates(*given) if setup.tune else [choose(*given)]
+        plans = self._plans_of(stage, setup, device)
         self._times = self._measured(plans) if len(plans) > 1 else []
         self._build(plans[fastest(self._times) if self._times else 0])
         self._tried = plans
@@ -86,6 +86,17 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         return cls.plan_on(stage, setup, limits).source()
 
     @classmethod
+    def sources_on(cls, stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> list[str]:
+        return [each.source() for each in cls._plans_of(stage, setup, limits)]
+
+    @staticmethod
+    def _plans_of(stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> list[BlockPlan]:
+        """The plans that an engine measures or, where it may not, the one it takes."""
+        planned = plan(stage, setup.network)
+        given = stage, planned, setup.batch_size, limits, Objective.of(setup)
+        return candidates(*given) if setup.tune else [choose(*given)]
+
+    @classmethod
     def kernels_on(cls, stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> list[str]:
         kernels = ["forward_backward", "time_sections", "update", "shuffle_images"]
         kernels += ["train"] * (limits.kind == "cuda")
@@ -97,10 +108,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
     ) -> Sequence[StepPlan]:
         """The plan of plan_on; `others_timed` counts those that are timed beside it on a GPU."""
         try:
-            planned = plan(stage, setup.network)
-            first, *others = candidates(
-                stage, planned, setup.batch_size, limits, Objective.of(setup)
-            )
+            first, *others = cls._plans_of(stage, replace(setup, tune=True), limits)
         except Unsupported as error:
             return [StepPlan("persistent", declined=str(error))]
         return [StepPlan("persistent", first.facts | {"others_timed": len(others)})]
@@ -122,7 +130,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
     def _names(self) -> tuple[str, list[str]]:
         """The names of the module and of its kernels."""
         kernels = self.kernels_on(self.stage, self.setup, self.device)
-        return f"{self.stage.name}_{self.network.name}", kernels
+        return module_name(self.stage, self.setup), kernels
 
     def _measured(self, plans: Sequence[BlockPlan]) -> list[float]:
         """Seconds of a step by each of the plans, from the cache if they are there; none where
