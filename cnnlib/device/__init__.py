@@ -4,6 +4,7 @@ import warnings
 
 from cnnlib.device.api import (
     Argument,
+    Changing,
     Device,
     DeviceArray,
     DeviceLimits,
@@ -22,6 +23,7 @@ from cnnlib.errors import DeviceError
 __all__ = [
     "CHOICES",
     "Argument",
+    "Changing",
     "Device",
     "DeviceArray",
     "DeviceLimits",

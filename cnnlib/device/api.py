@@ -53,6 +53,9 @@ class DeviceArray(Protocol):
     def part(self, start: int, shape: int | Sequence[int]) -> "DeviceArray":
         """The elements from flat element `start` on, as an array of `shape` in the same memory."""
 
+    def viewed(self, dtype: DTypeLike) -> "DeviceArray":
+        """The same memory as elements of another kind of the same size (else DeviceError)."""
+
     def fill_bytes(self, value: int = 0xFF) -> None:
         """Set every byte; 0xFF makes floats NaN and integers -1 (or the largest unsigned)."""
 
@@ -60,7 +63,16 @@ class DeviceArray(Protocol):
         """Give the memory back now. Any later use, of a part too, is a DeviceError."""
 
 
-Argument = DeviceArray | int | float
+class Changing:
+    """An int argument of a bound launch that is read anew each time the launch is made."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
+
+
+Argument = DeviceArray | int | float | Changing
 
 
 class Kernel(Protocol):
@@ -85,9 +97,10 @@ class Kernel(Protocol):
         """A launch with everything checked and packed beforehand, to be made many times.
 
         `shared_bytes` is the size of the kernel's SHARED_LARGE array, if it has one. The arrays
-        are kept for as long as the launch is. A `programmatic` launch may begin before the launch
-        before it has ended, on a GPU that can do so; its kernel waits by itself
-        (wait_for_previous_kernel of kernels/portable.cuh).
+        are kept for as long as the launch is. What is Changing can be given another value between
+        two launches; such a launch can neither be captured nor be programmatic (DeviceError). A
+        `programmatic` launch may begin before the launch before it has ended, on a GPU that can do
+        so; its kernel waits by itself (wait_for_previous_kernel of kernels/portable.cuh).
         """
 
     def resources(self) -> Resources | None:
@@ -264,6 +277,9 @@ def plain_arguments(
         elif isinstance(argument, (float, np.floating)):
             letters += "f"
             values.append(float(argument))
+        elif isinstance(argument, Changing):
+            letters += "i"
+            values.append(argument.value)
         else:
             raise KernelError(
                 f"kernel {kernel}: argument {len(letters)} is a {type(argument).__name__}; "
@@ -288,6 +304,12 @@ def check_copy(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], array: 
             f"{where}: device array is {dtype}{list(shape)}, host array is "
             f"{array.dtype}{list(array.shape)}"
         )
+
+
+def check_view(kind: np.dtype[Any], other: np.dtype[Any]) -> None:
+    """Raise DeviceError unless elements of both kinds have the same size."""
+    if kind.itemsize != other.itemsize:
+        raise DeviceError(f"an array of {kind} cannot be viewed as {other}: the sizes differ")
 
 
 def check_part(shape: tuple[int, ...], start: int, size: int, whole: int) -> None:

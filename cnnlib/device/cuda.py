@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import importlib.util
 import re
+import struct
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from cnnlib.arithmetic import ceil_div
 from cnnlib.device.api import (
     Argument,
     Capability,
+    Changing,
     DeviceLimits,
     Event,
     Extent,
@@ -28,6 +30,7 @@ from cnnlib.device.api import (
     check_copy,
     check_not_capturing,
     check_part,
+    check_view,
     extent,
     plain_arguments,
     shape_tuple,
@@ -181,6 +184,12 @@ class CudaArray:
             self._memory, self.address + start * self.dtype.itemsize, sizes, self.dtype
         )
 
+    def viewed(self, dtype: DTypeLike) -> "CudaArray":
+        self._device()
+        kind = np.dtype(dtype)
+        check_view(self.dtype, kind)
+        return CudaArray(self._memory, self.address, self.shape, kind)
+
     def fill_bytes(self, value: int = 0xFF) -> None:
         device = self._device("a fill")
         if self.nbytes:
@@ -256,10 +265,15 @@ class CudaKernel:
         threads = extent(block, f"kernel {self.name}: block")
         driver, stream, device = self._device.driver, self._device.stream, self._device
         values = self._values(args)
+        changing = [(i, each) for i, each in enumerate(args) if isinstance(each, Changing)]
         if programmatic and device.launches_programmatically:
+            if changing:
+                raise KernelError(f"kernel {self.name}: a programmatic launch cannot change")
             return self._bind_programmatic(blocks, threads, values, args, shared_bytes)
         try:
             packed = self._device.pack(self._function.arg_format, *values)
+            if changing:
+                packed = bytearray(packed)
             if shared_bytes > self._shared_bytes:
                 attribute = driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 self._function.set_attribute(attribute, shared_bytes)
@@ -269,8 +283,13 @@ class CudaKernel:
             raise self._device.failure(what, error) from error
         # prepared_async_call ends in this call; with packing the arguments it takes twice as long.
         launch_kernel = self._function._launch_kernel
+        places = [(_offset(self._kinds or "", i), each) for i, each in changing]
 
         def launch(_kept: Sequence[Argument] = args) -> None:  # so the arrays stay allocated
+            if places:
+                check_not_capturing(device.captured, "a launch whose arguments change")
+                for offset, argument in places:
+                    struct.pack_into("i", packed, offset, argument.value)
             try:
                 launch_kernel(blocks, threads, packed, shared_bytes, stream)
             except driver.Error as error:
@@ -322,6 +341,11 @@ class CudaKernel:
     def resources(self) -> Resources | None:
         function = self._function
         return Resources(function.num_regs, function.shared_size_bytes, function.local_size_bytes)
+
+
+def _offset(kinds: str, argument: int) -> int:
+    """Bytes before an argument of a kernel, whose arguments lie as they do in a C struct."""
+    return struct.calcsize(kinds[: argument + 1]) - struct.calcsize(kinds[argument])
 
 
 class CudaModule:

@@ -32,6 +32,7 @@ from numpy.typing import DTypeLike
 
 from cnnlib.device.api import (
     Argument,
+    Changing,
     DeviceLimits,
     Event,
     Extent,
@@ -40,6 +41,7 @@ from cnnlib.device.api import (
     check_copy,
     check_not_capturing,
     check_part,
+    check_view,
     extent,
     plain_arguments,
     shape_tuple,
@@ -188,6 +190,12 @@ class EmulatedArray:
             self._memory, self.address + start * self.dtype.itemsize, sizes, self.dtype
         )
 
+    def viewed(self, dtype: DTypeLike) -> "EmulatedArray":
+        self.check_alive()
+        kind = np.dtype(dtype)
+        check_view(self.dtype, kind)
+        return EmulatedArray(self._memory, self.address, self.shape, kind)
+
     def fill_bytes(self, value: int = 0xFF) -> None:
         self._device("a fill")
         ctypes.memset(self.address, value, self.nbytes)
@@ -248,14 +256,21 @@ class EmulatedKernel:
         arrays = [argument for argument in args if isinstance(argument, EmulatedArray)]
         call, pointer, lock = self._call, ctypes.byref(launch), self._lock
         device = self._device
+        changes = any(isinstance(argument, Changing) for argument in args)
+        if changes and programmatic:
+            raise KernelError(f"kernel {self.name}: a programmatic launch cannot change")
 
         def run() -> None:
             for array in arrays:
                 array.check_alive()
             with lock:
+                if changes:
+                    launch.arguments, _ = self._pack(args)
                 call(pointer, letters)
 
         def run_or_capture() -> None:
+            if changes:
+                check_not_capturing(device.captured, "a launch whose arguments change")
             if device.captured is None:
                 run()
             else:

@@ -35,6 +35,9 @@ class NullArray:
     def part(self, start: int, shape: int | Sequence[int]) -> DeviceArray:
         return NullArray(shape, self.dtype)
 
+    def viewed(self, dtype: DTypeLike) -> DeviceArray:
+        return NullArray(self.shape, dtype)
+
     def fill_bytes(self, value: int = 0xFF) -> None:
         pass
 

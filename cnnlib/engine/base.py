@@ -5,9 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Generic, Self
 
-import numpy as np
-
 from cnnlib.device import Device, Limits
+from cnnlib.engine.learning_rate import constant
 from cnnlib.engine.profile import KernelTime
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.engine.stage import Bytes, Op, Options, Order, Setup, Stage, chosen_for, name_of, plan
@@ -26,7 +25,10 @@ class Engine(ABC, Generic[Op]):
     options_class: ClassVar[type[Options]] = Options
     """What the options of this engine's stages are an instance of."""
     event_seconds: float = math.nan
-    """The last `train` by the device's own events; nan where there are none."""
+    """The last `train` by the device's own events; nan where there are none.
+
+    They may be read only when this is asked for.
+    """
     _steps: int = 0
     step_losses: Array | None = None
     """Mean loss of each step of the last `train`, (steps,); None unless the stage is one that does
@@ -107,7 +109,7 @@ class Engine(ABC, Generic[Op]):
 
     def rates_of(self, steps: int, rates: Array | None) -> Array:
         """`rates`, or those of a constant schedule: (steps,)."""
-        return np.full(steps, self.setup.learning_rate) if rates is None else rates
+        return constant(self.setup.learning_rate, steps) if rates is None else rates
 
     @abstractmethod
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:

@@ -41,6 +41,12 @@ def module_name(stage: Stage[Op], setup: Setup) -> str:
     return f"{stage.name}_{setup.network.name}"
 
 
+def part_of(rates: Array, load: slice, batch: int) -> Array:
+    """The rates of the steps on a load's images; those of all steps are `rates` itself."""
+    steps = slice(load.start // batch, load.stop // batch)
+    return rates if steps == slice(0, len(rates)) else rates[steps]
+
+
 class DeviceEngine(Engine[Op]):
     """An engine whose parameters, velocity, gradient and losses lie on a device."""
 
@@ -79,6 +85,10 @@ class DeviceEngine(Engine[Op]):
         self._velocity.fill_bytes(0)
         self._gradient = self.array((network.parameter_count,))
         self._losses = self.array((batch,))
+        self._host_losses: Array = self.device.pinned((batch,))
+        self._between = self.device.event(), self.device.event()
+        """The events around the last training."""
+        self._event_seconds: float | None = math.nan
         self._batch_images = self.array((batch, *network.input_shape), np.uint8)
         self._batch_labels = self.array((batch,), np.uint8)
         self._levels = self._levels_on_device()
@@ -95,14 +105,49 @@ class DeviceEngine(Engine[Op]):
     def _allocate_rates(self, steps: int) -> None:
         """Make an array for the learning rates of a load's steps, filled with the constant rate."""
         self._rates, self._last_rates = self.array((steps,)), np.zeros(0)
+        self._constant_rates: Array | None = None
+        """What the device has, if it cannot have been written to since."""
         self._upload_rates(self.rates_of(steps, None))
 
     def _upload_rates(self, rates: Array) -> None:
         """Copy the rates (steps,) of the next steps, unless the device has them already."""
-        if np.array_equal(rates, self._last_rates[: len(rates)]):
+        if rates is self._constant_rates:
             return
-        self._rates.part(0, (len(rates),)).set(np.ascontiguousarray(rates, dtype=np.float32))
-        self._last_rates = rates.copy()
+        if not np.array_equal(rates, self._last_rates[: len(rates)]):
+            self._rates.part(0, (len(rates),)).set(np.ascontiguousarray(rates, dtype=np.float32))
+            self._last_rates = rates.copy()
+        self._constant_rates = None if rates.flags.writeable else rates
+
+    @property
+    def event_seconds(self) -> float:
+        """See Engine; read from the events of the last `train` when it is first asked for."""
+        if self._event_seconds is None:
+            began, ended = self._between
+            self._event_seconds = ended.seconds_since(began)
+        return self._event_seconds
+
+    @event_seconds.setter
+    def event_seconds(self, seconds: float) -> None:
+        self._event_seconds = seconds
+
+    def _begin(self) -> None:
+        """Begin a training: no losses so far, and the event before its first launch."""
+        self._event_seconds = math.nan  # until both events have been recorded
+        self._clear()
+        self._between[0].record()
+
+    def _clear(self) -> None:
+        """Set to 0 what a training begins with."""
+        self._losses.fill_bytes(0)
+
+    def _end(self) -> float:
+        """End a training: the event behind its last launch, and the sum of all losses, for which
+        the host waits.
+        """
+        self._between[1].record()
+        losses = self._losses.get(self._host_losses)
+        self._event_seconds = None
+        return float(losses.sum(dtype=np.float64))
 
     def _resident_limit(self) -> int:
         """Images that may be on the device at a time, if that is at least a batch."""

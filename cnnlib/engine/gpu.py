@@ -13,7 +13,7 @@ from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Argument, Device, DeviceArray, Limits, Module
 from cnnlib.device.architecture import PROGRAMMATIC_LAUNCHES
 from cnnlib.device.null import NullDevice
-from cnnlib.engine.device_engine import DeviceEngine, Pass, module_name
+from cnnlib.engine.device_engine import DeviceEngine, Pass, module_name, part_of
 from cnnlib.engine.gpu_operator import (
     SUM_THREADS,
     THREADS,
@@ -372,19 +372,13 @@ class GpuEngine(DeviceEngine[GpuFactory]):
     def _train(self, order: Order | Shuffle, rates: Array, timer: LoadTimer | None) -> float:
         batch, steps = self.setup.batch_size, self._loaded()
         count = len(order) // batch * batch
-        self._losses.fill_bytes(0)
         self._set_moment(training=True)
-        began, ended = self.device.event(), self.device.event()
-        began.record()
+        self._begin()
         for load in steps.loads(count):
-            self._upload_rates(rates[load.start // batch : load.stop // batch])
+            self._upload_rates(part_of(rates, load, batch))
             for piece in steps.load(order, load, timer):
                 steps.run(piece)
-        ended.record()
-        losses = self._losses.get()
-        self.device.synchronize()
-        self.event_seconds = ended.seconds_since(began)
-        return float(losses.sum(dtype=np.float64) / count)
+        return self._end() / count
 
     def _run_batch(self, count: int, way: Pass) -> None:
         launches = [self.normalize(self._batch_images, count), *self._forward(count)]

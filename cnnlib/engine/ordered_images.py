@@ -6,7 +6,7 @@ import numpy as np
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device import Device, Kernel
-from cnnlib.engine.shuffle import Shuffle
+from cnnlib.engine.shuffle import ROUNDS, Shuffle, half_of
 from cnnlib.engine.stage import Bytes, Order
 from cnnlib.engine.upload import GATHER_BYTES, LoadTimer, ResidentImages, device_array
 
@@ -37,7 +37,6 @@ class OrderedImages:
         """`shuffle_images` is the kernel of kernels/shuffle.cuh, `piece_bytes` that of
         ResidentImages.
         """
-        self._device, self._shuffle_images = device, shuffle_images
         self._streamed: ResidentImages | None = None
         if gathered_there and limit >= len(labels):
             self.count = len(labels)
@@ -54,7 +53,12 @@ class OrderedImages:
         self.order = device_array(device, (max(self.count, len(labels)),), np.int32)
         """(N,) on the device: the element of `images` that comes next, and so on."""
         self.order.set(np.arange(self.order.size, dtype=np.int32))
-        self._tables = device_array(device, (1, 1), np.uint16)
+        half = half_of(self.count)
+        self._tables = device_array(device, (ROUNDS, 1 << half), np.uint16)
+        blocks = ceil_div(self.count, DRAWING_THREADS)
+        self._shuffle_images = shuffle_images.bind(
+            blocks, DRAWING_THREADS, self._tables, self.order, half, self.count
+        )
 
     def draws(self, shuffle: Shuffle) -> bool:
         """Whether the device itself draws this order."""
@@ -82,7 +86,8 @@ class OrderedImages:
         if timer:
             timer.begin()
         if isinstance(order, Shuffle):
-            self._draw(order)
+            self._tables.set(order.tables)
+            self._shuffle_images()
         if timer:
             timer.gathered()
         if not isinstance(order, Shuffle):
@@ -93,14 +98,6 @@ class OrderedImages:
         yield slice(0, load.stop - load.start)
         if timer:
             timer.trained()
-
-    def _draw(self, shuffle: Shuffle) -> None:
-        """The order of all images, by the device."""
-        if self._tables.shape != shuffle.tables.shape:
-            self._tables = device_array(self._device, shuffle.tables.shape, np.uint16)
-        self._tables.set(shuffle.tables)
-        blocks, count = ceil_div(len(shuffle), DRAWING_THREADS), len(shuffle)
-        self._shuffle_images(blocks, DRAWING_THREADS, self._tables, self.order, shuffle.half, count)
 
     def close(self) -> None:
         """End the gathering threads, if there are any."""

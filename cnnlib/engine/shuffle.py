@@ -1,9 +1,11 @@
 """The order in which an epoch visits images: one permutation, computed alike on host and device."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 
+from cnnlib.arithmetic import ceil_div
 from cnnlib.layers import Array
 
 ROUNDS = 6
@@ -22,15 +24,22 @@ class Shuffle:
 
     def __init__(self, count: int, seed: int, epoch: int) -> None:
         self.count = count
-        self.half = max(1, math.ceil((count - 1).bit_length() / 2))
-        random = np.random.default_rng((seed, epoch))
-        self.tables: Array = random.integers(
-            0, 1 << self.half, (ROUNDS, 1 << self.half), dtype=np.uint16
-        )
-        """The rounds' functions: (ROUNDS, 2^half) numbers below 2^half."""
+        self.half = half_of(count)
+        self._drawn_by = seed, epoch
 
     def __len__(self) -> int:
         return self.count
+
+    @cached_property
+    def tables(self) -> Array:
+        """The rounds' functions: (ROUNDS, 2^half) numbers below 2^half, uint16.
+
+        They are the highest bits of each 16 that NumPy's PCG64 gives, seeded by seed and epoch.
+        """
+        shape = ROUNDS, 1 << self.half
+        words = np.random.PCG64(self._drawn_by).random_raw(ceil_div(math.prod(shape), 4))
+        halves: Array = words.astype("<u8", copy=False).view("<u2")[: math.prod(shape)]
+        return (halves >> (16 - self.half)).reshape(shape)
 
     def indices(self) -> Array:
         """The whole permutation: (count,) integers."""
@@ -49,3 +58,8 @@ class Shuffle:
             left ^= mixed
             left, right = right, left
         return left << self.half | right
+
+
+def half_of(count: int) -> int:
+    """Half of the bits of the numbers that the network permutes, for a permutation of so many."""
+    return max(1, math.ceil((count - 1).bit_length() / 2))

@@ -169,6 +169,24 @@ def test_memory_that_runs_out_in_the_middle_does_not_fit(
         do(device)
 
 
+def test_only_what_changes_is_packed_anew(
+    driver: Driver, device: cuda.CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+
+    def launch_kernel(grid: object, block: object, packed: bytes, *rest: object) -> None:
+        sent.append(struct.unpack("PifPi", packed))
+
+    monkeypatch.setattr(Thing, "arg_format", "PifPi")
+    monkeypatch.setattr(Thing, "_launch_kernel", staticmethod(launch_kernel), raising=False)
+    first, last = cuda.Changing(1), cuda.Changing()
+    launch = kernel(device).bind(1, 1, device.array(3), first, 0.5, device.array(3), last)
+    launch()
+    first.value, last.value = -2, 7
+    launch()
+    assert sent == [(4096, 1, 0.5, 4096, 0), (4096, -2, 0.5, 4096, 7)]
+
+
 def test_memory_kept_for_later_is_given_back_first(driver: Driver, device: cuda.CudaDevice) -> None:
     device.array(3).free()
     driver.broken["mem_alloc"] = driver.MemoryError("out of memory")

@@ -6,7 +6,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from cnnlib.device import Device, DeviceArray, DeviceLimits, Kernel, KernelError, open_device
+from cnnlib.device import (
+    Changing,
+    Device,
+    DeviceArray,
+    DeviceLimits,
+    Kernel,
+    KernelError,
+    open_device,
+)
 from cnnlib.errors import DeviceError, DoesNotFit
 
 pytestmark = pytest.mark.quick
@@ -292,6 +300,28 @@ def test_bound_launches(device: Device, probe: Probe) -> None:
     np.testing.assert_array_equal(out.get(), expected)
     with pytest.raises(KernelError, match="probe_visit_range"):
         probe("visit_range").bind((0, 1), 1, out, 100)
+
+
+def test_an_argument_that_changes_between_launches(device: Device, probe: Probe) -> None:
+    out, length = upload(device, np.zeros(100, np.int32)), Changing(3)
+    launch = probe("visit_range").bind(3, 16, out, length)
+    for length.value in (7, 100, 0):
+        launch()
+    np.testing.assert_array_equal(out.get(), 1 + (np.arange(100) < 7))
+    with pytest.raises(DeviceError, match="a launch whose arguments change while"):
+        device.capture(launch)
+    with pytest.raises(KernelError, match="probe_visit_range: a programmatic launch cannot change"):
+        probe("visit_range").bind(3, 16, out, length, programmatic=True)
+
+
+def test_an_array_viewed_as_another_kind(device: Device) -> None:
+    floats = upload(device, np.array([0.0, 1.0, np.inf], np.float32))
+    words = floats.part(1, 2).viewed(np.uint32)
+    np.testing.assert_array_equal(words.get(), [0x3F800000, 0x7F800000])
+    words.set(np.array([0x40000000, 0], np.uint32))
+    np.testing.assert_array_equal(floats.get(), [0, 2, 0])
+    with pytest.raises(DeviceError, match="float32 cannot be viewed as uint16"):
+        floats.viewed(np.uint16)
 
 
 def test_many_phases_repeat_bit_for_bit(device: Device, probe: Probe) -> None:

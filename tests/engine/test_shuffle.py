@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cnnlib.engine.shuffle import Shuffle
+from cnnlib.engine.shuffle import ROUNDS, Shuffle
 from cnnlib.stages import tuned
 from tests.support.engines import training
 from tests.support.networks import awkward
@@ -27,6 +27,18 @@ def test_seed_and_epoch_decide() -> None:
         for second in orders[i + 1 :]:
             # two random permutations of 1000 share one place on average
             assert (first == second).sum() < 10
+
+
+@pytest.mark.parametrize("count", [1, 90, 60000, 65537, 2**31 - 1])
+def test_tables_are_those_that_numpy_draws(count: int) -> None:
+    """So the orders of all published runs; NumPy keeps PCG64 as it is, but not its integers."""
+    for seed, epoch in ((0, 0), (3, 1), (2**40 + 1, 2**32)):
+        shuffle = Shuffle(count, seed, epoch)
+        size = 1 << shuffle.half
+        random = np.random.default_rng((seed, epoch))
+        wanted = random.integers(0, size, (ROUNDS, size), dtype=np.uint16)
+        np.testing.assert_array_equal(shuffle.tables, wanted)
+        assert shuffle.tables.dtype == np.uint16
 
 
 def chi_square(counts: np.ndarray) -> float:

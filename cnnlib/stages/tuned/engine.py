@@ -9,10 +9,11 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from cnnlib.device import Argument, Device, DeviceArray, Limits
+from cnnlib.device import Argument, Changing, Device, DeviceArray, Limits
 from cnnlib.device.api import KernelError
 from cnnlib.device.cache import content_key, included_files
 from cnnlib.engine.autotune import (
@@ -25,7 +26,7 @@ from cnnlib.engine.autotune import (
     steady,
     steps_within,
 )
-from cnnlib.engine.device_engine import DeviceEngine, Pass, module_name
+from cnnlib.engine.device_engine import DeviceEngine, Pass, module_name, part_of
 from cnnlib.engine.gpu_operator import signed_word
 from cnnlib.engine.ordered_images import OrderedImages
 from cnnlib.engine.profile import KernelTime
@@ -66,6 +67,8 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         self.grid = device.multiprocessors
         self.whole = device.kind == "cuda"
         self._set: OrderedImages | None = None
+        self._train_loaded: Callable[[int], None] | None = None
+        """Trains so many steps on what is loaded."""
         self._number = 0
         plans = self._plans_of(stage, setup, device)
         self._times = self._measured(plans) if len(plans) > 1 else []
@@ -171,15 +174,14 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         order.set(np.tile(np.arange(batch, dtype=np.int32), steps))
         self._allocate_rates(steps)
         self._upload_rates(np.zeros(steps))  # so that no number grows
-        self._losses.fill_bytes(0)
+        train = self._bound_steps(order)
         times = []
         for _ in range(1 + TRIALS):
-            began, ended = self.device.event(), self.device.event()
-            began.record()
-            self._train_steps(order, steps)
-            ended.record()
+            self._begin()
+            train(steps)
+            self._end()
             self._check_signals()
-            times.append(ended.seconds_since(began) / steps)
+            times.append(self.event_seconds / steps)
         return steady(times[1:])
 
     @property
@@ -210,7 +212,12 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         self._stash = self.array((self.grid, self.block.images, self.block.layout.kept_floats))
         self._batch_order = self.array((batch,), np.int32)
         self._batch_order.set(np.arange(batch, dtype=np.int32))
-        self._signals = self.array((2,), np.uint32)
+        self._cleared = self.array((batch + 2,))
+        """What begins as 0: losses, and two words by which blocks say something to all others."""
+        self._losses = self._cleared.part(0, (batch,))
+        self._signals = self._cleared.part(batch, (2,)).viewed(np.uint32)
+        self._signalled = False
+        """Whether the signals are those of a launch."""
         if self.block.stamped:
             self._handed = self.array(
                 (batch * (self.block.trace + self.block.partials) + self.block.partials,), np.uint64
@@ -234,8 +241,12 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         order: DeviceArray,
         count: int,
         *more: Argument,
+        number: Changing | None = None,
     ) -> Callable[[], None]:
-        """A kernel that takes `count` images through the network, with `more` arguments last."""
+        """A kernel that takes `count` images through the network, with `more` arguments last.
+
+        `number` is that of the step, if it changes between launches.
+        """
         return self._bind(
             kernel,
             images,
@@ -250,7 +261,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             *self._levels,
             signed_word(self.setup.seed),
             signed_word(self.setup.seed >> 32),
-            signed_word(self._number),
+            signed_word(self._number) if number is None else number,
             count,
             *more,
         )
@@ -275,39 +286,63 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             count,
         )
 
-    def _train_steps(self, order: DeviceArray, steps: int) -> None:
-        """`steps` steps on the batches of `order`, which index the resident images."""
-        batch, given = self.setup.batch_size, self._loaded()
+    def _bound_steps(self, order: DeviceArray) -> Callable[[int], None]:
+        """What does so many steps on the batches of `order`, which index the resident images.
+
+        The launch of a whole epoch is made beforehand, but for what changes between two of them.
+        `_clear` has set the signals of the first launch of a training to 0.
+        """
         if not self.whole:
-            for step in range(steps):
-                part = order.part(step * batch, (batch,))
-                self._forward_backward(given.images, given.labels, part, batch, Pass.TRAIN)()
-                self._update(batch, step)()
-                self._number += 1
-            return
-        self._signals.fill_bytes(0)
-        self._bind_images(
+            return partial(self._train_by_phases, order)
+        given, number, count, stamp = self._loaded(), Changing(), Changing(), Changing()
+        launch = self._bind_images(
             "train",
             given.images,
             given.labels,
             order,
-            batch,
+            self.setup.batch_size,
             self._velocity,
             self._rates,
             float(self.setup.momentum),
-            steps,
+            count,
             self._signals.part(0, (1,)),
             self._signals.part(1, (1,)),
-            *self._stamps(steps),
-        )()
-        self._number += steps
+            *self._stamped(stamp),
+            number=number,
+        )
 
-    def _stamps(self, steps: int) -> list[Argument]:
-        """More arguments of a launch of so many steps, where numbers are stamped."""
-        if not self.block.stamped:
-            return []
+        def train(steps: int) -> None:
+            if self._signalled:
+                self._signals.fill_bytes(0)
+            number.value, count.value = signed_word(self._number), steps
+            stamp.value = self._stamps(steps)
+            launch()
+            self._signalled = True
+            self._number += steps
+
+        return train
+
+    def _train_by_phases(self, order: DeviceArray, steps: int) -> None:
+        """Steps by two launches each, for a device without barriers of the grid."""
+        batch, given = self.setup.batch_size, self._loaded()
+        for step in range(steps):
+            part = order.part(step * batch, (batch,))
+            self._forward_backward(given.images, given.labels, part, batch, Pass.TRAIN)()
+            self._update(batch, step)()
+            self._number += 1
+
+    def _stamped(self, stamp: Argument) -> list[Argument]:
+        """More arguments of a launch whose numbers are stamped."""
+        return [self._handed, stamp] if self.block.stamped else []
+
+    def _stamps(self, steps: int) -> int:
+        """The stamp of the first of so many steps; the next ones have those that follow."""
         stamp, self._stamp = self._stamp, (self._stamp + steps) % 2**32
-        return [self._handed, signed_word(stamp)]
+        return signed_word(stamp)
+
+    def _clear(self) -> None:
+        self._cleared.fill_bytes(0)
+        self._signalled = False
 
     def _check_signals(self) -> None:
         if self.whole and self._signals.get()[1]:
@@ -327,6 +362,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         )
         self.resident = self._set.count
         self._allocate_rates(self._set.order.size // batch)
+        self._train_loaded = self._bound_steps(self._set.order)
 
     def _loaded(self) -> OrderedImages:
         if self._set is None:
@@ -336,28 +372,25 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
     def close(self) -> None:
         if self._set is not None:
             self._set.close()
-        self._set = None
+        self._set = self._train_loaded = None
 
     def _draws_order(self, shuffle: Shuffle) -> bool:
         return self._loaded().draws(shuffle)
 
     def _train(self, order: Order | Shuffle, rates: Array, timer: LoadTimer | None) -> float:
-        batch, training_set = self.setup.batch_size, self._loaded()
+        batch, training_set, train = self.setup.batch_size, self._loaded(), self._train_loaded
+        assert train is not None  # where a training set is loaded
         images = len(order) // batch * batch
         self._number = self.steps
-        self._losses.fill_bytes(0)
-        began, ended = self.device.event(), self.device.event()
-        began.record()
+        self._begin()
         for load in training_set.loads(images):
-            self._upload_rates(rates[load.start // batch : load.stop // batch])
+            self._upload_rates(part_of(rates, load, batch))
             for piece in training_set.load(order, load, timer):
-                self._train_steps(training_set.order, (piece.stop - piece.start) // batch)
-        ended.record()
-        losses = self._losses.get()
-        if not np.isfinite(losses).all():  # as a launch leaves them that has given up
+                train((piece.stop - piece.start) // batch)
+        loss = self._end()
+        if not math.isfinite(loss):  # as a launch leaves it that has given up
             self._check_signals()
-        self.event_seconds = ended.seconds_since(began)
-        return float(losses.sum(dtype=np.float64) / images)
+        return loss / images
 
     def _run_batch(self, count: int, way: Pass) -> None:
         self._number = self.steps

@@ -58,6 +58,7 @@ class MarkedEngine(PersistentEngine):
         given = self._loaded()
         indices = self.array((steps * batch,), np.int32)
         indices.set(np.ascontiguousarray(order[: steps * batch], dtype=np.int32))
+        loaded = self._rates, self._last_rates, self._constant_rates
         self._allocate_rates(steps)
         self._upload_rates(self.rates_of(steps, None))
         self._losses.fill_bytes(0)
@@ -73,6 +74,7 @@ class MarkedEngine(PersistentEngine):
                 self._train_phases(given.images, given.labels, indices, steps, marks, room)
         finally:
             self.module = plain
+            self._rates, self._last_rates, self._constant_rates = loaded
         self._number += steps
         return self.sections_of(marks.get(), room)
 
@@ -101,7 +103,7 @@ class MarkedEngine(PersistentEngine):
             self._signals.part(1, (1,)),
             marks,
             room,
-            *self._stamps(steps),
+            *self._stamped(self._stamps(steps)),
         )()
         self._check_signals()
 
