@@ -19,7 +19,7 @@ from cnnlib.stages.tuned.graph import (
     tiles,
     windows,
 )
-from cnnlib.stages.tuned.graph.tiles import product_tile
+from cnnlib.stages.tuned.graph.tiles import product_tile, weight_pitches
 from cnnlib.stages.tuned.graph.windows import Windows
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
@@ -180,6 +180,23 @@ def test_small_batches_have_small_tiles() -> None:
     dense.prepare(64, None)
     assert dense.forward_tile.splits > 1
     assert dense.forward_tile.jobs >= H100.multiprocessors // 2
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("chunk", [2, 4, 8, 16])
+@pytest.mark.parametrize("taps", [1, 2, 3, 4, 5, 9, 15, 25])
+def test_eight_threads_stage_weights_in_eight_banks(taps: int, chunk: int) -> None:
+    """As kernels/tuned/graph/product.cuh counts them: taps first, then columns, or groups."""
+    columns = 32
+    pitch, tap_pitch = weight_pitches(taps, chunk, columns)
+    places = []
+    for thread in range(taps * chunk * columns):
+        rest, tap = divmod(thread, taps)
+        column, group = divmod(rest, chunk) if taps == 1 else (rest % columns, rest // columns)
+        places.append(tap * tap_pitch + group * pitch + column)
+    assert len(set(places)) == len(places)
+    for first in range(0, len(places), 8):
+        assert len({place % 8 for place in places[first : first + 8]}) == 8
 
 
 @pytest.mark.quick

@@ -21,6 +21,55 @@ struct GradientSpec {
   static constexpr int CELL_ROWS = Layer::OUT_ROWS, CELL_COLUMNS = Layer::OUT_COLUMNS;
 };
 
+// The vector where column tile `tile` of `Product` begins in the patch; one beyond the last is that of the biases again.
+template <class Product>
+__device__ __forceinline__ int start_of_tile(int tile) {
+  using Right = typename Product::Right;
+  const int tap = tile / Product::GROUPS;
+  if (tile >= Product::COLUMN_TILES - 1) return Product::GROUPS * Right::PITCH;
+  return tile % Product::GROUPS * Right::PITCH + tap / Right::TAP_COLUMNS * Right::ROW + tap % Right::TAP_COLUMNS;
+}
+
+// sums += the products of a chunk's positions. left (M / 8, LEFT_PITCH) has those of position k at place(k), right has what
+// it sees from pixels[k] on.
+template <class Product, int ARITHMETIC, int M_TILES, int N_TILES, class Place>
+__device__ __forceinline__ void multiply_positions(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, Place place,
+                                                   const int* pixels, char* left, char* right, int row0, int tile0) {
+  constexpr int LEFT_PITCH = Product::LEFT_PITCH, POSITIONS = Product::POSITIONS;
+  if constexpr (Planes<ARITHMETIC>::SPLIT) {
+#if HAS_PLANES
+    // Which row of a matrix each lane names: eight positions each of two groups of maps, or of two tiles of columns.
+    const int lane = threadIdx.x % WARP;
+    SharedAddress rows[M_TILES], starts[(N_TILES + 1) / 2];
+    const SharedAddress at_left = address_of(left), at_right = address_of(right);
+    UNROLL_FOR(int m = 0; m < M_TILES; m++)
+      rows[m] = at_left + ((row0 + m * 16) / EIGHT + lane / EIGHT % 2) * LEFT_PITCH * 16;
+    UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++)
+      starts[n] = at_right + start_of_tile<Product>(tile0 + n * 2 + (n * 2 + 1 < N_TILES ? lane / 16 : 0)) * 16;
+    PAIRED_FOR(int k = 0; k < POSITIONS; k += K_STEP) {
+      const int error = place(k + lane % EIGHT + lane / 16 * EIGHT) * 16, pixel = pixels[k + lane % 16] * 16;
+      SharedAddress own[M_TILES], columns[(N_TILES + 1) / 2];
+      UNROLL_FOR(int m = 0; m < M_TILES; m++) own[m] = rows[m] + error;
+      UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++) columns[n] = starts[n] + pixel;
+      multiply_planes<true>(sums, own, 0, Product::LEFT_VECTORS * 16, columns, 0, Product::RIGHT_VECTORS * 16);
+    }
+#endif
+  } else {
+    const float* at_left = reinterpret_cast<const float*>(left);
+    const float* at_right = reinterpret_cast<const float*>(right);
+    int starts[N_TILES];
+    UNROLL_FOR(int n = 0; n < N_TILES; n++) starts[n] = start_of_tile<Product>(tile0 + n);
+    for (int k0 = 0; k0 < POSITIONS; k0 += K_STEP)
+      multiply_floats(
+          sums,
+          [&](int m, int row, int k) {
+            const int map = row0 + m * 16 + row;
+            return at_left[(map / EIGHT * LEFT_PITCH + place(k0 + k)) * EIGHT + map % EIGHT];
+          },
+          [&](int n, int column, int k) { return at_right[(starts[n] + pixels[k0 + k]) * EIGHT + column]; });
+  }
+}
+
 template <class Layer>
 struct Gradient {
   static constexpr int ARITHMETIC = made_of(Layer::ARITHMETIC), THREADS = Layer::THREADS;
@@ -52,10 +101,12 @@ struct Gradient {
 
   static constexpr int WIDE = ceil_div(Right::GROUPS, GROUPS), HIGH = ceil_div(MAPS, M);
 
-  // partials (groups, PARAMETERS). A block begins with job `first_job`.
+  static __device__ __forceinline__ int jobs(int groups) { return groups * WIDE * HIGH; }
+
+  // partials (groups, PARAMETERS).
   static __device__ __forceinline__ void run(char* memory, const SumErrors<Layer>& errors,
                                              const float* __restrict__ source, float* __restrict__ partials,
-                                             float factor, int first_job, int count, int groups) {
+                                             float factor, int count, int groups) {
     int* pixels = reinterpret_cast<int*>(memory);
     char* left = memory + POSITIONS * 4;
     char* right = left + LEFT_BYTES;
@@ -63,7 +114,7 @@ struct Gradient {
     const float back = ARITHMETIC == F16X3 ? 1.0f / factor / Range::MAPS : 1.0f;
     const int warp = threadIdx.x / WARP, tile0 = warp / WARPS_M * N_TILES, row0 = warp % WARPS_M * M_TILES * 16;
     const int chunks = ceil_div(count * Right::CELLS * Right::WINDOW, Right::USED);
-    for (int job = first_job; job < groups * WIDE * HIGH; job += gridDim.x) {
+    for (int job = blockIdx.x; job < jobs(groups); job += gridDim.x) {
       const int group = job / (WIDE * HIGH), map0 = job / WIDE % HIGH * M, channel_group = job % WIDE * GROUPS;
       Sums<ARITHMETIC, M_TILES, N_TILES> sums;
       sums.set_zero();
@@ -80,7 +131,7 @@ struct Gradient {
               Right::template store<ARITHMETIC, GROUPS, GROUPS + 1>(right, i, eight, Range::MAPS);
             });
         __syncthreads();
-        multiply_chunk(sums, pixels, left, right, row0, tile0);
+        multiply_positions<Gradient>(sums, [](int k) { return k; }, pixels, left, right, row0, tile0);
       }
       __syncthreads();
       leave(sums, reinterpret_cast<float*>(left), partials + group * PARAMETERS, map0, channel_group, row0, tile0,
@@ -130,10 +181,14 @@ struct Gradient {
   }
 
   // Vectors (M / 8, LEFT_PITCH) of the errors of a chunk's positions. A thread has all positions of a window, so that what
-  // belongs to it is loaded once.
+  // belongs to it is loaded once. Neighbours, whose windows lie WINDOW vectors apart, begin with different ones of their
+  // positions where they would meet in a bank.
   static __device__ __forceinline__ void stage_errors(char* left, const SumErrors<Layer>& errors, int first, int map0,
                                                       float factor) {
     constexpr int WINDOW = Right::WINDOW, CELLS = POSITIONS / WINDOW, SPARE = POSITIONS - CELLS * WINDOW;
+    // Of eight vectors that are WINDOW apart this many lie in the same banks, and neighbours up to APART in others.
+    constexpr int MEETING = Right::CELLS == 1 ? 1 : WINDOW % 8 == 0 ? 8 : WINDOW % 4 == 0 ? 4 : WINDOW % 2 == 0 ? 2 : 1;
+    constexpr int APART = EIGHT / MEETING;
     for (int i : block_range(M / EIGHT * CELLS)) {
       const int group = Right::CELLS == 1 ? i % (M / EIGHT) : i / CELLS;
       const int own = Right::CELLS == 1 ? i / (M / EIGHT) : i % CELLS;
@@ -145,56 +200,15 @@ struct Gradient {
         eight = errors.load_cells(at, map);
         errors.load_winners(winner, at, map);
       }
-      UNROLL_FOR(int element = 0; element < WINDOW; element++)
+      UNROLL_FOR(int step = 0; step < WINDOW; step++) {
+        const int element = MEETING > 1 ? (step + own / APART) % WINDOW : step;
         P::store(left, LEFT_VECTORS, group * LEFT_PITCH + own * WINDOW + element,
                  SumErrors<Layer>::share(eight, winner, element), factor);
+      }
     }
     if constexpr (SPARE > 0)
       for (int i : block_range(M / EIGHT * SPARE))
         P::store(left, LEFT_VECTORS, i / SPARE * LEFT_PITCH + CELLS * WINDOW + i % SPARE, eight_zeros(), factor);
-  }
-
-  // The vector where column tile `tile` begins in the patch; one beyond the last is that of the biases again.
-  static __device__ __forceinline__ int start_of(int tile) {
-    const int tap = tile / GROUPS;
-    if (tile >= COLUMN_TILES - 1) return GROUPS * Right::PITCH;
-    return tile % GROUPS * Right::PITCH + tap / Right::TAP_COLUMNS * Right::ROW + tap % Right::TAP_COLUMNS;
-  }
-
-  static __device__ __forceinline__ void multiply_chunk(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, const int* pixels,
-                                                        char* left, char* right, int row0, int tile0) {
-    if constexpr (P::SPLIT) {
-#if HAS_PLANES
-      // Which row of a matrix each lane names: eight positions each of two groups of maps, or of two tiles of columns.
-      const int lane = threadIdx.x % WARP;
-      SharedAddress rows[M_TILES], starts[(N_TILES + 1) / 2];
-      const SharedAddress at_left = address_of(left), at_right = address_of(right);
-      UNROLL_FOR(int m = 0; m < M_TILES; m++)
-        rows[m] = at_left +
-                  (((row0 + m * 16) / EIGHT + lane / EIGHT % 2) * LEFT_PITCH + lane % EIGHT + lane / 16 * EIGHT) * 16;
-      UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++)
-        starts[n] = at_right + start_of(tile0 + n * 2 + (n * 2 + 1 < N_TILES ? lane / 16 : 0)) * 16;
-      PAIRED_FOR(int k = 0; k < POSITIONS; k += K_STEP) {
-        const int pixel = pixels[k + lane % 16] * 16;
-        SharedAddress columns[(N_TILES + 1) / 2];
-        UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++) columns[n] = starts[n] + pixel;
-        multiply_planes<true>(sums, rows, k * 16, LEFT_VECTORS * 16, columns, 0, RIGHT_VECTORS * 16);
-      }
-#endif
-    } else {
-      const float* at_left = reinterpret_cast<const float*>(left);
-      const float* at_right = reinterpret_cast<const float*>(right);
-      int starts[N_TILES];
-      UNROLL_FOR(int n = 0; n < N_TILES; n++) starts[n] = start_of(tile0 + n);
-      for (int k0 = 0; k0 < POSITIONS; k0 += K_STEP)
-        multiply_floats(
-            sums,
-            [&](int m, int row, int k) {
-              const int map = row0 + m * 16 + row;
-              return at_left[(map / EIGHT * LEFT_PITCH + k0 + k) * EIGHT + map % EIGHT];
-            },
-            [&](int n, int column, int k) { return at_right[(starts[n] + pixels[k0 + k]) * EIGHT + column]; });
-    }
   }
 
   // Element (map, column of a tile) of a partial sum.

@@ -33,6 +33,12 @@ __device__ __forceinline__ void find_peak(const float* __restrict__ errors, unsi
   if (threadIdx.x == 0 && found > 0) atomicMax(peak, found);
 }
 
+// The first job of this block among those that follow `jobs` others.
+__device__ __forceinline__ int first_job_after(int jobs) {
+  const int blocks = gridDim.x, own = blockIdx.x;
+  return (own + blocks - jobs % blocks) % blocks;
+}
+
 // What dropout multiplies errors with.
 template <class Layer>
 __host__ __device__ constexpr float dropout_scale() {
@@ -42,8 +48,19 @@ __host__ __device__ constexpr float dropout_scale() {
     return 1.0f;
 }
 
-// Both products of the backward pass in one launch: blocks have tiles of the errors first, those that have none begin with
-// the gradient. A layer that sees the images sends no errors back.
+// The factor of a layer's errors, in all threads of a block.
+template <class Layer>
+__device__ __forceinline__ float factor_of_errors(unsigned* largest, const float* __restrict__ errors,
+                                                  const unsigned* __restrict__ peak, int count) {
+  constexpr float SPREAD = power_above(dropout_scale<Layer>());
+  unsigned bits = 0;
+  if constexpr (Layer::ARITHMETIC == F16X3)
+    bits = Layer::FINDS_PEAK ? largest_of(largest, errors, block_range(count * SumErrors<Layer>::SIZE)) : *peak;
+  return peak_factor(bits) / SPREAD;
+}
+
+// Both products of the backward pass in one launch. The first blocks have jobs of the gradient, which are longer than those
+// of the errors: the short ones fill up what is left at the end. A layer that sees the images sends no errors back.
 template <class Layer>
 __device__ __forceinline__ void backward(const SumErrors<Layer>& errors, const float* __restrict__ source,
                                          const float* __restrict__ weight, float* __restrict__ source_errors,
@@ -54,23 +71,23 @@ __device__ __forceinline__ void backward(const SumErrors<Layer>& errors, const f
   SHARED(unsigned, largest, 1);
   wait_for_previous_kernel();
   let_next_kernel_start();
-  constexpr float SPREAD = power_above(dropout_scale<Layer>());
-  unsigned bits = 0;
-  if constexpr (Layer::ARITHMETIC == F16X3)
-    bits = Layer::FINDS_PEAK ? largest_of(largest, errors.errors, block_range(count * SumErrors<Layer>::SIZE)) : *peak;
-  const float factor = peak_factor(bits) / SPREAD;
-  int first_job = blockIdx.x;
+  const float factor = factor_of_errors<Layer>(largest, errors.errors, peak, count);
   if constexpr (!Layer::FIRST) {
     static_assert(Errors<Layer>::BYTES <= Layer::BACKWARD_BYTES, "the launch asks for enough shared memory");
-    Errors<Layer>::run(memory, errors, weight, source_errors, source_peak, partials, tickets, factor, count);
-    const int blocks = gridDim.x;
-    first_job = (first_job + blocks - Errors<Layer>::jobs(count) % blocks) % blocks;
+    Errors<Layer>::run(memory, errors, weight, source_errors, source_peak, partials, tickets, factor,
+                       first_job_after(Gradient<Layer>::jobs(groups)), count);
   }
   static_assert(Gradient<Layer>::BYTES <= Layer::BACKWARD_BYTES, "the launch asks for enough shared memory");
-  Gradient<Layer>::run(memory, errors, source, sums, factor, first_job, count, groups);
+  Gradient<Layer>::run(memory, errors, source, sums, factor, count, groups);
 }
 
 }  // namespace graph
+
+#define TUNED_GRAPH_FIND_PEAK(layer)                                           \
+  ENTRY_POINT_BOUNDED(layer, find_peak, layer::THREADS)                        \
+  (const float* __restrict__ errors, unsigned* __restrict__ peak, int count) { \
+    graph::find_peak<layer>(errors, peak, count);                              \
+  }
 
 #define TUNED_GRAPH_LAYER_KERNELS(layer)                                                                          \
   ENTRY_POINT_RESIDENT(layer, forward, layer::THREADS, 2)                                                         \
@@ -81,10 +98,7 @@ __device__ __forceinline__ void backward(const SumErrors<Layer>& errors, const f
     graph::Forward<layer>::run(source, weight, bias, target, winners, planes, partials, tickets, peak, seed_low,  \
                                seed_high, moment, count);                                                         \
   }                                                                                                               \
-  ENTRY_POINT_BOUNDED(layer, find_peak, layer::THREADS)                                                           \
-  (const float* __restrict__ errors, unsigned* __restrict__ peak, int count) {                                    \
-    graph::find_peak<layer>(errors, peak, count);                                                                 \
-  }                                                                                                               \
+  TUNED_GRAPH_FIND_PEAK(layer)                                                                                    \
   ENTRY_POINT_RESIDENT(layer, backward, layer::THREADS, 2)                                                        \
   (const float* __restrict__ errors, const float* __restrict__ target, const unsigned char* __restrict__ winners, \
    const float* __restrict__ source, const float* __restrict__ weight, float* __restrict__ source_errors,         \

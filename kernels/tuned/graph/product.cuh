@@ -101,14 +101,23 @@ struct Convolution {
   // Shared memory: the pixel of each row, the patch, the weights. Sums take the place of the patch, and that of the weights
   // too where they are staged for each tile. KEEPS_WEIGHTS: a block stages all weights once, and has all of its tiles with
   // them.
-  static constexpr int N_PITCH = N + 1;  // vectors from a group of weights to the next
+  // Vectors from a group of weights to the next, and from a tap to the next, such that eight neighbouring threads store in
+  // eight different places of the banks: weight_pitches of cnnlib/stages/tuned/graph/tiles.py.
+  static constexpr int N_PITCH = N + (TAPS > 1 ? 0 : CHUNK <= 4 ? EIGHT / CHUNK : 1);
+  static constexpr int TAP_PITCH = CHUNK * N_PITCH + (TAPS == 1   ? 0
+                                                      : TAPS % 2  ? TAPS % EIGHT
+                                                      : TAPS <= 4 ? EIGHT / TAPS
+                                                                  : 1);
   static constexpr int PARTS = Spec::KEEPS_WEIGHTS ? CHUNKS * (Left::TAP_ROWS / TAP_ROWS) : 1;
-  static constexpr int PART_VECTORS = TAPS * CHUNK * N_PITCH;
+  static constexpr int PART_VECTORS = TAPS * TAP_PITCH;
   static constexpr int LEFT_VECTORS = CHUNK * Left::PITCH, RIGHT_VECTORS = PARTS * PART_VECTORS;
   static constexpr int LEFT_BYTES = LEFT_VECTORS * P::COUNT * P::VECTOR_BYTES;
   static constexpr int RIGHT_BYTES = RIGHT_VECTORS * P::COUNT * P::VECTOR_BYTES;
   static constexpr int SUM_PITCH = M + 4;  // floats from a column of sums to the next: fragments meet no bank twice
   static constexpr int SUM_BYTES = N * SUM_PITCH * 4;
+  // Where the sum of a row lies in its column. Threads load four rows at once, neighbours often at a distance of sixteen:
+  // those of eight threads meet no bank twice.
+  static __device__ __forceinline__ int sum_at(int row) { return row ^ (row >> 5 & 3) << 2; }
   static constexpr int RIGHT_AT = M * 4 + (Spec::KEEPS_WEIGHTS ? larger_of(LEFT_BYTES, SUM_BYTES) : LEFT_BYTES);
   static constexpr int BYTES = larger_of(RIGHT_AT + RIGHT_BYTES, M * 4 + SUM_BYTES);
   static_assert(!Spec::KEEPS_WEIGHTS || (Spec::COLUMNS <= N && SPLITS == 1), "all tiles have the same weights");
@@ -119,13 +128,14 @@ struct Convolution {
     return ceil_div(count * Left::CELLS * Left::WINDOW, Left::USED) * WIDE;
   }
 
-  // Calls finish(first position, first column, sums) for every tile of this block; sums[column * SUM_PITCH + row] is
-  // already multiplied back by both factors. partials (tiles, SPLITS, M * N), tickets (tiles,) all 0: for sums of several blocks.
+  // Calls finish(first position, first column, sums) for every tile of this block, from job `first_job` on;
+  // sums[column * SUM_PITCH + sum_at(row)] is already multiplied back by both factors. partials (tiles, SPLITS, M * N), tickets (tiles,) all 0: for sums of several blocks.
   template <class Finish>
   static __device__ __forceinline__ void multiply(char* memory, const typename Spec::Map& map,
                                                   const float* __restrict__ weight, float left_factor,
-                                                  float right_factor, int count, float* __restrict__ partials,
-                                                  unsigned* __restrict__ tickets, Finish finish) {
+                                                  float right_factor, int first_job, int count,
+                                                  float* __restrict__ partials, unsigned* __restrict__ tickets,
+                                                  Finish finish) {
     int* pixels = reinterpret_cast<int*>(memory);
     char* left = memory + M * 4;
     char* right = memory + RIGHT_AT;
@@ -136,10 +146,10 @@ struct Convolution {
     const int row0 = warp % WARPS_M * M_TILES * 16, column0 = warp / WARPS_M * N_TILES * EIGHT;
 
     // A block without a tile stages nothing: no barrier would come before what it does next with this memory.
-    if (Spec::KEEPS_WEIGHTS && static_cast<int>(blockIdx.x) < tiles(count))
+    if (Spec::KEEPS_WEIGHTS && first_job < tiles(count))
       for (int part = 0; part < PARTS; part++) stage_weights(right, weight, 0, part, right_factor);
 
-    for (int job = blockIdx.x; job < tiles(count) * SPLITS; job += gridDim.x) {
+    for (int job = first_job; job < tiles(count) * SPLITS; job += gridDim.x) {
       const int tile = job / SPLITS, split = job % SPLITS;
       const int first = tile / WIDE * Left::USED, first_column = tile % WIDE * N;
       for (int row : block_range(M)) pixels[row] = Left::pixel_of(first, row);
@@ -172,7 +182,7 @@ struct Convolution {
         UNROLL_FOR(int m = 0; m < M_TILES; m++)
           UNROLL_FOR(int n = 0; n < N_TILES; n++)
             UNROLL_FOR(int i = 0; i < 4; i++)
-              results[(column0 + n * EIGHT + tile_column(i)) * SUM_PITCH + row0 + m * 16 + tile_row(i)] =
+              results[(column0 + n * EIGHT + tile_column(i)) * SUM_PITCH + sum_at(row0 + m * 16 + tile_row(i))] =
                   sums.result(m, n, i, back);
       __syncthreads();
       if (SPLITS == 1 || add_splits(results, partials, tickets, tile, split)) finish(first, first_column, results);
@@ -235,13 +245,14 @@ struct Convolution {
     }
   }
 
-  // Vector i of the weights (TAPS, CHUNK, N_PITCH) of some rows of the kernel, in the order of memory.
+  // Vector i of the weights (TAPS, CHUNK, N) of some rows of the kernel: taps are neighbours in memory.
   struct Item {
     int tap, n, staged;
   };
   static __device__ __forceinline__ Item item(int i) {
+    constexpr bool COLUMNS_FIRST = Spec::COLUMNS_FIRST || TAPS > 1;
     const int rest = i / TAPS;
-    return {i % TAPS, Spec::COLUMNS_FIRST ? rest % N : rest / CHUNK, Spec::COLUMNS_FIRST ? rest / N : rest % CHUNK};
+    return {i % TAPS, COLUMNS_FIRST ? rest % N : rest / CHUNK, COLUMNS_FIRST ? rest / N : rest % CHUNK};
   }
 
   static __device__ __forceinline__ Eight load_weights(const float* __restrict__ weight, int column, int group,
@@ -253,7 +264,7 @@ struct Convolution {
   static __device__ __forceinline__ void store_weights(char* region, int first, int i, const Eight& eight,
                                                        float factor) {
     const Item own = item(i);
-    P::store(region, RIGHT_VECTORS, first + (own.tap * CHUNK + own.staged) * N_PITCH + own.n, eight, factor);
+    P::store(region, RIGHT_VECTORS, first + own.tap * TAP_PITCH + own.staged * N_PITCH + own.n, eight, factor);
   }
 
   static __device__ __forceinline__ void multiply_chunk(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, const int* pixels,
@@ -275,7 +286,7 @@ struct Convolution {
         UNROLL_FOR(int j = 0; j < Left::TAP_COLUMNS; j++)
           PAIRED_FOR(int pair = 0; pair < CHUNK; pair += 2)
             multiply_planes<false>(sums, rows, (i * Left::ROW + j + pair * Left::PITCH) * 16, LEFT_VECTORS * 16,
-                                   columns, ((i * Left::TAP_COLUMNS + j) * CHUNK + pair) * N_PITCH * 16,
+                                   columns, ((i * Left::TAP_COLUMNS + j) * TAP_PITCH + pair * N_PITCH) * 16,
                                    RIGHT_VECTORS * 16);
 #endif
     } else {
@@ -285,7 +296,7 @@ struct Convolution {
         for (int j = 0; j < Left::TAP_COLUMNS; j++)
           for (int pair = 0; pair < CHUNK; pair += 2) {
             const int pixel = (tap_row + i) * Left::ROW + j + pair * Left::PITCH;
-            const int vector = part + ((i * Left::TAP_COLUMNS + j) * CHUNK + pair) * N_PITCH + column0;
+            const int vector = part + (i * Left::TAP_COLUMNS + j) * TAP_PITCH + pair * N_PITCH + column0;
             multiply_floats(
                 sums,
                 [&](int m, int row, int k) {
@@ -298,11 +309,20 @@ struct Convolution {
     }
   }
 
+  // By fours, of which a thread has up to eight on their way: several blocks' of one, or of several.
+  static constexpr int FOURS = M * N / 4, ADDENDS = smaller_of(SPLITS, 8);
+  static constexpr int SUMMED = smaller_of(ceil_div(FOURS, THREADS), 8 / ADDENDS);
+
+  static __device__ __forceinline__ bool is_there(int i) { return FOURS % (SUMMED * THREADS) == 0 || i < FOURS; }
+
   // Leaves this block's sums of a tile with those of the others. The last block to come gets the sum of all, and true.
   static __device__ __forceinline__ bool add_splits(float* results, float* __restrict__ partials,
                                                     unsigned* __restrict__ tickets, int tile, int split) {
-    float* all = partials + tile * SPLITS * M * N;
-    for (int i : block_range(M * N)) all[split * M * N + i] = results[i / M * SUM_PITCH + i % M];
+    Float4* all = reinterpret_cast<Float4*>(partials) + tile * SPLITS * FOURS;
+    const auto at = [&](int i) {
+      return reinterpret_cast<Float4*>(results + i / (M / 4) * SUM_PITCH + i % (M / 4) * 4);
+    };
+    for (int i : block_range(FOURS)) all[split * FOURS + i] = *at(i);
     __threadfence();
     __syncthreads();
     int is_last = 0;
@@ -310,10 +330,22 @@ struct Convolution {
     if (!__syncthreads_or(is_last)) return false;
     if (threadIdx.x == 0) tickets[tile] = 0;  // for the next launch
     __threadfence();
-    for (int i : block_range(M * N)) {
-      float sum = 0.0f;
-      UNROLL_FOR(int other = 0; other < SPLITS; other++) sum += load_l2(all + other * M * N + i);
-      results[i / M * SUM_PITCH + i % M] = sum;
+    ROLLED_FOR(int begin = 0; begin < FOURS; begin += SUMMED * THREADS) {
+      const int own = begin + threadIdx.x;
+      Float4 sum[SUMMED] = {};
+      UNROLL_FOR(int first = 0; first < SPLITS; first += ADDENDS) {
+        Float4 four[ADDENDS][SUMMED];
+        UNROLL_FOR(int n = 0; n < ADDENDS; n++)
+          UNROLL_FOR(int s = 0; s < SUMMED; s++)
+            if (first + n < SPLITS && is_there(own + s * THREADS))
+              four[n][s] = load_l2(all + (first + n) * FOURS + own + s * THREADS);
+        UNROLL_FOR(int n = 0; n < ADDENDS; n++)
+          UNROLL_FOR(int s = 0; s < SUMMED; s++)
+            if (first + n < SPLITS && is_there(own + s * THREADS))
+              UNROLL_FOR(int e = 0; e < 4; e++) sum[s].at[e] += four[n][s].at[e];
+      }
+      UNROLL_FOR(int s = 0; s < SUMMED; s++)
+        if (is_there(own + s * THREADS)) *at(own + s * THREADS) = sum[s];
     }
     __syncthreads();
     return true;
@@ -341,8 +373,8 @@ struct Forward {
     if (blockIdx.x == 0 && threadIdx.x == 0) *peak = 0;  // of the errors that come back later
     Moment moment(seed_low, seed_high, 0, false);
     if constexpr (Layer::DROPS) moment = Moment(seed_low, seed_high, now);
-    Product::multiply(memory, {source, count}, weight, Range::MAPS, Range::WEIGHTS, count, partials, tickets,
-                      [&](int first, int first_map, const float* sums) {
+    Product::multiply(memory, {source, count}, weight, Range::MAPS, Range::WEIGHTS, blockIdx.x, count, partials,
+                      tickets, [&](int first, int first_map, const float* sums) {
                         finish(first, first_map, sums, bias, target, winners, planes, moment, count);
                       });
   }
@@ -376,7 +408,7 @@ struct Forward {
         const int at = image * Layer::MAPS * Rows::CELLS + element;
         int winner;
         results.at[e] =
-            value_of(sums + (n + e) * Product::SUM_PITCH + own * Rows::WINDOW, bias[map + e], kept, moment, winner);
+            value_of(sums + (n + e) * Product::SUM_PITCH, own * Rows::WINDOW, 0, bias[map + e], kept, moment, winner);
         target[at] = results.at[e];
         if (SumErrors<Layer>::HAS_WINNERS) winners[at] = static_cast<unsigned char>(winner);
       }
@@ -409,8 +441,7 @@ struct Forward {
         bool kept = true;
         if constexpr (Layer::DROPS) kept = !moment.training || Mask<Layer>::keeps(draws.at[e]);
         int winner;
-        results.at[e] =
-            value_of(sums + n * Product::SUM_PITCH + (own + e) * Rows::WINDOW, bias[map], kept, moment, winner);
+        results.at[e] = value_of(sums + n * Product::SUM_PITCH, own * Rows::WINDOW, e, bias[map], kept, moment, winner);
         four |= static_cast<unsigned>(winner) << e * 8;
       }
       *reinterpret_cast<Float4*>(target + at) = results;
@@ -418,13 +449,17 @@ struct Forward {
     }
   }
 
-  // A window's value, and its winner.
-  static __device__ __forceinline__ float value_of(const float* sums, float base, bool kept, const Moment& moment,
-                                                   int& winner) {
+  // The value of a column's window `window` behind row `first`, and its winner.
+  static __device__ __forceinline__ float value_of(const float* column, int first, int window, float base, bool kept,
+                                                   const Moment& moment, int& winner) {
+    constexpr bool BEGINS_FOUR = FOURS || Rows::WINDOW % 4 == 0;  // `first` is a multiple of four
     float value[Spec::WINDOW_ROWS][Spec::WINDOW_COLUMNS];
     UNROLL_FOR(int y = 0; y < Spec::WINDOW_ROWS; y++)
-      UNROLL_FOR(int x = 0; x < Spec::WINDOW_COLUMNS; x++)
-        value[y][x] = activate<Layer::FUNCTION>(sums[y * Spec::WINDOW_COLUMNS + x] + base);
+      UNROLL_FOR(int x = 0; x < Spec::WINDOW_COLUMNS; x++) {
+        const int row = window * Rows::WINDOW + y * Spec::WINDOW_COLUMNS + x;
+        const int at = BEGINS_FOUR ? Product::sum_at(first + row / 4 * 4) + row % 4 : Product::sum_at(first + row);
+        value[y][x] = activate<Layer::FUNCTION>(column[at] + base);
+      }
     float result = subsample_window<Layer::METHOD>(value, &winner);
     if constexpr (Layer::DROPS)
       if (moment.training) {
@@ -444,14 +479,12 @@ struct Errors {
   using Rows = Patch<Spec>;
   static constexpr int BYTES = Product::BYTES;
 
-  static __device__ __forceinline__ int jobs(int count) { return Product::tiles(count) * Spec::SPLITS; }
-
   static __device__ __forceinline__ void run(char* memory, const SumErrors<Layer>& errors,
                                              const float* __restrict__ weight, float* __restrict__ source_errors,
                                              unsigned* __restrict__ source_peak, float* __restrict__ partials,
-                                             unsigned* __restrict__ tickets, float factor, int count) {
+                                             unsigned* __restrict__ tickets, float factor, int first_job, int count) {
     unsigned largest = 0;
-    Product::multiply(memory, {errors}, weight, factor, Range::WEIGHTS, count, partials, tickets,
+    Product::multiply(memory, {errors}, weight, factor, Range::WEIGHTS, first_job, count, partials, tickets,
                       [&](int first, int first_channel, const float* sums) {
                         finish(first, first_channel, sums, source_errors, largest, count);
                       });
@@ -465,7 +498,8 @@ struct Errors {
         const int channel = first_channel + i / (Spec::M / 4), row = i % (Spec::M / 4) * 4;
         const int image = (first + row) / Rows::CELLS;
         if (channel >= Layer::CHANNELS || image >= count) continue;
-        const Float4 four = *reinterpret_cast<const Float4*>(sums + i / (Spec::M / 4) * Product::SUM_PITCH + row);
+        const Float4 four =
+            *reinterpret_cast<const Float4*>(sums + i / (Spec::M / 4) * Product::SUM_PITCH + Product::sum_at(row));
         *reinterpret_cast<Float4*>(source_errors + (image * Layer::CHANNELS + channel) * Rows::CELLS +
                                    (first + row) % Rows::CELLS) = four;
         UNROLL_FOR(int e = 0; e < 4; e++)
@@ -478,7 +512,7 @@ struct Errors {
       const int row = Rows::CELLS == 1 ? i / Spec::N : i % Spec::M;
       const int channel = first_channel + n, image = (first + row) / Rows::CELLS;
       if (channel >= Layer::CHANNELS || image >= count) continue;
-      const float error = sums[n * Product::SUM_PITCH + row];
+      const float error = sums[n * Product::SUM_PITCH + Product::sum_at(row)];
       const int place = (first + row) % Rows::CELLS;
       source_errors[(image * Layer::CHANNELS + channel) * Rows::CELLS + place] = error;
       if (Layer::LEAVES_PEAK) largest = max(largest, bits_of_size(error));

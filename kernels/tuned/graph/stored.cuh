@@ -189,8 +189,8 @@ struct StoredConvolution {
         UNROLL_FOR(int m = 0; m < Product::M_TILES; m++)
           UNROLL_FOR(int n = 0; n < Product::N_TILES; n++)
             UNROLL_FOR(int i = 0; i < 4; i++)
-              results[(column0 + n * EIGHT + tile_column(i)) * Product::SUM_PITCH + row0 + m * 16 + tile_row(i)] =
-                  sums.result(m, n, i, back);
+              results[(column0 + n * EIGHT + tile_column(i)) * Product::SUM_PITCH +
+                      Product::sum_at(row0 + m * 16 + tile_row(i))] = sums.result(m, n, i, back);
       __syncthreads();
       const int tile = now.job / SPLITS;
       if (SPLITS == 1 || Product::add_splits(results, partials, tickets, tile, now.job % SPLITS))
@@ -252,8 +252,6 @@ struct StoredGradient {
   static constexpr int LEFT_COPIES = M / EIGHT * P::COUNT, RIGHT_COPIES = GROUPS * P::COUNT;
   static constexpr int LEFT_COPY = Left::PIXELS * P::VECTOR_BYTES, RIGHT_COPY = Right::PIXELS * P::VECTOR_BYTES;
 
-  static __device__ __forceinline__ int jobs(int groups) { return groups * WIDE * HIGH; }
-
   struct Item {
     int job, chunk;
   };
@@ -266,7 +264,7 @@ struct StoredGradient {
     const int positions = count * Right::CELLS, chunks = ceil_div(positions, POSITIONS);
     int* pixels = reinterpret_cast<int*>(memory);  // (2, errors and source, POSITIONS)
     char* sides = memory + 4 * POSITIONS * 4;
-    if (static_cast<int>(blockIdx.x) >= jobs(groups)) return;
+    if (static_cast<int>(blockIdx.x) >= Plain::jobs(groups)) return;
     for (int side = 0; side < 2; side++) stage_constants(sides + side * SIDE_BYTES);
 
     const auto first_of = [&](int job) { return Plain::start_of_group(job / (WIDE * HIGH), groups, chunks); };
@@ -301,7 +299,7 @@ struct StoredGradient {
 
     // The job itself, or the next one of this block that has a chunk: with few images some groups have none, and are zero.
     const auto found = [&](Item item) -> Item {
-      while (item.job < jobs(groups) && item.chunk >= first_of(item.job + WIDE * HIGH)) {
+      while (item.job < Plain::jobs(groups) && item.chunk >= first_of(item.job + WIDE * HIGH)) {
         for (int i : block_range(M * Plain::COLUMN_TILES * EIGHT))
           Plain::write(partials + item.job / (WIDE * HIGH) * Plain::PARAMETERS,
                        item.job / WIDE % HIGH * M + i / EIGHT / Plain::COLUMN_TILES, i / EIGHT % Plain::COLUMN_TILES,
@@ -315,21 +313,23 @@ struct StoredGradient {
     Sums<ARITHMETIC, M_TILES, N_TILES> sums;
     sums.set_zero();
     Item next = found({static_cast<int>(blockIdx.x), first_of(blockIdx.x)});
-    if (next.job < jobs(groups)) begin(next);
-    while (next.job < jobs(groups)) {
+    if (next.job < Plain::jobs(groups)) begin(next);
+    while (next.job < Plain::jobs(groups)) {
       const Item now = next;
       next = found(after(now));
       __syncthreads();
-      if (next.job < jobs(groups)) begin(next);
+      if (next.job < Plain::jobs(groups)) begin(next);
       const int side = rounds.ended % 2;
       char* left = sides + side * SIDE_BYTES;
       rounds.wait();
-      multiply_chunk(sums, pixels + side * 2 * POSITIONS, left, left + LEFT_BYTES, row0, tile0);
+      const int* own = pixels + side * 2 * POSITIONS;
+      multiply_positions<StoredGradient>(
+          sums, [&](int k) { return own[k]; }, own + POSITIONS, left, left + LEFT_BYTES, row0, tile0);
       if (next.job == now.job) continue;
       __syncthreads();
       Plain::leave(sums, reinterpret_cast<float*>(left), partials + now.job / (WIDE * HIGH) * Plain::PARAMETERS,
                    now.job / WIDE % HIGH * M, now.job % WIDE * GROUPS, row0, tile0, back);
-      if (Plain::REORDERS && next.job < jobs(groups)) {
+      if (Plain::REORDERS && next.job < Plain::jobs(groups)) {
         __syncthreads();
         stage_constants(left);
       }
@@ -347,51 +347,6 @@ struct StoredGradient {
     }
     for (int group : block_range(M / EIGHT))
       P::store(left, LEFT_VECTORS, group * LEFT_PITCH + Left::PIXELS, eight_zeros(), 1.0f);
-  }
-
-  static __device__ __forceinline__ int start_of(int tile) {
-    const int tap = tile / GROUPS;
-    if (tile >= COLUMN_TILES - 1) return GROUPS * Right::PITCH;
-    return tile % GROUPS * Right::PITCH + tap / Right::TAP_COLUMNS * Right::ROW + tap % Right::TAP_COLUMNS;
-  }
-
-  static __device__ __forceinline__ void multiply_chunk(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, const int* pixels,
-                                                        char* left, char* right, int row0, int tile0) {
-    const int* left_pixels = pixels;
-    const int* right_pixels = pixels + POSITIONS;
-    if constexpr (P::SPLIT) {
-#if HAS_PLANES
-      // As in gradient.cuh.
-      const int lane = threadIdx.x % WARP;
-      SharedAddress rows[M_TILES], starts[(N_TILES + 1) / 2];
-      const SharedAddress at_left = address_of(left), at_right = address_of(right);
-      UNROLL_FOR(int m = 0; m < M_TILES; m++)
-        rows[m] = at_left + ((row0 + m * 16) / EIGHT + lane / EIGHT % 2) * LEFT_PITCH * 16;
-      UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++)
-        starts[n] = at_right + start_of(tile0 + n * 2 + (n * 2 + 1 < N_TILES ? lane / 16 : 0)) * 16;
-      PAIRED_FOR(int k = 0; k < POSITIONS; k += K_STEP) {
-        const int error = left_pixels[k + lane % EIGHT + lane / 16 * EIGHT] * 16;
-        const int pixel = right_pixels[k + lane % 16] * 16;
-        SharedAddress own[M_TILES], columns[(N_TILES + 1) / 2];
-        UNROLL_FOR(int m = 0; m < M_TILES; m++) own[m] = rows[m] + error;
-        UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++) columns[n] = starts[n] + pixel;
-        multiply_planes<true>(sums, own, 0, LEFT_VECTORS * 16, columns, 0, RIGHT_VECTORS * 16);
-      }
-#endif
-    } else {
-      const float* at_left = reinterpret_cast<const float*>(left);
-      const float* at_right = reinterpret_cast<const float*>(right);
-      int starts[N_TILES];
-      UNROLL_FOR(int n = 0; n < N_TILES; n++) starts[n] = start_of(tile0 + n);
-      for (int k0 = 0; k0 < POSITIONS; k0 += K_STEP)
-        multiply_floats(
-            sums,
-            [&](int m, int row, int k) {
-              const int map = row0 + m * 16 + row;
-              return at_left[(map / EIGHT * LEFT_PITCH + left_pixels[k0 + k]) * EIGHT + map % EIGHT];
-            },
-            [&](int n, int column, int k) { return at_right[(starts[n] + right_pixels[k0 + k]) * EIGHT + column]; });
-    }
   }
 };
 
@@ -413,15 +368,16 @@ __device__ __forceinline__ void split_source(const float* __restrict__ source, u
 
 // What split_weights below knows of one product's weights, as a row of integers: cnnlib/stages/tuned/graph/stored.py.
 struct SplitJob {
-  int first;           // vector, over all jobs
-  int weights;         // where the layer's weights begin, in floats
-  int split;           // where the planes begin, in vectors of all planes
-  int columns, terms;  // of the product: maps and channels forward, channels and maps backward
-  int width, chunk;    // columns of a tile and groups of eight terms that a block copies together
-  int chunks, parts;   // how many chunks there are, and in how many parts the rows of the kernel are copied
-  int taps, area;      // of a part, and of the kernel
-  int column, term;    // floats from a column to the next, and from a term to the next
-  int turned;          // whether the kernel is turned around
+  int first;             // vector, over all jobs
+  int weights;           // where the layer's weights begin, in floats
+  int split;             // where the planes begin, in vectors of all planes
+  int columns, terms;    // of the product: maps and channels forward, channels and maps backward
+  int width, chunk;      // columns of a tile and groups of eight terms that a block copies together
+  int pitch, tap_pitch;  // vectors from a group to the next, and from a tap to the next
+  int chunks, parts;     // how many chunks there are, and in how many parts the rows of the kernel are copied
+  int taps, area;        // of a part, and of the kernel
+  int column, term;      // floats from a column to the next, and from a term to the next
+  int turned;            // whether the kernel is turned around
 };
 
 // Splits the weights of all stored layers, by one launch. jobs (count): SplitJobs.
@@ -437,14 +393,14 @@ __device__ __forceinline__ void split_weights(const int* __restrict__ jobs, int 
     int number = 0;
     while (number + 1 < count && jobs[(number + 1) * FIELDS] <= i) number++;
     const SplitJob job = reinterpret_cast<const SplitJob*>(jobs)[number];
-    const int pitch = job.width + 1, part_vectors = job.taps * job.chunk * pitch;
+    const int part_vectors = job.taps * job.tap_pitch;
     const int part = (i - job.first) / part_vectors, own = (i - job.first) % part_vectors;
-    const int n = own % pitch, staged = own / pitch % job.chunk;
-    const int tap = own / pitch / job.chunk + part % job.parts * job.taps;
+    const int n = own % job.tap_pitch % job.pitch, staged = own % job.tap_pitch / job.pitch;
+    const int tap = own / job.tap_pitch + part % job.parts * job.taps;
     const int term = (part / job.parts % job.chunks * job.chunk + staged) * EIGHT;
     const int column = part / job.parts / job.chunks * job.width + n;
     Eight eight = eight_zeros();
-    if (n < job.width && column < job.columns) {
+    if (n < job.width && staged < job.chunk && column < job.columns) {
       const float* from =
           parameters + job.weights + column * job.column + term * job.term + (job.turned ? job.area - 1 - tap : tap);
       UNROLL_FOR(int e = 0; e < EIGHT; e++)
@@ -454,16 +410,6 @@ __device__ __forceinline__ void split_weights(const int* __restrict__ jobs, int 
                  static_cast<size_t>(job.split + part * part_vectors) * P::COUNT * P::VECTOR_BYTES,
              part_vectors, own, eight, Range::WEIGHTS);
   }
-}
-
-// The factor of a layer's errors, in all threads of a block.
-template <class Layer>
-__device__ __forceinline__ float factor_of_errors(unsigned* largest, const float* __restrict__ errors,
-                                                  const unsigned* __restrict__ peak, int count) {
-  unsigned bits = 0;
-  if constexpr (Layer::ARITHMETIC == F16X3)
-    bits = Layer::FINDS_PEAK ? largest_of(largest, errors, block_range(count * SumErrors<Layer>::SIZE)) : *peak;
-  return peak_factor(bits) / power_above(dropout_scale<Layer>());
 }
 
 // planes of the errors of the convolution's sums. What lies between and around them is zero and stays so.
@@ -519,7 +465,7 @@ __device__ __forceinline__ void stored_forward(const unsigned* __restrict__ sour
                                  });
 }
 
-// Both products of the backward pass in one launch, the longer jobs of the gradient first.
+// Both products of the backward pass in one launch, as `backward` of layer.cuh has them.
 template <class Layer>
 __device__ __forceinline__ void stored_backward(const float* __restrict__ errors, const unsigned* __restrict__ planes,
                                                 const unsigned* __restrict__ source,
@@ -538,11 +484,10 @@ __device__ __forceinline__ void stored_backward(const float* __restrict__ errors
   let_next_kernel_start();
   const float factor = factor_of_errors<Layer>(largest, errors, peak, count);
   StoredGradient<Layer>::run(memory, rounds, planes, source, sums, factor, count, groups);
-  const int blocks = gridDim.x, own = blockIdx.x;
-  const int first_job = (own + blocks - StoredGradient<Layer>::jobs(groups) % blocks) % blocks;
   unsigned found = 0;
-  StoredErrors<Layer>::multiply(memory, rounds, planes, weight, factor, Range::WEIGHTS, first_job, count, partials,
-                                tickets, [&](int first, int first_channel, const float* results) {
+  StoredErrors<Layer>::multiply(memory, rounds, planes, weight, factor, Range::WEIGHTS,
+                                first_job_after(Gradient<Layer>::jobs(groups)), count, partials, tickets,
+                                [&](int first, int first_channel, const float* results) {
                                   Errors<Layer>::finish(first, first_channel, results, source_errors, found, count);
                                 });
   Errors<Layer>::leave_peak(source_peak, found);
@@ -568,10 +513,7 @@ __device__ __forceinline__ void stored_backward(const float* __restrict__ errors
     graph::stored_forward<layer>(source, weight, bias, target, winners, planes, partials, tickets, peak, seed_low,     \
                                  seed_high, moment, count);                                                            \
   }                                                                                                                    \
-  ENTRY_POINT_BOUNDED(layer, find_peak, layer::THREADS)                                                                \
-  (const float* __restrict__ errors, unsigned* __restrict__ peak, int count) {                                         \
-    graph::find_peak<layer>(errors, peak, count);                                                                      \
-  }                                                                                                                    \
+  TUNED_GRAPH_FIND_PEAK(layer)                                                                                         \
   ENTRY_POINT_BOUNDED(layer, split_errors, layer::THREADS)                                                             \
   (const float* __restrict__ errors, const float* __restrict__ target, const unsigned char* __restrict__ winners,      \
    const unsigned* __restrict__ peak, unsigned* __restrict__ planes, int count) {                                      \

@@ -14,7 +14,7 @@ from cnnlib.stages.tuned.graph.operators import GraphConv, cannot_follow
 from cnnlib.stages.tuned.graph.options import VECTOR_BYTES, product_options
 from cnnlib.stages.tuned.graph.stored_maps import StoredMaps
 from cnnlib.stages.tuned.graph.stored_tiles import stored_gradient_tile, stored_tile
-from cnnlib.stages.tuned.graph.tiles import BLOCKS, ProductTile
+from cnnlib.stages.tuned.graph.tiles import BLOCKS, ProductTile, weight_pitches
 from cnnlib.stages.tuned.graph.windows import EIGHT, Windows
 
 MOST_BYTES = 2**31
@@ -200,7 +200,8 @@ class StoredConv(GraphConv):
         for turned, (tile, windows, columns) in enumerate(self.products):
             taps = tile.tap_rows * windows.kernel[1]
             steps = (area, columns * area) if turned else (windows.channels * area, area)
-            sizes = tile.columns, tile.chunk, tile.chunks(windows), area // taps
+            pitches = weight_pitches(taps, tile.chunk, tile.columns)
+            sizes = tile.columns, tile.chunk, *pitches, tile.chunks(windows), area // taps
             jobs.append(
                 (
                     start,
@@ -289,7 +290,7 @@ class StoredConv(GraphConv):
 def _weights(tile: ProductTile, windows: Windows, columns: int) -> int:
     """Vectors of all weights, as the blocks of a product copy them."""
     wide = math.ceil(columns / tile.columns)
-    return wide * tile.chunks(windows) * tile.chunk * windows.taps * (tile.columns + 1)
+    return wide * tile.weight_vectors(windows)
 
 
 @declining(cannot_follow)

@@ -23,6 +23,7 @@ from cnnlib.stages.tuned.graph.tiles import (
     GradientTile,
     ProductTile,
     room,
+    weight_vectors,
 )
 from cnnlib.stages.tuned.graph.windows import EIGHT, Windows
 
@@ -93,8 +94,8 @@ def _tiles(
         for chunk in (4, 2) if windows.taps > 1 else (16, 8, 4, 2):
             if chunk > 2 and windows.groups % chunk:
                 continue
-            seen = (math.prod(patch) | 1) + tap_rows * windows.kernel[1] * (width + 1)
-            vectors = chunk * seen
+            pixels, taps = math.prod(patch) | 1, tap_rows * windows.kernel[1]
+            vectors = chunk * pixels + weight_vectors(taps, chunk, width)
             shared = 2 * (rows * 4 + max(vectors * vector_bytes, sums))
             if shared > room(limits):
                 continue

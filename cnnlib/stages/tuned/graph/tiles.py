@@ -102,6 +102,13 @@ class ProductTile:
         """Parts in which all channels are staged."""
         return ceil_div((windows.unfolded() if self.unfold else windows).groups, self.chunk)
 
+    def weight_vectors(self, windows: Windows) -> int:
+        """Vectors of the weights of a tile's columns."""
+        seen = windows.unfolded() if self.unfold else windows
+        taps = self.tap_rows * seen.kernel[1]
+        parts = self.chunks(windows) * seen.kernel[0] // self.tap_rows
+        return parts * weight_vectors(taps, self.chunk, self.columns)
+
     @property
     def jobs(self) -> int:
         """Parts of the product that blocks can have at once."""
@@ -144,9 +151,8 @@ def _keeping(
     few = tile.tiles < MANY_TILES * BLOCKS * limits.multiprocessors
     if few or columns > tile.columns or tile.splits > 1:
         return tile
-    taps = 1 if tile.unfold else windows.taps
     pixels = (tile.rows if tile.unfold else math.prod(tile.patch)) | 1
-    weights = tile.chunks(windows) * taps * tile.chunk * (tile.columns + 1) * vector_bytes
+    weights = tile.weight_vectors(windows) * vector_bytes
     sums = tile.columns * (tile.rows + 4) * 4
     shared = tile.rows * 4 + max(tile.chunk * pixels * vector_bytes, sums) + weights
     if shared > room(limits):
@@ -182,6 +188,25 @@ def _cycles(tile: ProductTile, windows: Windows, limits: Limits) -> float:
     return each + (blocks - 1) * (each - waiting)
 
 
+def weight_pitches(taps: int, chunk: int, columns: int) -> tuple[int, int]:
+    """Vectors of staged weights from a group of channels to the next, and from a tap to the next.
+
+    Eight neighbouring threads stage neighbouring taps, and then the next column, or, where there is
+    one tap, neighbouring groups. Each vector has 16 bytes, a multiple of 8 of them lies in the
+    same banks, and the square of an odd number is one more than such a multiple.
+    """
+    if taps == 1:
+        pitch = columns + (EIGHT // chunk if chunk <= 4 else 1)
+        return pitch, chunk * pitch
+    more = taps % EIGHT if taps % 2 else EIGHT // taps if taps <= 4 else 1
+    return columns, chunk * columns + more
+
+
+def weight_vectors(taps: int, chunk: int, columns: int) -> int:
+    """Vectors of the weights that are staged together."""
+    return taps * weight_pitches(taps, chunk, columns)[1]
+
+
 def room(limits: Limits) -> int:
     """Shared memory that a block may take."""
     if limits.shared_bytes < TWO_BLOCKS:
@@ -205,7 +230,7 @@ def _tiles(
         chunk = min(most, ceil_div(seen.groups, 2) * 2)
         patch = (0, 0) if unfold else windows.patch(rows)
         pixels = (rows if unfold else math.prod(patch)) | 1
-        vectors = chunk * pixels + tap_rows * seen.kernel[1] * chunk * (width + 1)
+        vectors = chunk * pixels + weight_vectors(tap_rows * seen.kernel[1], chunk, width)
         shared = rows * 4 + max(vectors * vector_bytes, width * (rows + 4) * 4)
         yield ProductTile(
             rows, width, warps_high, chunk, tap_rows, unfold, patch, 1, False, tiles, shared
