@@ -49,6 +49,38 @@ __device__ __forceinline__ void split_fp16(float x, float y, unsigned& whole, un
 #endif
 }
 
+// One number: x in the lower half, 0 above it.
+__device__ __forceinline__ void split_fp16(float x, unsigned& whole, unsigned& rest) {
+#ifdef __CUDACC__
+  float low;
+  const auto pack = [](float low) {
+    unsigned word;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(0.0f), "f"(low));
+#else
+    asm("{.reg .b16 l; cvt.rn.f16.f32 l, %1; mov.b32 %0, {l, 0};}" : "=r"(word) : "f"(low));
+#endif
+    return word;
+  };
+  whole = pack(x);
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(low) : "r"(whole));
+  rest = pack((x - low) * REST);
+#else
+  split_fp16(x, 0.0f, whole, rest);
+#endif
+}
+
+// word << bits, and 0 from 32 bits on.
+__device__ __forceinline__ unsigned shift_left(unsigned word, unsigned bits) {
+#ifdef __CUDACC__
+  unsigned shifted;
+  asm("shl.b32 %0, %1, %2;" : "=r"(shifted) : "r"(word), "r"(bits));
+  return shifted;
+#else
+  return bits < 32 ? word << bits : 0u;
+#endif
+}
+
 // A small whole number, which FP16 holds exactly up to 2048.
 __device__ __forceinline__ unsigned short to_fp16(int whole) {
   unsigned word, rest;

@@ -1,14 +1,16 @@
 // Stage tuned: the convolution that the image itself goes into, as byte_conv.cuh, by products of FP16 planes
 // (planes.cuh), followed by maxima of 2 x 2. A byte is exact in FP16 and has no rest, so that two products do.
 //
-// A row of a product is the eight pixels from any pixel of a line on, of which a line of the kernel takes KERNEL; rows
-// are made of the image before each pass. A unit is a line of the kernel in one channel.
+// The image is words of a pixel and the one behind it, as the step lays it: two neighbours are what a lane has of a row
+// of pixels along a line of the kernel, and also of a column of them at two neighbouring positions. So a lane loads the
+// words of its own windows, and no rows are made. A window sees KERNEL + 1 lines. Two of them, side by side in registers,
+// are the left side of a product for both of the window's lines of positions, which meet other lines of the kernel there:
+// what is held once is used twice.
 //   forward           (positions, terms) x (terms, maps): the four positions of a window are the four rows of two tiles
 //                     that a lane has, so that it takes their largest from its own registers.
-//   backward_weights  (terms, positions) x (positions, maps): a lane makes the errors of the four positions of a window
-//                     that its word of the right side stands for, of the window's error and winner. They are never
-//                     stored.
-// Errors are scaled by a power of two, of each image's and warp's own.
+//   backward_weights  (terms, positions) x (positions, maps): a lane makes the errors of a window's positions of the
+//                     window's one error and its winner. They are never stored.
+// Errors are scaled by a power of two, of each image's, warp's and eight maps' own.
 //
 // conv_common.cuh says what Layer has for ConvSums; besides, GRADIENT_PITCH: floats from a term's gradient to the next
 // one's in Staged; and RawWeights, where weights arrive before they are split.
@@ -21,9 +23,8 @@ namespace tuned {
 template <class Layer, class Threads>
 struct BytePlaneConv : ConvSums<Layer, Threads> {
   using Sums = ConvSums<Layer, Threads>;
-  using Sums::BLOCK, Sums::CHANNELS, Sums::COLUMNS, Sums::FUNCTION, Sums::HEIGHT, Sums::KERNEL, Sums::MAPS,
-      Sums::OUT_AREA, Sums::OUT_COLUMNS, Sums::PARAMETERS, Sums::TEAM, Sums::TEAMS, Sums::TERMS, Sums::lane,
-      Sums::thread_rank, Sums::warp, Sums::WARPS, Sums::WIDTH;
+  using Sums::BLOCK, Sums::CHANNELS, Sums::FUNCTION, Sums::HEIGHT, Sums::KERNEL, Sums::MAPS, Sums::OUT_AREA,
+      Sums::OUT_COLUMNS, Sums::PARAMETERS, Sums::TEAMS, Sums::TERMS, Sums::lane, Sums::warp, Sums::WARPS, Sums::WIDTH;
   using Raw = RawBytes<CHANNELS, KERNEL, MAPS>;
   using Number = unsigned short;  // an FP16
   static constexpr int GRADIENT_PITCH = Layer::GRADIENT_PITCH;
@@ -31,27 +32,22 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
   static_assert(Layer::WINDOW == 2 && Layer::METHOD == MAX, "a lane has the four positions of a window");
   static_assert(!exists<typename Layer::SourceErrors>, "the image's errors are needed by nothing");
 
-  // Rows (CHANNELS, HEIGHT, LINE_PITCH, 8): those that some position's line begins with. BY_FOURS: the windows of a line
-  // are whole fours, and the rows of two leave out two places behind every eight, so that the rows of windows four apart
-  // lie in different banks too.
-  static constexpr bool BY_FOURS = OUT_COLUMNS % 4 == 0;
-  static constexpr int LINES = CHANNELS * HEIGHT, LINE_PITCH = Layer::LINE_PITCH;
-  static_assert(LINE_PITCH >= COLUMNS + (BY_FOURS ? (COLUMNS - 1) / 8 * 2 : 0), "a line's rows lie behind each other");
-  static_assert(Layer::SCRATCH_FLOATS >= LINES * LINE_PITCH * 4, "rows lie in Scratch");
-  // Weights (maps, units, 8), with a last unit of zeros where they are odd.
-  static constexpr int UNITS = CHANNELS * KERNEL, UNIT_PAIRS = ceil_div(UNITS, 2), N_TILES = ceil_div(MAPS, 8);
-  static constexpr int WEIGHT_PITCH = (2 * UNIT_PAIRS + 1) * 8, WEIGHT_PLANE = N_TILES * 8 * WEIGHT_PITCH;
-  // The gradient: every warp has sums of its own, over a share of the windows.
-  static constexpr int STAGED_SHARE = (UNIT_PAIRS * 16 + 1) * GRADIENT_PITCH;
+  // Pairs of the lines that a window sees, of each channel and of all. The left side of a product is one of them.
+  static constexpr int PAIRS = KERNEL / 2 + 1, LEFTS = CHANNELS * PAIRS;
+  // Weights (maps, channels, lines of the kernel, 8), with a line of zeros before them and enough behind them: line `row`
+  // of positions meets line i of the kernel at line i + row of the window.
+  static constexpr int LINES = 2 * PAIRS + 1, N_TILES = ceil_div(MAPS, 8);
+  static constexpr int WEIGHT_PITCH = (CHANNELS * LINES | 1) * 8, WEIGHT_PLANE = N_TILES * 8 * WEIGHT_PITCH;
+  // The gradient, in tiles of two lines of the kernel: every warp has sums of its own, over a share of the windows.
+  static constexpr int OF_CHANNEL = ceil_div(KERNEL, 2), TILES_OF_TERMS = CHANNELS * OF_CHANNEL;
+  static constexpr int STAGED_SHARE = (TILES_OF_TERMS * 16 + 1) * GRADIENT_PITCH;
   static_assert(GRADIENT_PITCH >= N_TILES * 8, "a term's gradient has a place for each map");
   static_assert(Layer::STAGED_FLOATS >= TEAMS * WARPS * STAGED_SHARE, "every warp's gradient has a place in Staged");
+  // A winner is the number of bits by which it lies behind the window's first position, 16 each.
+  static constexpr int PLACE = 16;
 
-  struct Laid;
-  struct LaidAgain;
-
-  static __device__ __forceinline__ int place_in_line(int column) {
-    return BY_FOURS ? column + column / 8 * 2 : column;
-  }
+  // Whether a line of a window's positions meets any line of the kernel at a pair of lines.
+  static __host__ __device__ constexpr bool meets(int pair, int row) { return 2 * pair - row < KERNEL; }
 
   // Weights: planes (2, maps, WEIGHT_PITCH), then what is added to the sums (MAPS,) in floats.
   static constexpr bool COPIES = true;
@@ -63,16 +59,19 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
   static __device__ __forceinline__ void convert_weights(Context& c) {
     const float* raw = Layer::RawWeights::all(c.shared);
     float* const weights = Layer::Weights::all(c.shared);
+    constexpr int WORDS = CHANNELS * LINES * 4;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < N_TILES * 8 * 2 * UNIT_PAIRS * 4; i += BLOCK) {
-      const int map = i / (8 * UNIT_PAIRS), pair = i % (8 * UNIT_PAIRS), unit = pair / 4, column = pair % 4 * 2;
-      const float scale = CHANNELS > 1 ? Raw::scale_of(c, min(unit / KERNEL, CHANNELS - 1)) : 1.0f;
+    for (int i = threadIdx.x; i < N_TILES * 8 * WORDS; i += BLOCK) {
+      const int map = i / WORDS, word = i % WORDS, channel = word / (LINES * 4), column = word % 4 * 2;
+      const int line = word / 4 % LINES - 1;
+      const float scale = CHANNELS > 1 ? Raw::scale_of(c, channel) : 1.0f;
       const auto weight = [&](int j) {
-        return map < MAPS && unit < UNITS && j < KERNEL ? raw[map * TERMS + unit * KERNEL + j] * scale : 0.0f;
+        const bool any = map < MAPS && line >= 0 && line < KERNEL && j < KERNEL;
+        return any ? raw[map * TERMS + (channel * KERNEL + line) * KERNEL + j] * scale : 0.0f;
       };
       unsigned whole, rest;
       split_fp16(weight(column), weight(column + 1), whole, rest);
-      unsigned* const words = reinterpret_cast<unsigned*>(weights) + map * WEIGHT_PITCH / 2 + pair;
+      unsigned* const words = reinterpret_cast<unsigned*>(weights) + map * WEIGHT_PITCH / 2 + word;
       words[0] = whole;
       words[WEIGHT_PLANE / 2] = rest;
     }
@@ -81,105 +80,97 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
       weights[WEIGHT_PLANE + map] = Raw::bias(c, raw, map);
   }
 
-  // rows = the eight pixels from each on; beyond KERNEL they meet weights of 0.
-  static __device__ __forceinline__ void lay_rows(const float* image, Number* rows) {
-    const unsigned* pixels = reinterpret_cast<const unsigned*>(image);
-    for (int i = thread_rank(); i < LINES * COLUMNS; i += TEAM) {
-      const unsigned* first = pixels + i / COLUMNS * WIDTH + i % COLUMNS;
-      const auto two = [&](int column) { return column < KERNEL ? first[column] : 0u; };
-      *reinterpret_cast<uint4*>(rows + (i / COLUMNS * LINE_PITCH + place_in_line(i % COLUMNS)) * 8) =
-          make_uint4(two(0), two(2), two(4), two(6));
-    }
-  }
-
-  // The row of a position, whose window and place in it are given, for a unit.
-  static __device__ __forceinline__ const Number* row_of(const Number* rows, int window, int a, int b) {
+  // The first pixel that a window sees.
+  static __device__ __forceinline__ const unsigned* corner_of(const float* image, int window) {
     const int known = min(window, OUT_AREA - 1);
-    return rows + ((known / OUT_COLUMNS * 2 + a) * LINE_PITCH + place_in_line(known % OUT_COLUMNS * 2) + b) * 8;
+    return reinterpret_cast<const unsigned*>(image) + (known / OUT_COLUMNS * WIDTH + known % OUT_COLUMNS) * 2;
   }
-  static __device__ __forceinline__ int unit_offset(int unit) {
-    const int known = min(unit, UNITS - 1);
-    return (known / KERNEL * HEIGHT + known % KERNEL) * LINE_PITCH * 8;
+  // Where a line of a pair begins, from the first pixel that a window sees; if it is one too many, the last one.
+  static __host__ __device__ constexpr int line_at(int left, int lower) {
+    return (left / PAIRS * HEIGHT + smaller_of(left % PAIRS * 2 + lower, KERNEL)) * WIDTH;
   }
 
   template <class Context>
   static __device__ __forceinline__ void forward(Context& c, int slot) {
     float* const shared = c.shared;
     float* const weights = Layer::Weights::all(shared);
-    Number* const rows = reinterpret_cast<Number*>(Layer::Scratch::image(shared, slot));
-    lay_rows(Layer::Source::image(shared, slot), rows);
-    Threads::template team_barrier<Laid>();
-    add_up(rows, reinterpret_cast<const Number*>(weights), weights + WEIGHT_PLANE, 1.0f / Raw::deviation_of(c, 0),
-           Layer::Target::image(shared, slot), Sums::winners_of(shared, slot));
+    const float scale = 1.0f / Raw::deviation_of(c, 0);
+    ROLLED_FOR(int map0 = 0; map0 < N_TILES * 8; map0 += 8)
+      add_up(Layer::Source::image(shared, slot), reinterpret_cast<const Number*>(weights), weights + WEIGHT_PLANE,
+             scale, map0, Layer::Target::image(shared, slot), Sums::winners_of(shared, slot));
   }
 
-  // target (TARGET_SIZE,) and its winners. bias (MAPS,) is added to the sums times `scale`.
-  static __device__ __forceinline__ void add_up(const Number* rows, const Number* weights, const float* bias,
-                                                float scale, float* target, unsigned char* winners) {
-    unsigned right[UNIT_PAIRS][N_TILES][4];
-    UNROLL_FOR(int k = 0; k < UNIT_PAIRS; k++)
-      UNROLL_FOR(int n = 0; n < N_TILES; n++)
-        load_matrices(right[k][n], weights + (n * 8 + lane() % 8) * WEIGHT_PITCH + k * 16 + lane() / 8 % 2 * 8 +
-                                       lane() / 16 * WEIGHT_PLANE);
+  // target (TARGET_SIZE,) and its winners, of eight maps. bias (MAPS,) is added to the sums times `scale`.
+  static __device__ __forceinline__ void add_up(const float* image, const Number* weights, const float* bias,
+                                                float scale, int map0, float* target, unsigned char* winners) {
+    unsigned right[2][LEFTS][4];  // for both lines of positions
+    UNROLL_FOR(int row = 0; row < 2; row++)
+      UNROLL_FOR(int k = 0; k < LEFTS; k++)
+        load_matrices(right[row][k], weights + (map0 + lane() % 8) * WEIGHT_PITCH + lane() / 16 * WEIGHT_PLANE +
+                                         (k / PAIRS * LINES + k % PAIRS * 2 + lane() / 8 % 2 + 1 - row) * 8);
+    float added[2];
+    UNROLL_FOR(int odd = 0; odd < 2; odd++) added[odd] = bias[min(map0 + lane() % 4 * 2 + odd, MAPS - 1)];
     // two eights of windows at a time, so that fewer products wait for each other
     constexpr int EIGHTS = ceil_div(OUT_AREA, 8), TWICE = EIGHTS / (2 * WARPS);
-    for (int n = 0; n < TWICE; n++) windows<2>(rows, right, bias, scale, target, winners, 2 * n * WARPS + warp());
+    ROLLED_FOR(int n = 0; n < TWICE; n++)
+      windows<2>(image, right, added, scale, map0, target, winners, 2 * n * WARPS + warp());
     for (int eight = 2 * TWICE * WARPS + warp(); eight < EIGHTS; eight += WARPS)
-      windows<1>(rows, right, bias, scale, target, winners, eight);
+      windows<1>(image, right, added, scale, map0, target, winners, eight);
   }
+
+  // Two neighbouring words, of a line that has an even number of them.
+  struct alignas(8) Neighbours {
+    unsigned word[2];
+  };
 
   // The windows of N eights: `first`, and those WARPS apart from it.
   template <int N>
-  static __device__ __forceinline__ void windows(const Number* rows, const unsigned (&right)[UNIT_PAIRS][N_TILES][4],
-                                                 const float* bias, float scale, float* target, unsigned char* winners,
-                                                 int first) {
-    // Positions of the upper four windows are taken in the order 1, 0 of columns, so that rows lie in different banks.
-    const int other = lane() % 8 / 4, swapped = lane() / 16;
-    PlaneSum sum[N][2][N_TILES];
-    const Number* position[N][2];
-    UNROLL_FOR(int i = 0; i < N; i++)
-      UNROLL_FOR(int a = 0; a < 2; a++) {
-        position[i][a] = row_of(rows, (first + i * WARPS) * 8 + lane() % 8, a, lane() / 8 % 2 ^ other);
-        UNROLL_FOR(int n = 0; n < N_TILES; n++) sum[i][a][n].clear();
-      }
-    UNROLL_FOR(int k = 0; k < UNIT_PAIRS; k++) {
-      const int offset = lane() / 16 ? unit_offset(2 * k + 1) : unit_offset(2 * k);
-      unsigned left[N][2][4];
-      UNROLL_FOR(int i = 0; i < N; i++)
-        UNROLL_FOR(int a = 0; a < 2; a++) load_matrices(left[i][a], position[i][a] + offset);
-      UNROLL_FOR(int n = 0; n < N_TILES; n++) {
-        const unsigned whole[2] = {right[k][n][0], right[k][n][1]}, rest[2] = {right[k][n][2], right[k][n][3]};
-        UNROLL_FOR(int i = 0; i < N; i++)
-          UNROLL_FOR(int a = 0; a < 2; a++) mma_fp16(sum[i][a][n].rest, left[i][a], rest);
-        UNROLL_FOR(int i = 0; i < N; i++)
-          UNROLL_FOR(int a = 0; a < 2; a++) mma_fp16(sum[i][a][n].whole, left[i][a], whole);
-      }
-    }
+  static __device__ __forceinline__ void windows(const float* image, const unsigned (&right)[2][LEFTS][4],
+                                                 const float (&added)[2], float scale, int map0, float* target,
+                                                 unsigned char* winners, int first) {
+    // Lanes whose columns have no weights load the last ones that have some.
+    const int column = min(lane() % 4 * 2, (KERNEL - 1) / 2 * 2);
+    unsigned left[N][LEFTS][4];
+    PlaneSum sum[N][2];
     UNROLL_FOR(int i = 0; i < N; i++) {
-      const int window = (first + i * WARPS) * 8 + lane() / 4;
-      UNROLL_FOR(int n = 0; n < N_TILES; n++)
-        UNROLL_FOR(int odd = 0; odd < 2; odd++) {
-          const int map = n * 8 + lane() % 4 * 2 + odd;
-          float value[4];
-          UNROLL_FOR(int a = 0; a < 2; a++) {
-            const float one = sum[i][a][n].at(odd), two = sum[i][a][n].at(2 + odd);
-            value[2 * a] = swapped ? two : one, value[2 * a + 1] = swapped ? one : two;
-          }
-          const float largest = max_or_nan(max_or_nan(value[0], value[1]), max_or_nan(value[2], value[3]));
-          int winner = 3;
-          UNROLL_FOR(int at = 2; at >= 0; at--)
-            if (value[at] == largest) winner = at;
-          if ((MAPS % 8 == 0 || map < MAPS) && (OUT_AREA % 8 == 0 || window < OUT_AREA)) {
-            target[map * OUT_AREA + window] = activate<FUNCTION>(fmaf(largest, scale, bias[map]));
-            winners[map * OUT_AREA + window] = (unsigned char)winner;
+      const unsigned* corner = corner_of(image, (first + i * WARPS) * 8 + lane() / 4) + column;
+      UNROLL_FOR(int k = 0; k < LEFTS; k++)
+        UNROLL_FOR(int lower = 0; lower < 2; lower++) {
+          const unsigned* at = corner + line_at(k, lower);
+          if constexpr (WIDTH % 2 == 0) {
+            const Neighbours both = *reinterpret_cast<const Neighbours*>(at);
+            left[i][k][2 * lower] = both.word[0], left[i][k][2 * lower + 1] = both.word[1];
+          } else {
+            left[i][k][2 * lower] = at[0], left[i][k][2 * lower + 1] = at[1];
           }
         }
+      UNROLL_FOR(int row = 0; row < 2; row++) sum[i][row].clear();
     }
+    UNROLL_FOR(int k = 0; k < LEFTS; k++)
+      UNROLL_FOR(int is_whole = 0; is_whole < 2; is_whole++)
+        UNROLL_FOR(int row = 0; row < 2; row++) {
+          if (!meets(k % PAIRS, row)) continue;
+          const unsigned part[2] = {right[row][k][is_whole ? 0 : 2], right[row][k][is_whole ? 1 : 3]};
+          UNROLL_FOR(int i = 0; i < N; i++) mma_fp16(is_whole ? sum[i][row].whole : sum[i][row].rest, left[i][k], part);
+        }
+    UNROLL_FOR(int i = 0; i < N; i++)
+      UNROLL_FOR(int odd = 0; odd < 2; odd++) {
+        const int window = (first + i * WARPS) * 8 + lane() / 4, map = map0 + lane() % 4 * 2 + odd;
+        float value[2][2];
+        UNROLL_FOR(int at = 0; at < 4; at++) value[at / 2][at % 2] = sum[i][at / 2].at(odd + at % 2 * 2);
+        int winner;
+        const float largest = largest_of_window<PLACE>(value, winner);
+        const float result = activate<FUNCTION>(fmaf(largest, scale, added[odd]));
+        if ((MAPS % 8 == 0 || map < MAPS) && (OUT_AREA % 8 == 0 || window < OUT_AREA)) {
+          target[map * OUT_AREA + window] = result;
+          winners[map * OUT_AREA + window] = (unsigned char)winner;
+        }
+      }
   }
 
-  // A warp's sums over its windows: tiles of (terms of two units, maps), and of errors.
+  // A warp's sums over its windows: tiles of (terms of two lines of the kernel, maps), and of errors.
   struct Accumulators {
-    Fragment tile[UNIT_PAIRS][N_TILES];
+    Fragment tile[TILES_OF_TERMS][N_TILES];
     float errors[N_TILES];
   };
   static __device__ __forceinline__ void clear(Accumulators& sums) {
@@ -190,107 +181,116 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
   template <class Context>
   static __device__ __forceinline__ void backward(Context& c, int slot, Accumulators& sums) {
     float* const shared = c.shared;
-    Number* const rows = reinterpret_cast<Number*>(Layer::Scratch::image(shared, slot));
-    lay_rows(Layer::Source::image(shared, slot), rows);
-    Threads::template team_barrier<LaidAgain>();
-    backward_weights(rows, Layer::Target::image(shared, slot), Sums::winners_of(shared, slot),
-                     Layer::TargetErrors::image(shared, slot), sums);
+    UNROLL_FOR(int n = 0; n < N_TILES; n++)
+      backward_weights(Layer::Source::image(shared, slot), Layer::Target::image(shared, slot),
+                       Sums::winners_of(shared, slot), Layer::TargetErrors::image(shared, slot), n, sums);
   }
 
-  // How many neighbouring windows of a map a lane takes together, one in each of so many steps of the products: a step's
-  // terms are the positions of four windows, `FOUR` apart. The groups of FOUR steps that are left when each warp has
-  // the same number of groups are divided among SHARE warps each.
-  static constexpr int FOUR = BY_FOURS ? 4 : 1, GROUPS = ceil_div(OUT_AREA, 4 * FOUR);
+  // How many neighbouring windows of a map a lane takes together. A step's terms are one line of positions of two of
+  // them, of four lanes; a group is the windows of four lanes. The groups that are left when each warp has the same number
+  // of them are divided among SHARE warps each, by steps.
+  static constexpr bool BY_FOURS = OUT_COLUMNS % 4 == 0;
+  static constexpr int TOGETHER = BY_FOURS ? 4 : 2, STEPS = TOGETHER, GROUPS = ceil_div(OUT_AREA, 4 * TOGETHER);
   static constexpr int ROUNDS = GROUPS / WARPS, LEFT = GROUPS % WARPS;
-  static constexpr int SHARE = LEFT == 0 || WARPS / LEFT < 1 ? 1 : WARPS / LEFT < FOUR ? WARPS / LEFT : FOUR;
+  static constexpr int SHARE = LEFT == 0 || WARPS / LEFT < 1 ? 1 : smaller_of(WARPS / LEFT, STEPS);
 
-  // Where a lane's map and first window of a group lie in the target.
-  static __device__ __forceinline__ int place_of(int group, int n) {
-    return min(n * 8 + lane() / 4, MAPS - 1) * OUT_AREA + min((group * 4 + lane() % 4) * FOUR, OUT_AREA - FOUR);
+  // A lane's windows of a group, of one map.
+  static __device__ __forceinline__ int first_window(int group) { return (group * 4 + lane() % 4) * TOGETHER; }
+  static __device__ __forceinline__ int map_of(int n) { return n * 8 + lane() / 4; }
+  static __device__ __forceinline__ int place_of(int window, int n) {
+    return min(map_of(n), MAPS - 1) * OUT_AREA + min(window, OUT_AREA - (BY_FOURS ? 4 : 1));
   }
-  static __device__ __forceinline__ bool has_place(int group, int n) {
-    return (MAPS % 8 == 0 || n * 8 + lane() / 4 < MAPS) &&
-           (OUT_AREA % (4 * FOUR) == 0 || (group * 4 + lane() % 4) * FOUR < OUT_AREA);
-  }
-  // FOUR numbers from `at` on.
-  static __device__ __forceinline__ void load_four(const float* at, float (&values)[FOUR]) {
+  static __device__ __forceinline__ void load(const float* numbers, int group, int n, float (&values)[TOGETHER]) {
     if constexpr (BY_FOURS) {
-      const Float4 four = *reinterpret_cast<const Float4*>(at);
-      UNROLL_FOR(int t = 0; t < FOUR; t++) values[t] = four.at[t];
+      const Float4 four = *reinterpret_cast<const Float4*>(numbers + place_of(first_window(group), n));
+      UNROLL_FOR(int i = 0; i < TOGETHER; i++) values[i] = four.at[i];
     } else {
-      values[0] = *at;
+      UNROLL_FOR(int i = 0; i < TOGETHER; i++) values[i] = numbers[place_of(first_window(group) + i, n)];
     }
   }
 
-  // sums += this image's share.
-  static __device__ __forceinline__ void backward_weights(const Number* rows, const float* target,
+  // A line of positions meets two lines of the kernel at a pair of lines.
+  using Found = PlaneSum[2][LEFTS];
+
+  // sums += this image's share, of eight maps.
+  static __device__ __forceinline__ void backward_weights(const float* image, const float* target,
                                                           const unsigned char* winners, const float* target_errors,
-                                                          Accumulators& sums) {
+                                                          int n, Accumulators& sums) {
     unsigned largest = 0;
     const auto look = [&](int group) {
-      UNROLL_FOR(int n = 0; n < N_TILES; n++) {
-        float error[FOUR];
-        load_four(target_errors + place_of(group, n), error);
-        UNROLL_FOR(int t = 0; t < FOUR; t++) largest = max(largest, bits_of_size(error[t]));
-      }
+      float error[TOGETHER];
+      load(target_errors, group, n, error);
+      UNROLL_FOR(int i = 0; i < TOGETHER; i++) largest = max(largest, bits_of_size(error[i]));
     };
     const bool takes_left = LEFT > 0 && warp() < LEFT * SHARE;
     const int left = ROUNDS * WARPS + warp() % max(1, LEFT), part = warp() / max(1, LEFT);
     for (int round = 0; round < ROUNDS; round++) look(round * WARPS + warp());
     if (takes_left) look(left);
     const float scale = scale_of(largest);
-    PlaneSum sum[UNIT_PAIRS][N_TILES];
-    UNROLL_FOR(int m = 0; m < UNIT_PAIRS; m++)
-      UNROLL_FOR(int n = 0; n < N_TILES; n++) sum[m][n].clear();
+    Found sum;
+    UNROLL_FOR(int row = 0; row < 2; row++)
+      UNROLL_FOR(int k = 0; k < LEFTS; k++) sum[row][k].clear();
     for (int round = 0; round < ROUNDS; round++)
-      add_group<1>(rows, target, winners, target_errors, scale, round * WARPS + warp(), 0, sum, sums.errors);
-    if (takes_left) add_group<SHARE>(rows, target, winners, target_errors, scale, left, part, sum, sums.errors);
+      add_group<1>(image, target, winners, target_errors, scale, n, round * WARPS + warp(), 0, sum, sums.errors[n]);
+    if (takes_left) add_group<SHARE>(image, target, winners, target_errors, scale, n, left, part, sum, sums.errors[n]);
     const float inverse = unscale(scale);
-    UNROLL_FOR(int m = 0; m < UNIT_PAIRS; m++)
-      UNROLL_FOR(int n = 0; n < N_TILES; n++)
-        UNROLL_FOR(int i = 0; i < 4; i++) {
-          float& total = sums.tile[m][n].at[i];
-          total = fmaf(sum[m][n].at(i), inverse, total);
-        }
+    UNROLL_FOR(int m = 0; m < TILES_OF_TERMS; m++)
+      UNROLL_FOR(int i = 0; i < 4; i++) {
+        // line 2 k + i / 2 of the kernel: with the second line of positions it is one line of the window further
+        const int k = m / OF_CHANNEL * PAIRS + m % OF_CHANNEL, lower = i / 2;
+        if (m % OF_CHANNEL * 2 + lower >= KERNEL) continue;
+        float& total = sums.tile[m][n].at[i];
+        total = fmaf(sum[0][k].at(i) + sum[1][k + lower].at(i ^ 2), inverse, total);
+      }
   }
 
   // sum += the products of a group's steps `part`, `part` + SHARES, ...; errors += its windows' errors.
   template <int SHARES>
-  static __device__ __forceinline__ void add_group(const Number* rows, const float* target,
+  static __device__ __forceinline__ void add_group(const float* image, const float* target,
                                                    const unsigned char* winners, const float* target_errors,
-                                                   float scale, int group, int part,
-                                                   PlaneSum (&sum)[UNIT_PAIRS][N_TILES], float (&errors)[N_TILES]) {
-    const Number* position = row_of(rows, (group * 4 + lane() % 8 / 2) * FOUR, lane() / 16, lane() % 2);
-    float error[N_TILES][FOUR];
-    unsigned winner[N_TILES];
-    UNROLL_FOR(int n = 0; n < N_TILES; n++) {
-      const int at = place_of(group, n);
-      float value[FOUR];
-      load_four(target_errors + at, error[n]);
-      load_four(target + at, value);
-      if constexpr (BY_FOURS)
-        winner[n] = *reinterpret_cast<const unsigned*>(winners + at);
-      else
-        winner[n] = winners[at];
-      UNROLL_FOR(int t = 0; t < FOUR; t++)
-        error[n][t] = has_place(group, n) ? error[n][t] * slope<FUNCTION>(value[t]) : 0.0f;
+                                                   float scale, int n, int group, int part, Found& sum, float& errors) {
+    const int window = first_window(group);
+    float error[TOGETHER], value[TOGETHER];
+    load(target_errors, group, n, error);
+    load(target, group, n, value);
+    unsigned place[TOGETHER];
+    if constexpr (BY_FOURS) {
+      const unsigned four = *reinterpret_cast<const unsigned*>(winners + place_of(window, n));
+      UNROLL_FOR(int i = 0; i < TOGETHER; i++) place[i] = four >> 8 * i & 255u;
+    } else {
+      UNROLL_FOR(int i = 0; i < TOGETHER; i++) place[i] = winners[place_of(window + i, n)];
     }
-    UNROLL_FOR(int t = 0; t < FOUR; t++) {
-      if (SHARES > 1 && t % SHARES != part) continue;
-      unsigned left[UNIT_PAIRS][4];
-      UNROLL_FOR(int m = 0; m < UNIT_PAIRS; m++)
-        load_matrices_transposed(left[m],
-                                 position + 16 * t + (lane() / 8 % 2 ? unit_offset(2 * m + 1) : unit_offset(2 * m)));
-      UNROLL_FOR(int n = 0; n < N_TILES; n++) {
-        errors[n] += error[n][t];
-        unsigned whole, rest;
-        split_fp16(error[n][t] * scale, error[n][t] * scale, whole, rest);
-        const unsigned own = winner[n] >> 8 * t & 3u, half = own % 2 ? 0xffff0000u : 0x0000ffffu;
-        whole &= half, rest &= half;
-        const unsigned right[2] = {own < 2 ? whole : 0u, own < 2 ? 0u : whole};
-        const unsigned right_rest[2] = {own < 2 ? rest : 0u, own < 2 ? 0u : rest};
-        UNROLL_FOR(int m = 0; m < UNIT_PAIRS; m++) mma_fp16(sum[m][n].rest, left[m], right_rest);
-        UNROLL_FOR(int m = 0; m < UNIT_PAIRS; m++) mma_fp16(sum[m][n].whole, left[m], right);
+    const bool map_exists = MAPS % 8 == 0 || map_of(n) < MAPS;
+    UNROLL_FOR(int i = 0; i < TOGETHER; i++) {
+      const bool there = map_exists && (OUT_AREA % (4 * TOGETHER) == 0 || window + i < OUT_AREA);
+      error[i] = there ? error[i] * slope<FUNCTION>(value[i]) : 0.0f;
+    }
+    // Lanes of columns without weights, whose sums nothing asks for, load the last ones that have some.
+    const int column = min(lane() / 4, KERNEL - 1);
+    const unsigned* const corner = corner_of(image, BY_FOURS ? min(window, OUT_AREA - 4) : window) + column;
+    UNROLL_FOR(int two = 0; two < TOGETHER; two += 2) {
+      const auto is_own = [&](int row) { return SHARES == 1 || (two + row) % SHARES == part; };
+      if (SHARES > 2 && !is_own(0) && !is_own(1)) continue;
+      unsigned left[LEFTS][4], whole[2], rest[2];
+      UNROLL_FOR(int i = 0; i < 2; i++) {
+        const unsigned* at = BY_FOURS ? corner + 2 * (two + i) : corner_of(image, window + two + i) + column;
+        UNROLL_FOR(int k = 0; k < LEFTS; k++)
+          UNROLL_FOR(int lower = 0; lower < 2; lower++) left[k][2 * i + lower] = at[line_at(k, lower)];
+        split_fp16(error[two + i] * scale, whole[i], rest[i]);
+      }
+      UNROLL_FOR(int row = 0; row < 2; row++) {
+        if (!is_own(row)) continue;
+        errors += error[two + row];
+        // an error at its winner's position, and 0 at the others
+        unsigned right[2], right_rest[2];
+        UNROLL_FOR(int i = 0; i < 2; i++) {
+          const unsigned bits = place[two + i] ^ row * 2 * PLACE;
+          right[i] = shift_left(whole[i], bits), right_rest[i] = shift_left(rest[i], bits);
+        }
+        UNROLL_FOR(int k = 0; k < LEFTS; k++)
+          if (meets(k % PAIRS, row)) mma_fp16(sum[row][k].rest, left[k], right_rest);
+        UNROLL_FOR(int k = 0; k < LEFTS; k++)
+          if (meets(k % PAIRS, row)) mma_fp16(sum[row][k].whole, left[k], right);
       }
     }
   }
@@ -300,15 +300,20 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
   static __device__ __forceinline__ void stage_gradient(Context& c, const Accumulators& sums) {
     float* const own = Layer::Staged::all(c.shared) + (Threads::team() * WARPS + warp()) * STAGED_SHARE;
     UNROLL_FOR(int n = 0; n < N_TILES; n++) {
-      UNROLL_FOR(int m = 0; m < UNIT_PAIRS; m++)
+      UNROLL_FOR(int m = 0; m < TILES_OF_TERMS; m++)
         UNROLL_FOR(int i = 0; i < 4; i++)
           own[(m * 16 + tile_row(i)) * GRADIENT_PITCH + n * 8 + tile_column(i)] = sums.tile[m][n].at[i];
       float errors = sums.errors[n];
       UNROLL_FOR(int bit = 1; bit < 4; bit *= 2) errors += __shfl_xor_sync(0xffffffffu, errors, bit);
-      if (lane() % 4 == 0) own[UNIT_PAIRS * 16 * GRADIENT_PITCH + n * 8 + lane() / 4] = errors;
+      if (lane() % 4 == 0) own[TILES_OF_TERMS * 16 * GRADIENT_PITCH + n * 8 + lane() / 4] = errors;
     }
   }
 
+  // Where a term lies in a share: a line of the kernel has eight rows.
+  static __device__ __forceinline__ int row_of(int term) {
+    const int line = term / KERNEL;
+    return ((CHANNELS == 1 ? 0 : line / KERNEL * OF_CHANNEL * 2) + line % KERNEL) * 8 + term % KERNEL;
+  }
   // The gradient of a map's term, all shares of it.
   static __device__ __forceinline__ float total_of(const float* staged, int term, int map) {
     float total = 0.0f;
@@ -325,9 +330,8 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
     for (int i = threadIdx.x; i < PARAMETERS; i += BLOCK) {
       const bool weight = i < MAPS * TERMS;
       const int map = weight ? i / TERMS : i - MAPS * TERMS, term = weight ? i % TERMS : 0;
-      const float errors = total_of(staged, UNIT_PAIRS * 16, map);
-      partial[i] =
-          weight ? Raw::gradient(c, total_of(staged, term / KERNEL * 8 + term % KERNEL, map), errors, term) : errors;
+      const float errors = total_of(staged, TILES_OF_TERMS * 16, map);
+      partial[i] = weight ? Raw::gradient(c, total_of(staged, row_of(term), map), errors, term) : errors;
     }
   }
 };

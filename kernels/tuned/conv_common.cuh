@@ -42,6 +42,25 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
 #endif
 }
 
+// The largest of a window's sums, or NaN if one is; and STEP times which it is: the first of equals, the last of NaN.
+template <int STEP = 1, int SIZE>
+__device__ __forceinline__ float largest_of_window(const float (&value)[SIZE][SIZE], int& winner) {
+  if constexpr (SIZE == 2) {
+    const float upper = max_or_nan(value[0][0], value[0][1]), lower = max_or_nan(value[1][0], value[1][1]);
+    const float largest = max_or_nan(upper, lower);
+    const bool is_upper = upper == largest;
+    winner = (is_upper ? 0 : 2 * STEP) + ((is_upper ? value[0][0] : value[1][0]) == largest ? 0 : STEP);
+    return largest;
+  } else {
+    float largest = value[0][0];
+    UNROLL_FOR(int i = 1; i < SIZE * SIZE; i++) largest = max_or_nan(largest, value[i / SIZE][i % SIZE]);
+    winner = (SIZE * SIZE - 1) * STEP;
+    UNROLL_FOR(int i = SIZE * SIZE - 2; i >= 0; i--)
+      if (value[i / SIZE][i % SIZE] == largest) winner = i * STEP;
+    return largest;
+  }
+}
+
 // What is added to all sums of a map: one number.
 struct BiasOfMap {
   static constexpr bool OF_MAP = true;
@@ -142,14 +161,10 @@ struct ConvSums : LayerDefaults {
             own = fmaf(own, scale, added(i));
           }
         }
-        float largest = value[0][0];
-        UNROLL_FOR(int i = 1; i < WINDOW * WINDOW; i++) largest = max_or_nan(largest, value[i / WINDOW][i % WINDOW]);
+        int winner;
+        const float largest = largest_of_window(value, winner);
         target[at] = activate<FUNCTION>(Biases::OF_MAP ? fmaf(largest, scale, added(0)) : largest);
-        if (WINDOW == 1) continue;
-        int winner = WINDOW * WINDOW - 1;
-        UNROLL_FOR(int i = WINDOW * WINDOW - 2; i >= 0; i--)
-          if (value[i / WINDOW][i % WINDOW] == largest) winner = i;
-        winners[at] = (unsigned char)winner;
+        if (WINDOW > 1) winners[at] = (unsigned char)winner;
         continue;
       }
       UNROLL_FOR(int i = 0; i < WINDOW * WINDOW; i++) {

@@ -89,12 +89,11 @@ def compiler_says(source: str) -> str:
     ("name", "value", "said"),
     [
         ("SCRATCH_FLOATS", 12, "forward's sums lie in Scratch"),
-        ("SCRATCH_FLOATS of planes", 12, "rows lie in Scratch"),
+        ("GRADIENT_PITCH of planes", 4, "a term's gradient has a place for each map"),
         ("STAGED_FLOATS", 12, "every share of the gradient has a place in Staged"),
         ("STAGED_FLOATS of planes", 12, "every warp's gradient has a place in Staged"),
         ("FULL_PITCH", 12, "tiles of positions lie within a map"),
         ("WEIGHTS_WARPS", 99, "each warp has one share of the gradient"),
-        ("LINE_PITCH of planes", 8, "a line's rows lie behind each other"),
         ("REDUCE_FLOATS", 12, "all warps' stages lie in shared memory"),
         ("REDUCE_STAGES", 3, "two are multiplied at a time"),
         ("PARTIALS", 12, "partial sums lie one behind the other"),

@@ -5,7 +5,7 @@ from cnnlib.engine import Planned, Stage
 from cnnlib.stages.tuned.conv import Convolution
 from cnnlib.stages.tuned.layout import SharedBuffer, SharedLayout, Threads
 from cnnlib.stages.tuned.operator import Method, Position
-from cnnlib.stages.tuned.plane_conv import EIGHT
+from cnnlib.stages.tuned.plane_conv import EIGHT, odd
 from cnnlib.stages.tuned.schedule import LANE_SUMS, most_sums
 
 
@@ -22,12 +22,12 @@ class TunedBytePlaneConv(Convolution):
     def __init__(self, planned: Planned, stage: Stage, threads: Threads, images: int) -> None:
         super().__init__(planned, stage, threads, images)
         shape = self.shape
-        self.pairs = ceil_div(shape.channels * shape.kernel, 2)
-        """Pairs of lines of the kernel: the terms of a product."""
+        self.pairs = shape.channels * ceil_div(shape.kernel, 2)
+        """Pairs of lines of the kernel: the terms of a tile of the gradient."""
         self._check()
         self.needs = self.needs_of(
             raw_is_used=False,
-            scratch=shape.channels * shape.height * self.line_pitch * EIGHT // 2,
+            scratch=0,
             staged=threads.block_warps * (self.pairs * 16 + 1) * self.gradient_pitch,
             tables=0,
         )
@@ -45,29 +45,14 @@ class TunedBytePlaneConv(Convolution):
             )
 
     @property
-    def line_pitch(self) -> int:
-        """Rows of eight pixels from a line to the next one. Where the windows of a line are whole
-        fours, two places behind every eight rows are left out, and the pitch is such that windows
-        four apart lie in different banks from a line to the next one too.
-        """
-        columns = self.shape.columns
-        out_columns = columns // 2
-        if out_columns % 4:
-            return columns
-        least = columns + (columns - 1) // EIGHT * 2
-        return least + (out_columns // 4 - least) % 4
-
-    @property
     def gradient_pitch(self) -> int:
         return self.shape.n_tiles * EIGHT
 
     @property
     def weight_floats(self) -> int:
-        pitch = (2 * self.pairs + 1) * EIGHT
+        lines = self.shape.kernel // 2 * 2 + 3  # with lines of zeros before and behind
+        pitch = odd(self.shape.channels * lines) * EIGHT
         return self.shape.n_tiles * EIGHT * pitch + self.shape.maps
-
-    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
-        return {**super().config(layout, position), "LINE_PITCH": self.line_pitch}
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
         return {
