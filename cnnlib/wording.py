@@ -27,5 +27,6 @@ def digits(value: float, count: int = 3) -> str:
     """`value` to `count` digits, without an exponent; thousands set apart."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    decimals = count - 1 - math.floor(math.log10(abs(value)))
+    # of the rounded value: 99.97 to three digits is 100 and not 100.0
+    decimals = count - 1 - int(f"{value:.{count - 1}e}".partition("e")[2])
     return f"{round(value, decimals):,.{max(decimals, 0)}f}"

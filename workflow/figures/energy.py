@@ -4,8 +4,8 @@ Left: energy of one epoch against the batch size, from the GPU's own counter whi
 without a pause; median and quartiles over the repeats. Right: the mean power during that time. The
 band is the power just before the runs, when the GPU was waiting: with a context open it keeps high
 clocks, so that a stage that lets it wait most of the time needs no more. Numbers above the panels
-are test accuracies; batch sizes that learn too little are shaded. The host and the rest of the
-machine are not included.
+are test accuracies; batch sizes that learn too little are shaded, and a number beside a line is
+that of the largest that is not. The host and the rest of the machine are not included.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from cnnlib.measuring.runs import usual_size
 from workflow.plotting import accuracies, ladder, layout, panels, reasons, shading, style, wording
 from workflow.plotting.layout import Drawing, Sheet
 
@@ -68,9 +69,11 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     right.yaxis.set_major_formatter(lambda value, _: f"{value:g} W")
     right.set_ylabel("mean power while training")
     shown = panels.two_libraries(energy, "epoch_joules")
+    learning = summary[summary["batch_size"].isin(energy["batch_size"])]
+    large = shading.largest(learning)
     waiting = [
-        (left, lines(left, shown, "epoch_joules", joules)),
-        (right, lines(right, shown, "watts", lambda value: f"{value:.0f} W")),
+        (left, lines(left, shown, "epoch_joules", joules, large)),
+        (right, lines(right, shown, "watts", lambda value: f"{value:.0f} W", large)),
     ]
     if energy["idle_watts"].notna().any():
         low, middle, high = energy["idle_watts"].quantile([0.05, 0.5, 0.95])
@@ -79,17 +82,15 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         text = f"waiting  {low:.0f} to {high:.0f} W"
         waiting[1][1].append(style.Label(last, middle, text, WAITING))
     for axes in (left, right):
-        shading.shade(
-            axes, summary[summary["batch_size"].isin(energy["batch_size"])], few=sheet.compact
-        )
+        shading.shade(axes, learning, few=sheet.compact)
     style.end_labels(figure, waiting)
     return Drawing(figure, words)
 
 
 def lines(
-    axes: Axes, energy: pd.DataFrame, value: str, write: Callable[[float], str]
+    axes: Axes, energy: pd.DataFrame, value: str, write: Callable[[float], str], large: int
 ) -> list[style.Label]:
-    """One quantity by batch size, a line a stage; the labels for the right edge."""
+    """One quantity by batch size, a line a stage; labels for the right edge, of batch `large`."""
     sizes = sorted(set(energy["batch_size"]))
     style.batch_axis(axes, sizes)
     labels = []
@@ -98,9 +99,7 @@ def lines(
         middle = panels.spread_line(
             axes, group, "batch_size", value, style.mark(stage), emulated=False
         )
-        text = panels.end_label(
-            wording.title(stage), write(middle.iloc[-1]), middle.index[-1], sizes
-        )
+        text = panels.end_label(wording.title(stage), middle, write, large)
         labels.append(style.label(sizes[-1], middle.iloc[-1], text, stage))
     return labels
 
@@ -114,7 +113,11 @@ def joules(value: float) -> str:
 
 def title(energy: pd.DataFrame, summary: pd.DataFrame) -> str:
     """The least and the most energy that an epoch takes, at one batch size that learns."""
-    size = shading.usual(summary[summary["batch_size"].isin(energy["batch_size"])])
+    stages = energy.groupby("batch_size")["stage"].nunique()
+    learned = set(accuracies.of_learned(summary)["batch_size"])
+    fine = stages[stages.index.isin(learned)] if learned.intersection(stages.index) else stages
+    # where a stage was not measured, another would be said to take least
+    size = usual_size(fine.index[fine == fine.max()])
     at = energy[energy["batch_size"] == size]
     need = at.groupby("stage")["epoch_joules"].median().sort_values(kind="stable")
     text = f"At batch {size} an epoch takes {wording.said(need.index[0])} {joules(need.iloc[0])}"
@@ -122,7 +125,7 @@ def title(energy: pd.DataFrame, summary: pd.DataFrame) -> str:
     best = exact[0] if exact else need.index[-1]
     if best == need.index[0]:
         return text
-    which = ", the most frugal library," if exact else ""
+    which = ", the most frugal library in float32," if exact else ""
     return f"{text}, {wording.said(best)}{which} {joules(need[best])}"
 
 

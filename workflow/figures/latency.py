@@ -4,7 +4,8 @@ Left: a step, which is the time of an epoch divided by its steps, so that whatev
 counted. Right: a whole epoch. Both are medians with 95 % bootstrap intervals over the repeats, on
 logarithmic axes, beside the quickest and the slowest library in float32. A single step that the
 host waits for takes longer than either: it pays for the way to the GPU and back each time. The
-numbers above are test accuracies; batch sizes that learn too little in these epochs are shaded.
+numbers above are test accuracies; batch sizes that learn too little in these epochs are shaded, and
+a number beside a line is that of the largest that is not. An epoch has whole batches only.
 Hollow marks of stages were timed on part of an epoch and scaled to a whole one.
 """
 
@@ -89,9 +90,10 @@ def draw_panel(
         panels.draw_line(axes, group, stage, *columns, panel.emulated)
         ends = group[group[value].notna()]
         if len(ends):
-            last, at = ends[[value, "batch_size"]].iloc[-1]
-            text = panels.end_label(label, wording.duration(last), int(at), sizes)
+            values = ends.set_index("batch_size")[value]
+            text = panels.end_label(label, values, wording.duration, shading.largest(panel.lines))
             scaled = bool(ends["extrapolated"].all())
+            last = values.iloc[-1]
             labels.append(style.label(sizes[-1], last, text, stage, panel.emulated, scaled))
     labels += panels.draw_failures(axes, lines)
     return labels

@@ -65,7 +65,9 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     on_gpu = bool((samples["device_kind"] == "cuda").all())
     context = context_of(samples) if on_gpu else 0.0
     peaks = samples.groupby(RUN, sort=False)["memory"].max().reset_index()
-    sizes = shown(peaks)[-1:] if sheet.compact else shown(peaks)
+    accuracy = accuracies.of_epochs(epochs)
+    told = of_title(peaks, accuracy)
+    sizes = [told] if sheet.compact else shown(peaks)
     kinds = [part for _, part in peaks.groupby(peaks["device_kind"] == "emulated")]
     stages = [ladder.ordered(part["stage"]) for part in kinds]
     heights = [0.6 + 0.36 * len(rows) for rows in stages]
@@ -82,12 +84,11 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     words = layout.headline(
         figure,
         sheet,
-        title(peaks, on_gpu, context),
+        title(peaks[peaks["batch_size"] == told], on_gpu, context),
         subtitle(peaks, named, what),
         notes(reasons.without_left_out(epochs), on_gpu, context, capacity),
         reasons.left_out(epochs),
     )
-    accuracy = accuracies.of_epochs(epochs)
     for row, part, names in zip(grid, kinds, stages, strict=True):
         for axes, size in zip(row, sizes, strict=True):
             reached = shading.reached(accuracy[accuracy["batch_size"] == size])
@@ -98,7 +99,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         for axes in row[1:]:
             axes.tick_params(labelleft=False)
     largest = peaks.loc[peaks["batch_size"].isin(sizes), "memory"].max()
-    grid[0, 0].set_xlim(0, 1.18 * largest)
+    grid[0, 0].set_xlim(0, (1.35 if sheet.compact else 1.18) * largest)
     for axes in grid.flat:
         ticks = step_of(largest) * np.arange(6)
         axes.set_xticks([tick for tick in ticks if tick < 1.12 * largest])
@@ -187,16 +188,22 @@ def draw_bars(axes: Axes, peaks: pd.DataFrame, stages: list[str], context: float
         )
 
 
+def of_title(peaks: pd.DataFrame, accuracy: pd.DataFrame) -> int:
+    """The larger batch size of those that are shown, if it learns enough; else the usual one."""
+    usual, *larger = shown(peaks)
+    learned = set(accuracies.of_learned(accuracy)["batch_size"])
+    return int(max({usual, *learned.intersection(larger)}))
+
+
 def title(peaks: pd.DataFrame, on_gpu: bool, context: float) -> str:
-    """The least and the most memory at the largest batch size, without a context that is known."""
+    """The least and the most memory at one batch size, without a context that is known."""
     measured = peaks[peaks["device_kind"] != "emulated"]
     built = "" if len(measured) else f" ({wording.EMULATED})"
     peaks = measured if len(measured) else peaks
-    size = common_batch(peaks)
-    largest = peaks[peaks["batch_size"] == size]
-    need = largest.groupby("stage")["memory"].median().sort_values(kind="stable") - context
+    need = peaks.groupby("stage")["memory"].median().sort_values(kind="stable") - context
     where = " beside the context" if context else "" if on_gpu else " on the host"
     least, most = need.index[0], need.index[-1]
+    size = peaks["batch_size"].iloc[0]
     text = f"{wording.said(least)} needs {wording.size(need.iloc[0])}{where} at batch {size}"
     if least != most:
         text += f", {wording.said(most)} {wording.size(need.iloc[-1])}"

@@ -33,6 +33,8 @@ COPIES = {
 }
 LEVEL = 1.15
 """Latencies within this factor of the first one of a run are one level of memory."""
+MARKED = ("chase_cpu", "chase_global")
+"""Probes whose levels of memory are written above their line."""
 GPU_LEVELS = ("L1", "L2", "device memory")
 """Their names if there are as many levels: every GPU that CUDA runs on today has these."""
 
@@ -121,7 +123,7 @@ def levels(middle: pd.Series) -> list[pd.Series]:
 
 def mark_levels(axes: Axes, rows: pd.DataFrame) -> None:
     """The latency of each level, written above it unless it is at the line's end."""
-    for probe in ("chase_cpu", "chase_global"):
+    for probe in MARKED:
         middle = rows[rows["probe"] == probe].groupby("size_bytes")["rate"].median()
         found = levels(middle)
         known = probe == "chase_global" and len(found) == len(GPU_LEVELS)
@@ -141,13 +143,19 @@ def mark_levels(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def title(chased: pd.DataFrame) -> str:
-    """The latencies of the nearest and the farthest memory in one sentence."""
+    """The latencies of the nearest and the farthest memory, as they are written in the panel."""
     gpu = chased[chased["device_kind"] == "cuda"]
     middle = (gpu if len(gpu) else chased).groupby(["probe", "size_bytes"])["rate"].median()
     who = "The GPU" if len(gpu) else "The CPU"
+    written = []
+    for probe, line in middle.groupby("probe"):
+        alone = line.droplevel("probe")
+        found = levels(alone) if probe in MARKED else []
+        inner = [level for level in found if level.index[-1] != alone.index[-1]]
+        written += [*(level.median() for level in inner), alone.iloc[-1]]
     return (
-        f"{who} waits {wording.duration(middle.min())} for its nearest memory, "
-        f"{wording.duration(middle.max())} for its farthest"
+        f"{who} waits {wording.duration(min(written))} for its nearest memory, "
+        f"{wording.duration(max(written))} for its farthest"
     )
 
 

@@ -5,10 +5,11 @@ a shorter bar: the times of a step's kernels, each timed separately and grouped 
 direction, in the order of the step. The marks at the edge of a bar are a step as timed in whole
 epochs. Where it lies beyond the kernels, the rest of the step is between them: launching, gathering
 images, waiting. Where it lies within them, kernels that are timed singly take longer than they do
-one after another, since none is timed as shorter than a launch takes (some 4 µs). Barriers within a
-kernel are not timed apart. The last stage is shown once more, enlarged. Stages on a CPU have shares
-of a step that was profiled by itself, of one of several processes; "the rest" is the loss, adding
-up gradients, and waiting for the slowest process.
+one after another, since each includes what a launch takes. So do both phases of a stage that takes
+a whole epoch in one launch: they were timed as launches of their own, the update being the second.
+Barriers within a kernel are not timed apart. The last stage is shown once more, enlarged. Stages on
+a CPU have shares of a step that was profiled by itself, of one of several processes; "the rest" is
+the loss, adding up gradients, and waiting for the slowest process.
 """
 
 from dataclasses import dataclass
@@ -101,13 +102,14 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     )
     for axes, panel in zip(column.flat, shown, strict=True):
         draw_bars(axes, panel)
-    drawn = {*parts["part"]} | ({"between"} if (left_over(parts) > 0).any() else set())
+    seen = pd.concat([panel.lines for panel in shown]).drop_duplicates()
+    drawn = {*seen["part"]} | ({"between"} if (left_over(seen) > 0).any() else set())
     present = [name for name in COLOURS if name in drawn]
     figure.legend(
         [Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in present],
         [BETWEEN if name == "between" else name for name in present],
         loc="outside lower center",
-        ncols=len(present),
+        ncols=-(-len(present) // 2) if sheet.compact else len(present),
         frameon=False,
         fontsize=9.5,
     )
@@ -116,14 +118,16 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
 
 def bars(parts: pd.DataFrame, sheet: Sheet) -> list[Bars]:
     """The panels: a GPU's stages at the usual and the largest batch size, the last one enlarged at
-    the usual one; then those on a CPU, and emulated ones.
+    the usual one; then those on a CPU, and emulated ones. With little room those of one kind alone.
     """
     sizes = sorted(set(parts["batch_size"]))
     usual = usual_size(sizes)
-    found = []
+    found: list[Bars] = []
     kinds = (("cuda", ""), ("cpu", "on the CPU: "), ("emulated", f"{wording.EMULATED}: "))
     for kind, what in kinds:
         own = parts[parts["device_kind"] == kind]
+        if sheet.compact and found:
+            break
         # profiles on a CPU hardly depend on the batch
         wanted = [usual] if kind == "cpu" or sheet.compact else sorted({usual, sizes[-1]})
         for size in wanted:

@@ -93,7 +93,8 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     )
     for axes, kind, share in zip(row.flat, kinds, wide, strict=True):
         own = marks[marks["panel"] == kind]
-        draw_panel(axes, own, tables["probes"], kind, PANEL * share / 2 - 0.8)
+        foot = 1.5 if sheet.compact else 0.3
+        draw_panel(axes, own, tables["probes"], kind, PANEL * share / 2 - 0.8, foot)
     return Drawing(figure, words)
 
 
@@ -105,9 +106,12 @@ def largest_learned(kernels: pd.DataFrame, epochs: pd.DataFrame) -> int:
 
 
 def draw_panel(
-    axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str, width: float
+    axes: Axes, marks: pd.DataFrame, probes: pd.DataFrame, kind: str, width: float, foot: float
 ) -> None:
-    """Ceilings, then the marks of each stage, and the names of the parts below them."""
+    """Ceilings, then the marks of each stage, and the names of the parts below them.
+
+    `foot` is the height left for these names, in heights of what is drawn above.
+    """
     levels, bandwidth, memory = ceilings(probes, kind)
     across = np.array([marks["intensity"].min() / 3, marks["intensity"].max() * 6])
     rates = [*marks["rate"], *(rate for _, rate in levels)]
@@ -115,7 +119,7 @@ def draw_panel(
     style.quantity_axis(axes, "y", rates, rate_text, margin=2.2)
     if kind in ("cuda", "emulated"):  # room for the names of the parts
         low, top = axes.get_ylim()
-        axes.set_ylim(low * (low / top) ** 0.3, top)
+        axes.set_ylim(low * (low / top) ** foot, top)
     axes.set_xlabel("minimum arithmetic intensity (operations per byte)")
     axes.set_ylabel("operations per second")
     built = f" ({wording.EMULATED})" if kind == "emulated" else ""

@@ -4,9 +4,10 @@ Left: the time of an epoch at one batch size, a row a stage on a logarithmic axi
 gains over the row above and its share of the arithmetic that the machine can do; grey rows are
 libraries. Right: how many times as fast as the best library in float32 each stage is at every batch
 size (above 1 it is faster), with the test accuracy that the training reaches above; batch sizes
-that learn too little in these epochs are shaded. Without libraries the first stage is what is
-compared with. Bars are 95 % bootstrap intervals over the repeats. Hollow marks of stages were timed
-on part of an epoch and scaled.
+that learn too little in these epochs are shaded, and the number beside a line is that of the
+largest that is not. Without libraries the first stage is what is compared with. Bars are 95 %
+bootstrap intervals over the repeats. Hollow marks of stages were timed on part of an epoch and
+scaled.
 """
 
 from typing import Any
@@ -150,11 +151,10 @@ def draw_compared(axes: Axes, panel: panels.Panel) -> list[style.Label]:
     labels = []
     for stage, label, group in panels.by_stage(lines):
         panels.draw_line(axes, group, stage, value, low, high, panel.emulated)
-        ends = group[group[value].notna()]
-        if len(ends):
-            last = ends.iloc[-1]
-            text = panels.end_label(label, wording.times(last[value]), last["batch_size"], sizes)
-            labels.append(style.label(sizes[-1], last[value], text, stage, panel.emulated))
+        values = group.set_index("batch_size")[value].dropna()
+        if len(values):
+            text = panels.end_label(label, values, wording.times, shading.largest(panel.lines))
+            labels.append(style.label(sizes[-1], values.iloc[-1], text, stage, panel.emulated))
     labels += panels.draw_failures(axes, lines)
     shading.shade(axes, panel.lines)
     return labels

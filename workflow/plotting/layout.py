@@ -138,8 +138,8 @@ def wrapped(text: str, inches: float, size: float, weight: str = "normal") -> st
 
     def fits(line: str) -> bool:
         # TextPath measures without a renderer, in points for a size in points; by its corners,
-        # since the exact extent of every curve takes seconds.
-        return bool(TextPath((0, 0), line, prop=font).vertices[:, 0].max() <= inches * 72)
+        # since the exact extent of every curve takes seconds. A renderer draws some letters wider.
+        return bool(TextPath((0, 0), line, prop=font).vertices[:, 0].max() <= 0.97 * inches * 72)
 
     lines: list[str] = []
     for line in text.split("\n"):

@@ -1,7 +1,7 @@
 """Parts that figures share: which lines go into one panel, and the sentences around them."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -214,12 +214,16 @@ def spread_line(
     return middle
 
 
-def end_label(name: str, value: str, at: int, sizes: Sequence[int]) -> str:
-    """The label at the end of a line: its name, its last value and, if not at the edge, where.
+def end_label(name: str, values: pd.Series, write: Callable[[float], str], size: int) -> str:
+    """The label at the end of a line: its name and its value at a batch size.
 
-    `value` as written, at batch size `at` of `sizes`.
+    `values` by batch size; a line that has none at `size` has its last one before it, or else its
+    last of all, and the label says where.
     """
-    return f"{name}  {value}" + (f" at {at}" if at < sizes[-1] else "")
+    before = values[values.index <= size]
+    shown = before if len(before) else values
+    at = shown.index[-1]
+    return f"{name}  {write(shown.iloc[-1])}" + (f" at {at}" if at != size else "")
 
 
 def devices(summary: pd.DataFrame) -> str:

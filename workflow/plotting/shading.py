@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from cnnlib.measuring.runs import usual_size
-from workflow.plotting import accuracies, style
+from workflow.plotting import accuracies, frames, style
 
 SHADE = "#eeeeee"
 
@@ -18,9 +18,16 @@ def usual(lines: pd.DataFrame) -> int:
     return usual_size(learned["batch_size"] if len(learned) else lines["batch_size"])
 
 
+def largest(lines: pd.DataFrame) -> int:
+    """The largest of the batch sizes that learn: the one whose numbers are written at lines."""
+    learned = accuracies.of_learned(lines)
+    return int((learned if len(learned) else lines)["batch_size"].max())
+
+
 def shade(axes: Axes, lines: pd.DataFrame, few: bool = False) -> None:
     """Write each batch size's accuracy above a panel with a batch_axis, and shade what is low.
 
+    Where some are shaded, the batch size of the numbers beside the lines is written above these.
     `lines` are those of one data set and network. With little room only the first, the middle and
     the last accuracy are written: `few`.
     """
@@ -28,6 +35,19 @@ def shade(axes: Axes, lines: pd.DataFrame, few: bool = False) -> None:
     sizes = sorted(key[2] for key in learned)
     if not found:
         return
+    if (size := largest(lines)) < sizes[-1]:
+        # above the labels at the right edge
+        axes.annotate(
+            f"at batch {size}",
+            (1, 1),
+            xytext=(22, 3),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="bottom",
+            fontsize=9,
+            color=style.QUIET,
+            annotation_clip=False,
+        )
     low, high = axes.get_xlim()
     edges = [low, *(float(np.sqrt(a * b)) for a, b in pairwise(sizes)), high]
     known = {key[2]: value for key, value in found.items()}
@@ -69,4 +89,8 @@ def note(lines: pd.DataFrame) -> str:
     if not all(learned.values()):
         most = 100 * accuracies.WITHIN
         text += f" Shaded: learns too little in {trained}, {most:g} point or more below the best."
+        cells = frames.groups(lines, ["dataset", "network"])
+        sizes = {largest(own) for _, own in cells}
+        which = f"batch {sizes.pop()}, " if len(sizes) == 1 else ""
+        text += f" Numbers beside the lines: {which}the largest that learns."
     return text

@@ -12,7 +12,7 @@ from cnnlib.errors import DataError
 from cnnlib.measuring.schema import current_name
 from workflow.glue import modules
 from workflow.plotting import accuracies, wording
-from workflow.report import PAGE_TABLES, WEIGHTS, excerpts, fair_play, live, timeline
+from workflow.report import PAGE_TABLES, WEIGHTS, clocks, excerpts, fair_play, live, timeline
 from workflow.report.beside import notes, own_times
 from workflow.report.lessons import Lesson, lessons
 from workflow.report.rungs import Rung, flops_per_image, ratios, rungs
@@ -41,7 +41,7 @@ class AtSize:
     """What stages took on the reader's own machine, where published ones are shown."""
     lanes: list[timeline.Lane]
     shares: list[timeline.Shares]
-    clocks: list[timeline.Clocks]
+    clocks: list[clocks.Clocks]
     axis: float
     """Where the longest lane ends, in microseconds."""
     ticks: list[tuple[float, str]]
@@ -71,6 +71,11 @@ class Explained:
     def published(self) -> bool:
         """Whether what is shown was published and not measured by the reader."""
         return self.shown.own is not None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the blocks of a stage recorded their clocks."""
+        return any(at.clocks for at in self.sizes)
 
     @property
     def beside(self) -> bool:
@@ -157,7 +162,7 @@ def at_size(shown: Shown, size: int) -> AtSize:
         own_times(shown, size),
         lanes,
         timeline.shares(shown, lanes, flops_per_image(shown), size),
-        timeline.clocks(shown, size),
+        clocks.clocks(shown, size),
         axis,
         timeline.ticks(axis) if axis else [],
     )

@@ -35,11 +35,11 @@ BETWEEN_MM = (10.0, 22.0)
 LARGER = 1.5
 """How much larger the figures' type is on the page than on a screen, where it has 10 points."""
 TITLES = {
-    "speedup": "Left: what each stage gains. Right: against the best library, accuracy above; "
-    "shaded: learns too little"
+    "speedup": "Left: what each stage gains. Right: against the best library; shaded batches "
+    "learn too little, numbers are of the largest that does not"
 }
 """Titles of figures whose own title is the result of the whole page."""
-WITH_LIBRARIES = {"speedup", "discern", "race"}
+WITH_LIBRARIES = {"speedup", "discern", "race", "memory"}
 """Figures that have room for the libraries' names."""
 A1_POINTS = (1684, 2384)
 """Width and height of the page as a PDF file gives them: 594 by 841 mm."""

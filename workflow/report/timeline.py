@@ -3,7 +3,8 @@
 The blocks are the kernels of the step in the order in which they run or, for a stage that takes
 whole steps in one launch, its phases. Each was timed singly, so that they show what a step is made
 of, not when each part began; where they add up to less than the step took, the rest is drawn as
-waiting.
+waiting. Where the blocks of such a stage recorded their own clocks (table `timeline`), its phases
+are what these say, and nothing was timed singly.
 """
 
 import math
@@ -34,7 +35,7 @@ NEGLIGIBLE = 0.02
 PARTS = (
     "arithmetic at the peak",
     "launches",
-    "barriers of the grid",
+    "barriers, and waiting at them",
     "loads, stores and waiting inside kernels",
     "host: gathering, waiting",
 )
@@ -74,6 +75,8 @@ class Lane:
     """Microseconds of a step in whole epochs; nan if it was not measured."""
     one_launch: bool
     """Whether a launch takes more than a step: then the blocks are phases of one kernel."""
+    recorded: int = 0
+    """How many blocks of the grid recorded their clocks; 0 where phases were timed singly."""
 
     @property
     def end(self) -> float:
@@ -93,65 +96,22 @@ class Shares:
     step: float
 
 
-@dataclass(frozen=True)
-class Section:
-    """Where one block was during a part of a step; microseconds since the step began."""
-
-    block: int
-    start: float
-    length: float
-    color: str
-    hint: str
-
-
-@dataclass(frozen=True)
-class Clocks:
-    """One step of a stage by the clocks of all its blocks."""
-
-    title: str
-    color: str
-    step: int
-    blocks: int
-    length: float
-    """Microseconds of the step, from the first mark to the last."""
-    sections: tuple[Section, ...]
-
-
-def clocks(shown: Shown, size: int) -> list[Clocks]:
-    """Of each stage whose blocks recorded their clocks on a GPU, the step of median length."""
+def recorded(shown: Shown, size: int) -> pd.DataFrame:
+    """The sections that blocks recorded on a GPU at one batch size; no rows where none did."""
     rows = shown.table("timeline")
     if rows.empty:
-        return []
-    rows = rows[
-        (rows["device_kind"] == "cuda") & (rows["status"] == "ok") & (rows["batch_size"] == size)
-    ]
-    found = []
-    for stage in ladder.ordered(rows["stage"]):
-        own = rows[rows["stage"] == stage]
-        spans = own.groupby("step").agg(begin=("begin_seconds", "min"), end=("end_seconds", "max"))
-        lengths = (spans["end"] - spans["begin"]).sort_values(kind="stable")
-        step = int(lengths.index[len(lengths) // 2])
-        zero = float(spans["begin"][step])
-        of_step = own[own["step"] == step]
-        found.append(
-            Clocks(
-                wording.title(stage),
-                style.mark(stage).color,
-                step,
-                own["block"].nunique(),
-                1e6 * float(lengths[step]),
-                tuple(section(row, zero) for _, row in of_step.iterrows()),
-            )
-        )
+        return rows
+    good = (rows["device_kind"] == "cuda") & (rows["status"] == "ok")
+    found: pd.DataFrame = rows[good & (rows["batch_size"] == size)]
     return found
 
 
-def section(row: pd.Series, zero: float) -> Section:
-    """The section of a row of the table `timeline`."""
-    length = 1e6 * (row["end_seconds"] - row["begin_seconds"])
-    color = COLOURS["waiting" if row["part"] == "wait" else row["part"]]
-    hint = f"block {row['block']}, {row['section']}: {micro(length)}"
-    return Section(int(row["block"]), 1e6 * (row["begin_seconds"] - zero), length, color, hint)
+def median_step(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of the recorded steps of one stage, the rows of the one of median length."""
+    spans = rows.groupby("step").agg(begin=("begin_seconds", "min"), end=("end_seconds", "max"))
+    lengths = (spans["end"] - spans["begin"]).sort_values(kind="stable")
+    found: pd.DataFrame = rows[rows["step"] == lengths.index[len(lengths) // 2]]
+    return found
 
 
 def lanes(shown: Shown, size: int) -> list[Lane]:
@@ -176,7 +136,11 @@ def lane(shown: Shown, stage: str, size: int, rows: pd.DataFrame) -> Lane:
     keys = ["layer", "kernel", "layers", "part"]
     medians = rows.groupby(keys, sort=False)[["kernel_seconds", "launches"]].median().reset_index()
     one_launch = "leave_gradient" in set(medians["kernel"])
+    step = shown.step_seconds(stage, size) * 1e6
     if one_launch:
+        clocked = recorded(shown, size)
+        if len(clocked) and len(own := clocked[clocked["stage"] == stage]):
+            return lane_of_clocks(stage, median_step(own), step)
         medians = in_order(medians)
     blocks: list[Block] = []
     at = 0.0
@@ -190,7 +154,6 @@ def lane(shown: Shown, stage: str, size: int, rows: pd.DataFrame) -> Lane:
                 hint = f"barrier of the whole grid: {micro(wait)}, from the machine's own limits"
                 blocks.append(Block("", "barrier", at, wait, "barrier", "batch", hint))
                 at += wait
-    step = shown.step_seconds(stage, size) * 1e6
     if step - at > NEGLIGIBLE * step:
         hint = f"no kernel: {micro(step - at)} in which the host gathers, launches or waits"
         blocks.append(Block("no kernel", "waiting", at, step - at, "", "", hint))
@@ -204,6 +167,30 @@ def lane(shown: Shown, stage: str, size: int, rows: pd.DataFrame) -> Lane:
         step,
         one_launch,
     )
+
+
+def lane_of_clocks(stage: str, rows: pd.DataFrame, step: float) -> Lane:
+    """The phases of a recorded step as the block went through them for which the others wait.
+
+    That is the one that waits least itself; a mean of all would count those without an image.
+    """
+    count = rows["block"].nunique()
+    rows = rows.assign(length=1e6 * (rows["end_seconds"] - rows["begin_seconds"]))
+    waits = rows["length"].where(rows["part"] == "wait", 0.0).groupby(rows["block"]).sum()
+    busiest = waits.index[int(waits.to_numpy().argmin())]
+    blocks, at = [], 0.0
+    for _, row in rows[rows["block"] == busiest].sort_values("begin_seconds").iterrows():
+        name, length = str(row["section"]).replace("_", " "), float(row["length"])
+        if row["part"] == "wait":
+            kind, layer, kernel, text = "waiting", "batch", "barrier", ""
+        else:
+            layer, _, kernel = str(row["section"]).rpartition(" ")
+            kind, text = str(row["part"]), name
+        hint = f"{name}: {micro(length)}, by the clock of block {busiest}"
+        blocks.append(Block(text, kind, at, length, kernel, layer or "batch", hint))
+        at += length
+    title, color = wording.title(stage), style.mark(stage).color
+    return Lane(stage, title, color, tuple(blocks), 1, at, step, True, count)
 
 
 def in_order(phases: pd.DataFrame) -> pd.DataFrame:
@@ -249,8 +236,10 @@ def shares(shown: Shown, found: Sequence[Lane], flops: float, size: int) -> list
         if math.isnan(step) or math.isnan(peak):
             continue
         arithmetic = flops * size / peak * 1e6
-        barriers = sum(b.length for b in own.blocks if b.kind == "barrier")
-        launching = 0.0 if own.one_launch else min(own.launches * launch, own.kernels)
+        barriers = sum(b.length for b in own.blocks if b.kernel == "barrier")
+        launching = 0.0
+        if not own.one_launch:  # some kernels were timed as shorter than an empty launch
+            launching = sum(min(b.length, launch) for b in own.blocks if b.kernel)
         inside = max(0.0, min(own.kernels, step) - barriers - launching - arithmetic)
         if own.one_launch:  # what is no barrier is inside the one kernel
             inside = max(0.0, step - barriers - arithmetic)

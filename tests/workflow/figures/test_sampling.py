@@ -185,6 +185,18 @@ def test_bars_are_of_batches_that_all_stages_have() -> None:
     assert "at batch 32" in draw("memory", **apart).texts[0].get_text()
 
 
+def test_a_batch_that_learns_too_little_is_in_no_title() -> None:
+    rows = sweep({"fused": "cuda", "gemm_cuda": "cuda"})
+    for row in rows["epochs"]:
+        row["test_accuracy"] = 0.9 if row["batch_size"] == 16 else 0.88
+    figure = draw("memory", **rows)
+    assert " at batch 16, gemm_cuda" in figure.texts[0].get_text()
+    assert headings(figure)[1] == "Peak at batch 256 (88.0 % recognised after 1 epoch)"
+    # nor one at which a stage was not measured, which might be the one that takes least
+    watts = [row for row in watched() if (row["stage"], row["batch_size"]) != ("fused", 16)]
+    assert said(draw("energy", energy=watts, epochs=epochs_of(watts))).startswith("At batch 256 ")
+
+
 def test_where_there_is_no_gpu_memory_is_the_hosts() -> None:
     figure = draw("memory", **sweep({"naive": "cpu", "gemm": "cpu"}))
     assert " on the host at batch 256" in said(figure)

@@ -24,6 +24,7 @@ def test_every_status_has_its_word() -> None:
         (0.0154, "15.4 ms"),
         (0.00123456, "1.23 ms"),
         (2.5e-6, "2.50 µs"),
+        (9.9999e-8, "100 ns"),
         (math.nan, "-"),
     ],
 )

@@ -20,7 +20,18 @@ from cnnlib.network import Network
 from cnnlib.paths import ROOT
 from workflow.plotting import wording
 from workflow.plotting.ladder import NAMES_OF_PEERS
-from workflow.report import PUBLISHED, WEIGHTS, browser, excerpts, explain, live, page, timeline
+from workflow.report import (
+    PUBLISHED,
+    WEIGHTS,
+    browser,
+    clocks,
+    excerpts,
+    explain,
+    lessons,
+    live,
+    page,
+    timeline,
+)
 from workflow.report.explain import Explained
 
 REFERENCE = ROOT / PUBLISHED
@@ -164,7 +175,7 @@ def test_a_function_that_is_gone_is_named() -> None:
 
 def test_clocks_of_blocks_are_drawn_where_there_are_any(explained: Explained) -> None:
     none = {name: table for name, table in explained.shown.tables.items() if name != "timeline"}
-    assert not timeline.clocks(replace(explained.shown, tables=none), 64)
+    assert not clocks.clocks(replace(explained.shown, tables=none), 64)
     columns = {"device_kind": "cuda", "status": "ok", "batch_size": 64, "stage": "tuned"}
     place = columns | {"dataset": "mnist", "network": "lenet5"}
     rows = [
@@ -172,19 +183,47 @@ def test_clocks_of_blocks_are_drawn_where_there_are_any(explained: Explained) ->
         | {"step": step, "block": block, "section": name, "part": part}
         | {"begin_seconds": 1e-5 * step + begin, "end_seconds": 1e-5 * step + end}
         for step, late in ((1, 0.0), (2, 5e-6), (3, 1e-6))
-        for block in (0, 1)
+        for block, work in ((0, 2e-6), (1, 3e-6))
         for name, part, begin, end in (
-            ("conv1 forward", "forward", 0.0, 3e-6),
-            ("wait for all blocks", "wait", 3e-6, 4e-6 + late),
+            ("conv1 forward", "forward", 0.0, work),
+            ("wait for all blocks", "wait", work, 4e-6 + late),
         )
     ]
     tables = {**explained.shown.tables, "timeline": pd.DataFrame(rows)}
-    (own,) = timeline.clocks(replace(explained.shown, tables=tables), 64)
+    shown = replace(explained.shown, tables=tables)
+    (own,) = clocks.clocks(shown, 64)
     assert (own.step, own.blocks, len(own.sections)) == (3, 2, 4)
     assert own.length == pytest.approx(5.0)
-    assert [s.start for s in own.sections] == pytest.approx([0.0, 3.0, 0.0, 3.0])
+    assert [s.start for s in own.sections] == pytest.approx([0.0, 2.0, 0.0, 3.0])
     assert own.sections[1].color == timeline.COLOURS["waiting"]
     assert own.sections[2].hint == "block 1, conv1 forward: 3.00 µs"
+    # the lane, the lesson and the shares are of the block that waits least, and of nothing else
+    lane = timeline.lanes(shown, 64)[-1]
+    assert (lane.recorded, lane.end) == (2, pytest.approx(5.0))
+    assert [block.length for block in lane.blocks[:2]] == pytest.approx([3.0, 2.0])
+    assert lane.blocks[1].kind == "waiting"
+    assert all(map(explain.code_of, [lane, lane], lane.blocks[:2]))
+    (share,) = timeline.shares(shown, [lane], 1.0, 64)
+    assert dict(part[:2] for part in share.parts)[timeline.PARTS[2]] == pytest.approx(2.0)
+    lesson = lessons.lessons(shown)[-1]
+    assert lesson.chart is not None
+    assert [bar.text for bar in lesson.chart.bars] == ["3.00 µs", "2.00 µs"]
+
+
+def test_what_is_timed_alone_is_not_said_to_be_part_of_a_step(explained: Explained) -> None:
+    """A launch that was timed with the update of tuned is no part of a step, and no evidence."""
+    (lesson,) = (each for each in explained.lessons if each.stage == "tuned")
+    (lane,) = (each for each in explained.opened.lanes if each.stage == "tuned")
+    update = sum(block.length for block in lane.blocks if block.kernel == "update")
+    assert lesson.chart is not None
+    alone = not lane.recorded and update <= 1.1e6 * explained.shown.limit("launch")
+    assert alone == ("update" not in {bar.label for bar in lesson.chart.bars})
+    assert alone == ("The update is left out" in lesson.chart.note)
+    # what the lesson of gemm_cuda says of its kernels is in its chart
+    (lesson,) = (each for each in explained.lessons if each.stage == "gemm_cuda")
+    assert lesson.chart is not None
+    assert lesson.chart.bars[0].text == lesson.facts["as_short_as_a_launch"]
+    assert sum(bar.value for bar in lesson.chart.bars) == int(lesson.facts.launches("gemm_cuda"))
 
 
 def test_the_parts_of_a_step_are_the_step(explained: Explained) -> None:

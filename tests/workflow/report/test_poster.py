@@ -1,6 +1,7 @@
 """The poster: one A1 page of vectors, with the stages and the result, the same bytes each time."""
 
 import base64
+import itertools
 import json
 import re
 import zlib
@@ -9,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from matplotlib import pyplot
 
 from cnnlib import stages
 from cnnlib.errors import UserError
@@ -17,7 +19,8 @@ from cnnlib.paths import ROOT
 from cnnlib.peers import PEERS
 from workflow.glue import modules
 from workflow.glue.experiment import Experiment
-from workflow.plotting import wording
+from workflow.plotting import draw, layout, wording
+from workflow.plotting.ladder import own_rows
 from workflow.report import poster
 from workflow.report.browser import find_browser, run, scratch
 
@@ -114,6 +117,41 @@ def test_figures_are_legible_at_arms_length(html: str) -> None:
     assert len(scales) == len(FIGURES) + 1  # the code of the address
     # 10 points is what axes are labelled with
     assert min(scales[:-1]) * 10 >= LEGIBLE, dict(zip(FIGURES, scales, strict=False))
+
+
+def test_words_of_a_small_figure_do_not_overlap(tables: dict[str, pd.DataFrame]) -> None:
+    width, height = (side / 25.4 / poster.LARGER for side in poster.PLACE_MM)
+    sheet = layout.Sheet((width, height))
+    for name in ("profile", "roofline", "memory"):
+        own = {each: tables[each] for each in modules.tables_read("figures", name)}
+        if name not in poster.WITH_LIBRARIES:
+            own = {name: own_rows(rows) if "stage" in rows else rows for name, rows in own.items()}
+        figure = draw.draw(name, own, sheet).figure
+        figure.draw_without_rendering()
+        width, height = figure.bbox.width, figure.bbox.height
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            assert box.x0 > -1
+            assert box.x1 < width + 1
+        for axes in figure.axes:
+            for text in axes.texts:
+                assert text.get_window_extent().x1 < width + 1, text
+            inside = axes.get_window_extent()
+            words = [each for each in axes.get_yticklabels() if each.get_text()]
+            places = [word.get_window_extent() for word in words]
+            places = [box for box in places if inside.y0 <= box.y0 and box.y1 <= inside.y1]
+            for one, other in itertools.combinations(places, 2):
+                assert not one.overlaps(other), (name, one, other)
+            marks = [
+                axes.transData.transform(point)
+                for each in axes.collections
+                for point in each.get_offsets()
+            ]
+            for name_of_part in (text for text in axes.texts if text.get_rotation() == 90):
+                box = name_of_part.get_window_extent()
+                assert not any(box.contains(*point) for point in marks), name_of_part
+            assert 0 < inside.height < height
+        pyplot.close(figure)
 
 
 def test_the_best_library_is_beside_the_result() -> None:

@@ -1,18 +1,20 @@
 """No number contradicts another: titles, tables, README and poster say what the raw rows say."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 
 from cnnlib.measuring import schema
 from cnnlib.paths import ROOT
 from cnnlib.peers import PEERS
 from tests.workflow.rows import epoch_rows, ladder, line, summarise
-from workflow.figures import latency, profile, race, speedup
+from workflow.figures import latency, memory_latency, profile, race, speedup
 from workflow.glue import modules
-from workflow.plotting import accuracies, panels, recognition, wording
+from workflow.plotting import accuracies, layout, panels, recognition, wording
 from workflow.report import poster
 
 REFERENCE = ROOT / "results/reference/nvidia-h100"
@@ -60,6 +62,39 @@ def test_they_say_the_same_of_an_epoch(tables: dict[str, pd.DataFrame]) -> None:
     paces = recognition.paces(epochs[epochs["batch_size"] == 64])
     (pace,) = set(paces.loc[paces["stage"] == "tuned", "pace"])
     assert pace * (60_000 // 64 * 64) == pytest.approx(own)
+
+
+def test_numbers_beside_lines_are_those_of_the_readme(tables: dict[str, pd.DataFrame]) -> None:
+    """They are of the largest batch that learns, as the README's last columns are."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\*", "").splitlines()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in readme if "|" in row]
+    cells = {row[0]: row for row in rows if row[0][:2] in {f"{n} " for n in range(1, 6)}}
+    assert len(cells) == 6
+    heads = next(row for row in rows if row[0] == "stage")
+    assert heads[4].startswith("epoch, batch 256 ")
+    beside = {}
+    for figure in (latency, speedup):
+        drawn = figure.draw({name: tables[name] for name in figure.TABLES}, layout.Sheet()).figure
+        axes = drawn.axes[1]
+        said = [text.get_text().rsplit("  ", 1) for text in axes.texts]
+        assert ["at batch 256"] in said
+        beside[figure] = dict(pair for pair in said if len(pair) == 2)
+        pyplot.close(drawn)
+    assert {name: cells[name][4] for name in cells} == {
+        name: value for name, value in beside[latency].items() if name in cells
+    }
+    compared = {name: value for name, value in beside[speedup].items() if name in cells}
+    assert compared == {name: cells[name][6] for name in compared}
+    assert "5 tuned" in compared
+
+
+def test_latencies_of_a_title_are_in_its_panel() -> None:
+    (probes,) = modules.read_tables([REFERENCE / "tables/probes.csv"]).values()
+    drawn = memory_latency.draw({"probes": probes}, layout.Sheet())
+    written = " ".join(text.get_text() for text in drawn.figure.axes[0].texts)
+    pyplot.close(drawn.figure)
+    for time in re.findall(r"[\d.]+ ns", drawn.headline.title):
+        assert f" {time}" in f" {written}"
 
 
 def test_titles_are_of_batches_that_learn(tables: dict[str, pd.DataFrame]) -> None:
