@@ -15,7 +15,8 @@ import pytest
 
 from cnnlib.device import Device, limits_from, open_device
 from cnnlib.measuring import telemetry
-from tests.support.ahead import Ahead, stop_all
+from tests.support.ahead import Ahead, begun_ahead, stop_all
+from tests.support.order import longest_first
 
 # Programs that tests start inherit these.
 os.environ["MPLBACKEND"] = "Agg"
@@ -44,6 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["shared"] = str(node.config.stash[SHARED])
+
+
+@pytest.hookimpl(trylast=True)  # when those that are not chosen have gone
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    given: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if given:
+        items[:] = longest_first(items, given["workercount"], begun_ahead())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

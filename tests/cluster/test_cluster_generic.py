@@ -46,7 +46,7 @@ def pbs(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 def test_the_experiment_through_qsub(checkout: Checkout, pbs: Path) -> None:
     """Every job goes through qsub with what the profile asks for; a killed one is sent again."""
     done = subprocess.run(

@@ -55,6 +55,7 @@ def test_the_stage_has_fewer_than_60_lines() -> None:
     assert len(code) < 60
 
 
+@pytest.mark.slow(25)
 def test_as_it_is_written(folder: Path) -> None:
     said = {command.split()[3]: run(folder, command) for command in commands()}
     assert set(said) == {"prepare", "check", "profile", "judge"}

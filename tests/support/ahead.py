@@ -107,6 +107,11 @@ def begins(fixture: str) -> Callable[[Begin], Begin]:
     return register
 
 
+def begun_ahead() -> frozenset[str]:
+    """The fixtures that wait for such a program."""
+    return frozenset(_BEGINNINGS)
+
+
 class Ahead(dict[str, Begun]):
     """What was begun in `shared`, by the name of the fixture that waits for it."""
 

@@ -92,7 +92,8 @@ def make_checkout(folder: Path) -> Checkout:
         source, target = ROOT / part, folder / part
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            # compiled modules too, but none that another process is writing just now
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.pyc.*"))
         else:
             shutil.copy2(source, target)
     return Checkout(folder)

@@ -136,6 +136,7 @@ def test_a_users_stages_that_fail(fresh: Checkout, tmp_path: Path) -> None:
     assert (checkout.folder / "results/figures/speedup.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow(30)
 def test_a_users_stages_that_end_their_processes(fresh: Checkout, tmp_path: Path) -> None:
     """Stages crash in the sweep, the profiler and the race; the others' results are drawn."""
     checkout = fresh.copy(tmp_path / "checkout")

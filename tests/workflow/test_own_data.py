@@ -72,6 +72,7 @@ def facts(checkout: Checkout) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
+@pytest.mark.slow(80)
 def test_pictures_and_an_archive_from_a_mirror(
     fresh: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

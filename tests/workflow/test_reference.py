@@ -33,6 +33,7 @@ def test_something_is_published() -> None:
     assert "nvidia-h100" in [machine.name for machine in MACHINES]
 
 
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
 def test_figures_are_the_same_bytes(fresh: Checkout, tmp_path: Path, machine: Path) -> None:
     checkout = fresh.copy(tmp_path / "checkout")

@@ -82,6 +82,7 @@ def test_repeats_are_interleaved_across_stages(finished: Checkout) -> None:
     assert order == wanted
 
 
+@pytest.mark.slow(20)
 def test_editing_a_figure_draws_only_that_one(mine: Checkout) -> None:
     figures = mine.folder / "results/figures"
     before = {path.name: path.stat().st_mtime_ns for path in figures.iterdir()}
@@ -97,6 +98,7 @@ def test_editing_a_figure_draws_only_that_one(mine: Checkout) -> None:
     assert {path.name: digest(path) for path in figures.iterdir()} == content
 
 
+@pytest.mark.slow(30)
 def test_a_figure_that_fails_leaves_the_old_one_and_is_drawn_again(mine: Checkout) -> None:
     files = [mine.folder / f"results/figures/speedup.{kind}" for kind in ("png", "svg")]
     before = [(digest(file), file.stat().st_mtime_ns) for file in files]
@@ -203,6 +205,7 @@ def test_the_race_runs_again_for_its_own_settings_only(mine: Checkout) -> None:
     assert not set(mine.planned("all", config="changed.yaml")) & {"race", "combine", "draw"}
 
 
+@pytest.mark.slow(20)
 def test_figures_are_drawn_again_from_tables_alone(
     fresh: Checkout, finished: Checkout, tmp_path: Path
 ) -> None:

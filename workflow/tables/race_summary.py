@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from workflow.plotting import frames, reasons, wording
 
@@ -77,7 +77,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean; nan for fewer than two values."""
     if len(values) < 2:
         return np.nan, np.nan
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     return values.mean() - half, values.mean() + half
 
 

@@ -250,7 +250,7 @@ WIDE = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_a_sweep_goes_on_to_its_figures(fresh: Checkout, tmp_path: Path) -> None:
     """This includes the measurements beside the runs, one for each GPU stage."""
     checkout = fresh.copy(tmp_path / "checkout")

@@ -31,7 +31,7 @@ def tiny(checkout: Checkout, **changes: dict[str, Any]) -> str:
     return "changed.yaml"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_all_makes_again_what_is_not_what_was_made(mine: Checkout) -> None:
     """Files are damaged in different ways; Snakemake alone takes altered files for new ones."""
     results = mine.folder / "results"
