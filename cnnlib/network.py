@@ -53,6 +53,10 @@ class Parameter:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    def part(self, vector: Array) -> Array:
+        """Its part of a flat vector, (size,), as a view."""
+        return vector[self.offset : self.offset + self.size]
+
 
 @dataclass(frozen=True)
 class Network:

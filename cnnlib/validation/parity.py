@@ -23,19 +23,16 @@ from cnnlib.errors import ConfigError
 from cnnlib.layers import Array
 from cnnlib.network import Network
 from cnnlib.stages import naive
+from cnnlib.validation.coarse import coarse_references, length, spread_of
 from cnnlib.validation.reference import Referee
 from cnnlib.validation.tolerances import (
     COARSE,
     MOST_AMBIGUITY,
-    SPREAD,
-    USUAL_LAYERS,
     further_slack,
     gradient_bound,
-    weighted_layers,
 )
 from cnnlib.validation.verdicts import ValidationFailed, failure, require, unjudged
 
-SPREAD_TRIES = 4
 FEW_ERRORS = 6
 """Images whose errors alone are propagated back, to see that none is left out of a batch."""
 LOOP_IMAGES = 3
@@ -120,16 +117,14 @@ class _Comparison:
         """The whole gradient's distance from the right one, relative, within COARSE roundings.
 
         For stages that say that their products are coarser than float32: there relu and max decide
-        otherwise in many places, so that single elements say nothing. In a network of more than
-        USUAL_LAYERS layers these decisions add up to more; then the distance may be SPREAD times as
-        large as what the same rounding of the weights alone does to the reference.
+        otherwise in many places, so that single elements say nothing. Where these decisions add up
+        to more, the distance may be SPREAD times that of a reference with as coarse products.
         """
         engine = self.engine
-        rounding = engine.stage.rounding or 0.0
-        distance = float(np.linalg.norm(found - right)) / float(np.linalg.norm(right))
-        allowed = COARSE * rounding
-        if distance > allowed and weighted_layers(engine.network) > USUAL_LAYERS:
-            spread = SPREAD * self._spread(right, rounding)
+        allowed, size = COARSE * (engine.stage.rounding or 0.0), length(right)
+        distance = length(found - right) / size
+        if distance > allowed:
+            spread = self._spread(right) / size
             if spread > MOST_AMBIGUITY:
                 raise unjudged(
                     engine,
@@ -140,19 +135,15 @@ class _Comparison:
             allowed = max(allowed, spread)
         return require(engine, "the whole gradient", distance, allowed)
 
-    def _spread(self, right: Array, rounding: float) -> float:
-        """How far the gradient moves at most, relative, when all weights are off by `rounding`."""
-        generator = np.random.default_rng(0)
-        reference = self.referee.reference
-        parameters = reference.parameters
-        distances = []
-        for _ in range(SPREAD_TRIES):
-            noise = generator.uniform(-rounding, rounding, len(parameters))
-            reference.parameters = parameters * (1 + noise)
-            moved = reference.gradient(self.images, self.labels)[1]
-            distances.append(np.linalg.norm(moved - right))
-        reference.parameters = parameters
-        return float(max(distances) / np.linalg.norm(right))
+    def _spread(self, right: Array) -> float:
+        """How far coarse products may move the gradient."""
+        reference, rounding = self.referee.reference, self.engine.stage.rounding
+        moved = []
+        with coarse_references(reference.setup, rounding) as coarse:
+            for each in coarse:
+                each.parameters, each.steps = reference.parameters, reference.steps
+                moved.append(each.gradient(self.images, self.labels)[1])
+        return spread_of(right, moved)
 
     def _few_errors(self) -> float:
         """Back-propagate errors of a few images alone, the batch's first and last among them.

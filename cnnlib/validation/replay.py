@@ -9,6 +9,7 @@ the same bits; one that skips, repeats or reorders batches, stops early, resets 
 forgets an update in calls of one length does not. Stages that cannot repeat their bits
 (`Stage.repeatable`) report the loss of every step instead, and `unlike` says what that can show: a
 step more or less, other batches, steps without effect; not a single wrong step late in an epoch.
+Where their products are coarser than float32, how far losses may part is measured, too.
 
 The state must also stay as it is while the network is evaluated or profiled, and after `train` has
 returned; and reading the state must not take the time that `train` should have taken.
@@ -35,7 +36,9 @@ from cnnlib.engine.shuffle import Shuffle
 from cnnlib.layers import Array
 from cnnlib.system.turns import alone
 from cnnlib.training.loop import Epoch, train_epochs
+from cnnlib.validation.coarse import weight_errors
 from cnnlib.validation.steps import compare_loss
+from cnnlib.validation.tolerances import SPREAD
 from cnnlib.validation.verdicts import failure
 
 LATE = 0.25
@@ -294,11 +297,54 @@ class Recording:
         engine = self.engine
         if call.step_losses is None or not replayed.step_losses:
             raise failure(engine, "it says repeatable=False, so its engine has to give step_losses")
-        if why := unlike(call.step_losses, np.concatenate(replayed.step_losses)):
+        right = np.concatenate(replayed.step_losses)
+        why = unlike(call.step_losses, right)
+        if why and engine.stage.rounding and len(call.step_losses) == len(right):
+            why = self._unlike_coarse(call, call.step_losses, right)
+        if why:
             raise failure(
                 engine,
                 f"{call.timed.what} is not what its batches, given in shorter calls, train: {why}",
             )
+
+    def _unlike_coarse(self, call: RecordedCall, found: Array, right: Array) -> str:
+        """`unlike` for a stage whose products are coarser than its numbers.
+
+        Its trainings part from the first steps on. How far they may is seen from trainings that
+        begin with rounded weights; what is true of one of those, too, says nothing.
+        """
+        parting = self._parting(call, right)
+        why = unlike(found, right, parting)
+        others = self._coarse_losses(call, len(right)) if why else iter(())
+        return "" if any(unlike(other, right, parting) == why for other in others) else why
+
+    def _parting(self, call: RecordedCall, right: Array) -> Array:
+        """How far coarse products may take the losses of the first FIRM steps from `right`.
+
+        Once losses are apart they are allowed to stay so.
+        """
+        steps = min(FIRM, len(right))
+        apart = [abs(losses - right[:steps]) for losses in self._coarse_losses(call, steps)]
+        return SPREAD * np.maximum.accumulate(np.max(apart, axis=0))
+
+    def _coarse_losses(self, call: RecordedCall, steps: int) -> Iterator[Array]:
+        """Losses of the first steps of a call, if it begins with weights rounded as its products.
+
+        Two trainings in TF32 that
+        differ in the last bit of one sum round some numbers to different neighbours, a thousand
+        times as far apart, and after a few steps are as far from each other as from these.
+        """
+        engine, timed, size = self.engine, call.timed, self.engine.setup.batch_size
+        order = timed.order()
+        for errors in weight_errors(engine.stage.rounding, len(call.before.parameters)):
+            call.before.put_into(engine)
+            engine.parameters = (call.before.parameters * (1 + errors)).astype(engine.stage.dtype)
+            losses = []
+            for begin, end in pairwise(lengths(steps)):  # as in the replay: JAX compiles for each
+                rates = None if timed.rates is None else timed.rates[begin:end]
+                engine.train(order[begin * size : end * size], rates)
+                losses.append(np.array(engine.step_losses))
+            yield np.resize(np.concatenate(losses), steps)
 
 
 @dataclass
@@ -311,7 +357,7 @@ class Replayed:
     """Losses of the steps of each call, from stages that report them."""
 
 
-def unlike(found: Array, right: Array) -> str:
+def unlike(found: Array, right: Array, parting: Array | None = None) -> str:
     """Why the losses of a training's steps cannot be those of another one on the same batches.
 
     Both (steps,); empty where they can. Two honest float32 trainings agree to rounding until one
@@ -321,13 +367,19 @@ def unlike(found: Array, right: Array) -> str:
     trainings of LeNet-5, at batch sizes 16 to 256, was at most 0.6 of that of trainings which see
     each other's batches a few steps earlier or later (whose own is 1), and their mean losses were
     at most 0.16 standard deviations apart.
+
+    Where products are coarser than float32, trainings part in the first steps: `parting` (FIRM or
+    fewer,) is how far apart their losses may be there.
     """
     if len(found) != len(right):
         return f"it took {len(found)} steps, not {len(right)}"
     if not np.isfinite(right).all() or not np.isfinite(found).all():
         return "" if np.array_equal(np.isfinite(right), np.isfinite(found)) else "it diverges"
     start = slice(0, FIRM)
-    if (np.abs(found - right) > NOT_APART * np.maximum(1.0, np.abs(right)))[start].any():
+    allowed = NOT_APART * np.maximum(1.0, np.abs(right[start]))
+    if parting is not None:
+        allowed = np.maximum(allowed, parting)
+    if (np.abs(found - right)[start] > allowed).any():
         return f"the first {FIRM} steps have other losses"
     if len(right) < FIRM:
         return ""

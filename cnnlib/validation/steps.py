@@ -13,41 +13,38 @@ avoided.
 `check_real_steps` compares ordinary batches with the rule applied to what the stage's own
 `gradient` returns, which `validate` has compared with the reference. That covers paths that exist
 in `train` alone, such as a compiled or captured step.
+
+Both allow a stage whose products are coarser than float32 what cnnlib/validation/coarse.py measures
+for its network and these batches.
 """
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import numpy as np
 
-from cnnlib.engine import Bytes, Engine, ImageByImage, Order
-from cnnlib.layers import DEFAULT_LOSS, Array
+from cnnlib.engine import Bytes, Engine, ImageByImage
+from cnnlib.layers import Array
 from cnnlib.network import Parameter
+from cnnlib.validation.coarse import coarse_references, length, spread_of, weight_errors
 from cnnlib.validation.reference import Referee
 from cnnlib.validation.tolerances import (
     COARSE,
+    COARSE_STEPS,
     FACTOR,
+    MOST_AMBIGUITY,
+    SPREAD,
     is_conv_weight,
     longest_sum,
     machine_epsilon,
 )
+from cnnlib.validation.trial import LOUD, Trial
 from cnnlib.validation.verdicts import Unjudged, failure, unjudged
 
 STEPS = 3
 """Steps of one call that are compared with the reference."""
 FEWER_STEPS = 2
 """Such steps of stages that train image by image and take seconds for a batch."""
-LOUD = 6
-"""Images of a batch that contribute to its gradient in `check_steps`."""
-POOL = 64
-"""Training images among which `check_steps` chooses: the first, the last and others."""
-MOST_DIFFERENT = 512
-"""Images of a batch that the reference takes one by one where dropout makes all of them differ."""
-SURE = 15.0
-"""Shift of the last layer's biases, which reduces a silent image's error to about e^-30."""
-QUIET = 1e-3
-"""Share of the last layer's weights that is left where the loss is a mean squared error."""
 EXACT = 1e-3
 """Share of the way travelled by which weights may be off after a few steps. Rounding reaches about
 1e-6 of it, a loud image that is left out changes a twentieth."""
@@ -71,29 +68,34 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
     steps = _steps(engine, len(labels))
     random = np.random.default_rng((seed, setup.batch_size))
     few = dataclasses.replace(setup, batch_size=LOUD + 4)
-    with np.errstate(all="ignore"), Referee(few) as referee:
+    with (
+        np.errstate(all="ignore"),
+        Referee(few) as referee,
+        coarse_references(few, engine.stage.rounding) as coarse,
+    ):
         began = engine.steps
-        trial = _Trial(engine, referee, (images, labels), random, steps)
+        trial = Trial(engine, referee, (images, labels), random, steps, coarse)
         batches = [trial.step(0)]
         while len(batches) < steps and trial.tame and trial.affordable:
             batches.append(trial.step(len(batches)))
-    if not _representable(trial.parameters, engine):
+    right = trial.right
+    if not _representable(right.parameters, engine):
         return 0.0  # the training will be found to diverge
     order, steps = np.concatenate(batches), len(batches)
     engine.parameters, engine.velocity = trial.start, trial.start_velocity
     engine.steps = began
     loss = engine.train(order, trial.rates[:steps])
-    share = compare_loss(engine, loss, trial.loss / steps, f"the mean loss of {steps} steps")
+    what = f"the mean loss of {steps} steps"
+    share = compare_loss(engine, loss, right.loss / steps, what, trial.spread_of_loss / steps)
     after = engine.parameters.astype(np.float64)
     judged = False
     for p in network.parameters:
-        part = slice(p.offset, p.offset + p.size)
         # what float32 cannot show of a small step onto large weights
-        hidden = steps * machine_epsilon(engine.stage) * _length(trial.parameters[part])
-        hidden += _length(trial.ambiguity[part])
+        hidden = steps * machine_epsilon(engine.stage) * length(p.part(right.parameters))
+        hidden += length(p.part(trial.ambiguity)) + trial.spread(p)
         travelled = trial.travelled[p.name]
         judged |= hidden < travelled / 2
-        error = _length(after[part] - trial.parameters[part])
+        error = length(p.part(after) - p.part(right.parameters))
         allowed = _exactness(engine, p) * travelled + hidden
         if not error <= allowed:
             raise failure(
@@ -102,6 +104,8 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
                 f"{allowed:.3g}, where the reference's steps add up to {travelled:.3g}",
             )
         share = max(share, error / allowed if allowed else 0.0)
+    if not judged and coarse:
+        raise _left_open(engine)
     if not judged and trial.ambiguity.any():
         raise unjudged(
             engine,
@@ -115,7 +119,7 @@ def check_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> 
             f"to be seen in its numbers; a larger training.learning_rate can be judged"
         )
     if setup.momentum:
-        _compare_velocity(engine, trial.velocity)
+        _compare_velocity(engine, trial)
     return share
 
 
@@ -125,250 +129,143 @@ def _steps(engine: Engine, count: int) -> int:
     return max(1, min(most, count // engine.setup.batch_size))
 
 
-class _Distinct(NamedTuple):
-    """Images whose contributions to a step differ."""
-
-    chosen: Array
-    """(n,) Indices into the training set."""
-    positions: Array
-    """(n,) A position of each in the batch."""
-    weights: Array
-    """(n,) The share of each in the mean over the batch."""
-
-
-class _Trial:
-    """Steps of the reference, in float64, and the batches they are made on."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        referee: Referee,
-        training_set: tuple[Bytes, Bytes],
-        random: np.random.Generator,
-        steps: int,
-    ) -> None:
-        self._referee, self._random, self._setup = referee, random, engine.setup
-        self._began = engine.steps
-        self._images, self._labels = training_set
-        dtype = engine.stage.dtype
-        count = len(self._labels)
-        inner = random.choice(count, min(count, POOL - 2), replace=False)
-        self._pool = np.unique([0, count - 1, *inner])
-        classes = np.unique(self._labels[self._pool])
-        # The network is to be sure of a class that only some of the images belong to.
-        self._sure_of = int(random.choice(classes)) if len(classes) > 1 else int(not classes[0])
-        # Both begin at numbers that the engine can hold.
-        self.start = self._start(engine).astype(dtype)
-        self.parameters = self.start.astype(np.float64)
-        self.start_velocity = np.zeros_like(self.start)
-        self.velocity = np.zeros_like(self.parameters)
-        self.ambiguity = np.zeros_like(self.parameters)
-        self._velocity_ambiguity = np.zeros_like(self.parameters)
-        self.travelled = {p.name: 0.0 for p in engine.network.parameters}
-        self.loss = 0.0
-        rates = np.full(steps, self._setup.learning_rate)
-        if self._setup.warmup is not None:
-            rates *= random.uniform(0.3, 1.0, steps)
-        self.rates = rates
-
-    def _start(self, engine: Engine) -> Array:
-        """The engine's weights, changed, with last biases that make the network sure of a class.
-
-        A mean squared error vanishes where the logits are 1 for that class and 0 for the others.
-        """
-        vector = engine.parameters.astype(np.float64)
-        network = self._setup.network
-        for p in network.parameters:
-            view = vector[p.offset : p.offset + p.size]
-            usual = float(np.sqrt(np.mean(view**2))) or 0.1
-            view += 0.1 * usual * self._random.standard_normal(p.size)
-        last = [p for p in network.parameters if p.layer == len(network.layers) - 1]
-        for p in last:
-            view = vector[p.offset : p.offset + p.size]
-            if self._setup.loss != DEFAULT_LOSS:
-                view *= QUIET if p.key == "weight" else 0
-                if p.key == "bias" and p.size == network.classes:
-                    view[self._sure_of] = 1
-            elif p.key == "bias" and p.size == network.classes:
-                view -= SURE
-                view[self._sure_of] += 2 * SURE
-        return vector
-
-    def step(self, number: int) -> Order:
-        """One step on a batch of loud and silent images; its indices, in order."""
-        setup = self._setup
-        batch = setup.batch_size
-        self._referee.parameters, self._referee.steps = self.parameters, self._began + number
-        tied = self._referee.detector.has_near_tie(self._images[self._pool])
-        clean = self._pool[~tied]
-        usable = clean if len(clean) else self._pool
-        sure = self._labels[usable] == self._sure_of
-        silent, loud = usable[sure], usable[~sure]
-        quiet = bool(len(silent) and len(loud))
-        if not quiet:
-            silent = loud = usable
-        order: Order = np.resize(self._random.permutation(silent)[:2], batch)
-        inner = self._random.choice(batch, min(LOUD, batch), replace=False)
-        positions = np.unique([0, batch - 1, *inner])
-        order[positions] = np.resize(self._random.permutation(loud), len(positions))
-        quiet = quiet and not number and setup.loss == DEFAULT_LOSS
-        self._descend(self._distinct(order, positions, quiet), number, clean=bool(len(clean)))
-        return order
-
-    def _distinct(self, order: Order, loud: Array, quiet: bool) -> "_Distinct":
-        """The images of a batch that differ, and how many there are of each.
-
-        Dropout makes copies of an image differ. Those at the positions `loud` then count one by
-        one, and all others do so, too, unless they are `quiet`, that is, hardly contribute: as they
-        do for a network that is sure of them, before its first step.
-        """
-        batch = len(order)
-        if not self._setup.network.drops_out:
-            chosen, first, counts = np.unique(order, return_index=True, return_counts=True)
-            return _Distinct(chosen, first, counts / batch)
-        if not quiet:
-            return _Distinct(order, np.arange(batch), np.full(batch, 1 / batch))
-        others = np.setdiff1d(np.arange(batch), loud)
-        _, first, counts = np.unique(order[others], return_index=True, return_counts=True)
-        positions = np.concatenate([loud, others[first]])
-        weights = np.concatenate([np.ones(len(loud)), counts]) / batch
-        return _Distinct(order[positions], positions, weights)
-
-    @property
-    def affordable(self) -> bool:
-        """Whether the reference can take all images of a further batch one by one, if it has to."""
-        return not self._setup.network.drops_out or self._setup.batch_size <= MOST_DIFFERENT
-
-    @property
-    def tame(self) -> bool:
-        """Whether the weights have moved less than they are large, so that errors grow slowly."""
-        way = math.hypot(*self.travelled.values())
-        return math.isfinite(way) and way < _length(self.start)
-
-    def _descend(self, batch: "_Distinct", number: int, *, clean: bool) -> None:
-        setup, positions = self._setup, batch.positions
-        images, labels = self._images[batch.chosen], self._labels[batch.chosen]
-        reference = self._referee.reference
-        logits = reference.training_logits(images, positions)
-        losses, error = setup.loss_function.many(logits.T, labels)
-        self.loss += float(losses @ batch.weights)
-        error = error.T * batch.weights[:, None]
-        gradient = setup.weight_decay * self.parameters
-        most = reference.setup.batch_size
-        for first in range(0, len(images), most):
-            part = slice(first, first + most)
-            gradient += reference.backward(images[part], error[part], positions[part])
-        if number == 0 and setup.momentum:
-            self._begin_moving(gradient)
-        self.velocity = setup.momentum * self.velocity + gradient
-        rate = self.rates[number]
-        if self._setup.network.drops_out or not clean:
-            detector = self._referee.detector
-            tied = np.arange(len(images))
-            if self._setup.network.drops_out:  # the masks of these positions were not known before
-                tied = np.flatnonzero(detector.has_near_tie(images, positions))
-            self._velocity_ambiguity *= setup.momentum
-            self._velocity_ambiguity += detector.ambiguity_bound(
-                images[tied], error[tied], positions[tied]
-            )
-            self.ambiguity += rate * self._velocity_ambiguity
-        self.parameters = self.parameters - rate * self.velocity
-        for p in setup.network.parameters:
-            part = slice(p.offset, p.offset + p.size)
-            self.travelled[p.name] += rate * _length(self.velocity[part])
-
-    def _begin_moving(self, gradient: Array) -> None:
-        """A velocity to start with, as large as the first gradient."""
-        for p in self._setup.network.parameters:
-            part = slice(p.offset, p.offset + p.size)
-            usual = float(np.sqrt(np.mean(gradient[part] ** 2)))
-            self.start_velocity[part] = usual * self._random.standard_normal(p.size)
-        self.velocity = self.start_velocity.astype(np.float64)
-
-
-def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> None:
+def check_real_steps(engine: Engine, images: Bytes, labels: Bytes, seed: int = 0) -> float:
     """Compare REAL_STEPS steps of one `train` call with the rule applied to `gradient`.
 
     They start from the engine's weights, with a velocity as large as a gradient; the engine is left
-    trained.
-    A training whose loss is no longer finite is not compared. Raises ValidationFailed.
+    trained. A training whose loss is no longer finite is not compared.
+
+    Returns the largest error as a share of what is allowed. Raises ValidationFailed, and Unjudged
+    where products as coarse as the stage's leave all steps open.
     """
     setup = engine.setup
     random = np.random.default_rng((seed, setup.batch_size, 1))
     batch = setup.batch_size
-    steps = min(REAL_STEPS, _steps(engine, len(labels)))
-    order = np.resize(random.permutation(len(labels)), steps * batch)
-    start, began = engine.parameters, engine.steps
-    parameters = start.astype(np.float64)
-    velocity, travelled = np.zeros_like(parameters), np.zeros_like(parameters)
-    losses, first = [], np.zeros_like(start)
-    for step in range(steps):
-        part = order[step * batch : (step + 1) * batch]
-        engine.parameters, engine.steps = parameters.astype(start.dtype), began + step
-        loss, gradient = engine.gradient(images[part], labels[part])
-        if not step:
-            if setup.momentum:
-                usual = float(np.sqrt(np.mean(gradient.astype(np.float64) ** 2)))
-                first[:] = usual * random.standard_normal(len(start))
-            velocity = first.astype(np.float64)
-        losses.append(loss)
-        velocity = setup.momentum * velocity + gradient + setup.weight_decay * parameters
-        parameters = parameters - setup.learning_rate * velocity
-        travelled += np.abs(setup.learning_rate * velocity)
-        if not _length(travelled) < _length(start):
+    most = min(REAL_STEPS, _steps(engine, len(labels)))
+    order = np.resize(random.permutation(len(labels)), most * batch)
+    batches = [(images[part], labels[part]) for part in np.split(order, most)]
+    began, start = engine.steps, engine.parameters
+    right = _OwnSteps(engine, start, began)
+    first = np.zeros_like(start)
+    for step, (some, theirs) in enumerate(batches):
+        loss, gradient = right.gradient(some, theirs)
+        if setup.momentum and not step:
+            usual = float(np.sqrt(np.mean(gradient.astype(np.float64) ** 2)))
+            first[:] = usual * random.standard_normal(len(start))
+            right.velocity = first.astype(np.float64)
+        right.go(loss, gradient)
+        if not length(right.travelled) < length(start):
             break  # from there on, errors grow too fast
-    if not (np.isfinite(losses).all() and _representable(parameters, engine)):
-        return  # the training will be found to diverge
-    steps = len(losses)
+    steps = len(right.losses)
+    if not (np.isfinite(right.losses).all() and _representable(right.parameters, engine)):
+        return 0.0  # the training will be found to diverge
+    others = [
+        _OwnSteps(engine, start, began, errors)
+        for errors in weight_errors(engine.stage.rounding, len(start))
+    ]
+    for other in others:
+        other.velocity = first.astype(np.float64)
+        for some, theirs in batches[:steps]:
+            other.go(*other.gradient(some, theirs))
     engine.parameters, engine.velocity, engine.steps = start, first, began
     loss = engine.train(order[: steps * batch], engine.rates_of(steps, None))
-    compare_loss(engine, loss, float(np.mean(losses)), f"the mean loss of {steps} real steps")
+    mean, what = float(np.mean(right.losses)), f"the mean loss of {steps} real steps"
+    means = [abs(float(np.mean(other.losses)) - mean) for other in others]
+    share = compare_loss(engine, loss, mean, what, SPREAD * max(means, default=0.0))
     after = engine.parameters.astype(np.float64)
     terms = longest_sum(engine.network, batch)
     unit = FACTOR * engine.stage.slack * machine_epsilon(engine.stage) * math.sqrt(terms)
     coarse = COARSE * (engine.stage.rounding or 0.0)
-    share = max(REAL_SHARE, unit * (engine.stage.conv_weight_slack or 1.0), coarse)
+    exactness = max(REAL_SHARE, unit * (engine.stage.conv_weight_slack or 1.0), coarse)
+    judged = False
     for p in engine.network.parameters:
-        part_of = slice(p.offset, p.offset + p.size)
-        way = _length(travelled[part_of])
-        hidden = steps * machine_epsilon(engine.stage) * _length(parameters[part_of])
-        error = _length(after[part_of] - parameters[part_of])
-        if not error <= share * way + hidden:
+        ends, way = p.part(right.parameters), length(p.part(right.travelled))
+        hidden = steps * machine_epsilon(engine.stage) * length(ends)
+        spread = spread_of(ends, [p.part(other.parameters) for other in others])
+        judged |= spread < MOST_AMBIGUITY * way
+        error = length(p.part(after) - ends)
+        allowed = exactness * way + hidden + spread
+        if not error <= allowed:
             raise failure(
                 engine,
                 f"{p.name} after {steps} real steps at batch size {batch} is off by "
                 f"{error:.3g} of {way:.3g} from what the stage's own gradients add up to",
             )
+        share = max(share, error / allowed if allowed else 0.0)
+    if others and not judged:
+        raise _left_open(engine)
+    return share
 
 
-def compare_loss(engine: Engine, found: float, right: float, what: str) -> float:
-    """The difference of two mean losses as a share of what is allowed.
+class _OwnSteps:
+    """The rule of gradient descent, applied to what an engine's own `gradient` returns."""
+
+    def __init__(
+        self, engine: Engine, start: Array, began: int, errors: Array | None = None
+    ) -> None:
+        """`errors`: relative ones, by which the weights are off wherever a gradient is computed."""
+        self._engine, self._dtype, self._began = engine, start.dtype, began
+        self._factors = 1.0 if errors is None else 1 + errors
+        self.parameters = start.astype(np.float64)
+        self.travelled = np.zeros_like(self.parameters)
+        self.velocity = np.zeros_like(self.parameters)
+        self.losses: list[float] = []
+
+    def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
+        """The mean loss of the next step's batch, and its gradient."""
+        engine = self._engine
+        engine.parameters = (self.parameters * self._factors).astype(self._dtype)
+        engine.steps = self._began + len(self.losses)
+        return engine.gradient(images, labels)
+
+    def go(self, loss: float, gradient: Array) -> None:
+        """Take the next step."""
+        setup = self._engine.setup
+        self.losses.append(loss)
+        decay = setup.weight_decay * self.parameters
+        self.velocity = setup.momentum * self.velocity + gradient + decay
+        self.parameters = self.parameters - setup.learning_rate * self.velocity
+        self.travelled += np.abs(setup.learning_rate * self.velocity)
+
+
+def compare_loss(
+    engine: Engine, found: float, right: float, what: str, spread: float = 0.0
+) -> float:
+    """The difference of two mean losses as a share of what is allowed: `spread`, at least.
 
     Raises ValidationFailed where it is more than that; `what` names the loss in the message.
     """
     coarse = COARSE * (engine.stage.rounding or 0.0)
-    allowed = max(LOSS_SHARE, coarse) * max(1.0, abs(right))
+    allowed = max(max(LOSS_SHARE, coarse) * max(1.0, abs(right)), spread)
     error = abs(found - right)
     if not error <= allowed:
         raise failure(engine, f"{what} is {found:.6g}, not {right:.6g}")
     return error / allowed
 
 
+def _left_open(engine: Engine) -> Unjudged:
+    return unjudged(
+        engine,
+        f"products as coarse as those of stage '{engine.stage.name}' leave steps open",
+        "fewer layers, tanh for relu, mean for max",
+    )
+
+
 def _exactness(engine: Engine, parameter: Parameter) -> float:
     """Share of the way by which a few steps may be off, in the view of a parameter."""
     stage = engine.stage
     if stage.conv_weight_slack and is_conv_weight(engine, parameter):
-        return max(REAL_SHARE, COARSE * (stage.rounding or 0.0))
-    return max(EXACT * stage.slack, COARSE * (stage.rounding or 0.0))
+        return max(REAL_SHARE, COARSE_STEPS * (stage.rounding or 0.0))
+    return max(EXACT * stage.slack, COARSE_STEPS * (stage.rounding or 0.0))
 
 
-def _compare_velocity(engine: Engine, right: Array) -> None:
+def _compare_velocity(engine: Engine, trial: Trial) -> None:
     found = engine.velocity.astype(np.float64)
     for p in engine.network.parameters:
-        part = slice(p.offset, p.offset + p.size)
-        size = _length(right[part])
-        error = _length(found[part] - right[part])
-        if not error <= _exactness(engine, p) * size:
+        right = p.part(trial.right.velocity)
+        size = length(right)
+        error = length(p.part(found) - right)
+        if not error <= _exactness(engine, p) * size + trial.spread_of_velocity(p):
             raise failure(
                 engine,
                 f"the velocity of {p.name} after a few steps is off by {error:.3g} of {size:.3g}",
@@ -378,9 +275,4 @@ def _compare_velocity(engine: Engine, right: Array) -> None:
 def _representable(vector: Array, engine: Engine) -> bool:
     """Whether the stage's numbers can hold the vector, and its length squared."""
     with np.errstate(over="ignore"):
-        return math.isfinite(_length(vector.astype(engine.stage.dtype)))
-
-
-def _length(vector: Array) -> float:
-    """Euclidean length; not by BLAS, whose threads take longer to wake than so short a sum."""
-    return math.sqrt(float(np.square(vector).sum()))
+        return math.isfinite(length(vector.astype(engine.stage.dtype)))

@@ -19,6 +19,7 @@ from cnnlib.validation.tolerances import COARSE, FACTOR, longest_sum
 from cnnlib.validation.verdicts import Unjudged, ValidationFailed
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import build, deep, lenet5
+from tests.support.tensor_cores import use_tensor_cores
 
 GPU_LADDER = [stage for stage in LADDER if stage.runs_on == "cuda"]
 
@@ -309,32 +310,15 @@ def test_references_that_disagree_blame_no_stage(monkeypatch):
             validate(engine, *pictures(network, 4))
 
 
-class Coarse:
-    """numpy, but products of float32 have factors rounded to 10 bits, as on tensor cores."""
-
-    def __getattr__(self, name):
-        return getattr(np, name)
-
-    @staticmethod
-    def matmul(first, second, out):
-        if out.dtype == np.float32:
-            first, second = (
-                ((factor.copy().view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
-                for factor in (first, second)
-            )
-        return np.matmul(first, second, out=out)
-
-
 def coarse():
     return dataclasses.replace(gemm.STAGE, name="coarse", rounding=2.0**-10, threads=1)
 
 
 def test_coarse_products_are_judged_in_a_deep_network(monkeypatch):
-    monkeypatch.setattr("cnnlib.stages.gemm.conv.np", Coarse())
-    monkeypatch.setattr("cnnlib.stages.gemm.dense.np", Coarse())
+    use_tensor_cores(monkeypatch)
     network = deep(8, 8, "max")
-    with open_engine(coarse(), network, 2) as engine:
-        images, labels = pictures(network, 2)
+    with open_engine(coarse(), network, 8) as engine:
+        images, labels = pictures(network, 8)
         with (
             KinkDetector(engine.setup) as detector,
             FAST_REFERENCE.engine(FAST_REFERENCE, engine.setup) as reference,
@@ -347,12 +331,12 @@ def test_coarse_products_are_judged_in_a_deep_network(monkeypatch):
         # beyond what is allowed in a network of a few layers
         assert np.linalg.norm(found - right) > COARSE * 2.0**-10 * np.linalg.norm(right)
         validate(engine, images, labels)
-    with open_engine(coarse(), network, 2) as engine:
+    with open_engine(coarse(), network, 8) as engine:
         engine.parameters = vector
         engine.gradient = lambda images, labels: (0, right / 2)
         with pytest.raises(ValidationFailed, match="'coarse' .* the whole gradient is off by"):
             validate(engine, images, labels)
-    with open_engine(dataclasses.replace(coarse(), rounding=2.0**-5), network, 2) as engine:
+    with open_engine(dataclasses.replace(coarse(), rounding=2.0**-5), network, 8) as engine:
         engine.parameters = vector
         engine.gradient = lambda images, labels: (0, 4 * right)
         with pytest.raises(Unjudged, match="coarse as those of stage 'coarse' leave .* open"):
