@@ -1,12 +1,13 @@
 """A training set on a device, whose kernels find each image by an order in device memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from cnnlib.arithmetic import ceil_div
-from cnnlib.device import Device, Kernel
-from cnnlib.engine.shuffle import ROUNDS, Shuffle, half_of
+from cnnlib.device import Changing, Device, Kernel
+from cnnlib.engine.gpu_operator import signed_word
+from cnnlib.engine.shuffle import ENTROPY_WORDS, ROUNDS, Shuffle, half_of
 from cnnlib.engine.stage import Bytes, Order
 from cnnlib.engine.upload import GATHER_BYTES, LoadTimer, ResidentImages, device_array
 
@@ -33,9 +34,10 @@ class OrderedImages:
         shuffle_images: Kernel,
         piece_bytes: float = GATHER_BYTES,
         gathered_there: bool = True,
+        draw_tables: Kernel | None = None,
     ) -> None:
-        """`shuffle_images` is the kernel of kernels/shuffle.cuh, `piece_bytes` that of
-        ResidentImages.
+        """`shuffle_images` and `draw_tables`, without which the host draws the tables of an order,
+        are kernels of kernels/shuffle.cuh, `piece_bytes` that of ResidentImages.
         """
         self._streamed: ResidentImages | None = None
         if gathered_there and limit >= len(labels):
@@ -59,6 +61,13 @@ class OrderedImages:
         self._shuffle_images = shuffle_images.bind(
             blocks, DRAWING_THREADS, self._tables, self.order, half, self.count
         )
+        self._entropy = [Changing() for _ in range(ENTROPY_WORDS)]
+        self._draw_tables: Callable[[], None] | None = None
+        if draw_tables is not None:
+            blocks, given = ceil_div(self._tables.size, 4 * DRAWING_THREADS), self._entropy
+            self._draw_tables = draw_tables.bind(
+                blocks, DRAWING_THREADS, self._tables, half, *given
+            )
 
     def draws(self, shuffle: Shuffle) -> bool:
         """Whether the device itself draws this order."""
@@ -86,7 +95,7 @@ class OrderedImages:
         if timer:
             timer.begin()
         if isinstance(order, Shuffle):
-            self._tables.set(order.tables)
+            self._bring_tables(order)
             self._shuffle_images()
         if timer:
             timer.gathered()
@@ -98,6 +107,14 @@ class OrderedImages:
         yield slice(0, load.stop - load.start)
         if timer:
             timer.trained()
+
+    def _bring_tables(self, shuffle: Shuffle) -> None:
+        if self._draw_tables is None or shuffle.entropy is None:
+            self._tables.set(shuffle.tables)
+            return
+        for argument, word in zip(self._entropy, shuffle.entropy, strict=True):
+            argument.value = signed_word(word)
+        self._draw_tables()
 
     def close(self) -> None:
         """End the gathering threads, if there are any."""

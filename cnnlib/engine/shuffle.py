@@ -2,6 +2,7 @@
 
 import math
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -12,6 +13,9 @@ ROUNDS = 6
 """Rounds of the Feistel network. By Luby and Rackoff (1988) four rounds of random functions already
 make a permutation that a few of its values do not distinguish from a random one.
 """
+
+ENTROPY_WORDS = 4
+"""Words of 32 bits by which a device draws an order: as many as SeedSequence's pool has."""
 
 
 class Shuffle:
@@ -25,10 +29,28 @@ class Shuffle:
     def __init__(self, count: int, seed: int, epoch: int) -> None:
         self.count = count
         self.half = half_of(count)
-        self._drawn_by = seed, epoch
+        self._drawn_by: tuple[int, int] | None = (seed, epoch)
+
+    @classmethod
+    def given(cls, count: int, tables: Array) -> Self:
+        """The permutation of these tables; by which seed they were drawn is not known."""
+        shuffle = cls(count, 0, 0)
+        shuffle.tables, shuffle._drawn_by = tables, None
+        return shuffle
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def entropy(self) -> list[int] | None:
+        """Seed and epoch in ENTROPY_WORDS words of 32 bits, as numpy.random.SeedSequence sees them;
+        None where they are not known, or do not fit.
+        """
+        words: list[int] = []
+        for number in self._drawn_by or ():
+            words += [number >> at & 0xFFFFFFFF for at in range(0, max(1, number.bit_length()), 32)]
+        missing = ENTROPY_WORDS - len(words)
+        return words + [0] * missing if words and missing >= 0 else None
 
     @cached_property
     def tables(self) -> Array:
@@ -37,6 +59,7 @@ class Shuffle:
         They are the highest bits of each 16 that NumPy's PCG64 gives, seeded by seed and epoch.
         """
         shape = ROUNDS, 1 << self.half
+        assert self._drawn_by is not None  # or tables would have been given
         words = np.random.PCG64(self._drawn_by).random_raw(ceil_div(math.prod(shape), 4))
         halves: Array = words.astype("<u8", copy=False).view("<u2")[: math.prod(shape)]
         return (halves >> (16 - self.half)).reshape(shape)

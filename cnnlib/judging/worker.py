@@ -91,8 +91,7 @@ class Worker:
 
     def do_train_epoch(self, head: Head, arrays: list[AnyArray]) -> Answer:
         tables, *rates = arrays
-        shuffle = Shuffle(int(str(head["count"])), 0, 0)
-        shuffle.tables = tables
+        shuffle = Shuffle.given(int(str(head["count"])), tables)
         engine = self._engine(head)
         return _trained(engine, lambda: engine.train_epoch(shuffle, rates[0] if rates else None))
 

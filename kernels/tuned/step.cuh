@@ -258,7 +258,7 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
 // step_time_sections: the first phase of a training step, timed: spent (sections,) is added to, in ticks of the first
 //   block.
 // step_update: the second phase. apply: whether the weights change; where they do not, the gradient is written.
-// step_shuffle_images: shuffle.cuh.
+// step_shuffle_images, step_draw_tables: shuffle.cuh.
 #define TUNED_PHASES(Net)                                                                                         \
   TUNED_KERNEL(Net, forward_backward)(TUNED_STEP_PARAMETERS, int mode) {                                          \
     TUNED_SHARED(Net);                                                                                            \
@@ -284,6 +284,11 @@ __device__ __forceinline__ void train(Step& step, float* shared, float* velocity
   ENTRY_POINT(step, shuffle_images)(const unsigned short* __restrict__ tables, int* __restrict__ order, int half, \
                                     int count) {                                                                  \
     shuffle_images<Net::Plan::SHUFFLE_ROUNDS>(tables, order, half, count);                                        \
+  }                                                                                                               \
+  ENTRY_POINT(step, draw_tables)(unsigned short* __restrict__ tables, int half, int a, int b, int c, int d) {     \
+    const unsigned entropy[4] = {static_cast<unsigned>(a), static_cast<unsigned>(b), static_cast<unsigned>(c),    \
+                                 static_cast<unsigned>(d)};                                                       \
+    draw_tables<Net::Plan::SHUFFLE_ROUNDS>(tables, half, entropy);                                                \
   }
 
 // step_train where no barrier of the grid stands between the phases; for a batch of at most as many images as blocks.

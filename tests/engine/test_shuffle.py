@@ -1,12 +1,15 @@
 """The order of an epoch: a permutation, as even as a random one, and the same on a device."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cnnlib.engine.shuffle import ROUNDS, Shuffle
 from cnnlib.stages import tuned
+from cnnlib.stages.tuned.plan import PersistentOptions
 from tests.support.engines import training
-from tests.support.networks import awkward
+from tests.support.networks import awkward, small
 
 pytestmark = pytest.mark.quick
 
@@ -81,6 +84,23 @@ def test_a_device_draws_the_same(count: int, device) -> None:
             results.append((loss, engine.parameters))
     assert results[0][0] == results[1][0]
     np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("count", [1, 90, 5000])
+def test_a_device_draws_the_same_tables(count: int, device, monkeypatch) -> None:
+    stage = replace(tuned.PERSISTENT, options=PersistentOptions(draws_tables=True))
+    with training(stage, small(), 1, count, device) as engine:
+        for shuffle in (Shuffle(count, 2**40 + 5, 2**32 - 1), Shuffle(count, 0, 2**63 + 1)):
+            engine._set.load(shuffle, slice(0, count)).__next__()
+            np.testing.assert_array_equal(engine._set._tables.get(), shuffle.tables)
+            np.testing.assert_array_equal(engine._set.order.get(), shuffle.indices())
+        monkeypatch.setattr(engine._set, "_draw_tables", lambda: pytest.fail("not by the host"))
+        for shuffle in (
+            Shuffle(count, 2**70, 2**40),  # of more words than a device takes
+            Shuffle.given(count, Shuffle(count, 6, 7).tables),
+        ):
+            engine._set.load(shuffle, slice(0, count)).__next__()
+            np.testing.assert_array_equal(engine._set.order.get(), shuffle.indices())
 
 
 def test_where_not_all_images_fit_the_host_draws(device) -> None:

@@ -38,6 +38,7 @@ from cnnlib.engine.stage import (
     Setup,
     Stage,
     batch_arithmetic,
+    options_of,
     plan,
 )
 from cnnlib.engine.step_plan import StepPlan
@@ -101,7 +102,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
 
     @classmethod
     def kernels_on(cls, stage: Stage[TunedFactory], setup: Setup, limits: Limits) -> list[str]:
-        kernels = ["forward_backward", "time_sections", "update", "shuffle_images"]
+        kernels = ["forward_backward", "time_sections", "update", "shuffle_images", "draw_tables"]
         kernels += ["train"] * (limits.kind == "cuda")
         return [f"step_{kernel}" for kernel in kernels]
 
@@ -357,8 +358,17 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         batch, limit = self.setup.batch_size, self._resident_limit()
         self.close()
         shuffle_images = self.module.kernel("step_shuffle_images")
+        draws = options_of(self.stage, PersistentOptions).draws_tables
+        draw_tables = self.module.kernel("step_draw_tables") if draws else None
         self._set = OrderedImages(
-            self.device, images, labels, batch, limit, shuffle_images, piece_bytes=math.inf
+            self.device,
+            images,
+            labels,
+            batch,
+            limit,
+            shuffle_images,
+            piece_bytes=math.inf,
+            draw_tables=draw_tables,
         )
         self.resident = self._set.count
         self._allocate_rates(self._set.order.size // batch)

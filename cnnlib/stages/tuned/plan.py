@@ -73,6 +73,8 @@ class PersistentOptions(Options):
     threads, which ask for many weights at once, and not by tensor cores. Where a plan is chosen by
     measuring, both are timed.
     """
+    draws_tables: bool = False
+    """Whether the tables of an epoch's order are drawn where they are used, and not by the host."""
 
 
 @dataclass(frozen=True)
