@@ -22,7 +22,7 @@ from cnnlib.layers import Activation, Array, Conv, Dense, Dropout, Layer, Subsam
 from cnnlib.layers.activation import TANH_RATE, TANH_SCALE
 from cnnlib.levels import for_maps
 from cnnlib.peers.masks import random_words
-from cnnlib.system.turns import alone
+from cnnlib.system.turns import alone, is_untimed
 
 if TYPE_CHECKING:
     from jax import Array as Tensor
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 LAYOUTS = ("NCHW", "NHWC")
 TRIED_STEPS = 20
 """Steps that are timed to find the better layout."""
+UNTIMED = {"xla_gpu_autotune_level": 0}
+"""Options for programs that are never timed: XLA takes an algorithm without trying any.
+
+Of LeNet-5's gradient at batch 64, which only checks need, 8 s of compiling on an H100 were trials.
+"""
+EVALUATED = 256
+"""Images, at least, that an evaluation computes by one call: it is never timed."""
 
 
 class JaxOperator(Protocol):
@@ -193,10 +200,15 @@ class JaxEngine(Engine[JaxOperator]):
             "jax_default_matmul_precision", "tensorfloat32" if stage.rounding else "highest"
         )
         self.layout = LAYOUTS[0]
-        self._loss = jax.jit(self._loss_of, static_argnums=0)
-        self._outputs = jax.jit(self._logits_of, static_argnums=0)
-        self._epoch = jax.jit(self._scan, static_argnums=0, donate_argnums=(1, 2))
-        self._some = jax.jit(self._loop, static_argnums=0, donate_argnums=(1, 2))
+        # only these two may be timed
+        options = UNTIMED if is_untimed() else None
+        timed = {"static_argnums": 0, "donate_argnums": (1, 2), "compiler_options": options}
+        self._epoch = jax.jit(self._scan, **timed)
+        self._some = jax.jit(self._loop, **timed)
+        untimed = {"static_argnums": 0, "compiler_options": UNTIMED}
+        self._outputs = jax.jit(self._logits_of, **untimed)
+        self._gradient = jax.jit(jax.value_and_grad(self._loss_of, argnums=1), **untimed)
+        self._pulled = jax.jit(self._backward_of, **untimed)
         self._weights = self._tensors(np.zeros(self.network.parameter_count))
         self._speeds = self._tensors(np.zeros(self.network.parameter_count))
 
@@ -245,6 +257,19 @@ class JaxEngine(Engine[JaxOperator]):
         shares = self.jax.nn.log_softmax(logits)
         chosen = self.jax.numpy.take_along_axis(shares, labels[:, None].astype(np.int32), axis=1)
         return -chosen.mean()
+
+    def _backward_of(
+        self,
+        layout: str,
+        weights: Sequence[Tensor],
+        images: Tensor,
+        step: Tensor,
+        output_error: Tensor,
+    ) -> Sequence[Tensor]:
+        """The gradient for given errors of the logits, (n, classes)."""
+        _, pull = self.jax.vjp(lambda w: self._logits_of(layout, w, images, step), weights)
+        gradient: Sequence[Tensor] = pull(output_error)[0]
+        return gradient
 
     def _step(
         self,
@@ -330,7 +355,8 @@ class JaxEngine(Engine[JaxOperator]):
             self._images = jax.device_put(np.ascontiguousarray(images), self.where)
             self._labels = jax.device_put(labels, self.where)
             with alone():  # compiling, XLA times the algorithms of convolutions
-                self.layout = min(LAYOUTS, key=self._tried)
+                if not is_untimed():
+                    self.layout = min(LAYOUTS, key=self._tried)
                 order = np.arange(self._epoch_steps * batch) % len(labels)
                 self.train(order)  # compiles the program of an epoch
                 self.train(order[:batch])
@@ -388,21 +414,18 @@ class JaxEngine(Engine[JaxOperator]):
     # What is compared
 
     def gradient(self, images: Bytes, labels: Bytes) -> tuple[float, Array]:
-        loss, gradient = self.jax.value_and_grad(self._loss, argnums=1)(
+        loss, gradient = self._gradient(
             self.layout, self._weights, self._put(images), self._put(labels), self._step_number
         )
         return float(loss), self._flat(gradient)
 
     def backward(self, images: Bytes, output_error: Array) -> Array:
-        there, number = self._put(images), self._step_number
-        _, pull = self.jax.vjp(
-            lambda w: self._outputs(self.layout, w, there, number), self._weights
-        )
-        (gradient,) = pull(self._put(np.asarray(output_error, np.float32)))
-        return self._flat(gradient)
+        errors = self._put(np.asarray(output_error, np.float32))
+        given = self.layout, self._weights, self._put(images), self._step_number, errors
+        return self._flat(self._pulled(*given))
 
     def logits(self, images: Bytes) -> Array:
-        batch = self.setup.batch_size
+        batch = max(self.setup.batch_size, EVALUATED)
         found = np.empty((len(images), self.network.classes), np.float32)
         for start in range(0, len(images), batch):
             part = images[start : start + batch]

@@ -34,7 +34,7 @@ from cnnlib.layers.activation import TANH_RATE, TANH_SCALE
 from cnnlib.levels import for_maps
 from cnnlib.peers.masks import random_words
 from cnnlib.system.machine import usable_cores
-from cnnlib.system.turns import alone
+from cnnlib.system.turns import alone, is_untimed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -316,7 +316,7 @@ class TorchEngine(Engine[TorchOperator]):
             self._first = torch.zeros((), dtype=torch.int64, device=self.where)
             self._rates = torch.full((count,), self.setup.learning_rate, device=self.where)
             self._batch = torch.arange(self.setup.batch_size, device=self.where)
-            if self._on_gpu:
+            if self._on_gpu and not is_untimed():
                 self._choose_algorithms()
             else:
                 self._prepare()
@@ -347,9 +347,9 @@ class TorchEngine(Engine[TorchOperator]):
             cudnn.benchmark = True
             self._prepare()
             seconds[True] = min(self._tried() for _ in range(3))
-            cudnn.benchmark = seconds[True] < seconds[False]
-            if not cudnn.benchmark:
-                self._prepare()
+        cudnn.benchmark = seconds[True] < seconds[False]
+        if not cudnn.benchmark:
+            self._prepare()
         self._choices = {
             "cudnn_benchmark": cudnn.benchmark,
             "seconds_without_and_with_it": list(seconds.values()),

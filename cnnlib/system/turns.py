@@ -39,14 +39,13 @@ class Turns:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lasts as long as this object
         self._turn: Turn = "away"
         self._process = self.owner
-        self._untimed = False
 
     def take(self, turn: Turn) -> None:
         """Wait for a turn of another kind, if this process does not have it; the one before ends.
 
         "away" waits for nothing: the process neither prepares nor is timed.
         """
-        if self._untimed and turn == "alone":
+        if _untimed and turn == "alone":
             turn = "preparing"
         if not self.differs(turn):
             return
@@ -83,16 +82,8 @@ class Turns:
         finally:
             self.take(before)
 
-    @contextlib.contextmanager
-    def untimed(self) -> Iterator[None]:
-        """A context in which nothing needs to be alone, as none of its times counts."""
-        before, self._untimed = self._untimed, True
-        try:
-            yield
-        finally:
-            self._untimed = before
 
-
+_untimed = False
 _turns: Turns | None = None
 
 
@@ -123,6 +114,17 @@ def alone() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if _turns is None else _turns.alone()
 
 
-def untimed() -> contextlib.AbstractContextManager[None]:
-    """A context in which choices made by measuring are for nothing that will be timed."""
-    return contextlib.nullcontext() if _turns is None else _turns.untimed()
+@contextlib.contextmanager
+def untimed() -> Iterator[None]:
+    """A context in which no time counts: nothing needs to be alone, or to be the fastest."""
+    global _untimed
+    before, _untimed = _untimed, True
+    try:
+        yield
+    finally:
+        _untimed = before
+
+
+def is_untimed() -> bool:
+    """Whether what is done now is for nothing that will be timed."""
+    return _untimed
