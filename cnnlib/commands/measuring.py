@@ -77,7 +77,8 @@ def sweep(
     a run failed or was disturbed.
 
     With --preparing 6, six runs at a time are compiled and checked, and each of them is timed while
-    the others wait. What PyTorch and JAX compile is then kept for further runs.
+    the others wait. The runs of a stage then follow each other in a process, whose repeats share
+    what was compiled; all runs of a network and batch size come before the next but one.
     """
     from contextlib import closing
 

@@ -24,6 +24,9 @@ from cnnlib.system.interrupts import asked_to_stop
 from cnnlib.system.machine import cpu_description
 from cnnlib.system.supervisor import Died, supervise
 
+Stamp = tuple[int, int] | None
+"""A value that changes whenever a run's result is written; None if there is no result."""
+
 
 def measure_isolated(
     config: Config,
@@ -39,7 +42,7 @@ def measure_isolated(
     With `mark`, a stage that ends the process, raises SystemExit or the like, or takes longer than
     measuring.limit_seconds gets one `failed` row. Without it, Died is raised and nothing written.
     """
-    began, before = datetime.now(UTC), _stamp(folder)
+    began, before = datetime.now(UTC), stamp_of(folder)
 
     def call() -> None:
         if checkpoints is None:
@@ -51,19 +54,36 @@ def measure_isolated(
             )
 
     try:
-        supervise(call, limit=_limit(config), patient=checkpoints is not None)
+        supervise(call, limit=limit_of(config), patient=checkpoints is not None)
     except Died as died:
-        if died.kind == "died" and _stamp(folder) not in (None, before):
-            return folder  # the result was complete by then
-        _show(died)
-        died = _explained(died, config, run.stage, folder)
-        if not mark:
-            raise died from None
-        rows = RunRows(run, seed_of(config, run.repeat), *_device(run.stage, died.notes))
-        card = card_of(run.stage, "--stage")
-        settings = settings_digest(config, run, card.runs_on)
-        RunRecord(config, rows, settings, origin_of(card), began).write_failure(folder, str(died))
+        settle(config, run, folder, died, began, before, mark=mark)
     return folder
+
+
+def settle(
+    config: Config,
+    run: Run,
+    folder: Path,
+    died: Died,
+    began: datetime,
+    before: Stamp,
+    *,
+    mark: bool,
+) -> None:
+    """See that a run has a result whose process has died; without `mark`, raise Died.
+
+    `before` is stamp_of(folder) when it `began`.
+    """
+    if died.kind == "died" and stamp_of(folder) not in (None, before):
+        return  # the result was complete by then
+    _show(died)
+    died = _explained(died, config, run.stage, folder)
+    if not mark:
+        raise died from None
+    rows = RunRows(run, seed_of(config, run.repeat), *_device(run.stage, died.notes))
+    card = card_of(run.stage, "--stage")
+    settings = settings_digest(config, run, card.runs_on)
+    RunRecord(config, rows, settings, origin_of(card), began).write_failure(folder, str(died))
 
 
 def race_isolated(config: Config, stage: str, dataset: Dataset, out: Path) -> list[Row]:
@@ -72,7 +92,7 @@ def race_isolated(config: Config, stage: str, dataset: Dataset, out: Path) -> li
     try:
         return supervise(
             lambda: racing.run_race(config, stage, dataset, out),
-            limit=race.seeds * _limit(config),  # each training may take as long as a run
+            limit=race.seeds * limit_of(config),  # each training may take as long as a run
         )
     except Died as died:
         _show(died)
@@ -95,7 +115,7 @@ def examine_isolated(
     """
     notes: Mapping[str, object] = {}
     try:
-        supervise(call, limit=_limit(config))
+        supervise(call, limit=limit_of(config))
     except Unsupported as error:
         status, why = "unavailable", str(error)
     except (DoesNotFit, MemoryError) as error:
@@ -114,7 +134,7 @@ def examine_isolated(
     return why
 
 
-def _stamp(folder: Path) -> tuple[int, int] | None:
+def stamp_of(folder: Path) -> Stamp:
     """A value that changes whenever a run's result is written; None if there is no result."""
     try:
         found = (folder / FACTS).stat()
@@ -123,7 +143,8 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _limit(config: Config) -> float:
+def limit_of(config: Config) -> float:
+    """Seconds that a run may take."""
     return math.inf if config.measuring.full else config.measuring.limit_seconds
 
 

@@ -91,6 +91,8 @@ class RunFacts(TypedDict, total=False):
     """Why other processes on the GPU would not have been noticed."""
     preparing: int
     """How many runs of the sweep were prepared side by side; left out where each was alone."""
+    engine_of_repeat: int
+    """The repeat whose engine this one was timed with, and which was checked with a momentum."""
     resumed: bool
     """Whether the run was continued from a checkpoint."""
 

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from cnnlib.errors import DoesNotFit, Unsupported, UserError, WorkerDied
 from cnnlib.files import check_writable
 from cnnlib.measuring import budgets, energy
 from cnnlib.measuring.disturbances import TIMED_IN, mark_disturbed
+from cnnlib.measuring.kept import Cell, Kept
 from cnnlib.measuring.learning_curve import learning_curve, watched_images
 from cnnlib.measuring.long_runs import CheckpointPolicy, ChunkRecorder
 from cnnlib.measuring.record import RunFacts, RunRecord, engine_facts, origin_of, run_files
@@ -45,8 +46,12 @@ ENOUGH_SAMPLES = 5
 """Samples of an extrapolated run, at least, before their spread is looked at."""
 _CLOCK: Final = time.perf_counter
 """The clock as it was before a stage from outside could have changed it."""
-TURN: Final[dict[str, Turn]] = dict.fromkeys(("warm_up", "evaluate", *TIMED_IN), "alone")
+TURN: Final[dict[str, Turn]] = dict.fromkeys(("warm_up", "evaluate", "confirm", *TIMED_IN), "alone")
 """Phases in which no other run of a sweep is active; in all others they may be."""
+UNTIMED_PACE = 0.25
+"""Seconds between two looks at the sensors while a run of a sweep is not alone: another one may be
+timed.
+"""
 SMALL_SPREAD = 0.02
 """Spread of the samples, relative to their median, at which sampling ends early."""
 
@@ -60,6 +65,7 @@ def measure(
     checkpoints: Path | None = None,
     stop: Callable[[], int] = lambda: 0,
     mark: bool = False,
+    kept: Kept | None = None,
 ) -> Path:
     """Measure `run` and write its tables (schema.RUN_TABLES) and run.json into `folder`.
 
@@ -78,8 +84,10 @@ def measure(
     stopped), and whatever the stage raises; nothing is written then. With `mark` the run gets one
     `failed` row instead, and its run.json says why; so does one that takes longer than
     measuring.limit_seconds, which ends the process. Returns `folder`.
+
+    With `kept`, what another run of the same stage has left open in this process is used.
     """
-    measurement = Measurement(config, run, dataset, folder)
+    measurement = Measurement(config, run, dataset, folder, kept)
     policy = CheckpointPolicy.of(config, run, checkpoints, stop)
     measurement.check_inputs(policy)
     with measurement.opened(mark), measurement.outcome(mark):
@@ -99,7 +107,15 @@ def measure(
 class Measurement:
     """What one run is measured from, and the rows and facts found so far."""
 
-    def __init__(self, config: Config, run: Run, dataset: Dataset, folder: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        dataset: Dataset,
+        folder: Path,
+        kept: Kept | None = None,
+    ) -> None:
+        self._kept: Final = kept
         self.config: Final = config
         self.run: Final = run
         self.dataset: Final = dataset
@@ -123,9 +139,11 @@ class Measurement:
 
     def phase(self, name: str) -> None:
         """Begin a phase of the run, and wait for its turn where runs are prepared side by side."""
-        if changes_turn(TURN.get(name, "preparing")):
+        turn = TURN.get(name, "preparing")
+        if changes_turn(turn):
             self._telemetry.phase("wait")
-            take_turn(TURN.get(name, "preparing"))
+            take_turn(turn)
+            self._telemetry.pace(0.0 if turn == "alone" else UNTIMED_PACE)
         self._telemetry.phase(name)
 
     def check_inputs(self, policy: CheckpointPolicy) -> None:
@@ -141,11 +159,13 @@ class Measurement:
         sharing, sweep = turns(), None
         if sharing is not None:
             self.facts["preparing"], sweep = sharing.preparing, sharing.owner
+        kept, device = self._kept, self.config.sweep.device
+        sensors = kept.sensors if kept else None
         with (
-            Telemetry(self.config.measuring.sample_interval, sweep) as telemetry,
+            Telemetry(self.config.measuring.sample_interval, sweep, sensors) as telemetry,
             self._time_limit(mark),
             self._taking_turns(telemetry),
-            open_target(self.stage, self.config.sweep.device) as target,
+            (kept.target if kept else open_target)(self.stage, device) as target,
         ):
             self._target = target
             self.rows.device, self.rows.device_kind = target.name, target.kind
@@ -221,7 +241,7 @@ class Measurement:
         budget = budgets.epochs_budget(self.config, self.rows.device_kind)
         for size in budgets.engine_batches(self.config, self.run, self.stage):
             setup = setup_of(self.config, self.network, self.dataset, size, self.rows.seed)
-            with open_engine(self.stage, setup, self._target, self.dataset) as engine:
+            with self._engine(setup) as engine:
                 self.facts.update(engine_facts(engine, self._target))
                 self.validate(engine)
                 self.warm_up(engine)
@@ -229,6 +249,26 @@ class Measurement:
                 if size == self.run.batch_size or self.rows.extrapolated:
                     yield engine
                     return
+
+    @contextmanager
+    def _engine(self, setup: Setup) -> Iterator[Engine]:
+        """A new engine or, if there is one, that of another repeat, with its dataset loaded."""
+
+        def make() -> AbstractContextManager[Engine]:
+            return open_engine(self.stage, setup, self._target, self.dataset)
+
+        if self._kept is None:
+            with make() as engine:
+                yield engine
+            return
+        cell = None if self.network.drops_out else self._cell(setup)
+        with self._kept.engine(cell, self.run.repeat, make) as (engine, repeat):
+            if repeat != self.run.repeat:
+                self.facts["engine_of_repeat"] = repeat
+            yield engine
+
+    def _cell(self, setup: Setup) -> Cell:
+        return self.run.dataset, self.run.network, self.run.stage, setup.batch_size
 
     def validate(self, engine: Engine) -> None:
         """Check the stage before its clock starts; raises ValidationFailed or Unjudged."""
@@ -373,6 +413,9 @@ class Measurement:
         if time.perf_counter is not _CLOCK:
             raise failure(recording.engine, "it has replaced time.perf_counter, the clock")
         replayed = self._epochs if self._replays_epochs(recording) else 0
+        if turns() is not None:
+            self.phase("confirm")
+            recording.confirm_late()  # while the run is still alone
         with self._checking("after"):
             images, labels = self.dataset.train_images, self.dataset.train_labels
             check_after(recording, images, labels, self.rows.seed, replayed)
@@ -436,9 +479,11 @@ class Measurement:
 
     def validate_momentum(self, setup: Setup) -> None:
         """Check steps with a momentum where the experiment trains without any."""
-        if not self.config.training.momentum:
+        checked = self._kept.momentum_checked if self._kept else set[Cell]()
+        if not self.config.training.momentum and (cell := self._cell(setup)) not in checked:
             with self._checking("momentum"):
                 check_momentum(self.stage, setup, self._target, self.dataset, self.rows.seed)
+            checked.add(cell)
 
     def write(self, policy: CheckpointPolicy) -> None:
         """Add what the telemetry saw and write the run's files, unless a failure was written."""

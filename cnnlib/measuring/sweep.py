@@ -1,21 +1,31 @@
-"""All runs of a sweep, each in a process forked from this one.
+"""All runs of a sweep, in processes forked from this one.
 
-They are measured one after the other, or prepared side by side and timed one after the other.
+They are measured one after the other, each in a process of its own, or prepared side by side and
+timed one after the other.
 """
 
+import ast
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cnnlib.config import Config
 from cnnlib.errors import UserError, one_line
 from cnnlib.files import check_writable
 from cnnlib.measuring.freshness import changed_runs, is_sound
-from cnnlib.measuring.isolated import measure_isolated
+from cnnlib.measuring.isolated import limit_of, measure_isolated, settle, stamp_of
+from cnnlib.measuring.kept import Kept
 from cnnlib.measuring.record import run_files, summary
+from cnnlib.measuring.run import measure
 from cnnlib.measuring.runs import Run, runs, sweep_dataset
-from cnnlib.measuring.side_by_side import side_by_side
+from cnnlib.measuring.side_by_side import kin_of, side_by_side
+from cnnlib.measuring.telemetry import Sensors
+from cnnlib.stages import is_shipped
+from cnnlib.system.supervisor import Died, begin_anew, note, supervise, waiting
+from cnnlib.system.turns import turns
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Sweep:
         Whoever does not take all of them has to close it, so that no process is left.
         """
         if self._preparing > 1:
-            side = side_by_side(self.due, self._preparing, self._measured)
+            side = side_by_side(self.due, self._preparing, self._work)
             with closing(side) as measured:
                 for run, problem in measured:
                     yield self._done(run, problem)
@@ -70,6 +80,78 @@ class Sweep:
         folder = self._results / run.folder
         try:
             measure_isolated(self.config, run, self._datasets[run.dataset], folder, mark=True)
+        except (UserError, OSError, MemoryError) as error:
+            return one_line(error)
+        return ""
+
+    def _work(self, connection: Connection) -> None:
+        """Measure the runs that arrive, until None does; send for each what `_measured` returns.
+
+        Runs of one of the repository's stages that follow each other have one process, which keeps
+        what they have in common. One that has failed, and one whose stage is a user's, is followed
+        by a new process.
+        """
+        given: Run | None = None
+        while True:
+            try:
+                going_on, given = supervise(
+                    lambda given=given: self._measure_together(connection, given),  # type: ignore[misc]
+                    limit=limit_of(self.config),
+                )
+            except Died as died:
+                given = None
+                if died.notes.get("run"):
+                    connection.send(self._settled(died))
+                continue
+            if not going_on:
+                return
+            if given is not None and not is_shipped(given.stage):
+                connection.send(self._measured(given))
+                given = None
+
+    def _measure_together(
+        self, connection: Connection, given: Run | None
+    ) -> tuple[bool, Run | None]:
+        """Measure `given` and the runs that arrive while they are of one stage, or one library.
+
+        Returns whether any more can follow, and a run that needs another process.
+        """
+        sharing = turns()
+        assert sharing is not None
+        sensors = Sensors(self.config.measuring.sample_interval, sharing.owner)
+        kin: str | None = None
+        with closing(Kept(sensors)) as kept:
+            while kept.sound:
+                if given is None:
+                    with waiting():
+                        given = connection.recv()
+                if given is None:
+                    return False, None
+                if not is_shipped(given.stage) or kin not in (None, kin_of(given.stage)):
+                    return True, given
+                run, kin, given = given, kin_of(given.stage), None
+                folder = self._results / run.folder
+                note(run=str(self.due.index(run)), before=repr(stamp_of(folder)))
+                note(began=datetime.now(UTC).isoformat())
+                begin_anew()
+                said = ""
+                try:
+                    dataset = self._datasets[run.dataset]
+                    measure(self.config, run, dataset, folder, mark=True, kept=kept)
+                except (UserError, OSError, MemoryError) as error:
+                    said, kept.sound = one_line(error), False
+                note(run="")
+                connection.send(said)
+        return True, None
+
+    def _settled(self, died: Died) -> str:
+        """See that the run whose process has died has a result; returns what `_measured` does."""
+        run = self.due[int(died.notes["run"])]
+        before = ast.literal_eval(died.notes["before"])
+        began = datetime.fromisoformat(died.notes["began"])
+        folder = self._results / run.folder
+        try:
+            settle(self.config, run, folder, died, began, before, mark=True)
         except (UserError, OSError, MemoryError) as error:
             return one_line(error)
         return ""

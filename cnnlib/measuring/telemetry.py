@@ -193,12 +193,14 @@ def resident(process: int) -> float:
 def read_sensors(connection: Connection, process: int, interval: float, sweep: int | None) -> None:
     """Run the reader: look every `interval` seconds, and at the end send everything seen.
 
-    A bus id that arrives says which GPU to look at. None ends the reader, and so does the death of
-    its parent.
+    A bus id that arrives says which GPU to look at, a number how many seconds are between two looks
+    at least, and True that everything seen is to be sent, and that another run begins. None ends
+    the reader, and so does the death of its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gpu: Gpu | None = None
+    pace = 0.0
     tracker = ProcessTracker(process, sweep)
     # One reading at once, for runs that end before NVML has been initialised.
     readings = [Reading(at=time.perf_counter(), host_memory_mib=host_memory(process))]
@@ -211,12 +213,18 @@ def read_sensors(connection: Connection, process: int, interval: float, sweep: i
         try:
             if connection.poll(max(0.0, due - time.perf_counter())):
                 message = connection.recv()
-                if message is None:
+                if message is None or message is True:
                     seen = np.array(readings, np.float64).reshape(-1, len(Reading._fields))
                     connection.send((seen, tracker.presences))
-                    return
-                with contextlib.suppress(Exception):  # no NVML, no driver, no such GPU
-                    gpu = Gpu(message, process)
+                    if message is None:
+                        return
+                    gpu, tracker = None, ProcessTracker(process, sweep)
+                    readings = [Reading(time.perf_counter(), host_memory_mib=host_memory(process))]
+                elif isinstance(message, float):
+                    pace, due = message, time.perf_counter()
+                else:
+                    with contextlib.suppress(Exception):  # no NVML, no driver, no such GPU
+                        gpu = Gpu(message, process)
         except (EOFError, OSError):
             return
         now = time.perf_counter()
@@ -227,7 +235,8 @@ def read_sensors(connection: Connection, process: int, interval: float, sweep: i
             values = gpu.read()
             tracker.look(now, gpu.listed, gpu.name_of)
         readings.append(Reading._make([now, *values, host_memory(process)]))
-        due = max(due + (interval if gpu else max(interval, UNHURRIED)), time.perf_counter())
+        pause = max(interval, pace, 0.0 if gpu else UNHURRIED)
+        due = max(due + pause, time.perf_counter())
 
 
 @dataclass
@@ -303,52 +312,88 @@ class TelemetryRecord:
         ]
 
 
-class Telemetry:
-    """Reads sensors from `__enter__` to `__exit__`; afterwards `record` is complete.
+class Sensors:
+    """The process that reads sensors, for one run after another of the process that makes it.
 
-    It must be entered before a CUDA context exists: a process that has one must not be forked.
+    It must be made before a CUDA context exists: a process that has one must not be forked.
     """
 
     def __init__(self, interval: float, sweep: int | None = None) -> None:
         """`sweep` is the process that runs descend from which take turns with this one."""
-        self._interval, self._sweep = interval, sweep
-        self.record = TelemetryRecord()
-
-    def __enter__(self) -> Self:
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._reader = context.Process(
-            target=read_sensors,
-            args=(theirs, os.getpid(), self._interval, self._sweep),
-            daemon=True,
+            target=read_sensors, args=(theirs, os.getpid(), interval, sweep), daemon=True
         )
-        self.phase("open")
         self._reader.start()
         theirs.close()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.record.phases.append((time.perf_counter(), ""))
-        with contextlib.suppress(OSError, EOFError):
-            self._connection.send(None)
-            if self._connection.poll(PATIENCE):
-                self.record.readings, self.record.presences = self._connection.recv()
-        self._connection.close()
-        self._reader.join(PATIENCE)
-        if self._reader.is_alive():
-            self._reader.kill()
-            self._reader.join(PATIENCE)
 
     @property
     def pid(self) -> int | None:
         """The process id of the reader."""
         return self._reader.pid
 
+    def say(self, message: str | float) -> None:
+        """Send the reader a bus id or a pace; the run goes on even if the reader has died."""
+        with contextlib.suppress(OSError):
+            self._connection.send(message)
+
+    def seen(self, *, last: bool) -> tuple[NDArray[np.float64], list[Presence]] | None:
+        """What was read since this was called before; None if the reader does not answer."""
+        with contextlib.suppress(OSError, EOFError):
+            self._connection.send(None if last else True)
+            if self._connection.poll(PATIENCE):
+                readings, presences = self._connection.recv()
+                return readings, presences
+        return None
+
+    def close(self) -> None:
+        """End the reader."""
+        self._connection.close()
+        self._reader.join(PATIENCE)
+        if self._reader.is_alive():
+            self._reader.kill()
+            self._reader.join(PATIENCE)
+
+
+class Telemetry:
+    """Reads sensors from `__enter__` to `__exit__`; afterwards `record` is complete."""
+
+    def __init__(
+        self, interval: float, sweep: int | None = None, sensors: Sensors | None = None
+    ) -> None:
+        """Without `sensors` there will be some for this run alone, made as Sensors describes."""
+        self._interval, self._sweep, self._given = interval, sweep, sensors
+        self.record = TelemetryRecord()
+
+    def __enter__(self) -> Self:
+        self.phase("open")
+        if self._given is not None:
+            self._given.seen(last=False)  # what was read between two runs
+        self._sensors = self._given or Sensors(self._interval, self._sweep)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.record.phases.append((time.perf_counter(), ""))
+        last = self._given is None
+        if (seen := self._sensors.seen(last=last)) is not None:
+            self.record.readings, self.record.presences = seen
+        if last:
+            self._sensors.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the reader."""
+        return self._sensors.pid
+
     def attach(self, bus_id: str | None) -> None:
         """Read the GPU with this PCI bus id too from now on; None: there is no GPU."""
         if bus_id is not None:
-            with contextlib.suppress(OSError):  # the run goes on even if the reader has died
-                self._connection.send(bus_id)
+            self._sensors.say(bus_id)
+
+    def pace(self, seconds: float) -> None:
+        """Look at once, and then no more often than once in so many seconds."""
+        self._sensors.say(seconds)
 
     def phase(self, name: str) -> None:
         """Begin a phase of the run; the one before ends."""

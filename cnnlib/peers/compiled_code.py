@@ -1,6 +1,8 @@
 """Where PyTorch and JAX keep code that they have compiled, so that the next process has it."""
 
+import gc
 import os
+import sys
 from pathlib import Path
 
 from cnnlib.system.machine import usable_cores
@@ -23,3 +25,15 @@ def keep_compiled_code(folder: Path, processes: int) -> None:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }.items():
         os.environ.setdefault(name, str(value))
+
+
+def forget_compiled_code() -> None:
+    """Let go of what PyTorch and JAX have compiled in this process, once its engine is closed.
+
+    What is kept on disk stays. PyTorch compiles a function of one engine only so many times.
+    """
+    gc.collect()
+    if (dynamo := sys.modules.get("torch._dynamo")) is not None:
+        dynamo.reset()
+    if (jax := sys.modules.get("jax")) is not None:
+        jax.clear_caches()

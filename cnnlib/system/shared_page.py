@@ -10,6 +10,7 @@ import math
 import mmap
 import pickle
 import struct
+import time
 from typing import Any
 
 CAPACITY = 1 << 20
@@ -30,6 +31,7 @@ class Page:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, CAPACITY)
         self._notes: dict[str, str] = {}
+        self._began = time.monotonic()
         self._put_waiting(0.0, math.nan)
 
     def note(self, **facts: str) -> None:
@@ -65,6 +67,10 @@ class Page:
     def go_on(self, now: float) -> None:
         """The call does not wait any longer."""
         self._put_waiting(self.waited(now), math.nan)
+
+    def begin_anew(self, now: float) -> None:
+        """All that has gone by until now counts as waiting."""
+        self._put_waiting(now - self._began, math.nan)
 
     def waited(self, now: float) -> float:
         """Seconds that the call has waited for other processes until now."""

@@ -50,6 +50,7 @@ DOING = {
     "profile": "profiling",
     "learn": "recording what it learns",
     "sustain": "training for its energy",
+    "confirm": "confirming that no call returned early",
     "close": "closing",
 }
 """What a run does in each of its phases (cnnlib.measuring.telemetry.Telemetry.phase)."""
@@ -104,13 +105,19 @@ def waiting() -> Iterator[None]:
             page.go_on(time.monotonic())
 
 
+def begin_anew() -> None:
+    """From now on the supervised call may take as long as it might have at its beginning."""
+    if _page is not None:
+        _page.begin_anew(time.monotonic())
+
+
 def supervise(call: Callable[[], T], *, limit: float = math.inf, patient: bool = False) -> T:
     """Make the call in a process forked from this one and return its result.
 
     The result must not exceed CAPACITY when pickled. Raises Died when the call takes longer than
-    `limit` seconds, beside those of `waiting`, raises an exception or ends its process; a
-    UserError, OSError, MemoryError or Stopped that it raises is raised here too. Before `supervise`
-    ends, it ends every process that the call has started.
+    `limit` seconds, beside those of `waiting` and before `begin_anew`, raises an exception or ends
+    its process; a UserError, OSError, MemoryError or Stopped that it raises is raised here too.
+    Before `supervise` ends, it ends every process that the call has started.
 
     SIGTERM, SIGUSR1 and SIGINT are passed on. A call that is still running GRACE seconds later is
     killed, and then the signal has the effect that it would have had without the call. With

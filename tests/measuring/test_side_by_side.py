@@ -7,14 +7,17 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import pytest
 
-from cnnlib.measuring.run import TURN, Measurement
-from cnnlib.measuring.runs import runs
-from cnnlib.measuring.side_by_side import side_by_side
+from cnnlib.measuring import schema
+from cnnlib.measuring.run import TURN, Measurement, measure
+from cnnlib.measuring.runs import Run, runs
+from cnnlib.measuring.side_by_side import Order, Worker, side_by_side
 from cnnlib.measuring.sweep import Sweep
 from cnnlib.system.turns import turns
 from tests.support.toys import toy_config, toy_data
@@ -88,18 +91,114 @@ def test_nothing_else_is_active_while_a_run_is_timed(
     facts = json.loads((tmp_path / "results" / done[0].run.folder / "run.json").read_text())
     assert facts["preparing"] == 3
     assert not Sweep(config, preparing=3).due
+    # a further repeat has the engine of the first, and is what it would have been by itself
+    for stage in ("naive", "gemm"):
+        run = next(r for r in runs(config) if r.stage == stage and r.repeat == 2)
+        facts = json.loads((tmp_path / "results" / run.folder / "run.json").read_text())
+        assert facts["engine_of_repeat"] == 1
+        assert facts["checking_seconds"].keys() == {"before", "after"}
+        single = measure(config, run, planned._datasets["toy"], tmp_path / "single")
+        columns = schema.read_columns(tmp_path / "results" / run.folder / "epochs.csv", "epochs")
+        alone = schema.read_columns(single / "epochs.csv", "epochs")
+        for name in ("seed", "loss", "test_accuracy", "validated"):
+            assert columns[name] == alone[name]
 
 
-def test_a_run_whose_process_ends_does_not_end_the_others(
+def test_one_that_fails_or_hangs_is_followed_by_a_new_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path / "cache"))
-    due = runs(toy_config(sweep={"repeats": 4}))
+    config = toy_config(
+        sweep={"stages": ["gemm"], "repeats": 5}, measuring={"limit_seconds": 3.0}
+    ).model_copy(update={"results": str(tmp_path / "results")})
+    (tmp_path / "results/data").mkdir(parents=True)
+    shutil.move(toy_data(tmp_path)[0], tmp_path / "results/data/toy.npz")
+    log = tmp_path / "processes"
 
-    def measure(run: Any) -> str:
+    def measured(config: Any, run: Run, dataset: Any, folder: Path, **options: Any) -> Path:
+        with open(log, "a") as file:
+            file.write(f"{run.repeat} {os.getpid()}\n")
         if run.repeat == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return f"{run.repeat}"
+        if run.repeat == 3:
+            raise OSError("no room")
+        if run.repeat == 4:
+            time.sleep(60)
+        return measure(config, run, dataset, folder, **options)
 
-    found = {run.repeat: said for run, said in side_by_side(due, 2, measure)}
+    monkeypatch.setattr("cnnlib.measuring.sweep.measure", measured)
+    done = {each.run.repeat: each for each in Sweep(config, preparing=2).measure()}
+    assert [done[number].sound for number in range(1, 6)] == [True, False, False, False, True]
+    assert "killed by SIGKILL" in done[2].text
+    assert done[3].error
+    assert done[3].text == "no room"
+    assert "took longer than measuring.limit_seconds, 3 s" in done[4].text
+    processes = dict(line.split() for line in log.read_text().splitlines())
+    assert list(processes) == ["1", "2", "3", "4", "5"]
+    assert processes["1"] == processes["2"]
+    assert len(set(processes.values())) == 4
+
+
+def test_a_worker_that_ends_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path / "cache"))
+    due = runs(toy_config(sweep={"batch_sizes": [1, 2, 3, 4]}))
+
+    def work(connection: Connection) -> None:
+        while (run := connection.recv()) is not None:
+            if run.batch_size == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            connection.send(f"{run.batch_size}")
+
+    found = {run.batch_size: said for run, said in side_by_side(due, 2, work)}
     assert found == {1: "1", 2: "its process ended with exit code -9", 3: "3", 4: "4"}
+
+
+def test_a_worker_goes_on_with_what_it_has_loaded() -> None:
+    stages = ["gemm", "jax", "torch_compile", "jax_tf32"]
+    order = Order(runs(toy_config(sweep={"stages": stages, "batch_sizes": [2, 4], "repeats": 2})))
+    workers = [Worker(cast(Any, None), cast(Any, None)) for _ in range(3)]
+    taken = list[tuple[int, str, int, int]]()
+    while order:  # the workers are equally fast
+        for number, worker in enumerate(workers):
+            worker.run = None
+            if run := order.take(worker, workers):
+                worker.run = worker.last = run
+                taken.append((number, run.stage, run.batch_size, run.repeat))
+    mine = [[entry[1:] for entry in taken if entry[0] == number] for number in range(3)]
+    assert mine[0][:4] == [("gemm", size, repeat) for size in (2, 4) for repeat in (1, 2)]
+    both = [(stage, 2, repeat) for stage in ("jax", "jax_tf32") for repeat in (1, 2)]
+    assert mine[1][:4] == both
+    assert mine[2][:4] == [("torch_compile", size, repeat) for size in (2, 4) for repeat in (1, 2)]
+
+
+def test_what_is_compared_is_measured_at_about_the_same_time() -> None:
+    """Workers that take different times for a run, chosen by a generator of random numbers."""
+    stages = ["naive", "gemm", "fused"]
+    due = runs(toy_config(sweep={"stages": stages, "batch_sizes": [2, 4, 8, 16], "repeats": 3}))
+    for preparing in (1, 2, 3, 6, 8):
+        random, order = np.random.default_rng(preparing), Order(due)
+        workers = [Worker(cast(Any, None), cast(Any, None)) for _ in range(preparing)]
+        finished = list[Run]()
+        while len(finished) < len(due):
+            for worker in workers:
+                if worker.run is None:
+                    run = order.take(worker, workers)
+                    worker.run, worker.last = run, run or worker.last
+            at_work = [worker.run for worker in workers if worker.run]
+            sizes = sorted({run.batch_size for run in at_work})
+            assert len(sizes) <= 2
+            assert len({(run.batch_size, run.stage) for run in at_work}) == len(at_work)
+            left = {run.batch_size for run in due} - {run.batch_size for run in finished}
+            assert not left or sizes[-1] <= 2 * min(left | {sizes[0]})
+            chosen = random.choice([worker for worker in workers if worker.run])
+            assert chosen.run
+            finished.append(chosen.run)
+            chosen.run = None
+        assert len(set(finished)) == len(due)
+        assert not order
+        by_stage = [[run for run in finished if run.stage == stage] for stage in stages]
+        for each in by_stage:
+            repeats = [run.repeat for run in each if run.batch_size == 4]
+            assert repeats == [1, 2, 3]
