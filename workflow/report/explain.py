@@ -36,6 +36,8 @@ class AtSize:
     learns: bool
     little: str
     """What a batch that learns too little is said to have learned; else ""."""
+    images: str
+    """The whole batches of an epoch, in words; "" where they are not known."""
     rungs: list[Rung]
     yours: dict[str, str]
     """What stages took on the reader's own machine, where published ones are shown."""
@@ -158,6 +160,7 @@ def at_size(shown: Shown, size: int) -> AtSize:
         size,
         shown.learns(size),
         little(shown, size),
+        whole_batches(shown, size),
         rungs(shown, size),
         own_times(shown, size),
         lanes,
@@ -175,6 +178,12 @@ def little(shown: Shown, size: int) -> str:
         return ""
     accuracy = 100 * lines["batch_accuracy"].iloc[0]
     return f"{accuracy:.1f} % in {accuracies.epochs(lines)}"
+
+
+def whole_batches(shown: Shown, size: int) -> str:
+    """`14 whole batches, 57,344 images`: what an epoch is; "" where none was timed in full."""
+    images = shown.epoch_images(size)
+    return f"{images // size:,} whole batches, {images:,} images" if images else ""
 
 
 def used(sizes: list[AtSize]) -> list[excerpts.Excerpt]:
@@ -202,11 +211,20 @@ def trained(published: Path | None) -> live.Json:
 
 
 def origin_of(weights: live.Json) -> str:
-    """How the weights were trained, in one line."""
+    """How the weights were trained, in a sentence, as far as their file says so."""
     origin = weights.get("origin")
     if not isinstance(origin, Mapping):
         return ""
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in origin.items())
+    dataset = wording.DATASETS.get(str(origin.get("dataset")), origin.get("dataset"))
+    accuracy = origin.get("test_accuracy")
+    parts = [
+        f"trained by {wording.said(str(origin['stage']))}" if "stage" in origin else "trained",
+        f"on {dataset}" if dataset else "",
+        f"for {origin['epochs']} epochs" if "epochs" in origin else "",
+        f"at batch {origin['batch_size']}" if "batch_size" in origin else "",
+        f"to {100 * accuracy:.1f} % of the test images" if isinstance(accuracy, float) else "",
+    ]
+    return " ".join(filter(None, parts))
 
 
 def numbers(shown: Shown) -> list[live.Json]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cnnlib.paths import ROOT
 from cnnlib.peers import PEERS
+from cnnlib.validation.tolerances import COARSE
 from workflow.plotting import wording
 from workflow.report.rungs import DASH, rounds
 from workflow.report.shown import Shown
@@ -61,7 +62,12 @@ def peers(shown: Shown, provenance: Mapping[str, Mapping[str, object]]) -> list[
                 "TF32 products" if rounds(stage.name) else "float32",
                 "; ".join(made) or DASH,
                 f"{line['n']} epochs in {repeats(int(line['repeats']))}",
-                exactness(bool(line["validated"]), stage.slack, stage.conv_weight_slack),
+                exactness(
+                    bool(line["validated"]),
+                    stage.slack,
+                    stage.conv_weight_slack,
+                    stage.rounding,
+                ),
             )
         )
     return found
@@ -77,10 +83,13 @@ def chosen(value: object) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
-def exactness(validated: bool, slack: float, of_conv: float | None) -> str:
+def exactness(validated: bool, slack: float, of_conv: float | None, rounding: float | None) -> str:
     """Whether the runs were within their bounds, and how wide these are."""
     if not validated:
         return "not validated"
+    if rounding:
+        most = f"{100 * COARSE * rounding:.2g} %"
+        return f"the gradient as a whole within {most}, {COARSE:g} roundings to TF32"
     bound = f"within {slack:g} times the bound of a plain sum"
     return (
         f"{bound}; gradients of convolutions' weights within {of_conv:g} times"

@@ -40,7 +40,7 @@ def line(machine: Machine) -> list[str]:
         machine.name,
         ", ".join(names.get("cuda", [])) or "–",
         ", ".join(processors) or "–",
-        ", ".join(ladder.ordered(machine.stages)),
+        ", ".join(map(wording.said, ladder.ordered(machine.stages))),
         *(best(machine, size) for size in BATCH_SIZES),
         " to ".join(machine.dates) or "–",
         ", ".join(dict.fromkeys(commit[:DIGITS] for commit in machine.commits)) or "–",
@@ -50,4 +50,4 @@ def line(machine: Machine) -> list[str]:
 def best(machine: Machine, batch_size: int) -> str:
     """`18.0 ms (tuned)`, or a dash where this network was not measured."""
     found = machine.best(DATASET, NETWORK, batch_size)
-    return f"{wording.duration(found[1])} ({found[0]})" if found else "–"
+    return f"{wording.duration(found[1])} ({wording.said(found[0])})" if found else "–"

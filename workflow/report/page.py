@@ -9,6 +9,7 @@ and digits drawn.
 
 import argparse
 import base64
+import html
 import json
 import re
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from cnnlib.errors import DataError
 from cnnlib.files import write_whole
 from workflow.glue import modules
 from workflow.glue.program import exit_on_user_error
+from workflow.plotting import wording
 from workflow.plotting.ladder import take_in
 from workflow.report import NETWORKS, explain, glossary, machines, timeline
 from workflow.report.fair_play import TRIED
@@ -97,6 +99,7 @@ def render(
         colours=timeline.COLOURS,
         share_names=timeline.PARTS,
     )
+    drawn = [(path, text(path)) for path in sorted(figures, key=rank)]
     contents = {path.stem: blocks(text(path)) for path in tables}
     found = explain.explain(explain.read(list(data)), published, provenance)
     return environment.get_template("page.html.j2").render(
@@ -113,10 +116,12 @@ def render(
                 "name": path.stem,
                 "label": path.stem.replace("_", " "),
                 "caption": caption(path.stem),
-                "image": base64.b64encode(text(path).encode()).decode(),
+                "image": base64.b64encode(svg.encode()).decode(),
             }
-            for path in sorted(figures, key=rank)
+            for path, svg in drawn
+            if not nothing(svg)
         ],
+        missing=[line for _, svg in drawn if (line := nothing(svg))],
         provenance=facts(provenance),
         networks=blocks(networks(published.parent)) if published else [],
         machines=blocks(machines.table(published.parent)) if published else [],
@@ -154,6 +159,15 @@ def text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
+
+
+def nothing(svg: str) -> str:
+    """What a figure without a panel says: that something was not measured, and why; else ""."""
+    if 'id="axes_1"' in svg:
+        return ""
+    texts = re.findall(r'<g id="text_\d+">(.*?)(?=<g id="text_|\Z)', svg, re.DOTALL)
+    lines = [re.findall(r"<!-- (.*?) -->", text, re.DOTALL) for text in texts]
+    return html.unescape(": ".join(" ".join(each) for each in lines if each))
 
 
 def rank(path: Path) -> tuple[int, str]:
@@ -207,8 +221,26 @@ def facts(path: Path) -> list[tuple[str, str]]:
         "config",
     )
     rows = [(name, str(run[name])) for name in wanted if run.get(name) is not None]
+    rows = [(name, others_too(path, name, value)) for name, value in rows]
     libraries = ", ".join(f"{name} {v}" for name, v in run.get("libraries", {}).items())
     return [*rows, ("libraries", libraries)]
+
+
+def others_too(path: Path, name: str, value: str) -> str:
+    """A number of cores or a commit; those of other runs too, whose files lie beside `path`."""
+    if name not in ("cores", "commit"):
+        return value
+    found: dict[str, list[str]] = {value: []}
+    for other in sorted(path.parent.glob("*.json")):
+        if other != path:
+            try:
+                run = json.loads(text(other))
+            except ValueError:
+                raise DataError(f"{other} is not JSON") from None
+            if run.get(name) is not None:
+                found.setdefault(str(run[name]), []).append(wording.said(other.stem))
+    more = [f"{other} ({', '.join(runs)})" for other, runs in found.items() if other != value]
+    return "; ".join([f"{value} (the others)" if more else value, *more])
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class Rung:
     share_value: float
     accuracy: str
     energy: str
+    on_gpu: bool
     scaled: bool
     bar: float
     """Length of its bar: the logarithm of its speed, from 0 (the slowest) to 1."""
@@ -86,6 +87,7 @@ def rungs(shown: Shown, size: int) -> list[Rung]:
                 share_value=0.0 if math.isnan(line["share"]) else float(line["share"]),
                 accuracy=TABLE.accuracy_cell(line["test_accuracy"]),
                 energy=joules(energy[name]) if name in energy else "",
+                on_gpu=line["device_kind"] == "cuda",
                 scaled=bool(line["extrapolated"]),
                 bar=math.log(slowest / seconds[name]) / span,
             )

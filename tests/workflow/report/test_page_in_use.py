@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 
 from cnnlib.errors import DataError
 from cnnlib.exchange.formats import load_weights, save_weights
@@ -18,7 +19,9 @@ from cnnlib.exercises.catalogue import NAMES
 from cnnlib.layers import Array
 from cnnlib.network import Network
 from cnnlib.paths import ROOT
-from workflow.plotting import wording
+from cnnlib.peers import PEERS
+from cnnlib.validation.tolerances import COARSE
+from workflow.plotting import layout, style, wording
 from workflow.plotting.ladder import NAMES_OF_PEERS
 from workflow.report import (
     PUBLISHED,
@@ -33,6 +36,7 @@ from workflow.report import (
     timeline,
 )
 from workflow.report.explain import Explained
+from workflow.report.rungs import Rung
 
 REFERENCE = ROOT / PUBLISHED
 BROWSER = next(filter(None, map(shutil.which, browser.BROWSERS)), "")
@@ -127,13 +131,23 @@ def test_without_scripts_all_is_there_but_what_needs_one(
     assert "Drawing a digit needs JavaScript" in plain["text"]
 
 
+def cells(rung: Rung) -> list[str]:
+    return [rung.epoch, rung.gain, rung.library, rung.share]
+
+
 def test_the_slider_changes_the_ladder(seen: dict[str, Any], explained: Explained) -> None:
-    used = seen["use"]
+    used, untrained = seen["use"], "not trained to the end"
     assert used["now"] == ["1024"] * 3
     for at, size in ((used["opened"], 64), (used["moved"], 1024)):
         rungs = next(each for each in explained.sizes if each.size == size).rungs
         right = {
-            rung.title: [rung.epoch, rung.gain, rung.library, rung.share, rung.accuracy]
+            rung.title: [
+                rung.epoch,
+                rung.gain,
+                rung.library,
+                rung.share,
+                rung.accuracy or untrained,
+            ]
             for rung in rungs
         }
         assert at == right
@@ -348,7 +362,8 @@ def test_printed_it_is_slides(text: str, explained: Explained) -> None:
     without_figures = re.sub(r"<figure.*?</figure>", "", text, flags=re.DOTALL)
     printed = browser.print_page(BROWSER, without_figures)
     pages = re.findall(rb"/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)\]", printed)
-    assert len(pages) == 1 + len(explained.lessons)
+    # the ladder, the lessons, and where the rest of the limit goes
+    assert len(pages) == 1 + len(explained.lessons) + 1
     assert {(round(float(wide)), round(float(high))) for wide, high in pages} == {(960, 540)}
 
 
@@ -360,6 +375,35 @@ def test_weights_that_the_page_cannot_compute_are_named(tmp_path: Path) -> None:
     save_weights(tmp_path / "other.npz", other)
     with pytest.raises(DataError, match=r"other\.npz: .* a convolution with strides"):
         live.network(tmp_path / "other.npz")
+
+
+def test_libraries_in_tf32_are_not_said_to_be_as_exact(explained: Explained) -> None:
+    said = {peer.title: peer.exact for peer in explained.peers}
+    (rounding,) = {peer.rounding for peer in PEERS if peer.rounding}
+    coarse = f"the gradient as a whole within {100 * COARSE * rounding:.1f} %"
+    assert coarse in said["PyTorch, compiled, TF32"]
+    assert "times the bound of a plain sum" in said["PyTorch, compiled"]
+
+
+def test_what_was_not_measured_is_one_line(tmp_path: Path) -> None:
+    style.apply()
+    drawn = layout.nothing(layout.OWN_PAGE, "Energy & power", "It takes a GPU\n(NVML).")
+    drawn.figure.savefig(tmp_path / "energy.svg")
+    pyplot.close(drawn.figure)
+    shutil.copy(REFERENCE / "figures/memory.svg", tmp_path)
+    ladder = REFERENCE / "tables/ladder.md"
+    figures = sorted(tmp_path.glob("*.svg"))
+    said = page.render(figures, [ladder], REFERENCE / "provenance/run.json")
+    assert "<p>Energy &amp; power: It takes a GPU (NVML).</p>" in said
+    assert re.findall(r'<figure id="(\w+)"', said) == ["memory"]
+
+
+def test_provenance_is_of_all_runs(tmp_path: Path) -> None:
+    for name, cores in (("run", 4), ("gemm", 16), ("tuned", 16), ("naive", 4)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"cores": cores, "python": "3.11"}))
+    facts = dict(page.facts(tmp_path / "run.json"))
+    assert facts["cores"] == "4 (the others); 16 (gemm, tuned)"
+    assert facts["python"] == "3.11"
 
 
 def test_nothing_of_a_table_ends_the_script() -> None:

@@ -99,7 +99,7 @@ if (drawing && page.network?.layers) {
     context.strokeStyle = "#000"; context.lineWidth = 22; context.lineCap = context.lineJoin = "round";
     context.beginPath(); context.moveTo(...from); context.lineTo(...to); context.stroke();
   };
-  paper.addEventListener("pointerdown", event => { last = at(event); stroke(last, last); event.preventDefault(); });
+  paper.addEventListener("pointerdown", event => { if (sample.value !== "") { sample.value = ""; wipe(); } last = at(event); stroke(last, last); event.preventDefault(); });
   paper.addEventListener("pointermove", event => { if (last) { const to = at(event); stroke(last, to); last = to; } });
   addEventListener("pointerup", () => {
     if (!last) return;
@@ -128,4 +128,10 @@ if (drawing && page.network?.layers) {
     recognise(bytes);
   });
   empty();
+  // what there is to see is seen at once: a digit that is not hard
+  const first = (page.recognition?.digits ?? []).findIndex(digit => !digit.hard);
+  if (first >= 0) {
+    sample.value = first;
+    sample.dispatchEvent(new Event("change"));
+  }
 }
