@@ -94,7 +94,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
     for axes, kind, share in zip(row.flat, kinds, wide, strict=True):
         own = marks[marks["panel"] == kind]
         foot = 1.5 if sheet.compact else 0.3
-        draw_panel(axes, own, tables["probes"], kind, PANEL * share / 2 - 0.8, foot)
+        draw_panel(axes, own, tables["probes"], kind, PANEL * share / 2 - 1.7, foot)
     return Drawing(figure, words)
 
 

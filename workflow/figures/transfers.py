@@ -113,9 +113,9 @@ def title(transfers: pd.DataFrame, stages: list[str]) -> str:
     costs = rows.groupby("resident_images")["epoch_seconds"].median()
     least, most = int(costs.index.min()), int(costs.index.max())
     name = wording.said(stages[-1])
-    if least == most:
-        return f"An image takes {name} {wording.duration(costs[most])}"
     built = f" ({wording.EMULATED})" if (rows["device_kind"] == "emulated").all() else ""
+    if least == most:
+        return f"An image takes {name} {wording.duration(costs[most])}{built}"
     best = min(costs.index, key=lambda size: float(costs[size]))
     return (
         f"In loads of {least:,} an image takes {name} {wording.duration(costs[least])}, "

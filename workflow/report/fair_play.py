@@ -89,7 +89,10 @@ def exactness(validated: bool, slack: float, of_conv: float | None, rounding: fl
         return "not validated"
     if rounding:
         most = f"{100 * COARSE * rounding:.2g} %"
-        return f"the gradient as a whole within {most}, {COARSE:g} roundings to TF32"
+        return (
+            f"the gradient as a whole within {most} ({COARSE:g} roundings to TF32), or as far as a "
+            "reference with such products is off"
+        )
     bound = f"within {slack:g} times the bound of a plain sum"
     return (
         f"{bound}; gradients of convolutions' weights within {of_conv:g} times"

@@ -340,6 +340,29 @@ def test_emulated_kernels_are_named_so(name: str) -> None:
     assert "peak" not in title  # of what would it be one?
 
 
+def test_one_load_by_emulated_kernels_is_named_so() -> None:
+    tables = only_emulated()
+    rows = tables["transfers"]
+    tables["transfers"] = rows[rows["resident_images"] == rows["resident_images"].min()]
+    assert wording.EMULATED in texts(drawn("transfers", tables))[0]
+
+
+def test_a_long_device_stays_in_its_panel() -> None:
+    tables = made_up(("naive", "gemm", "fused"), kind="emulated")
+    for rows in tables.values():
+        long = "AMD EPYC (kernels built by g++ 12.2.0)"
+        rows["device"] = rows["device"].where(rows["device_kind"] != "emulated", long)
+        if "stage" in rows:
+            rows["device"] = rows["device"].where(rows["stage"] != "gemm", "a cpu, 2 threads")
+    figure = drawn("roofline", tables)
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert len(boxes) == 3
+    for box in boxes:
+        assert box is not None
+        assert box.x1 < figure.bbox.width + 1
+
+
 @pytest.mark.parametrize("name", ["profile", "roofline"])
 def test_emulated_kernels_share_no_panel(name: str) -> None:
     figure = drawn(name, made_up(kind="emulated"))
