@@ -103,6 +103,20 @@ def test_products_of_planes_are_as_exact_as_float32(
 
 
 @pytest.mark.usefixtures("tensor_cores")
+def test_tiles_between_the_usual_ones(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles whose rows a warp loads one after the other, where two blocks are said to overlap."""
+    monkeypatch.setattr(tiles, "SHAPES", tiles.SHAPES | {64: tiles.MORE_SHAPES[64][:1]})
+    monkeypatch.setattr(tiles, "MORE_SHAPES", {})
+    layers = [{"conv": {"maps": 33, "kernel": 3, "padding": 1}}, {"subsample": 2}, {"dense": 4}]
+    network = build("between", (3, 8, 6), 4, layers)
+    options = ProductOptions(overlapping=True, staggers=100)
+    with open_engine(replace(STAGE, options=options), network, 5, device) as engine:
+        rows = [operator.forward_tile.rows for operator in engine.operators]  # type: ignore[attr-defined]
+        assert 160 in rows
+        validate(engine, *pictures(network, 5))
+
+
+@pytest.mark.usefixtures("tensor_cores")
 def test_stored_planes_are_those_that_are_staged(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

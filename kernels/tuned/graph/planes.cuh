@@ -141,11 +141,17 @@ __device__ __forceinline__ void multiply_planes(Sums<ARITHMETIC, M_TILES, N_TILE
                                                 const SharedAddress (&right)[(N_TILES + 1) / 2], int right_offset,
                                                 int right_plane) {
   constexpr int COUNT = Planes<ARITHMETIC>::COUNT;
-  unsigned rows[COUNT][M_TILES][4];
-  UNROLL_FOR(int p = 0; p < COUNT; p++)
-    UNROLL_FOR(int m = 0; m < M_TILES; m++)
-      load_matrices<TRANSPOSED>(rows[p][m], left[m] + left_offset + p * left_plane);
-  // Two tiles of columns at a time: more of them would take registers that the sums need.
+  // More than four tiles of rows are loaded one at a time: all of them would take registers that the sums need.
+  constexpr int ROWS = M_TILES > 4 ? 1 : M_TILES;
+  static_assert(ROWS == M_TILES || N_TILES <= 2, "rows are loaded once");
+  unsigned rows[COUNT][ROWS][4];
+  const auto load_rows = [&](int first) {
+    UNROLL_FOR(int p = 0; p < COUNT; p++)
+      UNROLL_FOR(int m = 0; m < ROWS; m++)
+        load_matrices<TRANSPOSED>(rows[p][m], left[first + m] + left_offset + p * left_plane);
+  };
+  if (ROWS == M_TILES) load_rows(0);
+  // Two tiles of columns at a time, for the same reason.
   UNROLL_FOR(int pair = 0; pair < N_TILES; pair += 2) {
     unsigned columns[COUNT][2][2];
     UNROLL_FOR(int p = 0; p < COUNT; p++) {
@@ -159,17 +165,20 @@ __device__ __forceinline__ void multiply_planes(Sums<ARITHMETIC, M_TILES, N_TILE
       }
     }
     // the smallest products first; those that wait for each other are as far apart as can be
-    UNROLL_FOR(int order = COUNT - 1; order >= 0; order--)
-      UNROLL_FOR(int p = 0; p <= order; p++)
-        UNROLL_FOR(int m = 0; m < M_TILES; m++)
-          UNROLL_FOR(int n = 0; n < 2; n++) {
-            if (pair + n >= N_TILES) continue;
-            Fragment& sum = order == 0 ? sums.large[m][pair + n] : sums.small[m][pair + n];
-            if constexpr (ARITHMETIC == BF16X6)
-              mma_bf16(sum, rows[p][m], columns[order - p][n]);
-            else
-              mma_fp16(sum, rows[p][m], columns[order - p][n]);
-          }
+    UNROLL_FOR(int first = 0; first < M_TILES; first += ROWS) {
+      if (ROWS < M_TILES) load_rows(first);
+      UNROLL_FOR(int order = COUNT - 1; order >= 0; order--)
+        UNROLL_FOR(int p = 0; p <= order; p++)
+          UNROLL_FOR(int m = 0; m < ROWS; m++)
+            UNROLL_FOR(int n = 0; n < 2; n++) {
+              if (pair + n >= N_TILES) continue;
+              Fragment& sum = order == 0 ? sums.large[first + m][pair + n] : sums.small[first + m][pair + n];
+              if constexpr (ARITHMETIC == BF16X6)
+                mma_bf16(sum, rows[p][m], columns[order - p][n]);
+              else
+                mma_fp16(sum, rows[p][m], columns[order - p][n]);
+            }
+    }
   }
 }
 

@@ -60,29 +60,22 @@ struct StepUpdate {
   float momentum;
   int apply, count;
 
-  // The weights that a thread updates: index in the vector of all parameters, or -1.
-  static __device__ __forceinline__ void own_weights(const UpdateSegment& segment, int job, int (&own)[EACH]) {
+  // The weight of a segment that a thread updates where its gradient is summed by several threads, or -1.
+  static __device__ __forceinline__ int own_weight(const UpdateSegment& segment, int job) {
     const int thread = threadIdx.x;
-    UNROLL_FOR(int e = 0; e < EACH; e++) own[e] = -1;
-    if (segment.shares == 1) {
-      UNROLL_FOR(int e = 0; e < EACH; e++) {
-        const int i = (job * EACH + e) * THREADS + thread;
-        if (i < segment.size) own[e] = segment.offset + i;
-      }
-    } else if (segment.shares > 1) {
+    if (segment.shares > 1) {
       const int weights = segment.apart * segment.units, i = job * weights + thread;
-      if (thread < weights && i < segment.size) own[0] = segment.offset + i;
-    } else if (thread < TILE_UNITS * TILE_INPUTS) {
-      const int wide = segment.apart;
-      const int unit = job / wide * TILE_UNITS + thread / LANES, input = job % wide * TILE_INPUTS + thread % LANES;
-      if (unit < segment.units && input < segment.inputs) own[0] = segment.offset + unit * segment.inputs + input;
-      if (unit < segment.units && input == segment.inputs)
-        own[0] = segment.offset + segment.units * segment.inputs + unit;
+      return thread < weights && i < segment.size ? i : -1;
     }
+    if (thread >= TILE_UNITS * TILE_INPUTS) return -1;
+    const int wide = segment.apart;
+    const int unit = job / wide * TILE_UNITS + thread / LANES, input = job % wide * TILE_INPUTS + thread % LANES;
+    if (unit >= segment.units || input > segment.inputs) return -1;
+    return input < segment.inputs ? unit * segment.inputs + input : segment.units * segment.inputs + unit;
   }
 
-  // The gradients of these weights.
-  __device__ __forceinline__ void find_gradients(const UpdateSegment& segment, int job, float (&found)[EACH]) const {
+  // The gradient of this weight.
+  __device__ __forceinline__ float find_gradient(const UpdateSegment& segment, int job) const {
     const int thread = threadIdx.x;
     __syncthreads();  // the sums of the job before have been read
     int weights = TILE_UNITS * LANES, shares = WARPS;
@@ -90,16 +83,15 @@ struct StepUpdate {
       add_images(segment, job);
     } else {
       if (segment.units == 1)
-        add_shares<1>(segment, job, found);
+        add_shares<1>(segment, job);
       else
-        add_shares<EACH>(segment, job, found);
-      if (segment.shares == 1) return;
+        add_shares<EACH>(segment, job);
       weights = segment.apart * segment.units, shares = segment.shares;
     }
     __syncthreads();
-    found[0] = 0.0f;
-    if (thread < weights)
-      FOURFOLD_FOR(int share = 0; share < shares; share++) found[0] += sums[share * weights + thread];
+    float found = 0.0f;
+    if (thread < weights) FOURFOLD_FOR(int share = 0; share < shares; share++) found += sums[share * weights + thread];
+    return found;
   }
 
   // sums (WARPS, TILE_UNITS, TILE_INPUTS): of every WARPS-th image of a batch. Where there is no unit or input or image, some
@@ -126,16 +118,16 @@ struct StepUpdate {
     UNROLL_FOR(int u = 0; u < TILE_UNITS; u++) sums[(share * TILE_UNITS + u) * LANES + lane] = sum[u];
   }
 
-  // sum[w], and sums (shares, apart * WEIGHTS) where there are several shares: of every shares-th partial sum of some weights.
+  // sums (shares, apart * WEIGHTS): of every shares-th partial sum of some weights.
   template <int WEIGHTS>
-  __device__ __forceinline__ void add_shares(const UpdateSegment& segment, int job, float (&sum)[EACH]) const {
+  __device__ __forceinline__ void add_shares(const UpdateSegment& segment, int job) const {
     constexpr int FLIGHT = 16 / WEIGHTS;
     const int apart = segment.apart, lane = threadIdx.x % apart, share = threadIdx.x / apart;
     const int i = job * apart * WEIGHTS + lane, step = segment.size * segment.shares;
     const float* values = partials + segment.start + share * segment.size;
-    UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sum[w] = 0.0f;
+    float sum[WEIGHTS] = {};
     ROLLED_FOR(int group = share; group < segment.groups; group += FLIGHT * segment.shares, values += FLIGHT * step) {
-      float value[FLIGHT][WEIGHTS];
+      float value[FLIGHT][WEIGHTS] = {};
       UNROLL_FOR(int g = 0; g < FLIGHT; g++)
         UNROLL_FOR(int w = 0; w < WEIGHTS; w++)
           if (group + g * segment.shares < segment.groups)
@@ -144,8 +136,54 @@ struct StepUpdate {
         UNROLL_FOR(int w = 0; w < WEIGHTS; w++)
           if (group + g * segment.shares < segment.groups) sum[w] += value[g][w];
     }
-    if (segment.shares > 1)
-      UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sums[(share * WEIGHTS + w) * apart + lane] = sum[w];
+    UNROLL_FOR(int w = 0; w < WEIGHTS; w++) sums[(share * WEIGHTS + w) * apart + lane] = sum[w];
+  }
+
+  // sum[w]: of all partial sums of the segment's weight first + w THREADS.
+  __device__ __forceinline__ void add_all(const UpdateSegment& segment, int first, float (&sum)[EACH]) const {
+    constexpr int FLIGHT = 16 / EACH;
+    const float* values = partials + segment.start + first;
+    UNROLL_FOR(int w = 0; w < EACH; w++) sum[w] = 0.0f;
+    ROLLED_FOR(int group = 0; group < segment.groups; group += FLIGHT, values += FLIGHT * segment.size) {
+      float value[FLIGHT][EACH] = {};
+      UNROLL_FOR(int g = 0; g < FLIGHT; g++)
+        if (group + g < segment.groups)
+          UNROLL_FOR(int w = 0; w < EACH; w++)
+            if (first + w * THREADS < segment.size) value[g][w] = load_l2(values + g * segment.size + w * THREADS);
+      UNROLL_FOR(int g = 0; g < FLIGHT; g++)
+        UNROLL_FOR(int w = 0; w < EACH; w++)
+          if (group + g < segment.groups) sum[w] += value[g][w];
+    }
+  }
+
+  // Updates WEIGHTS weights of a thread, one or EACH, by gradients that several threads sum, or it alone. What it updates is
+  // loaded before it waits, and the rate afterwards, unless it is known already.
+  template <int WEIGHTS, class Wait>
+  __device__ __forceinline__ void update_weights(const UpdateSegment& segment, int job, float early_rate,
+                                                 const float* __restrict__ late_rate, Wait wait) const {
+    const int first = WEIGHTS == 1 ? own_weight(segment, job) : job * WEIGHTS * THREADS + threadIdx.x;
+    const auto is_there = [&](int w) { return WEIGHTS == 1 ? first >= 0 : first + w * THREADS < segment.size; };
+    float* weights = parameters + segment.offset + first;
+    float* speeds = velocity + segment.offset + first;
+    float weight[WEIGHTS] = {}, speed[WEIGHTS] = {}, found[WEIGHTS];
+    if (apply)
+      UNROLL_FOR(int w = 0; w < WEIGHTS; w++)
+        if (is_there(w)) weight[w] = weights[w * THREADS], speed[w] = speeds[w * THREADS];
+    wait();
+    const float rate = late_rate ? *late_rate : early_rate;
+    if constexpr (WEIGHTS == 1)
+      found[0] = find_gradient(segment, job);
+    else
+      add_all(segment, first, found);
+    UNROLL_FOR(int w = 0; w < WEIGHTS; w++) {
+      if (!is_there(w)) continue;
+      if (apply) {
+        descend(weight[w], speed[w], found[w], rate, momentum, Step::WEIGHT_DECAY);
+        weights[w * THREADS] = weight[w], speeds[w * THREADS] = speed[w];
+      } else {
+        gradient[segment.offset + first + w * THREADS] = found[w];
+      }
+    }
   }
 
   // rates: with AHEAD those of all steps of a load, of which *position have begun; else the rate of this step alone.
@@ -175,26 +213,13 @@ struct StepUpdate {
         gather(i, position, next, wait);
         continue;
       }
-      int own[EACH];
-      float weight[EACH], speed[EACH], found[EACH];
-      own_weights(segment, own_job, own);
-      if (apply)
-        UNROLL_FOR(int e = 0; e < EACH; e++)
-          if (own[e] >= 0) weight[e] = parameters[own[e]], speed[e] = velocity[own[e]];
-      float rate = 0.0f;
-      if (Step::AHEAD && counts && apply) rate = rates[min(max(*position - 1, 0), next.available / count - 1)];
-      wait();
-      if (!(Step::AHEAD && counts) && apply) rate = *rates;
-      find_gradients(segment, own_job, found);
-      UNROLL_FOR(int e = 0; e < EACH; e++) {
-        if (own[e] < 0) continue;
-        if (apply) {
-          descend(weight[e], speed[e], found[e], rate, momentum, Step::WEIGHT_DECAY);
-          parameters[own[e]] = weight[e], velocity[own[e]] = speed[e];
-        } else {
-          gradient[own[e]] = found[e];
-        }
-      }
+      float early = 0.0f;
+      if (Step::AHEAD && counts && apply) early = rates[min(max(*position - 1, 0), next.available / count - 1)];
+      const float* late = !(Step::AHEAD && counts) && apply ? rates : nullptr;
+      if (segment.shares == 1)
+        update_weights<EACH>(segment, own_job, early, late, wait);
+      else
+        update_weights<1>(segment, own_job, early, late, wait);
     }
     wait();
     if (apply && counts && blockIdx.x == 0 && threadIdx.x == 0) {

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FEW_ERRORS = 64
 """Errors of an image that every block reads to find the largest, which a launch would cost more."""
+STAGGERED = 3
+"""Parts of a product for each multiprocessor from which on one of two blocks may begin later."""
 MOST_WINDOW = 16
 """Most elements of a window that is subsampled at the end of a product."""
 
@@ -129,9 +131,9 @@ class GraphConv(GpuOperator):
         options, limits = product_options(self.stage), self.limits
         room = VECTOR_BYTES[self.arithmetic]
         rest = batch_size, limits, room
-        forward = product_tile(self.windows, self.maps, *rest, options.small_tiles)
-        channels = self.source_map[0]
-        back = product_tile(self.windows_back, channels, *rest, options.small_tiles)
+        small = options.small_tiles
+        forward = product_tile(self.windows, self.maps, *rest, small, options.overlapping)
+        back = product_tile(self.windows_back, self.source_map[0], *rest, small)
         gradient = gradient_tile(self.windows, self.maps, *rest)
         if forward is None or gradient is None or back is None:
             raise self.too_large()
@@ -153,6 +155,17 @@ class GraphConv(GpuOperator):
         """Blocks of a launch: those that keep their weights are as many as are resident."""
         resident = BLOCKS * self.limits.multiprocessors
         return min(jobs, resident) if tile and tile.keeps_weights else jobs
+
+    @property
+    def _backward_jobs(self) -> int:
+        """Parts of both products of the backward pass."""
+        errors = self.errors_tile.jobs if self.errors_tile else 0
+        return self.gradient_tile.partial_sums * self.gradient_tile.tiles + errors
+
+    def _staggers(self, jobs: int) -> int:
+        """Cycles by which second blocks begin later, if a multiprocessor has several after them."""
+        several = jobs >= STAGGERED * self.limits.multiprocessors and self.windows.taps > 1
+        return product_options(self.stage).staggers if several else 0
 
     def too_large(self) -> Unsupported:
         return self.unsupported(
@@ -189,6 +202,9 @@ class GraphConv(GpuOperator):
             "BACKWARD_BYTES": self.backward_bytes,
             "FINDS_PEAK": int(self.finds_peak),
             "LEAVES_PEAK": int(self.before is not None),
+            "FORWARD_STAGGERS": self._staggers(self.forward_tile.jobs),
+            "BACKWARD_STAGGERS": self._staggers(self._backward_jobs),
+            "MULTIPROCESSORS": self.limits.multiprocessors,
             "LEAVES_PLANES": int(self.stored_target is not None),
             **(self.stored_target or StoredMaps()).constants(),
         }
@@ -231,10 +247,7 @@ class GraphConv(GpuOperator):
         # The first operator has no source errors, and its kernel does not touch the array it gets.
         source_errors = b.target_errors if b.source_errors is None else b.source_errors
         source_peak = self.peak if self.before is None else self.before.peak
-        groups = self.gradient_tile.partial_sums
-        jobs = groups * self.gradient_tile.tiles + (
-            self.errors_tile.jobs if self.errors_tile else 0
-        )
+        groups, jobs = self.gradient_tile.partial_sums, self._backward_jobs
         return [
             *launches,
             self.launch_blocks(

@@ -278,7 +278,7 @@ class StoredConv(GraphConv):
             ),
             self.launch_blocks(
                 "backward",
-                groups * self.gradient_tile.tiles + self.errors_tile.jobs,
+                self._backward_jobs,
                 *(b.target_errors, self.error_planes, source, self.errors_weights),
                 *(b.source_errors, source_peak, b.partial_sums),
                 *(self.partials, self.tickets, self.peak, count, groups),

@@ -24,6 +24,13 @@ SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {
 
 Each warp makes 32x32, 32x16, 16x16, 16x8 or 32x64: the larger, the fewer loads for a product.
 """
+MORE_SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {
+    32: ((192, 32, 4), (160, 32, 2), (96, 32, 2)),
+    64: ((160, 64, 2), (96, 64, 2)),
+}
+"""Shapes between those, where tiles are chosen by how two blocks overlap: for numbers of tiles that
+would leave multiprocessors without a second or third one.
+"""
 SPLITS = (1, 2, 4, 8, 16, 32)
 """Blocks that may share one tile's terms; the last one to come adds as many sums."""
 PRODUCTS = 8 * 3 / 1365
@@ -32,6 +39,11 @@ make on an H100, of all warps."""
 STAGING = 0.8
 """Cycles of a vector that is staged: some 100 instructions of a warp for 32 of them, on four
 schedulers. A count of the compiled kernels."""
+LOADING = 2 * 4 / 16 / 2
+"""Cycles of a row or a column of a warp for a group: two planes, of which 16 rows of two groups are
+loaded in four turns of shared memory."""
+CONFLICT = 1.15
+"""How much longer than their work two blocks take together that have no waits. An estimate."""
 ENDING = 0.25
 """Cycles of an element at the end of a tile: some 30 instructions, counted likewise."""
 ADDING = 4 / 60
@@ -121,12 +133,23 @@ class ProductTile:
 
 
 def product_tile(
-    windows: Windows, columns: int, batch: int, limits: Limits, vector_bytes: int, smallest: bool
+    windows: Windows,
+    columns: int,
+    batch: int,
+    limits: Limits,
+    vector_bytes: int,
+    smallest: bool,
+    overlapping: bool = False,
 ) -> ProductTile | None:
-    """The tile with which the busiest multiprocessor has least to do; None if none fits."""
+    """The tile with which the busiest multiprocessor has least to do; None if none fits.
+
+    `overlapping`: two blocks of a multiprocessor are taken to hide each other's waits, and there
+    are more shapes to choose from.
+    """
     widest = next((width for width in SHAPES if columns <= width), max(SHAPES))
     found: list[ProductTile] = []
-    for shape in SHAPES[widest]:
+    more = MORE_SHAPES.get(widest, ()) if overlapping else ()
+    for shape in SHAPES[widest] + more:
         if windows.used(shape[0]) == 0:
             continue
         fitting = (
@@ -140,6 +163,9 @@ def product_tile(
         return None
     if smallest:
         return min(found, key=lambda tile: (tile.rows * tile.columns, -tile.splits))
+    if overlapping:
+        kept = (_keeping(tile, windows, columns, limits, vector_bytes) for tile in found)
+        return min(kept, key=lambda tile: _overlapping_cycles(tile, windows, limits))
     best = min(found, key=lambda tile: _cycles(tile, windows, limits))
     return _keeping(best, windows, columns, limits, vector_bytes)
 
@@ -186,6 +212,30 @@ def _cycles(tile: ProductTile, windows: Windows, limits: Limits) -> float:
     waiting = chunks * (staging + LATENCY) / 2
     blocks = ceil_div(tile.jobs, limits.multiprocessors)
     return each + (blocks - 1) * (each - waiting)
+
+
+def _overlapping_cycles(tile: ProductTile, windows: Windows, limits: Limits) -> float:
+    """The same where two blocks of a multiprocessor hide each other's waits.
+
+    Shared memory is counted too: a warp loads its rows and columns for every tap.
+    """
+    seen = windows.unfolded() if tile.unfold else windows
+    chunks = ceil_div(tile.chunks(windows), tile.splits)
+    pixels = tile.rows if tile.unfold else math.prod(tile.patch)
+    wide = min(WARPS // tile.warps_high, tile.columns // EIGHT)
+    loads = tile.rows * wide + tile.columns * tile.warps_high
+    multiplied = max(PRODUCTS * tile.rows * tile.columns, LOADING * loads) * seen.taps
+    weights = 0 if tile.keeps_weights else seen.taps * tile.columns
+    staged = STAGING * (pixels + weights)
+    busy = chunks * tile.chunk * (multiplied + staged) + ENDING * tile.rows * tile.columns
+    waits = chunks * seen.kernel[0] // tile.tap_rows + 2
+    if tile.splits > 1:
+        waits += 2
+        busy += ADDING * tile.splits * tile.rows * tile.columns
+    alone = busy + waits * LATENCY
+    two = max(alone, CONFLICT * BLOCKS * busy)
+    rounds, rest = divmod(ceil_div(tile.jobs, limits.multiprocessors), BLOCKS)
+    return rounds * two + rest * alone
 
 
 def weight_pitches(taps: int, chunk: int, columns: int) -> tuple[int, int]:
