@@ -179,6 +179,23 @@ def test_every_block_leads_to_code_that_is_there(explained: Explained) -> None:
         assert source[piece.line - 1].strip() == lines[0].strip()
 
 
+def test_code_of_tuned_is_that_of_its_operators() -> None:
+    """Each operator names its kernels' file in the first line of its module."""
+    run = json.loads((REFERENCE / "provenance/tuned.json").read_text(encoding="utf-8"))
+    for planned in run["plan"]:
+        layers, _, operator = planned.partition(": ")
+        files = [
+            path.read_text(encoding="utf-8").partition("\n")[0]
+            for path in (ROOT / "cnnlib/stages/tuned").glob("*.py")
+            if f"class {operator}(" in path.read_text(encoding="utf-8")
+        ]
+        for direction in ("forward", "backward"):
+            entry = excerpts.entry_of("tuned", layers.partition("+")[0], direction)
+            assert entry is not None
+            assert files
+            assert all(entry.file in line for line in files if "kernels/" in line), planned
+
+
 def test_a_function_that_is_gone_is_named() -> None:
     entry = excerpts.entries()[0]
     with pytest.raises(DataError, match=r"kernels/batch\.cuh has no function gone"):
