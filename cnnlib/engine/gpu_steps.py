@@ -136,6 +136,8 @@ class CountedSteps:
         self._position = step.array((1,), np.int32)
         self._labels, self._rate = step.array((self._batch,), np.uint8), step.array((1,))
         self._graphs: dict[int, Graph] = {}
+        self._sequences: dict[int, list[Graph]] = {}
+        """Steps of a piece -> the graphs that make them."""
 
     def prepare(self) -> None:
         """Make the launches, and capture the graphs of an epoch, outside the time measured."""
@@ -145,8 +147,7 @@ class CountedSteps:
         first = [] if step.gathers_ahead else [self._first]
         self._launches = [*first, *step.passes(self._labels), *self._last]
         if self._options.launch != "each":
-            for steps in graph_sizes(self.count // self._batch, len(self._launches)):
-                self._graph(steps)
+            self._sequence(self.count // self._batch)
 
     def draws(self, shuffle: Shuffle) -> bool:
         return self._images.draws(shuffle)
@@ -166,12 +167,19 @@ class CountedSteps:
             for _ in range(steps):
                 self._run_one()
         else:
-            for size in graph_sizes(steps, len(self._launches)):
-                self._graph(size).launch()
+            for graph in self._sequence(steps):
+                graph.launch()
 
     def _run_one(self) -> None:
         for launch in self._launches:
             launch.run()
+
+    def _sequence(self, steps: int) -> list[Graph]:
+        """The graphs that make so many steps."""
+        if steps not in self._sequences:
+            sizes = graph_sizes(steps, len(self._launches))
+            self._sequences[steps] = [self._graph(size) for size in sizes]
+        return self._sequences[steps]
 
     def _graph(self, steps: int) -> Graph:
         """A graph of as many steps; a new one is captured."""
@@ -193,6 +201,7 @@ class CountedSteps:
         return [self._first], self._labels, self._last
 
     def close(self) -> None:
+        self._sequences.clear()
         self._graphs.clear()
         self._images.close()
 

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
+from cnnlib.engine import learning_rate
 from cnnlib.engine.learning_rate import Schedule
 
 pytestmark = pytest.mark.quick
@@ -31,6 +32,16 @@ def test_rates_stay_between_nothing_and_the_peak(warmup: float, epochs: int, ste
     top = int(rates.argmax())
     assert all(a <= b for a, b in itertools.pairwise(rates[: top + 1]))
     assert all(a >= b for a, b in itertools.pairwise(rates[top:]))
+
+
+def test_kept_rates_are_those_that_each_epoch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = Schedule(0.3, warmup=0.3)
+    kept = [schedule.rates(epoch, 3, 7) for epoch in (3, 1, 2)]
+    monkeypatch.setattr(learning_rate, "KEPT_STEPS", 20)
+    for epoch, rates in zip((3, 1, 2), kept, strict=True):
+        assert rates.tobytes() == schedule.rates(epoch, 3, 7).tobytes()
+        with pytest.raises(ValueError, match="read-only"):
+            rates[0] = 0
 
 
 def test_after_the_last_epoch_rates_stay_those_of_the_last() -> None:
