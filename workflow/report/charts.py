@@ -91,9 +91,9 @@ def by_length(shown: Shown, known: Facts) -> Chart | None:
         return None
     for low, high in pairwise((0.0, AN_EMPTY_ONE, 1.5, math.inf)):
         count = sum(low * launch < block.length <= high * launch for block in blocks)
-        label = (
-            f"up to {micro(high * launch)}" if high < math.inf else f"over {micro(low * launch)}"
-        )
+        label = f"{micro(low * launch)} to {micro(high * launch)}"
+        label = f"up to {micro(high * launch)}" if not low else label
+        label = f"over {micro(low * launch)}" if high == math.inf else label
         bars.append(Bar(label, count, str(count), lane.color))
     return Chart(
         "How many kernels of a step take how long",

@@ -61,7 +61,7 @@ def peers(shown: Shown, provenance: Mapping[str, Mapping[str, object]]) -> list[
                 f"{'JAX' if name == 'jax' else 'PyTorch'} {version}" if version else DASH,
                 "TF32 products" if rounds(stage.name) else "float32",
                 "; ".join(made) or DASH,
-                f"{line['n']} epochs in {repeats(int(line['repeats']))}",
+                counted(int(line["n"]), bool(line["extrapolated"]), int(line["repeats"])),
                 exactness(
                     bool(line["validated"]),
                     stage.slack,
@@ -73,9 +73,11 @@ def peers(shown: Shown, provenance: Mapping[str, Mapping[str, object]]) -> list[
     return found
 
 
-def repeats(count: int) -> str:
-    """`1 repeat`, `3 repeats`."""
-    return f"{count} repeat{'s' if count > 1 else ''}"
+def counted(times: int, scaled: bool, repeats: int) -> str:
+    """`6 epochs in 3 repeats`; of what was timed on parts of an epoch, the parts."""
+    what = "part of an epoch" if scaled else "epoch"
+    what = what if times == 1 else what.replace("part", "parts") if scaled else f"{what}s"
+    return f"{times} {what} in {repeats} repeat{'s' if repeats > 1 else ''}"
 
 
 def chosen(value: object) -> str:

@@ -151,7 +151,9 @@ def lane(shown: Shown, stage: str, size: int, rows: pd.DataFrame) -> Lane:
         if one_launch and row["kernel"] in ("leave_gradient", "update"):
             wait = shown.limit("barrier_grid") * 1e6
             if not math.isnan(wait):
-                hint = f"waiting for all blocks: {micro(wait)}, a barrier of the grid measured singly"
+                hint = (
+                    f"waiting for all blocks: {micro(wait)}, a barrier of the grid measured singly"
+                )
                 blocks.append(Block("", "barrier", at, wait, "barrier", "batch", hint))
                 at += wait
     if step - at > NEGLIGIBLE * step:

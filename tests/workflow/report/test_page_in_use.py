@@ -30,6 +30,7 @@ from workflow.report import (
     clocks,
     excerpts,
     explain,
+    fair_play,
     lessons,
     live,
     page,
@@ -400,6 +401,19 @@ def test_libraries_in_tf32_are_not_said_to_be_as_exact(explained: Explained) -> 
     coarse = f"the gradient as a whole within {100 * COARSE * rounding:.1f} %"
     assert coarse in said["PyTorch, compiled, TF32"]
     assert "times the bound of a plain sum" in said["PyTorch, compiled"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((6, False, 3), "6 epochs in 3 repeats"),
+        ((1, False, 1), "1 epoch in 1 repeat"),
+        ((51, True, 1), "51 parts of an epoch in 1 repeat"),
+        ((1, True, 1), "1 part of an epoch in 1 repeat"),
+    ],
+)
+def test_parts_of_epochs_are_not_counted_as_epochs(given: tuple[int, bool, int], said: str) -> None:
+    assert fair_play.counted(*given) == said
 
 
 def test_what_was_not_measured_is_one_line(tmp_path: Path) -> None:
