@@ -8,7 +8,7 @@ Settings, all from the environment:
   CNNLIB_EMULATED_THREADS  OS threads that share a launch's blocks (default: the usable cores)
   CNNLIB_EMULATED_MEMORY   bytes that arrays may take (default: what is free when it is opened)
   CNNLIB_FIBER_ORDER       forward or reverse: the order in which blocks and their threads run
-  CNNLIB_OPTIMIZE          1 to 3: the compiler's level of optimisation (default: 3)
+  CNNLIB_OPTIMIZE          0 to 3: the compiler's level of optimisation (default: 3)
   CNNLIB_SANITIZE          address,undefined: see `compiler.sanitizer_environment`
   CNNLIB_WATCH             1: count the bytes that kernels read and write, and look for accesses
                            outside arrays and for races, on one OS thread
@@ -436,6 +436,7 @@ class EmulatedDevice:
         text = with_launchers(source, name, kernels)
         if self.watches:
             flags = (*flags, *link_flags(self._compiler.is_clang))
+        flags = (*self._flags, *flags)
         key = self._key(text, flags)
         if key not in self._modules:
 
@@ -490,14 +491,13 @@ class EmulatedDevice:
             text,
             *compiler.command,
             compiler.version,
-            *self._flags,
             *flags,
             native_target(),
         ]
         return content_key(parts, included_files(text))
 
     def _build(self, text: str, what: str, path: Path, flags: Sequence[str]) -> None:
-        command = [*self._compiler.command, *self._flags, *flags, "-I", str(kernels_folder())]
+        command = [*self._compiler.command, *flags, "-I", str(kernels_folder())]
         source = path.with_suffix(".cpp")
         try:
             source.write_text(text, encoding="utf-8")
@@ -508,7 +508,9 @@ class EmulatedDevice:
     def _load_runtime(self) -> ctypes.CDLL:
         check_executable(cache_folder())
         text = '#include "emulated/runtime.cpp"\n'
-        flags = ["-DEMULATED_WATCH=1"] if self.watches else []
+        # All modules of a process call one runtime, so that those of level 0 have that of level 1.
+        flags = compile_flags(self._compiler, self._sanitize, least=1)
+        flags += ["-DEMULATED_WATCH=1"] * self.watches
         key = self._key(text, flags)
 
         def build(path: Path) -> None:

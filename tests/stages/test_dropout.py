@@ -19,6 +19,8 @@ from tests.support.engines import (
 )
 from tests.support.networks import build, dropped
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 BATCH = 9
 CONV = {"conv": {"maps": 1, "kernel": 1}}
 RELU = {"activation": "relu"}

@@ -23,6 +23,8 @@ from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import STAGES, open_engine, pictures, skip_if_declined
 from tests.support.networks import build
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 QUICK = ("naive", "gemm", "fused")
 SHAPE = (1, 17, 17)
 

@@ -14,6 +14,8 @@ from cnnlib.validation.spot_checks import exact, five_steps
 from tests.support.engines import each_of, on, open_engine, pictures
 from tests.support.networks import FUSED_LINEAR, FUSED_WINDOWS, build, lenet5
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 each_fusing_stage = each_of([fused.STAGE, fused.PULL, ring.STAGE])
 
 

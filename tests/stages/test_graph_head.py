@@ -15,6 +15,8 @@ from tests.engine.test_gpu_steps import capturing, two_epochs  # noqa: F401
 from tests.support.engines import open_engine, pictures
 from tests.support.networks import awkward, build
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 EACH = replace(tuned.GRAPH.options, head=0, gathers_ahead=False)
 HEAD = replace(EACH, head=4096, gathers_ahead=True)
 DENSE = build("dense", (1, 6, 6), 3, [{"dense": 90}, {"activation": "relu"}, {"dense": 3}])

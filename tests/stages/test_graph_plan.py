@@ -27,6 +27,8 @@ from tests.stages.test_other_gpus import ptx
 from tests.support.engines import Limited, open_engine, pictures
 from tests.support.networks import build, shipped
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 STAGE = Stage(
     name="graph",
     title="graph",

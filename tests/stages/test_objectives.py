@@ -15,6 +15,8 @@ from cnnlib.validation.verdicts import ValidationFailed
 from tests.support.engines import each_of, open_engine, pictures, skip_if_declined
 from tests.support.networks import build
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 NETWORK = build(
     "objectives",
     (1, 12, 12),

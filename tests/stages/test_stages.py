@@ -10,7 +10,7 @@ from cnnlib.validation.reference import FAST_REFERENCE
 from tests.support.engines import each_of, on, open_engine, pictures, training
 from tests.support.networks import awkward, lenet5, small
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("in_haste")]
 
 each_stage = each_of([*LADDER, *VARIANTS])
 

@@ -33,6 +33,12 @@ from tests.support.networks import (
     small,
 )
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
+LARGE_BATCH = 256
+"""With so many images, and where kernels run often, optimising them is worth its time."""
+
+
 # Right results
 
 
@@ -47,12 +53,13 @@ from tests.support.networks import (
             marks=[pytest.mark.quick] * ((network.name, size) == ("awkward", 7)),
         )
         for network in (*NETWORKS.values(), *GENERAL.values())
-        for size in (1, 2, 7, 16, 64, 256)
+        for size in (1, 2, 7, 16, 64, LARGE_BATCH)
     ],
 )
-def test_gradient_parity(stage, network, batch_size, device):
+def test_gradient_parity(stage, network, batch_size, device, optimized):
     skip_if_declined(stage, network)
-    with open_engine(stage, network, batch_size, device) as engine:
+    where = optimized if batch_size == LARGE_BATCH else device
+    with open_engine(stage, network, batch_size, where) as engine:
         validate(engine, *pictures(network, batch_size))
 
 
@@ -67,9 +74,9 @@ def test_gradient_parity_of_unusual_networks(stage, network, batch_size, device)
 @each_gpu_stage
 @on(*NETWORKS.values(), *GENERAL.values())
 @pytest.mark.parametrize("count", [1, 13, 31])
-def test_gradient_of_part_of_a_batch(stage, network, count, device):
+def test_gradient_of_part_of_a_batch(stage, network, count, optimized):
     skip_if_declined(stage, network)
-    with open_engine(stage, network, 32, device) as engine:
+    with open_engine(stage, network, 32, optimized) as engine:
         validate(engine, *pictures(network, 32))  # leaves more than `count` images in the buffers
         validate(engine, *pictures(network, count, seed=1))
 
@@ -77,9 +84,10 @@ def test_gradient_of_part_of_a_batch(stage, network, count, device):
 @each_gpu_stage
 @on(*NETWORKS.values(), *GENERAL.values())
 @pytest.mark.parametrize(("batch_size", "momentum"), [(16, 0.0), (64, 0.9)])
-def test_five_steps(stage, network, batch_size, momentum, device):
+def test_five_steps(stage, network, batch_size, momentum, device, optimized):
     skip_if_declined(stage, network)
-    with open_engine(stage, network, batch_size, device, momentum=momentum) as engine:
+    where = optimized if batch_size == 64 else device
+    with open_engine(stage, network, batch_size, where, momentum=momentum) as engine:
         five_steps(engine, *pictures(network, 3 * batch_size))
 
 
@@ -137,11 +145,11 @@ def test_first_of_equals_in_reading_order_wins(stage, network, device):
 
 @each_gpu_stage
 @on(lenet5())
-def test_three_trainings_of_two_epochs_are_bit_identical(stage, network, device):
+def test_three_trainings_of_two_epochs_are_bit_identical(stage, network, optimized):
     images, _ = pictures(network, 9)
     results = []
     for _ in range(3):
-        with training(stage, network, 64, 192, device, momentum=0.5) as engine:
+        with training(stage, network, 64, 192, optimized, momentum=0.5) as engine:
             losses = [engine.train(np.random.default_rng(0).permutation(192)) for _ in range(2)]
             results.append((losses, engine.parameters, engine.velocity, engine.logits(images)))
     for repeat in results[1:]:

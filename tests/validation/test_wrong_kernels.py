@@ -38,6 +38,8 @@ from tests.support.networks import (
 )
 from tests.support.toys import toy_config
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 NETWORKS = {
     network.name: network
     for network in (
