@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
 RESAMPLES = 2000
 SEED = 20171
@@ -41,6 +40,8 @@ def drawn(repeats: Repeats, base: Repeats, seed: int) -> NDArray[np.float64]:
 
 def _bootstrap(repeats: Repeats, base: Repeats | None, seed: int = SEED) -> Any:
     """The BootstrapResult of scipy, which has no types."""
+    from scipy.stats import bootstrap  # it takes a second to import, and single repeats need none
+
     samples = [repeats] if base is None else [base, repeats]
     padded = [pad(sample) for sample in samples]
     # np.median gives the same where nothing is missing, and is several times faster

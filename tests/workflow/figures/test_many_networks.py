@@ -17,6 +17,8 @@ from workflow.plotting import draw, layout, wording
 TABLES = ROOT / "results/reference/nvidia-h100/tables"
 PANELS = ("speedup", "latency", "learning", "push_pull")
 """Figures with a panel for each network."""
+MOST_PANELS = pytest.param(32, "latency", marks=pytest.mark.slow(10))
+"""The figure with two panels for each network; all are laid out by the same code."""
 FIRST = ("energy", "filters", "memory", "parting", "profile", "roofline", "transfers", "discern")
 """Figures that show the first network alone."""
 STAGES = ("naive", "gemm", "fused", "tuned")
@@ -88,9 +90,11 @@ def check(figure: Figure) -> None:
         assert inside.height > 0.6 * figure.dpi
 
 
-@pytest.mark.parametrize("name", PANELS)
-@pytest.mark.parametrize("count", [3, pytest.param(32, marks=pytest.mark.slow)])
-def test_many_networks(name: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [*((count, name) for count in (3, 12) for name in PANELS), MOST_PANELS],
+)
+def test_many_networks(count: int, name: str) -> None:
     began = time.process_time()
     figure = drawn(name, published(name), [f"network_{number}" for number in range(count)])
     spent = time.process_time() - began
