@@ -64,6 +64,14 @@ def sweep(
     preparing: Annotated[
         int, typer.Option(help="How many runs are prepared and checked side by side.")
     ] = 1,
+    keep_processes: Annotated[
+        bool,
+        typer.Option(
+            "--keep-processes",
+            help="With --preparing: a process goes on with other networks and batch sizes, which "
+            "saves seconds for each. Its memory then holds what earlier runs have left.",
+        ),
+    ] = False,
 ) -> None:
     """Time all runs of the sweep that are due.
 
@@ -77,8 +85,8 @@ def sweep(
     a run failed or was disturbed.
 
     With --preparing 6, six runs at a time are compiled and checked, and each of them is timed while
-    the others wait. The runs of a stage then follow each other in a process, whose repeats share
-    what was compiled; all runs of a network and batch size come before the next but one.
+    the others wait. Repeats of a run then follow each other in one process and share what was
+    compiled; all runs of a network and batch size come before the next but one.
     """
     from contextlib import closing
 
@@ -87,7 +95,7 @@ def sweep(
     from cnnlib.measuring.sweep import Sweep
 
     at_least_one(preparing=preparing)
-    planned = Sweep(load_experiment(config), preparing)
+    planned = Sweep(load_experiment(config), preparing, keep_processes=keep_processes)
     for line in few_lines("measured again", planned.changed.values()):
         typer.echo(line, err=True)
     total, failed = len(planned.due), 0

@@ -1,4 +1,4 @@
-"""What a process keeps of one run for the next, where it measures several runs of a stage."""
+"""What a process keeps of one run for the next, where it measures several of them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -25,6 +25,8 @@ class Kept:
         self.sensors: Final = sensors
         self.momentum_checked: Final = set[Cell]()
         """Cells of which a run has been checked with a momentum."""
+        self.cells: Final = set[Cell]()
+        """Cells that have been measured here, by the batch sizes of their runs."""
         self.sound = True
         """False once something has failed: the process had better end."""
         self._targets, self._engines = ExitStack(), ExitStack()

@@ -93,6 +93,8 @@ class RunFacts(TypedDict, total=False):
     """How many runs of the sweep were prepared side by side; left out where each was alone."""
     engine_of_repeat: int
     """The repeat whose engine this one was timed with, and which was checked with a momentum."""
+    cells_before: int
+    """Networks, stages and batch sizes that the same process had measured before."""
     resumed: bool
     """Whether the run was continued from a checkpoint."""
 

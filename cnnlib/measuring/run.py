@@ -261,14 +261,18 @@ class Measurement:
             with make() as engine:
                 yield engine
             return
-        cell = None if self.network.drops_out else self._cell(setup)
+        cell = None if self.network.drops_out else self._cell(setup.batch_size)
+        measured = self._cell(self.run.batch_size)
+        if others := len(self._kept.cells - {measured}):
+            self.facts["cells_before"] = others
+        self._kept.cells.add(measured)
         with self._kept.engine(cell, self.run.repeat, make) as (engine, repeat):
             if repeat != self.run.repeat:
                 self.facts["engine_of_repeat"] = repeat
             yield engine
 
-    def _cell(self, setup: Setup) -> Cell:
-        return self.run.dataset, self.run.network, self.run.stage, setup.batch_size
+    def _cell(self, batch_size: int) -> Cell:
+        return self.run.dataset, self.run.network, self.run.stage, batch_size
 
     def validate(self, engine: Engine) -> None:
         """Check the stage before its clock starts; raises ValidationFailed or Unjudged."""
@@ -480,7 +484,10 @@ class Measurement:
     def validate_momentum(self, setup: Setup) -> None:
         """Check steps with a momentum where the experiment trains without any."""
         checked = self._kept.momentum_checked if self._kept else set[Cell]()
-        if not self.config.training.momentum and (cell := self._cell(setup)) not in checked:
+        if (
+            not self.config.training.momentum
+            and (cell := self._cell(setup.batch_size)) not in checked
+        ):
             with self._checking("momentum"):
                 check_momentum(self.stage, setup, self._target, self.dataset, self.rows.seed)
             checked.add(cell)

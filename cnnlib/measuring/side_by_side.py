@@ -75,7 +75,8 @@ class Order:
         unfinished = {cell for cell, runs in self._cells.items() if runs} | {*map(cell_of, busy)}
         cells = list(self._cells)
         first = min((i for i, cell in enumerate(cells) if cell in unfinished), default=0)
-        taken = {(cell_of(run), run.stage) for run in busy}
+        theirs = [each.last for each in others if each.last]  # their repeats are for them, too
+        taken = {(cell_of(run), run.stage) for run in theirs}
         served = {kin_of(each.last.stage) for each in others if each.last}
         free = [
             run

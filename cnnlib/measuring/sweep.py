@@ -7,7 +7,7 @@ timed one after the other.
 import ast
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,14 +43,15 @@ class Done:
 class Sweep:
     """The runs of the config's sweep that have no sound result yet."""
 
-    def __init__(self, config: Config, preparing: int = 1) -> None:
+    def __init__(self, config: Config, preparing: int = 1, *, keep_processes: bool = False) -> None:
         """Load the data sets and find out which runs are due.
 
-        Up to `preparing` runs will be prepared and checked side by side.
+        Up to `preparing` runs will be prepared and checked side by side. With `keep_processes`, a
+        process of theirs goes on with other networks and batch sizes.
 
         Raises UserError when data are missing or a result could not be written.
         """
-        self._preparing = preparing
+        self._preparing, self._keep_processes = preparing, keep_processes
         self.config = config
         self._results = Path(config.results)
         self._datasets = {name: sweep_dataset(config, name) for name in config.sweep.datasets}
@@ -112,14 +113,15 @@ class Sweep:
     def _measure_together(
         self, connection: Connection, given: Run | None
     ) -> tuple[bool, Run | None]:
-        """Measure `given` and the runs that arrive while they are of one stage, or one library.
+        """Measure `given` and the runs that arrive while one process can.
 
+        These are the repeats of one run or, where processes are kept, all of one stage or library.
         Returns whether any more can follow, and a run that needs another process.
         """
         sharing = turns()
         assert sharing is not None
         sensors = Sensors(self.config.measuring.sample_interval, sharing.owner)
-        kin: str | None = None
+        first: Run | None = None
         with closing(Kept(sensors)) as kept:
             while kept.sound:
                 if given is None:
@@ -127,9 +129,9 @@ class Sweep:
                         given = connection.recv()
                 if given is None:
                     return False, None
-                if not is_shipped(given.stage) or kin not in (None, kin_of(given.stage)):
+                if not is_shipped(given.stage) or (first and not self._shares(given, first)):
                     return True, given
-                run, kin, given = given, kin_of(given.stage), None
+                run, first, given = given, first or given, None
                 folder = self._results / run.folder
                 note(run=str(self.due.index(run)), before=repr(stamp_of(folder)))
                 note(began=datetime.now(UTC).isoformat())
@@ -143,6 +145,12 @@ class Sweep:
                 note(run="")
                 connection.send(said)
         return True, None
+
+    def _shares(self, run: Run, other: Run) -> bool:
+        """Whether both runs may be measured by one process."""
+        if self._keep_processes:
+            return kin_of(run.stage) == kin_of(other.stage)
+        return run == replace(other, repeat=run.repeat)
 
     def _settled(self, died: Died) -> str:
         """See that the run whose process has died has a result; returns what `_measured` does."""

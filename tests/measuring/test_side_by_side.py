@@ -78,7 +78,7 @@ def test_nothing_else_is_active_while_a_run_is_timed(
     ).model_copy(update={"results": str(tmp_path / "results")})
     (tmp_path / "results/data").mkdir(parents=True)
     shutil.move(toy_data(tmp_path)[0], tmp_path / "results/data/toy.npz")
-    planned = Sweep(config, preparing=3)
+    planned = Sweep(config, preparing=3, keep_processes=True)
     done = list(planned.measure())
     assert {each.run for each in done} == set(runs(config))
     assert all(each.sound for each in done)
@@ -92,16 +92,15 @@ def test_nothing_else_is_active_while_a_run_is_timed(
     assert facts["preparing"] == 3
     assert not Sweep(config, preparing=3).due
     # a further repeat has the engine of the first, and is what it would have been by itself
-    for stage in ("naive", "gemm"):
-        run = next(r for r in runs(config) if r.stage == stage and r.repeat == 2)
-        facts = json.loads((tmp_path / "results" / run.folder / "run.json").read_text())
-        assert facts["engine_of_repeat"] == 1
-        assert facts["checking_seconds"].keys() == {"before", "after"}
-        single = measure(config, run, planned._datasets["toy"], tmp_path / "single")
-        columns = schema.read_columns(tmp_path / "results" / run.folder / "epochs.csv", "epochs")
-        alone = schema.read_columns(single / "epochs.csv", "epochs")
-        for name in ("seed", "loss", "test_accuracy", "validated"):
-            assert columns[name] == alone[name]
+    run = next(r for r in runs(config) if (r.stage, r.batch_size, r.repeat) == ("gemm", 8, 2))
+    folder = tmp_path / "results" / run.folder
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["engine_of_repeat"], facts["cells_before"]) == (1, 1)
+    assert facts["checking_seconds"].keys() == {"before", "after"}
+    single = measure(config, run, planned._datasets["toy"], tmp_path / "single")
+    found, alone = (schema.read_columns(f / "epochs.csv", "epochs") for f in (folder, single))
+    for name in ("seed", "loss", "test_accuracy", "validated"):
+        assert found[name] == alone[name]
 
 
 def test_one_that_fails_or_hangs_is_followed_by_a_new_process(
