@@ -11,9 +11,11 @@ import sys
 import warnings
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
 
 import typer
 
+from cnnlib import __version__
 from cnnlib.commands import (
     compare,
     compile_kernels,
@@ -42,8 +44,19 @@ app = typer.Typer(
 )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cnnlib {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def about() -> None:
+def about(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
     """Train one convolutional network by several stages, from numpy to CUDA, and time them."""
 
 

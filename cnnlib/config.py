@@ -19,6 +19,7 @@ from cnnlib.datasets import SPECS, DatasetSpec, SyntheticSpec, check_hard_images
 from cnnlib.errors import ConfigError
 from cnnlib.layers import DEFAULT_LOSS, LOSSES
 from cnnlib.network import DEFAULT_SCHEME, SCHEMES, Network, parse_layers
+from cnnlib.paths import CONFIG
 
 MOST_RUNS = 1_000_000
 """More runs than could be measured in years, or than a list of them should hold in memory."""
@@ -371,7 +372,16 @@ def load_config(paths: Iterable[Path | str]) -> Config:
     files = list(paths)
     if not files:
         raise ConfigError("no config file is given")
-    return parse_config(read_settings(files), str(files[-1]))
+    try:
+        return parse_config(read_settings(files), str(files[-1]))
+    except ConfigError as error:
+        whole = "config.yaml" if Path("config.yaml").exists() else CONFIG
+        if len(files) > 1 or not str(error).endswith("field required"):
+            raise
+        raise ConfigError(
+            f"{error}; a file that holds differences alone comes after a whole one: "
+            f"--config {whole} --config {files[0]}"
+        ) from None
 
 
 def _model_at(error: ValidationError) -> type[BaseModel] | None:

@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -133,6 +133,7 @@ class Trainer:
         initial = network.initial_parameters(self._training.seed, scheme=initial_weights)
         self._session = open_session(stages, device, self._setup(*UNKNOWN), initial)
         self._close = weakref.finalize(self, self._session.close)
+        self.load = _load_makes_another  # type: ignore[method-assign]
         if self._session.target.kind == "emulated" and device == "auto":
             warnings.warn(
                 f"stage '{self.stage}' runs by kernels compiled for the CPU here, which is slow; "
@@ -154,9 +155,10 @@ class Trainer:
             for epoch in trainer.fit(images, labels, epochs=2):
                 print(epoch.loss)
 
-        `list(trainer.fit(...))` trains without a loop. Every epoch visits the images in an order of
-        its own and drops those that do not fill a batch. A later `fit` continues: with the same
-        images and a constant rate, twice one epoch is two epochs, to the bit.
+        `list(trainer.fit(...))` trains without a loop, and `break` ends a training early. Every
+        epoch visits the images in an order of its own and drops those that do not fill a batch. A
+        later `fit` continues: with the same images and a constant rate, twice one epoch is two
+        epochs, to the bit.
 
         Ctrl-C ends the training after a whole step, within about a second, with KeyboardInterrupt;
         the trainer keeps what it has learned and can go on. A second Ctrl-C interrupts the step,
@@ -178,6 +180,8 @@ class Trainer:
         self._check_open()
         given, classes = self._pair(images, labels)
         count = arguments.count(epochs, "epochs")
+        if not len(given):
+            raise ConfigError("there are no images to train on")
         if len(given) < self._batch_size:
             raise ConfigError(
                 f"batch_size {self._batch_size} is larger than the number of images, {len(given)}"
@@ -351,6 +355,12 @@ class Trainer:
             f"{self._batch_size}, on {self.device}: {self.epochs} epochs trained>"
         )
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Trainer holds a device and cannot be pickled or copied: save(path) writes what it "
+            "has learned, and Trainer.load(path) makes a trainer of that"
+        )
+
     def _epochs(
         self,
         images: Bytes,
@@ -419,3 +429,11 @@ class Trainer:
     def _check_open(self) -> None:
         if not self._close.alive:
             raise ConfigError("the trainer is closed")
+
+
+def _load_makes_another(*arguments: object, **settings: object) -> NoReturn:
+    """What `load` of one trainer is: read as a change of that trainer, it would do nothing."""
+    raise ConfigError(
+        "load makes a new trainer: trainer = Trainer.load(path); "
+        "trainer.parameters = Trainer.load(path).parameters changes the weights of this one"
+    )

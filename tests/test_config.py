@@ -106,6 +106,16 @@ def test_the_shipped_config_is_good() -> None:
         config.network(name, "mnist", "networks")
 
 
+def test_differences_alone_are_answered_by_how_to_give_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("few.yaml").write_text("sweep: {networks: [simard]}")
+    with pytest.raises(ConfigError, match=r"field required; a file .* --config few\.yaml$"):
+        load_config(["few.yaml"])
+    assert load_config([ROOT / "config.yaml", "few.yaml"]).sweep.networks == ["simard"]
+
+
 def race(**changes: Any) -> dict[str, Any]:
     """GOOD with a race, some of whose settings are others."""
     settings = {

@@ -103,6 +103,7 @@ def predict(
     from cnnlib.engine import Setup
     from cnnlib.errors import ConfigError, DataError
     from cnnlib.exchange.agreement import cpu_stage
+    from cnnlib.exchange.formats import FORMATS
     from cnnlib.layers import softmax
     from cnnlib.photos.image import picture_format, read_image
 
@@ -110,6 +111,11 @@ def predict(
         raise DataError(
             f"--weights {weights} is a {kind} picture: the option takes the file that `train` "
             f"wrote; pictures are given without an option"
+        )
+    if not weights.exists() and (named := [p for p in pictures if p.suffix in FORMATS]):
+        raise DataError(
+            f"there is no weights file {weights}, and {named[0]} is given as a picture: "
+            f"--weights {named[0]} takes it for one"
         )
     asked = Asked(config, network, dataset, None, mean, deviation)
     with contextlib.redirect_stdout(sys.stderr):  # where a data set has to be fetched or made

@@ -23,8 +23,9 @@ def submit(
     """Pack a machine's results: tables, provenance, settings and a description of the machine.
 
     The rows have to be complete, undamaged and validated: every run of the settings, none failed
-    or disturbed. Names of the user and the host, paths and ids of cards are taken out. Of the
-    samples only those are kept that figures need.
+    or disturbed. Runs of which nothing was timed, such as unavailable ones, are named. Names of the
+    user and the host, paths and ids of cards are taken out. Of the samples only those are kept that
+    figures need.
     """
     from cnnlib.errors import ConfigError
     from cnnlib.publishing.pack import submit as write_submission
@@ -36,6 +37,8 @@ def submit(
     typer.echo(f"written: {done.path}, {digits(done.size / 1e6)} MB, {done.rows:,} rows")
     if done.rows_left_out:
         typer.echo(f"left out: {done.rows_left_out:,} samples that no figure needs")
+    for run, why in done.untimed.items():
+        typer.echo(f"{why}: {run}")
     for what, count in sorted(done.removed.items()):
         typer.echo(f"removed: {what}, {count} {'time' if count == 1 else 'times'}")
     if not done.removed:

@@ -1,7 +1,7 @@
 """The rows of a submission: complete, valid, and no more of them than figures need."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,9 +69,8 @@ def check_complete(folder: Path, config: Config, epochs: Table) -> None:
     """DataError naming the runs that are missing, damaged, failed or not validated."""
     status: dict[Run, list[str]] = defaultdict(list)
     for row in epochs.rows():
-        run = Run(*(row[name] for name in Run.__dataclass_fields__))  # type: ignore[arg-type]
         valid = row["status"] != "ok" or row["validated"]
-        status[run].append(str(row["status"]) if valid else "not validated")
+        status[run_of(row)].append(str(row["status"]) if valid else "not validated")
     expected = runs(config)
     refuse(folder, [(run, "is missing") for run in expected if run not in status])
     for bad in (*WITHOUT_VALUE, "not validated"):
@@ -80,6 +79,33 @@ def check_complete(folder: Path, config: Config, epochs: Table) -> None:
         if why := damage(path):
             raise DataError(f"{path}: {why}; measure this run again")
     check_combined(folder)
+
+
+def without_times(epochs: Table) -> dict[Run, str]:
+    """The runs of which nothing was timed, and the status that says why, such as `unavailable`."""
+    status: dict[Run, list[str]] = defaultdict(list)
+    for row in epochs.rows():
+        status[run_of(row)].append(str(row["status"]))
+    return {run: found[0] for run, found in status.items() if "ok" not in found}
+
+
+def of_timed_runs(table: Table, untimed: Collection[Run]) -> Table:
+    """A table without samples of runs of which nothing was timed: they are of no training."""
+    if table.name != "samples":
+        return table
+    kept = [number for number, row in enumerate(table.rows()) if run_of(row) not in untimed]
+    return chosen(table, kept)
+
+
+def run_of(row: Row) -> Run:
+    """The run that a row is of."""
+    return Run(*(row[name] for name in Run.__dataclass_fields__))  # type: ignore[arg-type]
+
+
+def chosen(table: Table, numbers: Sequence[int]) -> Table:
+    """Some rows of a table, counted from 0."""
+    columns = {name: [values[i] for i in numbers] for name, values in table.columns.items()}
+    return Table(table.name, columns)
 
 
 def check_combined(folder: Path) -> None:
@@ -142,9 +168,7 @@ def thinned(table: Table) -> Table:
     kept: set[int] = set()
     for key, numbers in phases.items():
         kept.update(numbers if key[:-1] in traced else telling(table.columns, numbers))
-    chosen = sorted(kept)
-    columns = {name: [values[i] for i in chosen] for name, values in table.columns.items()}
-    return Table(table.name, columns)
+    return chosen(table, sorted(kept))
 
 
 def traced_runs(table: Table) -> set[tuple[Any, ...]]:

@@ -49,6 +49,8 @@ class Submission:
     rows_left_out: int
     removed: dict[str, int]
     """What private words were taken out, and how often."""
+    untimed: dict[str, str]
+    """The runs of which nothing was timed -> why, such as `unavailable`."""
 
 
 def submit(
@@ -69,15 +71,18 @@ def submit(
     check_writable(target / SETTINGS if into is not None else target)
     config = contents.settings_of(results)
     tables = contents.read_tables(results, config)
-    contents.check_complete(results, config, next(t for t in tables if t.name == "epochs"))
-    for table in tables:
+    epochs = next(table for table in tables if table.name == "epochs")
+    contents.check_complete(results, config, epochs)
+    untimed = contents.without_times(epochs)
+    timed = [contents.of_timed_runs(table, untimed) for table in tables]
+    for table in timed:
         contents.check_validated(table)
     facts = chosen_facts([read_facts_file(path) for path in facts_files(results)])
     if not facts:
         raise DataError(f"{results} has no run.json: by what it was measured is not known")
     scrubber = Scrubber.of_this_machine(allowed={machine, *(stage.name for stage in ALL)})
     check_names(tables, scrubber)
-    thin = [scrubbed(contents.thinned(table), scrubber) for table in tables]
+    thin = [scrubbed(contents.thinned(table), scrubber) for table in timed]
     with scratch(target) as folder:
         write_tables(folder / "tables", thin)
         own = results / "tables" / OWN_STAGES
@@ -101,7 +106,8 @@ def submit(
             size = target.stat().st_size
     count = sum(len(next(iter(table.columns.values()))) for table in thin)
     before = sum(len(next(iter(table.columns.values()))) for table in tables)
-    return Submission(target, size, count, before - count, dict(scrubber.taken))
+    named = {contents.name_of(run): status for run, status in untimed.items()}
+    return Submission(target, size, count, before - count, dict(scrubber.taken), named)
 
 
 def chosen_facts(facts: Iterable[RunFacts]) -> dict[str, RunFacts]:

@@ -51,21 +51,37 @@ def as_labels(labels: ArrayLike, classes: int, count: int, name: str = "labels")
             "class numbers of them"
         )
     if array.ndim != 1:
-        raise ConfigError(f"{name} have shape {array.shape}, expected (N,)")
+        advice = f": {name}.ravel() makes it so" if array.shape == (count, 1) else ""
+        raise ConfigError(f"{name} have shape {array.shape}, expected (N,){advice}")
     if len(array) != count:
         raise ConfigError(f"there are {count} images, but {len(array)} {name}")
     if not np.issubdtype(array.dtype, np.integer):
-        advice = f"; {name}.astype(int) makes them so" if array.dtype.kind in "fUSO" else ""
-        raise ConfigError(f"{name} are {array.dtype}, expected whole numbers{advice}")
+        raise ConfigError(
+            f"{name} are {array.dtype}, expected whole numbers{_whole_numbers(array, name)}"
+        )
     if count:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
             first = int(np.argmax(array == wrong))
+            advice = f": {name} - 1 counts from 0" if (low, high) == (1, classes) else ""
             raise ConfigError(
-                f"{name}[{first}] is {wrong}, expected a class from 0 to {classes - 1}"
+                f"{name}[{first}] is {wrong}, expected a class from 0 to {classes - 1}{advice}"
             )
     return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def _whole_numbers(labels: Array, name: str) -> str:
+    """What makes whole numbers of labels (N,) that are none, or which of them is none."""
+    if labels.dtype.kind not in "fUSO":
+        return ""
+    try:
+        broken = np.flatnonzero(labels.astype(np.float64) % 1 != 0)  # nan and inf leave nan
+    except (TypeError, ValueError):  # words
+        return f"; np.unique({name}, return_inverse=True)[1] makes class numbers of words"
+    if len(broken):
+        return f": {name}[{broken[0]}] is {labels[broken[0]]}"
+    return f"; {name}.astype(int) makes them so"
 
 
 def as_parameters(vector: ArrayLike, count: int, name: str = "parameters") -> NDArray[np.floating]:
@@ -101,8 +117,10 @@ def _levels(array: Array, name: str) -> Bytes:
         return array
     kind = array.dtype.kind
     if kind not in "iuf":
+        advice = f": {name} * np.uint8(255)" if kind == "b" else ""
         raise ConfigError(
             f"{name} are {array.dtype}, expected bytes (uint8) or numbers from 0 to 1 (float)"
+            f"{advice}"
         )
     if not array.size:
         return array.astype(np.uint8)
@@ -114,6 +132,8 @@ def _levels(array: Array, name: str) -> Bytes:
         advice = ""
         if kind == "f" and low >= 0 and high <= BYTE:
             advice = f": {name} / 255, or {name}.astype('uint8') if they are levels up to 255"
+        elif kind == "f" and low < 0:
+            advice = ": the trainer normalises them itself, by its mean and deviation"
         raise ConfigError(
             f"{name} ({array.dtype}) are from {short(low.item())} to {short(high.item())}, "
             f"expected 0 to {most}{advice}"
@@ -126,7 +146,7 @@ def _levels(array: Array, name: str) -> Bytes:
 
 def _advice(given: tuple[int, ...], shape: Shape, name: str) -> str:
     """What makes images of shape `given` fit, if that is clear."""
-    if given == shape:
+    if given == shape or (shape[0] == 1 and given == shape[1:]):
         return f": {name}[None] is a batch of one"
     if len(shape) == 3 and given[1:] == (*shape[1:], shape[0]):
         return f": {name}.transpose(0, 3, 1, 2) puts channels first"

@@ -171,6 +171,7 @@ def test_predict_refuses(home: Home) -> None:
         "predict", "--weights", "toy.npz", "one.png"
     )
     assert "cannot read weights file results/weights.npz" in home.fails("predict", "one.png")
+    assert "--weights w.npz takes it for one" in home.fails("predict", "w.npz", "one.png")
 
 
 @pytest.mark.parametrize(

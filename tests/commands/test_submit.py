@@ -53,6 +53,8 @@ class Finished:
                 rows.add_epoch(images=64, epoch_seconds=1.0 + 0.01 * number + 0.001 * epoch)
             if run.stage == "gemm" and run.batch_size == self.config.sweep.batch_sizes[0]:
                 rows.discard("unavailable", REASON)
+                sampled = RunRows(run, run.repeat, "A CPU, 8 threads")  # until it gave up
+                rows.tables["samples"] = [sampled.blank("samples", "ok", "", phase="open")]
             for name, own in rows.tables.items():
                 self.tables[name] += own
 
@@ -87,6 +89,7 @@ def test_a_submission_is_whole_and_has_nothing_private(home: Home, finished: Fin
     finished.write()
     said = home(*SUBMIT, "--note", "in ann's office, 250 W")
     assert "written: my-box.tar.gz" in said
+    assert "unavailable: gemm, batch 8, repeat 2 (small on toy)" in said
     for what in ("path of this machine", "id of a card", "host name", "user name"):
         assert f"removed: {what}, " in said
     home(*SUBMIT, "--note", "in ann's office, 250 W", "--out", "again.tar.gz")
@@ -100,6 +103,7 @@ def test_a_submission_is_whole_and_has_nothing_private(home: Home, finished: Fin
         for private in ("ann'", "/ann", "for ann", "gpu-node7", "cluster.example", "8d3f0c12"):
             assert private not in text, path
     check(folder)
+    assert len(schema.read_columns(folder / "tables/samples.csv", "samples")["stage"]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "provenance", "tables"]
     facts = json.loads((folder / "provenance/naive.json").read_text())
     assert facts["built"] == "nvcc -Iinclude -Iy -I/usr/local/cuda/include"
@@ -165,7 +169,7 @@ def test_half_and_wrong_results_are_refused_by_name(
         run = runs(finished.config)[0]
         finished.tables["steps"] = [RunRows(run, 1, "A CPU").row(step=1, step_seconds=1.0)]
     elif wrong == "name":
-        for row in epochs:
+        for row in (*epochs, *finished.tables["samples"]):
             row["network"] = "ann-net"
         network = finished.config.networks
         finished.config.networks["ann-net"] = next(iter(network.values()))

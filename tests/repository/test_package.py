@@ -149,6 +149,7 @@ def test_ten_lines_train_by_a_cpu_stage_and_by_emulated_kernels(run: Run, tmp_pa
 
 
 def test_the_command_of_its_name_has_a_config(run: Run, tmp_path: Path, site: Path) -> None:
+    assert run("cnnlib", "--version").stdout == f"cnnlib {cnnlib.__version__}\n"
     said = run("cnnlib", "plan", "--stage", "ring")
     assert "network lenet5" in said.stdout
     shipped = site / "cnnlib" / "config.yaml"

@@ -1,7 +1,9 @@
 """The library: fit, evaluate, predict, save and load on arrays, and what it refuses."""
 
+import copy
 import dataclasses
 import os
+import pickle
 import signal
 import threading
 import time
@@ -186,6 +188,22 @@ def test_saved_weights_predict_the_same_and_train_on(
     assert not (tmp_path / "w.weights").exists()
     with pytest.raises(DataError, match=r"none\.npz"):
         Trainer.load(tmp_path / "none.npz")
+
+
+def test_load_of_one_trainer_is_refused_as_it_would_leave_it_as_it_is(
+    data: Dataset, make: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = make()
+    list(trainer.fit(data.train_images, data.train_labels))
+    trainer.save(tmp_path / "weights.npz")
+    with pytest.raises(ConfigError, match=r"load makes a new trainer: .* the weights of this one"):
+        trainer.load(tmp_path / "weights.npz")
+
+
+def test_copies_are_refused_with_what_to_do(make: Callable[..., Trainer]) -> None:
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"save\(path\) writes what it has learned"):
+            copied(make())
 
 
 def test_parameters_can_be_set(data: Dataset, make: Callable[..., Trainer]) -> None:
