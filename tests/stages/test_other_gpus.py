@@ -145,7 +145,7 @@ def test_code_for_older_gpus_trains_on_this_one(
     """What the preprocessor leaves out of it is what such a GPU lacks."""
     own = gpu.sm.replace("sm", "compute")
     monkeypatch.setattr(
-        cuda, "compile_cubin", lambda source, name, _, flags: ptx(source, name, own, flags)
+        cuda, "compile_cubin", lambda source, name, _, flags=(): ptx(source, name, own, flags)
     )
     network, count = lenet5(), 100
     with open_engine(STAGE, network, count, emulated(limited, gpu)) as engine:
