@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from cnnlib import __version__
+import cnnlib
 from cnnlib.commands import (
     compare,
     compile_kernels,
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 def _say_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"cnnlib {__version__}")
+        typer.echo(f"cnnlib {cnnlib.__version__}")
         raise typer.Exit
 
 
