@@ -181,14 +181,10 @@ struct Gradient {
   }
 
   // Vectors (M / 8, LEFT_PITCH) of the errors of a chunk's positions. A thread has all positions of a window, so that what
-  // belongs to it is loaded once. Neighbours, whose windows lie WINDOW vectors apart, begin with different ones of their
-  // positions where they would meet in a bank.
+  // belongs to it is loaded and split once.
   static __device__ __forceinline__ void stage_errors(char* left, const SumErrors<Layer>& errors, int first, int map0,
                                                       float factor) {
     constexpr int WINDOW = Right::WINDOW, CELLS = POSITIONS / WINDOW, SPARE = POSITIONS - CELLS * WINDOW;
-    // Of eight vectors that are WINDOW apart this many lie in the same banks, and neighbours up to APART in others.
-    constexpr int MEETING = Right::CELLS == 1 ? 1 : WINDOW % 8 == 0 ? 8 : WINDOW % 4 == 0 ? 4 : WINDOW % 2 == 0 ? 2 : 1;
-    constexpr int APART = EIGHT / MEETING;
     for (int i : block_range(M / EIGHT * CELLS)) {
       const int group = Right::CELLS == 1 ? i % (M / EIGHT) : i / CELLS;
       const int own = Right::CELLS == 1 ? i / (M / EIGHT) : i % CELLS;
@@ -200,10 +196,11 @@ struct Gradient {
         eight = errors.load_cells(at, map);
         errors.load_winners(winner, at, map);
       }
+      const auto words = P::words_of(eight, factor);
       UNROLL_FOR(int step = 0; step < WINDOW; step++) {
-        const int element = MEETING > 1 ? (step + own / APART) % WINDOW : step;
+        const int element = first_of<WINDOW>(own, step);
         P::store(left, LEFT_VECTORS, group * LEFT_PITCH + own * WINDOW + element,
-                 SumErrors<Layer>::share(eight, winner, element), factor);
+                 SumErrors<Layer>::share(words, winner, element));
       }
     }
     if constexpr (SPARE > 0)

@@ -34,6 +34,7 @@ struct PaddedSource {
   static constexpr int PADDING_ROWS = Layer::PADDING_ROWS, PADDING_COLUMNS = Layer::PADDING_COLUMNS;
   static constexpr int ROWS = HEIGHT + 2 * PADDING_ROWS, COLUMNS = WIDTH + 2 * PADDING_COLUMNS;
   static constexpr int AREA = HEIGHT * WIDTH;
+  static constexpr bool WHOLE_WINDOWS = false;  // of errors
 
   const float* values;  // (count, CHANNELS, HEIGHT, WIDTH)
   int count;
@@ -111,6 +112,15 @@ struct SumErrors {
     return eight;
   }
 
+  // The same as words: numbers are split once for all elements.
+  template <class Words>
+  static __device__ __forceinline__ Words share(const Words& cells, const int (&winner)[EIGHT], int element) {
+    if constexpr (!HAS_WINNERS) return cells;
+    bool keeps[EIGHT];
+    UNROLL_FOR(int e = 0; e < EIGHT; e++) keeps[e] = gets(winner[e], element);
+    return cells.kept(keeps);
+  }
+
   static __device__ __forceinline__ bool gets(int winner, int element) {
     return MAXIMUM ? winner == element : winner != DROPPED;
   }
@@ -152,6 +162,9 @@ struct SpreadErrors {
   static constexpr int LEFT = Layer::KERNEL_COLUMNS - 1 - Layer::PADDING_COLUMNS;
   using Errors = SumErrors<Layer>;
   static constexpr int AREA = Errors::CELLS;
+  // Whether the positions of a window lie side by side, and all within the map.
+  static constexpr bool WHOLE_WINDOWS =
+      Errors::WINDOW > 1 && Layer::STRIDE_ROWS == 1 && Layer::STRIDE_COLUMNS == 1 && ABOVE >= 0 && LEFT >= 0;
 
   Errors of;
 

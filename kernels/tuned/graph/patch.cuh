@@ -29,6 +29,14 @@ __device__ __forceinline__ void for_eights(Load load, Store store) {
 #endif
 }
 
+// The `step`-th of a row's COUNT vectors that thread `own` stores, where neighbours' rows follow each other: eight neighbours
+// begin with different ones where they would meet in a bank.
+template <int COUNT>
+__device__ __forceinline__ int first_of(int own, int step) {
+  constexpr int MEETING = COUNT % 8 == 0 ? 8 : COUNT % 4 == 0 ? 4 : COUNT % 2 == 0 ? 2 : 1;
+  return MEETING > 1 ? (step + own / (EIGHT / MEETING)) % COUNT : step;
+}
+
 // `Spec` has the sizes below; `Map` is one of maps.cuh.
 template <class Spec>
 struct Patch {

@@ -75,9 +75,45 @@ struct Planes {
   static constexpr int COUNT = ARITHMETIC == BF16X6 ? 3 : ARITHMETIC == F16X3 ? 2 : 1;
   static constexpr int VECTOR_BYTES = SPLIT ? 16 : 32;
 
-  // Vector `index` of a region of `vectors` becomes `factor` (a power of two, used by F16X3 alone) times these numbers.
+  // Eight numbers as they are stored: a word has one of them, or two neighbours' part of a plane.
+  struct Words {
+    static constexpr int COUNT = SPLIT ? Planes::COUNT : 2;
+    Words4 at[COUNT];
+
+    // The same, with zeros for numbers that are not kept.
+    __device__ __forceinline__ Words kept(const bool (&keeps)[EIGHT]) const {
+      Words words;
+      UNROLL_FOR(int p = 0; p < COUNT; p++)
+        UNROLL_FOR(int n = 0; n < 4; n++) {
+          const int first = SPLIT ? n * 2 : p * 4 + n;
+          const unsigned mask = SPLIT ? (keeps[first] ? 0xffffu : 0) | (keeps[first + 1] ? 0xffff0000u : 0)
+                                      : (keeps[first] ? 0xffffffffu : 0);
+          words.at[p].at[n] = at[p].at[n] & mask;
+        }
+      return words;
+    }
+  };
+
+  // `factor` (a power of two, used by F16X3 alone) times these numbers.
+  static __device__ __forceinline__ Words words_of(const Eight& numbers, float factor);
+
+  // Vector `index` of a region of `vectors` becomes these numbers.
+  static __device__ __forceinline__ void store(char* region, int vectors, int index, const Words& words) {
+    UNROLL_FOR(int p = 0; p < Words::COUNT; p++) {
+      const Words4& own = words.at[p];
+      if constexpr (SPLIT) {
+        *reinterpret_cast<Words4*>(region + (p * vectors + index) * VECTOR_BYTES) = own;
+      } else {
+        Float4 four;
+        UNROLL_FOR(int n = 0; n < 4; n++) four.at[n] = __int_as_float(static_cast<int>(own.at[n]));
+        *(reinterpret_cast<Float4*>(region + index * VECTOR_BYTES) + p) = four;
+      }
+    }
+  }
   static __device__ __forceinline__ void store(char* region, int vectors, int index, const Eight& numbers,
-                                               float factor);
+                                               float factor) {
+    store(region, vectors, index, words_of(numbers, factor));
+  }
 };
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750 || defined(EMULATED_TENSOR_CORES)
@@ -91,14 +127,13 @@ inline void mma_bf16(Fragment& sum, const unsigned (&left)[4], const unsigned (&
 #endif
 
 template <int ARITHMETIC>
-__device__ __forceinline__ void Planes<ARITHMETIC>::store(char* region, int vectors, int index, const Eight& numbers,
-                                                          float factor) {
+__device__ __forceinline__
+    typename Planes<ARITHMETIC>::Words Planes<ARITHMETIC>::words_of(const Eight& numbers, float factor) {
+  Words found;
   if constexpr (!SPLIT) {
-    UNROLL_FOR(int half = 0; half < 2; half++)
-      *(reinterpret_cast<Float4*>(region + index * VECTOR_BYTES) +
-        half) = {{numbers.at[half * 4], numbers.at[half * 4 + 1], numbers.at[half * 4 + 2], numbers.at[half * 4 + 3]}};
+    UNROLL_FOR(int n = 0; n < EIGHT; n++)
+      found.at[n / 4].at[n % 4] = static_cast<unsigned>(__float_as_int(numbers.at[n]));
   } else {
-    Words4 plane[COUNT];
     UNROLL_FOR(int n = 0; n < EIGHT / 2; n++) {
       const Pair two = {numbers.at[n * 2], numbers.at[n * 2 + 1]};
       unsigned words[COUNT];
@@ -106,11 +141,10 @@ __device__ __forceinline__ void Planes<ARITHMETIC>::store(char* region, int vect
       if constexpr (ARITHMETIC == F16X3) split_fp16(two.x * factor, two.y * factor, words[0], words[1]);
 #endif
       if constexpr (ARITHMETIC == BF16X6) split_bf16x3(two, words);
-      UNROLL_FOR(int p = 0; p < COUNT; p++) plane[p].at[n] = words[p];
+      UNROLL_FOR(int p = 0; p < COUNT; p++) found.at[p].at[n] = words[p];
     }
-    UNROLL_FOR(int p = 0; p < COUNT; p++)
-      *reinterpret_cast<Words4*>(region + (p * vectors + index) * VECTOR_BYTES) = plane[p];
   }
+  return found;
 }
 
 // A warp's sums: M_TILES x N_TILES tiles of 16 x 8. The products of second and third planes are summed apart.

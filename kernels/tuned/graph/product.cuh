@@ -12,7 +12,7 @@
 #pragma once
 #include "../../conv.cuh"
 #include "../../dropout.cuh"
-#include "patch.cuh"
+#include "cells.cuh"
 
 namespace graph {
 
@@ -97,10 +97,12 @@ struct Convolution {
   static constexpr int LOADS = Spec::UNFOLD ? 2 : 4;  // of a thread, on their way before it stores the first
   static constexpr int IN_FLIGHT = ceil_div(LEFT_ITEMS + RIGHT_ITEMS, THREADS);
   static constexpr bool AHEAD = FEW && !Spec::KEEPS_WEIGHTS;
+  static constexpr bool BY_CELLS = Spec::Map::WHOLE_WINDOWS && !Spec::UNFOLD && !AHEAD;
 
   // Shared memory: the pixel of each row, the patch, the weights. Sums take the place of the patch, and that of the weights
   // too where they are staged for each tile. KEEPS_WEIGHTS: a block stages all weights once, and has all of its tiles with
   // them.
+  //
   // Vectors from a group of weights to the next, and from a tap to the next, such that eight neighbouring threads store in
   // eight different places of the banks: weight_pitches of cnnlib/stages/tuned/graph/tiles.py.
   static constexpr int N_PITCH = N + (TAPS > 1 ? 0 : CHUNK <= 4 ? EIGHT / CHUNK : 1);
@@ -153,6 +155,7 @@ struct Convolution {
       const int tile = job / SPLITS, split = job % SPLITS;
       const int first = tile / WIDE * Left::USED, first_column = tile % WIDE * N;
       for (int row : block_range(M)) pixels[row] = Left::pixel_of(first, row);
+      if constexpr (BY_CELLS) ErrorCells<Left, CHUNK>::template clear<P>(left);
       Sums<ARITHMETIC, M_TILES, N_TILES> sums;
       sums.set_zero();
       const int last = min(CHUNKS, (split + 1) * ceil_div(CHUNKS, SPLITS));
@@ -237,12 +240,12 @@ struct Convolution {
     };
     const auto load_right = [&](int i) { return load_weights(weight, column, group, tap_row, i); };
     const auto store_right = [&](int i, const Eight& eight) { store_weights(right, 0, i, eight, right_factor); };
-    if constexpr (Spec::KEEPS_WEIGHTS) {
-      if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, LOADS>(load_left, store_left);
+    if constexpr (BY_CELLS) {
+      if (tap_row == 0) ErrorCells<Left, CHUNK>::template stage<P>(left, map, first, group, left_factor);
     } else {
       if (tap_row == 0) for_eights<THREADS, LEFT_ITEMS, LOADS>(load_left, store_left);
-      for_eights<THREADS, RIGHT_ITEMS, LOADS>(load_right, store_right);
     }
+    if constexpr (!Spec::KEEPS_WEIGHTS) for_eights<THREADS, RIGHT_ITEMS, LOADS>(load_right, store_right);
   }
 
   // Vector i of the weights (TAPS, CHUNK, N) of some rows of the kernel: taps are neighbours in memory.
