@@ -10,6 +10,7 @@ bootstrap intervals over the repeats. Hollow marks of stages were timed on part 
 scaled.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,8 +27,14 @@ WIDTH = 6.0
 
 
 def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
-    """Two panels for each data set and network; emulated stages have a row of their own."""
+    """Two panels for each data set and network.
+
+    Emulated stages have no gain: beside measured ones they are named, and no more.
+    """
     rungs = tables["ladder"]
+    emulated = rungs["device_kind"] == "emulated"
+    checked = [] if emulated.all() else ladder.ordered(rungs.loc[emulated, "stage"])
+    rungs = rungs[~emulated] if checked else rungs
     parts = panels.on_a_page(panels.split(rungs), sheet)
     many = len(parts) >= layout.MANY
     heights = [max(3.4 if many else 4.3, 0.36 * rows_of(panel) + 0.9) for panel in parts]
@@ -40,7 +47,7 @@ def draw(tables: dict[str, pd.DataFrame], sheet: Sheet) -> Drawing:
         sheet,
         title(rungs),
         subtitle(rungs),
-        notes(rungs),
+        notes(rungs, checked),
         reasons.left_out(tables["epochs"]),
     )
     waiting = []
@@ -201,9 +208,12 @@ def subtitle(rungs: pd.DataFrame) -> str:
     return f"{panels.devices(rungs)}\nmedian of {panels.count(rungs)}{bars}"
 
 
-def notes(rungs: pd.DataFrame) -> str:
-    """What is scaled, what is shaded, and the first stage in one number."""
+def notes(rungs: pd.DataFrame, checked: Sequence[str]) -> str:
+    """What is scaled, what is shaded, what was only checked, and the first stage in one number."""
     said = [panels.notes(rungs), shading.note(rungs)]
+    if checked:
+        names = ", ".join(map(wording.said, checked))
+        said.append(f"Emulated, so checked and without times: {names}.")
     for _, rows in frames.groups(rungs, ["dataset", "network"]):
         own = rows[rows["stage"].isin(ladder.image_by_image()) & rows["epoch_seconds"].notna()]
         fast = rows[rows["batch_size"] == shading.usual(rows)]
