@@ -122,6 +122,7 @@ def side_by_side(
                 if worker.run is None:
                     give(worker, order.take(worker, workers))
             given = [worker for worker in workers if worker.run]
+            assert given, "there are runs to begin, and none that any process may begin"
             wait([worker.connection for worker in given])
             for worker in [each for each in given if each.connection.poll()]:
                 run = worker.run
