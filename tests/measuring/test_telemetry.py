@@ -253,7 +253,7 @@ def test_a_reader_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
         pid = sensors.pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert sensors.record.rows() == []
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

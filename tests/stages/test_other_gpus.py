@@ -58,6 +58,7 @@ def emulated(limited: Limited, gpu: Architecture) -> Device:
     )
 
 
+@pytest.mark.usefixtures("in_haste")
 @pytest.mark.parametrize(
     ("gpu", "on_chip"),
     [(T4, ["dense3"]), (A100, ["dense2", "dense3"]), (RTX_4090, ["dense2", "dense3"])],
@@ -77,6 +78,7 @@ def test_weights_that_do_not_fit_stay_in_device_memory(
         five_steps(engine, *pictures(network, 15))
 
 
+@pytest.mark.usefixtures("in_haste")
 @each_of(stage for stage in LADDER if stage.runs_on == "cuda")
 def test_a_t4_trains_alike(limited: Limited, stage) -> None:
     """More images than it has multiprocessors, so that blocks of tuned take two together."""

@@ -95,8 +95,10 @@ def digest(stage, network, fiber_order, batch_size):
     [*((network, 6) for network in SANITIZED.values()), (lenet5(), 40)],
     ids=[*SANITIZED, "lenet5"],
 )
-def test_the_order_of_threads_and_blocks_changes_no_bit(stage, network, batch_size):
+def test_the_order_of_threads_and_blocks_changes_no_bit(stage, network, batch_size, request):
     skip_if_declined(stage, network)
+    if network.name in SANITIZED:
+        request.getfixturevalue("in_haste")
     forward, reverse = (digest(stage, network, each, batch_size) for each in FIBER_ORDERS)
     assert forward == reverse
 

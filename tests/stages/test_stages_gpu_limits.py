@@ -128,6 +128,7 @@ def short_of_memory(monkeypatch):
     monkeypatch.setattr(ring, "FLOATS", 600)
 
 
+@pytest.mark.usefixtures("in_haste")
 @on(*SHORT_OF_MEMORY)
 def test_ring_cuts_what_does_not_fit(network, device, short_of_memory):
     with open_engine(ring.STAGE, network, 6, device) as engine:

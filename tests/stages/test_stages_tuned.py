@@ -113,6 +113,7 @@ def test_what_is_on_chip_is_told(limited: Limited) -> None:
         assert "dense1" not in held_ones
 
 
+@pytest.mark.usefixtures("in_haste")
 def test_more_blocks_than_images_and_fewer(limited: Limited) -> None:
     """The gradient is the same sum, in another order of adding."""
     network, gradients = lenet5(), []

@@ -170,7 +170,7 @@ def test_a_hang_is_ended(sleep: Callable[[int], Any]) -> None:
 
     began = time.monotonic()
     end = died(forward, limit=0.5)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert end.kind == "hung"
     assert str(end).startswith("hangs in forward of test_supervisor.py:")
 
@@ -282,7 +282,7 @@ def test_a_request_ends_a_call_that_does_not_listen(
     began = time.monotonic()
     with send(signal.SIGTERM, os.getpid()), pytest.raises(Request):
         supervise(lambda: [ctypes.PyDLL(None).sleep(30) for _ in range(9)])
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 def test_a_patient_request_leaves_all_the_time(

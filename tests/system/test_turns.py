@@ -102,7 +102,7 @@ def test_a_process_that_dies_lets_go(shared: Turns, turn: Turn) -> None:
     def hang() -> None:
         take_turn(turn)
         if not os.fork():  # a child of its own holds nothing
-            time.sleep(3)
+            time.sleep(12)
             os._exit(0)
         there.set()
         time.sleep(60)
@@ -113,7 +113,7 @@ def test_a_process_that_dies_lets_go(shared: Turns, turn: Turn) -> None:
     os.kill(process.pid or 0, signal.SIGKILL)
     began = time.monotonic()
     shared.take("alone")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     shared.take("away")
     process.join()
 
@@ -173,7 +173,7 @@ def test_waiting_does_not_count_towards_a_limit(shared: Turns) -> None:
         else:
             with pytest.raises(Died, match="hangs"):
                 supervise(hang, limit=0.3)
-        assert 0.5 < time.monotonic() - began < 5
+        assert 0.5 < time.monotonic() - began < 30
         process.join()
         held.clear()
         go.clear()

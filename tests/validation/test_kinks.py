@@ -234,6 +234,7 @@ def test_deep_networks_are_judged(network):
         five_steps(engine, images, labels)
 
 
+@pytest.mark.usefixtures("in_haste")
 @pytest.mark.parametrize("stage", GPU_LADDER, ids=lambda stage: stage.name)
 @pytest.mark.parametrize("network", [deep(11, 8, "max")], ids=lambda network: network.name)
 def test_kernels_are_judged_on_a_deep_network(stage, network, device):

@@ -124,7 +124,7 @@ def test_a_browser_that_hangs_is_ended_with_all_that_it_began(
     began = time.monotonic()
     with pytest.raises(UserError, match="chromium hangs: it was ended after 1 s"):
         poster.print_page("the page", tmp_path / "poster.pdf")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     for process in map(int, begun.read_text().split()):
         assert not running(process)
 
