@@ -179,6 +179,20 @@ struct PlaneSum {
   }
 };
 
+// As PlaneSum, with sums of their own for the rests of either side, so that fewer products wait for each other.
+struct ApartSum {
+  Fragment whole, rest, crossed;
+
+  __device__ __forceinline__ void clear() {
+    UNROLL_FOR(int i = 0; i < 4; i++) whole.at[i] = rest.at[i] = crossed.at[i] = 0.0f;
+  }
+  __device__ __forceinline__ float at(int i) const {
+    return fmaf(rest.at[i] + crossed.at[i], 1.0f / REST, whole.at[i]);
+  }
+};
+__device__ __forceinline__ Fragment& crossed_of(PlaneSum& sum) { return sum.rest; }
+__device__ __forceinline__ Fragment& crossed_of(ApartSum& sum) { return sum.crossed; }
+
 // A power of two that brings the largest of the lanes' numbers to 2^13 or more, below 2^14, where each lane gives the
 // bits of the largest size of its own: non-negative floats are in the order of their bits. It is 1 / unscale(scale).
 // Where a number is infinite or NaN, it stays so.
@@ -193,10 +207,16 @@ __device__ __forceinline__ float scale_of(unsigned largest) {
 __device__ __forceinline__ unsigned bits_of_size(float x) {
   return static_cast<unsigned>(__float_as_int(x)) & 0x7fffffffu;
 }
-// The same for `count` numbers, which all lanes of a warp look through together.
+// The same for `count` numbers, which begin at a multiple of 16 bytes and which all lanes of a warp look through together.
 __device__ __forceinline__ float scale_of(const float* numbers, int count) {
+  const int lane = threadIdx.x % 32;
   unsigned largest = 0;
-  for (int i = threadIdx.x % 32; i < count; i += 32) largest = max(largest, bits_of_size(numbers[i]));
+  for (int i = lane * 4; i < count / 4 * 4; i += 128) {
+    const uint4 four = *reinterpret_cast<const uint4*>(numbers + i);
+    const unsigned size[4] = {four.x, four.y, four.z, four.w};
+    UNROLL_FOR(int n = 0; n < 4; n++) largest = max(largest, size[n] & 0x7fffffffu);
+  }
+  for (int i = count / 4 * 4 + lane; i < count; i += 32) largest = max(largest, bits_of_size(numbers[i]));
   return scale_of(largest);
 }
 __device__ __forceinline__ float unscale(float scale) { return __int_as_float((254 << 23) - __float_as_int(scale)); }

@@ -13,7 +13,8 @@
 // Errors are scaled by a power of two, of each image's, warp's and eight maps' own.
 //
 // conv_common.cuh says what Layer has for ConvSums; besides, GRADIENT_PITCH: floats from a term's gradient to the next
-// one's in Staged; and RawWeights, where weights arrive before they are split.
+// one's in Staged; RawWeights, where weights arrive before they are split; and LEAVES_PLANES: Target is planes of FP16, as
+// plane_conv.cuh has its source. Then the winner says too whether the slope is 0: backward does not know the values.
 #pragma once
 #include "../planes.cuh"
 #include "byte_conv.cuh"
@@ -44,7 +45,10 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
   static_assert(GRADIENT_PITCH >= N_TILES * 8, "a term's gradient has a place for each map");
   static_assert(Layer::STAGED_FLOATS >= TEAMS * WARPS * STAGED_SHARE, "every warp's gradient has a place in Staged");
   // A winner is the number of bits by which it lies behind the window's first position, 16 each.
-  static constexpr int PLACE = 16;
+  static constexpr int PLACE = 16, NO_PLACE = 4 * PLACE;  // NO_PLACE: the slope is 0
+  static constexpr bool LEAVES_PLANES = Layer::LEAVES_PLANES;
+  static_assert(!LEAVES_PLANES || FUNCTION == RELU || FUNCTION == IDENTITY, "slopes are 0 or 1");
+  static constexpr int TARGET_PIXEL = (N_TILES | 1) * 8, TARGET_PLANE = OUT_AREA * TARGET_PIXEL;
 
   // Whether a line of a window's positions meets any line of the kernel at a pair of lines.
   static __host__ __device__ constexpr bool meets(int pair, int row) { return 2 * pair - row < KERNEL; }
@@ -100,7 +104,7 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
              scale, map0, Layer::Target::image(shared, slot), Sums::winners_of(shared, slot));
   }
 
-  // target (TARGET_SIZE,) and its winners, of eight maps. bias (MAPS,) is added to the sums times `scale`.
+  // target (TARGET_SIZE,), or its planes, and its winners, of eight maps. bias (MAPS,) is added to the sums times `scale`.
   static __device__ __forceinline__ void add_up(const float* image, const Number* weights, const float* bias,
                                                 float scale, int map0, float* target, unsigned char* winners) {
     unsigned right[2][LEFTS][4];  // for both lines of positions
@@ -153,19 +157,29 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
           const unsigned part[2] = {right[row][k][is_whole ? 0 : 2], right[row][k][is_whole ? 1 : 3]};
           UNROLL_FOR(int i = 0; i < N; i++) mma_fp16(is_whole ? sum[i][row].whole : sum[i][row].rest, left[i][k], part);
         }
-    UNROLL_FOR(int i = 0; i < N; i++)
+    UNROLL_FOR(int i = 0; i < N; i++) {
+      const int window = (first + i * WARPS) * 8 + lane() / 4;
+      float results[2];
       UNROLL_FOR(int odd = 0; odd < 2; odd++) {
-        const int window = (first + i * WARPS) * 8 + lane() / 4, map = map0 + lane() % 4 * 2 + odd;
+        const int map = map0 + lane() % 4 * 2 + odd;
         float value[2][2];
         UNROLL_FOR(int at = 0; at < 4; at++) value[at / 2][at % 2] = sum[i][at / 2].at(odd + at % 2 * 2);
         int winner;
         const float largest = largest_of_window<PLACE>(value, winner);
         const float result = activate<FUNCTION>(fmaf(largest, scale, added[odd]));
-        if ((MAPS % 8 == 0 || map < MAPS) && (OUT_AREA % 8 == 0 || window < OUT_AREA)) {
-          target[map * OUT_AREA + window] = result;
+        const bool map_exists = MAPS % 8 == 0 || map < MAPS;
+        if (LEAVES_PLANES && slope<FUNCTION>(result) == 0.0f) winner = NO_PLACE;
+        results[odd] = map_exists ? result : 0.0f;
+        if (map_exists && (OUT_AREA % 8 == 0 || window < OUT_AREA)) {
+          if (!LEAVES_PLANES) target[map * OUT_AREA + window] = result;
           winners[map * OUT_AREA + window] = (unsigned char)winner;
         }
       }
+      if (LEAVES_PLANES && (OUT_AREA % 8 == 0 || window < OUT_AREA)) {
+        unsigned* const words = reinterpret_cast<unsigned*>(target) + (window * TARGET_PIXEL + map0) / 2 + lane() % 4;
+        split_fp16(results[0], results[1], words[0], words[TARGET_PLANE / 2]);
+      }
+    }
   }
 
   // A warp's sums over its windows: tiles of (terms of two lines of the kernel, maps), and of errors.
@@ -252,7 +266,7 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
     const int window = first_window(group);
     float error[TOGETHER], value[TOGETHER];
     load(target_errors, group, n, error);
-    load(target, group, n, value);
+    if constexpr (!LEAVES_PLANES) load(target, group, n, value);
     unsigned place[TOGETHER];
     if constexpr (BY_FOURS) {
       const unsigned four = *reinterpret_cast<const unsigned*>(winners + place_of(window, n));
@@ -263,7 +277,10 @@ struct BytePlaneConv : ConvSums<Layer, Threads> {
     const bool map_exists = MAPS % 8 == 0 || map_of(n) < MAPS;
     UNROLL_FOR(int i = 0; i < TOGETHER; i++) {
       const bool there = map_exists && (OUT_AREA % (4 * TOGETHER) == 0 || window + i < OUT_AREA);
-      error[i] = there ? error[i] * slope<FUNCTION>(value[i]) : 0.0f;
+      if constexpr (LEAVES_PLANES)
+        error[i] = there && place[i] != NO_PLACE ? error[i] : 0.0f;
+      else
+        error[i] = there ? error[i] * slope<FUNCTION>(value[i]) : 0.0f;
     }
     // Lanes of columns without weights, whose sums nothing asks for, load the last ones that have some.
     const int column = min(lane() / 4, KERNEL - 1);

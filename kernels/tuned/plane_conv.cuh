@@ -16,6 +16,8 @@
 //   GROUP: units of the gradient of the weights that a warp makes together
 //   ROW_SHARES: tasks among which backward_data divides the rows of errors
 //   FOUND_PITCH: floats from a channel's sums of backward_data to the next one's
+//   SOURCE_IS_PLANES: the layer before leaves the source as planes (2, pixels, PIXEL) instead of floats; SourceErrors may
+//     lie over them
 //   GRADIENT_PITCH: floats from a map's gradient to the next one's in Staged
 //   UnitOffsets, a table in shared memory; RawWeights, where weights arrive before they are split
 #pragma once
@@ -36,6 +38,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   static constexpr int ROW_SHARES = Layer::ROW_SHARES, FOUND_PITCH = Layer::FOUND_PITCH;
   static constexpr int GRADIENT_PITCH = Layer::GRADIENT_PITCH;
   static constexpr bool SENDS_ERRORS_BACK = exists<typename Layer::SourceErrors>;
+  static constexpr bool SOURCE_IS_PLANES = Layer::SOURCE_IS_PLANES;
 
   // Source: (pixels, channels), and a plane's numbers. An odd number of eights keeps neighbours in different banks.
   static constexpr int PIXELS = HEIGHT * WIDTH, EIGHTS = ceil_div(CHANNELS, 8), PIXEL = (EIGHTS | 1) * 8;
@@ -50,15 +53,20 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   static constexpr int POSITIONS = ceil_div(ROWS * PADDED_COLUMNS, 16) * 16;
   static constexpr int MAP_EIGHTS = 2 * MAP_TILES, ERROR_PLANE = POSITIONS * MAP_EIGHTS * 8;
   // Two planes of numbers take as many floats as one has numbers.
-  static_assert(Layer::SCRATCH_FLOATS >= SOURCE_PLANE + FORWARD_SPLIT_K * MAPS * FULL_PITCH,
+  // A tile of positions is a row, and two of them are a row of windows: a lane has whole windows of its sums.
+  static constexpr bool LANES_HAVE_WINDOWS =
+      COLUMNS == 8 && ROWS % 2 == 0 && WINDOW == 2 && METHOD == MAX && FORWARD_SPLIT_K == 1;
+  static constexpr int SPLIT_FLOATS = SOURCE_IS_PLANES ? 0 : SOURCE_PLANE;  // of the source that is split here
+  static_assert(Layer::SCRATCH_FLOATS >= SPLIT_FLOATS + FORWARD_SPLIT_K * MAPS * FULL_PITCH,
                 "forward's sums lie in Scratch behind the source");
 
   // backward_data: rows of its left side for each i, in eights; tiles of 16 of them; and what tasks leave.
   static constexpr int DATA_EIGHTS = KERNEL * EIGHTS, DATA_TILES = ceil_div(DATA_EIGHTS, 2);
+  static constexpr int UNROLLED_ROWS = 12;  // of a share, at most
   static constexpr int SHARE_ROWS = ceil_div(ROWS, ROW_SHARES), FOUND_SHARE = KERNEL * CHANNELS * FOUND_PITCH;
   static_assert(!SENDS_ERRORS_BACK || FOUND_PITCH >= HEIGHT * PADDED_COLUMNS, "a channel's rows lie side by side");
   static_assert(!SENDS_ERRORS_BACK || STRIDE <= KERNEL, "each row of errors ends as many rows as the stride");
-  static_assert(Layer::SCRATCH_FLOATS >= ERROR_PLANE + SOURCE_PLANE, "errors and source lie in Scratch");
+  static_assert(Layer::SCRATCH_FLOATS >= ERROR_PLANE + SPLIT_FLOATS, "errors and source lie in Scratch");
   static_assert(!SENDS_ERRORS_BACK || Layer::SCRATCH_FLOATS >= ERROR_PLANE + ROW_SHARES * FOUND_SHARE,
                 "what backward_data finds lies in Scratch where the source was");
 
@@ -129,7 +137,12 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   }
   static __device__ __forceinline__ float* bias_of(float* weights) { return weights + WEIGHT_PLANE; }
 
-  // planes (2, PIXELS, PIXEL) = source (CHANNELS, PIXELS)
+  // The source's planes (2, PIXELS, PIXEL): where it lies, if the layer before has split it, or at `scratch`.
+  template <class Place>
+  static __device__ __forceinline__ auto planes_of(Place* source, Place* scratch) {
+    return numbers(SOURCE_IS_PLANES ? source : scratch);
+  }
+  // planes = source (CHANNELS, PIXELS)
   static __device__ __forceinline__ void split_source(const float* source, Number* planes) {
     for (int i = thread_rank(); i < PIXELS * EIGHTS; i += TEAM) {
       const int first = EIGHTS == 1 ? 0 : i / PIXELS * 8, pixel = EIGHTS == 1 ? i : i % PIXELS;
@@ -147,18 +160,25 @@ struct PlaneConv : ConvSums<Layer, Threads> {
     float* const shared = c.shared;
     float* const weights = Layer::Weights::all(shared);
     float* const scratch = Layer::Scratch::image(shared, slot);
-    split_source(Layer::Source::image(shared, slot), numbers(scratch));
-    wait<Split>();
-    add_up(numbers(scratch), numbers(weights), reinterpret_cast<const int*>(Layer::UnitOffsets::all(shared)),
-           scratch + SOURCE_PLANE);
-    wait<Added>();
-    Sums::finish(bias_of(weights), Layer::Target::image(shared, slot), Sums::winners_of(shared, slot),
-                 Layer::Full::image(shared, slot), scratch + SOURCE_PLANE);
+    float* const sums = scratch + SPLIT_FLOATS;
+    Number* const planes = planes_of(Layer::Source::image(shared, slot), scratch);
+    if constexpr (!SOURCE_IS_PLANES) {
+      split_source(Layer::Source::image(shared, slot), planes);
+      wait<Split>();
+    }
+    float* const target = Layer::Target::image(shared, slot);
+    unsigned char* const winners = Sums::winners_of(shared, slot);
+    add_up(planes, numbers(weights), reinterpret_cast<const int*>(Layer::UnitOffsets::all(shared)), bias_of(weights),
+           target, winners, sums);
+    if constexpr (!LANES_HAVE_WINDOWS) {
+      wait<Added>();
+      Sums::finish(bias_of(weights), target, winners, Layer::Full::image(shared, slot), sums);
+    }
   }
 
   // sum[n] += left right[n], the first `count`: products that wait for each other lie as far apart as can be.
-  template <int N>
-  static __device__ __forceinline__ void add_products(PlaneSum (&sum)[N], const unsigned (&left)[4],
+  template <class Sum, int N>
+  static __device__ __forceinline__ void add_products(Sum (&sum)[N], const unsigned (&left)[4],
                                                       const unsigned (&left_rest)[4], const unsigned (&right)[N][2],
                                                       const unsigned (&right_rest)[N][2], int count = N) {
     UNROLL_FOR(int n = 0; n < N; n++)
@@ -166,12 +186,13 @@ struct PlaneConv : ConvSums<Layer, Threads> {
     UNROLL_FOR(int n = 0; n < N; n++)
       if (n < count) mma_fp16(sum[n].whole, left, right[n]);
     UNROLL_FOR(int n = 0; n < N; n++)
-      if (n < count) mma_fp16(sum[n].rest, left, right_rest[n]);
+      if (n < count) mma_fp16(crossed_of(sum[n]), left, right_rest[n]);
   }
 
-  // sums (FORWARD_SPLIT_K, MAPS, FULL_PITCH) of the positions' products
+  // sums (FORWARD_SPLIT_K, MAPS, FULL_PITCH) of the positions' products; or, where lanes have whole windows, what finish
+  // makes of them.
   static __device__ __forceinline__ void add_up(const Number* planes, const Number* weights, const int* offsets,
-                                                float* sums) {
+                                                const float* bias, float* target, unsigned char* winners, float* sums) {
     constexpr int TILES = ceil_div(AREA, 8), GROUPS = ceil_div(TILES, FORWARD_N_TILES), PAIRS = FORWARD_N_TILES / 2;
     constexpr int STEPS = ceil_div(K_STEPS, FORWARD_SPLIT_K);
     static_assert(FORWARD_N_TILES % 2 == 0, "ldmatrix takes two tiles at a time");
@@ -184,9 +205,9 @@ struct PlaneConv : ConvSums<Layer, Threads> {
         const int at = min((tile0 + 2 * n + lane() / 16) * 8 + lane() % 8, AREA - 1);
         pixels[n] = planes + (at / COLUMNS * WIDTH + at % COLUMNS) * STRIDE * PIXEL;
       }
-      PlaneSum sum[FORWARD_N_TILES];
+      std::conditional_t<FORWARD_N_TILES <= 2, ApartSum, PlaneSum> sum[FORWARD_N_TILES];
       UNROLL_FOR(int n = 0; n < FORWARD_N_TILES; n++) sum[n].clear();
-#pragma unroll(STEPS <= 8 ? STEPS : 4)
+#pragma unroll(STEPS* FORWARD_N_TILES <= 32 ? STEPS : 4)
       for (int n = 0; n < STEPS; n++) {
         const int k = share + n * FORWARD_SPLIT_K;
         if (K_STEPS % FORWARD_SPLIT_K && n == STEPS - 1 && k >= K_STEPS) break;
@@ -204,6 +225,20 @@ struct PlaneConv : ConvSums<Layer, Threads> {
           }
         }
         add_products(sum, whole, rest, right, right_rest);
+      }
+      if constexpr (LANES_HAVE_WINDOWS) {
+        UNROLL_FOR(int n = 0; n < FORWARD_N_TILES; n += 2)
+          UNROLL_FOR(int lower = 0; lower < 2; lower++) {
+            const int map = map0 + lane() / 4 + lower * 8, at = map * OUT_AREA + (tile0 + n) / 2 * 4 + lane() % 4;
+            float value[2][2];
+            UNROLL_FOR(int i = 0; i < 4; i++) value[i / 2][i % 2] = sum[n + i / 2].at(2 * lower + i % 2);
+            int winner;
+            const float largest = largest_of_window(value, winner);
+            const float result = activate<FUNCTION>(largest + bias[min(map, MAPS - 1)]);
+            if ((MAPS % 16 == 0 || map < MAPS) && (TILES % FORWARD_N_TILES == 0 || tile0 + n < TILES))
+              target[at] = result, winners[at] = (unsigned char)winner;
+          }
+        continue;
       }
       UNROLL_FOR(int n = 0; n < FORWARD_N_TILES; n++)
         if (tile0 + n < TILES)
@@ -227,20 +262,20 @@ struct PlaneConv : ConvSums<Layer, Threads> {
     float* const shared = c.shared;
     float* const scratch = Layer::Scratch::image(shared, slot);
     Number* const errors = numbers(scratch);
-    Number* const planes = numbers(scratch + ERROR_PLANE);
-    float* const found = scratch + ERROR_PLANE;  // when the source has been used
+    Number* const planes = planes_of(Layer::Source::image(shared, slot), scratch + ERROR_PLANE);
+    float* const found = scratch + ERROR_PLANE;  // if the source was split to there, when it has been used
     const float* const target_errors = Layer::TargetErrors::image(shared, slot);
     const float scale = scale_of(target_errors, TARGET_SIZE);
-    split_source(Layer::Source::image(shared, slot), planes);
+    if constexpr (!SOURCE_IS_PLANES) split_source(Layer::Source::image(shared, slot), planes);
     unpool(Layer::Target::image(shared, slot), Sums::winners_of(shared, slot), target_errors,
            Layer::Full::image(shared, slot), scale, errors);
     wait<Unpooled>();
     backward_weights(planes, errors, reinterpret_cast<const int*>(Layer::UnitOffsets::all(shared)), unscale(scale),
                      sums);
     if constexpr (SENDS_ERRORS_BACK) {
-      wait<Weighed>();
+      if constexpr (!SOURCE_IS_PLANES) wait<Weighed>();
       backward_data(errors, numbers(Layer::Weights::all(shared)), found);
-      wait<Found>();
+      wait<Found>();  // behind it the source is not needed any more
       gather(found, unscale(scale), Layer::SourceErrors::image(shared, slot));
     }
   }
@@ -259,7 +294,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
       *reinterpret_cast<unsigned*>(at + ERROR_PLANE) = rest;
     };
     for (int i = thread_rank(); i < PAIRS * OUT_AREA; i += TEAM) {
-      const int pair = i % PAIRS, window = i / PAIRS;
+      const int pair = i / (4 * OUT_AREA) * 4 + i % 4, window = i / 4 % OUT_AREA;
       const int y = window / OUT_COLUMNS * WINDOW, x = window % OUT_COLUMNS * WINDOW;
       float error[2];
       int winner[2];
@@ -274,8 +309,8 @@ struct PlaneConv : ConvSums<Layer, Threads> {
       split_fp16(error[0], error[1], whole, rest);
       UNROLL_FOR(int a = 0; a < WINDOW; a++)
         UNROLL_FOR(int n = 0; n < WINDOW; n++) {
-          // every second eight maps take the columns of two in the other order, so that lanes have different banks
-          const int b = WINDOW == 2 ? n ^ (pair / 4 % 2) : n;
+          // every second row of windows takes the columns of two in the other order, so that lanes have different banks
+          const int b = WINDOW == 2 ? n ^ (window / OUT_COLUMNS % 2) : n;
           if (MEANS && KEEPS_ACTIVATED) {
             float sloped[2];
             UNROLL_FOR(int n = 0; n < 2; n++)
@@ -301,6 +336,14 @@ struct PlaneConv : ConvSums<Layer, Threads> {
     const Number* const one = reinterpret_cast<const Number*>(offsets + ONE) + lane() / 16 * 8;
     const int first = warp() * OWN_UNITS;
     constexpr int STEPS = POSITIONS / 16;
+    // Where a step's positions are whole rows, each step begins a number of rows further.
+    constexpr int STEP_ROWS = 16 / PADDED_COLUMNS;
+    constexpr bool BY_ROWS =
+        COLUMNS == PADDED_COLUMNS && 16 % PADDED_COLUMNS == 0 && ROWS % larger_of(1, STEP_ROWS) == 0;
+    const auto pixel_of = [](int position) {
+      const int row = min(position / PADDED_COLUMNS, ROWS - 1), column = min(position % PADDED_COLUMNS, COLUMNS - 1);
+      return (row * WIDTH + column) * STRIDE * PIXEL;
+    };
     if (first > UNITS) return;
     UNROLL_FOR(int own = 0; own < OWN_UNITS; own += GROUP) {
       const int count = min(GROUP, OWN_UNITS - own);
@@ -308,18 +351,17 @@ struct PlaneConv : ConvSums<Layer, Threads> {
       // A warp multiplies as many units as any has, so that nothing of a step waits for a branch; stage_gradient leaves
       // out those beyond the last.
       const Number* unit_at[GROUP];
-      bool is_bias[GROUP];
+      int step[GROUP];
       UNROLL_FOR(int n = 0; n < GROUP; n++) {
         UNROLL_FOR(int m = 0; m < MAP_TILES; m++) sum[m][n].clear();
-        is_bias[n] = first + own + n >= UNITS;
-        unit_at[n] = planes + offsets[min(first + own + n, UNITS - 1)] + lane() / 16 * SOURCE_PLANE;
+        const bool is_bias = first + own + n >= UNITS;
+        const Number* unit = planes + offsets[min(first + own + n, UNITS - 1)] + lane() / 16 * SOURCE_PLANE;
+        unit_at[n] = is_bias ? one : BY_ROWS ? unit + pixel_of(lane() % 16) : unit;
+        step[n] = is_bias ? 0 : BY_ROWS ? STEP_ROWS * WIDTH * STRIDE * PIXEL : 1;
       }
 #pragma unroll(STEPS <= 4 ? STEPS : 2)
       for (int k = 0; k < STEPS; k++) {
-        const int right_at = k * 16 + lane() % 16;
-        const int row = min(right_at / PADDED_COLUMNS, ROWS - 1), column = min(right_at % PADDED_COLUMNS, COLUMNS - 1);
         const Number* left = errors + (((2 * k + lane() / 16) * MAP_EIGHTS + lane() / 8 % 2) * 8 + lane() % 8) * 8;
-        const int pixel = (row * WIDTH + column) * STRIDE * PIXEL;
         unsigned whole[MAP_TILES][4], rest[MAP_TILES][4], terms[GROUP][2], term_rests[GROUP][2];
         UNROLL_FOR(int m = 0; m < MAP_TILES; m++) {
           load_matrices_transposed(whole[m], left + m * 128);
@@ -328,7 +370,8 @@ struct PlaneConv : ConvSums<Layer, Threads> {
         UNROLL_FOR(int n = 0; n < GROUP; n++) {
           if (n >= count) continue;
           unsigned both[4];
-          load_matrices_transposed(both, is_bias[n] ? one : unit_at[n] + pixel);
+          load_matrices_transposed(both, unit_at[n] + (BY_ROWS ? 0 : step[n] * pixel_of(k * 16 + lane() % 16)));
+          if (BY_ROWS) unit_at[n] += step[n];
           terms[n][0] = both[0], terms[n][1] = both[1];
           term_rests[n][0] = both[2], term_rests[n][1] = both[3];
         }
@@ -343,6 +386,12 @@ struct PlaneConv : ConvSums<Layer, Threads> {
             }
     }
   }
+
+  // Which half of a row of eight columns comes first in `found`: it changes with every four rows, so that the eight lanes
+  // that load halves of neighbouring rows have different banks. TURNS: where the compiler knows which row a task leaves.
+  static constexpr bool TURNS = PADDED_COLUMNS == 8 && ROWS % SHARE_ROWS == 0 && SHARE_ROWS <= UNROLLED_ROWS &&
+                                (ROW_SHARES == 1 || SHARE_ROWS * STRIDE % 4 == 0);
+  static __device__ __forceinline__ int first_half(int channel, int y) { return TURNS ? (y / 4 ^ channel) % 2 * 4 : 0; }
 
   // found (ROW_SHARES, KERNEL * CHANNELS, FOUND_PITCH): for each (j, channel) and row of the source, what each column of
   // errors adds, by the rows of errors of a share.
@@ -363,22 +412,26 @@ struct PlaneConv : ConvSums<Layer, Threads> {
                             (((row0 * X_TILES + column0 / 8) * MAP_EIGHTS + lane() / 8 % 2) * 8 + lane() % 8) * 8 +
                             lane() / 16 * ERROR_PLANE;
       // only channels that there are
-      float* out[2];
+      float* out[2][2];  // of the first four rows that this task leaves, and those whose halves lie as theirs do
       bool there[2];
       UNROLL_FOR(int lower = 0; lower < 2; lower++) {
         const int eight = tile * 2 + lower, channel = eight % EIGHTS * 8 + lane() / 4;
         there[lower] = (DATA_EIGHTS % 2 == 0 || eight < DATA_EIGHTS) && (CHANNELS % 8 == 0 || channel < CHANNELS);
-        out[lower] = found + share * FOUND_SHARE + (eight / EIGHTS * CHANNELS + channel) * FOUND_PITCH + column0 +
-                     lane() % 4 * 2;
+        const int column = column0 + lane() % 4 * 2;
+        UNROLL_FOR(int other = 0; other < 2; other++)
+          out[lower][other] = found + share * FOUND_SHARE + (eight / EIGHTS * CHANNELS + channel) * FOUND_PITCH +
+                              row0 * STRIDE * PADDED_COLUMNS +
+                              (column ^ first_half(channel, row0 * STRIDE + other * 4));
       }
       const auto leave = [&](const PlaneSum& sum, int row) {
         UNROLL_FOR(int lower = 0; lower < 2; lower++)
           if (there[lower])
-            *reinterpret_cast<Pair*>(out[lower] + row * PADDED_COLUMNS) = {sum.at(2 * lower), sum.at(2 * lower + 1)};
+            *reinterpret_cast<Pair*>(out[lower][TURNS ? row / 4 % 2 : 0] + row * PADDED_COLUMNS) = {
+                sum.at(2 * lower), sum.at(2 * lower + 1)};
       };
       PlaneSum sum[KERNEL];  // of the rows of the source that this row of errors meets
       UNROLL_FOR(int i = 0; i < KERNEL; i++) sum[i].clear();
-#pragma unroll(SHARE_ROWS <= 12 ? SHARE_ROWS : 1)
+#pragma unroll(SHARE_ROWS <= UNROLLED_ROWS ? SHARE_ROWS : 1)
       for (int n = 0; n < SHARE_ROWS; n++) {
         if (ROWS % SHARE_ROWS && row0 + n >= ROWS) break;
         UNROLL_FOR(int m = 0; m < MAP_TILES; m++) {
@@ -389,7 +442,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
           UNROLL_FOR(int i = 0; i < KERNEL; i++) mma_fp16(sum[i].whole, whole[i][m], row);
           UNROLL_FOR(int i = 0; i < KERNEL; i++) mma_fp16(sum[i].rest, whole[i][m], row_rests);
         }
-        UNROLL_FOR(int i = 0; i < STRIDE; i++) leave(sum[i], (row0 + n) * STRIDE + i);
+        UNROLL_FOR(int i = 0; i < STRIDE; i++) leave(sum[i], n * STRIDE + i);
         UNROLL_FOR(int i = 0; i < KERNEL; i++) {
           if (i + STRIDE < KERNEL)
             sum[i] = sum[(i + STRIDE) % KERNEL];
@@ -397,15 +450,15 @@ struct PlaneConv : ConvSums<Layer, Threads> {
             sum[i].clear();
         }
       }
-      const int end = min(ROWS, row0 + SHARE_ROWS);
-      UNROLL_FOR(int i = 0; i < KERNEL - STRIDE; i++) leave(sum[i], end * STRIDE + i);
+      const int rows = ROWS % SHARE_ROWS ? min(ROWS - row0, SHARE_ROWS) : SHARE_ROWS;
+      UNROLL_FOR(int i = 0; i < KERNEL - STRIDE; i++) leave(sum[i], rows * STRIDE + i);
     }
   }
 
   // source_errors (CHANNELS, HEIGHT, WIDTH): each thread adds up a row.
   static __device__ __forceinline__ void gather(const float* found, float inverse, float* source_errors) {
     for (int at = thread_rank(); at < CHANNELS * HEIGHT; at += TEAM) {
-      const int channel = at / HEIGHT, y = at % HEIGHT;
+      const int channel = at / HEIGHT, y = at % HEIGHT, first = first_half(channel, y);
       float error[WIDTH];
       UNROLL_FOR(int x = 0; x < WIDTH; x++) error[x] = 0.0f;
 #pragma unroll
@@ -415,7 +468,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
         UNROLL_FOR(int j = 0; j < KERNEL; j++) {
           const float* row = found + share * FOUND_SHARE + (j * CHANNELS + channel) * FOUND_PITCH + y * PADDED_COLUMNS;
           UNROLL_FOR(int x = 0; x < PADDED_COLUMNS; x += 4) {
-            const Float4 four = *reinterpret_cast<const Float4*>(row + x);
+            const Float4 four = *reinterpret_cast<const Float4*>(row + (x ^ first));
             UNROLL_FOR(int n = 0; n < 4; n++)
               if (x + n < COLUMNS) error[(x + n) * STRIDE + j] += four.at[n];
           }

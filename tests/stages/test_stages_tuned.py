@@ -278,6 +278,27 @@ def test_a_variant_can_leave_a_choice_out(
         validate(engine, *pictures(network, 17))
 
 
+def test_planes_are_the_same_wherever_a_map_is_split(limited: Limited) -> None:
+    """By the layer that makes it, which keeps a bit of each number for its way back, or by the next
+    one, forward and backward.
+    """
+    layers: list[object] = [
+        *({"conv": {"maps": 5, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2}),
+        *({"conv": {"maps": 16, "kernel": 3}}, {"activation": "relu"}, {"subsample": 2}),
+        {"dense": 3},
+    ]
+    network, device = build("planes", (1, 22, 14), 3, layers), limited(multiprocessors=1)
+    images, labels = pictures(network, 5)
+    found = []
+    for between in (True, False):
+        stage = replace(STAGE, options=PersistentOptions(planes_between=between))
+        with open_engine(stage, network, 5, device) as engine:
+            assert [o.leaves_planes for o in engine.block.operators] == [between, False, False]
+            validate(engine, images, labels)
+            found.append(engine.gradient(images, labels)[1])
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("floats", [1, 4, 8, 10, 84, 120, 256, 257, 800])
 def test_rows_begin_in_banks_of_their_own(floats: int) -> None:
     pitch = row_pitch(floats)

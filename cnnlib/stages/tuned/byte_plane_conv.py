@@ -8,6 +8,9 @@ from cnnlib.stages.tuned.operator import Method, Position
 from cnnlib.stages.tuned.plane_conv import EIGHT, odd
 from cnnlib.stages.tuned.schedule import LANE_SUMS, most_sums
 
+SLOPES_OF_0_AND_1 = ("IDENTITY", "RELU")
+"""Functions whose slope says nothing more than whether errors go back."""
+
 
 class TunedBytePlaneConv(Convolution):
     """The convolution that takes the image's bytes, followed by maxima of 2 x 2.
@@ -25,6 +28,8 @@ class TunedBytePlaneConv(Convolution):
         self.pairs = shape.channels * ceil_div(shape.kernel, 2)
         """Pairs of lines of the kernel: the terms of a tile of the gradient."""
         self._check()
+        # then one bit of each number does on the way back: the winner has room for it
+        self.may_leave_planes = self.function in SLOPES_OF_0_AND_1
         self.needs = self.needs_of(
             raw_is_used=False,
             scratch=0,
@@ -53,6 +58,9 @@ class TunedBytePlaneConv(Convolution):
         lines = self.shape.kernel // 2 * 2 + 3  # with lines of zeros before and behind
         pitch = odd(self.shape.channels * lines) * EIGHT
         return self.shape.n_tiles * EIGHT * pitch + self.shape.maps
+
+    def config(self, layout: SharedLayout, position: Position) -> dict[str, int | str]:
+        return {**super().config(layout, position), "LEAVES_PLANES": self.leaves_planes}
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
         return {

@@ -123,6 +123,10 @@ class Needs:
     """Whether it takes all images of a block together, as do all operators behind it."""
     kept: Mapping[str, int] = field(default_factory=dict)
     """Name -> floats of what an image leaves forward and backward needs."""
+    source: int = 0
+    """Floats of its source where they are others than its numbers: planes, over which the errors
+    by the source come to lie. 0: the source is floats.
+    """
     weights: int = 0
     """Floats of its weights as they are used."""
     optional: bool = False
@@ -233,7 +237,10 @@ def _lay_out(
 
     # What is kept of an image comes first, as many times as there are slots.
     one_image = SharedArena("images")
-    kept_maps = [one_image.take(f"map {i}", size) for i, size in enumerate(sizes[:first])]
+    kept_maps = [
+        one_image.take(f"map {i}", n.source or size)
+        for i, (n, size) in enumerate(zip(needs[:first], sizes, strict=False))
+    ]
     kept_offsets = {
         n.label: {name: one_image.take(f"{n.label} {name}", size) for name, size in n.kept.items()}
         for n in needs[:first]
@@ -260,7 +267,10 @@ def _lay_out(
     maps = [in_slots(offset) for offset in kept_maps]
     maps += [by_image(f"map {i}", sizes[i]) for i in range(first, len(sizes))]
     errors: list[SharedBuffer | None] = [None]
-    errors += [by_team(f"errors {i}", sizes[i]) for i in range(1, first)]
+    # The planes of a source have been used when its errors come, and the layer before needs none.
+    errors += [
+        maps[i] if needs[i].source else by_team(f"errors {i}", sizes[i]) for i in range(1, first)
+    ]
     errors += [by_image(f"errors {i}", sizes[i]) for i in range(max(1, first), len(sizes))]
     labels = arena.take("labels", images)
     kept = {

@@ -49,6 +49,10 @@ class TunedOperator(ABC):
     """Whether these are FP16 instead of BF16."""
     border: tuple[int, int] = (0, 0)
     """Rows of zeros above and below its source, and columns beside it, that lie there with it."""
+    may_leave_planes: bool = False
+    """Whether it can split its target into planes of FP16 where it makes it."""
+    leaves_planes: bool = False
+    """Whether it does."""
     trace: int = 0
     """Floats that it leaves of each image for the second phase."""
     partials: int = 0
@@ -66,6 +70,9 @@ class TunedOperator(ABC):
         self.source_size = math.prod(planned.source_shape)
         """Floats of its source where it lies in shared memory."""
         self.target_size = math.prod(planned.target_shape)
+
+    def follow(self, before: "TunedOperator") -> None:
+        """Agrees with the operator before it on how the map between them lies."""
 
     def copied_by_one_warp(self, layout: SharedLayout) -> bool:
         """Whether one warp can copy the weights of a layer that takes a block's images together:

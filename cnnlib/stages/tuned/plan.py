@@ -4,6 +4,7 @@ The source is numbers alone: a struct for each layer and one for the whole, and 
 layers' templates. The program is kernels/tuned/step.cuh.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -62,6 +63,10 @@ class PersistentOptions(Options):
     products: tuple[Products, ...] = ("fp16", "tf32")
     """Of what convolutions' products may be made, the one that is taken unless another one is
     measured to be faster first.
+    """
+    planes_between: bool = True
+    """Whether a convolution of the image's bytes leaves its target as the planes that the next one
+    multiplies, and not as floats that that one splits forward and again backward.
     """
     stamped: bool = True
     """Whether blocks hand each other numbers with the step's stamp (kernels/tuned/stamps.cuh), and
@@ -122,6 +127,9 @@ class BlockPlan:
         self.operators: list[TunedOperator] = [
             p.operator(p, stage, self.threads, self.images) for p in planned
         ]
+        if self.options.planes_between:
+            for before, after in itertools.pairwise(self.operators):
+                after.follow(before)
         self.layout = lay_out(
             [operator.needs for operator in self.operators],
             [*(operator.source_size for operator in self.operators), math.prod(network.shapes[-1])],

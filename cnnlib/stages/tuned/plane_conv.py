@@ -1,12 +1,12 @@
 """Convolution by products of FP16 planes: kernels/tuned/plane_conv.cuh."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.engine import Planned, Stage
 from cnnlib.stages.tuned.conv import Convolution
-from cnnlib.stages.tuned.layout import SharedBuffer, SharedLayout, Threads, aligned
-from cnnlib.stages.tuned.operator import Position
+from cnnlib.stages.tuned.layout import Needs, SharedBuffer, SharedLayout, Threads, aligned
+from cnnlib.stages.tuned.operator import Method, Position, TunedOperator
 from cnnlib.stages.tuned.schedule import (
     LANE_SUMS,
     MAX_SCRATCH,
@@ -93,6 +93,11 @@ class PlaneShape:
         return ceil_div(self.conv.height * self.padded_columns - 8, 32) * 32 + 8
 
     @property
+    def found_floats(self) -> int:
+        """Floats of what a share of the rows of errors leaves in backward_data."""
+        return self.conv.kernel * self.conv.channels * self.found_pitch
+
+    @property
     def data_tiles(self) -> int:
         """Tiles of 16 of these."""
         return ceil_div(self.data_eights, 2)
@@ -101,8 +106,7 @@ class PlaneShape:
         """Floats of errors and, one after the other, of the source and of what backward_data finds
         in so many shares.
         """
-        found = self.conv.kernel * self.conv.channels * self.found_pitch
-        return self.error_plane + max(self.source_plane, row_shares * found)
+        return self.error_plane + max(self.source_plane, row_shares * self.found_floats)
 
     def forward_floats(self, split_k: int) -> int:
         """Floats of the source and of the sums of so many shares of the terms."""
@@ -205,16 +209,42 @@ class TunedPlaneConv(Convolution):
             raise self.unsupported(reason)
         group = EIGHT if threads.block <= SMALL_BLOCK else EIGHT // 2
         self.schedule = PlaneSchedule.cheapest(self.planes, threads.team_warps, group)
-        forward = self.planes.forward_floats(self.forward_split_k)
-        self.needs = self.needs_of(
+        if self.lanes_have_windows:
+            self.schedule = replace(self.schedule, forward_n_tiles=2, forward_split_k=1)
+        self.source_is_planes = False
+        self.needs = self.own_needs()
+
+    @property
+    def lanes_have_windows(self) -> bool:
+        """Whether two tiles of positions are the two lines of a row of windows, of which every warp
+        has as many: then the largest of a window is taken where it was added up.
+        """
+        conv = self.shape
+        of_maxima = (self.window, self.method) == (2, Method.MAX)
+        return (
+            of_maxima
+            and conv.columns == EIGHT
+            and self.planes.map_tiles * conv.rows // 2 % self.threads.team_warps == 0
+        )
+
+    def own_needs(self) -> Needs:
+        """What it needs in shared memory, wherever its source is split."""
+        threads, row_shares = self.threads, self.schedule.row_shares
+        split = 0 if self.source_is_planes else self.planes.source_plane
+        forward = self.forward_split_k * self.full_size
+        back = 0 if self.planned.is_first else row_shares * self.planes.found_floats
+        needs = self.needs_of(
             raw_is_used=False,
-            scratch=max(
-                forward,
-                self.planes.backward_floats(0 if planned.is_first else self.schedule.row_shares),
-            ),
+            scratch=max(split + forward, self.planes.error_plane + max(split, back)),
             staged=threads.teams * self.planes.map_tiles * 16 * self.gradient_pitch,
             tables=aligned(2 * self.planes.k_steps) + EIGHT,
         )
+        return replace(needs, source=self.planes.source_plane if self.source_is_planes else 0)
+
+    def follow(self, before: TunedOperator) -> None:
+        if before.may_leave_planes:
+            self.source_is_planes = before.leaves_planes = True
+            self.needs = self.own_needs()
 
     @property
     def gradient_pitch(self) -> int:
@@ -236,6 +266,7 @@ class TunedPlaneConv(Convolution):
             "GROUP": schedule.group,
             "ROW_SHARES": schedule.row_shares,
             "FOUND_PITCH": self.planes.found_pitch,
+            "SOURCE_IS_PLANES": self.source_is_planes,
         }
 
     def buffers(self, layout: SharedLayout, position: Position) -> dict[str, SharedBuffer | None]:
