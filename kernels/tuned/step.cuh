@@ -117,7 +117,8 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
       timer.mark(INPUT);
       Net::forward_image(c, i, exchange);
       // the last ones stay where they are
-      if (i + SLOTS < rounds * TEAMS && mode != ONLY_FORWARD) put_away<Plan>(kept(i), stash + i * KEPT);
+      if constexpr (SLOTS < IMAGES)
+        if (i + SLOTS < rounds * TEAMS && mode != ONLY_FORWARD) put_away<Plan>(kept(i), stash + i * KEPT);
     }
     Net::forward_images(c);
     for (int i = threadIdx.x / 32; i < here; i += Threads::WARPS) {
@@ -142,14 +143,17 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
     Net::backward_images(c, sums);
     for (int round = rounds - 1; round >= 0; round--) {
       const int i = round * TEAMS + Threads::team();
-      if (i + SLOTS < rounds * TEAMS) {
-        wait_for_groups<1>();
-        Threads::template team_barrier<Gradients>();
-        timer.mark(INPUT);
-      }
+      if constexpr (SLOTS < IMAGES)
+        if (i + SLOTS < rounds * TEAMS) {
+          wait_for_groups<SLOTS / TEAMS - 1>();
+          Threads::template team_barrier<Gradients>();
+          timer.mark(INPUT);
+        }
       Net::backward_image(c, i, sums);
-      if (i >= SLOTS) take_out<Plan>(stash + (i - SLOTS) * KEPT, kept(i));
-      end_group_of_copies();
+      if constexpr (SLOTS < IMAGES) {
+        if (i >= SLOTS) take_out<Plan>(stash + (i - SLOTS) * KEPT, kept(i));
+        end_group_of_copies();
+      }
     }
   }
   if (mode == ONLY_FORWARD) return;

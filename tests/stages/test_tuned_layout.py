@@ -11,7 +11,7 @@ import pytest
 from cnnlib.device.architecture import H100
 from cnnlib.device.compiler import find_compiler
 from cnnlib.engine import Setup, Stage
-from cnnlib.network import Network
+from cnnlib.network import FLOAT, Network
 from cnnlib.paths import KERNELS
 from cnnlib.stages.tuned import PERSISTENT as STAGE
 from cnnlib.stages.tuned.conv import TunedConv
@@ -52,6 +52,21 @@ def test_no_two_arrays_that_are_in_use_together_overlap(network: Network, batch_
     for a, b in combinations(layout.regions, 2):
         if in_use_together(a, b):
             assert a.offset + a.floats <= b.offset or b.offset + b.floats <= a.offset, (a, b)
+
+
+def test_maps_of_as_many_images_as_fit_stay_on_chip() -> None:
+    """All eight of a block at batch 1024, and eight of sixteen at 4096: weights come first."""
+    for batch_size, images, away in (
+        (512, 4, ["dense2"]),
+        (1024, 8, ["dense1"]),
+        (4096, 16, ["dense1"]),
+    ):
+        plan = plan_of(lenet5(), batch_size)
+        assert plan.images == images
+        assert plan.layout.slots == min(images, 8)
+        assert [o.label for o in plan.operators if o.label not in plan.layout.weights] == away
+        more = plan.layout.bytes + plan.threads.teams * plan.layout.kept_floats * FLOAT
+        assert images <= 8 or more > H100.shared_bytes
 
 
 def test_a_layout_depends_on_its_arguments_alone() -> None:

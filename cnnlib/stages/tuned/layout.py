@@ -18,8 +18,8 @@ from cnnlib.network import FLOAT
 ALIGNMENT = 4
 """Floats: arrays in shared memory begin at multiples of it, and are copied four at once."""
 SLOTS_PER_TEAM = 2
-"""Images whose maps a team has in shared memory where a block takes several together: one comes or
-goes while the other is worked on.
+"""Images whose maps a team has in shared memory where a block takes several together, at least: one
+comes or goes while the other is worked on.
 """
 MANY_LAYERS = 8
 """Beyond so many layers, not every choice of those whose weights stay in device memory is tried:
@@ -199,14 +199,18 @@ def lay_out(
     are in shared memory as fit: those layers give way whose weights are the fewest that do, and
     then, for one image, room in scratch for parameters that are used where they come. If it does
     not fit even so, the layout is returned all the same, and its `bytes` say how much it lacks.
+    What is left has the maps of more images, which then need not come and go.
     """
+    fewest = min(SLOTS_PER_TEAM * threads.teams, images)
     ways = [(in_global, False) for in_global in _give_ways(needs)]
     if images == 1:
         ways.append((ways[-1][0], True))
     for in_global, tight in ways:
-        layout = _lay_out(needs, sizes, threads, images, shared_bytes, in_global, tight)
+        given = needs, sizes, threads, images, shared_bytes, in_global, tight
+        layout = _lay_out(*given, fewest)
         if layout.bytes <= shared_bytes:
-            break
+            roomy = (_lay_out(*given, slots) for slots in range(images, fewest, -threads.teams))
+            return next((more for more in roomy if more.bytes <= shared_bytes), layout)
     return layout
 
 
@@ -231,6 +235,7 @@ def _lay_out(
     shared_bytes: int,
     in_global: frozenset[str],
     tight: bool,
+    slots: int,
 ) -> SharedLayout:
     arena, teams = SharedArena("images"), threads.teams
     first = next((i for i, n in enumerate(needs) if n.per_batch), len(needs))
@@ -245,7 +250,6 @@ def _lay_out(
         n.label: {name: one_image.take(f"{n.label} {name}", size) for name, size in n.kept.items()}
         for n in needs[:first]
     }
-    slots = min(SLOTS_PER_TEAM * teams, images)
     turn = one_image.size if slots > 1 else 0
 
     def in_slots(offset: int) -> SharedBuffer:
