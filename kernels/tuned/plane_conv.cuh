@@ -76,6 +76,24 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   static_assert(Layer::STAGED_FLOATS >= TEAMS * MAP_TILES * 16 * GRADIENT_PITCH,
                 "every share of the gradient has a place in Staged");
 
+  static constexpr int STEPS = POSITIONS / 16;
+  // Where a step's positions are whole rows, each step begins a number of rows further.
+  static constexpr int STEP_ROWS = larger_of(1, 16 / PADDED_COLUMNS);
+  static constexpr bool BY_ROWS = COLUMNS == PADDED_COLUMNS && 16 % PADDED_COLUMNS == 0 && ROWS % STEP_ROWS == 0;
+  // A warp has a whole column of the kernel where it can: its units then see the same lines, two rows of positions further
+  // down what those below have seen. What is left of the kernel, and the bias, is divided among all.
+  static constexpr int OF_COLUMNS = larger_of(0, KERNEL - WARPS) * KERNEL;
+  static constexpr bool BY_COLUMNS = BY_ROWS && STEP_ROWS == 2 && STRIDE == 1 && EIGHTS == 1 && WARPS <= KERNEL &&
+                                     STEPS <= 4 && OWN_UNITS <= GROUP &&
+                                     OWN_UNITS == KERNEL + ceil_div(OF_COLUMNS + 1, WARPS);
+  // Number `n` of the calling warp's units; UNITS is the bias, and there are none beyond it.
+  static __device__ __forceinline__ int unit_of(int n) {
+    if (!BY_COLUMNS) return warp() * OWN_UNITS + n;
+    if (n < KERNEL) return n * KERNEL + warp();
+    const int more = warp() * (OWN_UNITS - KERNEL) + n - KERNEL;
+    return more < OF_COLUMNS ? more % KERNEL * KERNEL + WARPS + more / KERNEL : UNITS + more - OF_COLUMNS;
+  }
+
   // Barriers between the parts of a pass; each has a type, so that the emulated device can distinguish them.
   struct Split;
   struct Added;
@@ -334,17 +352,11 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   static __device__ __forceinline__ void backward_weights(const Number* planes, const Number* errors,
                                                           const int* offsets, float inverse, Accumulators& sums) {
     const Number* const one = reinterpret_cast<const Number*>(offsets + ONE) + lane() / 16 * 8;
-    const int first = warp() * OWN_UNITS;
-    constexpr int STEPS = POSITIONS / 16;
-    // Where a step's positions are whole rows, each step begins a number of rows further.
-    constexpr int STEP_ROWS = 16 / PADDED_COLUMNS;
-    constexpr bool BY_ROWS =
-        COLUMNS == PADDED_COLUMNS && 16 % PADDED_COLUMNS == 0 && ROWS % larger_of(1, STEP_ROWS) == 0;
     const auto pixel_of = [](int position) {
       const int row = min(position / PADDED_COLUMNS, ROWS - 1), column = min(position % PADDED_COLUMNS, COLUMNS - 1);
       return (row * WIDTH + column) * STRIDE * PIXEL;
     };
-    if (first > UNITS) return;
+    if (unit_of(0) > UNITS) return;
     UNROLL_FOR(int own = 0; own < OWN_UNITS; own += GROUP) {
       const int count = min(GROUP, OWN_UNITS - own);
       PlaneSum sum[MAP_TILES][GROUP];
@@ -354,11 +366,12 @@ struct PlaneConv : ConvSums<Layer, Threads> {
       int step[GROUP];
       UNROLL_FOR(int n = 0; n < GROUP; n++) {
         UNROLL_FOR(int m = 0; m < MAP_TILES; m++) sum[m][n].clear();
-        const bool is_bias = first + own + n >= UNITS;
-        const Number* unit = planes + offsets[min(first + own + n, UNITS - 1)] + lane() / 16 * SOURCE_PLANE;
+        const bool is_bias = unit_of(own + n) >= UNITS;
+        const Number* unit = planes + offsets[min(unit_of(own + n), UNITS - 1)] + lane() / 16 * SOURCE_PLANE;
         unit_at[n] = is_bias ? one : BY_ROWS ? unit + pixel_of(lane() % 16) : unit;
         step[n] = is_bias ? 0 : BY_ROWS ? STEP_ROWS * WIDTH * STRIDE * PIXEL : 1;
       }
+      unsigned lines[2 * STEPS + KERNEL][4];
 #pragma unroll(STEPS <= 4 ? STEPS : 2)
       for (int k = 0; k < STEPS; k++) {
         const Number* left = errors + (((2 * k + lane() / 16) * MAP_EIGHTS + lane() / 8 % 2) * 8 + lane() % 8) * 8;
@@ -370,8 +383,14 @@ struct PlaneConv : ConvSums<Layer, Threads> {
         UNROLL_FOR(int n = 0; n < GROUP; n++) {
           if (n >= count) continue;
           unsigned both[4];
-          load_matrices_transposed(both, unit_at[n] + (BY_ROWS ? 0 : step[n] * pixel_of(k * 16 + lane() % 16)));
-          if (BY_ROWS) unit_at[n] += step[n];
+          if (BY_COLUMNS && n < KERNEL) {
+            const int line = 2 * k + n;
+            if (k == 0 || n >= KERNEL - 2) load_matrices_transposed(lines[line], unit_at[0] + line * WIDTH * PIXEL);
+            UNROLL_FOR(int i = 0; i < 4; i++) both[i] = lines[line][i];
+          } else {
+            load_matrices_transposed(both, unit_at[n] + (BY_ROWS ? 0 : step[n] * pixel_of(k * 16 + lane() % 16)));
+            if (BY_ROWS) unit_at[n] += step[n];
+          }
           terms[n][0] = both[0], terms[n][1] = both[1];
           term_rests[n][0] = both[2], term_rests[n][1] = both[3];
         }
@@ -485,7 +504,7 @@ struct PlaneConv : ConvSums<Layer, Threads> {
     float* own = Layer::Staged::all(c.shared) + Threads::team() * MAP_TILES * 16 * GRADIENT_PITCH;
     UNROLL_FOR(int m = 0; m < MAP_TILES; m++)
       UNROLL_FOR(int n = 0; n < OWN_UNITS; n++) {
-        const int unit = warp() * OWN_UNITS + n;
+        const int unit = unit_of(n);
         if (unit > UNITS) continue;
         UNROLL_FOR(int lower = 0; lower < 2; lower++)
           *reinterpret_cast<Pair*>(own + (m * 16 + lane() / 4 + lower * 8) * GRADIENT_PITCH + unit * 8 +
