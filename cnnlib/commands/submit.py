@@ -36,7 +36,7 @@ def submit(
     done = write_submission(results, machine, note, out=out, into=into)
     typer.echo(f"written: {done.path}, {digits(done.size / 1e6)} MB, {done.rows:,} rows")
     if done.rows_left_out:
-        typer.echo(f"left out: {done.rows_left_out:,} samples that no figure needs")
+        typer.echo(f"left out: {done.rows_left_out:,} samples and predictions that no figure needs")
     for run, why in done.untimed.items():
         typer.echo(f"{why}: {run}")
     for what, count in sorted(done.removed.items()):

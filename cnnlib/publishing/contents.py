@@ -13,6 +13,7 @@ from cnnlib.measuring import schema
 from cnnlib.measuring.freshness import MOST_LINES, damage
 from cnnlib.measuring.runs import Run, runs, usual_size
 from cnnlib.measuring.schema import RUN_TABLES, Row
+from cnnlib.peers import PEERS
 
 Columns = dict[str, list[Any]]
 
@@ -152,13 +153,16 @@ def check_validated(table: Table) -> None:
 
 
 def thinned(table: Table) -> Table:
-    """The samples that figures need; any other table as it is.
+    """The samples and predictions that figures need; any other table as it is.
 
     A figure draws memory against time at one batch size, of the first repeat, and at all sizes the
     largest memory in each phase; comparisons take the median clock. All rows are kept of the first
     repeat at the largest batch size that all stages have and at the usual one, and of other runs
-    those with these extremes.
+    those with these extremes. Predictions of libraries are drawn at the usual batch size alone,
+    where those of stages stand beside them.
     """
+    if table.name == "predictions":
+        return chosen(table, drawn_predictions(table))
     if table.name != "samples":
         return table
     phases: dict[tuple[Any, ...], list[int]] = defaultdict(list)
@@ -169,6 +173,26 @@ def thinned(table: Table) -> Table:
     for key, numbers in phases.items():
         kept.update(numbers if key[:-1] in traced else telling(table.columns, numbers))
     return chosen(table, sorted(kept))
+
+
+def drawn_predictions(table: Table) -> list[int]:
+    """The rows of predictions, counted from 0, of stages at all batch sizes and of libraries at
+    the usual one: that of all, and that of the stages and the library alone.
+    """
+    libraries = {stage.name for stage in PEERS}
+    sizes: dict[tuple[Any, ...], set[int]] = defaultdict(set)
+    names = ("dataset", "network", "stage", "batch_size")
+    cells = list(zip(*(table.columns[name] for name in names), strict=True))
+    for *cell, stage, size in cells:
+        sizes[*cell, stage if stage in libraries else ""].add(size)
+        sizes[*cell, None].add(size)
+    kept = []
+    for number, (*cell, stage, size) in enumerate(cells):
+        own = sizes[*cell, ""]
+        usual = usual_size(sizes[*cell, None]), usual_size(own | sizes[*cell, stage] or {size})
+        if stage not in libraries or not own or size in usual:
+            kept.append(number)
+    return kept
 
 
 def traced_runs(table: Table) -> set[tuple[Any, ...]]:

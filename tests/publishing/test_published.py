@@ -13,7 +13,9 @@ from cnnlib.paths import ROOT
 from cnnlib.publishing.contents import Table, thinned
 from cnnlib.publishing.published import check, machines
 from workflow.glue import modules
-from workflow.plotting import wording
+from workflow.plotting import recognition, wording
+from workflow.plotting.ladder import NAMES_OF_PEERS, own_rows, with_best_library
+from workflow.report.machines import BATCH_SIZES
 from workflow.report.machines import table as machines_table
 
 REFERENCE = ROOT / "results/reference"
@@ -29,7 +31,7 @@ def test_the_table_of_machines_has_the_published_times() -> None:
     (line,) = (line for line in table.splitlines() if line.startswith("| nvidia-h100 |"))
     assert " NVIDIA H100 80GB HBM3 | Intel Xeon | naive, gemm, gemm_cuda, fused," in line
     summary = pd.read_csv(REFERENCE / "nvidia-h100/tables/summary.csv")
-    for size in (64, 1024):
+    for size in BATCH_SIZES:
         best = summary[(summary["batch_size"] == size)].nsmallest(1, "epoch_seconds").iloc[0]
         assert f" {wording.duration(best['epoch_seconds'])} ({best['stage']}) |" in line
     runs = (REFERENCE / "nvidia-h100/provenance").glob("*.json")
@@ -109,3 +111,28 @@ def test_memory_is_drawn_alike_from_the_samples_that_are_kept(tmp_path: Path) ->
         assert len(first) > 1000
     pd.testing.assert_frame_equal(drawn[0][0], drawn[1][0])
     assert drawn[0][1] == drawn[1][1]
+
+
+def test_figures_see_the_same_of_the_predictions_that_are_kept() -> None:
+    folder = REFERENCE / "nvidia-h100/tables"
+    epochs = schema.read(folder / "epochs.csv", "epochs")
+    kept = schema.read(folder / "predictions.csv", "predictions")
+    # published predictions are thinned already: libraries' at other sizes are made of those
+    libraries = kept[kept["stage"].isin(NAMES_OF_PEERS)]
+    others = [libraries.assign(batch_size=size) for size in (16, 256, 1024)]
+    whole = pd.concat([kept, *others]).drop_duplicates(
+        ["stage", "batch_size", "images", "image_index"], ignore_index=True
+    )
+    table = thinned(Table("predictions", {name: list(whole[name]) for name in whole}))
+    thin = pd.DataFrame(table.columns)
+    assert len(thin) < len(whole)
+    parting = modules.load("figures", "parting")
+    for seen in (
+        lambda rows: recognition.one_run(with_best_library(rows, epochs)),
+        lambda rows: recognition.one_run(own_rows(rows)),
+        parting.compared,
+        lambda rows: rows[rows["batch_size"] == 64],
+    ):
+        expected = seen(whole).reset_index(drop=True)
+        assert len(expected)
+        pd.testing.assert_frame_equal(seen(thin).reset_index(drop=True), expected)
