@@ -256,16 +256,16 @@ struct PlaneConv : ConvSums<Layer, Threads> {
             if ((MAPS % 16 == 0 || map < MAPS) && (TILES % FORWARD_N_TILES == 0 || tile0 + n < TILES))
               target[at] = result, winners[at] = (unsigned char)winner;
           }
-        continue;
+      } else {
+        UNROLL_FOR(int n = 0; n < FORWARD_N_TILES; n++)
+          if (tile0 + n < TILES)
+            UNROLL_FOR(int lower = 0; lower < 2; lower++) {
+              const int map = map0 + lane() / 4 + lower * 8, at = (tile0 + n) * 8 + lane() % 4 * 2;
+              if (MAPS % 16 == 0 || map < MAPS)
+                *reinterpret_cast<Pair*>(sums + (share * MAPS + map) * FULL_PITCH + at) = {sum[n].at(2 * lower),
+                                                                                           sum[n].at(2 * lower + 1)};
+            }
       }
-      UNROLL_FOR(int n = 0; n < FORWARD_N_TILES; n++)
-        if (tile0 + n < TILES)
-          UNROLL_FOR(int lower = 0; lower < 2; lower++) {
-            const int map = map0 + lane() / 4 + lower * 8, at = (tile0 + n) * 8 + lane() % 4 * 2;
-            if (MAPS % 16 == 0 || map < MAPS)
-              *reinterpret_cast<Pair*>(sums + (share * MAPS + map) * FULL_PITCH + at) = {sum[n].at(2 * lower),
-                                                                                         sum[n].at(2 * lower + 1)};
-          }
     }
   }
 
