@@ -8,6 +8,8 @@
 //   WEIGHT_PITCH: floats from a unit's weights to the next one's in shared memory; even
 //   ALIGNED: rows of weights begin at 16-byte boundaries in both memories
 //   BY_THREADS: few images, whose numbers fit a warp's registers, are multiplied without tensor cores
+//   WITH_LOSS: the last layer, whose few units of an image are made by the warp that makes the image's loss
+//   WIDE_LOADS_BACK: backward_data asks for four weights at once where they are in device memory
 //   FORWARD_SPLIT_K, DATA_SPLIT_K: warps that share the terms of one sum, in forward and backward_data
 //   TRACE_SOURCE, TRACE_DELTA: where an image's trace keeps them
 //   REDUCE_UNITS x REDUCE_INPUTS: a tile of the second phase
@@ -33,7 +35,7 @@ struct Dense : LayerDefaults {
   static constexpr int BLOCK = Threads::BLOCK, WARPS = Threads::WARPS;
   static constexpr int INPUTS = Layer::INPUTS, UNITS = Layer::UNITS, FUNCTION = Layer::FUNCTION, IMAGES = Layer::IMAGES;
   static constexpr bool WEIGHTS_IN_GLOBAL = Layer::WEIGHTS_IN_GLOBAL, ALIGNED = Layer::ALIGNED;
-  static constexpr bool BY_THREADS = Layer::BY_THREADS;
+  static constexpr bool BY_THREADS = Layer::BY_THREADS, WITH_LOSS = Layer::WITH_LOSS;
   static constexpr int WEIGHT_PITCH = Layer::WEIGHT_PITCH;
   static constexpr int FORWARD_SPLIT_K = Layer::FORWARD_SPLIT_K, DATA_SPLIT_K = Layer::DATA_SPLIT_K;
   static constexpr int SOURCE_PITCH = Layer::Source::PITCH, TARGET_PITCH = Layer::Target::PITCH;
@@ -125,8 +127,9 @@ struct Dense : LayerDefaults {
   }
 
   // sum[0] += the others: sums that did not have to wait for each other.
-  static __device__ __forceinline__ void add_up(Fragment (&sum)[K_STEPS][N_TILES]) {
-    UNROLL_FOR(int m = 1; m < K_STEPS; m++)
+  template <int STEPS>
+  static __device__ __forceinline__ void add_up(Fragment (&sum)[STEPS][N_TILES]) {
+    UNROLL_FOR(int m = 1; m < STEPS; m++)
       UNROLL_FOR(int n = 0; n < N_TILES; n++)
         UNROLL_FOR(int i = 0; i < 4; i++) sum[0][n].at[i] += sum[m][n].at[i];
   }
@@ -179,30 +182,33 @@ struct Dense : LayerDefaults {
     return four;
   }
 
-  // A warp makes four units at a time, its lanes along the inputs.
-  static __device__ __forceinline__ void forward_by_threads(const float* source, const float* weights, float* target) {
+  // A warp makes four units of COUNT images at a time, its lanes along the inputs: those from `begin` on, and so on every
+  // `step` units.
+  template <int COUNT, int TOGETHER>
+  static __device__ __forceinline__ void forward_by_threads(const float* source, const float* weights, float* target,
+                                                            int begin, int step) {
     constexpr unsigned ALL = 0xffffffffu;
     const int lane = threadIdx.x % 32;
     constexpr Float4 NONE = {{0.0f, 0.0f, 0.0f, 0.0f}};
-    Float4 value[IMAGES][LANE_FLOAT4S];
-    UNROLL_FOR(int image = 0; image < IMAGES; image++)
+    Float4 value[COUNT][LANE_FLOAT4S];
+    UNROLL_FOR(int image = 0; image < COUNT; image++)
       UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
         const int at = lane + n * 32;
         value[image][n] = at < INPUT_FLOAT4S ? four_inputs(source + image * SOURCE_PITCH, at) : NONE;
       }
-#pragma unroll UNITS_AT_ONCE
-    for (int first = threadIdx.x / 32 * 4; first < UNITS; first += WARPS * 4) {
-      float sum[IMAGES][4] = {};
+#pragma unroll TOGETHER
+    for (int first = begin; first < UNITS; first += step) {
+      float sum[COUNT][4] = {};
       UNROLL_FOR(int u = 0; u < 4; u++)
         UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
           const int at = lane + n * 32;
           const Float4 weight = at < INPUT_FLOAT4S ? four_weights(weights, min(first + u, UNITS - 1), at) : NONE;
-          UNROLL_FOR(int image = 0; image < IMAGES; image++)
+          UNROLL_FOR(int image = 0; image < COUNT; image++)
             UNROLL_FOR(int i = 0; i < 4; i++) sum[image][u] = fmaf(weight.at[i], value[image][n].at[i], sum[image][u]);
         }
       // each exchange halves what a lane has still to add up: first half the units, then a unit, then lanes
       const bool upper = lane & 16, odd = lane & 8;
-      UNROLL_FOR(int image = 0; image < IMAGES; image++) {
+      UNROLL_FOR(int image = 0; image < COUNT; image++) {
         const float (&all)[4] = sum[image];
         float mine[2];
         UNROLL_FOR(int u = 0; u < 2; u++)
@@ -254,9 +260,17 @@ struct Dense : LayerDefaults {
     pad(source);
     __syncthreads();
     if constexpr (BY_THREADS)
-      forward_by_threads(source, weights, target);
+      forward_by_threads<IMAGES, UNITS_AT_ONCE>(source, weights, target, threadIdx.x / 32 * 4, WARPS * 4);
     else
       forward_batch(source, weights, target, Layer::Scratch::all(shared));
+  }
+
+  // Image `slot` of a layer that is made with the loss, by one warp.
+  template <class Context>
+  static __device__ __forceinline__ void forward_with_loss(Context& c, int slot) {
+    static_assert(BY_THREADS && !WEIGHTS_IN_GLOBAL && FUNCTION == IDENTITY && UNITS <= 32, "a warp makes all units");
+    forward_by_threads<1, UNITS>(Layer::Source::image(c.shared, slot), Layer::Weights::all(c.shared),
+                                 Layer::Target::image(c.shared, slot), 0, 4);
   }
 
   // What lies beyond the inputs is multiplied too; a barrier before forward.
@@ -357,6 +371,7 @@ struct Dense : LayerDefaults {
     float* const shared = c.shared;
     float* const errors = Layer::TargetErrors::all(shared);
     const float* const weights = weights_of(c.parameters, shared);
+    if constexpr (WITH_LOSS) return backward_with_loss(c, errors, weights);
     leave_trace(Layer::Source::all(shared), Layer::Target::all(shared), errors, c.trace, c.trace_stride, c.here);
     if constexpr (SENDS_ERRORS_BACK) {
       __syncthreads();
@@ -368,6 +383,40 @@ struct Dense : LayerDefaults {
         backward_data(errors, weights, source_errors, scratch);
     }
   }
+
+  // The loss's errors are the derivatives by the sums. Units are few: each thread adds up all of an input's, in shares as
+  // backward_data_by_threads does.
+  template <class Context>
+  static __device__ __forceinline__ void backward_with_loss(Context& c, const float* deltas, const float* weights) {
+    const float* source = Layer::Source::all(c.shared);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < c.here * INPUTS; i += BLOCK)
+      c.trace[i / INPUTS * c.trace_stride + Layer::TRACE_SOURCE + i % INPUTS] =
+          source[i / INPUTS * SOURCE_PITCH + i % INPUTS];
+    for (int i = threadIdx.x; i < c.here * LEFT_UNITS<typename Context::Row>; i += BLOCK) {
+      const int image = i / LEFT_UNITS<typename Context::Row>, unit = i % LEFT_UNITS<typename Context::Row>;
+      c.trace[image * c.trace_stride + Layer::TRACE_DELTA + unit] =
+          unit < UNITS ? deltas[image * TARGET_PITCH + unit] : 0.0f;
+    }
+    if constexpr (SENDS_ERRORS_BACK) {
+      float* source_errors = Layer::SourceErrors::all(c.shared);
+      for (int i = threadIdx.x; i < IMAGES * INPUTS; i += BLOCK) {
+        const int image = IMAGES == 1 ? 0 : i / INPUTS, input = i - image * INPUTS;
+        float total = 0.0f;
+        UNROLL_FOR(int share = 0; share < UNIT_SHARES; share++) {
+          float sum = 0.0f;
+          UNROLL_FOR(int u = share * UNITS / UNIT_SHARES; u < (share + 1) * UNITS / UNIT_SHARES; u++)
+            sum = fmaf(weights[u * ROW + input], deltas[image * TARGET_PITCH + u], sum);
+          total = share ? total + sum : sum;
+        }
+        source_errors[image * SOURCE_PITCH + input] = image < c.here ? total : 0.0f;
+      }
+    }
+  }
+
+  // Deltas of an image's that its trace keeps: what is stamped is waited for up to whole tiles.
+  template <class Row>
+  static constexpr int LEFT_UNITS = std::is_same<Row, StampedRow>::value ? UNIT_K_TILES * 8 : UNITS;
 
   // errors (IMAGES, UNITS) *= slope, so that they are the derivative by the sums; the traces of the first `here`
   // images, `stride` floats apart, keep them, and the sources.
@@ -382,9 +431,97 @@ struct Dense : LayerDefaults {
       const int image = i / (UNIT_K_TILES * 8), unit = i % (UNIT_K_TILES * 8), at = image * TARGET_PITCH + unit;
       const float delta = unit < UNITS && image < here ? errors[at] * slope<FUNCTION>(target[at]) : 0.0f;
       errors[at] = delta;
-      // what is stamped is waited for up to whole tiles
-      if ((std::is_same<Row, StampedRow>::value || unit < UNITS) && image < here)
-        trace[image * stride + Layer::TRACE_DELTA + unit] = delta;
+      if (unit < LEFT_UNITS<Row> && image < here) trace[image * stride + Layer::TRACE_DELTA + unit] = delta;
+    }
+  }
+
+  // Which of a tile's 32 inputs from `input0` on are the four of the lanes' group `eighth`: number k of them. They are
+  // neighbours as far as their row is aligned, so that a lane has them by one load, or two, or four.
+  static constexpr int ROW_LOADED = Layer::FIRST_WEIGHT % 4 == 0 && INPUTS % 4 == 0   ? 4
+                                    : Layer::FIRST_WEIGHT % 2 == 0 && INPUTS % 2 == 0 ? 2
+                                                                                      : 1;
+  static __device__ __forceinline__ int back_input(int input0, int eighth, int k) {
+    return input0 + (k / ROW_LOADED * 8 + eighth) * ROW_LOADED + k % ROW_LOADED;
+  }
+  // The weights of a unit that belong to them; zeros beyond.
+  static __device__ __forceinline__ Float4 back_weights(const float* weights, int unit, int input0, int eighth) {
+    const float* row = weights + unit * INPUTS;
+    Float4 four = {{0.0f, 0.0f, 0.0f, 0.0f}};
+    if (unit >= UNITS) return four;
+    if (ROW_LOADED == 4) {
+      const int input = back_input(input0, eighth, 0);
+      if (input < INPUTS) four = load_l2(reinterpret_cast<const Float4*>(row + input));
+    } else if (ROW_LOADED == 2) {
+      UNROLL_FOR(int k = 0; k < 4; k += 2) {
+        const int input = back_input(input0, eighth, k);
+        const Pair pair = input < INPUTS ? load_l2(reinterpret_cast<const Pair*>(row + input)) : Pair{0.0f, 0.0f};
+        four.at[k] = pair.x, four.at[k + 1] = pair.y;
+      }
+    } else {
+      UNROLL_FOR(int k = 0; k < 4; k++) {
+        const int input = back_input(input0, eighth, k);
+        if (input < INPUTS) four.at[k] = load_l2(row + input);
+      }
+    }
+    return four;
+  }
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  static constexpr bool WIDE_BACK = false;  // see PREFETCHES
+#else
+  static constexpr bool WIDE_BACK = WEIGHTS_IN_GLOBAL && Layer::WIDE_LOADS_BACK;
+#endif
+
+  // As backward_data. A warp makes two tiles of 16 inputs, whose rows are taken as loads of four weights want them; more
+  // sums side by side than BACBACK_STEPS would need more registers than there are.
+  static constexpr int BACK_STEPS = K_STEPS < 4 ? K_STEPS : 4;
+  static __device__ __forceinline__ void backward_data_wide(const float* deltas, const float* weights,
+                                                            float* source_errors, float* scratch) {
+    constexpr int HIGH = INPUT_TILES * 16, TASKS = ceil_div(INPUTS, 32);
+    const int own_eighth = threadIdx.x % 32 / 4, own_pair = threadIdx.x % 4;
+    for (int task = threadIdx.x / 32; task < TASKS * DATA_SPLIT_K; task += WARPS) {
+      const int share = task / TASKS, input0 = task % TASKS * 32;
+      Fragment sum[2][BACK_STEPS][N_TILES];
+      UNROLL_FOR(int tile = 0; tile < 2; tile++) ::clear(sum[tile]);
+#pragma unroll 1
+      for (int k = share; k < UNIT_K_TILES; k += DATA_SPLIT_K * BACK_STEPS) {
+        Float4 here[BACK_STEPS][2];
+        UNROLL_FOR(int m = 0; m < BACK_STEPS; m++)
+          UNROLL_FOR(int half = 0; half < 2; half++)
+            here[m][half] = back_weights(weights, (k + m * DATA_SPLIT_K) * 8 + own_pair + half * 4, input0, own_eighth);
+        UNROLL_FOR(int tile = 0; tile < 2; tile++)
+          Split::template multiply<true>(
+              sum[tile],
+              [&](int m, int row, int pair) -> Pair {
+                const int number = tile * 2 + row / 8;
+#ifdef __CUDA_ARCH__
+                return {here[m][0].at[number], here[m][1].at[number]};  // the lane's own
+#else
+                const int unit = (k + m * DATA_SPLIT_K) * 8 + pair, input = back_input(input0, row % 8, number);
+                const auto weight = [&](int u) {
+                  return u < UNITS && input < INPUTS ? weights[u * INPUTS + input] : 0.0f;
+                };
+                return {weight(unit), weight(unit + 4)};
+#endif
+              },
+              [&](int m, int n, int pair, int image) -> Pair {
+                const int at = min(k + m * DATA_SPLIT_K, UNIT_K_TILES - 1);
+                const float* delta = deltas + min(n * 8 + image, IMAGES - 1) * TARGET_PITCH + at * 8 + pair;
+                return {delta[0], delta[4]};
+              });
+      }
+      UNROLL_FOR(int tile = 0; tile < 2; tile++) {
+        add_up(sum[tile]);
+        UNROLL_FOR(int n = 0; n < N_TILES; n++)
+          UNROLL_FOR(int i = 0; i < 4; i++) {
+            const int input = back_input(input0, own_eighth, tile * 2 + i / 2), image = n * 8 + tile_column(i);
+            if (input >= INPUTS) continue;
+            if (DATA_SPLIT_K > 1)
+              scratch[(share * HIGH + input) * WIDE + image] = sum[tile][0][n].at[i];
+            else if (image < IMAGES)
+              source_errors[image * SOURCE_PITCH + input] = sum[tile][0][n].at[i];
+          }
+      }
     }
   }
 
@@ -393,7 +530,8 @@ struct Dense : LayerDefaults {
   static __device__ __forceinline__ void backward_data(const float* deltas, const float* weights, float* source_errors,
                                                        float* scratch) {
     constexpr int HIGH = INPUT_TILES * 16;
-    for (int task = threadIdx.x / 32; task < INPUT_TILES * DATA_SPLIT_K; task += WARPS) {
+    if (WIDE_BACK) backward_data_wide(deltas, weights, source_errors, scratch);
+    for (int task = threadIdx.x / 32; !WIDE_BACK && task < INPUT_TILES * DATA_SPLIT_K; task += WARPS) {
       const int share = task / INPUT_TILES, input0 = task % INPUT_TILES * 16;
       Fragment sum[K_STEPS][N_TILES];
       ::clear(sum);

@@ -85,13 +85,16 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     (Together::prepare(shared), ...);
   }
 
-  // Weights on their way into shared memory: what convolutions need is waited for, what dense layers need arrives while
-  // convolutions work.
+  // Weights on their way into shared memory. What dense layers need arrives while convolutions work.
   template <class Context>
   static __device__ __forceinline__ void load_weights(Context& c) {
     (Single::copy_weights(c), ...);
     end_group_of_copies();
     copy_dense_weights(c);
+  }
+  // What convolutions need of them is waited for.
+  template <class Context>
+  static __device__ __forceinline__ void convert_weights(Context& c) {
     if constexpr ((Single::COPIES || ... || false)) {
       wait_for_groups<1>();
       __syncthreads();
@@ -136,13 +139,17 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     (Together::copy_weights_by_warp(c), ...);
   }
 
-  // The weights of a step after the first: as load_weights, but they come from blocks that may not be done with them.
+  // The weights of a step after the first, as load_weights and convert_weights, but they come from blocks that may not be
+  // done with them.
   template <class Context>
-  static __device__ __forceinline__ void take_weights(Context& c, ByStamps& exchange) {
+  static __device__ __forceinline__ void ask_for_weights(Context& c, ByStamps& exchange) {
     if constexpr (BATCH_TILES > 0) {
       c.bulk_copies.pending = true;
       if (threadIdx.x < 32) begin_dense_copies(c, exchange, false);
     }
+  }
+  template <class Context>
+  static __device__ __forceinline__ void take_weights(Context& c, ByStamps& exchange) {
     constexpr int EACH = ceil_div(Plan::PARTIALS, Threads::BLOCK), TOGETHER = EACH < 16 ? EACH : 16;
 #pragma unroll 1
     for (int first = threadIdx.x; first < Plan::PARTIALS; first += TOGETHER * Threads::BLOCK) {
@@ -177,9 +184,19 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   }
   template <class Layer, class Context>
   static __device__ __forceinline__ void forward_batch(Context& c) {
-    Layer::forward(c, 0);
-    __syncthreads();
-    c.timer.mark(LAYERS + index_of<Layer>());
+    if constexpr (!Layer::WITH_LOSS) {
+      Layer::forward(c, 0);
+      __syncthreads();
+      c.timer.mark(LAYERS + index_of<Layer>());
+    }
+  }
+  template <class Layer, class Context>
+  static __device__ __forceinline__ void forward_batch_with_loss(Context& c, int slot) {
+    if constexpr (Layer::WITH_LOSS) {
+      Layer::forward_with_loss(c, slot);
+      __syncwarp();
+      c.timer.mark(LAYERS + index_of<Layer>());
+    }
   }
   template <class Layer, class Context>
   static __device__ __forceinline__ void backward_batch(Context& c, Accumulators& sums) {
@@ -210,6 +227,11 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     wait_for_bulk_copies(c.bulk_copies);
     wait_for_copies();
     (forward_batch<Together>(c), ...);
+  }
+  // What is left of them for the warp that makes the loss of image `slot`.
+  template <class Context>
+  static __device__ __forceinline__ void forward_with_loss(Context& c, int slot) {
+    (forward_batch_with_loss<Together>(c, slot), ...);
   }
   template <class Context>
   static __device__ __forceinline__ void backward_images(Context& c, Accumulators& sums) {
@@ -260,9 +282,9 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     const PartialsSizes sizes = partials_of(PerBatch<Single...>(), tile);
     const int first = tile * PARTIALS_TILE;
     constexpr int TRACE = BATCH_TILES > 0 ? Plan::TRACE : 0;
-    reduce_partials<Threads, Plan::PARTIALS, TRACE>(gradients, sizes.first_partial + first,
-                                                    min(PARTIALS_TILE, sizes.parameters - first), shared,
-                                                    update.from(sizes.first_weight + first));
+    reduce_partials<Threads, Plan::PARTIALS, TRACE, Plan::IMAGES == 1>(gradients, sizes.first_partial + first,
+                                                                       min(PARTIALS_TILE, sizes.parameters - first),
+                                                                       shared, update.from(sizes.first_weight + first));
   }
   // As sizes_of.
   static __device__ __forceinline__ PartialsSizes partials_of(PerBatch<>, int&) { return {}; }

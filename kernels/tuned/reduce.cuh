@@ -72,10 +72,11 @@ struct PartialsSizes {
 constexpr int PARTIALS_TILE = 64;  // weights of a convolution that a block sums together
 
 // The sum over all groups of `size` weights' gradients, from `first` on; PITCH: floats from a group's partial sums to
-// the next one's. shared: BLOCK floats.
+// the next one's. AT_ONCE: all are asked for together, for which kernels of several images a block have no registers.
+// shared: BLOCK floats.
 // Stamped numbers are asked for all the time from the moment on when the image of the thread's last group has come back
 // from the dense layers. The first number of its trace shows that; TRACE: floats of a trace, 0 without dense layers.
-template <class Threads, int PITCH, int TRACE, class Gradients>
+template <class Threads, int PITCH, int TRACE, bool AT_ONCE, class Gradients>
 __device__ __forceinline__ void reduce_partials(Gradients& gradients, int first, int size, float* shared,
                                                 const Update& update) {
   constexpr int SHARES = Threads::BLOCK / PARTIALS_TILE;
@@ -105,6 +106,22 @@ __device__ __forceinline__ void reduce_partials(Gradients& gradients, int first,
             gradients.stamp, gradients.patience);
         UNROLL_FOR(int n = 0; n < TOGETHER; n++) sum += value[n];
       }
+    }
+  } else if (AT_ONCE && i < size) {
+    // those of all blocks of a GPU, by eights that nothing has to wait for
+    constexpr int EIGHTS = 5;
+#pragma unroll 1
+    for (int group = share; group < gradients.groups; group += SHARES * 8 * EIGHTS) {
+      const float* from = gradients.partials + group * PITCH + first + i;
+      const int left = ceil_div(gradients.groups - group, SHARES);
+      float value[8 * EIGHTS];
+      UNROLL_FOR(int eight = 0; eight < EIGHTS; eight++)
+        if (eight * 8 < left)
+          UNROLL_FOR(int n = eight * 8; n < eight * 8 + 8; n++)
+            value[n] = n < left ? load_l2(from + n * SHARES * PITCH) : 0.0f;
+      UNROLL_FOR(int eight = 0; eight < EIGHTS; eight++)
+        if (eight * 8 < left)
+          UNROLL_FOR(int n = eight * 8; n < eight * 8 + 8; n++) sum += value[n];
     }
   } else if (i < size) {
 #pragma unroll 8

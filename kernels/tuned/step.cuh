@@ -94,12 +94,24 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
       shared, step.parameters, step.levels, block.bulk_copies, timer, {}, 0, 0, moment, 0};
   if constexpr (Exchange::STAMPED) {
     if (exchange.done)
-      Net::take_weights(c, exchange);
+      Net::ask_for_weights(c, exchange);
     else
       Net::load_weights(c);
   } else {
     Net::load_weights(c);
   }
+  // A block with one image waits for them behind it, which finds its place meanwhile. Others have no registers for that.
+  const auto wait_for_weights = [&] {
+    if constexpr (Exchange::STAMPED) {
+      if (exchange.done)
+        Net::take_weights(c, exchange);
+      else
+        Net::convert_weights(c);
+    } else {
+      Net::convert_weights(c);
+    }
+  };
+  if (IMAGES > 1) wait_for_weights();
   int* labels = reinterpret_cast<int*>(Plan::Labels::all(shared));
   // What is kept of an image lies first of all, in SLOTS places by turns, so that one image comes or goes while the
   // other is worked on.
@@ -113,6 +125,7 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
       const int i = round * TEAMS + Threads::team();
       block.next_image.arrive(step, i < here, Plan::Image::image(shared, i), labels + i);
       if (i < here) block.next_image.fetch(step);
+      if (IMAGES == 1 && first == static_cast<int>(blockIdx.x)) wait_for_weights();
       Threads::template team_barrier<Step>();
       timer.mark(INPUT);
       Net::forward_image(c, i, exchange);
@@ -122,6 +135,7 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
     }
     Net::forward_images(c);
     for (int i = threadIdx.x / 32; i < here; i += Threads::WARPS) {
+      Net::forward_with_loss(c, i);
       const int image = first + i * grid, lane = threadIdx.x % 32;
       const float* logits = Plan::Logits::image(shared, i);
       float* errors = Plan::Errors::image(shared, i);

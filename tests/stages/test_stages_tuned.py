@@ -192,19 +192,41 @@ def test_the_first_layer_may_have_padding(limited: Limited, network) -> None:
 
 @pytest.mark.parametrize(("maps", "images"), [(4, 1), (2, 2), (3, 4)])
 def test_threads_read_weights_from_device_memory(limited: Limited, maps: int, images: int) -> None:
-    """By loads of four, two or one, as their first one lies, for one image or a few together."""
+    """By loads of four, two or one, as their first one lies, for one image or a few together; and
+    the last layer is made with the loss.
+    """
     layers = [{"conv": {"maps": maps, "kernel": 2}}, {"dense": 100}, {"activation": "tanh"}]
     network = build("far_weights", (1, 9, 9), 3, [*layers, {"dense": 3}])
-    stage = replace(STAGE, options=PersistentOptions(threads_read_l2=True))
     device, count = limited(multiprocessors=3, shared_bytes=48_000), 3 * images - 1
-    usual, *others = candidates(STAGE, plan(STAGE, network), count, device)
-    reading = next(each for each in others if "threads_read_l2" in each.facts)
-    assert reading.images == usual.images == images
-    assert reading.threads == usual.threads
+    stage = replace(STAGE, options=PersistentOptions(loss_with_last_layer=True))
+    usual, *others = candidates(stage, plan(stage, network), count, device)
+    assert usual.facts["threads_read_l2"]
+    (matrices,) = (each for each in others if not each.facts.get("threads_read_l2", True))
+    assert matrices.images == usual.images == images
+    assert matrices.threads == usual.threads
     assert "dense1" not in usual.weights_in_shared
     with open_engine(stage, network, count, device) as engine:
-        assert engine.block.source() == reading.source() != usual.source()
+        assert engine.block.source() == usual.source() != matrices.source()
+        assert "WITH_LOSS = true" in usual.source()
         assert engine.block.operators[1].offset % 4 == {4: 0, 2: 2, 3: 3}[maps]
+        validate(engine, *pictures(network, count))
+        five_steps(engine, *pictures(network, 3 * count))
+
+
+@pytest.mark.parametrize(("maps", "count"), [(4, 16), (2, 5), (1, 5)])
+def test_tensor_cores_ask_for_several_weights_at_once(
+    limited: Limited, maps: int, count: int
+) -> None:
+    """By loads of four, two or one, on the way back; for one tile of images or two."""
+    layers = [{"conv": {"maps": maps, "kernel": 2}}, {"dense": 60}, {"activation": "tanh"}]
+    network = build("far_weights", (1, 9, 9), 3, [*layers, {"dense": 3}])
+    stage = replace(STAGE, options=PersistentOptions(wide_loads_back=True))
+    device = limited(multiprocessors=1, shared_bytes={4: 60_000, 2: 48_000, 1: 30_000}[maps])
+    with open_engine(stage, network, count, device) as engine:
+        dense = engine.block.operators[1]
+        assert dense.offset % 4 == {4: 0, 2: 2, 1: 1}[maps]
+        assert dense.label not in engine.block.weights_in_shared
+        assert engine.block.images == {16: 16, 5: 8}[count]
         validate(engine, *pictures(network, count))
         five_steps(engine, *pictures(network, 3 * count))
 
