@@ -344,7 +344,8 @@ class Recording:
         """
         steps = min(FIRM, len(right))
         apart = [abs(losses - right[:steps]) for losses in self._coarse_losses(call, steps)]
-        return SPREAD * np.maximum.accumulate(np.max(apart, axis=0))
+        # twice: a single loss is a number, whose distances scatter more than those of vectors
+        return 2 * SPREAD * np.maximum.accumulate(np.max(apart, axis=0))
 
     def _coarse_losses(self, call: RecordedCall, steps: int) -> Iterator[Array]:
         """Losses of the first steps of a call, if it begins with weights rounded as its products.
