@@ -73,7 +73,7 @@ def test_the_text_says_what_the_gpu_lacks_and_what_was_never_measured(home: Home
     assert "no asynchronous copies" not in head
     assert "never measured: the published times are those of an H100" in head
     assert re.search(r"^    batch size +trains +images a block", table, re.M)
-    assert re.search(r"^    1024, 4096 .* [\d,]+ of 101,376 +conv1 conv2 dense", table, re.M)
+    assert re.search(r"^    1024, 4096 .* [\d,]+ of 101,376 +conv1 conv2 +fp16", table, re.M)
     said = home("plan", *TUNED)
     assert said.startswith(
         "GPU H100, by its record, as there is no GPU to use here (--gpu: t4, a100, rtx4090, h100, "
