@@ -109,7 +109,7 @@ __device__ __forceinline__ void reduce_partials(Gradients& gradients, int first,
     }
   } else if (AT_ONCE && i < size) {
     // those of all blocks of a GPU, by eights that nothing has to wait for
-    constexpr int EIGHTS = 5;
+    constexpr int EIGHTS = 3;
 #pragma unroll 1
     for (int group = share; group < gradients.groups; group += SHARES * 8 * EIGHTS) {
       const float* from = gradients.partials + group * PITCH + first + i;
