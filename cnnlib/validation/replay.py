@@ -350,9 +350,9 @@ class Recording:
     def _coarse_losses(self, call: RecordedCall, steps: int) -> Iterator[Array]:
         """Losses of the first steps of a call, if it begins with weights rounded as its products.
 
-        Two trainings in TF32 that
-        differ in the last bit of one sum round some numbers to different neighbours, a thousand
-        times as far apart, and after a few steps are as far from each other as from these.
+        Two trainings in TF32 that differ in the last bit of one sum round some numbers to different
+        neighbours, a thousand times as far apart, and after a few steps are as far from each other
+        as from these.
         """
         engine, timed, size = self.engine, call.timed, self.engine.setup.batch_size
         order = timed.order()

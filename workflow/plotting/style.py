@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib
-import matplotlib.style
 import numpy as np
-from cycler import cycler
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -22,59 +21,36 @@ from workflow.plotting.marks import Mark as Mark
 from workflow.plotting.marks import dashes as dashes
 from workflow.plotting.marks import mark as mark
 
-_CYCLE = "4c72b0 dd8452 55a868 c44e52 8172b3 937860 da8bc3 8c8c8c ccb974 64b5cd"
-
-THEME = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#9a9a9a",
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 11.0,
-    "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.prop_cycle": cycler(color=[f"#{color}" for color in _CYCLE.split()]),
-    "axes.titlesize": 12.0,
-    "figure.dpi": 100.0,
-    "font.family": ["DejaVu Sans"],
-    "font.size": 12.0,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "legend.fontsize": 11.0,
-    "legend.title_fontsize": 12.0,
-    "lines.solid_capstyle": "round",
-    "patch.edgecolor": "white",
-    "patch.force_edgecolor": True,
-    "savefig.dpi": 160.0,
-    "savefig.facecolor": "white",
-    "svg.fonttype": "path",
-    "svg.hashsalt": "cnn",
-    "text.color": INK,
-    "xtick.bottom": False,
-    "xtick.color": QUIET,
-    "xtick.labelsize": 10.0,
-    "xtick.major.size": 6.0,
-    "xtick.major.width": 1.25,
-    "xtick.minor.size": 4.0,
-    "xtick.minor.width": 1.0,
-    "ytick.color": QUIET,
-    "ytick.labelsize": 10.0,
-    "ytick.left": False,
-    "ytick.major.size": 6.0,
-    "ytick.major.width": 1.25,
-    "ytick.minor.size": 4.0,
-    "ytick.minor.width": 1.0,
-}
-"""What differs from Matplotlib's defaults: seaborn's theme "whitegrid" with changes of our own.
-
-Importing seaborn for these numbers would take as long as drawing a figure.
-"""
-
 
 def apply() -> None:
-    """The theme of every figure, and what makes the bytes of a file depend on its data alone."""
+    """Seaborn's theme with our changes; what makes the bytes of a file depend on its data alone."""
     matplotlib.rcdefaults()  # a user's matplotlibrc is for the user's own figures
-    matplotlib.style.use(THEME)
+    seaborn.set_theme(
+        context="notebook",
+        style="whitegrid",
+        font="DejaVu Sans",
+        rc={
+            "axes.edgecolor": "#9a9a9a",
+            "axes.labelcolor": INK,
+            "axes.labelsize": 11,
+            "axes.linewidth": 0.8,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "grid.color": GRID,
+            "grid.linewidth": 0.8,
+            "text.color": INK,
+            "xtick.color": QUIET,
+            "ytick.color": QUIET,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "figure.dpi": 100,
+            "savefig.dpi": 160,
+            "savefig.facecolor": "white",
+            "svg.hashsalt": "cnn",
+            "svg.fonttype": "path",
+            "lines.solid_capstyle": "round",
+        },
+    )
     matplotlib.rcParams["path.sketch"] = None
 
 
