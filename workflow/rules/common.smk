@@ -9,6 +9,7 @@ from workflow.glue.experiment import (
     put_this_python_first,
 )
 from workflow.glue.integrity import lines, make_again, written_by
+from workflow.glue.polling import look_once_in_a_while
 from workflow.glue.program import exit_on_user_error
 from workflow.glue.recovery import recover
 from workflow.glue.sources import code_of
@@ -45,4 +46,5 @@ if workflow.is_main_process and not workflow.dryrun:
         date_now(["cnnlib", "kernels", "workflow", EXPERIMENT.results])
 
 put_this_python_first()
+look_once_in_a_while()
 recover(workflow)
