@@ -23,9 +23,8 @@ def submit(
     """Pack a machine's results: tables, provenance, settings and a description of the machine.
 
     The rows have to be complete, undamaged and validated: every run of the settings, none failed
-    or disturbed. Runs of which nothing was timed, such as unavailable ones, are named. Names of the
-    user and the host, paths and ids of cards are taken out. Of the samples only those are kept that
-    figures need.
+    or disturbed. Runs that have no times, such as unavailable ones, are named. Names of the user
+    and the host, paths and ids of cards are taken out. Only samples that figures need are kept.
     """
     from cnnlib.errors import ConfigError
     from cnnlib.publishing.pack import submit as write_submission

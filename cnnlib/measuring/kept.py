@@ -24,7 +24,7 @@ class Kept:
     def __init__(self, sensors: Sensors) -> None:
         self.sensors: Final = sensors
         self.momentum_checked: Final = set[Cell]()
-        """Cells of which a run has been checked with a momentum."""
+        """Cells in which one run has already been checked with a momentum."""
         self.cells: Final = set[Cell]()
         """Cells that have been measured here, by the batch sizes of their runs."""
         self.sound = True

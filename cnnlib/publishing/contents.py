@@ -83,7 +83,7 @@ def check_complete(folder: Path, config: Config, epochs: Table) -> None:
 
 
 def without_times(epochs: Table) -> dict[Run, str]:
-    """The runs of which nothing was timed, and the status that says why, such as `unavailable`."""
+    """The runs that have no times, and the status that says why, such as `unavailable`."""
     status: dict[Run, list[str]] = defaultdict(list)
     for row in epochs.rows():
         status[run_of(row)].append(str(row["status"]))
@@ -91,7 +91,7 @@ def without_times(epochs: Table) -> dict[Run, str]:
 
 
 def of_timed_runs(table: Table, untimed: Collection[Run]) -> Table:
-    """A table without samples of runs of which nothing was timed: they are of no training."""
+    """A table without the samples of runs that have no times: nothing was trained in them."""
     if table.name != "samples":
         return table
     kept = [number for number, row in enumerate(table.rows()) if run_of(row) not in untimed]

@@ -50,7 +50,7 @@ class Submission:
     removed: dict[str, int]
     """What private words were taken out, and how often."""
     untimed: dict[str, str]
-    """The runs of which nothing was timed -> why, such as `unavailable`."""
+    """For each run that has no times, the status that says why, such as `unavailable`."""
 
 
 def submit(

@@ -1,11 +1,11 @@
 """The reference with factors of its products off by as much as a coarser format rounds them.
 
 A stage whose tensor cores multiply TF32 is no less right for it, but it is further from the
-reference than float32, and how much further depends on the network: an error of 2^-11 in a map
-makes a few hundredths of the decisions of relu and max fall otherwise for every layer above it, all
-of which come down together to the gradients of the first layers. No bound that holds for any
-network would say anything of this one. So the distance is measured: the same batches go through a
-reference whose products have such factors, and a right stage is not much further away than that.
+reference than float32, and how much further depends on the network. An error of 2^-11 in a map
+changes a few hundredths of what relu and max decide in every layer above it, and the gradients of
+the first layers collect all these changes. A bound that holds for every network would be too wide
+to say anything about this one. So the distance is measured: the same batches go through a reference
+whose products have such factors, and a right stage is not much further away than that.
 
 Each factor of a product is rounded by itself, once for all products that it is in: a layer's
 source, its weights, and the error of its target. Sums are exact beside that, as sums in float32

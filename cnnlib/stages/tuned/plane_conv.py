@@ -216,8 +216,9 @@ class TunedPlaneConv(Convolution):
 
     @property
     def lanes_have_windows(self) -> bool:
-        """Whether two tiles of positions are the two lines of a row of windows, of which every warp
-        has as many: then the largest of a window is taken where it was added up.
+        """Whether two tiles of positions are the two lines of one row of windows, and every warp
+        has the same number of such rows. The largest value of a window is then found in the
+        registers in which it was added up.
         """
         conv = self.shape
         of_maxima = (self.window, self.method) == (2, Method.MAX)

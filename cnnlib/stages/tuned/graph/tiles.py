@@ -40,8 +40,8 @@ STAGING = 0.8
 """Cycles of a vector that is staged: some 100 instructions of a warp for 32 of them, on four
 schedulers. A count of the compiled kernels."""
 LOADING = 2 * 4 / 16 / 2
-"""Cycles of a row or a column of a warp for a group: two planes, of which 16 rows of two groups are
-loaded in four turns of shared memory."""
+"""Cycles in which a warp loads a group of one row or one column. There are two planes, and shared
+memory gives 16 rows of two groups of a plane in four turns."""
 CONFLICT = 1.15
 """How much longer than their work two blocks take together that have no waits. An estimate."""
 ENDING = 0.25
