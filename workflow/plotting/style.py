@@ -1,11 +1,12 @@
 """The look of every figure: a colour and mark for each stage, plain axes, the result as title."""
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -20,6 +21,24 @@ from workflow.plotting.marks import Dashes as Dashes
 from workflow.plotting.marks import Mark as Mark
 from workflow.plotting.marks import dashes as dashes
 from workflow.plotting.marks import mark as mark
+
+
+@contextmanager
+def _without(*modules: str) -> Iterator[None]:
+    """Importing these modules fails as if they were not installed, if it was not done before."""
+    hidden: dict[str, None] = {name: None for name in modules if name not in sys.modules}
+    sys.modules.update(hidden)  # type: ignore[arg-type]  # None: there is no such module
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+# Seaborn imports them where they are installed, for statistics that no figure asks it for, and that
+# takes nearly as long as all other imports of a figure. Its theme is the same without them.
+with _without("scipy.stats", "scipy.cluster"):
+    import seaborn
 
 
 def apply() -> None:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnlib.paths import ROOT
 from cnnlib.stages import LADDER
 from workflow.plotting import ladder, style
 
@@ -42,3 +45,18 @@ def test_a_stage_made_from_another_is_not_drawn_like_it(monkeypatch: pytest.Monk
     assert style.mark("ring_own") == style.Mark("#123456", "*")
     assert {style.mark("ring_copy"), style.mark("ring_plain")} <= set(style.OTHERS)
     assert style.mark("a stage of an old table") in style.OTHERS
+
+
+def test_a_program_that_draws_does_not_wait_for_statistics() -> None:
+    """With scipy.stats, which seaborn imports if it can, starting takes nearly twice as long.
+
+    No entry of it is left behind, by which a later import would fail.
+    """
+    code = (
+        "import sys, workflow.plotting.draw, workflow.report.page, workflow.report.poster; "
+        "print(*{'seaborn', 'scipy.stats', 'scipy.cluster'}.intersection(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "seaborn\n"
