@@ -17,6 +17,7 @@ from cnnlib.judging import emulation, page, record, rivals, roofline, tools, tri
 from cnnlib.judging.record import Findings, Part, Word
 from cnnlib.judging.remote import StageFailed, Worker
 from cnnlib.judging.rivals import Arm, Course, Race, Say
+from cnnlib.judging.spotlight import check_spotlight
 from cnnlib.measuring.run import warm_up
 from cnnlib.measuring.stage_check import CHECKED_IMAGES, CHECKED_STEPS, LEAST_STEPS
 from cnnlib.network import Network
@@ -173,7 +174,7 @@ class Judgement:
         with self._worker() as worker:
             stage = worker.stage
             if not self._by_image:  # one image at a time leaves nothing to hurry through
-                tricks.check_spotlight(stage, setup, worker, data, random)
+                check_spotlight(stage, setup, worker.target, data, random)
             with open_engine(stage, setup, worker.target, data) as engine:
                 asked = tricks.check_declared(engine)
                 tricks.check_outputs(engine, data.train_images, data.train_labels, random)
@@ -262,7 +263,7 @@ class Judgement:
         setup = setup_of(self.config, course.network, course.dataset, course.batch_size)
         random = np.random.default_rng(self.seed())
         with course.worker(judged) as worker:
-            tricks.check_spotlight(worker.stage, setup, worker, course.dataset, random)
+            check_spotlight(worker.stage, setup, worker.target, course.dataset, random)
 
     def _course(self, judged: Arm) -> Course:
         """The data of the timed epochs: permuted, and as many as take about a second."""

@@ -4,9 +4,10 @@ They are made from outside (cnnlib/judging/remote.py), with seeds that no earlie
 of them asks for something that an honest stage does anyway:
 
 - `check_declared`: the stage asks for no more tolerance than the shipped ones do;
-- `check_spotlight`: among the steps of a call of the usual length, one at a random place has a
-  learning rate that matters, and the weights end where this step alone leads. This holds for stages
-  without a fixed order of sums too, since no other step moves anything;
+- `check_spotlight` (cnnlib/judging/spotlight.py): among the steps of a call of the usual length,
+  one at a random place has a learning rate that matters, and the weights end where this step alone
+  leads. This holds for stages without a fixed order of sums too, since no other step moves
+  anything;
 - `check_outputs`: other weights give other logits and gradients for the same images, and other
   images of the same shape give their own;
 - `check_memory`: a training that was done before takes as long as a new one;
@@ -20,7 +21,6 @@ reject only what is still seen after PAUSES: rounds further and further apart, t
 of them counting.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -32,25 +32,15 @@ from cnnlib.datasets import Dataset
 from cnnlib.engine import Bytes, Engine, Setup, Stage
 from cnnlib.engine.shuffle import Shuffle
 from cnnlib.judging.remote import RemoteEngine, Worker
-from cnnlib.layers import Array, Dropout
 from cnnlib.peers import CHOSEN, TF32, WINOGRAD
 from cnnlib.training.loop import accuracy, start
 from cnnlib.training.target import Target, open_engine
 from cnnlib.validation.parity import compare_logits, validate
-from cnnlib.validation.reference import Referee
 from cnnlib.validation.replay import (
     RecordedCall,
     Recording,
     recorded_epochs,
     share_of,
-)
-from cnnlib.validation.steps import compare_loss
-from cnnlib.validation.tolerances import (
-    COARSE,
-    further_slack,
-    gradient_bound,
-    is_conv_weight,
-    machine_epsilon,
 )
 from cnnlib.validation.trajectory import (
     CHECKED_EPOCHS,
@@ -58,16 +48,8 @@ from cnnlib.validation.trajectory import (
     check_before,
     check_momentum,
 )
-from cnnlib.validation.verdicts import failure, unjudged
+from cnnlib.validation.verdicts import failure
 
-DIM = 1e-10
-"""Learning rates of the steps outside the spotlight, as shares of the one in it: too small for
-float32 to show, and not zero, which a stage might look for."""
-BRIGHT = 0.3
-"""Length of the step in the spotlight as a share of that of the weights."""
-SPOTLIGHTS = 4
-POOL = 256
-"""Images at most among which those are looked for that have no near-ties of relu or max."""
 FRESH_CALLS = 3
 PAUSES = (0.0, 0.0, 0.25, 0.5, 1.0, 2.0)
 """Seconds before each round of the tries that compare times."""
@@ -163,110 +145,6 @@ def check_epochs(stage: Stage, setup: Setup, target: Target, data: Dataset, seed
     if not setup.momentum:
         check_momentum(stage, setup, target, data, seed)
     return share
-
-
-class Spotlight:
-    """A training set without near-ties, weights, and what one step from them does."""
-
-    def __init__(self, engine: Engine, dataset: Dataset, random: np.random.Generator) -> None:
-        self.engine, self._random = engine, random
-        setup = engine.setup
-        chosen = random.permutation(len(dataset.train_labels))[:POOL]
-        weights = engine.network.initial_parameters(int(random.integers(2**31)))
-        with Referee(setup) as referee:
-            referee.parameters = weights.astype(np.float64)
-            images, tied = referee.avoid_near_ties(dataset.train_images[chosen])
-            self.weights = referee.parameters.astype(engine.stage.dtype)
-        clean = np.setdiff1d(np.arange(len(images)), tied)
-        if not len(clean):
-            raise unjudged(
-                engine, "all images have near-ties of relu or max", "fewer layers, tanh for relu"
-            )
-        self._distinct = len(clean)
-        again = np.resize(clean, len(dataset.train_labels))
-        self.images: Bytes = images[again]
-        self.labels: Bytes = dataset.train_labels[chosen][again]
-
-    def check(self, by_epoch: bool, last: bool) -> None:
-        """One call in which one step matters: the last one, or one at a random place."""
-        engine, random = self.engine, self._random
-        setup, count = engine.setup, len(self.labels)
-        size, steps = setup.batch_size, count // setup.batch_size
-        shuffle = Shuffle(count, int(random.integers(2**31)), int(random.integers(1, 100)))
-        order = shuffle.indices()[: steps * size]
-        place = steps - 1 if last else int(random.integers(steps))
-        batch = order[place * size : (place + 1) * size]
-        with Referee(setup) as referee:
-            referee.parameters = self.weights.astype(np.float64)
-            gradient = referee.reference.gradient(self.images[batch], self.labels[batch])[1]
-            # Until the last step the weights stay, so that all losses are known.
-            right = self._mean_loss(referee, order) if last else 0.0
-        rate = BRIGHT * _length(self.weights) / max(_length(gradient), 1e-30)
-        rates = rate * DIM * random.uniform(0.5, 1.0, steps)
-        rates[place] = rate
-        engine.parameters, engine.velocity = self.weights, np.zeros_like(self.weights)
-        found = engine.train_epoch(shuffle, rates) if by_epoch else engine.train(order, rates)
-        what = f"step {place + 1} of {steps} in {'an epoch' if by_epoch else 'a call'}"
-        self._compare(engine.parameters, rate, gradient, what)
-        if last:
-            compare_loss(engine, found, right, f"the mean loss of {steps} steps")
-
-    def _mean_loss(self, referee: Referee, order: Array) -> float:
-        """Mean loss of the images of `order`, each different one computed once."""
-        counts = np.bincount(order % self._distinct)
-        losses = [
-            referee.reference.gradient(self.images[[image]], self.labels[[image]])[0]
-            for image in range(len(counts))
-        ]
-        return float(np.dot(losses, counts) / len(order))
-
-    def _compare(self, after: Array, rate: float, gradient: Array, what: str) -> None:
-        engine = self.engine
-        stage, size = engine.stage, engine.setup.batch_size
-        unit = gradient_bound(engine, size)
-        for p in engine.network.parameters:
-            part = slice(p.offset, p.offset + p.size)
-            right = self.weights[part] - rate * gradient[part]
-            error = float(np.abs(after[part] - right).max())
-            largest = rate * float(np.abs(gradient[part]).max())
-            allowed = unit * further_slack(engine, p) * largest
-            if stage.rounding:
-                allowed = max(allowed, COARSE * stage.rounding * largest)
-            if stage.conv_weight_slack and is_conv_weight(engine, p):
-                allowed = max(allowed, 1e-3 * largest)
-            allowed += 4 * machine_epsilon(stage) * float(np.abs(right).max() + largest)
-            if not error <= allowed:
-                raise failure(
-                    engine,
-                    f"{p.name} after {what}, where this step alone matters, is off by {error:.3g}, "
-                    f"allowed {allowed:.3g}, where the step is {largest:.3g} long",
-                )
-
-
-def check_spotlight(
-    stage: Stage, setup: Setup, worker: Worker, dataset: Dataset, random: np.random.Generator
-) -> None:
-    """Calls of full length in which a single step matters; see the module's docstring.
-
-    Raises ValidationFailed or Unjudged.
-    """
-    # Without momentum a step leaves nothing behind; a schedule has the stage obey the rates.
-    # Dropout's masks would bring back near-ties, other ones in each step.
-    kept = tuple(layer for layer in setup.network.layers if not isinstance(layer, Dropout))
-    still = dataclasses.replace(
-        setup,
-        network=dataclasses.replace(setup.network, layers=kept),
-        momentum=0.0,
-        weight_decay=0.0,
-        warmup=0.2,
-        labels="",
-    )
-    with open_engine(stage, still, worker.target) as engine:
-        for trial in range(SPOTLIGHTS):
-            if trial % 2 == 0:  # the same engine with other images
-                light = Spotlight(engine, dataset, random)
-                engine.load(light.images, light.labels)
-            light.check(by_epoch=trial % 2 == 1, last=trial < 2)
 
 
 def check_outputs(
@@ -438,7 +316,3 @@ def seconds_of(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def _length(vector: Array) -> float:
-    return float(np.sqrt(np.square(vector.astype(np.float64)).sum()))

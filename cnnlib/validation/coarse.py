@@ -101,12 +101,13 @@ def coarse_references(setup: Setup, rounding: float | None) -> Iterator[list[Mic
     """TRIES engines whose products have factors off by `rounding`; none where that is None."""
     with ExitStack() as opened:
         yield [
-            opened.enter_context(_coarse_reference(setup, rounding, number))
+            opened.enter_context(coarse_reference(setup, rounding, number))
             for number in range(TRIES if rounding else 0)
         ]
 
 
-def _coarse_reference(setup: Setup, rounding: float | None, number: int) -> MicroBatchEngine:
+def coarse_reference(setup: Setup, rounding: float | None, number: int) -> MicroBatchEngine:
+    """A coarse reference; each `number` is another one, and even ones round to nearest."""
     settings = {
         "rounding": rounding,
         "toward_zero": _toward_zero(number),

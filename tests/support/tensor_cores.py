@@ -8,13 +8,51 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cnnlib.datasets import Dataset
+from cnnlib.datasets.specs import SyntheticSpec
+from cnnlib.datasets.synthetic import synthetic
 from cnnlib.engine import Engine, Stage
 from cnnlib.layers import Array, Conv
 from cnnlib.peers import TF32
 from cnnlib.stages import gemm
+from tests.support.networks import build
 
 LOST_BITS = 13
 """Bits of a float32's mantissa that TF32 does not have."""
+
+
+MINIATURE = build(
+    "miniature",
+    (3, 12, 12),
+    4,
+    [
+        {"conv": {"maps": 8, "kernel": 3, "padding": 1}},
+        {"activation": "relu"},
+        {"conv": {"maps": 8, "kernel": 3}},
+        {"activation": "relu"},
+        {"subsample": 2},
+        {"conv": {"maps": 8, "kernel": 3}},
+        {"activation": "relu"},
+        {"dense": 16},
+        {"activation": "relu"},
+        {"dense": 4},
+    ],
+)
+"""A network as deep as those on which limits for any network were too narrow for TF32."""
+
+
+def blobs(train_images: int) -> Dataset:
+    """Images for MINIATURE."""
+    spec = SyntheticSpec(
+        kind="synthetic",
+        shape=MINIATURE.input_shape,
+        classes=MINIATURE.classes,
+        train_images=train_images,
+        test_images=20,
+    )
+    images = synthetic(spec)
+    mean, deviation = float(images[0].mean()), float(images[0].std())
+    return Dataset("blobs", *images, MINIATURE.classes, mean=mean, deviation=deviation)
 
 
 class Products:

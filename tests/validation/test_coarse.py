@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 from cnnlib.datasets import Dataset
-from cnnlib.datasets.specs import SyntheticSpec
-from cnnlib.datasets.synthetic import synthetic
 from cnnlib.engine import Setup, Stage
 from cnnlib.engine.cpu import MicroBatchOperator
 from cnnlib.layers import Activation, Conv
@@ -23,8 +21,7 @@ from cnnlib.validation.coarse import TRIES, coarse_references, length
 from cnnlib.validation.reference import FAST_REFERENCE
 from cnnlib.validation.trajectory import check_training
 from cnnlib.validation.verdicts import ValidationFailed
-from tests.support.networks import build
-from tests.support.tensor_cores import StepByStep, tf32_stage, use_tensor_cores
+from tests.support.tensor_cores import MINIATURE, StepByStep, blobs, tf32_stage, use_tensor_cores
 from tests.wrong.trainings import (
     FAULTS,
     LastBatchTwice,
@@ -35,37 +32,14 @@ from tests.wrong.trainings import (
     Wrong,
 )
 
-NETWORK = build(
-    "miniature",
-    (3, 12, 12),
-    4,
-    [
-        {"conv": {"maps": 8, "kernel": 3, "padding": 1}},
-        {"activation": "relu"},
-        {"conv": {"maps": 8, "kernel": 3}},
-        {"activation": "relu"},
-        {"subsample": 2},
-        {"conv": {"maps": 8, "kernel": 3}},
-        {"activation": "relu"},
-        {"dense": 16},
-        {"activation": "relu"},
-        {"dense": 4},
-    ],
-)
-
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    spec = SyntheticSpec(
-        kind="synthetic", shape=(3, 12, 12), classes=4, train_images=120, test_images=20
-    )
-    images = synthetic(spec)
-    mean, deviation = float(images[0].mean()), float(images[0].std())
-    return Dataset("blobs", *images, 4, mean=mean, deviation=deviation)
+    return blobs(120)
 
 
 def check(stage: Stage, data: Dataset, seed: int, **settings: Any) -> float:
-    setup = Setup(NETWORK, 8, 0.05, mean=data.mean, deviation=data.deviation)
+    setup = Setup(MINIATURE, 8, 0.05, mean=data.mean, deviation=data.deviation)
     with open_target(stage) as target:
         return check_training(stage, dataclasses.replace(setup, **settings), target, data, seed)
 
@@ -88,9 +62,9 @@ def test_products_that_are_coarser_than_the_stage_says(
 
 
 def test_a_coarse_reference_is_as_far_off_as_products_are_rounded(data: Dataset) -> None:
-    setup = Setup(NETWORK, 8, 0.05, mean=data.mean, deviation=data.deviation)
+    setup = Setup(MINIATURE, 8, 0.05, mean=data.mean, deviation=data.deviation)
     images, labels = data.train_images[:8], data.train_labels[:8]
-    vector = NETWORK.initial_parameters(1, np.float64)
+    vector = MINIATURE.initial_parameters(1, np.float64)
     with FAST_REFERENCE.engine(FAST_REFERENCE, setup) as right:
         right.parameters = vector
         exact = right.gradient(images, labels)[1]
