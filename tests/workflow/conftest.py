@@ -28,6 +28,18 @@ def usual(folder: str) -> list[str]:
     return [name for name in names if not modules.constant(folder, name, "STAGES")]
 
 
+def jobs(text: str) -> dict[str, int]:
+    """Rule -> number of jobs, of what a dry run has printed."""
+    found = {}
+    if "Job stats:" in text:
+        for line in text.partition("Job stats:")[2].splitlines()[3:]:
+            if not line.strip() or line.startswith("total"):
+                break
+            name, count = line.split()
+            found[name] = int(count)
+    return found
+
+
 @dataclass
 class Checkout:
     """A copy of what the workflow needs, so that a test can edit a stage or break a config."""
@@ -57,15 +69,7 @@ class Checkout:
 
     def planned(self, *arguments: str, config: str | None = "tests/tiny.yaml") -> dict[str, int]:
         """Rule -> number of jobs that a call would run."""
-        text = self.snakemake("--dry-run", *arguments, config=config)
-        jobs = {}
-        if "Job stats:" in text:
-            for line in text.partition("Job stats:")[2].splitlines()[3:]:
-                if not line.strip() or line.startswith("total"):
-                    break
-                name, count = line.split()
-                jobs[name] = int(count)
-        return jobs
+        return jobs(self.snakemake("--dry-run", *arguments, config=config))
 
     def copy(self, folder: Path) -> "Checkout":
         """Another one in the same state, times of files included."""

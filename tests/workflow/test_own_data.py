@@ -26,6 +26,8 @@ NETWORK = [
     {"subsample": {"size": 2}},
     {"dense": 3},
 ]
+FIGURES = ["discern", "discern_images", "filters", "learning", "parting", "speedup"]
+"""Of the pictures and what was learned from them, and of the times; others are of stages alone."""
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -62,6 +64,7 @@ def experiment(checkout: Checkout, **datasets: dict[str, Any]) -> str:
             "device": "emulated",
         },
         "measuring": tiny["measuring"],
+        "figures": FIGURES,
     }
     (checkout.folder / "mine.yaml").write_text(yaml.safe_dump(settings))
     return "mine.yaml"
@@ -103,7 +106,7 @@ def test_pictures_and_an_archive_from_a_mirror(
         ("batches", 16, 2),
     }
     results = checkout.folder / "results"
-    for name in ("discern", "discern_images", "filters", "learning", "speedup"):
+    for name in FIGURES:
         assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
     drawn = (results / "figures/discern_images.svg").read_text()
     assert any(name in drawn for name in formats.CLASS_NAMES)

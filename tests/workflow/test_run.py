@@ -13,7 +13,7 @@ import yaml
 
 from cnnlib.measuring import schema
 from cnnlib.measuring.schema import RUN_TABLES
-from tests.workflow.conftest import Checkout, digest, environment, usual
+from tests.workflow.conftest import Checkout, digest, environment, jobs, usual
 from workflow.glue import modules
 
 pytestmark = pytest.mark.slow
@@ -146,14 +146,14 @@ def test_editing_a_stage_measures_only_that_stage(mine: Checkout) -> None:
     mine.edit("cnnlib/stages/gemm/conv.py")
     # the CPU profile of gemm, the features that it learned, and its race
     examined = {"cpu_profile": 1, "features": 1, "race": 1}
-    assert mine.planned("all") == {
+    plan = mine.snakemake("--dry-run", "all")
+    assert jobs(plan) == {
         "sources": 1,
         "measure": per_stage,
         **examined,
         **TABLES,
         **FIGURES,
     }
-    plan = mine.snakemake("--dry-run", "all")
     assert "stage=gemm," in plan
     assert "stage=naive," not in plan
 
@@ -244,9 +244,8 @@ def test_what_given_tables_do_not_hold_is_left_out(
         (tables / f"{name}.csv").write_bytes(content)
     arguments = ("figures", "--config", "results=results/reference/machine")
     drawn = [name for name in NAMES if modules.raw_tables("figures", name) <= given]
-    planned = {"tabulate": 2, "draw": len(drawn), "figures": 1}
-    assert checkout.planned(*arguments, config=None) == planned
     text = checkout.snakemake("--dry-run", *arguments, config=None)
+    assert jobs(text) == {"tabulate": 2, "draw": len(drawn), "figures": 1}
     place = "results/reference/machine/tables"
     assert f"left out: figure transfers, since {place} has no transfers.csv\n" in text
     assert text.count("left out: figure ") == len(NAMES) - len(drawn)

@@ -255,7 +255,7 @@ def test_a_sweep_goes_on_to_its_figures(fresh: Checkout, tmp_path: Path) -> None
     """This includes the measurements beside the runs, one for each GPU stage."""
     checkout = fresh.copy(tmp_path / "checkout")
     settings = yaml.safe_load((checkout.folder / "tests/tiny.yaml").read_text())
-    settings["datasets"]["blobs"]["shape"] = [1, 16, 16]
+    settings["datasets"]["blobs"] |= {"shape": [1, 16, 16], "train_images": 24, "test_images": 12}
     settings["networks"] = {"wide": WIDE}
     settings["sweep"] |= {
         "networks": ["wide"],
@@ -265,7 +265,8 @@ def test_a_sweep_goes_on_to_its_figures(fresh: Checkout, tmp_path: Path) -> None
         "device": "emulated",
     }
     settings["race"] |= {"network": "wide", "stages": ["gemm", "fused"], "seeds": 1}
-    settings["training"] = settings["race"]["training"] | {"epochs": 1}
+    settings["race"]["training"]["epochs"] = 1
+    settings["training"] = settings["race"]["training"]
     settings["figures"] = ["speedup", "transfers", "race"]
     (checkout.folder / "mine.yaml").write_text(yaml.safe_dump(settings))
     text = checkout.snakemake("figures", "tables", config="mine.yaml")
