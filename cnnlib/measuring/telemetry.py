@@ -27,7 +27,7 @@ from cnnlib.system.supervisor import note
 MIB = 2**20
 UNHURRIED = 0.05
 """Least number of seconds between two readings where there is no GPU and all cores are busy."""
-PATIENCE = 2.0
+PATIENCE = 10.0
 """Seconds to wait for the reader's answer; a driver that hangs makes the reader hang too."""
 STEADY = "train"
 """The phase all of whose readings are kept, up to about STEADY_ROWS."""
@@ -326,6 +326,7 @@ class Sensors:
             target=read_sensors, args=(theirs, os.getpid(), interval, sweep), daemon=True
         )
         self._reader.start()
+        self._unanswered = 0
         theirs.close()
 
     @property
@@ -340,12 +341,16 @@ class Sensors:
 
     def seen(self, *, last: bool) -> tuple[NDArray[np.float64], list[Presence]] | None:
         """What was read since this was called before; None if the reader does not answer."""
+        seen: tuple[NDArray[np.float64], list[Presence]] | None = None
         with contextlib.suppress(OSError, EOFError):
             self._connection.send(None if last else True)
-            if self._connection.poll(PATIENCE):
-                readings, presences = self._connection.recv()
-                return readings, presences
-        return None
+            self._unanswered += 1
+            ends = time.monotonic() + PATIENCE
+            # An answer that came too late for the run before belongs to that run.
+            while self._unanswered and self._connection.poll(max(0.0, ends - time.monotonic())):
+                seen = self._connection.recv()
+                self._unanswered -= 1
+        return None if self._unanswered else seen
 
     def close(self) -> None:
         """End the reader."""

@@ -37,8 +37,11 @@ T = TypeVar("T")
 TRAVELLING = (UserError, OSError, MemoryError, Stopped)
 """Exceptions that are raised again in the caller, which of all others receives the text."""
 
-EXPLAIN = 0.3
-"""Seconds for a hanging process to write its traceback."""
+EXPLAIN = 5.0
+"""Seconds that a hanging process has at most to begin to write its traceback."""
+
+WRITE = 0.3
+"""Seconds that it has to finish its traceback."""
 
 DOING = {
     "open": "opening its device",
@@ -146,7 +149,10 @@ def supervise(call: Callable[[], T], *, limit: float = math.inf, patient: bool =
             hung = not requests.wait(ends + page.waited(now))
         if hung and not requests.last:
             send(child, signal.SIGUSR2)  # faulthandler says where
-            requests.wait(time.monotonic() + EXPLAIN)
+            ends = time.monotonic() + EXPLAIN
+            while not os.fstat(trace.fileno()).st_size and time.monotonic() < ends:
+                requests.wait(time.monotonic() + 0.02)
+            requests.wait(time.monotonic() + WRITE)
         status = end_with_leftovers(child, before)
         requests.pass_on_to(0)
         outcome = page.get()

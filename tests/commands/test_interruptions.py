@@ -52,7 +52,7 @@ def test_a_training_survives_whatever_interrupts_it(home: Home, start: Start) ->
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
         assert process.returncode == code
         assert err == said
         assert not (home.folder / "w.npz").exists()
@@ -82,7 +82,7 @@ def test_a_measurement_stopped_half_way_leaves_no_result(
     assert process.poll() is None
     workers = children(process.pid)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -9)
     assert err == ("interrupted\n" if number == signal.SIGINT else "")
     wait_for(lambda: not any(map(alive, workers)))
@@ -104,10 +104,10 @@ def test_a_marked_measurement_that_is_stopped_has_not_failed(
     time.sleep(0.5)
     (child,) = children(process.pid)
     os.kill(child if alone else process.pid, number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert err == ("interrupted\n" if number == signal.SIGINT else "")
-    assert not alive(child)
+    wait_for(lambda: not alive(child))
     assert home.names() == ["config.yaml", "toy.npz"]
 
 
@@ -122,7 +122,7 @@ def test_a_full_measurement_that_is_stopped_resumes(home: Home, start: Start, al
     time.sleep(0.5)
     (child,) = children(process.pid)
     os.kill(child if alone else process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert err == (
         "stopped by SIGTERM: the training is saved in results/checkpoints; the same command "
         "resumes it\n"

@@ -235,7 +235,7 @@ def test_what_the_user_asked_for_wrongly_is_no_failure(
 def hanging(how: Callable[[float], object]) -> type[naive.OneByOne]:
     class Hanging(naive.OneByOne):
         def train(self, order: np.ndarray, rates: np.ndarray | None = None) -> float:
-            how(60.0)
+            how(600.0)
             raise AssertionError("it was to be ended")
 
     return Hanging
@@ -284,14 +284,14 @@ def test_a_stage_that_hangs_in_a_library_is_ended(
 
     install(dataclasses.replace(naive.STAGE, engine=hanging(hang)))
     # The limit is for the whole run; on a busy machine it may be over before the stage hangs.
-    for limit in (1.0, 5.0, 25.0):
+    for limit in (1.0, 5.0, 25.0, 125.0):
         config, folder = toy_config(measuring={"limit_seconds": limit}), tmp_path / f"{limit}"
         began = time.monotonic()
         code = in_a_process(lambda to=folder, of=config: measure(of, run(), data, to, mark=True))
         if hangs.exists():
             break
     assert code == 1
-    assert time.monotonic() - began < 30 + limit
+    assert time.monotonic() - began < 60 + limit
     assert not folder.exists()
 
 

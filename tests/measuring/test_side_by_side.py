@@ -27,9 +27,17 @@ pytestmark = pytest.mark.quick
 
 class Span(NamedTuple):
     process: int
+    stage: str
+    batch_size: int
+    repeat: int
     phase: str
     began: float
     ended: float
+
+    @classmethod
+    def read(cls, line: str) -> "Span":
+        kinds = cls.__annotations__.values()
+        return cls(*(kind(word) for kind, word in zip(kinds, line.split(), strict=True)))
 
     @property
     def timed(self) -> bool:
@@ -44,19 +52,21 @@ class Span(NamedTuple):
 @pytest.fixture
 def phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file into which runs write what they are doing, from when to when."""
-    log, now = tmp_path / "phases", dict[int, tuple[str, float]]()
+    log, now = tmp_path / "phases", dict[int, str]()
     phase, taking_turns = Measurement.phase, Measurement._taking_turns
 
     def ended() -> None:
         if began := now.pop(os.getpid(), None):
             time.sleep(0.02)  # so that a phase is long enough to meet another one
             with open(log, "a") as file:
-                file.write(f"{os.getpid()} {began[0]} {began[1]} {time.monotonic()}\n")
+                file.write(f"{began} {time.monotonic()}\n")
 
     def noted(self: Measurement, name: str) -> None:
         ended()
         phase(self, name)
-        now[os.getpid()] = name, time.monotonic()
+        run, process = self.run, os.getpid()
+        which = f"{process} {run.stage} {run.batch_size} {run.repeat}"
+        now[process] = f"{which} {name} {time.monotonic()}"
 
     @contextmanager
     def until_the_end(self: Measurement, telemetry: Any) -> Iterator[None]:
@@ -67,6 +77,20 @@ def phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Measurement, "phase", noted)
     monkeypatch.setattr(Measurement, "_taking_turns", until_the_end)
     return log
+
+
+def processes_served(spans: list[Span]) -> dict[tuple[str, int, int], tuple[int | None, int]]:
+    """Whose engine each run must have had, if another's, and how many cells came before it."""
+    served = dict[int, dict[tuple[str, int, int], None]]()
+    for span in spans:
+        served.setdefault(span.process, {})[span.stage, span.batch_size, span.repeat] = None
+    expected = dict[tuple[str, int, int], tuple[int | None, int]]()
+    for mine in map(list, served.values()):
+        for i, (*cell, repeat) in enumerate(mine):
+            first = next(each[2] for each in mine if [*each[:2]] == cell)
+            others = {each[:2] for each in mine[:i]} - {tuple(cell)}
+            expected[mine[i]] = None if first == repeat else first, len(others)
+    return expected
 
 
 def test_nothing_else_is_active_while_a_run_is_timed(
@@ -83,8 +107,7 @@ def test_nothing_else_is_active_while_a_run_is_timed(
     assert {each.run for each in done} == set(runs(config))
     assert all(each.sound for each in done)
     assert turns() is None
-    lines = (line.split() for line in phases.read_text().splitlines())
-    spans = [Span(int(p), name, float(b), float(e)) for p, name, b, e in lines]
+    spans = [Span.read(line) for line in phases.read_text().splitlines()]
     meeting = [(a, b) for i, a in enumerate(spans) for b in spans[:i] if a.meets(b)]
     assert not [pair for pair in meeting if pair[0].timed or pair[1].timed]
     assert meeting
@@ -92,15 +115,22 @@ def test_nothing_else_is_active_while_a_run_is_timed(
     assert facts["preparing"] == 3
     assert not Sweep(config, preparing=3).due
     # a further repeat has the engine of the first, and is what it would have been by itself
+    expected, found = processes_served(spans), dict[tuple[str, int, int], tuple[int | None, int]]()
+    for run in runs(config):
+        facts = json.loads((tmp_path / "results" / run.folder / "run.json").read_text())
+        said = facts.get("engine_of_repeat"), facts.get("cells_before", 0)
+        found[run.stage, run.batch_size, run.repeat] = said
+    assert found == expected
+    assert all((first == 1) == (repeat == 2) for (*_, repeat), (first, _) in found.items())
+    assert any(others for _, others in found.values())
     run = next(r for r in runs(config) if (r.stage, r.batch_size, r.repeat) == ("gemm", 8, 2))
     folder = tmp_path / "results" / run.folder
     facts = json.loads((folder / "run.json").read_text())
-    assert (facts["engine_of_repeat"], facts["cells_before"]) == (1, 1)
     assert facts["checking_seconds"].keys() == {"before", "after"}
     single = measure(config, run, planned._datasets["toy"], tmp_path / "single")
-    found, alone = (schema.read_columns(f / "epochs.csv", "epochs") for f in (folder, single))
+    kept, alone = (schema.read_columns(f / "epochs.csv", "epochs") for f in (folder, single))
     for name in ("seed", "loss", "test_accuracy", "validated"):
-        assert found[name] == alone[name]
+        assert kept[name] == alone[name]
 
 
 def test_one_that_fails_or_hangs_is_followed_by_a_new_process(
@@ -108,7 +138,7 @@ def test_one_that_fails_or_hangs_is_followed_by_a_new_process(
 ) -> None:
     monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path / "cache"))
     config = toy_config(
-        sweep={"stages": ["gemm"], "repeats": 5}, measuring={"limit_seconds": 3.0}
+        sweep={"stages": ["gemm"], "repeats": 5}, measuring={"limit_seconds": 10.0}
     ).model_copy(update={"results": str(tmp_path / "results")})
     (tmp_path / "results/data").mkdir(parents=True)
     shutil.move(toy_data(tmp_path)[0], tmp_path / "results/data/toy.npz")
@@ -122,7 +152,7 @@ def test_one_that_fails_or_hangs_is_followed_by_a_new_process(
         if run.repeat == 3:
             raise OSError("no room")
         if run.repeat == 4:
-            time.sleep(60)
+            time.sleep(600)
         return measure(config, run, dataset, folder, **options)
 
     monkeypatch.setattr("cnnlib.measuring.sweep.measure", measured)
@@ -131,7 +161,7 @@ def test_one_that_fails_or_hangs_is_followed_by_a_new_process(
     assert "killed by SIGKILL" in done[2].text
     assert done[3].error
     assert done[3].text == "no room"
-    assert "took longer than measuring.limit_seconds, 3 s" in done[4].text
+    assert "took longer than measuring.limit_seconds, 10 s" in done[4].text
     processes = dict(line.split() for line in log.read_text().splitlines())
     assert list(processes) == ["1", "2", "3", "4", "5"]
     assert processes["1"] == processes["2"]

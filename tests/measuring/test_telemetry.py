@@ -13,7 +13,14 @@ import pytest
 
 from cnnlib.measuring import telemetry
 from cnnlib.measuring.energy import energy_row
-from cnnlib.measuring.telemetry import Gpu, Reading, Telemetry, TelemetryRecord, host_memory
+from cnnlib.measuring.telemetry import (
+    Gpu,
+    Reading,
+    Sensors,
+    Telemetry,
+    TelemetryRecord,
+    host_memory,
+)
 from tests.support.nvml import Changing, Divided, Nvml
 
 
@@ -257,6 +264,23 @@ def test_a_reader_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sensors.record.rows() == []
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sensors = Sensors(0.01)
+    with Telemetry(0.01, sensors=sensors) as first:
+        os.kill(sensors.pid or 0, signal.SIGSTOP)
+        monkeypatch.setattr(telemetry, "PATIENCE", 0.2)
+    monkeypatch.undo()
+    os.kill(sensors.pid or 0, signal.SIGCONT)
+    began = time.perf_counter()
+    with Telemetry(0.01, sensors=sensors) as second:
+        second.phase("train")
+    assert first.record.rows() == []
+    assert second.record.readings[:, 0].min() > began
+    sensors.close()
 
 
 def test_a_reader_that_dies_is_no_error() -> None:

@@ -63,7 +63,7 @@ def test_who_is_alone_is_alone_and_others_prepare_together(shared: Turns, tmp_pa
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
+        process.join(120)
         assert process.exitcode == 0
     wrong, right = overlaps(log)
     assert not wrong
@@ -91,7 +91,7 @@ def test_one_that_wants_to_be_alone_goes_before_those_that_want_to_prepare(
     assert not log.exists()  # one waits for this process, the other for the one before it
     shared.take("away")
     for process in (first, second):
-        process.join(30)
+        process.join(120)
     assert [line.split()[0] for line in log.read_text().splitlines()] == ["alone", "preparing"]
 
 
@@ -129,7 +129,7 @@ def test_what_is_untimed_waits_for_nothing(shared: Turns) -> None:
 
     process = FORK.Process(daemon=True, target=prepare)
     process.start()
-    assert there.wait(30)
+    assert there.wait(120)
     process.join()
     with alone():
         pass
@@ -152,7 +152,7 @@ def test_waiting_does_not_count_towards_a_limit(shared: Turns) -> None:
         take_turn("alone")
         held.set()
         go.wait()
-        time.sleep(0.6)
+        time.sleep(2.5)
 
     def wait() -> str:
         go.set()
@@ -169,11 +169,11 @@ def test_waiting_does_not_count_towards_a_limit(shared: Turns) -> None:
         held.wait()
         began = time.monotonic()
         if call is wait:
-            assert supervise(wait, limit=0.3) == "waited"
+            assert supervise(wait, limit=2) == "waited"
         else:
             with pytest.raises(Died, match="hangs"):
-                supervise(hang, limit=0.3)
-        assert 0.5 < time.monotonic() - began < 30
+                supervise(hang, limit=2)
+        assert 2 < time.monotonic() - began < 60
         process.join()
         held.clear()
         go.clear()
