@@ -323,11 +323,15 @@ class Sensors:
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._reader = context.Process(
-            target=read_sensors, args=(theirs, os.getpid(), interval, sweep), daemon=True
+            target=self._read, args=(theirs, os.getpid(), interval, sweep), daemon=True
         )
         self._reader.start()
         self._unanswered = 0
         theirs.close()
+
+    def _read(self, theirs: Connection, process: int, interval: float, sweep: int | None) -> None:
+        self._connection.close()  # or else the reader would not see that the run has closed it
+        read_sensors(theirs, process, interval, sweep)
 
     @property
     def pid(self) -> int | None:

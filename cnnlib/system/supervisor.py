@@ -206,11 +206,11 @@ def _serve(
         with contextlib.suppress(OSError):  # so that the kernel spares the caller
             Path("/proc/self/oom_score_adj").write_text("500")
         _page = page
-        requests.note_in(page, own)
         faulthandler.enable(file=trace, all_threads=False)
         faulthandler.register(signal.SIGUSR2, file=trace, all_threads=False)
         outcome: tuple[str, Any] | None
         try:
+            requests.note_in(page, own)  # from here on a request raises an exception
             outcome = "returned", call()
         except BaseException as error:
             outcome = None if page.request else _raised(error)
@@ -219,8 +219,9 @@ def _serve(
             page.put(outcome)
             code = 0
     except BaseException:
-        with contextlib.suppress(BaseException):
-            traceback.print_exc()
+        if not page.request:
+            with contextlib.suppress(BaseException):
+                traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(BaseException):

@@ -98,7 +98,8 @@ def test_nothing_else_is_active_while_a_run_is_timed(
 ) -> None:
     monkeypatch.setenv("CNNLIB_CACHE", str(tmp_path / "cache"))
     config = toy_config(
-        sweep={"stages": ["naive", "gemm"], "batch_sizes": [4, 8], "repeats": 2}
+        sweep={"stages": ["naive", "gemm"], "batch_sizes": [4, 8], "repeats": 2},
+        measuring={"budget_images": 8},  # the least: engines of smaller batches are not kept
     ).model_copy(update={"results": str(tmp_path / "results")})
     (tmp_path / "results/data").mkdir(parents=True)
     shutil.move(toy_data(tmp_path)[0], tmp_path / "results/data/toy.npz")

@@ -48,7 +48,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/sleep").symlink_to(str(shutil.which("sleep")))
     monkeypatch.setenv("PATH", f"{tmp_path}/snap/bin:{tmp_path}/bin")
-    monkeypatch.setattr(browser, "PATIENCE", 20.0)
+    monkeypatch.setattr(browser, "PATIENCE", 60.0)
     return tmp_path / "home"
 
 
@@ -117,12 +117,12 @@ def test_a_browser_that_cannot_be_run(home: Path, tmp_path: Path) -> None:
 def test_a_browser_that_hangs_is_ended_with_all_that_it_began(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(browser, "PATIENCE", 1.0)
+    monkeypatch.setattr(browser, "PATIENCE", 4.0)
     begun = tmp_path / "begun"
     script = f"#!/bin/sh\nsleep 600 &\necho $! $$ > {begun}\nwait\n"
     program(tmp_path / "bin/chromium", script)
     began = time.monotonic()
-    with pytest.raises(UserError, match="chromium hangs: it was ended after 1 s"):
+    with pytest.raises(UserError, match="chromium hangs: it was ended after 4 s"):
         poster.print_page("the page", tmp_path / "poster.pdf")
     assert time.monotonic() - began < 60
     for process in map(int, begun.read_text().split()):
@@ -131,7 +131,7 @@ def test_a_browser_that_hangs_is_ended_with_all_that_it_began(
 
 def running(process: int) -> bool:
     """Whether the process exists and is no zombie; a killed one may take a moment to vanish."""
-    for _ in range(100):
+    for _ in range(600):
         try:
             state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
