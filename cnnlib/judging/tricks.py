@@ -50,7 +50,10 @@ from cnnlib.validation.trajectory import (
 )
 from cnnlib.validation.verdicts import failure
 
-FRESH_CALLS = 3
+LEAST_TRIES = 3
+MOST_TRIES = 12
+BRIEF_SECONDS = 0.05
+"""Seconds that tries of one kind take in all, where that allows more than the least of them."""
 PAUSES = (0.0, 0.0, 0.25, 0.5, 1.0, 2.0)
 """Seconds before each round of the tries that compare times."""
 CALL_SECONDS = 1.0
@@ -60,7 +63,6 @@ REMEMBERED = 0.5
 """Share of a new training's time below which one that was done before counts as remembered."""
 REMEMBERED_SECONDS = 5e-4
 """Seconds that it must save, at least."""
-LATE_STEPS_TRIES = 3
 HURRIED = 0.5
 """Share of an early step's time below which late steps count as left out."""
 SHORTEST = 3e-3
@@ -164,15 +166,20 @@ def check_outputs(
 class Trials:
     """Calls of an engine that are timed by this process's clock.
 
-    The longest has all steps of an epoch, or fewer where these take longer than CALL_SECONDS.
+    The longest has all `steps` of an epoch, or fewer where these take longer than CALL_SECONDS. Of
+    brief calls there are more `tries`, since waiting for a processor takes longer than they do.
     """
 
     def __init__(self, engine: Engine, count: int, seed: int) -> None:
         self.engine, self._random, self.count = engine, np.random.default_rng(seed), count
         few = self.new(2)
         few()
-        most = max(LEAST_STEPS, int(CALL_SECONDS / (few() / 2)))
-        self.steps = min(count // engine.setup.batch_size, most)
+        step = few() / 2
+        self.steps = min(
+            count // engine.setup.batch_size, max(LEAST_STEPS, int(CALL_SECONDS / step))
+        )
+        brief = int(BRIEF_SECONDS / (self.steps * step))
+        self.tries = min(max(LEAST_TRIES, brief), MOST_TRIES)
 
     def new(self, steps: int) -> Callable[[], float]:
         """A call on images in an order and from weights that are new; it returns its seconds."""
@@ -202,10 +209,10 @@ def check_memory(engine: Engine, count: int, seed: int) -> None:
     fresh, repeated = math.inf, math.inf
     for pause in PAUSES:
         time.sleep(pause)
-        new = [trials.new(trials.steps)() for _ in range(FRESH_CALLS)]
+        new = [trials.new(trials.steps)() for _ in range(trials.tries)]
         same = trials.new(trials.steps)
         same()
-        again = [same() for _ in range(FRESH_CALLS)]
+        again = [same() for _ in range(trials.tries)]
         fresh, repeated = min(fresh, *new), min(repeated, *again)
         if repeated > REMEMBERED * fresh or fresh - repeated < REMEMBERED_SECONDS:
             return
@@ -228,7 +235,7 @@ def check_late_steps(engine: Engine, count: int, seed: int) -> None:
     shortest = {1: math.inf, 2: math.inf, 4: math.inf}  # by quarters of a call
     for pause in PAUSES:
         time.sleep(pause)
-        for _ in range(LATE_STEPS_TRIES):
+        for _ in range(trials.tries):
             for quarters in shortest:
                 seconds = trials.new(quarters * quarter)()
                 shortest[quarters] = min(shortest[quarters], seconds)

@@ -76,6 +76,9 @@ def test_profile(home: Home) -> None:
 def test_profile_of_a_loop_of_an_author(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     forgetful(monkeypatch)
     home("new-stage", "my_own", "--engine", "numpy")
-    lines = home("profile", "--stage", "./my_own.py").splitlines()
-    assert lines[2].startswith("functions ")
-    assert any("my_own.py:" in line and " step " in line for line in lines)
+    for _ in range(5):  # on a busy machine another function may be the one that waits
+        lines = home("profile", "--stage", "./my_own.py").splitlines()
+        assert lines[2].startswith("functions ")
+        if listed := any("my_own.py:" in line and " step " in line for line in lines):
+            break
+    assert listed

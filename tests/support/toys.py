@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
     "measuring": {
         "warmup_seconds": 0.01,
         "latency_steps": 3,
-        "budget_seconds": 200.0,
+        "budget_seconds": 20.0,
         "budget_images": 4,
     },
 }

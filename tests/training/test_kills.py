@@ -4,6 +4,7 @@ Each training is killed in a process forked from this one: no time goes into sta
 `CNNLIB_KILLS=300` kills that often in all, at other moments each time.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -65,10 +66,12 @@ def forked(call: Any) -> int:
     """Pid of a process that makes the call; its exit code is 0 if that came to its end."""
     child = os.fork()
     if child:
+        with contextlib.suppress(OSError):  # it has done so itself, and may have ended
+            os.setpgid(child, child)
         return child
     code = 1
     try:
-        os.setsid()  # with its own children, it is killed as a whole
+        os.setpgid(0, 0)  # with its own children, it is killed as a whole
         call()
         code = 0
     finally:

@@ -20,10 +20,11 @@ from cnnlib.training.target import open_target
 from cnnlib.validation.coarse import TRIES, coarse_references, length
 from cnnlib.validation.reference import FAST_REFERENCE
 from cnnlib.validation.trajectory import check_training
-from cnnlib.validation.verdicts import ValidationFailed
+from cnnlib.validation.verdicts import Unjudged, ValidationFailed
 from tests.support.tensor_cores import MINIATURE, StepByStep, blobs, tf32_stage, use_tensor_cores
 from tests.wrong.trainings import (
     FAULTS,
+    Background,
     LastBatchTwice,
     NoMomentum,
     ProfileTrains,
@@ -97,7 +98,9 @@ def test_wrong_trainings_are_rejected(
     engine = type("Broken", (fault, StepByStep), {})
     warmup = 0.2 if "schedule" in fault.training else None
     momentum = 0.5 if fault in OF_MOMENTUM else 0.0
-    with pytest.raises(ValidationFailed):
+    # a thread may change the weights at any time, also while it is found what they should be
+    rejections = (ValidationFailed, Unjudged) if fault is Background else ValidationFailed
+    with pytest.raises(rejections):
         check(tf32_stage(engine), data, 1, warmup=warmup, momentum=momentum)
 
 
