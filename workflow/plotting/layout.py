@@ -1,9 +1,10 @@
 """The layout of a figure: its size, the words above and below, the places of its panels."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from matplotlib import pyplot
@@ -142,17 +143,37 @@ def wrapped(text: str, inches: float, size: float, weight: str = "normal") -> st
         return bool(TextPath((0, 0), line, prop=font).vertices[:, 0].max() <= 0.97 * inches * 72)
 
     lines: list[str] = []
+    letters = inches * 72 / (0.6 * size)  # of a line, more or less
     for line in text.split("\n"):
-        current = ""
-        for word in line.split(" "):
-            longer = f"{current} {word}".strip()
-            if longer and not fits(longer):
-                lines += [current] if current else []
-                *full, longer = _broken(word, fits)
+        words = [word for word in line.split(" ") if word]
+        lines += [] if words else [""]
+        while words:
+            count = _most(words, round(letters), fits)
+            if count == 1 and len(words[0]) > 1 and not fits(words[0]):
+                *full, words[0] = _broken(words[0], fits)
                 lines += full
-            current = longer
-        lines.append(current)
+                continue
+            lines.append(" ".join(words[:count]))
+            words = words[count:]
+            letters = len(lines[-1]) if words else letters
     return "\n".join(lines)
+
+
+def _most(words: Sequence[str], letters: int, fits: Callable[[str], bool]) -> int:
+    """How many of the first words fit in a line, and at least one.
+
+    To measure takes milliseconds, so the search begins where a line has about so many letters.
+    """
+    ends = list(accumulate(len(word) + 1 for word in words))
+    count = max(1, bisect_right(ends, letters + 1))
+    if fits(" ".join(words[:count])):
+        while count < len(words) and fits(" ".join(words[: count + 1])):
+            count += 1
+        return count
+    count -= 1
+    while count > 1 and not fits(" ".join(words[:count])):
+        count -= 1
+    return max(1, count)
 
 
 def _broken(word: str, fits: Callable[[str], bool]) -> list[str]:
