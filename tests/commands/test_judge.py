@@ -185,7 +185,7 @@ def test_an_interrupted_judgement_keeps_what_is_finished(start: Start, folder: P
     process = start("judge", "./mine.py", *JUDGE)
     read_until(process, "check: right")
     process.terminate()
-    assert process.wait(20) == 143
+    assert process.wait(120) == 143
     assert words(folder)["check"] == "right"
     assert facts(folder)["verdict"] == "unfinished: no check has rejected it so far"
     page = (folder / "out/page.html").read_text()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cnnlib.engine import Engine
-from cnnlib.judging import tricks
+from cnnlib.engine.shuffle import Shuffle
+from cnnlib.judging import remote, tricks
 from cnnlib.validation.verdicts import ValidationFailed
 
 BATCH, COUNT = 8, 8 * 400
@@ -75,6 +76,22 @@ class Busy:
         return steps * STEP + (0.5 if disturbed else 0.0)
 
 
+class OnGPU:
+    """An engine that leaves work to a GPU; each wait for it is delayed as the machine is busy."""
+
+    def __init__(self, clock: Clock, left: float, delays: list[float]) -> None:
+        self.clock, self.left, self.delays = clock, left, delays
+        self.stage = self.network = SimpleNamespace(name="on a GPU")
+        self.pending = 0.0
+
+    def train_epoch(self, shuffle: Shuffle) -> None:
+        self.pending = self.left
+
+    def synchronize(self) -> None:
+        self.clock.now += self.pending + 1e-4 + (self.delays.pop() if self.delays else 0.0)
+        self.pending = 0.0
+
+
 CHECKS = {"memory": tricks.check_memory, "late steps": tricks.check_late_steps}
 
 
@@ -112,3 +129,11 @@ def test_what_ends_in_a_while_is_no_reason_to_reject(clock: Clock) -> None:
     busy = Busy(calls=3 * 3 * tricks.LEAST_TRIES, steps=200)
     tricks.check_late_steps(cast(Engine, Timed(clock, busy)), COUNT, 1)
     assert busy.count > busy.calls
+
+
+def test_work_that_is_left_to_a_gpu(clock: Clock) -> None:
+    busy = OnGPU(clock, left=0.0, delays=6 * [0.02])
+    tricks.check_gpu_at_rest(cast(remote.RemoteEngine, busy), COUNT, 1, usual=0.0)
+    leaves = OnGPU(clock, left=2e-3, delays=[])
+    with pytest.raises(ValidationFailed, match="waiting for it takes 2 ms"):
+        tricks.check_gpu_at_rest(cast(remote.RemoteEngine, leaves), COUNT, 1, usual=0.0)
