@@ -254,9 +254,9 @@ def test_two_engines_on_one_device_keep_apart(stage, network, device):
 @each_gpu_stage
 @on(lenet5())
 def test_a_nan_in_any_parameter_is_seen(stage, network, device):
-    images, labels = pictures(network, 4)
+    images, labels = pictures(network, 2)
     labels[:] = 0
-    with training(stage, network, 4, 4, device) as engine:
+    with training(stage, network, 2, 2, device) as engine:
         start = engine.parameters
         for p in network.parameters:
             for position in (p.offset, p.offset + p.size - 1):
@@ -265,7 +265,7 @@ def test_a_nan_in_any_parameter_is_seen(stage, network, device):
                 engine.parameters = vector
                 where = f"element {position - p.offset} of {p.name}"
                 assert math.isnan(engine.gradient(images, labels)[0]), where
-                assert math.isnan(engine.train(np.arange(4))), where
+                assert math.isnan(engine.train(np.arange(2))), where
 
 
 LARGE = {("tuned", "hiding_in_planes"): 6e4}
