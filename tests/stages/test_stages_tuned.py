@@ -30,6 +30,8 @@ from cnnlib.validation.spot_checks import five_steps
 from tests.support.engines import Limited, on, open_engine, pictures, training
 from tests.support.networks import NETWORKS, awkward, build, examples, lenet5
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 H100_SHARED_BYTES = 232448
 
 
@@ -113,7 +115,6 @@ def test_what_is_on_chip_is_told(limited: Limited) -> None:
         assert "dense1" not in held_ones
 
 
-@pytest.mark.usefixtures("in_haste")
 def test_more_blocks_than_images_and_fewer(limited: Limited) -> None:
     """The gradient is the same sum, in another order of adding."""
     network, gradients = lenet5(), []
