@@ -30,6 +30,8 @@ from tests.support.networks import (
     windows,
 )
 
+pytestmark = pytest.mark.usefixtures("in_haste")
+
 # Maps larger than shared memory
 
 
@@ -78,21 +80,21 @@ KEEP_WHOLE_MAPS = {
 
 @each_gpu_stage
 @on(maps256(), maps1024())
-def test_large_maps(stage, network, device):
+def test_large_maps(stage, network, optimized):
     if stage.name in KEEP_WHOLE_MAPS:
         message = KEEP_WHOLE_MAPS[stage.name].format(network.name)
         with pytest.raises(Unsupported, match=message):
-            open_engine(stage, network, 2, device)
+            open_engine(stage, network, 2, optimized)
         return
-    with open_engine(stage, network, 2, device) as engine:
+    with open_engine(stage, network, 2, optimized) as engine:
         validate(engine, *pictures(network, 2))
         validate(engine, *pictures(network, 1))
 
 
 @each_of([ring.STAGE])
 @on(maps256())
-def test_ring_trains_on_large_maps(stage, network, device):
-    with open_engine(stage, network, 2, device, momentum=0.9, learning_rate=0.01) as engine:
+def test_ring_trains_on_large_maps(stage, network, optimized):
+    with open_engine(stage, network, 2, optimized, momentum=0.9, learning_rate=0.01) as engine:
         five_steps(engine, *pictures(network, 4))
 
 
@@ -128,7 +130,6 @@ def short_of_memory(monkeypatch):
     monkeypatch.setattr(ring, "FLOATS", 600)
 
 
-@pytest.mark.usefixtures("in_haste")
 @on(*SHORT_OF_MEMORY)
 def test_ring_cuts_what_does_not_fit(network, device, short_of_memory):
     with open_engine(ring.STAGE, network, 6, device) as engine:
