@@ -6,7 +6,7 @@
 set -euo pipefail
 
 cannot() { echo "$*"; exit 3; }
-wait_for() { for _ in $(seq 100); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; return 1; }
+wait_for() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; return 1; }
 munge_works() { munge -n | unmunge; }
 nodes_idle() { [ "$(sinfo -h -N -o %T | sort -u)" = idle ]; }
 

@@ -40,11 +40,11 @@ def slurm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run([SCRIPT, "stop", state], check=True, timeout=60)
+        subprocess.run([SCRIPT, "stop", state], check=True, timeout=300)
 
 
 def ask(*command: str) -> str:
-    return subprocess.run(command, text=True, capture_output=True, check=True, timeout=30).stdout
+    return subprocess.run(command, text=True, capture_output=True, check=True, timeout=120).stdout
 
 
 def jobs() -> list[dict[str, str]]:
@@ -67,7 +67,7 @@ def on_gpu(state: str) -> list[dict[str, str]]:
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not what():
         assert process.poll() is None, "the workflow ended before"
         assert time.monotonic() < deadline, "it does not come about"
