@@ -73,8 +73,9 @@ REST = 0.3
 """Seconds that a process is given to come to rest, and seconds in which it is then watched."""
 BUSY = 0.15
 """Cores that a process may keep busy while nothing is asked of it."""
-LEAST_SHARE = 0.1
-"""Share of a core below which no allowance is made for other processes."""
+LEAST_SHARE = 0.25
+"""Share of a core below which no allowance is made for other processes: with less, one tick of the
+clock that counts the time of processes would be too much."""
 CLOCK = 0.1
 """Relative difference of two clocks over CLOCK_SECONDS that is allowed."""
 CLOCK_SECONDS = 0.25
