@@ -414,7 +414,7 @@ struct Dense : LayerDefaults {
     }
   }
 
-  // Deltas of an image's that its trace keeps: what is stamped is waited for up to whole tiles.
+  // How many deltas of an image its trace keeps: what is stamped is waited for up to whole tiles.
   template <class Row>
   static constexpr int LEFT_UNITS = std::is_same<Row, StampedRow>::value ? UNIT_K_TILES * 8 : UNITS;
 
@@ -473,7 +473,7 @@ struct Dense : LayerDefaults {
 #endif
 
   // As backward_data. A warp makes two tiles of 16 inputs, whose rows are taken as loads of four weights want them; more
-  // sums side by side than BACBACK_STEPS would need more registers than there are.
+  // sums side by side than BACK_STEPS would need more registers than there are.
   static constexpr int BACK_STEPS = K_STEPS < 4 ? K_STEPS : 4;
   static __device__ __forceinline__ void backward_data_wide(const float* deltas, const float* weights,
                                                             float* source_errors, float* scratch) {

@@ -52,10 +52,10 @@ struct PlaneConv : ConvSums<Layer, Threads> {
   static constexpr int PADDED_COLUMNS = ceil_div(COLUMNS, 8) * 8;
   static constexpr int POSITIONS = ceil_div(ROWS * PADDED_COLUMNS, 16) * 16;
   static constexpr int MAP_EIGHTS = 2 * MAP_TILES, ERROR_PLANE = POSITIONS * MAP_EIGHTS * 8;
-  // Two planes of numbers take as many floats as one has numbers.
   // A tile of positions is a row, and two of them are a row of windows: a lane has whole windows of its sums.
   static constexpr bool LANES_HAVE_WINDOWS =
       COLUMNS == 8 && ROWS % 2 == 0 && WINDOW == 2 && METHOD == MAX && FORWARD_SPLIT_K == 1;
+  // Two planes of numbers take as many floats as one has numbers.
   static constexpr int SPLIT_FLOATS = SOURCE_IS_PLANES ? 0 : SOURCE_PLANE;  // of the source that is split here
   static_assert(Layer::SCRATCH_FLOATS >= SPLIT_FLOATS + FORWARD_SPLIT_K * MAPS * FULL_PITCH,
                 "forward's sums lie in Scratch behind the source");

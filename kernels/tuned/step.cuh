@@ -100,7 +100,7 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
   } else {
     Net::load_weights(c);
   }
-  // A block with one image waits for them behind it, which finds its place meanwhile. Others have no registers for that.
+  // A block with one image puts it in its place first and then waits for them. Others have too few registers for that.
   const auto wait_for_weights = [&] {
     if constexpr (Exchange::STAMPED) {
       if (exchange.done)
