@@ -44,7 +44,7 @@ def test_honest_products_pass(
     data: Dataset, monkeypatch: pytest.MonkeyPatch, toward_zero: bool
 ) -> None:
     use_tensor_cores(monkeypatch, toward_zero, noise=1e-7)
-    for seed in range(4):  # of which half were rejected when one limit was for all networks
+    for seed in range(4):  # half of these failed when one limit was for all networks
         check(StepByStep, data, seed)
 
 

@@ -1,10 +1,10 @@
 """Snakemake's main process stays quiet while a job of its own is timed.
 
 With a limit of jobs a second, which is Snakemake's default, each pass of the scheduler starts a
-timer for another pass, and so does the pass that follows. Every job that ends adds a pass, so after
-a hundred jobs there are a hundred passes a second, each of which looks at all jobs that wait, while
-something is being measured. In a workflow of 51 short jobs they took 4 of 54 CPU seconds. One such
-timer at a time serves as well.
+timer for another pass, and so does the pass that follows. Every job that ends adds a pass. After a
+hundred jobs there are therefore a hundred passes a second beside what is being measured, and every
+pass looks at all jobs that wait. In a workflow of 51 short jobs they took 4 of 54 CPU seconds. One
+such timer at a time serves as well.
 """
 
 import threading
