@@ -23,7 +23,7 @@ counting.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import numpy as np
@@ -208,8 +208,7 @@ def check_memory(engine: Engine, count: int, seed: int) -> None:
     """
     trials = Trials(engine, count, seed)
     fresh, repeated = math.inf, math.inf
-    for pause in PAUSES:
-        time.sleep(pause)
+    for _ in rounds():
         new = [trials.new(trials.steps)() for _ in range(trials.tries)]
         same = trials.new(trials.steps)
         same()
@@ -234,8 +233,7 @@ def check_late_steps(engine: Engine, count: int, seed: int) -> None:
     if quarter < 2:
         return
     shortest = {1: math.inf, 2: math.inf, 4: math.inf}  # by quarters of a call
-    for pause in PAUSES:
-        time.sleep(pause)
+    for _ in rounds():
         for _ in range(trials.tries):
             for quarters in shortest:
                 seconds = trials.new(quarters * quarter)()
@@ -290,8 +288,7 @@ def _busy_cores(worker: Worker) -> float:
 def check_gpu_at_rest(engine: RemoteEngine, count: int, seed: int, usual: float) -> None:
     """Wait for the GPU after `train` has returned: an honest stage has waited already."""
     idle, waited = math.inf, math.inf
-    for pause in PAUSES:
-        time.sleep(pause)
+    for _ in rounds():
         for epoch in range(1, 4):
             engine.train_epoch(Shuffle(count, seed, epoch))
             waited = min(waited, seconds_of(engine.synchronize))
@@ -335,6 +332,13 @@ def check_clock(engine: Engine) -> None:
                 f"in its process {name} runs {passed / least:.2g} times as fast as the judge's "
                 "clock",
             )
+
+
+def rounds() -> Iterator[None]:
+    """The rounds of tries that compare times, each after its pause."""
+    for pause in PAUSES:
+        time.sleep(pause)
+        yield
 
 
 def seconds_of(call: Callable[[], object]) -> float:

@@ -79,12 +79,18 @@ def phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
-def processes_served(spans: list[Span]) -> dict[tuple[str, int, int], tuple[int | None, int]]:
-    """Whose engine each run must have had, if another's, and how many cells came before it."""
-    served = dict[int, dict[tuple[str, int, int], None]]()
+Which = tuple[str, int, int]
+"""Stage, batch size and repeat of a run."""
+Kept = tuple[int | None, int]
+"""Whose engine a run had, if another repeat's, and how many cells its process had measured."""
+
+
+def what_was_kept(spans: list[Span]) -> dict[Which, Kept]:
+    """What run.json must say of each run, by which process did what in which order."""
+    served = dict[int, dict[Which, None]]()
     for span in spans:
         served.setdefault(span.process, {})[span.stage, span.batch_size, span.repeat] = None
-    expected = dict[tuple[str, int, int], tuple[int | None, int]]()
+    expected = dict[Which, Kept]()
     for mine in map(list, served.values()):
         for i, (*cell, repeat) in enumerate(mine):
             first = next(each[2] for each in mine if [*each[:2]] == cell)
@@ -116,7 +122,7 @@ def test_nothing_else_is_active_while_a_run_is_timed(
     assert facts["preparing"] == 3
     assert not Sweep(config, preparing=3).due
     # a further repeat has the engine of the first, and is what it would have been by itself
-    expected, found = processes_served(spans), dict[tuple[str, int, int], tuple[int | None, int]]()
+    expected, found = what_was_kept(spans), dict[Which, Kept]()
     for run in runs(config):
         facts = json.loads((tmp_path / "results" / run.folder / "run.json").read_text())
         said = facts.get("engine_of_repeat"), facts.get("cells_before", 0)

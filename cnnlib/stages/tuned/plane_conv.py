@@ -93,24 +93,22 @@ class PlaneShape:
         return ceil_div(self.conv.height * self.padded_columns - 8, 32) * 32 + 8
 
     @property
-    def found_floats(self) -> int:
-        """Floats of what a share of the rows of errors leaves in backward_data."""
-        return self.conv.kernel * self.conv.channels * self.found_pitch
-
-    @property
     def data_tiles(self) -> int:
         """Tiles of 16 of these."""
         return ceil_div(self.data_eights, 2)
 
-    def backward_floats(self, row_shares: int) -> int:
+    def backward_floats(self, row_shares: int, splits: bool = True) -> int:
         """Floats of errors and, one after the other, of the source and of what backward_data finds
-        in so many shares.
+        in so many shares. Without `splits` the source lies elsewhere.
         """
-        return self.error_plane + max(self.source_plane, row_shares * self.found_floats)
+        found = self.conv.kernel * self.conv.channels * self.found_pitch
+        return self.error_plane + max(splits * self.source_plane, row_shares * found)
 
-    def forward_floats(self, split_k: int) -> int:
-        """Floats of the source and of the sums of so many shares of the terms."""
-        return self.source_plane + split_k * self.conv.maps * self.conv.full_pitch
+    def forward_floats(self, split_k: int, splits: bool = True) -> int:
+        """Floats of the source, as in backward_floats, and of the sums of so many shares of the
+        terms.
+        """
+        return splits * self.source_plane + split_k * self.conv.maps * self.conv.full_pitch
 
     def own_units(self, warps: int) -> int:
         """Units of the gradient of a warp; the bias is one."""
@@ -230,14 +228,15 @@ class TunedPlaneConv(Convolution):
 
     def own_needs(self) -> Needs:
         """What it needs in shared memory, wherever its source is split."""
-        threads, row_shares = self.threads, self.schedule.row_shares
-        split = 0 if self.source_is_planes else self.planes.source_plane
-        forward = self.forward_split_k * self.full_size
-        back = 0 if self.planned.is_first else row_shares * self.planes.found_floats
+        splits = not self.source_is_planes
+        row_shares = 0 if self.planned.is_first else self.schedule.row_shares
         needs = self.needs_of(
             raw_is_used=False,
-            scratch=max(split + forward, self.planes.error_plane + max(split, back)),
-            staged=threads.teams * self.planes.map_tiles * 16 * self.gradient_pitch,
+            scratch=max(
+                self.planes.forward_floats(self.forward_split_k, splits),
+                self.planes.backward_floats(row_shares, splits),
+            ),
+            staged=self.threads.teams * self.planes.map_tiles * 16 * self.gradient_pitch,
             tables=aligned(2 * self.planes.k_steps) + EIGHT,
         )
         return replace(needs, source=self.planes.source_plane if self.source_is_planes else 0)
