@@ -123,8 +123,7 @@ def test_tiles_between_the_usual_ones(device: Device, monkeypatch: pytest.Monkey
         {"dense": 4},
     ]
     network = build("between", (1, 8, 12), 4, layers)
-    options = ProductOptions(overlapping=True, staggers=100)
-    with open_engine(replace(STAGE, options=options), network, 5, device) as engine:
+    with open_engine(STAGE, network, 5, device) as engine:
         rows = [operator.forward_tile.rows for operator in engine.operators]  # type: ignore[attr-defined]
         assert 160 in rows
         validate(engine, *pictures(network, 5))
@@ -232,10 +231,11 @@ def test_eight_threads_stage_weights_in_eight_banks(taps: int, chunk: int) -> No
 def test_a_tile_that_fits_nowhere_is_none() -> None:
     wide = Windows(16, (3, 3), (1, 1), (9, 9000), (7, 8998), (1, 1))
     limits = H100.limits._replace(shared_bytes=16 * 1024)
-    tile = product_tile(wide, 64, 1, limits, 32, smallest=False)
+    rest = {"smallest": False, "overlapping": True}
+    tile = product_tile(wide, 64, 1, limits, 32, **rest)
     assert tile is not None
     assert tile.unfold
-    assert product_tile(wide, 64, 1, limits._replace(shared_bytes=64), 32, smallest=False) is None
+    assert product_tile(wide, 64, 1, limits._replace(shared_bytes=64), 32, **rest) is None
 
 
 MATRICES = {"compute_75": b"m16n8k8.row.col.f32.f16", "compute_90": b"m16n8k16.row.col.f32.f16"}

@@ -3,11 +3,10 @@
 // Needs: THREADS, ARITHMETIC, FIRST (whether the source is the images); CHANNELS, HEIGHT, WIDTH, MAPS, KERNEL_ROWS,
 // KERNEL_COLUMNS, STRIDE_*, PADDING_*, WINDOW_*, OUT_ROWS, OUT_COLUMNS, FUNCTION, METHOD; PARAMETERS, WEIGHT_OFFSET (of the
 // weights in the vector of all parameters); and the sizes of the three products' tiles, which
-// cnnlib/stages/tuned/graph/tiles.py chooses and explains: FORWARD_*, ERRORS_*, GRADIENT_*, BACKWARD_BYTES. *_STAGGERS: cycles
-// by which second blocks of MULTIPROCESSORS begin later. FINDS_PEAK: each block looks for the largest error itself.
-// LEAVES_PEAK: the layer before wants to know its largest error. DROPS: dropout comes last, with what Mask of
-// kernels/dropout.cuh needs. LEAVES_PLANES: the next layer reads planes of the target (stored.cuh), with BATCH, NEXT_GROUPS,
-// NEXT_PITCH, NEXT_PADDING_ROWS and NEXT_PADDING_COLUMNS.
+// cnnlib/stages/tuned/graph/tiles.py chooses and explains: FORWARD_*, ERRORS_*, GRADIENT_*, BACKWARD_BYTES. FINDS_PEAK: each
+// block looks for the largest error itself. LEAVES_PEAK: the layer before wants to know its largest error. DROPS: dropout
+// comes last, with what Mask of kernels/dropout.cuh needs. LEAVES_PLANES: the next layer reads planes of the target
+// (stored.cuh), with BATCH, NEXT_GROUPS, NEXT_PITCH, NEXT_PADDING_ROWS and NEXT_PADDING_COLUMNS.
 #pragma once
 #include "gradient.cuh"
 
@@ -72,7 +71,6 @@ __device__ __forceinline__ void backward(const SumErrors<Layer>& errors, const f
   SHARED(unsigned, largest, 1);
   wait_for_previous_kernel();
   let_next_kernel_start();
-  stagger<Layer::BACKWARD_STAGGERS, Layer::MULTIPROCESSORS>();
   const float factor = factor_of_errors<Layer>(largest, errors.errors, peak, count);
   if constexpr (!Layer::FIRST) {
     static_assert(Errors<Layer>::BYTES <= Layer::BACKWARD_BYTES, "the launch asks for enough shared memory");

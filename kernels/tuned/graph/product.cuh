@@ -355,18 +355,6 @@ struct Convolution {
   }
 };
 
-// The second block of each of MULTIPROCESSORS begins some cycles after the first one, as blocks of a launch come to them in
-// turn. Otherwise both would stage together and multiply together, over and over.
-template <int CYCLES, int MULTIPROCESSORS>
-__device__ __forceinline__ void stagger() {
-#ifdef __CUDACC__
-  const int block = blockIdx.x;
-  if (CYCLES == 0 || block < MULTIPROCESSORS || block >= 2 * MULTIPROCESSORS) return;
-  const unsigned long long begin = ticks();
-  while (ticks() - begin < CYCLES) __nanosleep(100);
-#endif
-}
-
 // target (count, MAPS, OUT_ROWS, OUT_COLUMNS), winners likewise where a maximum is taken.
 template <class Layer>
 struct Forward {
@@ -385,7 +373,6 @@ struct Forward {
     SHARED_LARGE(char, memory, Layer::FORWARD_BYTES);
     wait_for_previous_kernel();
     let_next_kernel_start();
-    stagger<Layer::FORWARD_STAGGERS, Layer::MULTIPROCESSORS>();
     if (blockIdx.x == 0 && threadIdx.x == 0) *peak = 0;  // of the errors that come back later
     Moment moment(seed_low, seed_high, 0, false);
     if constexpr (Layer::DROPS) moment = Moment(seed_low, seed_high, now);

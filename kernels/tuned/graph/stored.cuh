@@ -455,7 +455,6 @@ __device__ __forceinline__ void stored_forward(const unsigned* __restrict__ sour
   __syncthreads();
   wait_for_previous_kernel();
   let_next_kernel_start();
-  stagger<Layer::FORWARD_STAGGERS, Layer::MULTIPROCESSORS>();
   if (blockIdx.x == 0 && threadIdx.x == 0) *peak = 0;  // of the errors that come back later
   Moment moment(seed_low, seed_high, 0, false);
   if constexpr (Layer::DROPS) moment = Moment(seed_low, seed_high, now);
@@ -483,7 +482,6 @@ __device__ __forceinline__ void stored_backward(const float* __restrict__ errors
   __syncthreads();
   wait_for_previous_kernel();
   let_next_kernel_start();
-  stagger<Layer::BACKWARD_STAGGERS, Layer::MULTIPROCESSORS>();
   const float factor = factor_of_errors<Layer>(largest, errors, peak, count);
   StoredGradient<Layer>::run(memory, rounds, planes, source, sums, factor, count, groups);
   unsigned found = 0;

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 FEW_ERRORS = 64
 """Errors of an image that every block reads to find the largest, which a launch would cost more."""
-STAGGERED = 3
-"""Parts of a product for each multiprocessor from which on one of two blocks may begin later."""
 MOST_WINDOW = 16
 """Most elements of a window that is subsampled at the end of a product."""
 
@@ -132,8 +130,9 @@ class GraphConv(GpuOperator):
         room = VECTOR_BYTES[self.arithmetic]
         rest = batch_size, limits, room
         small = options.small_tiles
-        forward = product_tile(self.windows, self.maps, *rest, small, options.overlapping)
-        back = product_tile(self.windows_back, self.source_map[0], *rest, small)
+        forward = product_tile(self.windows, self.maps, *rest, small, overlapping=True)
+        # There the other block of a multiprocessor may have a part of the gradient.
+        back = product_tile(self.windows_back, self.source_map[0], *rest, small, overlapping=False)
         gradient = gradient_tile(self.windows, self.maps, *rest)
         if forward is None or gradient is None or back is None:
             raise self.too_large()
@@ -161,11 +160,6 @@ class GraphConv(GpuOperator):
         """Parts of both products of the backward pass."""
         errors = self.errors_tile.jobs if self.errors_tile else 0
         return self.gradient_tile.partial_sums * self.gradient_tile.tiles + errors
-
-    def _staggers(self, jobs: int) -> int:
-        """Cycles by which second blocks begin later, if a multiprocessor has several after them."""
-        several = jobs >= STAGGERED * self.limits.multiprocessors and self.windows.taps > 1
-        return product_options(self.stage).staggers if several else 0
 
     def too_large(self) -> Unsupported:
         return self.unsupported(
@@ -202,9 +196,6 @@ class GraphConv(GpuOperator):
             "BACKWARD_BYTES": self.backward_bytes,
             "FINDS_PEAK": int(self.finds_peak),
             "LEAVES_PEAK": int(self.before is not None),
-            "FORWARD_STAGGERS": self._staggers(self.forward_tile.jobs),
-            "BACKWARD_STAGGERS": self._staggers(self._backward_jobs),
-            "MULTIPROCESSORS": self.limits.multiprocessors,
             "LEAVES_PLANES": int(self.stored_target is not None),
             **(self.stored_target or StoredMaps()).constants(),
         }

@@ -22,15 +22,6 @@ class ProductOptions(GpuOptions):
     """Whether products have the smallest of their tiles, and as many blocks for each as can be, as
     small batches have them.
     """
-    overlapping: bool = False
-    """Whether forward tiles are chosen as if two blocks of a multiprocessor hid each other's waits,
-    among more shapes: for batches that have few tiles. Backward a block of the gradient is the
-    other one. Not measured yet.
-    """
-    staggers: int = 0
-    """Cycles for which the second block of each multiprocessor waits when a product begins, so that
-    one block stages while the other multiplies. Not measured yet.
-    """
     head: int = 65536
     """Most weights of the last fully connected layers that are one launch together, with the loss
     and with their errors back: see head.py. 0: a launch for each.

@@ -139,13 +139,14 @@ def product_tile(
     limits: Limits,
     vector_bytes: int,
     smallest: bool,
-    overlapping: bool = False,
+    overlapping: bool,
 ) -> ProductTile | None:
     """The tile with which the busiest multiprocessor has least to do; None if none fits.
 
-    `overlapping`: two blocks of a multiprocessor are taken to hide each other's waits, and there
-    are more shapes to choose from.
+    `overlapping`: two blocks of a multiprocessor, where it has room for two, are taken to hide each
+    other's waits, and there are more shapes to choose from.
     """
+    overlapping = overlapping and limits.shared_bytes >= TWO_BLOCKS
     widest = next((width for width in SHAPES if columns <= width), max(SHAPES))
     found: list[ProductTile] = []
     more = MORE_SHAPES.get(widest, ()) if overlapping else ()
