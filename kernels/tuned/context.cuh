@@ -92,9 +92,6 @@ struct LayerDefaults {
   // Floats of partial sums that a block leaves of the layer's gradient.
   static constexpr int PARTIALS = 0;
 
-  // Whether it is the last layer, and made with the loss: forward_with_loss(context, slot), by the image's warp.
-  static constexpr bool WITH_LOSS = false;
-
   // When a launch begins: tables that stay in shared memory.
   static __device__ __forceinline__ void prepare(float*) {}
 

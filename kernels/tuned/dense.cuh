@@ -8,8 +8,6 @@
 //   WEIGHT_PITCH: floats from a unit's weights to the next one's in shared memory; even
 //   ALIGNED: rows of weights begin at 16-byte boundaries in both memories
 //   BY_THREADS: few images, whose numbers fit a warp's registers, are multiplied without tensor cores
-//   WITH_LOSS: the last layer, whose few units of an image are made by the warp that makes the image's loss
-//   WIDE_LOADS_BACK: backward_data asks for four weights at once where they are in device memory
 //   FORWARD_SPLIT_K, DATA_SPLIT_K: warps that share the terms of one sum, in forward and backward_data
 //   TRACE_SOURCE, TRACE_DELTA: where an image's trace keeps them
 //   REDUCE_UNITS x REDUCE_INPUTS: a tile of the second phase
@@ -35,7 +33,7 @@ struct Dense : LayerDefaults {
   static constexpr int BLOCK = Threads::BLOCK, WARPS = Threads::WARPS;
   static constexpr int INPUTS = Layer::INPUTS, UNITS = Layer::UNITS, FUNCTION = Layer::FUNCTION, IMAGES = Layer::IMAGES;
   static constexpr bool WEIGHTS_IN_GLOBAL = Layer::WEIGHTS_IN_GLOBAL, ALIGNED = Layer::ALIGNED;
-  static constexpr bool BY_THREADS = Layer::BY_THREADS, WITH_LOSS = Layer::WITH_LOSS;
+  static constexpr bool BY_THREADS = Layer::BY_THREADS;
   static constexpr int WEIGHT_PITCH = Layer::WEIGHT_PITCH;
   static constexpr int FORWARD_SPLIT_K = Layer::FORWARD_SPLIT_K, DATA_SPLIT_K = Layer::DATA_SPLIT_K;
   static constexpr int SOURCE_PITCH = Layer::Source::PITCH, TARGET_PITCH = Layer::Target::PITCH;
@@ -182,33 +180,30 @@ struct Dense : LayerDefaults {
     return four;
   }
 
-  // A warp makes four units of COUNT images at a time, its lanes along the inputs: those from `begin` on, and so on every
-  // `step` units.
-  template <int COUNT, int TOGETHER>
-  static __device__ __forceinline__ void forward_by_threads(const float* source, const float* weights, float* target,
-                                                            int begin, int step) {
+  // A warp makes four units at a time, its lanes along the inputs.
+  static __device__ __forceinline__ void forward_by_threads(const float* source, const float* weights, float* target) {
     constexpr unsigned ALL = 0xffffffffu;
     const int lane = threadIdx.x % 32;
     constexpr Float4 NONE = {{0.0f, 0.0f, 0.0f, 0.0f}};
-    Float4 value[COUNT][LANE_FLOAT4S];
-    UNROLL_FOR(int image = 0; image < COUNT; image++)
+    Float4 value[IMAGES][LANE_FLOAT4S];
+    UNROLL_FOR(int image = 0; image < IMAGES; image++)
       UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
         const int at = lane + n * 32;
         value[image][n] = at < INPUT_FLOAT4S ? four_inputs(source + image * SOURCE_PITCH, at) : NONE;
       }
-#pragma unroll TOGETHER
-    for (int first = begin; first < UNITS; first += step) {
-      float sum[COUNT][4] = {};
+#pragma unroll UNITS_AT_ONCE
+    for (int first = threadIdx.x / 32 * 4; first < UNITS; first += WARPS * 4) {
+      float sum[IMAGES][4] = {};
       UNROLL_FOR(int u = 0; u < 4; u++)
         UNROLL_FOR(int n = 0; n < LANE_FLOAT4S; n++) {
           const int at = lane + n * 32;
           const Float4 weight = at < INPUT_FLOAT4S ? four_weights(weights, min(first + u, UNITS - 1), at) : NONE;
-          UNROLL_FOR(int image = 0; image < COUNT; image++)
+          UNROLL_FOR(int image = 0; image < IMAGES; image++)
             UNROLL_FOR(int i = 0; i < 4; i++) sum[image][u] = fmaf(weight.at[i], value[image][n].at[i], sum[image][u]);
         }
       // each exchange halves what a lane has still to add up: first half the units, then a unit, then lanes
       const bool upper = lane & 16, odd = lane & 8;
-      UNROLL_FOR(int image = 0; image < COUNT; image++) {
+      UNROLL_FOR(int image = 0; image < IMAGES; image++) {
         const float (&all)[4] = sum[image];
         float mine[2];
         UNROLL_FOR(int u = 0; u < 2; u++)
@@ -260,17 +255,9 @@ struct Dense : LayerDefaults {
     pad(source);
     __syncthreads();
     if constexpr (BY_THREADS)
-      forward_by_threads<IMAGES, UNITS_AT_ONCE>(source, weights, target, threadIdx.x / 32 * 4, WARPS * 4);
+      forward_by_threads(source, weights, target);
     else
       forward_batch(source, weights, target, Layer::Scratch::all(shared));
-  }
-
-  // Image `slot` of a layer that is made with the loss, by one warp.
-  template <class Context>
-  static __device__ __forceinline__ void forward_with_loss(Context& c, int slot) {
-    static_assert(BY_THREADS && !WEIGHTS_IN_GLOBAL && FUNCTION == IDENTITY && UNITS <= 32, "a warp makes all units");
-    forward_by_threads<1, UNITS>(Layer::Source::image(c.shared, slot), Layer::Weights::all(c.shared),
-                                 Layer::Target::image(c.shared, slot), 0, 4);
   }
 
   // What lies beyond the inputs is multiplied too; a barrier before forward.
@@ -371,7 +358,6 @@ struct Dense : LayerDefaults {
     float* const shared = c.shared;
     float* const errors = Layer::TargetErrors::all(shared);
     const float* const weights = weights_of(c.parameters, shared);
-    if constexpr (WITH_LOSS) return backward_with_loss(c, errors, weights);
     leave_trace(Layer::Source::all(shared), Layer::Target::all(shared), errors, c.trace, c.trace_stride, c.here);
     if constexpr (SENDS_ERRORS_BACK) {
       __syncthreads();
@@ -379,38 +365,10 @@ struct Dense : LayerDefaults {
       float* scratch = Layer::Scratch::all(shared);
       if constexpr (BY_THREADS)
         backward_data_by_threads(errors, weights, source_errors, scratch);
+      else if constexpr (WIDE_BACK)
+        backward_data_wide(errors, weights, source_errors);
       else
         backward_data(errors, weights, source_errors, scratch);
-    }
-  }
-
-  // The loss's errors are the derivatives by the sums. Units are few: each thread adds up all of an input's, in shares as
-  // backward_data_by_threads does.
-  template <class Context>
-  static __device__ __forceinline__ void backward_with_loss(Context& c, const float* deltas, const float* weights) {
-    const float* source = Layer::Source::all(c.shared);
-#pragma unroll 1
-    for (int i = threadIdx.x; i < c.here * INPUTS; i += BLOCK)
-      c.trace[i / INPUTS * c.trace_stride + Layer::TRACE_SOURCE + i % INPUTS] =
-          source[i / INPUTS * SOURCE_PITCH + i % INPUTS];
-    for (int i = threadIdx.x; i < c.here * LEFT_UNITS<typename Context::Row>; i += BLOCK) {
-      const int image = i / LEFT_UNITS<typename Context::Row>, unit = i % LEFT_UNITS<typename Context::Row>;
-      c.trace[image * c.trace_stride + Layer::TRACE_DELTA + unit] =
-          unit < UNITS ? deltas[image * TARGET_PITCH + unit] : 0.0f;
-    }
-    if constexpr (SENDS_ERRORS_BACK) {
-      float* source_errors = Layer::SourceErrors::all(c.shared);
-      for (int i = threadIdx.x; i < IMAGES * INPUTS; i += BLOCK) {
-        const int image = IMAGES == 1 ? 0 : i / INPUTS, input = i - image * INPUTS;
-        float total = 0.0f;
-        UNROLL_FOR(int share = 0; share < UNIT_SHARES; share++) {
-          float sum = 0.0f;
-          UNROLL_FOR(int u = share * UNITS / UNIT_SHARES; u < (share + 1) * UNITS / UNIT_SHARES; u++)
-            sum = fmaf(weights[u * ROW + input], deltas[image * TARGET_PITCH + u], sum);
-          total = share ? total + sum : sum;
-        }
-        source_errors[image * SOURCE_PITCH + input] = image < c.here ? total : 0.0f;
-      }
     }
   }
 
@@ -467,28 +425,28 @@ struct Dense : LayerDefaults {
   }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  static constexpr bool WIDE_BACK = false;  // see PREFETCHES
+  static constexpr bool WIDE_BACK = false;  // for the reason of PREFETCHES
 #else
-  static constexpr bool WIDE_BACK = WEIGHTS_IN_GLOBAL && Layer::WIDE_LOADS_BACK;
+  static constexpr bool WIDE_BACK = WEIGHTS_IN_GLOBAL && DATA_SPLIT_K == 1 && ceil_div(INPUTS, 32) >= WARPS;
 #endif
 
-  // As backward_data. A warp makes two tiles of 16 inputs, whose rows are taken as loads of four weights want them; more
-  // sums side by side than BACK_STEPS would need more registers than there are.
+  // As backward_data, by weights in device memory, if all warps have something to do. A warp makes two tiles of 16 inputs,
+  // whose rows are taken as loads of four weights want them; more sums side by side than BACK_STEPS would need more
+  // registers than there are.
   static constexpr int BACK_STEPS = K_STEPS < 4 ? K_STEPS : 4;
   static __device__ __forceinline__ void backward_data_wide(const float* deltas, const float* weights,
-                                                            float* source_errors, float* scratch) {
-    constexpr int HIGH = INPUT_TILES * 16, TASKS = ceil_div(INPUTS, 32);
+                                                            float* source_errors) {
     const int own_eighth = threadIdx.x % 32 / 4, own_pair = threadIdx.x % 4;
-    for (int task = threadIdx.x / 32; task < TASKS * DATA_SPLIT_K; task += WARPS) {
-      const int share = task / TASKS, input0 = task % TASKS * 32;
+    for (int task = threadIdx.x / 32; task < ceil_div(INPUTS, 32); task += WARPS) {
+      const int input0 = task * 32;
       Fragment sum[2][BACK_STEPS][N_TILES];
       UNROLL_FOR(int tile = 0; tile < 2; tile++) ::clear(sum[tile]);
 #pragma unroll 1
-      for (int k = share; k < UNIT_K_TILES; k += DATA_SPLIT_K * BACK_STEPS) {
+      for (int k = 0; k < UNIT_K_TILES; k += BACK_STEPS) {
         Float4 here[BACK_STEPS][2];
         UNROLL_FOR(int m = 0; m < BACK_STEPS; m++)
           UNROLL_FOR(int half = 0; half < 2; half++)
-            here[m][half] = back_weights(weights, (k + m * DATA_SPLIT_K) * 8 + own_pair + half * 4, input0, own_eighth);
+            here[m][half] = back_weights(weights, (k + m) * 8 + own_pair + half * 4, input0, own_eighth);
         UNROLL_FOR(int tile = 0; tile < 2; tile++)
           Split::template multiply<true>(
               sum[tile],
@@ -497,7 +455,7 @@ struct Dense : LayerDefaults {
 #ifdef __CUDA_ARCH__
                 return {here[m][0].at[number], here[m][1].at[number]};  // the lane's own
 #else
-                const int unit = (k + m * DATA_SPLIT_K) * 8 + pair, input = back_input(input0, row % 8, number);
+                const int unit = (k + m) * 8 + pair, input = back_input(input0, row % 8, number);
                 const auto weight = [&](int u) {
                   return u < UNITS && input < INPUTS ? weights[u * INPUTS + input] : 0.0f;
                 };
@@ -505,7 +463,7 @@ struct Dense : LayerDefaults {
 #endif
               },
               [&](int m, int n, int pair, int image) -> Pair {
-                const int at = min(k + m * DATA_SPLIT_K, UNIT_K_TILES - 1);
+                const int at = min(k + m, UNIT_K_TILES - 1);
                 const float* delta = deltas + min(n * 8 + image, IMAGES - 1) * TARGET_PITCH + at * 8 + pair;
                 return {delta[0], delta[4]};
               });
@@ -516,10 +474,7 @@ struct Dense : LayerDefaults {
           UNROLL_FOR(int i = 0; i < 4; i++) {
             const int input = back_input(input0, own_eighth, tile * 2 + i / 2), image = n * 8 + tile_column(i);
             if (input >= INPUTS) continue;
-            if (DATA_SPLIT_K > 1)
-              scratch[(share * HIGH + input) * WIDE + image] = sum[tile][0][n].at[i];
-            else if (image < IMAGES)
-              source_errors[image * SOURCE_PITCH + input] = sum[tile][0][n].at[i];
+            if (image < IMAGES) source_errors[image * SOURCE_PITCH + input] = sum[tile][0][n].at[i];
           }
       }
     }
@@ -530,8 +485,7 @@ struct Dense : LayerDefaults {
   static __device__ __forceinline__ void backward_data(const float* deltas, const float* weights, float* source_errors,
                                                        float* scratch) {
     constexpr int HIGH = INPUT_TILES * 16;
-    if (WIDE_BACK) backward_data_wide(deltas, weights, source_errors, scratch);
-    for (int task = threadIdx.x / 32; !WIDE_BACK && task < INPUT_TILES * DATA_SPLIT_K; task += WARPS) {
+    for (int task = threadIdx.x / 32; task < INPUT_TILES * DATA_SPLIT_K; task += WARPS) {
       const int share = task / INPUT_TILES, input0 = task % INPUT_TILES * 16;
       Fragment sum[K_STEPS][N_TILES];
       ::clear(sum);

@@ -184,19 +184,9 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   }
   template <class Layer, class Context>
   static __device__ __forceinline__ void forward_batch(Context& c) {
-    if constexpr (!Layer::WITH_LOSS) {
-      Layer::forward(c, 0);
-      __syncthreads();
-      c.timer.mark(LAYERS + index_of<Layer>());
-    }
-  }
-  template <class Layer, class Context>
-  static __device__ __forceinline__ void forward_batch_with_loss(Context& c, int slot) {
-    if constexpr (Layer::WITH_LOSS) {
-      Layer::forward_with_loss(c, slot);
-      __syncwarp();
-      c.timer.mark(LAYERS + index_of<Layer>());
-    }
+    Layer::forward(c, 0);
+    __syncthreads();
+    c.timer.mark(LAYERS + index_of<Layer>());
   }
   template <class Layer, class Context>
   static __device__ __forceinline__ void backward_batch(Context& c, Accumulators& sums) {
@@ -227,11 +217,6 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     wait_for_bulk_copies(c.bulk_copies);
     wait_for_copies();
     (forward_batch<Together>(c), ...);
-  }
-  // What is left of them for the warp that makes the loss of image `slot`.
-  template <class Context>
-  static __device__ __forceinline__ void forward_with_loss(Context& c, int slot) {
-    (forward_batch_with_loss<Together>(c, slot), ...);
   }
   template <class Context>
   static __device__ __forceinline__ void backward_images(Context& c, Accumulators& sums) {

@@ -135,7 +135,6 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
     }
     Net::forward_images(c);
     for (int i = threadIdx.x / 32; i < here; i += Threads::WARPS) {
-      Net::forward_with_loss(c, i);
       const int image = first + i * grid, lane = threadIdx.x % 32;
       const float* logits = Plan::Logits::image(shared, i);
       float* errors = Plan::Errors::image(shared, i);

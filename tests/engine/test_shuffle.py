@@ -1,13 +1,10 @@
 """The order of an epoch: a permutation, as even as a random one, and the same on a device."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from cnnlib.engine.shuffle import ROUNDS, Shuffle
 from cnnlib.stages import tuned
-from cnnlib.stages.tuned.plan import PersistentOptions
 from tests.support.engines import training
 from tests.support.networks import awkward, small
 
@@ -88,8 +85,7 @@ def test_a_device_draws_the_same(count: int, device) -> None:
 
 @pytest.mark.parametrize("count", [1, 90, 5000])
 def test_a_device_draws_the_same_tables(count: int, device, monkeypatch) -> None:
-    stage = replace(tuned.PERSISTENT, options=PersistentOptions(draws_tables=True))
-    with training(stage, small(), 1, count, device) as engine:
+    with training(tuned.PERSISTENT, small(), 1, count, device) as engine:
         for shuffle in (Shuffle(count, 2**40 + 5, 2**32 - 1), Shuffle(count, 0, 2**63 + 1)):
             engine._set.load(shuffle, slice(0, count)).__next__()
             np.testing.assert_array_equal(engine._set._tables.get(), shuffle.tables)

@@ -16,6 +16,7 @@ from cnnlib.stages.tuned import PERSISTENT as STAGE
 from cnnlib.stages.tuned.conv import TunedByteConv
 from cnnlib.stages.tuned.engine import PersistentEngine
 from cnnlib.stages.tuned.layout import Threads, row_pitch
+from cnnlib.stages.tuned.operator import TunedOperator
 from cnnlib.stages.tuned.plan import (
     MAX_IMAGES,
     ONE_TEAM,
@@ -24,6 +25,7 @@ from cnnlib.stages.tuned.plan import (
     PersistentOptions,
     candidates,
 )
+from cnnlib.stages.tuned.plane_conv import TunedPlaneConv
 from cnnlib.stages.tuned.schedule import MAX_SUMS, MAX_SUMS_OF_SMALL_BLOCK
 from cnnlib.validation.parity import validate
 from cnnlib.validation.spot_checks import five_steps
@@ -193,41 +195,40 @@ def test_the_first_layer_may_have_padding(limited: Limited, network) -> None:
 
 @pytest.mark.parametrize(("maps", "images"), [(4, 1), (2, 2), (3, 4)])
 def test_threads_read_weights_from_device_memory(limited: Limited, maps: int, images: int) -> None:
-    """By loads of four, two or one, as their first one lies, for one image or a few together; and
-    the last layer is made with the loss.
-    """
+    """By loads of four, two or one, as their first one lies, for one image or a few together."""
     layers = [{"conv": {"maps": maps, "kernel": 2}}, {"dense": 100}, {"activation": "tanh"}]
     network = build("far_weights", (1, 9, 9), 3, [*layers, {"dense": 3}])
     device, count = limited(multiprocessors=3, shared_bytes=48_000), 3 * images - 1
-    stage = replace(STAGE, options=PersistentOptions(loss_with_last_layer=True))
-    usual, *others = candidates(stage, plan(stage, network), count, device)
+    usual, *others = candidates(STAGE, plan(STAGE, network), count, device)
     assert usual.facts["threads_read_l2"]
     (matrices,) = (each for each in others if not each.facts.get("threads_read_l2", True))
     assert matrices.images == usual.images == images
     assert matrices.threads == usual.threads
     assert "dense1" not in usual.weights_in_shared
-    with open_engine(stage, network, count, device) as engine:
+    with open_engine(STAGE, network, count, device) as engine:
         assert engine.block.source() == usual.source() != matrices.source()
-        assert "WITH_LOSS = true" in usual.source()
         assert engine.block.operators[1].offset % 4 == {4: 0, 2: 2, 3: 3}[maps]
         validate(engine, *pictures(network, count))
         five_steps(engine, *pictures(network, 3 * count))
 
 
-@pytest.mark.parametrize(("maps", "count"), [(4, 16), (2, 5), (1, 5)])
+@pytest.mark.parametrize(
+    ("maps", "rows", "columns", "count"),
+    [(4, 8, 8, 16), (2, 8, 16, 5), (1, 16, 16, 5), (3, 8, 11, 1)],
+)
 def test_tensor_cores_ask_for_several_weights_at_once(
-    limited: Limited, maps: int, count: int
+    limited: Limited, maps: int, rows: int, columns: int, count: int
 ) -> None:
-    """By loads of four, two or one, on the way back; for one tile of images or two."""
+    """By loads of four, two or one, on the way back; for one image, one tile of them or two."""
     layers = [{"conv": {"maps": maps, "kernel": 2}}, {"dense": 60}, {"activation": "tanh"}]
-    network = build("far_weights", (1, 9, 9), 3, [*layers, {"dense": 3}])
-    stage = replace(STAGE, options=PersistentOptions(wide_loads_back=True))
-    device = limited(multiprocessors=1, shared_bytes={4: 60_000, 2: 48_000, 1: 30_000}[maps])
+    network = build("far_weights", (1, rows + 1, columns + 1), 3, [*layers, {"dense": 3}])
+    stage = replace(STAGE, options=PersistentOptions(threads_read_l2=False))
+    device = limited(multiprocessors=1, shared_bytes=60_000)
     with open_engine(stage, network, count, device) as engine:
         dense = engine.block.operators[1]
-        assert dense.offset % 4 == {4: 0, 2: 2, 1: 1}[maps]
+        assert dense.offset % 4 == {4: 0, 3: 3, 2: 2, 1: 1}[maps]
         assert dense.label not in engine.block.weights_in_shared
-        assert engine.block.images == {16: 16, 5: 8}[count]
+        assert engine.block.images == {16: 16, 5: 8, 1: 1}[count]
         validate(engine, *pictures(network, count))
         five_steps(engine, *pictures(network, 3 * count))
 
@@ -301,7 +302,9 @@ def test_a_variant_can_leave_a_choice_out(
         validate(engine, *pictures(network, 17))
 
 
-def test_planes_are_the_same_wherever_a_map_is_split(limited: Limited) -> None:
+def test_planes_are_the_same_wherever_a_map_is_split(
+    limited: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the layer that makes it, which keeps a bit of each number for its way back, or by the next
     one, forward and backward.
     """
@@ -314,8 +317,9 @@ def test_planes_are_the_same_wherever_a_map_is_split(limited: Limited) -> None:
     images, labels = pictures(network, 5)
     found = []
     for between in (True, False):
-        stage = replace(STAGE, options=PersistentOptions(planes_between=between))
-        with open_engine(stage, network, 5, device) as engine:
+        if not between:
+            monkeypatch.setattr(TunedPlaneConv, "follow", TunedOperator.follow)
+        with open_engine(STAGE, network, 5, device) as engine:
             assert [o.leaves_planes for o in engine.block.operators] == [between, False, False]
             validate(engine, images, labels)
             found.append(engine.gradient(images, labels)[1])

@@ -66,15 +66,13 @@ def trained(
     [
         (46, 2, PersistentOptions()),
         # more images than a warp takes at once
-        (52, 9, PersistentOptions(products=("tf32",), loss_with_last_layer=True)),
+        (52, 9, PersistentOptions(products=("tf32",))),
     ],
 )
 def test_stamps_and_barriers_train_alike_to_the_last_bit(
     blocks: int, batch: int, options: PersistentOptions
 ) -> None:
-    """And so does the last layer, whoever makes it."""
-    usual = replace(options, stamped=False, loss_with_last_layer=False)
-    wanted = trained(PersistentEngine, usual, blocks, batch)
+    wanted = trained(PersistentEngine, replace(options, stamped=False), blocks, batch)
     for order in ("forward", "reverse"):
         found = trained(WholeEpochs, replace(options, stamped=True), blocks, batch, order)
         for one, other in zip(wanted, found, strict=True):

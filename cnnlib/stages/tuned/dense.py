@@ -54,14 +54,6 @@ class TunedDense(TunedOperator):
             and images * ceil_div(self.inputs, LANES * ALIGNMENT) <= MAX_LANE_FLOAT4S
         )
         self.by_threads = options.threads_read_l2
-        self.wide_loads_back = options.wide_loads_back
-        self.with_loss = (
-            options.loss_with_last_layer
-            and self.on_chip_by_threads
-            and planned.stop == len(planned.network.layers)
-            and len(planned.layers) == 1
-            and self.units <= LANES
-        )
         whole_tiles = ceil_div(self.inputs, 8) * 8
         self.weight_pitch = self.inputs if self.on_chip_by_threads else row_pitch(whole_tiles)
         self.trace = sectors(self.inputs) + sectors(self.units)
@@ -116,8 +108,6 @@ class TunedDense(TunedOperator):
                 if in_global
                 else self.on_chip_by_threads
             ),
-            "WITH_LOSS": self.with_loss and not in_global,
-            "WIDE_LOADS_BACK": self.wide_loads_back,
             "FORWARD_SPLIT_K": self.forward_split_k,
             "DATA_SPLIT_K": self.data_split_k,
             "TRACE_SOURCE": position.trace,

@@ -38,7 +38,6 @@ from cnnlib.engine.stage import (
     Setup,
     Stage,
     batch_arithmetic,
-    options_of,
     plan,
 )
 from cnnlib.engine.step_plan import StepPlan
@@ -358,8 +357,6 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
         batch, limit = self.setup.batch_size, self._resident_limit()
         self.close()
         shuffle_images = self.module.kernel("step_shuffle_images")
-        draws = options_of(self.stage, PersistentOptions).draws_tables
-        draw_tables = self.module.kernel("step_draw_tables") if draws else None
         self._set = OrderedImages(
             self.device,
             images,
@@ -368,7 +365,7 @@ class PersistentEngine(DeviceEngine[TunedFactory]):
             limit,
             shuffle_images,
             piece_bytes=math.inf,
-            draw_tables=draw_tables,
+            draw_tables=self.module.kernel("step_draw_tables"),
         )
         self.resident = self._set.count
         self._allocate_rates(self._set.order.size // batch)

@@ -64,10 +64,6 @@ class PersistentOptions(Options):
     """Of what convolutions' products may be made, the one that is taken unless another one is
     measured to be faster first.
     """
-    planes_between: bool = True
-    """Whether a convolution of the image's bytes leaves its target as the planes that the next one
-    multiplies, and not as floats that that one splits forward and again backward.
-    """
     stamped: bool = True
     """Whether blocks hand each other numbers with the step's stamp (kernels/tuned/stamps.cuh), and
     wait at no barrier of the grid, where the network allows it and enough blocks have no image: as
@@ -77,17 +73,6 @@ class PersistentOptions(Options):
     """Whether the dense products of few images, by weights that stay in device memory, are made by
     threads, which ask for many weights at once, and not by tensor cores: a step of simard at batch
     64 took 28 instead of 65 us on an H100. Where a plan is chosen by measuring, both are timed.
-    """
-    draws_tables: bool = False
-    """Whether the tables of an epoch's order are drawn where they are used, and not by the host."""
-    wide_loads_back: bool = False
-    """Whether tensor cores that send errors back by weights in device memory ask for four weights
-    at once. Not measured yet.
-    """
-    loss_with_last_layer: bool = False
-    """Whether the last dense layer, if its weights are in shared memory and a block has few images,
-    is made by the warp that makes an image's loss, and sent back by threads that add up all of its
-    units: two barriers of a block instead of six. Not measured yet.
     """
 
 
@@ -136,9 +121,8 @@ class BlockPlan:
         self.operators: list[TunedOperator] = [
             p.operator(p, stage, self.threads, self.images) for p in planned
         ]
-        if self.options.planes_between:
-            for before, after in itertools.pairwise(self.operators):
-                after.follow(before)
+        for before, after in itertools.pairwise(self.operators):
+            after.follow(before)
         self.layout = lay_out(
             [operator.needs for operator in self.operators],
             [*(operator.source_size for operator in self.operators), math.prod(network.shapes[-1])],
