@@ -15,9 +15,7 @@ from cnnlib.stages.tuned.graph import (
     GraphConv,
     GraphDense,
     ProductOptions,
-    StoredConv,
     tiles,
-    windows,
 )
 from cnnlib.stages.tuned.graph.tiles import product_tile, weight_pitches
 from cnnlib.stages.tuned.graph.windows import Windows
@@ -128,35 +126,6 @@ def test_tiles_between_the_usual_ones(device: Device, monkeypatch: pytest.Monkey
         assert 160 in rows
         validate(engine, *pictures(network, 5))
         validate(engine, *pictures(network, 2, seed=1))  # leaves of the batch before stay there
-
-
-@pytest.mark.usefixtures("tensor_cores")
-def test_stored_planes_are_those_that_are_staged(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Maps and errors that lie in device memory as planes: their padding, strides and windows."""
-    monkeypatch.setattr(windows, "UNFOLDING", 9)
-    layers: list[object] = [
-        {"conv": {"maps": 18, "kernel": 3, "padding": 1}},
-        {"activation": "relu"},
-        {"conv": {"maps": 33, "kernel": [3, 2], "stride": [1, 2], "padding": [2, 1]}},
-        {"subsample": 2},
-        {"dropout": 0.3},
-        {"activation": "tanh"},
-        {"conv": {"maps": 20, "kernel": 2}},
-        {"dense": 4},
-    ]
-    network = build("stored", (2, 6, 10), 4, layers)
-    options = ProductOptions(launch="programmatic", gather="device", stored=0)
-    with open_engine(replace(STAGE, options=options), network, 5, device) as engine:
-        operators = [o for o in engine.operators if isinstance(o, StoredConv)]  # type: ignore[attr-defined]
-        assert [operator.is_stored for operator in operators] == [True, True]
-        assert [operator.split_by is None for operator in operators] == [False, True]
-        validate(engine, *pictures(network, 5))
-        validate(engine, *pictures(network, 2, seed=1))  # leaves of the batch before stay there
-        five_steps(engine, *pictures(network, 15))
-        found = [engine.gradient(*pictures(network, 5)) for _ in range(2)]
-        assert np.array_equal(found[0][1], found[1][1])
 
 
 def test_blocks_that_share_a_tile_add_in_one_order(limited: Limited) -> None:

@@ -118,9 +118,8 @@ def test_what_one_plan_has_no_room_for_another_trains(limited: Limited) -> None:
     network, device = build("wide", (1, 48, 48), 5, layers), emulated(limited, T4)
     with open_engine(tuned.STAGE, network, 4, device) as engine:
         assert engine.choices["chosen_plan"] == "graph"
-        refused, said, small = tuned.STAGE.engine.plans_on(tuned.STAGE, engine.setup, T4.limits)
-        declined = {"persistent": refused.declined, "stored": small.declined}
-        assert engine.choices["plans_declined"] == declined
+        refused, said = tuned.STAGE.engine.plans_on(tuned.STAGE, engine.setup, T4.limits)
+        assert engine.choices["plans_declined"] == {"persistent": refused.declined}
         assert said.operators == tuple(engine.served)
         validate(engine, *pictures(network, 4))
         five_steps(engine, *pictures(network, 12))

@@ -52,7 +52,7 @@ def test_the_first_plan_that_takes_a_network_trains_it(device: Device) -> None:
     with open_engine(tuned.STAGE, awkward(), 4, device) as engine:
         assert type(engine) is PersistentEngine
         assert engine.choices["chosen_plan"] == "persistent"
-        assert list(engine.choices["plans_declined"]) == ["stored"]
+        assert engine.choices["plans_declined"] == {}
         assert "plan_seconds" not in engine.choices
     if device.capture_problem():
         pytest.skip(device.capture_problem())
@@ -76,9 +76,8 @@ def test_the_first_plan_that_takes_a_network_trains_it(device: Device) -> None:
 def test_what_is_asked_is_what_would_be_made(network: Network) -> None:
     setup = Setup(network, 64, 0.1)
     found = answers(tuned.STAGE, setup, H100.limits)
-    assert list(found) == ["persistent", "graph", "stored"]
+    assert list(found) == ["persistent", "graph"]
     assert not found["graph"].declined
-    assert bool(found["stored"].declined) == (network.name != "pytorch_examples")
     name = "persistent" if network.name == "awkward" else "graph"
     assert bool(found["persistent"].declined) == (name == "graph")
     chosen, engine = found[name].stage, tuned.STAGE.engine
@@ -96,7 +95,7 @@ def test_what_is_asked_is_what_would_be_made(network: Network) -> None:
 def test_a_stage_made_from_one_with_plans_is_what_it_says() -> None:
     mine = replace(tuned.STAGE, name="mine")
     assert {plan.name for plan in records_of(mine).values()} == {"mine"}
-    assert list(records_of(tuned.STAGE).values()) == [tuned.PERSISTENT, tuned.GRAPH, tuned.STORED]
+    assert list(records_of(tuned.STAGE).values()) == [tuned.PERSISTENT, tuned.GRAPH]
     assert fault(mine) == ""
     # What would be left out is refused: the stage would train by other operators than it names.
     wrong = replace(mine, operators=tuned.PERSISTENT.operators)

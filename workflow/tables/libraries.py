@@ -53,7 +53,8 @@ COLUMNS = {
 }
 CELL = ["dataset", "network", "batch_size"]
 PLANS = {"persistent": {"leave_gradient"}, "stored": {"split_weights", "split_source"}}
-"""Kernels, or parts of a kernel, by which a plan is known; plan graph has none of them."""
+"""Kernels, or parts of a kernel, by which a plan is known; plan graph has none of them. Plan stored
+trained runs that are published, and is gone."""
 Times = dict[str, list[np.ndarray]]
 """Seconds of the epochs of each repeat, by stage."""
 

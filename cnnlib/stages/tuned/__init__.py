@@ -1,5 +1,5 @@
-"""Stage 5: three plans. Of those that take a network the fastest one trains it: a GPU measures once
-which that is. Without one it is the first.
+"""Stage 5: two plans. Where both take a network the faster one trains it: a GPU measures once which
+that is. Without one it is the first.
 
 Plan `persistent`: one launch trains a whole epoch, and weights stay in shared memory. The data set
 lies on the GPU as bytes. Every block takes its images through the network, with as many of the
@@ -18,9 +18,6 @@ instead of launches, and the kernels are templates over these structs (kernels/t
 Plan `graph`: layer by layer, for every network. The images are gathered on the GPU, and many steps
 are launched by one call, as a CUDA graph whose kernels begin before the one before has ended.
   graph/       the operators of this plan
-
-Plan `stored`: as `graph`, with maps of large convolutions in device memory as tensor cores want
-them.
 
 The engine that chooses is cnnlib/engine/plans.py; run.json and `cnnlib plan` name the plan.
 """
@@ -57,8 +54,6 @@ PERSISTENT = Stage(
     },
 )
 
-GRAPH_OPTIONS = graph.ProductOptions(launch="programmatic", gather="device")
-
 GRAPH = Stage(
     name="tuned",
     title="5 tuned, graph",
@@ -66,11 +61,8 @@ GRAPH = Stage(
     runs_on="cuda",
     engine=graph.GraphEngine,
     operators=graph.OPERATORS,
-    options=GRAPH_OPTIONS,
+    options=graph.ProductOptions(launch="programmatic", gather="device"),
 )
-
-STORED = replace(GRAPH, options=replace(GRAPH_OPTIONS, stored=500_000_000))
-"""The second plan with maps of large convolutions in device memory as planes."""
 
 STAGE = Stage(
     name="tuned",
@@ -81,7 +73,7 @@ STAGE = Stage(
     after="ring",
     color="#cf3c00",
     marker="P",
-    options=Plans({"persistent": PERSISTENT, "graph": GRAPH, "stored": STORED}, compared=True),
+    options=Plans({"persistent": PERSISTENT, "graph": GRAPH}, compared=True),
 )
 
 SPLIT_AT_USE = replace(

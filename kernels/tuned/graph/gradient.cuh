@@ -21,55 +21,6 @@ struct GradientSpec {
   static constexpr int CELL_ROWS = Layer::OUT_ROWS, CELL_COLUMNS = Layer::OUT_COLUMNS;
 };
 
-// The vector where column tile `tile` of `Product` begins in the patch; one beyond the last is that of the biases again.
-template <class Product>
-__device__ __forceinline__ int start_of_tile(int tile) {
-  using Right = typename Product::Right;
-  const int tap = tile / Product::GROUPS;
-  if (tile >= Product::COLUMN_TILES - 1) return Product::GROUPS * Right::PITCH;
-  return tile % Product::GROUPS * Right::PITCH + tap / Right::TAP_COLUMNS * Right::ROW + tap % Right::TAP_COLUMNS;
-}
-
-// sums += the products of a chunk's positions. left (M / 8, LEFT_PITCH) has those of position k at place(k), right has what
-// it sees from pixels[k] on.
-template <class Product, int ARITHMETIC, int M_TILES, int N_TILES, class Place>
-__device__ __forceinline__ void multiply_positions(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, Place place,
-                                                   const int* pixels, char* left, char* right, int row0, int tile0) {
-  constexpr int LEFT_PITCH = Product::LEFT_PITCH, POSITIONS = Product::POSITIONS;
-  if constexpr (Planes<ARITHMETIC>::SPLIT) {
-#if HAS_PLANES
-    // Which row of a matrix each lane names: eight positions each of two groups of maps, or of two tiles of columns.
-    const int lane = threadIdx.x % WARP;
-    SharedAddress rows[M_TILES], starts[(N_TILES + 1) / 2];
-    const SharedAddress at_left = address_of(left), at_right = address_of(right);
-    UNROLL_FOR(int m = 0; m < M_TILES; m++)
-      rows[m] = at_left + ((row0 + m * 16) / EIGHT + lane / EIGHT % 2) * LEFT_PITCH * 16;
-    UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++)
-      starts[n] = at_right + start_of_tile<Product>(tile0 + n * 2 + (n * 2 + 1 < N_TILES ? lane / 16 : 0)) * 16;
-    PAIRED_FOR(int k = 0; k < POSITIONS; k += K_STEP) {
-      const int error = place(k + lane % EIGHT + lane / 16 * EIGHT) * 16, pixel = pixels[k + lane % 16] * 16;
-      SharedAddress own[M_TILES], columns[(N_TILES + 1) / 2];
-      UNROLL_FOR(int m = 0; m < M_TILES; m++) own[m] = rows[m] + error;
-      UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++) columns[n] = starts[n] + pixel;
-      multiply_planes<true>(sums, own, 0, Product::LEFT_VECTORS * 16, columns, 0, Product::RIGHT_VECTORS * 16);
-    }
-#endif
-  } else {
-    const float* at_left = reinterpret_cast<const float*>(left);
-    const float* at_right = reinterpret_cast<const float*>(right);
-    int starts[N_TILES];
-    UNROLL_FOR(int n = 0; n < N_TILES; n++) starts[n] = start_of_tile<Product>(tile0 + n);
-    for (int k0 = 0; k0 < POSITIONS; k0 += K_STEP)
-      multiply_floats(
-          sums,
-          [&](int m, int row, int k) {
-            const int map = row0 + m * 16 + row;
-            return at_left[(map / EIGHT * LEFT_PITCH + place(k0 + k)) * EIGHT + map % EIGHT];
-          },
-          [&](int n, int column, int k) { return at_right[(starts[n] + pixels[k0 + k]) * EIGHT + column]; });
-  }
-}
-
 template <class Layer>
 struct Gradient {
   static constexpr int ARITHMETIC = made_of(Layer::ARITHMETIC), THREADS = Layer::THREADS;
@@ -131,12 +82,56 @@ struct Gradient {
               Right::template store<ARITHMETIC, GROUPS, GROUPS + 1>(right, i, eight, Range::MAPS);
             });
         __syncthreads();
-        multiply_positions<Gradient>(sums, [](int k) { return k; }, pixels, left, right, row0, tile0);
+        multiply(sums, pixels, left, right, row0, tile0);
       }
       __syncthreads();
       leave(sums, reinterpret_cast<float*>(left), partials + group * PARAMETERS, map0, channel_group, row0, tile0,
             back);
       __syncthreads();
+    }
+  }
+
+  // The vector where column tile `tile` begins in the patch; one beyond the last is that of the biases again.
+  static __device__ __forceinline__ int start_of_tile(int tile) {
+    const int tap = tile / GROUPS;
+    if (tile >= COLUMN_TILES - 1) return GROUPS * Right::PITCH;
+    return tile % GROUPS * Right::PITCH + tap / Right::TAP_COLUMNS * Right::ROW + tap % Right::TAP_COLUMNS;
+  }
+
+  // sums += the products of a chunk's positions, of which position k sees what lies from pixels[k] on.
+  static __device__ __forceinline__ void multiply(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, const int* pixels,
+                                                  char* left, char* right, int row0, int tile0) {
+    if constexpr (P::SPLIT) {
+#if HAS_PLANES
+      // Which row of a matrix each lane names: eight positions each of two groups of maps, or of two tiles of columns.
+      const int lane = threadIdx.x % WARP;
+      SharedAddress rows[M_TILES], starts[(N_TILES + 1) / 2];
+      const SharedAddress at_left = address_of(left), at_right = address_of(right);
+      UNROLL_FOR(int m = 0; m < M_TILES; m++)
+        rows[m] = at_left + ((row0 + m * 16) / EIGHT + lane / EIGHT % 2) * LEFT_PITCH * 16;
+      UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++)
+        starts[n] = at_right + start_of_tile(tile0 + n * 2 + (n * 2 + 1 < N_TILES ? lane / 16 : 0)) * 16;
+      PAIRED_FOR(int k = 0; k < POSITIONS; k += K_STEP) {
+        const int error = (k + lane % EIGHT + lane / 16 * EIGHT) * 16, pixel = pixels[k + lane % 16] * 16;
+        SharedAddress own[M_TILES], columns[(N_TILES + 1) / 2];
+        UNROLL_FOR(int m = 0; m < M_TILES; m++) own[m] = rows[m] + error;
+        UNROLL_FOR(int n = 0; n < (N_TILES + 1) / 2; n++) columns[n] = starts[n] + pixel;
+        multiply_planes<true>(sums, own, 0, LEFT_VECTORS * 16, columns, 0, RIGHT_VECTORS * 16);
+      }
+#endif
+    } else {
+      const float* at_left = reinterpret_cast<const float*>(left);
+      const float* at_right = reinterpret_cast<const float*>(right);
+      int starts[N_TILES];
+      UNROLL_FOR(int n = 0; n < N_TILES; n++) starts[n] = start_of_tile(tile0 + n);
+      for (int k0 = 0; k0 < POSITIONS; k0 += K_STEP)
+        multiply_floats(
+            sums,
+            [&](int m, int row, int k) {
+              const int map = row0 + m * 16 + row;
+              return at_left[(map / EIGHT * LEFT_PITCH + k0 + k) * EIGHT + map % EIGHT];
+            },
+            [&](int n, int column, int k) { return at_right[(starts[n] + pixels[k0 + k]) * EIGHT + column]; });
     }
   }
 

@@ -5,8 +5,7 @@
 // weights in the vector of all parameters); and the sizes of the three products' tiles, which
 // cnnlib/stages/tuned/graph/tiles.py chooses and explains: FORWARD_*, ERRORS_*, GRADIENT_*, BACKWARD_BYTES. FINDS_PEAK: each
 // block looks for the largest error itself. LEAVES_PEAK: the layer before wants to know its largest error. DROPS: dropout
-// comes last, with what Mask of kernels/dropout.cuh needs. LEAVES_PLANES: the next layer reads planes of the target
-// (stored.cuh), with BATCH, NEXT_GROUPS, NEXT_PITCH, NEXT_PADDING_ROWS and NEXT_PADDING_COLUMNS.
+// comes last, with what Mask of kernels/dropout.cuh needs.
 #pragma once
 #include "gradient.cuh"
 
@@ -83,27 +82,24 @@ __device__ __forceinline__ void backward(const SumErrors<Layer>& errors, const f
 
 }  // namespace graph
 
-#define TUNED_GRAPH_FIND_PEAK(layer)                                           \
-  ENTRY_POINT_BOUNDED(layer, find_peak, layer::THREADS)                        \
-  (const float* __restrict__ errors, unsigned* __restrict__ peak, int count) { \
-    graph::find_peak<layer>(errors, peak, count);                              \
-  }
-
-#define TUNED_GRAPH_LAYER_KERNELS(layer)                                                                          \
-  ENTRY_POINT_RESIDENT(layer, forward, layer::THREADS, 2)                                                         \
-  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,            \
-   float* __restrict__ target, unsigned char* __restrict__ winners, unsigned* __restrict__ planes,                \
-   float* __restrict__ partials, unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int seed_low,       \
-   int seed_high, const int* __restrict__ moment, int count) {                                                    \
-    graph::Forward<layer>::run(source, weight, bias, target, winners, planes, partials, tickets, peak, seed_low,  \
-                               seed_high, moment, count);                                                         \
-  }                                                                                                               \
-  TUNED_GRAPH_FIND_PEAK(layer)                                                                                    \
-  ENTRY_POINT_RESIDENT(layer, backward, layer::THREADS, 2)                                                        \
-  (const float* __restrict__ errors, const float* __restrict__ target, const unsigned char* __restrict__ winners, \
-   const float* __restrict__ source, const float* __restrict__ weight, float* __restrict__ source_errors,         \
-   unsigned* __restrict__ source_peak, float* __restrict__ sums, float* __restrict__ partials,                    \
-   unsigned* __restrict__ tickets, const unsigned* __restrict__ peak, int count, int groups) {                    \
-    graph::backward<layer>({errors, target, winners, count}, source, weight, source_errors, source_peak, sums,    \
-                           partials, tickets, peak, count, groups);                                               \
+#define TUNED_GRAPH_LAYER_KERNELS(layer)                                                                            \
+  ENTRY_POINT_RESIDENT(layer, forward, layer::THREADS, 2)                                                           \
+  (const float* __restrict__ source, const float* __restrict__ weight, const float* __restrict__ bias,              \
+   float* __restrict__ target, unsigned char* __restrict__ winners, float* __restrict__ partials,                   \
+   unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int seed_low, int seed_high,                        \
+   const int* __restrict__ moment, int count) {                                                                     \
+    graph::Forward<layer>::run(source, weight, bias, target, winners, partials, tickets, peak, seed_low, seed_high, \
+                               moment, count);                                                                      \
+  }                                                                                                                 \
+  ENTRY_POINT_BOUNDED(layer, find_peak, layer::THREADS)                                                             \
+  (const float* __restrict__ errors, unsigned* __restrict__ peak, int count) {                                      \
+    graph::find_peak<layer>(errors, peak, count);                                                                   \
+  }                                                                                                                 \
+  ENTRY_POINT_RESIDENT(layer, backward, layer::THREADS, 2)                                                          \
+  (const float* __restrict__ errors, const float* __restrict__ target, const unsigned char* __restrict__ winners,   \
+   const float* __restrict__ source, const float* __restrict__ weight, float* __restrict__ source_errors,           \
+   unsigned* __restrict__ source_peak, float* __restrict__ sums, float* __restrict__ partials,                      \
+   unsigned* __restrict__ tickets, const unsigned* __restrict__ peak, int count, int groups) {                      \
+    graph::backward<layer>({errors, target, winners, count}, source, weight, source_errors, source_peak, sums,      \
+                           partials, tickets, peak, count, groups);                                                 \
   }

@@ -366,10 +366,9 @@ struct Forward {
 
   static __device__ __forceinline__ void run(const float* __restrict__ source, const float* __restrict__ weight,
                                              const float* __restrict__ bias, float* __restrict__ target,
-                                             unsigned char* __restrict__ winners, unsigned* __restrict__ planes,
-                                             float* __restrict__ partials, unsigned* __restrict__ tickets,
-                                             unsigned* __restrict__ peak, int seed_low, int seed_high,
-                                             const int* __restrict__ now, int count) {
+                                             unsigned char* __restrict__ winners, float* __restrict__ partials,
+                                             unsigned* __restrict__ tickets, unsigned* __restrict__ peak, int seed_low,
+                                             int seed_high, const int* __restrict__ now, int count) {
     SHARED_LARGE(char, memory, Layer::FORWARD_BYTES);
     wait_for_previous_kernel();
     let_next_kernel_start();
@@ -378,53 +377,36 @@ struct Forward {
     if constexpr (Layer::DROPS) moment = Moment(seed_low, seed_high, now);
     Product::multiply(memory, {source, count}, weight, Range::MAPS, Range::WEIGHTS, blockIdx.x, count, partials,
                       tickets, [&](int first, int first_map, const float* sums) {
-                        finish(first, first_map, sums, bias, target, winners, planes, moment, count);
+                        finish(first, first_map, sums, bias, target, winners, moment, count);
                       });
   }
 
   static constexpr int TILE_CELLS = Rows::USED / Rows::WINDOW;
   // Four neighbouring windows of a map have one draw of dropout's mask, and are stored together.
-  static constexpr bool FOURS = !Layer::LEAVES_PLANES && Rows::CELLS % 4 == 0 && TILE_CELLS % 4 == 0 &&
-                                TILE_CELLS * Spec::N >= 4 * Layer::THREADS;
+  static constexpr bool FOURS =
+      Rows::CELLS % 4 == 0 && TILE_CELLS % 4 == 0 && TILE_CELLS * Spec::N >= 4 * Layer::THREADS;
 
-  // Writes a tile's windows. Where the next layer wants the target's planes, a thread has eight maps of a window.
+  // Writes a tile's windows.
   static __device__ __forceinline__ void finish(int first, int first_map, const float* sums,
                                                 const float* __restrict__ bias, float* __restrict__ target,
-                                                unsigned char* __restrict__ winners, unsigned* __restrict__ planes,
-                                                const Moment& moment, int count) {
+                                                unsigned char* __restrict__ winners, const Moment& moment, int count) {
     if constexpr (FOURS) {
       finish_fours(first, first_map, sums, bias, target, winners, moment, count);
       return;
     }
-    constexpr int EACH = Layer::LEAVES_PLANES ? EIGHT : 1;
-    for (int i : block_range(TILE_CELLS * Spec::N / EACH)) {
-      const int n = (Rows::CELLS == 1 ? i % (Spec::N / EACH) : i / TILE_CELLS) * EACH;
-      const int own = Rows::CELLS == 1 ? i / (Spec::N / EACH) : i % TILE_CELLS;
+    for (int i : block_range(TILE_CELLS * Spec::N)) {
+      const int n = Rows::CELLS == 1 ? i % Spec::N : i / TILE_CELLS;
+      const int own = Rows::CELLS == 1 ? i / Spec::N : i % TILE_CELLS;
       const int map = first_map + n, cell = first / Rows::WINDOW + own, image = cell / Rows::CELLS;
       if (map >= Layer::MAPS || image >= count) continue;
-      Eight results = eight_zeros();
-      UNROLL_FOR(int e = 0; e < EACH; e++) {
-        if (map + e >= Layer::MAPS) continue;
-        const int element = (map + e) * Rows::CELLS + cell % Rows::CELLS;
-        bool kept = true;
-        if constexpr (Layer::DROPS) kept = !moment.training || Mask<Layer>::is_kept(moment, image, element);
-        const int at = image * Layer::MAPS * Rows::CELLS + element;
-        int winner;
-        results.at[e] =
-            value_of(sums + (n + e) * Product::SUM_PITCH, own * Rows::WINDOW, 0, bias[map + e], kept, moment, winner);
-        target[at] = results.at[e];
-        if (SumErrors<Layer>::HAS_WINNERS) winners[at] = static_cast<unsigned char>(winner);
-      }
-      if constexpr (Layer::LEAVES_PLANES) {
-        const int row = image * NEXT_ROWS + cell % Rows::CELLS / Layer::OUT_COLUMNS + Layer::NEXT_PADDING_ROWS;
-        const int column = cell % Layer::OUT_COLUMNS + Layer::NEXT_PADDING_COLUMNS;
-        Product::P::store(
-            reinterpret_cast<char*>(planes), Layer::NEXT_GROUPS * Layer::BATCH * NEXT_ROWS * Layer::NEXT_PITCH,
-            (map / EIGHT * Layer::BATCH * NEXT_ROWS + row) * Layer::NEXT_PITCH + column, results, Range::MAPS);
-      }
+      const int element = map * Rows::CELLS + cell % Rows::CELLS, at = image * Layer::MAPS * Rows::CELLS + element;
+      bool kept = true;
+      if constexpr (Layer::DROPS) kept = !moment.training || Mask<Layer>::is_kept(moment, image, element);
+      int winner;
+      target[at] = value_of(sums + n * Product::SUM_PITCH, own * Rows::WINDOW, 0, bias[map], kept, moment, winner);
+      if (SumErrors<Layer>::HAS_WINNERS) winners[at] = static_cast<unsigned char>(winner);
     }
   }
-  static constexpr int NEXT_ROWS = Layer::OUT_ROWS + 2 * Layer::NEXT_PADDING_ROWS;
 
   static __device__ __forceinline__ void finish_fours(int first, int first_map, const float* sums,
                                                       const float* __restrict__ bias, float* __restrict__ target,
@@ -491,7 +473,12 @@ struct Errors {
                       [&](int first, int first_channel, const float* sums) {
                         finish(first, first_channel, sums, source_errors, largest, count);
                       });
-    leave_peak(source_peak, largest);
+    // The order of atomics is not seen in a maximum.
+    if (Layer::LEAVES_PEAK) {
+      UNROLL_FOR(int lanes = WARP / 2; lanes > 0; lanes /= 2)
+        largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
+      if (threadIdx.x % WARP == 0 && largest > 0) atomicMax(source_peak, largest);
+    }
   }
 
   static __device__ __forceinline__ void finish(int first, int first_channel, const float* sums,
@@ -519,15 +506,6 @@ struct Errors {
       const int place = (first + row) % Rows::CELLS;
       source_errors[(image * Layer::CHANNELS + channel) * Rows::CELLS + place] = error;
       if (Layer::LEAVES_PEAK) largest = max(largest, bits_of_size(error));
-    }
-  }
-
-  // The order of atomics is not seen in a maximum.
-  static __device__ __forceinline__ void leave_peak(unsigned* __restrict__ source_peak, unsigned largest) {
-    if (Layer::LEAVES_PEAK) {
-      UNROLL_FOR(int lanes = WARP / 2; lanes > 0; lanes /= 2)
-        largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
-      if (threadIdx.x % WARP == 0 && largest > 0) atomicMax(source_peak, largest);
     }
   }
 };

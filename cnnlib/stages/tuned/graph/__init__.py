@@ -7,8 +7,6 @@ kernel needs them. What none of these operators takes is served by those of stag
   tiles.py      which part of a product a block makes
   options.py    the arithmetic of the products
   operators.py  the launches
-  stored_maps.py, stored_tiles.py, stored.py
-                the same for convolutions whose maps lie in device memory as planes (plan stored)
   head.py       the last layers and the loss in one launch
   engine.py     a step of these launches
 """
@@ -19,11 +17,10 @@ from cnnlib.stages.gemm_cuda import GemmActivation, GemmDropout, GemmSubsample
 from cnnlib.stages.tuned.graph.engine import GraphEngine
 from cnnlib.stages.tuned.graph.operators import GraphConv, GraphDense
 from cnnlib.stages.tuned.graph.options import ProductOptions
-from cnnlib.stages.tuned.graph.stored import StoredConv, convolution
 
 OPERATORS: dict[tuple[type[Layer], ...], GpuFactory] = {
     **{
-        (*run, *last): GraphDense if Dense in run else convolution
+        (*run, *last): GraphDense if Dense in run else GraphConv
         for run in (
             (Conv, Activation, Subsample),
             (Conv, Subsample),
@@ -45,5 +42,4 @@ __all__ = [
     "GraphDense",
     "GraphEngine",
     "ProductOptions",
-    "StoredConv",
 ]

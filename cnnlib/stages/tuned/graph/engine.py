@@ -19,7 +19,6 @@ from cnnlib.engine.gpu_operator import (
 from cnnlib.engine.ordered_images import OrderedImages
 from cnnlib.engine.source import Constant, KernelSource
 from cnnlib.engine.stage import Setup, Stage
-from cnnlib.errors import Unsupported
 from cnnlib.levels import channels_of
 from cnnlib.stages.tuned.graph.head import (
     TILE_UNITS,
@@ -32,7 +31,6 @@ from cnnlib.stages.tuned.graph.head import (
 )
 from cnnlib.stages.tuned.graph.operators import GraphConv
 from cnnlib.stages.tuned.graph.options import ProductOptions, product_options
-from cnnlib.stages.tuned.graph.stored import StoredConv
 
 
 class GraphEngine(GpuEngine):
@@ -51,14 +49,6 @@ class GraphEngine(GpuEngine):
     ) -> list[GpuOperator]:
         operators = super().operators_on(stage, setup, limits)
         assert limits is not None  # otherwise there would be no operators
-        least = product_options(stage).stored
-        if least is not None and not any(
-            isinstance(o, StoredConv) and o.is_stored for o in operators
-        ):
-            raise Unsupported(
-                f"of network '{setup.network.name}' no convolution of another layer's maps has "
-                f"{least:,} multiply-adds a batch and room for its planes"
-            )
         options = product_options(stage)
         head = head_of(operators, options, setup.batch_size, limits)
         if head and cls._all_sum(operators):

@@ -117,8 +117,7 @@ def head_of(
     found: Head | None = None
     for start in reversed(range(max(0, len(operators) - MOST_LAYERS), len(operators))):
         operator = operators[start]
-        # a layer of another kind may read other arrays than floats
-        if type(operator) is not GraphDense or operator.drops:
+        if not isinstance(operator, GraphDense) or operator.drops:
             break
         head = _head(operators[start:], start, batch, limits)
         weights = sum(layer.inputs * layer.units for layer in head.layers)

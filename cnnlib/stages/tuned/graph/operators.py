@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnlib.device import DeviceArray
 from cnnlib.engine.gpu_operator import THREADS, GpuOperator, Launch, mask_constants
 from cnnlib.engine.source import Constant
 from cnnlib.engine.stage import declining
@@ -15,7 +14,6 @@ from cnnlib.layers import Conv, Dense, Dropout, Layer, Shape, Subsample, enumera
 from cnnlib.layers.pairs import Pair
 from cnnlib.stages.fused import by_direction, cannot_fuse
 from cnnlib.stages.tuned.graph.options import VECTOR_BYTES, product_options
-from cnnlib.stages.tuned.graph.stored_maps import StoredMaps
 from cnnlib.stages.tuned.graph.tiles import (
     BLOCKS,
     GradientTile,
@@ -67,10 +65,6 @@ class GraphConv(GpuOperator):
     """Whether the layer is one of those, and has no launches of its own."""
     peak_is_sought: bool
     """Whether the largest of the target's errors has to be looked for, as nothing leaves it."""
-    stored_target: "StoredMaps | None" = None
-    """How the next operator wants the target's planes, if it does; it sets this."""
-    planes: DeviceArray
-    """These planes, or one element."""
 
     def check(self) -> None:
         self.arithmetic = product_options(self.stage).arithmetic
@@ -196,8 +190,6 @@ class GraphConv(GpuOperator):
             "BACKWARD_BYTES": self.backward_bytes,
             "FINDS_PEAK": int(self.finds_peak),
             "LEAVES_PEAK": int(self.before is not None),
-            "LEAVES_PLANES": int(self.stored_target is not None),
-            **(self.stored_target or StoredMaps()).constants(),
         }
 
     def partial_groups(self, batch_size: int) -> int:
@@ -213,12 +205,10 @@ class GraphConv(GpuOperator):
         self.partials = self.array((max(tile.partial_size for tile in tiles),))
         self.tickets = self.array((max(tile.tiles for tile in tiles),), np.uint32)
         self.tickets.fill_bytes(0)
-        self.planes = self.array(((self.stored_target or StoredMaps()).words,), np.uint32)
-        self.planes.fill_bytes(0)
 
     def forward(self, count: int) -> list[Launch]:
         b, views, tile = self.buffers, self.buffers.parameters[0], self.forward_tile
-        maps = (b.source, views["weight"], views["bias"], b.target, self.winners, self.planes)
+        maps = (b.source, views["weight"], views["bias"], b.target, self.winners)
         scratch = (self.partials, self.tickets, self.peak)
         return [
             self.launch_blocks(

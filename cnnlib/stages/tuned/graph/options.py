@@ -30,11 +30,6 @@ class ProductOptions(GpuOptions):
     """Largest batch for which there is such a launch."""
     gathers_ahead: bool = True
     """Whether the update, where there is a head, also gathers the images of the next step."""
-    stored: int | None = None
-    """Multiply-adds of a convolution and a batch from which on its maps, errors and weights lie in
-    device memory as the planes that are multiplied, split once, to be copied by the copy engine. A
-    network without such a convolution is declined then. None: none is stored.
-    """
 
 
 def product_options(stage: Stage) -> ProductOptions:

@@ -57,30 +57,21 @@ class Windows(NamedTuple):
         return max(self._top(start + each - 1) - self._top(start) for start in starts) + reach
 
     def patch_columns(self, rows: int) -> int:
-        """Pixels from a row of a patch to the next, so that few loads meet in a bank."""
-        width = self.map[1]
-        return min(range(width, width + EIGHT), key=lambda pitch: self.turns(rows, pitch))
-
-    def stored_columns(self) -> int:
-        """The same for maps that are copied as they lie in memory, where a wider row costs too."""
-        width, eights = self.map[1], self.used(BANK_ROWS) // EIGHT
-
-        def cost(pitch: int) -> float:
-            return self.turns(BANK_ROWS, pitch) / eights + pitch / width
-
-        return min(range(width, width + EIGHT), key=cost)
-
-    def turns(self, rows: int, pitch: int) -> int:
-        """Turns in which the windows of a tile's first rows are loaded, at that distance of rows.
+        """Pixels from a row of a patch to the next, so that few loads meet in a bank.
 
         Eight neighbouring rows of a product are loaded together, of 16 bytes each: they take one
         turn if their pixels differ modulo eight.
         """
         used = self.used(min(rows, BANK_ROWS))
         places = [self._place(position) for position in range(used // EIGHT * EIGHT)]
-        banks = [(row * pitch + column) % EIGHT for row, column in places]
-        eights = (banks[i : i + EIGHT] for i in range(0, len(banks), EIGHT))
-        return sum(max(map(eight.count, eight)) for eight in eights)
+
+        def turns(pitch: int) -> int:
+            banks = [(row * pitch + column) % EIGHT for row, column in places]
+            eights = (banks[i : i + EIGHT] for i in range(0, len(banks), EIGHT))
+            return sum(max(map(eight.count, eight)) for eight in eights)
+
+        width = self.map[1]
+        return min(range(width, width + EIGHT), key=turns)
 
     def _place(self, position: int) -> Pair:
         """The row, over all images, and the column where a position's window of the map begins."""
