@@ -37,6 +37,8 @@ TWO_TEAMS = Threads(256, teams=2)
 4096 took 340 instead of 396 us on an H100 (docs/tuning).
 """
 
+ONE_TEAM_IMAGES = 4
+"""Images of a block up to which a plan with one team may be measured beside one with two."""
 PARTIALS_TILE = 64
 """Weights of a convolution that a block sums together: kernels/tuned/reduce.cuh."""
 
@@ -72,7 +74,7 @@ class PersistentOptions(Options):
     threads_read_l2: bool = True
     """Whether the dense products of few images, by weights that stay in device memory, are made by
     threads, which ask for many weights at once, and not by tensor cores: a step of simard at batch
-    64 took 28 instead of 65 us on an H100. Where a plan is chosen by measuring, both are timed.
+    64 took 28 instead of 65 us on an H100.
     """
 
 
@@ -314,18 +316,15 @@ def candidates(
     objective: Objective = USUAL,
 ) -> list[BlockPlan]:
     """Plans worth measuring, all different: first that of `choose`; then it with other products,
-    with half as many images together, with dense layers that multiply matrices also where they need
-    not, and with the other way of threads_read_l2. They are few: a GPU's compiler takes some ten
-    seconds for each.
+    with half as many images together, with the other way of threads_read_l2 where more than two
+    images make it a question, and one of few images in one team. They are few: a GPU's compiler
+    takes some ten seconds for each.
     """
     first = choose(stage, planned, batch_size, device, objective)
     options = options_of(stage, PersistentOptions)
     wanted = [(stage, first.images, products) for products in options.products]
     wanted.append((stage, first.images // 2, first.products))
-    if first.images > 1:
-        matrices = replace(stage, options=replace(options, few_images=1))
-        wanted.append((matrices, first.images, first.products))
-    if first.reads_l2:
+    if first.reads_l2 and first.images > 2:
         other_way = replace(options, threads_read_l2=not options.threads_read_l2)
         wanted.append((replace(stage, options=other_way), first.images, first.products))
     found = {first.source(): first}
@@ -336,6 +335,11 @@ def candidates(
             with suppress(Unsupported):
                 other = BlockPlan(*given, idle=device.multiprocessors - batch_size)
                 found.setdefault(other.source(), other)
+    if first.images <= ONE_TEAM_IMAGES:
+        most = min(options.max_images, ONE_TEAM_IMAGES)
+        one_team = replace(stage, options=replace(options, two_teams=False, max_images=most))
+        other = choose(one_team, planned, batch_size, device, objective)
+        found.setdefault(other.source(), other)
     return list(found.values())
 
 
