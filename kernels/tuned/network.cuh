@@ -139,10 +139,20 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
     (Together::copy_weights_by_warp(c), ...);
   }
 
-  // The weights of a step after the first, as load_weights and convert_weights, but they come from blocks that may not be
-  // done with them.
+  // A step asks for its weights first, and takes them when it needs them: behind a barrier of the grid all of them lie in
+  // device memory...
+  template <class Context>
+  static __device__ __forceinline__ void ask_for_weights(Context& c, BehindBarriers&) {
+    load_weights(c);
+  }
+  template <class Context>
+  static __device__ __forceinline__ void take_weights(Context& c, BehindBarriers&) {
+    convert_weights(c);
+  }
+  // ...and with stamps, after the first step of a launch, they come from blocks that may not be done with them.
   template <class Context>
   static __device__ __forceinline__ void ask_for_weights(Context& c, ByStamps& exchange) {
+    if (!exchange.done) return load_weights(c);
     if constexpr (BATCH_TILES > 0) {
       c.bulk_copies.pending = true;
       if (threadIdx.x < 32) begin_dense_copies(c, exchange, false);
@@ -150,6 +160,7 @@ struct Network<Plan_, PerImage<Single...>, PerBatch<Together...>> {
   }
   template <class Context>
   static __device__ __forceinline__ void take_weights(Context& c, ByStamps& exchange) {
+    if (!exchange.done) return convert_weights(c);
     constexpr int EACH = ceil_div(Plan::PARTIALS, Threads::BLOCK), TOGETHER = EACH < 16 ? EACH : 16;
 #pragma unroll 1
     for (int first = threadIdx.x; first < Plan::PARTIALS; first += TOGETHER * Threads::BLOCK) {

@@ -92,26 +92,9 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
   const Moment moment(step.seed_low, step.seed_high, step.number, mode != ONLY_FORWARD);
   Context<Timer, typename Exchange::Row> c = {
       shared, step.parameters, step.levels, block.bulk_copies, timer, {}, 0, 0, moment, 0};
-  if constexpr (Exchange::STAMPED) {
-    if (exchange.done)
-      Net::ask_for_weights(c, exchange);
-    else
-      Net::load_weights(c);
-  } else {
-    Net::load_weights(c);
-  }
+  Net::ask_for_weights(c, exchange);
   // A block with one image puts it in its place first and then waits for them. Others have too few registers for that.
-  const auto wait_for_weights = [&] {
-    if constexpr (Exchange::STAMPED) {
-      if (exchange.done)
-        Net::take_weights(c, exchange);
-      else
-        Net::convert_weights(c);
-    } else {
-      Net::convert_weights(c);
-    }
-  };
-  if (IMAGES > 1) wait_for_weights();
+  if (IMAGES > 1) Net::take_weights(c, exchange);
   int* labels = reinterpret_cast<int*>(Plan::Labels::all(shared));
   // What is kept of an image lies first of all, in SLOTS places by turns, so that one image comes or goes while the
   // other is worked on.
@@ -125,7 +108,7 @@ __device__ __forceinline__ void forward_backward(const Step& step, int mode, flo
       const int i = round * TEAMS + Threads::team();
       block.next_image.arrive(step, i < here, Plan::Image::image(shared, i), labels + i);
       if (i < here) block.next_image.fetch(step);
-      if (IMAGES == 1 && first == static_cast<int>(blockIdx.x)) wait_for_weights();
+      if (IMAGES == 1 && first == static_cast<int>(blockIdx.x)) Net::take_weights(c, exchange);
       Threads::template team_barrier<Step>();
       timer.mark(INPUT);
       Net::forward_image(c, i, exchange);
