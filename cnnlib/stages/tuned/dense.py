@@ -1,4 +1,6 @@
-"""Fully connected layer, of all images of a block together: kernels/tuned/dense.cuh."""
+"""Fully connected layer, of all images of a block together: kernels/tuned/dense.cuh and
+kernels/tuned/dense_by_threads.cuh.
+"""
 
 from cnnlib.arithmetic import ceil_div
 from cnnlib.device.architecture import LANES, TENSOR_CORES
