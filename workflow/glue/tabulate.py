@@ -10,7 +10,7 @@ import pandas as pd
 
 from cnnlib.files import write_whole
 from workflow.glue import modules
-from workflow.glue.program import exit_on_user_error
+from workflow.glue.program import exit_on_user_error, keep_what_is_imported
 from workflow.plotting import ladder
 
 
@@ -44,5 +44,6 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
+    keep_what_is_imported()
     with exit_on_user_error():
         main()

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from cnnlib.errors import UserError
 from cnnlib.files import write_whole
 from workflow.glue import modules
-from workflow.glue.program import exit_on_user_error
+from workflow.glue.program import exit_on_user_error, keep_what_is_imported
 from workflow.plotting import ladder, layout, style
 
 METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
@@ -50,5 +50,6 @@ def draw(
 
 
 if __name__ == "__main__":
+    keep_what_is_imported()
     with exit_on_user_error():
         main()

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from cnnlib.errors import DataError
 from cnnlib.files import write_whole
 from workflow.glue import modules
-from workflow.glue.program import exit_on_user_error
+from workflow.glue.program import exit_on_user_error, keep_what_is_imported
 from workflow.plotting import wording
 from workflow.plotting.ladder import take_in
 from workflow.report import NETWORKS, explain, glossary, machines, timeline
@@ -244,5 +244,6 @@ def others_too(path: Path, name: str, value: str) -> str:
 
 
 if __name__ == "__main__":
+    keep_what_is_imported()
     with exit_on_user_error():
         main()

@@ -22,7 +22,7 @@ from matplotlib import pyplot
 from cnnlib.errors import DataError
 from cnnlib.files import write_whole
 from workflow.glue import modules
-from workflow.glue.program import exit_on_user_error
+from workflow.glue.program import exit_on_user_error, keep_what_is_imported
 from workflow.plotting import accuracies, draw, frames, layout, panels, shading, wording
 from workflow.plotting.ladder import NAMES_OF_PEERS, exact_peers, own_rows, take_in
 from workflow.report import browser, page
@@ -220,5 +220,6 @@ def print_page(html: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    keep_what_is_imported()
     with exit_on_user_error():
         main()

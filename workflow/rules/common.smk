@@ -10,10 +10,12 @@ from workflow.glue.experiment import (
 )
 from workflow.glue.integrity import lines, make_again, written_by
 from workflow.glue.polling import look_once_in_a_while
-from workflow.glue.program import exit_on_user_error
+from workflow.glue.program import exit_on_user_error, keep_what_is_imported
 from workflow.glue.recovery import recover
 from workflow.glue.sources import code_of
 from workflow.report import PUBLISHED, page_parts
+
+keep_what_is_imported()
 
 # A WorkflowError would name a line of this file, which says nothing about the mistake.
 with exit_on_user_error():
