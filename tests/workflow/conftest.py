@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,6 +11,7 @@ import pytest
 
 from cnnlib.paths import ROOT
 from tests.support.ahead import Ahead, Program, begins
+from tests.support.snakemakes import SNAKEMAKE
 from workflow.glue import modules
 
 PARTS = ("Snakefile", "config.yaml", "cnnlib", "kernels", "workflow", "tests/tiny.yaml")
@@ -47,25 +47,20 @@ class Checkout:
     folder: Path
 
     def command(self, *arguments: str, config: str | None = "tests/tiny.yaml") -> list[str]:
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        return command + (["--configfile", config] if config else [])
+        return [sys.executable, "-m", "snakemake", *self.options(*arguments, config=config)]
+
+    def options(self, *arguments: str, config: str | None = "tests/tiny.yaml") -> list[str]:
+        return ["--cores", "2", *arguments, *(["--configfile", config] if config else [])]
 
     def snakemake(
         self, *arguments: str, config: str | None = "tests/tiny.yaml", code: int | None = 0
     ) -> str:
         """Run Snakemake; what it printed. It must end with `code` (None: with an error)."""
-        done = subprocess.run(
-            self.command(*arguments, config=config),
-            cwd=self.folder,
-            text=True,
-            timeout=600,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment(self.folder),
-        )
-        wrong = done.returncode == 0 if code is None else done.returncode != code
-        assert not wrong, f"exit code {done.returncode}\n{done.stdout}"
-        return done.stdout
+        options = self.options(*arguments, config=config)
+        found, said = SNAKEMAKE.call(options, self.folder, environment(self.folder), timeout=600)
+        wrong = found == 0 if code is None else found != code
+        assert not wrong, f"exit code {found}\n{said}"
+        return said
 
     def planned(self, *arguments: str, config: str | None = "tests/tiny.yaml") -> dict[str, int]:
         """Rule -> number of jobs that a call would run."""
