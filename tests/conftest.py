@@ -2,6 +2,7 @@
 what makes them come out alike each time, on a busy machine too.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -45,6 +46,20 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["shared"] = str(node.config.stash[SHARED])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Leave all modules and tests out of later searches for garbage: they stay to the end.
+
+    Each search would look through 400,000 of their objects, and took a tenth of the time in all.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)  # when those that are not chosen have gone
