@@ -26,17 +26,52 @@ def longest_first(
     """The tests in the order in which to share them out among so many processes.
 
     A test that waits for what is being made ahead, by a fixture of a name in `later`, comes behind
-    the other long ones. The order is the same in every process of the tests.
+    the other long ones. Long tests with a fixture of their module stay together. The order is the
+    same in every process of the tests.
     """
-    slow = [item for item in items if seconds(item)]
-    slow.sort(key=lambda item: (not set(later).isdisjoint(_fixtures(item)), -seconds(item)))
+    slow = _together([item for item in items if seconds(item)])
+    slow.sort(key=lambda group: (any(_waits(item, later) for item in group), -_longest(group)))
     rest = iter([item for item in items if not seconds(item)])
-    parts: list[list[pytest.Item]] = []
-    for number, size in enumerate(_sizes(len(items), processes)):
-        long = slow[number::processes][:size]
-        parts.append([*long, *islice(rest, size - len(long))])
+    sizes = _sizes(len(items), processes)
+    parts: list[list[pytest.Item]] = [[] for _ in sizes]
+    filled = [0.0] * processes
+    for group in slow:
+        # To the process that has the least to do so far, of those with room for it.
+        room = [n for n, size in enumerate(sizes) if len(parts[n]) + len(group) <= size]
+        if room:
+            n = min(room, key=lambda n: filled[n])
+            parts[n] += group
+            filled[n] += _longest(group)
+    for part, size in zip(parts, sizes, strict=True):
+        part += islice(rest, size - len(part))
     dealt = set(chain.from_iterable(parts))
     return [*chain.from_iterable(parts), *(item for item in items if item not in dealt)]
+
+
+def _together(items: Collection[pytest.Item]) -> list[list[pytest.Item]]:
+    """The tests, those in one group that wait for a fixture of their module.
+
+    Several processes would each make it, and that is what takes long, and not the single tests.
+    """
+    groups: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        shared = frozenset(_of_its_module(item))
+        groups.setdefault((item.path, shared) if shared else item, []).append(item)
+    return list(groups.values())
+
+
+def _longest(group: Collection[pytest.Item]) -> float:
+    return max(map(seconds, group))
+
+
+def _waits(item: pytest.Item, later: Collection[str]) -> bool:
+    return not set(later).isdisjoint(_fixtures(item))
+
+
+def _of_its_module(item: pytest.Item) -> list[str]:
+    """The fixtures of the test that are made once for its module."""
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    return [name for name, made in known.items() if made[-1].scope == "module"]
 
 
 def _fixtures(item: pytest.Item) -> list[str]:

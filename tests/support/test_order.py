@@ -1,5 +1,8 @@
 """Long tests begin first, in whichever of the tests' processes they run."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from tests.support.order import longest_first, seconds
@@ -10,8 +13,14 @@ pytestmark = pytest.mark.quick
 class Item:
     """What the order of a test depends on."""
 
-    def __init__(self, name: str, *marks: pytest.Mark, fixtures: tuple[str, ...] = ()) -> None:
+    path = Path("test_letters.py")
+
+    def __init__(
+        self, name: str, *marks: pytest.Mark, fixtures: tuple[str, ...] = (), shared: str = ""
+    ) -> None:
         self.name, self.marks, self.fixturenames = name, marks, fixtures
+        made = {shared: [SimpleNamespace(scope="module")]} if shared else {}
+        self._fixtureinfo = SimpleNamespace(name2fixturedefs=made)
 
     def iter_markers(self, name: str) -> list[pytest.Mark]:
         return [mark for mark in self.marks if mark.name == name]
@@ -30,8 +39,18 @@ def test_long_tests_are_dealt_out_to_the_beginnings() -> None:
     items[9:9] = [Item("X", slower), Item("Z", slow, slowest), Item("T", slow)]
     assert [seconds(item) for item in items[:3]] == [0, 5, 90]  # type: ignore[arg-type]
     # Parts of 5, 5 and 6; what waits for something comes behind, in whichever part.
-    assert ordered(items, 3) == "ZTabc" + "XWdef" + "Sghijk"
+    assert ordered(items, 3) == "Zabcd" + "XWefg" + "SThijk"
     assert ordered(items, 16) == "ZXSTWabcdefghijk"
+
+
+def test_long_tests_that_share_what_takes_long_stay_together() -> None:
+    slow, slower = pytest.mark.slow.mark, pytest.mark.slow(9).mark
+    items = [Item(name) for name in "abcdef"]
+    items += [Item(name, slow, shared="typed") for name in "TUV"] + [Item("Z", slower)]
+    assert ordered(items, 2) == "Zabcd" + "TUVef"
+    assert ordered(items, 4) == "Za" + "bc" + "TUV" + "def"
+    # Where no part has room for them all they come last.
+    assert ordered(items, 5) == "Zabcdef" + "TUV"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7, 20])
