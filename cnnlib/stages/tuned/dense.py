@@ -1,5 +1,6 @@
-"""Fully connected layer, of all images of a block together: kernels/tuned/dense.cuh and
-kernels/tuned/dense_by_threads.cuh.
+"""Fully connected layers: kernels/tuned/dense.cuh; few images kernels/tuned/dense_by_threads.cuh.
+
+All images of a block are taken together.
 """
 
 from cnnlib.arithmetic import ceil_div
