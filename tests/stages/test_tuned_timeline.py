@@ -20,7 +20,13 @@ from cnnlib.measuring.rows import RunRows
 from cnnlib.measuring.runs import Run
 from cnnlib.measuring.timeline import row_of, write_trace
 from cnnlib.stages import tuned
-from cnnlib.stages.tuned.timeline import HEAD, MarkedEngine, Section, length_of_a_tick
+from cnnlib.stages.tuned.timeline import (
+    HEAD,
+    MarkedEngine,
+    Section,
+    length_of_a_tick,
+    zeros_by_shared_clock,
+)
 from cnnlib.system.shared_page import CAPACITY
 from tests.support.networks import lenet5
 
@@ -81,6 +87,15 @@ def test_a_tick_is_as_long_as_the_shared_clock_says() -> None:
         marks[block, :HEAD] = 4, 500, 1500
         marks[block, HEAD:] = 0, zero, 1, zero + 300, 0, zero + 1500, 1, zero + 1800
     assert length_of_a_tick(marks) == pytest.approx(1e-9 / 1.5)
+
+
+def test_blocks_without_a_barrier_are_set_by_the_shared_clock() -> None:
+    """The second block begins 400 ns after the first, by a clock that shows another time."""
+    marks = np.zeros((2, HEAD + 4), np.uint64)
+    for block, (begin, zero) in enumerate(((500, 1000), (900, 77_000_000))):
+        marks[block, :HEAD] = 2, begin, begin
+        marks[block, HEAD:] = 0, zero, 1, zero + 300
+    assert zeros_by_shared_clock(marks, 1e-9 / 1.5) == [1000, 77_000_000 - 600]
 
 
 @pytest.mark.skipif(cuda.find_nvcc() is None, reason="no nvcc on PATH")

@@ -3,8 +3,10 @@
 The kernels are those that train, compiled a second time with a mark at the end of each section
 (kernels/tuned/timeline.cuh); what is trained and timed elsewhere knows nothing of it. On a GPU the
 clocks of the multiprocessors have no common zero: they are set by the first barrier of the grid,
-which all blocks leave within some tens of nanoseconds. An emulated device has no such barriers, and
-its blocks run one after another: there the marks can be checked, and their times say nothing.
+which all blocks leave within some tens of nanoseconds, or, where blocks hand each other stamped
+numbers and wait at no barrier, by the clock that all multiprocessors share, which is coarser. An
+emulated device has no such barriers, and its blocks run one after another: there the marks can be
+checked, and their times say nothing.
 """
 
 from typing import NamedTuple
@@ -21,6 +23,10 @@ HEAD = 3
 """Words before a block's marks: their count, and the shared clock at two beginnings of a step."""
 WAITS = ("wait for all blocks", "update", "wait for all blocks again")
 """The sections behind those of the layers."""
+WAITING_UPDATE = "wait for gradients, and update"
+"""What WAITS[1] is in a block without an image that waits at no barrier: most of it is waiting, for
+one number after another.
+"""
 
 
 class Section(NamedTuple):
@@ -140,6 +146,8 @@ class MarkedEngine(PersistentEngine):
         names += [(WAITS[0], "wait"), (WAITS[1], "update"), (WAITS[2], "wait")]
         waited = len(names) - len(WAITS)
         tick = length_of_a_tick(marks)
+        zeros = self._zeros(marks, waited, tick)
+        first_idle = self.setup.batch_size if self.whole and self.block.stamped else self.grid
         found: list[Section] = []
         for block, words in enumerate(marks):
             count = int(words[0])
@@ -148,17 +156,26 @@ class MarkedEngine(PersistentEngine):
                     f"block {block} has left {count} marks, and there is room for {room}"
                 )
             pairs = words[HEAD : HEAD + 2 * count].reshape(-1, 2).astype(np.int64)
-            zero = zero_of(pairs, waited) if self.whole else int(marks[0][HEAD + 1])
             step, before, began = 0, 0.0, False
             for section, ticks in pairs.tolist():
-                now = float(ticks - zero) * tick
+                now = float(ticks - zeros[block]) * tick
                 if section:
                     name, part = names[section - 1]
+                    if name == WAITS[1] and block >= first_idle:
+                        name, part = WAITING_UPDATE, "wait"
                     found.append(Section(step, block, name, part, before, now))
                 # where a block has images, the first phase marks the beginning of a step again
                 step += section == 0 and not began
                 before, began = now, section == 0
         return from_zero(found)
+
+    def _zeros(self, marks: Array, waited: int, tick: float) -> list[int]:
+        """Ticks of each block's clock at one and the same moment."""
+        if not self.whole:
+            return [int(marks[0][HEAD + 1])] * len(marks)
+        if self.block.stamped:
+            return zeros_by_shared_clock(marks, tick)
+        return [zero_of(words[HEAD : HEAD + 2 * int(words[0])], waited) for words in marks]
 
 
 def named(layers: str, kernel: str, part: str) -> tuple[str, str]:
@@ -179,10 +196,16 @@ def length_of_a_tick(marks: Array) -> float:
     return float(np.median(lengths))
 
 
-def zero_of(pairs: Array, waited: int) -> int:
+def zero_of(words: Array, waited: int) -> int:
     """The ticks at which a block left the first barrier, which all blocks leave together."""
-    left = pairs[pairs[:, 0] == waited + 1, 1]
-    return int(left[0])
+    pairs = words.reshape(-1, 2)
+    return int(pairs[pairs[:, 0] == waited + 1, 1][0])
+
+
+def zeros_by_shared_clock(marks: Array, tick: float) -> list[int]:
+    """The ticks of each block at the moment when the first of them began its first step."""
+    first = int(marks[:, 1].min())
+    return [int(words[HEAD + 1]) - round((int(words[1]) - first) * 1e-9 / tick) for words in marks]
 
 
 def from_zero(sections: list[Section]) -> list[Section]:
