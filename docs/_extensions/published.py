@@ -180,7 +180,8 @@ def race() -> str:
     """How long the last stage trains in the race, and the fastest library."""
     seconds = {line["stage"]: float(line["train_seconds_mean"]) for line in lines("race_summary")}
     own = wording.duration(seconds.pop(rungs()[-1].stage))
-    return f"{own} and the fastest library for {wording.duration(min(seconds.values()))}"
+    raced = "" if any(stage.endswith("_tf32") for stage in seconds) else " in float32"
+    return f"{own} and the fastest library{raced} for {wording.duration(min(seconds.values()))}"
 
 
 def setup(app: object) -> dict[str, bool]:
