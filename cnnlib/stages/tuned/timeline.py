@@ -155,9 +155,8 @@ class MarkedEngine(PersistentEngine):
                 raise ValueError(
                     f"block {block} has left {count} marks, and there is room for {room}"
                 )
-            pairs = words[HEAD : HEAD + 2 * count].reshape(-1, 2).astype(np.int64)
             step, before, began = 0, 0.0, False
-            for section, ticks in pairs.tolist():
+            for section, ticks in pairs_of(words).tolist():
                 now = float(ticks - zeros[block]) * tick
                 if section:
                     name, part = names[section - 1]
@@ -175,7 +174,7 @@ class MarkedEngine(PersistentEngine):
             return [int(marks[0][HEAD + 1])] * len(marks)
         if self.block.stamped:
             return zeros_by_shared_clock(marks, tick)
-        return [zero_of(words[HEAD : HEAD + 2 * int(words[0])], waited) for words in marks]
+        return [zero_of(pairs_of(words), waited) for words in marks]
 
 
 def named(layers: str, kernel: str, part: str) -> tuple[str, str]:
@@ -184,22 +183,27 @@ def named(layers: str, kernel: str, part: str) -> tuple[str, str]:
     return (kernel if first == "batch" else f"{first} {kernel}", part)
 
 
+def pairs_of(words: Array) -> Array:
+    """The (section + 1, ticks) of each mark of a block, from its row of marks."""
+    return words[HEAD : HEAD + 2 * int(words[0])].reshape(-1, 2).astype(np.int64)
+
+
 def length_of_a_tick(marks: Array) -> float:
     """Seconds of a tick of the multiprocessors' clocks: the median of all blocks."""
     lengths = []
     for words in marks:
-        pairs = words[HEAD : HEAD + 2 * int(words[0])].reshape(-1, 2)
-        begins = pairs[pairs[:, 0] == 0, 1].astype(np.int64)
+        pairs = pairs_of(words)
+        begins = pairs[pairs[:, 0] == 0, 1]
         passed = float(begins[-1] - begins[0])
         if passed > 0:
             lengths.append(float(words[2] - words[1]) * 1e-9 / passed)
     return float(np.median(lengths))
 
 
-def zero_of(words: Array, waited: int) -> int:
+def zero_of(pairs: Array, waited: int) -> int:
     """The ticks at which a block left the first barrier, which all blocks leave together."""
-    pairs = words.reshape(-1, 2)
-    return int(pairs[pairs[:, 0] == waited + 1, 1][0])
+    left = pairs[pairs[:, 0] == waited + 1, 1]
+    return int(left[0])
 
 
 def zeros_by_shared_clock(marks: Array, tick: float) -> list[int]:

@@ -98,7 +98,7 @@ struct Gradient {
     return tile % GROUPS * Right::PITCH + tap / Right::TAP_COLUMNS * Right::ROW + tap % Right::TAP_COLUMNS;
   }
 
-  // sums += the products of a chunk's positions, of which position k sees what lies from pixels[k] on.
+  // Adds the products of a chunk's positions to sums; what position k sees begins at pixels[k].
   static __device__ __forceinline__ void multiply(Sums<ARITHMETIC, M_TILES, N_TILES>& sums, const int* pixels,
                                                   char* left, char* right, int row0, int tile0) {
     if constexpr (P::SPLIT) {
